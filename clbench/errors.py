@@ -1,0 +1,41 @@
+"""The errors clbench raises on purpose: each is one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClbenchError(Exception):
+    """Something the user can mend; the command line prints it as one line and exits with 2."""
+
+
+class SpecError(ClbenchError):
+    """An experiment that cannot be run as written: unknown names, options out of bounds, wrong types."""
+
+
+class PluginError(ClbenchError):
+    """A plugin that is missing, broken or does not keep to the interface."""
+
+
+class DataError(ClbenchError):
+    """A benchmark whose data are absent, empty or not what the scenario needs."""
+
+
+class StoreError(ClbenchError):
+    """A run folder or a record that cannot be read or written."""
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; the harness turns it into a record with status `diverged`."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
+    """Return the line for a name that does not exist: near names first, then where to look.
+
+    >>> unknown("method", "loraa", ["lora", "ewc"], "clbench methods")
+    "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)"
+    """
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"no {kind} {name!r}{guess} ({listing} lists all)"

@@ -1,0 +1,48 @@
+"""Network: the shape that every model has, so that strategies can cut, copy and widen it without knowing which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """One layer of a network: `activation(body(x))`; lateral connections (PNN) are added between the two."""
+
+    def __init__(self, body: nn.Module, activation: nn.Module) -> None:
+        """Keep the affine part (with its normalisation) and what follows it (nonlinearity, pooling, flattening)."""
+        super().__init__()
+        self.body = body
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out: Tensor = self.activation(self.body(x))
+        return out
+
+
+class Network(nn.Module):
+    """Blocks in a row, then a linear head: `forward(x) = head(features(x))`.
+
+    Args:
+        blocks: modules from inputs [N, *input_shape] to features [N, D].
+        head: a linear layer from D features to C classes.
+    """
+
+    def __init__(self, blocks: Iterable[Block], head: nn.Linear) -> None:
+        """Keep blocks and head."""
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return features [N, D] of inputs [N, *input_shape]."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, C]."""
+        logits: Tensor = self.head(self.features(x))
+        return logits

@@ -1,0 +1,149 @@
+"""Typed options: one pydantic class is the command line, the TOML, the documentation and the label of a thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from clbench.compat import tomllib
+from clbench.errors import SpecError, unknown
+
+
+class Options(BaseModel):
+    """Base of every options class: fields carry type, bounds, default and a `description`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, data: Any) -> Any:
+        """Read 'none' as None where that is allowed, and refuse true/false where a number is wanted."""
+        if not isinstance(data, Mapping):
+            return data
+        out = dict(data)
+        for name, value in data.items():
+            field = cls.model_fields.get(name)
+            if field is None:
+                continue
+            allowed = get_args(field.annotation) or (field.annotation,)
+            if value == "none" and type(None) in allowed:
+                out[name] = None
+            elif isinstance(value, bool) and bool not in allowed and {int, float} & set(allowed):
+                raise ValueError(f"{name}: expected a number, got {str(value).lower()}")
+        return out
+
+
+class NoOptions(Options):
+    """For things that have no options."""
+
+
+@dataclass(frozen=True)
+class OptionDoc:
+    """One option as the list commands show it."""
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+
+
+def document(options: type[Options]) -> list[OptionDoc]:
+    """Return what there is to know of each option of a class, in the order of declaration."""
+    docs = []
+    for name, field in options.model_fields.items():
+        bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
+                  for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
+        docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), field.default,
+                              field.description or ""))
+    return docs
+
+
+def _type_name(annotation: Any) -> str:
+    """Name a type as a user would write its values: `int`, `entropy | prototype`, `int | none`."""
+    if isinstance(annotation, type):
+        return "none" if annotation is type(None) else annotation.__name__
+    parts = get_args(annotation)
+    names = [p if isinstance(p, str) else _type_name(p) for p in parts]
+    return " | ".join(names) if names else str(annotation)
+
+
+def as_json(docs: list[OptionDoc]) -> list[dict[str, Any]]:
+    """Return option documents as plain dictionaries."""
+    return [asdict(d) for d in docs]
+
+
+def parse_named(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name:option=value:option=value` into the name and typed values.
+
+    A part without `=` belongs to the name, so that `package.module:function` and `torchvision:resnet18` are names.
+
+    >>> parse_named("lora:rank=4:alpha=8.0")
+    ('lora', {'rank': 4, 'alpha': 8.0})
+    """
+    head, *rest = text.split(":")
+    name, options = [head], {}
+    for i, part in enumerate(rest):
+        key, eq, value = part.partition("=")
+        if eq:
+            options[key.strip()] = parse_value(value)
+        elif options:
+            raise SpecError(f"{text!r}: {':'.join(rest[i:])!r} is not option=value")
+        else:
+            name.append(part)
+    if not all(name):
+        raise SpecError(f"{text!r}: expected name or name:option=value")
+    return ":".join(name), options
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as TOML would (numbers, true/false, lists, quoted text), anything else as plain text.
+
+    >>> parse_value("1e5"), parse_value("true"), parse_value("entropy")
+    (100000.0, True, 'entropy')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def format_value(value: Any) -> str:
+    """Write a value so that `parse_value` reads it back."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*(\d)", lambda m: "e" + m[1].replace("+", "") + m[2], f"{value:g}")
+    return str(value)
+
+
+def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str) -> Options:
+    """Build an options object; every mistake becomes a line of one `SpecError` that begins with `owner`."""
+    try:
+        return options.model_validate(dict(raw))
+    except ValidationError as error:
+        raise SpecError("\n".join(explain(error, options, owner, listing))) from None
+
+
+def explain(error: ValidationError, options: type[Options], owner: str, listing: str) -> list[str]:
+    """Turn pydantic's mistakes about an options class into our lines, with near names for unknown options."""
+    lines = []
+    for item in error.errors():
+        where = ".".join([owner, *map(str, item["loc"][:1])])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields, listing))
+        else:
+            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            given = "" if item["type"] == "value_error" else f", got {format_value(item['input'])!r}"
+            lines.append(f"{where}: {message}{given}")
+    return lines
+
+
+def label(name: str, options: Options) -> str:
+    """Return `name:option=value` with only the options that differ from their defaults."""
+    changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
+               if getattr(options, k) != f.default]
+    return ":".join([name, *changed])

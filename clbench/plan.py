@@ -1,0 +1,110 @@
+"""Spec -> Trials: names resolved, options validated and completed, and a key for each trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from clbench import options as opt
+from clbench.errors import ClbenchError, SpecError
+from clbench.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
+from clbench.plugins import Registry
+from clbench.spec import Named, Recipe, Spec
+
+
+class Resolved(BaseModel):
+    """A name with all of its options, defaults included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    options: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Return `name:option=value` with every option."""
+        return ":".join([self.name, *(f"{k}={opt.format_value(v)}" for k, v in self.options.items())])
+
+
+class Trial(BaseModel):
+    """One training to be done: everything that defines its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    benchmark: Resolved
+    scenario: Literal["task", "class", "domain"]
+    model: Resolved
+    weights: str | None = None
+    recipe: Recipe
+    method: Resolved
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Return what must agree for two trials' methods to be compared: all but method and seed."""
+        return (str(self.benchmark), self.scenario, str(self.model), str(self.weights), self.recipe.model_dump_json())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial and how its method is called in tables."""
+
+    trial: Trial
+    label: str
+    reference: bool
+
+
+def plan(spec: Spec, registry: Registry) -> list[Planned]:
+    """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
+
+    Raises:
+        SpecError: names unknown, options wrong, scenarios the benchmark has not; all of them, a line each.
+    """
+    problems: list[str] = []
+    benchmark = _resolve(spec.benchmark, "benchmark", registry.benchmark, problems)
+    model = _resolve(spec.model, "model", registry.model, problems)
+    methods = [(m, _resolve(m, "method", registry.strategy, problems)) for m in spec.methods]
+    if benchmark:
+        info, _ = benchmark
+        assert isinstance(info, BenchmarkInfo)
+        problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
+                     for s in spec.scenario if s not in info.scenarios]
+    labels = [m.label or opt.label(m.name, found[1]) for m, found in methods if found]
+    problems += [f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
+                 for name in sorted({name for name in labels if labels.count(name) > 1})]
+    if problems or benchmark is None or model is None:
+        raise SpecError("\n".join(dict.fromkeys(problems)))
+    resolved = [(label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
+                for label, (m, found) in zip(labels, methods, strict=True) if found]
+    return [
+        Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
+                      scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
+                      weights=spec.weights, recipe=spec.recipe, method=method, seed=seed),
+                label, isinstance(info, StrategyInfo) and info.reference)
+        for scenario in spec.scenario or (benchmark[0].scenarios[0],)
+        for seed in spec.seeds
+        for label, info, method in resolved
+    ]
+
+
+def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[Any, opt.Options] | None:
+    """Find a declaration by name and validate its options; mistakes are added to `problems`."""
+    try:
+        info: StrategyInfo | BenchmarkInfo | ModelInfo = find(named.name)
+        return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
+    except ClbenchError as error:
+        problems.extend(str(error).splitlines())
+        return None
+
+
+def settings(trials: Sequence[Trial]) -> list[tuple[str, ...]]:
+    """Return the distinct settings of trials in order of appearance."""
+    return list(dict.fromkeys(t.setting for t in trials))

@@ -1,0 +1,146 @@
+"""Find, load and isolate plugins: a broken one is shown as broken and stops only a run that asked for it."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+import pluggy
+
+from clbench import builtin, hookspecs
+from clbench.errors import PluginError, SpecError, unknown
+from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo
+
+GROUP = "clbench"
+Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin came from: its entry point, distribution and version."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        """Return `distribution version`."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass
+class Registry:
+    """Everything that is installed, by name, with its origin; and what is broken, with its error."""
+
+    strategies: dict[str, StrategyInfo] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
+    models: dict[str, ModelInfo] = field(default_factory=dict)
+    formats: dict[str, ReportFormat] = field(default_factory=dict)
+    origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
+    broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
+
+    def strategy(self, name: str) -> StrategyInfo:
+        """Return the strategy of that name or raise a `SpecError` with near names."""
+        return self._find("method", self.strategies, name)
+
+    def model(self, name: str) -> ModelInfo:
+        """Return the model of that name or raise a `SpecError` with near names."""
+        return self._find("model", self.models, name)
+
+    def report_format(self, name: str) -> ReportFormat:
+        """Return the report format of that name or raise a `SpecError` with near names."""
+        return self._find("report format", self.formats, name)
+
+    def benchmark(self, name: str) -> BenchmarkInfo:
+        """Return the benchmark of that name; `package.module:function` is taken as the function's own benchmark."""
+        if ":" in name and name not in self.benchmarks:
+            return BenchmarkInfo(name, builtin.CUSTOM_BENCHMARK, f"the Avalanche benchmark that {name} returns")
+        return self._find("benchmark", self.benchmarks, name)
+
+    def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
+        if name in known:
+            return known[name]
+        for entry, error in self.broken.items():
+            if entry in (name, f"clbench_{name.replace('-', '_')}"):
+                raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is broken: {error}")
+        listing = {"method": "clbench methods", "report format": "clbench report --help"}.get(kind,
+                                                                                              "clbench benchmarks")
+        raise SpecError(unknown(kind, name, known, listing))
+
+
+def discover(extra: Sequence[object] = ()) -> Registry:
+    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what they bring.
+
+    Args:
+        extra: modules or objects with hook implementations to register as well (tests, notebooks).
+    """
+    registry = Registry()
+    registry.manager.add_hookspecs(hookspecs)
+    _register(registry, builtin, Origin("clbench", "clbench", builtin.version()))
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        origin = _origin(entry)
+        try:
+            module = entry.load()
+        except (Exception, SystemExit) as error:  # isolation: what a plugin raises must not stop the others
+            registry.broken[entry.name] = _one_line(error)
+            continue
+        _register(registry, module, origin)
+    for plugin in extra:
+        _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
+    return registry
+
+
+def _register(registry: Registry, plugin: object, origin: Origin) -> None:
+    """Register one plugin and take what its hooks return; any failure marks it as broken and takes nothing."""
+    manager = registry.manager
+    try:
+        manager.register(plugin, origin.plugin)
+        manager.check_pending()
+        found: list[tuple[str, dict[str, Any], Any]] = []
+        for hook, kind, known, type_ in (
+            ("clbench_strategies", "method", registry.strategies, StrategyInfo),
+            ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
+            ("clbench_models", "model", registry.models, ModelInfo),
+            ("clbench_report_formats", "report format", registry.formats, ReportFormat),
+        ):
+            function = getattr(plugin, hook, None)
+            for info in function() if function else ():
+                if not isinstance(info, type_):
+                    raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
+                if info.name in known:
+                    raise PluginError(f"{kind} {info.name!r} is already brought by "
+                                      f"{registry.origins[kind, info.name].plugin}")
+                found.append((kind, known, info))
+    except Exception as error:  # isolation, as above
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
+        registry.broken[origin.plugin] = _one_line(error)
+        return
+    for kind, known, info in found:
+        known[info.name] = info
+        registry.origins[kind, info.name] = origin
+
+
+def _origin(entry: EntryPoint) -> Origin:
+    dist = entry.dist
+    return Origin(entry.name, dist.name if dist else entry.value, dist.version if dist else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(traceback.format_exception_only(type(error), error)[-1].split())
+
+
+def resolve(target: str | type | Callable[..., Any], kind: str) -> Any:
+    """Return what `module:attribute` names (or the thing itself when it is given instead of its name)."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{kind}: cannot load {target}: {error}") from error

@@ -1,0 +1,175 @@
+"""Strategy, Task, Batch, World: all that the author of a strategy reads.
+
+A strategy is an `nn.Module` and everything it remembers is a parameter or a buffer. The harness owns the stream, the
+data order, the optimiser, the budget, the evaluation and the clock, and calls, for each task in turn:
+
+    before_task(task)                       grow, freeze, reset; what is trained is what requires_grad
+    for each step:
+        batch = augment_batch(batch)        outside the pure part: replay, random draws from world.generator
+        loss(batch)                         pure in parameters, buffers and batch
+        edit_gradients(gradients)           projections and the like
+    after_task(task)                        consolidate: Fisher, memory, prototypes
+
+The defaults are naive fine-tuning, so that a strategy is only its difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.models.network import Network
+from clbench.options import NoOptions, Options
+
+Scenario = Literal["task", "class", "domain"]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a strategy is told about where it lives."""
+
+    classes: int  # C, the number of outputs
+    tasks: int  # T, the length of the stream
+    scenario: Scenario
+    input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
+    generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialisation
+    pretrained: bool = False  # whether the model came with weights
+    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> float inputs [N, *input_shape]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N]."""
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.y)
+
+    def take(self, index: Tensor) -> Samples:
+        """Return the samples at `index` (int64 [M])."""
+        return Samples(self.x[index], self.y[index], self.tasks[index])
+
+    @staticmethod
+    def concat(*parts: Samples) -> Samples:
+        """Return several sets of samples as one."""
+        return Samples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]),
+                       torch.cat([p.tasks for p in parts]))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task at hand: its index, its classes (outputs, in stream order) and its training samples."""
+
+    index: int
+    classes: tuple[int, ...]
+    train: Samples
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
+
+    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model.
+    `task` is the task being trained; `first_pass` tells whether these samples of the task are met for the first time.
+    """
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+    task: int
+    first_pass: bool = True
+
+    def extended(self, extra: Samples) -> Batch:
+        """Return this batch with more samples (replay) behind its own."""
+        both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
+        return replace(self, x=both.x, y=both.y, tasks=both.tasks)
+
+
+class Prediction(NamedTuple):
+    """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
+
+    logits: Tensor
+    task: Tensor | None = None
+
+
+class Strategy(nn.Module):
+    """Base of all strategies, and naive fine-tuning as it stands.
+
+    Args:
+        model: the network before any method touched it, on its device; the strategy may wrap or replace its layers.
+        world: class count, number of tasks, scenario, input shape, generator.
+        options: an instance of the options class that the strategy's `StrategyInfo` declares.
+    """
+
+    roles: ClassVar[Mapping[str, str]] = {}  # name pattern (fnmatch) of parameters and buffers -> role in the footprint
+    active: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Keep the model; subclasses call this first."""
+        super().__init__()
+        self.model = model
+        self.world = world
+        self.options = options if options is not None else NoOptions()
+        # active[t, c]: does output c take part in the loss of a sample of task t? Kept by the harness, not a memory.
+        self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
+
+    def before_task(self, task: Task) -> None:
+        """Get ready to train on a task: grow, freeze, reset. Default: nothing."""
+
+    def phases(self, task: Task) -> int:
+        """Return into how many phases of equal length the task's budget of steps is split. Default: 1."""
+        return 1
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Get ready for a phase (0, 1, ...) of a task; the optimiser is made anew after it. Default: nothing."""
+
+    def training_samples(self, task: Task) -> Samples:
+        """Return the samples that the task's batches are drawn from. Default: the task's own."""
+        return task.train
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch to train on; the stateful or random part of a step, on raw inputs. Default: as it is."""
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a prepared batch, a scalar; pure in parameters, buffers and the batch.
+
+        Default: mean cross-entropy over the active outputs of each sample.
+        """
+        return self.cross_entropy(self(batch.x, batch.task), batch)
+
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
+        return F.cross_entropy(self.mask(logits, batch.tasks), batch.y)
+
+    def mask(self, logits: Tensor, tasks: Tensor) -> Tensor:
+        """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf."""
+        return logits.masked_fill(~self.active[tasks], float("-inf"))
+
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients to step with, by parameter name. Default: unchanged."""
+        return gradients
+
+    def after_task(self, task: Task) -> None:
+        """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing."""
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C] over all classes for inputs x [N, *input_shape].
+
+        `task` is the index of the task all of x comes from, None where the scenario does not give it.
+        """
+        logits: Tensor = self.model(x)
+        return logits
+
+    def predict(self, x: Tensor, task: int | None = None) -> Prediction:
+        """Return what the evaluation uses; changes nothing. Strategies that infer the task return it too."""
+        return Prediction(self(x, task))

@@ -1,0 +1,14 @@
+"""`joint`: at task t, training on all data of tasks <= t, the upper reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench import StrategyInfo, hookimpl
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
+                         "trains on the data of all tasks so far, which it keeps (upper bound)", reference=True),)

@@ -1,0 +1,14 @@
+"""`naive`: fine-tuning on one task after the other, the lower reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench import StrategyInfo, hookimpl
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
+    return (StrategyInfo("naive", "clbench.strategy:Strategy", "fine-tuning, nothing against forgetting",
+                         reference=True),)
