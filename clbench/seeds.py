@@ -32,7 +32,6 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
     """Seed torch's global generators inside the block (layer initialisation uses them) and restore them after it."""
     import torch
 
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *axes))
         yield

@@ -142,10 +142,12 @@ def _explain(item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
     where = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
-        known = {"recipe": Recipe, "benchmark": Named, "model": Named, "methods": MethodSpec}.get(loc[0], Spec)
-        return f"{where}: " + unknown("key", loc[-1], known.model_fields, "docs/tour.md")
+        part: type[BaseModel] = Spec
+        if len(loc) > 1:
+            part = {"recipe": Recipe, "benchmark": Named, "model": Named, "methods": MethodSpec}.get(loc[0], Spec)
+        return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":
-        return f"{where}: is needed, e.g. methods = [\"lora\", \"ewc\"]" if where == "methods" else f"{where}: is needed"
+        return f"{where}: is needed" + (', e.g. methods = ["lora", "ewc"]' if where == "methods" else "")
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = item["input"]
     scalar = isinstance(given, str | int | float) and item["type"] != "value_error"

@@ -15,9 +15,9 @@ The defaults are naive fine-tuning, so that a strategy is only its difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,9 @@ class Strategy(nn.Module):
         options: an instance of the options class that the strategy's `StrategyInfo` declares.
     """
 
-    roles: ClassVar[Mapping[str, str]] = {}  # name pattern (fnmatch) of parameters and buffers -> role in the footprint
+    # (name pattern, role) pairs: the first that fits a parameter or buffer (fnmatch) names its role in the footprint,
+    # e.g. (("heads.*", "heads"), ("memory_*", "replay")); what no pattern fits is "base".
+    roles: tuple[tuple[str, str], ...] = ()
     active: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:

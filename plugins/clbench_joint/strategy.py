@@ -15,7 +15,7 @@ from clbench import Network, Options, Samples, Strategy, Task, World
 class Joint(Strategy):
     """Keeps every training sample in its buffers and draws the batches from all of them."""
 
-    roles = {"kept_*": "replay"}
+    roles = (("kept_*", "replay"),)
     kept_x: Tensor
     kept_y: Tensor
     kept_tasks: Tensor
