@@ -116,7 +116,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
-        return re.sub(r"e([+-])0*(\d)", lambda m: "e" + m[1].replace("+", "") + m[2], f"{value:g}")
+        short = [f"{value:g}", re.sub(r"\.?0*e\+?(-?)0*(\d)", r"e\1\2", f"{value:e}")]
+        return min((text for text in short if float(text) == value), key=len, default=repr(value))
     return str(value)
 
 
@@ -137,9 +138,14 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields, listing))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-            given = "" if item["type"] == "value_error" else f", got {format_value(item['input'])!r}"
+            given = "" if item["type"] == "value_error" else f", got {shown(item['input'])}"
             lines.append(f"{where}: {message}{given}")
     return lines
+
+
+def shown(value: Any) -> str:
+    """Write a given value into an error: text in quotes, numbers as they are."""
+    return repr(value) if isinstance(value, str) else format_value(value)
 
 
 def label(name: str, options: Options) -> str:

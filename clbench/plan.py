@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +30,14 @@ class Resolved(BaseModel):
         return ":".join([self.name, *(f"{k}={opt.format_value(v)}" for k, v in self.options.items())])
 
 
+class Weights(BaseModel):
+    """A file of weights; its content, not its place, defines a trial."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    sha256: str
+
+
 class Trial(BaseModel):
     """One training to be done: everything that defines its result."""
 
@@ -36,7 +45,7 @@ class Trial(BaseModel):
     benchmark: Resolved
     scenario: Literal["task", "class", "domain"]
     model: Resolved
-    weights: str | None = None
+    weights: Weights | None = None
     recipe: Recipe
     method: Resolved
     seed: int
@@ -44,13 +53,14 @@ class Trial(BaseModel):
     @property
     def key(self) -> str:
         """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude={"weights": {"path"}}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def setting(self) -> tuple[str, ...]:
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
-        return (str(self.benchmark), self.scenario, str(self.model), str(self.weights), self.recipe.model_dump_json())
+        return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
+                self.recipe.model_dump_json())
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
         assert isinstance(info, BenchmarkInfo)
         problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
+    weights = _weights(spec.weights, problems)
     labels = [m.label or opt.label(m.name, found[1]) for m, found in methods if found]
     problems += [f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
                  for name in sorted({name for name in labels if labels.count(name) > 1})]
@@ -87,7 +98,7 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     return [
         Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
                       scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
-                      weights=spec.weights, recipe=spec.recipe, method=method, seed=seed),
+                      weights=weights, recipe=spec.recipe, method=method, seed=seed),
                 label, isinstance(info, StrategyInfo) and info.reference)
         for scenario in spec.scenario or (benchmark[0].scenarios[0],)
         for seed in spec.seeds
@@ -102,6 +113,17 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
         return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
     except ClbenchError as error:
         problems.extend(str(error).splitlines())
+        return None
+
+
+def _weights(path: str | None, problems: list[str]) -> Weights | None:
+    """Hash the file of weights; a mistake is added to `problems`."""
+    if path is None:
+        return None
+    try:
+        return Weights(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    except OSError as error:
+        problems.append(f"cannot read weights {path}: {error.strerror}")
         return None
 
 

@@ -68,8 +68,7 @@ class Registry:
         for entry, error in self.broken.items():
             if entry in (name, f"clbench_{name.replace('-', '_')}"):
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is broken: {error}")
-        listing = {"method": "clbench methods", "report format": "clbench report --help"}.get(kind,
-                                                                                              "clbench benchmarks")
+        listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
         raise SpecError(unknown(kind, name, known, listing))
 
 

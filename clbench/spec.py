@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
-from clbench.options import format_value, parse_named
+from clbench.options import parse_named, shown
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
 Scenario = Literal["task", "class", "domain"]
@@ -119,7 +119,8 @@ class Spec(Strict):
 def load(path: Path) -> dict[str, Any]:
     """Read a TOML experiment into the plain values that `build` takes."""
     try:
-        return tomllib.loads(path.read_text())
+        values: dict[str, Any] = tomllib.loads(path.read_text())
+        return values
     except FileNotFoundError:
         raise SpecError(f"no experiment file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -142,13 +143,13 @@ def _explain(item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
     where = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
-        part: type[BaseModel] = Spec
-        if len(loc) > 1:
-            part = {"recipe": Recipe, "benchmark": Named, "model": Named, "methods": MethodSpec}.get(loc[0], Spec)
+        parts: dict[str, type[BaseModel]] = {"recipe": Recipe, "benchmark": Named, "model": Named,
+                                             "methods": MethodSpec}
+        part = parts.get(loc[0], Spec) if len(loc) > 1 else Spec
         return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":
         return f"{where}: is needed" + (', e.g. methods = ["lora", "ewc"]' if where == "methods" else "")
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = item["input"]
     scalar = isinstance(given, str | int | float) and item["type"] != "value_error"
-    return f"{where}: {message}" + (f", got {format_value(given)!r}" if scalar else "")
+    return f"{where}: {message}" + (f", got {shown(given)}" if scalar else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import nn
@@ -13,7 +14,7 @@ from clbench.models.options import CNNOptions, MLPOptions
 def mlp(options: MLPOptions, input_shape: tuple[int, ...], classes: int) -> Network:
     """Return a multilayer perceptron on flattened inputs: `depth` hidden ReLU layers of `width` units."""
     sizes = [math.prod(input_shape), *[options.width] * options.depth]
-    blocks = [Block(nn.Linear(a, b), nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+    blocks = [Block(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
     blocks[0].body = nn.Sequential(nn.Flatten(), blocks[0].body)
     return Network(blocks, nn.Linear(options.width, classes))
 

@@ -1,4 +1,4 @@
-"""Network: the shape that every model has, so that strategies can cut, copy and widen it without knowing which it is."""
+"""Network: the shape that every model has, so that a strategy can cut, copy and widen any of them."""
 
 from __future__ import annotations
 

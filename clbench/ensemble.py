@@ -1,0 +1,200 @@
+"""How one optimiser step is taken: for one strategy, or for several seeds of it stacked into one.
+
+A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
+the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
+and only `loss` runs once for all, under `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from clbench.spec import Recipe
+from clbench.strategy import Batch, Strategy
+
+
+class Engine(Protocol):
+    """Takes steps; made anew for every phase of every task."""
+
+    optimizer: torch.optim.Optimizer
+    trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
+    sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one optimiser step on a raw batch per member and return the losses [S], left on the device."""
+
+    def close(self) -> None:
+        """Leave the members as strategies of their own."""
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the optimiser state of these members only."""
+
+
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None) -> Engine:
+    """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+    """
+    engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    if previous is not None and recipe.optimizer_state == "keep":
+        for name, parameter in engine.trained.items():
+            known = previous.trained.get(name)
+            if known is None or known not in previous.optimizer.state:
+                continue
+            if previous.sources[name] is engine.sources[name]:
+                engine.optimizer.state[parameter] = previous.optimizer.state[known]
+    return engine
+
+
+class Alone:
+    """Steps of one strategy."""
+
+    def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
+        """Optimise what requires a gradient."""
+        self.strategy = strategy
+        self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
+        self.sources = self.trained
+        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.edits = type(strategy).edit_gradients is not Strategy.edit_gradients
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one step on the only batch."""
+        loss = self.strategy.loss(ready(self.strategy, batches[0]))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.edits:
+            gradients = {n: p.grad for n, p in self.trained.items() if p.grad is not None}
+            for name, gradient in self.strategy.edit_gradients(gradients).items():
+                self.trained[name].grad = gradient
+        self.optimizer.step()
+        return loss.detach()[None]
+
+    def close(self) -> None:
+        """Undo nothing: the strategy was its own all the time."""
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the only member."""
+
+
+class _Loss(nn.Module):
+    """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__()
+        self.strategy = strategy
+
+    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
+        """Return the strategy's loss."""
+        return self.strategy.loss(replace(batch, x=x, y=y, tasks=tasks))
+
+
+class Stack:
+    """Steps of several seeds of one strategy at once."""
+
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
+        """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        self.members = list(strategies)
+        self.call = _Loss(self.members[0])
+        parameters, buffers = stack_module_state(self.members)
+        self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
+        self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
+        self.buffers = {n: b.detach() for n, b in buffers.items()}
+        self._tie()
+        self._find_sources()
+        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.edits = type(self.members[0]).edit_gradients is not Strategy.edit_gradients
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one step on a batch per member."""
+        own = [ready(member, batch) for member, batch in zip(self.members, batches, strict=True)]
+        self._follow_buffers()
+        state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
+
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (own[0], x, y, tasks))
+            return value
+
+        losses: Tensor = vmap(loss, randomness="different")(
+            state, torch.stack([b.x for b in own]), torch.stack([b.y for b in own]),
+            torch.stack([b.tasks for b in own]))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        if self.edits:
+            self._edit()
+        self.optimizer.step()
+        return losses.detach()
+
+    def close(self) -> None:
+        """Give every member storage of its own again."""
+        with torch.no_grad():
+            for member in self.members:
+                for tensor in (*member.parameters(), *member.buffers()):
+                    tensor.data = tensor.data.clone()
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the optimiser state of these members only; of a single one, as if it had trained alone."""
+        index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
+        size = len(self.members)
+        for name, old in self.trained.items():
+            self.trained[name] = nn.Parameter(old.detach()[index])
+            self.optimizer.state[self.trained[name]] = {
+                key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+                for key, value in self.optimizer.state.pop(old, {}).items()}
+        self.members = [self.members[i] for i in chosen]
+        self._find_sources()
+
+    def _find_sources(self) -> None:
+        """Note the first member's own parameters."""
+        own = dict(self.members[0].named_parameters())
+        self.sources = {name: own[name] for name in self.trained}
+
+    def _tie(self) -> None:
+        """Make the members' parameters and buffers views of the stacked ones."""
+        for index, member in enumerate(self.members):
+            for name, parameter in member.named_parameters():
+                parameter.data = (self.trained.get(name, self.frozen.get(name)))[index].detach()  # type: ignore[index]
+            for name, buffer in member.named_buffers():
+                buffer.data = self.buffers[name][index]
+        self._seen = [dict(member.named_buffers()) for member in self.members]
+
+    def _follow_buffers(self) -> None:
+        """Stack again the buffers that `augment_batch` replaced (those changed in place are views already)."""
+        now = [dict(member.named_buffers()) for member in self.members]
+        for name in now[0]:
+            if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):
+                self.buffers[name] = torch.stack([new[name] for new in now])
+                for index, new in enumerate(now):
+                    new[name].data = self.buffers[name][index]
+        self._seen = now
+
+    def _edit(self) -> None:
+        """Let each member edit its own gradients."""
+        edited = []
+        for index, member in enumerate(self.members):
+            edited.append(member.edit_gradients({n: p.grad[index] for n, p in self.trained.items()
+                                                 if p.grad is not None}))
+        for name in edited[0]:
+            self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def ready(strategy: Strategy, batch: Batch) -> Batch:
+    """Return a raw batch augmented by the strategy and prepared for the model."""
+    batch = strategy.augment_batch(batch)
+    return replace(batch, x=strategy.world.prepare(batch.x))
+
+
+def make_optimizer(recipe: Recipe, parameters: Any) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over parameters."""
+    parameters = list(parameters)
+    if not parameters:
+        raise ValueError("nothing to train: no parameter requires a gradient")
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

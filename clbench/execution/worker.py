@@ -1,0 +1,101 @@
+"""A worker: runs the trials it is given, one at a time. `python -m clbench.execution.worker` speaks JSON lines."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from clbench.errors import ClbenchError
+from clbench.execution.protocol import REQUESTS, Finished, Prepare, Prepared, Ready, Refused, Run, Running, Start, failed
+from clbench.plan import Planned
+from clbench.records import Failure
+
+Send = Callable[[Ready | Prepared | Refused | Running | Finished], None]
+
+
+class Worker:
+    """Answers requests; the same object serves in a process of its own and in the user's."""
+
+    def __init__(self, start: Start, send: Send) -> None:
+        """Import torch and get ready to run on the device.
+
+        Raises:
+            SpecError: there is no such device.
+        """
+        import torch
+
+        from clbench import provenance
+        from clbench.trial import Runner
+
+        if start.threads is not None:
+            torch.set_num_threads(start.threads)
+        self.send = send
+        self.runner = Runner(Path(start.data_dir), start.device, start.command)
+        self.provenance = provenance.collect("", self.runner.device, start.command)
+        send(Ready(device=str(self.runner.device), provenance=self.provenance))
+
+    def prepare(self, planned: Planned) -> None:
+        """Answer `Prepare`. What is not the user's mistake is left to the trial itself, whose record keeps it."""
+        try:
+            self.send(Prepared(notes=self.runner.prepare(planned.trial)))
+        except ClbenchError as error:
+            self.send(Refused(kind=type(error).__name__, message=str(error)))
+        except Exception:
+            traceback.print_exc()
+            self.send(Prepared(notes=[]))
+
+    def run(self, planned: Planned) -> None:
+        """Answer `Run`; an exception that the trial did not turn into a record itself becomes one here."""
+        started = datetime.datetime.now(datetime.timezone.utc)
+        try:
+            record = self.runner.run(planned, lambda p: self.send(
+                Running(key=p.key, task=p.task, tasks=p.tasks, accuracy=p.accuracy)))
+        except Exception as error:
+            origin = self.runner.registry.origins.get(("method", planned.trial.method.name))
+            facts = Failure(type=type(error).__name__, message=str(error),
+                            traceback="" if isinstance(error, ClbenchError) else traceback.format_exc())
+            record = failed(planned, self.provenance.model_copy(update={"plugin": str(origin or "")}), started, facts)
+        self.send(Finished(record=record))
+
+
+def main() -> None:
+    """Serve the process that started this one until it closes our standard input or dies."""
+    lines = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What a plugin prints or reads must not get into the conversation.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in lines:
+            inbox.put(line)
+        os._exit(0)  # the leader has gone: a trial that is running has nobody left to report to
+
+    def send(message: Ready | Prepared | Refused | Running | Finished) -> None:
+        answers.write(message.line())
+        answers.flush()
+
+    threading.Thread(target=listen, daemon=True).start()
+    start = REQUESTS.validate_json(inbox.get())
+    try:
+        worker = Worker(start, send)
+    except ClbenchError as error:
+        send(Refused(kind=type(error).__name__, message=str(error)))
+        sys.exit(2)
+    while True:
+        request = REQUESTS.validate_json(inbox.get())
+        if isinstance(request, Prepare):
+            worker.prepare(request.planned)
+        elif isinstance(request, Run):
+            worker.run(request.planned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Per-sample gradients of linear and convolutional layers in closed form, from one backward pass over a batch.
+
+Where the samples of a batch do not meet in the network (eval mode), the gradient of the summed loss at a layer's output
+holds, row by row, each sample's own delta. With the layer's input a, the sample's gradient of the weight is delta a^T
+(summed over tokens or positions), so that the sum of its squares over samples is, for one vector per sample,
+(delta^2)^T (a^2): exact, at the cost of a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose gradients have a closed form, and the names of its trainable parameters."""
+
+    module: nn.Linear | nn.Conv2d
+    weight: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a layer read and returned in a forward pass over N samples."""
+
+    layer: Layer
+    input: Tensor
+    output: Tensor
+
+
+def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> tuple[Tensor, list[Tap]]:
+    """Return the network's logits [N, C] on x and a tap for each call of one of the layers, in order of the calls."""
+    taps: list[Tap] = []
+
+    def tap(layer: Layer) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            taps.append(Tap(layer, arguments[0].detach(), output))
+            return output.clone()  # what follows may work in place; the tapped output must stay as it is
+
+        return layer.module.register_forward_hook(hook)
+
+    handles = [tap(layer) for layer in layers]
+    try:
+        logits: Tensor = network(x, task)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, taps
+
+
+def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, task: int) -> list[Layer]:
+    """Return the layers whose closed form holds: called once, one row per sample, weights used nowhere else.
+
+    The last two are tested on x [N, ...] and not assumed: a gradient fed to the first sample's logits must reach no
+    other row, and the closed form must give autograd's gradient of the weights.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    candidates = []
+    for module in network.modules():
+        if _has_closed_form(module):
+            own = {k: names.get(id(p)) for k, p in module._parameters.items()}
+            if any(own.values()):
+                assert isinstance(module, nn.Linear | nn.Conv2d)
+                candidates.append(Layer(module, own.get("weight"), own.get("bias")))
+    logits, taps = tapped(network, candidates, x, task)
+    calls = [id(tap.layer.module) for tap in taps]
+    taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
+    if not taps:
+        return []
+    # a direction in which no gradient vanishes by symmetry or saturation, as that of a loss may
+    direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
+    first = direction.clone()
+    first[1:] = 0
+    wanted = {name: parameters[name] for t in taps for name in (t.layer.weight, t.layer.bias) if name}
+    outputs = [t.output for t in taps]
+    alone = torch.autograd.grad(logits, outputs, first, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)
+    deltas, true = found[:len(outputs)], dict(zip(wanted, found[len(outputs):], strict=True))
+    return [t.layer for t, delta, own in zip(taps, deltas, alone, strict=True)
+            if (own is None or not own[1:].any()) and _agrees(t, delta, true)]
+
+
+def _row_per_sample(tap: Tap, samples: int) -> bool:
+    """Tell whether a tap has the shape that the closed form needs."""
+    dims = tap.input.dim()
+    return (tap.output.requires_grad and len(tap.input) == samples
+            and (dims == 4 if isinstance(tap.layer.module, nn.Conv2d) else dims >= 2))
+
+
+def _has_closed_form(module: nn.Module) -> bool:
+    """Tell whether a module is a plain linear layer or an ungrouped, zero-padded 2-D convolution."""
+    if type(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
+
+
+def _agrees(tap: Tap, delta: Tensor | None, true: Mapping[str, Tensor | None]) -> bool:
+    """Compare a layer's closed-form gradients, summed over samples, with autograd's."""
+    for name, g in (per_sample(tap, delta) if delta is not None else {}).items():
+        expected = true[name]
+        total = g.sum(0)
+        if expected is None or (total - expected).abs().max() > 1e-3 * expected.abs().max():
+            return False
+    return delta is not None or all(true[n] is None for n in (tap.layer.weight, tap.layer.bias) if n)
+
+
+def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
+    """Return the gradients [N, *shape] of a layer's trainable parameters, given those of its output [N, ...]."""
+    module, a = tap.layer.module, tap.input
+    if isinstance(module, nn.Conv2d):
+        assert not isinstance(module.padding, str)
+        columns = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)  # [N, I k k, L]
+        rows, inputs = delta.flatten(2), columns.transpose(1, 2)
+    else:
+        rows, inputs = delta.reshape(len(a), -1, delta.shape[-1]).transpose(1, 2), a.reshape(len(a), -1, a.shape[-1])
+    out = {}  # rows [N, O, L], inputs [N, L, I]
+    if tap.layer.weight:
+        out[tap.layer.weight] = (rows @ inputs).reshape(len(a), *module.weight.shape)
+    if tap.layer.bias:
+        out[tap.layer.bias] = rows.sum(2)
+    return out
+
+
+def squared_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]) -> dict[str, Tensor]:
+    """Return the squared per-sample gradients by parameter, summed over samples and over several backward passes.
+
+    Args:
+        taps: of one forward pass.
+        deltas: for each backward pass the gradient at each tap's output, None where it has no influence.
+    """
+    sums: dict[str, Tensor] = {}
+    flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> its summed delta^2
+    for found in deltas:
+        for i, (tap, delta) in enumerate(zip(taps, found, strict=True)):
+            if delta is None:
+                continue
+            if tap.input.dim() == 2:
+                flat[i] = flat[i] + delta.square() if i in flat else delta.square()
+                continue
+            for name, g in per_sample(tap, delta).items():
+                total = g.square().sum(0)
+                sums[name] = sums[name] + total if name in sums else total
+    for i, squares in flat.items():
+        layer = taps[i].layer
+        if layer.weight:
+            sums[layer.weight] = squares.T @ taps[i].input.square()
+        if layer.bias:
+            sums[layer.bias] = squares.sum(0)
+    return sums
+
+
+def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> int:
+    """Return about how many numbers per sample a pass over these layers holds at once."""
+    with torch.no_grad():
+        _, taps = tapped(network, layers, x, task)
+    kept = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
+    return kept + max((_temporary(t) for t in taps if t.input.dim() > 2), default=0)
+
+
+def _temporary(tap: Tap) -> int:
+    """Return how many numbers per sample `per_sample` makes on its way."""
+    module = tap.layer.module
+    positions = tap.output[0].numel() // len(module.weight)
+    return 2 * module.weight.numel() + positions * module.weight[0].numel()

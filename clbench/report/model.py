@@ -1,0 +1,87 @@
+"""The one table model that every report format renders: cells carry their text and the numbers behind it.
+
+Text is one line of printable characters, not escaped: each format escapes for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["percent", "count", "bytes", "seconds", "text"]
+_UNIT_SUFFIX = {"percent": " (%)", "seconds": " (s)"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: what it shows, in which unit, and whether higher ("up") or lower ("down") is better."""
+
+    title: str
+    unit: Unit
+    direction: Literal["up", "down"] | None = None
+
+    @property
+    def header(self) -> str:
+        """Return the title with its unit and an arrow for the better direction."""
+        arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
+        return self.title + _UNIT_SUFFIX.get(self.unit, "") + arrow
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, and where it is a number the mean over n seeds with the interval's half width.
+
+    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the best of a column.
+    """
+
+    text: str
+    mean: float | None = None
+    half_width: float | None = None
+    n: int = 0
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: label, cells, marks such as † that a note explains; references are set apart behind the others."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    marks: str = ""
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `corner` is the header of the labels."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    corner: str = "method"
+
+
+@dataclass(frozen=True)
+class Section:
+    """All about one setting, in which every method had the same stream, model and recipe."""
+
+    title: str
+    summary: str  # the setting in a line
+    comparison: Table
+    details: tuple[Table, ...]
+    matrices: tuple[Table, ...]  # R, mean over seeds, of each method
+    seeds: tuple[int, ...]
+    problems: tuple[str, ...]  # trials that failed, diverged or are missing
+    notes: tuple[str, ...]  # what a reader of the comparison must know
+    settings: tuple[tuple[str, str], ...]
+    provenance: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report: one section per setting, in the order of the records."""
+
+    title: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]  # definitions that hold for all sections

@@ -1,0 +1,90 @@
+"""Numbers and names as a reader wants them, the same in every format."""
+
+from __future__ import annotations
+
+from clbench.report.model import Unit
+
+NONE = "–"  # noqa: RUF001 - the dash that tables use for "no value"
+
+
+def clean(text: object) -> str:
+    """Return text from outside as one line of printable characters (no control, escape or direction codes)."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+def number(value: float, unit: Unit) -> str:
+    """Return a value in its unit: accuracies in %, counts as 1,234,567, bytes as 1.2 MB (decimal), times in s.
+
+    >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
+    ('98.31', '1,234,567', '2.50 MB', '3.14')
+    """
+    if unit == "percent":
+        return _fixed(100 * value, 2)
+    if unit == "count":
+        return f"{value:,.0f}"
+    if unit == "bytes":
+        factor, name = _prefix(value)
+        return f"{_short(value / factor)} {name}"
+    return _short(value)
+
+
+def interval(mean: float, half_width: float | None, unit: Unit) -> str:
+    """Return `mean ± half width`; `± n/a` where there is no interval.
+
+    >>> interval(0.98314, 0.0042, "percent"), interval(0.98314, None, "percent")
+    ('98.31 ± 0.42', '98.31 ± n/a')
+    """
+    if half_width is None:
+        return f"{number(mean, unit)} ± n/a"
+    if unit == "bytes":
+        factor, name = _prefix(mean)
+        return f"{_short(mean / factor)} ± {_short(half_width / factor)} {name}"
+    return f"{number(mean, unit)} ± {number(half_width, unit)}"
+
+
+def runs(values: list[int]) -> str:
+    """Return what each task has, equal neighbours together; a long list as its ends.
+
+    >>> runs([478410, 4100, 4100])
+    '478,410 in task 1, 4,100 in tasks 2-3'
+    """
+    parts: list[tuple[int, int, int]] = []
+    for task, value in enumerate(values, start=1):
+        if parts and parts[-1][0] == value:
+            parts[-1] = (value, parts[-1][1], task)
+        else:
+            parts.append((value, task, task))
+    if len(parts) > 6:
+        return f"{values[0]:,} in task 1 up to {max(values):,}, {values[-1]:,} in task {len(values)}"
+    return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in parts)
+
+
+def listed(values: list[int]) -> str:
+    """Return whole numbers as a list, neighbours as a range: `0-2, 7`."""
+    parts: list[list[int]] = []
+    for value in sorted(values):
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in parts)
+
+
+def _fixed(value: float, digits: int) -> str:
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def _short(value: float) -> str:
+    """Write about three digits, never fewer than the whole number has."""
+    return _fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
+
+
+def _prefix(value: float) -> tuple[float, str]:
+    if abs(value) < 999.5:
+        return 1, "B"
+    for factor, name in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB")):
+        if abs(value) / factor < 999.5:
+            return factor, name
+    return 1e12, "TB"

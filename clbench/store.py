@@ -1,0 +1,174 @@
+"""The store: a run folder with one JSON file per trial, written whole or not at all; folders merge by copying files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from clbench.errors import StoreError
+from clbench.records import Record
+
+STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process, not by one that is writing
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file among the records that is not a record this clbench can read; it is named and left alone."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Return the line that is shown."""
+        return f"{self.path} is left alone: {self.reason}"
+
+
+class Store:
+    """The records of a run folder, `<directory>/records/<key>.json`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Name the folder; nothing is read or made yet."""
+        self.directory = directory
+        self.records = directory / "records"
+
+    def path(self, key: str) -> Path:
+        """Return where the record of that key is or would be."""
+        return self.records / f"{key}.json"
+
+    def read(self) -> tuple[list[Record], list[Problem]]:
+        """Return every record, in the order in which their trials started, and every file that is not one.
+
+        Raises:
+            StoreError: the folder is there and cannot be listed.
+        """
+        records, problems = [], []
+        for path in self._files():
+            found = load(path)
+            if isinstance(found, Record):
+                records.append(found)
+            else:
+                problems.append(found)
+        return sorted(records, key=lambda r: (r.provenance.started, r.key)), problems
+
+    def get(self, key: str) -> Record | None:
+        """Return the record of that key, None where there is none.
+
+        Raises:
+            StoreError: there is a file of that name which is not that record.
+        """
+        if not os.path.lexists(self.path(key)):
+            return None
+        found = load(self.path(key))
+        if isinstance(found, Problem):
+            raise StoreError(f"{found}; move it away and run again")
+        return found
+
+    def check_writable(self) -> None:
+        """Make the folder, write and remove a probe there, and clear what killed processes left half-written.
+
+        Raises:
+            StoreError: no file can be made there.
+        """
+        made = [p for p in (self.records, *self.records.parents) if not p.exists()]
+        try:
+            self.records.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.records, prefix=".probe-", suffix=".tmp") as probe:
+                probe.write(b"clbench")
+                probe.flush()
+        except OSError as error:
+            for folder in made:
+                with contextlib.suppress(OSError):  # it may not have been made
+                    folder.rmdir()
+            raise self._error(error) from None
+        for path in self.records.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # another process may be quicker
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+    def write(self, record: Record) -> Path:
+        """Write a record, in place of an older one of the same trial, and return its path.
+
+        Raises:
+            StoreError: the disk is full or the folder cannot be written (then nothing has changed), or a file of that
+                name is not a record.
+        """
+        path = self.path(record.key)
+        self.get(record.key)
+        try:
+            self.records.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, record.model_dump_json(by_alias=True, indent=1) + "\n")
+        except OSError as error:
+            raise self._error(error) from None
+        return path
+
+    def relabel(self, record: Record, label: str, reference: bool) -> Record:
+        """Give a stored record another label, which is no part of its key, and return it as it now stands."""
+        renamed = record.model_copy(update={"label": label, "reference": reference})
+        self.write(renamed)
+        return renamed
+
+    def _files(self) -> Sequence[Path]:
+        try:
+            return sorted(p for p in self.records.iterdir() if not p.name.startswith("."))
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StoreError(f"cannot read {self.records}: {error.strerror}") from None
+
+    def _error(self, error: OSError) -> StoreError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreError(f"no space left for {self.records}: free some and run the same command again")
+        return StoreError(f"cannot write to {self.records}: {error.strerror or error}; choose another folder with --out")
+
+
+def load(path: Path) -> Record | Problem:
+    """Read one file: a record, or what is wrong with it."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        return Problem(path, error.strerror or str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        return Problem(path, f"not a record ({where + ': ' if where else ''}{message})")
+    if path.name != f"{record.key}.json":
+        return Problem(path, f"its name is not that of its trial, {record.key}.json")
+    return record
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old file or the whole new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    if os.name == "posix":  # the new name itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

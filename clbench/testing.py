@@ -1,0 +1,283 @@
+"""Conformance checks for strategies: what the harness relies on, said in words when it does not hold.
+
+    from clbench.testing import CHECKS, check
+
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_conforms(name):
+        check("my-method", name)
+
+Each check leads the strategy through a tiny synthetic stream (three tasks of two classes) in some scenario.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench import options as opt
+from clbench import seeds
+from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.errors import ClbenchError
+from clbench.evaluation import evaluate
+from clbench.hookspecs import StrategyInfo
+from clbench.models.basic import mlp
+from clbench.models.options import MLPOptions
+from clbench.plugins import discover, resolve
+from clbench.spec import Recipe
+from clbench.strategy import Batch, Samples, Scenario, Strategy, Task, World
+from clbench.training import Trainer
+from clbench.trial import activate
+
+TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
+RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+
+
+class NonConforming(AssertionError):
+    """A strategy breaks a rule of the interface; the message says which and how."""
+
+
+@dataclass
+class Bench:
+    """A strategy on a tiny stream."""
+
+    strategy: Strategy
+    stream: Stream
+    scenario: Scenario
+
+    def learn(self, index: int) -> Task:
+        """Train on one task as the harness does and return it."""
+        known = self.stream.tasks[index]
+        task = Task(index, known.classes, known.train)
+        activate(self.strategy, self.stream, index)
+        with seeds.scope(0, "strategy", index):
+            self.strategy.before_task(task)
+            Trainer([self.strategy], RECIPE, [0]).fit([task])
+            self.strategy.after_task(task)
+        return task
+
+    def batch(self, index: int) -> Batch:
+        """Return the first raw samples of a task as a batch."""
+        part = self.stream.tasks[index].train.take(torch.arange(8))
+        return Batch(part.x, part.y, part.tasks, index)
+
+
+def tiny_stream(scenario: Scenario) -> Stream:
+    """Return three tasks of 24 training and 24 test images [1, 8, 8]: a bright bar per class in noise."""
+    generator = torch.Generator().manual_seed(0)
+    shared = scenario == "domain"
+
+    def samples(task: int) -> Samples:
+        y = torch.arange(SAMPLES) % CLASSES_PER_TASK
+        bar = y + CLASSES_PER_TASK * task
+        x = torch.randint(0, 100, (SAMPLES, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        x[torch.arange(SAMPLES), 0, bar] += 150
+        return Samples(x, y if shared else bar, torch.full((SAMPLES,), task))
+
+    tasks = tuple(
+        StreamTask(tuple(range(CLASSES_PER_TASK)) if shared
+                   else tuple(range(CLASSES_PER_TASK * t, CLASSES_PER_TASK * (t + 1))), samples(t), samples(t))
+        for t in range(TASKS))
+    return Stream(tasks, CLASSES_PER_TASK * (1 if shared else TASKS), (1, 8, 8), Prepare(), "tiny", ())
+
+
+def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0) -> Bench:
+    """Return a strategy, untrained, on the tiny stream."""
+    stream = tiny_stream(scenario)
+    cls = resolve(info.strategy, f"method {info.name!r}")
+    if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
+        raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
+    with seeds.scope(seed, "init"):
+        model = mlp(MLPOptions(width=12), stream.input_shape, stream.classes)
+    world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
+                  prepare=stream.prepare)
+    with seeds.scope(seed, "strategy"):
+        strategy = cls(model, world, opt.validate(info.options, options, info.name, "clbench methods"))
+    return Bench(strategy, stream, scenario)
+
+
+Make = Callable[..., Bench]
+
+
+def check_logits(make: Make) -> None:
+    """Check that `forward` gives finite logits [N, C] for learned, coming and unknown tasks."""
+    for scenario in ("task", "class", "domain"):
+        b = make(scenario)
+        for learned in range(TASKS + 1):
+            if learned:
+                b.learn(learned - 1)
+            b.strategy.eval()
+            for index, task in enumerate(b.stream.tasks):
+                given = index if scenario == "task" else None
+                with torch.no_grad():
+                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given).logits
+                    again = b.strategy(b.stream.prepare(task.test.x), given)
+                where = f"scenario {scenario}, task {index} after {learned} tasks"
+                if logits.shape != (SAMPLES, b.stream.classes):
+                    raise NonConforming(f"{where}: logits are {list(logits.shape)}, "
+                                        f"expected {[SAMPLES, b.stream.classes]}")
+                if torch.isnan(logits).any() or not torch.isfinite(logits).any(dim=1).all():
+                    raise NonConforming(f"{where}: logits have NaN, or a sample without any finite logit")
+                if not torch.equal(logits, again):
+                    raise NonConforming(f"{where}: predict and forward give different logits")
+
+
+def check_state(make: Make) -> None:
+    """Check that all that is remembered is a parameter or a buffer: no tensor hides elsewhere."""
+    b = make("task")
+    for index in range(TASKS):
+        b.learn(index)
+    for name, module in b.strategy.named_modules():
+        for attribute, value in vars(module).items():
+            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "world":
+                continue
+            if any(True for _ in tensors_in(value)):
+                where = f"{name}.{attribute}".lstrip(".")
+                raise NonConforming(f"{where} holds a tensor that is neither parameter nor buffer: "
+                                    "register_buffer it, or it is lost in checkpoints and not counted")
+
+
+def check_loss_is_pure(make: Make) -> None:
+    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
+    b = make("task")
+    b.learn(0)
+    task = b.stream.tasks[1]
+    activate(b.strategy, b.stream, 1)
+    with seeds.scope(0, "strategy", 1):
+        b.strategy.before_task(Task(1, task.classes, task.train))
+        b.strategy.before_phase(Task(1, task.classes, task.train), 0)
+    batch = b.strategy.augment_batch(b.batch(1))
+    batch = replace(batch, x=b.stream.prepare(batch.x))
+    before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+    with seeds.scope(0):
+        first = b.strategy.loss(batch)
+    with seeds.scope(0):
+        second = b.strategy.loss(batch)
+    if first.dim() != 0 or not torch.isfinite(first):
+        raise NonConforming(f"loss must be a finite scalar, got {first.detach()}")
+    if not torch.equal(first, second):
+        raise NonConforming(f"loss of the same batch is {first.item()} and then {second.item()}: it is not pure")
+    unchanged(before, b.strategy, "loss")
+    if not torch.equal(drawn, b.strategy.world.generator.get_state()):
+        raise NonConforming("loss draws from world.generator: draw in augment_batch, loss must be pure")
+
+
+def check_predict_changes_nothing(make: Make) -> None:
+    """Check that evaluation leaves no trace: test data cannot be learned from."""
+    for scenario in ("task", "class"):
+        b = make(scenario)
+        b.learn(0)
+        before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+        rng = torch.get_rng_state()
+        evaluate(b.strategy, b.stream, scenario, learned=1)
+        unchanged(before, b.strategy, "predict")
+        if not (torch.equal(drawn, b.strategy.world.generator.get_state()) and torch.equal(rng, torch.get_rng_state())):
+            raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
+
+
+def check_given_generator(make: Make) -> None:
+    """Check that `augment_batch` and `after_task` draw from `world.generator` only, not from torch's global one."""
+    b = make("task")
+    b.learn(0)
+    index = 1
+    task = Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
+    activate(b.strategy, b.stream, index)
+    with seeds.scope(0, "strategy", index):
+        b.strategy.before_task(task)
+        Trainer([b.strategy], RECIPE, [0]).fit([task])
+    for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
+                       ("after_task", lambda: b.strategy.after_task(task))):
+        rng = torch.get_rng_state()
+        call()
+        if not torch.equal(rng, torch.get_rng_state()):
+            raise NonConforming(f"{what} draws from torch's global generator: use generator=self.world.generator")
+
+
+def check_repeatable(make: Make) -> None:
+    """Check that the same seed gives the same parameters and buffers."""
+    ends = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        b = make("class")
+        for index in range(TASKS):
+            b.learn(index)
+        ends.append(snapshot(b.strategy))
+    unchanged(ends[0], ends[1], "a second run with the same seed")
+
+
+def check_copy(make: Make) -> None:
+    """Check that a deep copy learns on without touching the original."""
+    b = make("task")
+    b.learn(0)
+    before = snapshot(b.strategy)
+    twin = Bench(copy.deepcopy(b.strategy), b.stream, b.scenario)
+    twin.learn(1)
+    unchanged(before, b.strategy, "training a deep copy")
+
+
+def check_trains(make: Make) -> None:
+    """Check that every task changes a parameter or a buffer."""
+    b = make("task")
+    for index in range(TASKS):
+        before = snapshot(b.strategy)
+        b.learn(index)
+        after = snapshot(b.strategy)
+        if all(n in before and before[n].shape == t.shape and torch.equal(before[n], t) for n, t in after.items()):
+            raise NonConforming(f"training on task {index} changed no parameter and no buffer")
+
+
+CHECKS: dict[str, Callable[[Make], None]] = {
+    "logits": check_logits,
+    "state": check_state,
+    "loss-is-pure": check_loss_is_pure,
+    "predict-changes-nothing": check_predict_changes_nothing,
+    "given-generator": check_given_generator,
+    "repeatable": check_repeatable,
+    "copy": check_copy,
+    "trains": check_trains,
+}
+
+
+def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Run one of `CHECKS` on a method, by its name or its declaration, with options.
+
+    Raises:
+        NonConforming: the rule that is broken, in words.
+        ClbenchError: there is no such method, check or option.
+    """
+    if name not in CHECKS:
+        raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
+    info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
+    CHECKS[name](lambda scenario, seed=0: bench(info, options or {}, scenario, seed))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a value and in its lists, tuples, sets and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def snapshot(strategy: Strategy) -> dict[str, Tensor]:
+    """Return a copy of all parameters and persistent buffers."""
+    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
+
+
+def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
+    """Raise if a parameter or buffer differs from what it was."""
+    now = after.state_dict() if isinstance(after, Strategy) else after
+    for name in sorted(before.keys() ^ now.keys()):
+        raise NonConforming(f"{by} adds or removes {name}")
+    for name, tensor in before.items():
+        if not torch.equal(tensor, now[name]):
+            raise NonConforming(f"{by} changes {name}")

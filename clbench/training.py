@@ -1,0 +1,123 @@
+"""The recipe and the only training loop; it names no method, and leads one strategy or several seeds of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench import seeds
+from clbench.ensemble import Engine, make_engine
+from clbench.errors import DivergedError
+from clbench.spec import Recipe
+from clbench.strategy import Batch, Samples, Strategy, Task
+
+
+@dataclass
+class Trained:
+    """What the loop did on one task, for one member."""
+
+    steps: int
+    trainable: int  # parameters with requires_grad, in the phase that had most
+    diverged: DivergedError | None = None
+
+
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Return the optimiser steps that a recipe gives a task of so many training samples."""
+    if recipe.iterations is not None:
+        return recipe.iterations
+    assert recipe.epochs is not None
+    return recipe.epochs * math.ceil(samples / recipe.batch_size)
+
+
+def batches(samples: Samples, task: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Yield raw batches without end, pass after pass, each a permutation; the last of a pass may be smaller.
+
+    The order comes from the axis ("data", task) of the seed, so it is the same for every method.
+    """
+    generator = seeds.generator(seed, "data", task)
+    for number in itertools.count():
+        order = torch.randperm(len(samples), generator=generator).to(samples.y.device)
+        for index in torch.split(order, batch_size):
+            part = samples.take(index)
+            yield Batch(part.x, part.y, part.tasks, task, first_pass=number == 0)
+
+
+class Trainer:
+    """Trains one strategy, or several seeds of it as one stack, task by task.
+
+    Args:
+        strategies: the members, alike in everything but their seed.
+        recipe: how they are trained.
+        seeds: the seed of each member, for its data order.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int]) -> None:
+        """Train `strategies` by `recipe`, each in the data order of its seed."""
+        self.strategies = list(strategies)
+        self.recipe = recipe
+        self.seeds = list(seeds)
+        self._engine: Engine | None = None  # the last one, for optimiser state that is kept
+
+    def fit(self, tasks: Sequence[Task]) -> list[Trained]:
+        """Spend the task's budget, phase by phase, on each member's view of the same task."""
+        samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
+        steps = steps_of(self.recipe, len(samples[0]))
+        order = [batches(part, task.index, self.recipe.batch_size, seed)
+                 for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
+        phases = self.strategies[0].phases(tasks[0])
+        if steps < phases:
+            raise ValueError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
+        bounds = [round(steps * phase / phases) for phase in range(phases + 1)]
+        most = 0
+        losses: list[Tensor] = []
+        for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            for strategy, task in zip(self.strategies, tasks, strict=True):
+                strategy.before_phase(task, phase)
+                strategy.train()
+            engine = make_engine(self.strategies, self.recipe, self._engine)
+            self._engine = engine
+            most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
+            schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
+            for step in range(begin, end):
+                losses.append(engine.step([next(batch) for batch in order]))
+                if schedule is not None:
+                    schedule.step()
+                if self._hopeless(losses, step):
+                    break
+            engine.close()
+        return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
+
+    def keep(self, strategies: Sequence[Strategy]) -> None:
+        """Go on with these of the members."""
+        if len(strategies) != len(self.strategies):
+            chosen = [i for i, s in enumerate(self.strategies) if any(s is k for k in strategies)]
+            self.strategies = [self.strategies[i] for i in chosen]
+            self.seeds = [self.seeds[i] for i in chosen]
+            assert self._engine is not None
+            self._engine.narrow(chosen)
+
+    def _hopeless(self, losses: list[Tensor], step: int) -> bool:
+        """Return whether every member has diverged; looked at now and then, since looking waits for the device."""
+        return step % 256 == 255 and not bool(torch.isfinite(losses[-1]).any())
+
+
+def diverged(losses: Tensor, task: int) -> DivergedError | None:
+    """Return the error for the first loss of a task [steps] that is NaN or infinite, None where all are finite."""
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return None
+    step = int(torch.nonzero(~finite)[0])
+    return DivergedError(f"the loss became NaN or infinite in task {task}, step {step}")
+
+
+def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer,
+                  steps: int) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Return the recipe's schedule over the steps of a phase, None where the rate is constant."""
+    if recipe.schedule == "constant":
+        return None
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

@@ -1,0 +1,25 @@
+"""`er`: experience replay from a small memory (Rolnick et al. 2019; Chaudhry et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class EROptions(Options):
+    """Options of `er`."""
+
+    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    balance: Literal["reservoir", "class"] = Field(
+        "reservoir", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("er", "clbench_er.strategy:ER", "replays as many kept samples as are new in each step",
+                         EROptions, "Rolnick et al. 2019, arXiv 1811.11682; Chaudhry et al. 2019, arXiv 1902.10486"),)

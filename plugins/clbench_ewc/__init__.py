@@ -1,0 +1,41 @@
+"""`ewc`: elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796) and its online form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class EWCOptions(Options):
+    """Options of `ewc`.
+
+    The default strength is what van de Ven & Tolias use for Split-MNIST, scenario `task`, with the exact Fisher; it was
+    not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
+    """
+
+    strength: float = Field(1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
+    mode: Literal["separate", "online"] = Field(
+        "separate", description="one quadratic per task (Kirkpatrick 2017), or a running one (Schwarz 2018)")
+    gamma: float = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")
+    fisher: Literal["exact", "sampled", "empirical"] = Field(
+        "exact", description="labels: the model's distribution, one draw from it, or the true ones")
+    fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
+
+    @model_validator(mode="after")
+    def _gamma_is_used(self) -> EWCOptions:
+        """Refuse a gamma that would be ignored."""
+        if self.gamma != 1 and self.mode != "online":
+            raise ValueError("gamma is an option of mode=online; the separate quadratics do not decay")
+        return self
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("ewc", "clbench_ewc.strategy:EWC",
+                         "holds parameters near their old values, each by its Fisher information", EWCOptions,
+                         "Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al. 2018, arXiv 1805.06370"),)

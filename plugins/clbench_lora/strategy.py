@@ -1,0 +1,90 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), one set of adapters per task on a base that does not change.
+
+The paper adapts one pretrained model to one task. Here each task of the stream gets adapters of its own and a head, so
+that what an old task answers is bit for bit the same after later tasks: nothing it is computed from is trained again.
+
+With `base = task1` there is no pretrained model: the first half of the first task's steps trains W and the task's head
+as plain fine-tuning does, then W is frozen and the second half trains the first adapters, with the head trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench.pertask import PerTaskStrategy, check_base
+from clbench_lora import LoRAOptions
+from clbench_lora.layers import adapt
+
+
+class LoRA(PerTaskStrategy):
+    """A frozen base W; per task one adapter on each chosen layer of the blocks, and a head.
+
+    `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
+    """
+
+    roles = (("*.lora_[AB].*", "adapters"), *PerTaskStrategy.roles)
+    options: LoRAOptions
+
+    def __init__(self, model: Network, world: World, options: LoRAOptions | None = None) -> None:
+        """Put adapters' layers in place; SpecError where they do not fit the model."""
+        options = options if options is not None else LoRAOptions()
+        super().__init__(model, world, options)
+        check_base("lora", options, world)
+        self.adapted = adapt(model, options.layers, options.rank, options.alpha)
+        self.base_learns = False
+        self.train(self.training)
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head and adapters; train them, or W where the first task is to make it."""
+        super().before_task(task)
+        for layer in self.adapted.values():
+            layer.add()
+        self._learn(base=self.phases(task) == 2)
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: W first, then its adapters."""
+        return 2 if self.options.base == "task1" and task.index == 0 else 1
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Freeze W once it has been trained, and go on with the adapters."""
+        if phase == 1:
+            self._learn(base=False)
+
+    def _learn(self, base: bool) -> None:
+        """Train either W or the newest adapters; the newest head is trained with both."""
+        self.base_learns = base
+        self.model.blocks.requires_grad_(base)
+        for layer in self.adapted.values():
+            layer.lora_A[-1].requires_grad_(not base)
+            layer.lora_B[-1].requires_grad_(not base)
+        self.train(self.training)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the blocks once W is frozen."""
+        return () if self.base_learns else (self.model.blocks,)
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of W with the task's adapters, and of its head (of W alone while W is trained)."""
+        with self.active_adapter(None if self.base_learns else task):
+            features = self.model.features(x)
+        logits: Tensor = self.heads[task](features)
+        return logits
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] of W without adapters."""
+        return self.model.features(x)
+
+    @contextmanager
+    def active_adapter(self, task: int | None) -> Iterator[None]:
+        """Make the adapters of a task (None: none) active within the block; outside of it none ever is."""
+        try:
+            for layer in self.adapted.values():
+                layer.active_adapter = task
+            yield
+        finally:
+            for layer in self.adapted.values():
+                layer.active_adapter = None

@@ -1,0 +1,25 @@
+"""`pnn`: progressive neural networks, a new column per task with lateral adapters from all earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.pertask_options import InferOptions
+
+
+class PNNOptions(InferOptions):
+    """Options of `pnn`."""
+
+    reduction: int = Field(1, ge=1, description="lateral adapters reduce earlier columns to the width of one column's "
+                           "layer divided by this (1: the paper's); at least one unit")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("pnn", "clbench_pnn.strategy:PNN",
+                         "a new column per task, old ones frozen, nonlinear lateral adapters from all of them",
+                         PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671"),)

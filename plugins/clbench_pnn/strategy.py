@@ -1,0 +1,115 @@
+"""Progressive neural networks (Rusu et al. 2016, arXiv 1606.04671), on any model of plain dense and convolution blocks.
+
+From the second block through the head, column k computes
+h_i^(k) = act_i(body_i(h_{i-1}^(k)) + U relu(V [a_j h_{i-1}^(j)]_{j<k})), with one scalar a_j per earlier column.
+
+Avalanche's `PNN` differs: multilayer perceptrons only, its classifier has no lateral connection (the paper's output
+layer has), V reduces to the layer's own width n_i (the paper's V: n_{i-1}), U has a bias, the scalars are drawn from
+N(0, 1) (the paper: small random values), and all columns have the weights of torch's initialiser, while here the first
+column starts from the weights that all methods start from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench.errors import SpecError
+from clbench.pertask import PerTaskStrategy
+from clbench_pnn import PNNOptions
+from clbench_pnn.lateral import Join, Lateral, joins
+
+
+class Column(nn.Module):
+    """A later column: blocks of its own, and a lateral for each block from the second on and for the head (the last).
+
+    Args:
+        blocks: those of the first column, copied and initialised anew.
+        found: where laterals join.
+        classes: number of outputs of the task's head.
+        earlier: number of earlier columns.
+        reduction: see `Lateral`.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, found: list[Join], classes: int, earlier: int, reduction: int) -> None:
+        """Draw everything anew."""
+        super().__init__()
+        self.blocks = copy.deepcopy(blocks).requires_grad_(True)
+        for module in self.blocks.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        outs = [join.layer.weight.shape[0] for join in found[:-1]] + [classes]
+        self.laterals = nn.ModuleList(Lateral(join, out, earlier, reduction)
+                                      for join, out in zip(found, outs, strict=True))
+
+
+class PNN(PerTaskStrategy):
+    """The model's own blocks are column 0; `columns` holds the later ones, `heads` the head of each column."""
+
+    roles = (("model.blocks.*", "columns"), ("columns.*", "columns"), *PerTaskStrategy.roles)
+    options: PNNOptions
+
+    def __init__(self, model: Network, world: World, options: PNNOptions | None = None) -> None:
+        """Find where laterals join; SpecError where the model has no such place."""
+        super().__init__(model, world, options if options is not None else PNNOptions())
+        joins(model)
+        for name, module in model.blocks.named_modules():
+            if list(module.parameters(recurse=False)) and not hasattr(module, "reset_parameters"):
+                raise SpecError(f"pnn: blocks.{name} ({type(module).__name__}) has no reset_parameters to initialise a "
+                                "new column with; choose another model")
+        self.columns = nn.ModuleList()
+
+    def before_task(self, task: Task) -> None:
+        """Freeze the earlier columns and add the task's; the first is the model itself."""
+        super().before_task(task)
+        if task.index == 0:
+            self.model.blocks.requires_grad_(True)
+        else:
+            self.columns.append(Column(self.model.blocks, joins(self.model), len(task.classes), task.index,
+                                       self.options.reduction))
+        self.train(self.training)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the columns before the newest."""
+        return [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the task's column, which reads all earlier ones."""
+        return self._answer(self._features(x, task + 1), task)
+
+    def learned_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [learned tasks, N, C] of all columns, each computed once."""
+        features = self._features(x, self.learned)
+        return torch.stack([self._answer(features, task) for task in range(self.learned)])
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] of the first column."""
+        return self.model.features(x)
+
+    def _features(self, x: Tensor, count: int) -> list[Tensor]:
+        """Return the outputs of the last block in the first `count` columns."""
+        columns = [self.model.blocks, *(column.get_submodule("blocks") for column in self.columns[:count - 1])]
+        hidden = [x] * count
+        for i, blocks in enumerate(zip(*columns, strict=True)):
+            before = [block.body(h) for block, h in zip(blocks, hidden, strict=True)]
+            if i > 0:
+                before[1:] = [out + self._lateral(k, i - 1, hidden) for k, out in enumerate(before) if k > 0]
+            hidden = [block.activation(out) for block, out in zip(blocks, before, strict=True)]
+        return hidden
+
+    def _answer(self, features: list[Tensor], task: int) -> Tensor:
+        """Return the logits [N, C] of a task's head on the features of the columns up to the task's own."""
+        lateral = self._lateral(task, -1, features) if task > 0 else None
+        logits: Tensor = self.heads[task](features[task], lateral)
+        return logits
+
+    def _lateral(self, column: int, place: int, hidden: list[Tensor]) -> Tensor:
+        """Return what the columns before `column` add at a place, from their outputs before it."""
+        laterals = self.columns[column - 1].get_submodule("laterals")
+        assert isinstance(laterals, nn.ModuleList)
+        added: Tensor = laterals[place](hidden[:column])
+        return added

@@ -1,0 +1,25 @@
+"""`shared-private`: an encoder shared by all tasks and frozen after the first, a private head for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.pertask_options import BaseOptions
+
+
+class SharedPrivateOptions(BaseOptions):
+    """Options of `shared-private`."""
+
+    private_width: int | None = Field(None, ge=1, description="units of a private hidden ReLU layer before each head; "
+                                      "none means no such layer")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("shared-private", "clbench_shared_private.strategy:SharedPrivate",
+                         "shared encoder, frozen after the first task; per task a private head (and hidden layer)",
+                         SharedPrivateOptions, paper="compare Ebrahimi et al. 2020, arXiv 2003.09553 (ACL)"),)

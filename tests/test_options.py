@@ -1,0 +1,64 @@
+import pytest
+from pydantic import Field
+
+from clbench.errors import SpecError
+from clbench.options import Options, document, format_value, label, parse_named, parse_value, validate
+
+
+class Sample(Options):
+    rank: int = Field(4, ge=1, description="columns of A")
+    alpha: float | None = Field(None, gt=0, description="scale")
+    layers: str = "all"
+    flag: bool = False
+
+
+@pytest.mark.parametrize(("text", "name", "options"), [
+    ("lora", "lora", {}),
+    ("lora:rank=4:alpha=8.0", "lora", {"rank": 4, "alpha": 8.0}),
+    ("package.module:function", "package.module:function", {}),
+    ("torchvision:resnet18:width=2", "torchvision:resnet18", {"width": 2}),
+    ("x:layers=blocks.0", "x", {"layers": "blocks.0"}),
+])
+def test_names_are_parsed(text, name, options):
+    assert parse_named(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["", "a:", ":rank=1", "a:rank=1:oops"])
+def test_malformed_names_are_refused(text):
+    with pytest.raises(SpecError):
+        parse_named(text)
+
+
+@pytest.mark.parametrize("value", [1, 2.5, 1e5, 1e-3, 1e-10, 1.2345678, 0.1, 250.0, True, False, "entropy"])
+def test_values_survive_writing_and_reading(value):
+    assert parse_value(format_value(value)) == value
+
+
+def test_types_are_coerced_and_checked():
+    assert validate(Sample, {"rank": "8", "alpha": "none", "layers": 3}, "lora", "x") == Sample(rank=8, layers="3")
+
+
+def test_every_mistake_is_named_with_its_place():
+    with pytest.raises(SpecError) as caught:
+        validate(Sample, {"rank": 0, "ranck": 1}, "lora", "clbench methods")
+    lines = str(caught.value).splitlines()
+    assert lines == ["lora.rank: should be greater than or equal to 1, got 0",
+                     "lora: no option 'ranck'; did you mean 'rank'? (clbench methods lists all)"]
+
+
+def test_a_boolean_is_no_number():
+    with pytest.raises(SpecError, match="expected a number, got true"):
+        validate(Sample, {"rank": True}, "lora", "x")
+
+
+def test_labels_show_what_differs_from_the_defaults():
+    assert label("lora", Sample()) == "lora"
+    assert label("lora", Sample(rank=8, alpha=1e5)) == "lora:rank=8:alpha=1e5"
+
+
+def test_documentation_has_type_bounds_default_and_meaning():
+    docs = {d.name: d for d in document(Sample)}
+    assert docs["rank"].type == "int >= 1"
+    assert docs["rank"].default == 4
+    assert docs["rank"].meaning == "columns of A"
+    assert docs["alpha"].type == "float | none > 0"

@@ -1,0 +1,68 @@
+import pytest
+
+from clbench.errors import SpecError
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.spec import build
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return discover()
+
+
+def planned(registry, **values):
+    return plan(build(values), registry)
+
+
+def test_every_combination_is_a_trial_with_a_key_of_its_own(registry):
+    trials = planned(registry, methods="naive,ewc,ewc:strength=10.0", seeds=2, scenario="task,class")
+    assert len(trials) == 3 * 2 * 2
+    assert len({p.trial.key for p in trials}) == len(trials)
+    assert [p.label for p in trials[:3]] == ["naive", "ewc", "ewc:strength=10"]
+    assert [p.reference for p in trials[:3]] == [True, False, False]
+
+
+def test_the_key_does_not_depend_on_how_the_options_were_written(registry):
+    one = planned(registry, methods=["lora:rank=4"], seeds=1)[0].trial
+    two = planned(registry, methods=[{"name": "lora", "options": {}, "label": "mine"}], seeds=1)[0].trial
+    assert one.key == two.key
+    assert one.key != planned(registry, methods="lora:rank=8", seeds=1)[0].trial.key
+    assert one.key != planned(registry, methods="lora", seeds=1, recipe={"lr": 0.1})[0].trial.key
+
+
+def test_the_default_scenario_is_the_benchmarks_own(registry):
+    assert planned(registry, methods="naive")[0].trial.scenario == "task"
+    assert planned(registry, methods="naive", benchmark="rotated-mnist")[0].trial.scenario == "domain"
+
+
+def test_all_mistakes_are_listed(registry):
+    with pytest.raises(SpecError) as caught:
+        planned(registry, methods="loraa,ewc:strenght=3", benchmark="split-mnst", model="mpl")
+    assert str(caught.value).splitlines() == [
+        "no benchmark 'split-mnst'; did you mean 'split-mnist' or 'split-mnist-5k' or 'split-fashion-mnist'? "
+        "(clbench benchmarks lists all)",
+        "no model 'mpl'; did you mean 'mlp'? (clbench models lists all)",
+        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)",
+        "ewc: no option 'strenght'; did you mean 'strength'? (clbench methods lists all)",
+    ]
+
+
+def test_a_scenario_that_the_benchmark_has_not(registry):
+    with pytest.raises(SpecError, match="'rotated-mnist' has no scenario 'class', only domain, task"):
+        planned(registry, methods="naive", benchmark="rotated-mnist", scenario="class")
+
+
+def test_two_rows_of_one_name_are_refused(registry):
+    with pytest.raises(SpecError, match="two methods have the label 'lora'"):
+        planned(registry, methods="lora,lora:rank=4")
+
+
+def test_weights_count_by_their_content(registry, tmp_path):
+    keys = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        keys.append(planned(registry, methods="naive", weights=str(tmp_path / name))[0].trial.key)
+    assert keys[0] == keys[1] != keys[2]
+    with pytest.raises(SpecError, match="cannot read weights"):
+        planned(registry, methods="naive", weights=str(tmp_path / "none"))

@@ -1,0 +1,74 @@
+import types
+
+import pytest
+
+from clbench.errors import PluginError, SpecError, unknown
+from clbench.hookspecs import StrategyInfo, hookimpl
+from clbench.plugins import discover, resolve
+
+
+def plugin(name, strategies):
+    module = types.ModuleType(name)
+
+    @hookimpl
+    def clbench_strategies():
+        return strategies()
+
+    module.clbench_strategies = clbench_strategies
+    return module
+
+
+def test_our_own_plugins_are_found_with_their_origin():
+    registry = discover()
+    assert {"naive", "joint", "ewc", "er", "lora", "pnn", "shared-private"} <= registry.strategies.keys()
+    assert not registry.broken
+    assert registry.origins["method", "lora"].distribution == "clbench"
+    assert all(callable(resolve(info.strategy, name)) for name, info in registry.strategies.items())
+
+
+def test_a_plugin_may_be_given_by_hand():
+    registry = discover([plugin("mine", lambda: [StrategyInfo("mine", "clbench.strategy:Strategy", "mine")])])
+    assert registry.strategy("mine").summary == "mine"
+
+
+def test_a_broken_plugin_is_shown_and_stops_only_who_asks_for_it():
+    def explode():
+        raise RuntimeError("boom")
+
+    registry = discover([plugin("clbench_bad", explode)])
+    assert registry.broken == {"clbench_bad": "RuntimeError: boom"}
+    assert registry.strategy("lora")
+    with pytest.raises(SpecError, match="'bad': its plugin 'clbench_bad' is broken: RuntimeError: boom"):
+        registry.strategy("bad")
+
+
+@pytest.mark.parametrize(("returned", "error"), [
+    (["lora"], "expected StrategyInfo"),
+    ([StrategyInfo("lora", "x:y", "a second lora")], "already brought by clbench_lora"),
+])
+def test_a_plugin_that_returns_something_else_is_broken(returned, error):
+    registry = discover([plugin("odd", lambda: returned)])
+    assert error in registry.broken["odd"]
+    assert registry.strategy("lora").strategy == "clbench_lora.strategy:LoRA"
+
+
+def test_a_misspelt_hook_is_caught():
+    module = types.ModuleType("misspelt")
+
+    @hookimpl
+    def clbench_strategy():
+        return []
+
+    module.clbench_strategy = clbench_strategy
+    assert "clbench_strategy" in discover([module]).broken["misspelt"]
+
+
+def test_a_declaration_that_names_nothing():
+    with pytest.raises(PluginError, match="cannot load clbench.strategy:Nothing"):
+        resolve("clbench.strategy:Nothing", "method 'x'")
+
+
+def test_unknown_names_get_near_ones():
+    assert unknown("method", "loraa", ["lora", "ewc"], "clbench methods") == (
+        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)")
+    assert unknown("method", "zzz", ["lora"], "clbench methods") == "no method 'zzz' (clbench methods lists all)"

@@ -1,0 +1,67 @@
+import pytest
+
+from clbench.errors import SpecError
+from clbench.spec import build, load
+
+
+def mistakes(values):
+    with pytest.raises(SpecError) as caught:
+        build(values, "x.toml")
+    return str(caught.value).splitlines()
+
+
+def test_defaults_are_the_offline_benchmark_and_three_seeds():
+    spec = build({"methods": "lora,ewc"})
+    assert spec.benchmark.name == "split-mnist-5k"
+    assert spec.seeds == (0, 1, 2)
+    assert [m.name for m in spec.methods] == ["lora", "ewc"]
+    assert spec.recipe.epochs and spec.recipe.iterations is None
+
+
+def test_all_mistakes_are_listed_with_their_place():
+    lines = mistakes({"methods": "lora", "scenario": "tsk", "seeds": "0,x", "recipe": {"lr": -1, "lrr": 3}, "oops": 1})
+    assert lines == [
+        "x.toml: scenario.0: should be 'task', 'class' or 'domain', got 'tsk'",
+        "x.toml: recipe.lr: should be greater than 0, got -1",
+        "x.toml: recipe.lrr: no key 'lrr'; did you mean 'lr'? (docs/tour.md lists all)",
+        "x.toml: seeds: expected a number of seeds or a list such as 0,1,2, got '0,x'",
+        "x.toml: oops: no key 'oops' (docs/tour.md lists all)",
+    ]
+
+
+@pytest.mark.parametrize(("given", "seeds"), [(2, (0, 1)), ("2", (0, 1)), ("4,7", (4, 7)), ([5], (5,))])
+def test_seeds_are_a_number_or_a_list(given, seeds):
+    assert build({"methods": "lora", "seeds": given}).seeds == seeds
+
+
+@pytest.mark.parametrize("seeds", [0, "0", [], [1, 1], [-1], "x", 2.5])
+def test_bad_seeds_are_refused(seeds):
+    assert mistakes({"methods": "lora", "seeds": seeds})
+
+
+def test_one_budget():
+    assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
+    assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
+
+
+def test_methods_are_needed():
+    assert mistakes({}) == ['x.toml: methods: is needed, e.g. methods = ["lora", "ewc"]']
+    assert mistakes({"methods": []})
+
+
+def test_a_method_may_stand_twice_with_other_options():
+    spec = build({"methods": ["lora", {"name": "lora", "options": {"rank": 8}, "label": "wide"}]})
+    assert [m.label for m in spec.methods] == [None, "wide"]
+    assert spec.methods[1].options == {"rank": 8}
+
+
+def test_a_file_that_is_no_toml_or_not_there(tmp_path):
+    with pytest.raises(SpecError, match="no experiment file"):
+        load(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("methods = [")
+    with pytest.raises(SpecError, match="is not TOML"):
+        load(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(SpecError, match="cannot read"):
+        load(bad)
