@@ -34,7 +34,9 @@ class Rehearsal(Strategy):
     memory_full [C] marks the classes that have been the largest (for `class` only).
     """
 
-    roles: tuple[tuple[str, str], ...] = (("memory_*", "replay"),)
+    # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
+    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"),
+                                          ("memory_*", "replay"))
     memory_x: Tensor
     memory_y: Tensor
     memory_tasks: Tensor
@@ -140,8 +142,8 @@ def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], fu
         int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
     """
     slots: list[list[int]] = [[] for _ in full]
-    for slot, label in enumerate(held):
-        slots[label].append(slot)
+    for index, label in enumerate(held):
+        slots[label].append(index)
     source, used, seen = dict[int, int](), len(held), list(seen)
     for i, (label, (accept, pick)) in enumerate(zip(labels, draws.tolist(), strict=True)):
         seen[label] += 1
@@ -163,4 +165,4 @@ def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], fu
             largest = max(map(len, slots))
             for c, members in enumerate(slots):
                 full[c] = full[c] or len(members) == largest
-    return torch.tensor([source.get(slot, -1) for slot in range(used)])
+    return torch.tensor([source.get(index, -1) for index in range(used)])

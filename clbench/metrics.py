@@ -22,7 +22,7 @@ Matrix = Sequence[Sequence[float]]
 def acc(R: Matrix) -> float:
     """Return the final average accuracy, ACC = 1/T sum_j a(T, j).
 
-    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), equation 2.
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     return fmean(_checked(R)[-1])
 
@@ -50,7 +50,7 @@ def forgetting_per_task(R: Matrix) -> list[float]:
 def forgetting(R: Matrix) -> float | None:
     """Return the mean forgetting F = 1/(T - 1) sum_{j < T} f(j), see `forgetting_per_task`; None for one task.
 
-    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), section 3.
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
     return _mean(forgetting_per_task(R))
 
@@ -58,7 +58,7 @@ def forgetting(R: Matrix) -> float | None:
 def bwt(R: Matrix) -> float | None:
     """Return the backward transfer, BWT = 1/(T - 1) sum_{j < T} (a(T, j) - a(j, j)); None for one task.
 
-    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), equation 3.
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
     return _mean([rows[-1][j] - rows[j + 1][j] for j in range(len(rows) - 2)])
@@ -69,7 +69,7 @@ def fwt(R: Matrix) -> float | None:
 
     b(j) is the accuracy on task j of the untrained model, row 0 of R.
 
-    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), equation 4.
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
     return _mean([rows[j][j] - rows[0][j] for j in range(1, len(rows) - 1)])
@@ -78,7 +78,7 @@ def fwt(R: Matrix) -> float | None:
 def learning_accuracy(R: Matrix) -> float:
     """Return the mean accuracy on each task just after training on it, LA = 1/T sum_j a(j, j).
 
-    Source: Riemer et al. 2019 (MER, arXiv 1810.11910), section 4.
+    Source: Riemer et al. 2019 (MER, arXiv 1810.11910).
     """
     return fmean(_diagonal(R))
 
@@ -90,7 +90,7 @@ def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
         R: the method's matrix.
         joint: the matrix a* of joint training with the same seed in the same setting.
 
-    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 4.
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
     ours, reference = _diagonal(R), _diagonal(joint)
     if len(ours) != len(reference):
@@ -102,7 +102,7 @@ def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
 def intransigence(R: Matrix, joint: Matrix) -> float:
     """Return the mean of `intransigence_per_task` over all tasks; lower is better, negative beats joint training.
 
-    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 4, which gives it for one task.
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), who give it for one task.
     """
     return fmean(intransigence_per_task(R, joint))
 

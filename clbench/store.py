@@ -124,9 +124,10 @@ class Store:
             raise StoreError(f"cannot read {self.records}: {error.strerror}") from None
 
     def _error(self, error: OSError) -> StoreError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
             return StoreError(f"no space left for {self.records}: free some and run the same command again")
-        return StoreError(f"cannot write to {self.records}: {error.strerror or error}; choose another folder with --out")
+        why = error.strerror or error
+        return StoreError(f"cannot write to {self.records}: {why}; choose another folder with --out")
 
 
 def load(path: Path) -> Record | Problem:

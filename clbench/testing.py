@@ -26,8 +26,8 @@ from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.errors import ClbenchError
 from clbench.evaluation import evaluate
 from clbench.hookspecs import StrategyInfo
-from clbench.models.basic import mlp
-from clbench.models.options import MLPOptions
+from clbench.models.basic import cnn, mlp
+from clbench.models.options import CNNOptions, MLPOptions
 from clbench.plugins import discover, resolve
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Samples, Scenario, Strategy, Task, World
@@ -35,7 +35,7 @@ from clbench.training import Trainer
 from clbench.trial import activate
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
-RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
 
 
 class NonConforming(AssertionError):
@@ -57,7 +57,9 @@ class Bench:
         activate(self.strategy, self.stream, index)
         with seeds.scope(0, "strategy", index):
             self.strategy.before_task(task)
-            Trainer([self.strategy], RECIPE, [0]).fit([task])
+            trained = Trainer([self.strategy], RECIPE, [0]).fit([task])[0]
+            if trained.diverged is not None:
+                raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
             self.strategy.after_task(task)
         return task
 
@@ -86,18 +88,20 @@ def tiny_stream(scenario: Scenario) -> Stream:
     return Stream(tasks, CLASSES_PER_TASK * (1 if shared else TASKS), (1, 8, 8), Prepare(), "tiny", ())
 
 
-def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0) -> Bench:
+def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
+          model: str = "mlp") -> Bench:
     """Return a strategy, untrained, on the tiny stream."""
     stream = tiny_stream(scenario)
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        model = mlp(MLPOptions(width=12), stream.input_shape, stream.classes)
+        network = (mlp(MLPOptions(width=12), stream.input_shape, stream.classes) if model == "mlp"
+                   else cnn(CNNOptions(channels=4), stream.input_shape, stream.classes))
     world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):
-        strategy = cls(model, world, opt.validate(info.options, options, info.name, "clbench methods"))
+        strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
     return Bench(strategy, stream, scenario)
 
 

@@ -179,12 +179,12 @@ def test_softmax_regression_in_closed_form(layerwise):
     strategy = make(Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(9, CLASSES)), (1, 3, 3))
     samples = data(6, (1, 3, 3))
     got = diagonal_fisher(strategy, samples, 0, generator=gen(), layerwise=layerwise)
-    x = samples.x.flatten(1)
-    p = torch.softmax(strategy.mask(strategy(samples.x), samples.tasks), 1).detach()
+    x = strategy.world.prepare(samples.x).double()
+    p = torch.softmax(strategy.mask(strategy(x), samples.tasks), 1).detach()
     # d log p_c / d W_ij = (delta_ic - p_i) x_j, so sum_c p_c (delta_ic - p_i)^2 = p_i (1 - p_i)
     variance = p * (1 - p)
     torch.testing.assert_close(got["model.head.bias"], variance.mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(got["model.head.weight"], variance.T @ x.square() / 6, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got["model.head.weight"], variance.T @ x.flatten(1).square() / 6, rtol=1e-12, atol=0)
 
 
 def test_sampled_draws_active_labels_from_the_model():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clbench.options import Options
+
+CLASSES = 10  # of every data set here
 
 
 class ImageOptions(Options):
@@ -19,9 +21,17 @@ class ImageOptions(Options):
 class SplitOptions(ImageOptions):
     """Options of the benchmarks that split a data set by class."""
 
-    tasks: int = Field(5, ge=1, description="number of tasks; divides the number of classes")
+    tasks: int = Field(5, ge=1, description="number of tasks: 1, 2, 5 or 10")
     class_order: Literal["natural", "seed"] = Field(
         "natural", description="0, 1, 2, ... as published, or shuffled by the trial's seed")
+
+    @field_validator("tasks")
+    @classmethod
+    def _divides(cls, tasks: int) -> int:
+        """Refuse tasks of unequal size."""
+        if CLASSES % tasks:
+            raise ValueError(f"should divide the {CLASSES} classes: 1, 2, 5 or 10, got {tasks}")
+        return tasks
 
 
 class PermutedOptions(ImageOptions):

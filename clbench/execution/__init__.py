@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clbench.errors import ClbenchError, DataError
 from clbench.plan import Planned
 from clbench.records import Record
 
@@ -18,7 +20,8 @@ class How:
     command: str  # kept in the records
     workers: int  # processes; 0 runs in this one
     threads: int | None  # of torch, in each worker; None leaves torch's own choice (in this process only)
-    shrink: bool = True  # whether one worker is enough where `auto` turns out to be an accelerator
+    shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
+    plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
 
 
 class Listener:
@@ -40,9 +43,40 @@ class Listener:
         """Hear that a trial is over, well or not."""
 
 
-def representatives(todo: list[Planned]) -> list[Planned]:
-    """Return the first trial of every setting and method: what is prepared before any trial starts."""
-    first: dict[tuple[object, ...], Planned] = {}
-    for planned in todo:
-        first.setdefault((planned.trial.setting, str(planned.trial.method)), planned)
-    return list(first.values())
+class Checks:
+    """What is to be found out before any trial starts: that each method can be built on each setting's stream."""
+
+    def __init__(self, todo: Sequence[Planned], listener: Listener) -> None:
+        """Take the first trial of every setting and method."""
+        first: dict[tuple[object, ...], Planned] = {}
+        for planned in todo:
+            first.setdefault((planned.trial.setting, str(planned.trial.method)), planned)
+        self.left = list(first.values())
+        self.listener = listener
+        self.problems: dict[str, ClbenchError] = {}
+        self.notes: set[str] = set()
+
+    def next(self) -> Planned | None:
+        """Return the trial to prepare now; None when all are.
+
+        Raises:
+            ClbenchError: all have been looked at and some cannot run; a line for each mistake.
+        """
+        if self.left:
+            return self.left.pop(0)
+        if self.problems:
+            raise type(next(iter(self.problems.values())))("\n".join(self.problems))
+        return None
+
+    def passed(self, notes: Sequence[str]) -> None:
+        """Hear that a trial can run; what there is to note is passed on once."""
+        for note in notes:
+            if note not in self.notes:
+                self.notes.add(note)
+                self.listener.note(note)
+
+    def refused(self, planned: Planned, error: ClbenchError) -> None:
+        """Hear that a trial cannot run. Without its stream, neither can the others of its setting."""
+        self.problems[str(error)] = error
+        if isinstance(error, DataError):
+            self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]

@@ -100,5 +100,6 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
 def failed(planned: Planned, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
     """Return the record of a trial that ended before it could leave one itself."""
-    return Record(schema=1, key=planned.trial.key, label=planned.label, reference=planned.reference, status="failed",
-                  trial=planned.trial, failure=failure, provenance=provenance.model_copy(update={"started": started}))
+    return Record.model_validate({
+        "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
+        "trial": planned.trial, "failure": failure, "provenance": provenance.model_copy(update={"started": started})})

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clbench.errors import ClbenchError
-from clbench.execution.protocol import REQUESTS, Finished, Prepare, Prepared, Ready, Refused, Run, Running, Start, failed
+from clbench.execution import protocol
+from clbench.execution.protocol import Finished, Message, Prepare, Prepared, Ready, Refused, Run, Running, Start
 from clbench.plan import Planned
 from clbench.records import Failure
 
-Send = Callable[[Ready | Prepared | Refused | Running | Finished], None]
+Send = Callable[[Message], None]
 
 
 class Worker:
@@ -35,6 +36,8 @@ class Worker:
 
         if start.threads is not None:
             torch.set_num_threads(start.threads)
+        # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = Runner(Path(start.data_dir), start.device, start.command)
         self.provenance = provenance.collect("", self.runner.device, start.command)
@@ -57,10 +60,11 @@ class Worker:
             record = self.runner.run(planned, lambda p: self.send(
                 Running(key=p.key, task=p.task, tasks=p.tasks, accuracy=p.accuracy)))
         except Exception as error:
-            origin = self.runner.registry.origins.get(("method", planned.trial.method.name))
+            plugin = str(self.runner.registry.origins["method", planned.trial.method.name])
+            origin = self.provenance.model_copy(update={"plugin": plugin})
             facts = Failure(type=type(error).__name__, message=str(error),
                             traceback="" if isinstance(error, ClbenchError) else traceback.format_exc())
-            record = failed(planned, self.provenance.model_copy(update={"plugin": str(origin or "")}), started, facts)
+            record = protocol.failed(planned, origin, started, facts)
         self.send(Finished(record=record))
 
 
@@ -78,19 +82,19 @@ def main() -> None:
             inbox.put(line)
         os._exit(0)  # the leader has gone: a trial that is running has nobody left to report to
 
-    def send(message: Ready | Prepared | Refused | Running | Finished) -> None:
+    def send(message: Message) -> None:
         answers.write(message.line())
         answers.flush()
 
     threading.Thread(target=listen, daemon=True).start()
-    start = REQUESTS.validate_json(inbox.get())
+    start = protocol.REQUESTS.validate_json(inbox.get())
     try:
         worker = Worker(start, send)
     except ClbenchError as error:
         send(Refused(kind=type(error).__name__, message=str(error)))
         sys.exit(2)
     while True:
-        request = REQUESTS.validate_json(inbox.get())
+        request = protocol.REQUESTS.validate_json(inbox.get())
         if isinstance(request, Prepare):
             worker.prepare(request.planned)
         elif isinstance(request, Run):

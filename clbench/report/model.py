@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["percent", "count", "bytes", "seconds", "text"]
-_UNIT_SUFFIX = {"percent": " (%)", "seconds": " (s)"}
+Unit = Literal["percent", "points", "count", "bytes", "seconds", "text"]
+_UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
 
 
 @dataclass(frozen=True)

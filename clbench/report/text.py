@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clbench.report.model import Unit
 
-NONE = "–"  # noqa: RUF001 - the dash that tables use for "no value"
+NONE = "\N{EN DASH}"  # what a table shows where there is no value
 
 
 def clean(text: object) -> str:
@@ -19,13 +19,13 @@ def number(value: float, unit: Unit) -> str:
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
     """
-    if unit == "percent":
+    if unit in ("percent", "points"):
         return _fixed(100 * value, 2)
     if unit == "count":
         return f"{value:,.0f}"
     if unit == "bytes":
         factor, name = _prefix(value)
-        return f"{_short(value / factor)} {name}"
+        return f"{_short(value / factor) if factor > 1 else f'{value:,.0f}'} {name}"
     return _short(value)
 
 
@@ -56,7 +56,7 @@ def runs(values: list[int]) -> str:
         else:
             parts.append((value, task, task))
     if len(parts) > 6:
-        return f"{values[0]:,} in task 1 up to {max(values):,}, {values[-1]:,} in task {len(values)}"
+        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}, {max(values):,} at most"
     return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in parts)
 
 

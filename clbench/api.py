@@ -1,0 +1,89 @@
+"""`clbench.run`: the command `clbench run` as a function."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from clbench import experiment, overrides
+from clbench.errors import SpecError, unknown
+from clbench.execution import Listener
+from clbench.plugins import discover
+from clbench.records import Record
+from clbench.spec import Recipe, Spec, build, load
+
+KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
+
+
+def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
+        data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
+        set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False, **settings: Any) -> list[Record]:
+    """Run an experiment, keep its records and report in a folder, and return the records.
+
+    >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
+    >>> records = clbench.run("benchmarks/split_mnist.toml", workers=0)  # doctest: +SKIP
+
+    Args:
+        spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
+        out: the run folder; None for `runs/<name of the file or the benchmark>`.
+        data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        workers: processes; 0 runs in this one, None chooses.
+        threads: torch threads per worker; None shares the cores out.
+        set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`.
+        progress: whether to show progress on standard error, as the command does.
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
+            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state.
+
+    Returns:
+        The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.
+
+    Raises:
+        ClbenchError: the experiment cannot be run as written; nothing has been run or written then.
+    """
+    source = Path(spec) if isinstance(spec, str | os.PathLike) else None
+    problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
+    if problems:
+        raise SpecError("\n".join(problems))
+    options = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else list(set)
+    found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
+    folder = Path(out) if out is not None else experiment.default_out(found, source)
+    ready = experiment.prepare(found, discover(), folder)
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "set": options or None, **settings})
+    for problem in ready.problems:
+        warnings.warn(str(problem), stacklevel=2)
+    with _display(ready) if progress else nullcontext(Listener()) as listener:
+        records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads,
+                                       data_dir=Path(data) if data is not None else None)
+    experiment.write_report(ready)
+    return records
+
+
+def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
+    from rich.console import Console
+
+    from clbench.progress import display
+
+    return display(Console(stderr=True, highlight=False), ready.missing)
+
+
+def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any], options: Iterable[str]) -> Spec:
+    """Return the experiment of a file (or of `values`) with what was given in its place.
+
+    Raises:
+        SpecError: it is not a valid experiment; every mistake is a line.
+    """
+    if source:
+        values = load(source)
+    spec = build(overrides.merge(values, given), str(source) if source else "")
+    return overrides.set_options(spec, options)
+
+
+def called(spec: Any, arguments: Mapping[str, Any]) -> str:
+    """Write a call of `run` as it may have stood in the user's code, for the records."""
+    first = [] if spec is None else [repr(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)]
+    given = [f"{k}={v!r}" for k, v in arguments.items() if v is not None]
+    return f"clbench.run({', '.join([*first, *given])})"

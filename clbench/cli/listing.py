@@ -1,0 +1,72 @@
+"""What the list commands share: everything that is installed of one kind, as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from clbench.plugins import Registry
+
+COLUMNS = ("option", "type", "default", "meaning")
+
+
+def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], text: str) -> click.Command:
+    """Return a command that lists `Registry.<attribute>`, each thing with its fields `extra` and its options."""
+
+    def run(names: tuple[str, ...], as_json: bool) -> None:
+        from clbench.errors import SpecError, unknown
+        from clbench.plugins import discover
+
+        registry = discover()
+        known: Mapping[str, Any] = getattr(registry, attribute)
+        if missing := [n for n in names if n not in known]:
+            raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
+        things = [describe(registry, kind, known[n], extra) for n in names or sorted(known)]
+        if as_json:
+            click.echo(json.dumps({name: things, "broken": registry.broken}, indent=2))
+            return
+        click.echo("\n\n".join(show(thing, extra) for thing in things))
+        for plugin, error in registry.broken.items():
+            click.echo(f"\n{plugin}  BROKEN: {error}")
+
+    return click.command(name, help=text, short_help=f"List the installed {name} and their options.")(_options(run))
+
+
+def _options(run: Callable[..., None]) -> Callable[..., None]:
+    run = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")(run)
+    return click.argument("names", nargs=-1, metavar="[NAME]...")(run)
+
+
+def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:
+    """Return what there is to know of one thing as plain values."""
+    from clbench.options import as_json, document
+
+    origin = registry.origins[kind, info.name]
+    more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
+    return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
+            "version": origin.version, "plugin": origin.plugin, **more, "options": as_json(document(info.options))}
+
+
+def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
+    """Return what there is to know of one thing as text."""
+    from tabulate import tabulate
+
+    from clbench.options import format_value
+
+    origin = f"{thing['distribution']} {thing['version']}".strip()
+    lines = [f"{thing['name']}  ({origin})", f"  {thing['summary']}"]
+    for key in extra:
+        value = thing[key]
+        if value is True:
+            lines.append(f"  {key}")
+        elif value:
+            lines.append(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+    rows = [[o["name"], o["type"], format_value(o["default"]), o["meaning"]] for o in thing["options"]]
+    if rows:
+        lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))
+    return "\n".join(lines)

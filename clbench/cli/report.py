@@ -1,0 +1,35 @@
+"""`clbench report`: render a run folder again from its records, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report", short_help="Render a report again from its records.")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md]")
+def command(directory: Path, formats: tuple[str, ...]) -> None:
+    """Render the report of a run folder again, from its records alone."""
+    from rich.console import Console
+
+    from clbench import report
+    from clbench.errors import StoreError
+    from clbench.experiment import by_method
+    from clbench.plugins import discover
+    from clbench.report.terminal import show
+    from clbench.store import Store
+
+    registry = discover()
+    wanted = [registry.report_format(name) for name in formats or ("md",)]
+    records, problems = Store(directory).read()
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
+    if not records:
+        raise StoreError(f"no records in {directory / 'records'}; clbench run --out {directory} makes some")
+    whole = report.build(by_method(records))
+    paths = [report.write(whole, directory, info) for info in wanted]
+    show(whole, Console())
+    for path in paths:
+        click.echo(f"report: {path}")

@@ -1,0 +1,128 @@
+"""`clbench run`: run an experiment, show its table, keep its records."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from clbench.experiment import Experiment
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command("run", short_help="Run an experiment and compare its methods.")
+@click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
+@click.option("--methods", metavar="LIST", help="Methods, as in lora:rank=4,ewc. With a file, a bare name picks the "
+              "file's methods of that name or label.")
+@click.option("--benchmark", metavar="NAME", help="A benchmark (clbench benchmarks), or package.module:function "
+              "returning an Avalanche benchmark.  [default: split-mnist-5k]")
+@click.option("--scenario", metavar="LIST", help="What the test gives away: task, class, domain.  "
+              "[default: the benchmark's first]")
+@click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")
+@click.option("--weights", metavar="FILE", help="Start the model from these weights (safetensors).")
+@click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]")
+@click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs.")
+@click.option("--batch-size", type=int, help="New samples per step.  [default: 128]")
+@click.option("--optimizer", metavar="adam|sgd", help="The optimiser.  [default: adam]")
+@click.option("--lr", type=float, help="Learning rate.  [default: 0.001]")
+@click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]")
+@click.option("--weight-decay", type=float, help="L2 penalty added to the gradient.  [default: 0]")
+@click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]")
+@click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new task "
+              "begins.  [default: reset]")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
+@click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
+              help="An option of every method of that name or label; repeatable.")
+@click.option("--out", type=FOLDER, metavar="DIR",
+              help="The run folder.  [default: runs/<name of the file or benchmark>]")
+@click.option("--data", type=FOLDER, metavar="DIR",
+              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
+              "one on an accelerator]")
+@click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
+@click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
+def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
+            threads: int | None, dry_run: bool, **flags: Any) -> int:
+    """Run an experiment: every combination of methods, scenarios and seeds.
+
+    What the run folder already holds is not run again; trials that failed are.
+    """
+    from rich.console import Console
+
+    from clbench import experiment
+    from clbench.api import read_spec
+    from clbench.plugins import discover
+    from clbench.progress import display
+
+    found = read_spec(spec, {}, flags, options)
+    ready = experiment.prepare(found, discover(), out or experiment.default_out(found, spec))
+    for problem in ready.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    if dry_run:
+        click.echo(trials(ready))
+        return 0
+    console = Console(stderr=True, highlight=False)
+    announce(ready, console)
+    try:
+        with display(console, ready.missing) as shown:
+            experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
+                                 workers=workers, threads=threads)
+    except KeyboardInterrupt:
+        kept = len(ready.planned) - len(ready.missing)
+        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "
+                   "the same command goes on from here", err=True)
+        return 130
+    return conclude(ready)
+
+
+def announce(ready: Experiment, console: Console) -> None:
+    """Say what is going to be run."""
+    from clbench.progress import plural
+
+    trials = [p.trial for p in ready.planned]
+    methods, seeds = len({p.label for p in ready.planned}), len({t.seed for t in trials})
+    scenarios = list(dict.fromkeys(t.scenario for t in trials))
+    done = len(ready.planned) - len(ready.missing)
+    console.print(
+        f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}: {plural(methods, 'method')} x "
+        f"{plural(seeds, 'seed')}{f' x {len(scenarios)} scenarios' if len(scenarios) > 1 else ''} = "
+        f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}", markup=False, soft_wrap=True)
+
+
+def conclude(ready: Experiment) -> int:
+    """Print the table and where things are; return the exit code."""
+    from rich.console import Console
+
+    from clbench import report
+    from clbench.experiment import write_report
+    from clbench.progress import plural
+    from clbench.report.terminal import show
+
+    results = ready.results()
+    path = write_report(ready)
+    show(report.build(results), Console())
+    click.echo(f"report:  {path}\nrecords: {ready.store.records}")
+    bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
+    if any(count for _, count in bad):
+        click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)
+        return 1
+    return 0
+
+
+def trials(ready: Experiment) -> str:
+    """Return the list of trials, and what is there of each."""
+    from tabulate import tabulate
+
+    rows = []
+    for planned in ready.planned:
+        trial, record = planned.trial, ready.records.get(planned.trial.key)
+        rows.append([trial.key, planned.label, trial.scenario, trial.seed, record.status if record else "missing"])
+    return tabulate(rows, headers=["key", "method", "scenario", "seed", "state"], disable_numparse=True)

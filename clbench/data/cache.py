@@ -1,0 +1,170 @@
+"""Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
+
+A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
+builds it (distribution, version, content of its module) and this format. Beside the tensors it keeps their hash, which
+is checked when it is read, and the size and time of the data files it was made from: where those are there and
+changed, the stream is built again. A benchmark given as `package.module:function`, or registered by a plugin of this
+session alone, is not cached: nothing tells whether the code and data behind it are still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clbench.builtin import CUSTOM_BENCHMARK
+from clbench.data.datasets import MNIST_FILES, folder
+from clbench.data.raw import RawStream
+from clbench.plan import Resolved
+from clbench.plugins import Registry
+
+FORMAT = 1
+SOURCES = {"split-mnist": "MNIST", "permuted-mnist": "MNIST", "rotated-mnist": "MNIST",
+           "split-fashion-mnist": "FashionMNIST"}  # the data sets whose files built-in benchmarks read
+Files = dict[str, list[int]]
+
+
+class Unusable(Exception):
+    """A cache file that cannot be used, and why."""
+
+
+def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
+    """Tell whether a benchmark's stream is another one for every seed."""
+    return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
+
+
+def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
+         build: Callable[[], RawStream]) -> RawStream:
+    """Return a stream from its file, or build it and write the file.
+
+    A file that cannot be read is built again, a folder that cannot be written is done without; notes say so.
+    """
+    key = key_of(benchmark, seed, registry)
+    if key is None:
+        return build()
+    path = data_dir / "streams" / f"{key}.safetensors"
+    with contextlib.suppress(Unusable, FileNotFoundError):
+        return read(path, source_files(benchmark.name, data_dir))
+    with _alone(path):
+        return _fill(path, benchmark.name, data_dir, build)
+
+
+def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
+    """Return the stream after another process wrote it while this one waited, or build and write it."""
+    notes = []
+    try:
+        return read(path, source_files(name, data_dir))
+    except FileNotFoundError:
+        pass  # the usual first run
+    except Unusable as reason:
+        notes.append(f"the cached stream {path} was built again: {reason}")
+    raw = build()
+    files = source_files(name, data_dir)
+    try:
+        write(path, raw, files)
+        raw = read(path, files)
+    except (OSError, SafetensorError, Unusable) as error:
+        notes.append(f"the stream could not be cached in {path.parent} ({' '.join(str(error).split())}); "
+                     "every run builds it again")
+    return replace(raw, notes=(*raw.notes, *notes))
+
+
+def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
+    """Return the name of a stream's file, 16 hexadecimal digits; None for a benchmark that is not cached."""
+    info = registry.benchmark(benchmark.name)
+    origin = registry.origins.get(("benchmark", benchmark.name))
+    if info.build == CUSTOM_BENCHMARK or origin is None or not origin.version:
+        return None
+    module = info.build.partition(":")[0] if isinstance(info.build, str) else info.build.__module__
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # building it will say so
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    code = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
+             str(origin), code]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_files(name: str, data_dir: Path) -> Files:
+    """Return size and time of the data files that a built-in benchmark reads, of those that are there."""
+    if name not in SOURCES:
+        return {}
+    found = {}
+    for file in MNIST_FILES:
+        with contextlib.suppress(OSError):
+            status = (folder(SOURCES[name], data_dir) / file).stat()
+            found[file] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def write(path: Path, raw: RawStream, files: Files) -> None:
+    """Write a stream, whole or not at all: a temporary file, flushed, takes the name at the end."""
+    facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
+             "digest": raw.digest, "files": files}
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: t.contiguous() for name, t in raw.tensors().items()}, temporary,
+                  {"clbench": json.dumps(facts)})
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, files: Files) -> RawStream:
+    """Return the stream in a file, memory-mapped and checked against its hash.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unusable: it is damaged, or made from data files that are there but are not `files` any more.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
+                                     tuple(facts["std"]), tuple(facts["notes"]))
+        digest, made_from = facts["digest"], facts["files"]
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+    if raw.digest != digest:
+        raise Unusable("its tensors are not those that were written")
+    if any(made_from.get(name) != status for name, status in files.items()):
+        raise Unusable("the data files it was made from have changed")
+    return raw
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time build a stream, where files can be locked; the others then find it built."""
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below
+    except (ImportError, OSError):  # no locks here: each process builds, and the last one to finish is kept
+        yield
+        return
+    with handle:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

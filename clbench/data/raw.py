@@ -1,0 +1,87 @@
+"""RawStream: a benchmark as tensors with its own labels, before a scenario gives it outputs; what the cache keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64.
+
+    With a permutation, x is that of the first task before its pixels were permuted (see `permuted.py`).
+    """
+
+    x: Tensor
+    y: Tensor
+    permutation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RawStream:
+    """The tasks of a benchmark with its own labels.
+
+    Args:
+        train: one split per task.
+        test: one split per task.
+        orders: the classes of each task in the order of the stream.
+        mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalised.
+        std: likewise.
+        notes: how it was read.
+    """
+
+    train: tuple[Split, ...]
+    test: tuple[Split, ...]
+    orders: tuple[tuple[int, ...], ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; inputs that permuted tasks share are there once."""
+        out: dict[str, Tensor] = {}
+        for part, splits in (("train", self.train), ("test", self.test)):
+            for task, split in enumerate(splits):
+                out[f"{part}/{task}/y"] = split.y
+                if split.permutation is None:
+                    out[f"{part}/{task}/x"] = split.x
+                else:
+                    out[f"permutation/{task}"] = split.permutation
+        return out
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash over all tensors, the class orders and the normalisation."""
+        total = hashlib.sha256(repr((self.orders, self.mean, self.std)).encode())
+        for name, tensor in sorted(self.tensors().items()):
+            total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+            for piece in _pieces(tensor):
+                total.update(piece)
+        return total.hexdigest()
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
+                     std: tuple[float, ...], notes: tuple[str, ...]) -> RawStream:
+        """Return the stream that gave these tensors; KeyError where one is missing."""
+        def splits(part: str) -> tuple[Split, ...]:
+            out = []
+            for task in range(len(orders)):
+                permutation = tensors.get(f"permutation/{task}")
+                x = tensors[f"{part}/{task if permutation is None else 0}/x"]
+                out.append(Split(x, tensors[f"{part}/{task}/y"], permutation))
+            return tuple(out)
+
+        return RawStream(splits("train"), splits("test"), orders, mean, std, notes)
+
+
+def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:
+    """Yield a tensor's bytes, a piece at a time."""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    for part in torch.split(flat, size):
+        yield part.numpy().data

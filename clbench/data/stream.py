@@ -1,0 +1,157 @@
+"""Stream: a benchmark as the scenario presents it, all tensors; `load_stream` gets it from the cache or builds it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clbench.data import cache
+from clbench.data.permuted import Held, PermutedSamples, permute
+from clbench.data.raw import RawStream, Split
+from clbench.data.scenario import outputs
+from clbench.errors import DataError
+from clbench.plan import Resolved
+from clbench.plugins import Registry
+from clbench.strategy import Samples, Scenario
+
+CHANNEL_AXIS = 1
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What turns raw samples into inputs of the model: uint8 -> [0, 1], then (x - mean) / std per channel if given.
+
+    Args:
+        mean: one number per channel (axis 1), or none.
+        std: likewise.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
+        x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
+        if self.mean:
+            x = (x - self._along(self.mean, x)) / self._along(self.std, x)
+        return x
+
+    def _along(self, values: tuple[float, ...], x: Tensor) -> Tensor | float:
+        """Return one number, or numbers shaped to go along the channels of x."""
+        if len(values) == 1:
+            return values[0]
+        return torch.tensor(values, device=x.device).view(-1, *[1] * (x.ndim - CHANNEL_AXIS - 1))
+
+
+@dataclass(frozen=True)
+class StreamTask:
+    """One task: its classes (outputs of the model, in stream order), training and test samples (y are outputs)."""
+
+    classes: tuple[int, ...]
+    train: Samples
+    test: Samples
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of tasks.
+
+    Args:
+        tasks: in order.
+        classes: C, the number of outputs.
+        input_shape: of one prepared sample.
+        prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape].
+        fingerprint: hash over all tensors, labels and the constants of `prepare`.
+        notes: how it was read.
+    """
+
+    tasks: tuple[StreamTask, ...]
+    classes: int
+    input_shape: tuple[int, ...]
+    prepare: Prepare
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Stream:
+        """Return the stream with all its tensors on a device; tensors that tasks share stay shared."""
+        moved: dict[int, Tensor] = {}
+        held = Held()
+
+        def move(tensor: Tensor) -> Tensor:
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device)
+            return moved[id(tensor)]
+
+        def samples(part: Samples) -> Samples:
+            if isinstance(part, PermutedSamples):
+                return part.moved(move, held)
+            return Samples(move(part.x), move(part.y), move(part.tasks))
+
+        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train), samples(t.test))
+                                         for t in self.tasks))
+
+
+def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry) -> Stream:
+    """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
+
+    Args:
+        benchmark: its name and all its options.
+        scenario: `task`, `class` or `domain`.
+        seed: of the trial; matters only where the stream depends on it (`cache.depends_on_seed`).
+        data_dir: folder of data sets and of the cache (`streams/`).
+        registry: what is installed.
+
+    Raises:
+        DataError: no data, or a benchmark that fails, is empty or does not fit the scenario.
+    """
+    def build() -> RawStream:
+        from clbench.data.build import build_raw  # imports Avalanche
+
+        return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
+                         seed if cache.depends_on_seed(benchmark, registry) else 0)
+
+    return present(cache.load(benchmark, seed, data_dir, registry, build), scenario, benchmark.name)
+
+
+def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
+    """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
+    maps = outputs(raw.orders, scenario, name)
+    classes = len({output for table in maps for output in table.values()})
+    held = Held()
+    total = hashlib.sha256(raw.digest.encode())
+    tasks = []
+    for index, (table, train, test) in enumerate(zip(maps, raw.train, raw.test, strict=True)):
+        labels = [relabel(split.y, table, f"benchmark {name!r}: {part} experience {index}")
+                  for part, split in (("training", train), ("test", test))]
+        for y in labels:
+            total.update(y.numpy().tobytes())
+        tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
+                                eagerly(test, labels[1], index)))
+    shape = tuple(raw.train[0].x.shape[1:])
+    return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes)
+
+
+def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
+    """Return the outputs of labels y [N]."""
+    values, inverse = torch.unique(y, return_inverse=True)
+    strange = [v for v in values.tolist() if v not in table]
+    if strange:
+        raise DataError(f"{where} has classes that its training experience has not: {', '.join(map(str, strange))}")
+    return torch.tensor([table[v] for v in values.tolist()], dtype=torch.int64)[inverse]
+
+
+def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
+    """Return samples whose inputs are permuted only when asked for, if they are to be permuted at all."""
+    if split.permutation is None:
+        return eagerly(split, y, task)
+    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), held)
+
+
+def eagerly(split: Split, y: Tensor, task: int) -> Samples:
+    """Return samples with their inputs at hand (tests are read after every task, so permuted ones are kept)."""
+    x = split.x if split.permutation is None else permute(split.x, split.permutation)
+    return Samples(x, y, torch.full_like(y, task))

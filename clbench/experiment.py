@@ -1,0 +1,181 @@
+"""An experiment as it is carried out: plan, see what is missing, execute, store, report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clbench.data.folder import default_data_dir
+from clbench.errors import StoreError
+from clbench.execution import How, Listener
+from clbench.plan import Planned, plan
+from clbench.plugins import Registry
+from clbench.records import Record
+from clbench.spec import Spec
+from clbench.store import Problem, Store
+
+
+@dataclass
+class Experiment:
+    """The trials of a spec, the run folder they go to, and the records that are already there."""
+
+    spec: Spec
+    registry: Registry
+    store: Store
+    planned: list[Planned]
+    records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[Planned]:
+        """Return the trials to run: without a record, or failed. A diverged one would diverge again."""
+        kept = {key for key, record in self.records.items() if record.status != "failed"}
+        return [p for p in self.planned if p.trial.key not in kept]
+
+    def results(self) -> list[Record]:
+        """Return the records of the experiment's own trials, in the order of the methods, as far as they are there."""
+        labels = list(dict.fromkeys(p.label for p in self.planned))
+        own = sorted(self.planned, key=lambda p: labels.index(p.label))
+        return [self.records[p.trial.key] for p in own if p.trial.key in self.records]
+
+    def study(self) -> list[Record]:
+        """Return all records of the folder, the experiment's own first."""
+        own = self.results()
+        keys = {record.key for record in own}
+        return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
+
+
+def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
+    """Plan an experiment and read its run folder; nothing is written.
+
+    Raises:
+        SpecError: the experiment cannot be run as written.
+        StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
+    """
+    planned = plan(spec, registry)
+    store = Store(out)
+    records, problems = store.read()
+    taken = {store.path(p.trial.key) for p in planned}
+    in_the_way = [p for p in problems if p.path in taken]
+    if in_the_way:
+        raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
+    return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
+
+
+def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
+              workers: int | None = None, threads: int | None = None) -> list[Record]:
+    """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
+
+    Args:
+        experiment: from `prepare`.
+        listener: hears how it goes on.
+        command: what the user typed, kept in the records.
+        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        workers: processes; 0 runs in this one, None chooses.
+        threads: torch threads per worker; None shares the cores out.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
+    """
+    from clbench.execution.local import execute
+
+    store, missing = experiment.store, experiment.missing
+    store.check_writable()
+    for planned in experiment.planned:
+        record = experiment.records.get(planned.trial.key)
+        if record and (record.label, record.reference) != (planned.label, planned.reference):
+            experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
+    if missing:
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads)
+        execute(missing, how, Keeper(experiment, listener))
+    return experiment.results()
+
+
+def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None) -> How:
+    """Decide on workers and threads.
+
+    The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
+    last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
+    """
+    cores, device = usable_cores(), experiment.spec.device
+    automatic = min(cores, len(experiment.planned)) if device in ("auto", "cpu") else 1
+    chosen = automatic if workers is None else workers
+    if threads is None and chosen > 0:
+        threads = max(1, cores // chosen)
+    origins = experiment.registry.origins
+    return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
+               shrink=workers is None, plugin=lambda name: str(origins["method", name]))
+
+
+class Keeper(Listener):
+    """Stores each record as it comes, shows it to the plugins that observe, and passes on what it hears."""
+
+    def __init__(self, experiment: Experiment, listener: Listener) -> None:
+        """Stand between the executor and the listener."""
+        self.experiment = experiment
+        self.listener = listener
+        self.failing: set[str] = set()
+
+    def ready(self, device: str, workers: int, threads: int | None) -> None:
+        """Pass it on."""
+        self.listener.ready(device, workers, threads)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.listener.note(text)
+
+    def started(self, planned: Planned) -> None:
+        """Pass it on."""
+        self.listener.started(planned)
+
+    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+        """Pass it on."""
+        self.listener.progress(key, task, tasks, accuracy)
+
+    def finished(self, record: Record) -> None:
+        """Store first: what is told of has been kept."""
+        self.experiment.store.write(record)
+        self.experiment.records[record.key] = record
+        self._show_observers(record)
+        self.listener.finished(record)
+
+    def _show_observers(self, record: Record) -> None:
+        """Call each plugin's `clbench_record` by itself; one that fails is reported once and stops nothing."""
+        manager = self.experiment.registry.manager
+        plugins = manager.get_plugins()
+        for plugin in sorted((h.plugin for h in manager.hook.clbench_record.get_hookimpls()), key=repr):
+            try:
+                manager.subset_hook_caller("clbench_record", plugins - {plugin})(record=record)
+            except Exception as error:
+                name = manager.get_name(plugin) or repr(plugin)
+                if name not in self.failing:
+                    self.failing.add(name)
+                    self.listener.note(f"plugin {name}: clbench_record failed: {type(error).__name__}: {error}")
+
+
+def write_report(experiment: Experiment, format_name: str = "md") -> Path:
+    """Write the report of the whole run folder and return its path."""
+    from clbench import report
+
+    return report.write(report.build(experiment.study()), experiment.store.directory,
+                        experiment.registry.report_format(format_name))
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_out(spec: Spec, source: Path | None) -> Path:
+    """Return the run folder of an experiment that names none: after its file, else after its benchmark."""
+    return Path("runs") / (source.stem if source else re.sub(r"[^A-Za-z0-9._-]+", "-", spec.benchmark.name))
+
+
+def by_method(records: Sequence[Record]) -> list[Record]:
+    """Return records with those of a method together, methods in the order in which they were first run."""
+    labels = list(dict.fromkeys(r.label for r in records))
+    return sorted(records, key=lambda r: labels.index(r.label))

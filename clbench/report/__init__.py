@@ -1,0 +1,37 @@
+"""Records -> report: one table model, rendered by any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clbench.errors import PluginError, StoreError
+from clbench.hookspecs import ReportFormat
+from clbench.plugins import resolve
+from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.report.tables import build
+from clbench.store import write_atomically
+
+__all__ = ["Cell", "Column", "Report", "Row", "Section", "Table", "build", "write"]
+
+
+def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
+    """Write `report<suffix>` into a folder, whole or not at all, and return its path.
+
+    Raises:
+        PluginError: the format cannot be loaded, raises, or returns something else than text.
+        StoreError: the file cannot be written.
+    """
+    render = resolve(format_info.render, f"report format {format_info.name!r}")
+    try:
+        text = render(report)
+    except Exception as error:
+        raise PluginError(f"report format {format_info.name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(text, str):
+        raise PluginError(f"report format {format_info.name!r} returned {type(text).__name__}, expected text")
+    path = directory / f"report{format_info.suffix}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

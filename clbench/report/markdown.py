@@ -1,0 +1,78 @@
+"""The report as GitHub-flavoured markdown; all that comes from records is escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from tabulate import tabulate
+
+from clbench.report.model import Cell, Report, Section, Table
+
+
+def render(report: Report) -> str:
+    """Return report.md: tables, footnotes, R per method, settings, provenance and commands, section by section."""
+    blocks = [f"# {escape(report.title)}"]
+    for section in report.sections:
+        blocks += _section(section)
+    blocks += ["## How to read the tables", _bullets(report.notes)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that markdown shows as it is: no markup, no HTML, no new cell, no mention of a user."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)  # at a line's start these make lists and headings
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {escape(section.title)}"
+    yield escape(section.summary)
+    yield table(section.comparison)
+    if section.problems:
+        yield "**Trials without a result**"
+        yield _bullets(section.problems)
+    if section.notes:
+        yield "**Notes**"
+        yield _bullets(section.notes)
+    for detail in (*section.details, *section.matrices):
+        yield f"### {escape(detail.title)}"
+        yield table(detail)
+    yield "### Settings"
+    yield _pairs(section.settings)
+    yield "### Provenance"
+    yield _pairs(section.provenance)
+    yield "### Command"
+    yield from map(_code, section.commands)
+
+
+def table(data: Table) -> str:
+    """Return one table; references stand behind the others under a heading of their own."""
+    rows, set_apart = [], False
+    for row in data.rows:
+        if row.reference and not set_apart:
+            set_apart = True
+            rows.append(["*for reference*", *[""] * len(data.columns)])
+        rows.append([f"{escape(row.label)} {row.marks}".strip(), *map(_cell, row.cells)])
+    headers = [escape(data.corner), *(escape(c.header) for c in data.columns)]
+    aligned = ["left" if c.unit == "text" else "right" for c in data.columns]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *aligned))
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
+
+
+def _code(text: str) -> str:
+    """Return text as a code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"

@@ -1,0 +1,126 @@
+"""The comparison tables on a terminal, or as plain text where there is none; nothing is ever cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+from tabulate import SEPARATING_LINE, tabulate
+
+from clbench.report.model import Column, Report, Row, Section, Table
+
+_ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "\N{EN DASH}": "-"}
+_PADDING = 3  # columns between two cells, at most
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print each section's comparison table with the trials that have no result and the notes.
+
+    On a terminal that is too narrow, a table goes on below itself with its remaining columns. Elsewhere (a file, a
+    pipe) the table has its natural width, and the best of a column carries a `*`.
+    """
+    console = console or Console()
+    for section in report.sections:
+        _heading(section, console)
+        if console.is_terminal:
+            for part in fit(section.comparison, console.width):
+                console.print()
+                console.print(_rich(part, console))
+        else:
+            console.out()
+            console.out(_encodable(_plain(section.comparison), console), highlight=False)
+        console.out()
+        _lines("no result: ", section.problems, console, "bold red")
+        _lines("", section.notes, console, "dim")
+        bold = "bold" if console.is_terminal else "*"
+        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {bold}: best, references left out", console,
+              "dim")
+        console.out()
+
+
+def fit(table: Table, width: int) -> list[Table]:
+    """Return a table as several with the same rows, none wider than `width` unless a single column is."""
+    left = max(cell_len(text) for text in (table.corner, *(_label(row) for row in table.rows)))
+    groups: list[list[int]] = [[]]
+    used = left
+    for j, column in enumerate(table.columns):
+        need = _PADDING + max(cell_len(t) for t in (*_header(column).split("\n"), *(r.cells[j].text
+                                                                                   for r in table.rows)))
+        if groups[-1] and used + need > width:
+            groups.append([])
+            used = left
+        groups[-1].append(j)
+        used += need
+    return [Table(table.title, tuple(table.columns[j] for j in group),
+                  tuple(Row(r.label, tuple(r.cells[j] for j in group), r.marks, r.reference) for r in table.rows),
+                  table.corner) for group in groups]
+
+
+def _heading(section: Section, console: Console) -> None:
+    for text, style in ((section.title, "bold"), (section.summary, "dim")):
+        _line(text, console, style)
+
+
+def _rich(table: Table, console: Console) -> RichTable:
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid.add_column(Text(_encodable(table.corner, console)), overflow="fold")
+    for column in table.columns:
+        grid.add_column(Text(_encodable(_header(column), console)), overflow="fold",
+                        justify="left" if column.unit == "text" else "right")
+    for i, row in enumerate(table.rows):
+        cells = [Text(_encodable(c.text, console), style="bold green" if c.bold else "") for c in row.cells]
+        following = table.rows[i + 1:i + 2]
+        grid.add_row(Text(_encodable(_label(row), console)), *cells,
+                     end_section=bool(following) and following[0].reference and not row.reference)
+    return grid
+
+
+def _plain(table: Table) -> str:
+    rows: list[list[str] | str] = []
+    for i, row in enumerate(table.rows):
+        if row.reference and i and not table.rows[i - 1].reference:
+            rows.append(SEPARATING_LINE)
+        rows.append([_label(row), *(f"{c.text} *" if c.bold else c.text for c in row.cells)])
+    headers = [table.corner, *map(_header, table.columns)]
+    aligned = ["left" if c.unit == "text" else "right" for c in table.columns]
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", *aligned))
+
+
+def _label(row: Row) -> str:
+    return f"{row.label} {row.marks}".strip()
+
+
+def _header(column: Column) -> str:
+    """Return the header on two lines, or three where the title itself has several words."""
+    title, rest = column.title, column.header.removeprefix(column.title).strip()
+    words = title.split()
+    lines = [" ".join(words[:2]), " ".join(words[2:])] if len(words) > 2 else [title]
+    return "\n".join([*lines, *([rest] if rest else [])])
+
+
+def _lines(prefix: str, lines: Iterable[str], console: Console, style: str) -> None:
+    for line in lines:
+        _line(prefix + line, console, style)
+
+
+def _line(text: str, console: Console, style: str) -> None:
+    text = _encodable(text, console)
+    if console.is_terminal:
+        console.print(Text(text, style=style))
+    else:
+        console.out(text, highlight=False)
+
+
+def _encodable(text: str, console: Console) -> str:
+    """Return text in the characters that the console can write."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        for character, substitute in _ASCII.items():
+            text = text.replace(character, substitute)
+        return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    return text

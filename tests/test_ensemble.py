@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from clbench.hookspecs import StrategyInfo
+from clbench.plugins import discover
+from clbench.spec import Recipe
+from clbench.strategy import Strategy, Task
+from clbench.testing import bench
+from clbench.training import Trainer
+from clbench.trial import activate
+from clbench import seeds
+
+SEEDS = [0, 1, 2]
+
+
+def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp"):
+    """Train the members together, as trial.learn does, and return the benches."""
+    benches = [bench(info, options, scenario, seed, model) for seed in seeds_]
+    trainer = Trainer([b.strategy for b in benches], recipe, list(seeds_))
+    for index in range(tasks):
+        known = [b.stream.tasks[index] for b in benches]
+        work = [Task(index, k.classes, k.train) for k in known]
+        for b, task, seed in zip(benches, work, seeds_, strict=True):
+            activate(b.strategy, b.stream, index)
+            with seeds.scope(seed, "strategy", index):
+                b.strategy.before_task(task)
+        results = trainer.fit(work)
+        assert all(r.diverged is None for r in results)
+        for b, task, seed in zip(benches, work, seeds_, strict=True):
+            with seeds.scope(seed, "consolidation", index):
+                b.strategy.after_task(task)
+    return benches
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
+    ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
+])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
+    info = discover().strategy(method)
+    for recipe in (Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep"),
+                   Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine")):
+        stacked = lead(info, options, SEEDS, recipe, model=model)
+        for seed, member in zip(SEEDS, stacked, strict=True):
+            alone = lead(info, options, [seed], recipe, model=model)[0]
+            ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+
+
+def test_members_own_their_storage_again_after_training():
+    info = discover().strategy("er")
+    members = lead(info, {"capacity": 20}, SEEDS, Recipe(lr=1e-2, batch_size=8, epochs=1), tasks=1)
+    storages = [t.untyped_storage().data_ptr() for b in members for t in b.strategy.state_dict().values() if t.numel()]
+    assert len(set(storages)) == len(storages)
+
+
+class HalvesGradients(Strategy):
+    def edit_gradients(self, gradients):
+        return {name: g / 2 for name, g in gradients.items()}
+
+
+def test_edited_gradients_are_those_stepped_with():
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
+    half = Recipe(optimizer="sgd", lr=0.025, batch_size=8, epochs=1)
+    plain = lead(StrategyInfo("naive", Strategy, ""), {}, SEEDS, half)
+    for seeds_ in (SEEDS, SEEDS[:1]):
+        edited = lead(StrategyInfo("half", HalvesGradients, ""), {}, seeds_, recipe)
+        for a, b in zip(edited, plain, strict=False):
+            for p, q in zip(a.strategy.parameters(), b.strategy.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+class Explodes(Strategy):
+    """Its loss becomes NaN in task 1 for the seed whose first weight is largest."""
+
+    def before_task(self, task):
+        if task.index == 0:
+            self.register_buffer("bad", torch.tensor(1.0))
+        elif self.explode:
+            self.bad = torch.tensor(float("nan"))
+
+    def loss(self, batch):
+        return super().loss(batch) * self.bad
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state):
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=1, optimizer_state=state)
+    ends = {}
+    for group in (SEEDS, [0], [2]):
+        benches = [bench(StrategyInfo("explodes", Explodes, ""), {}, "task", seed) for seed in group]
+        for b, seed in zip(benches, group, strict=True):
+            b.strategy.explode = seed == 1
+        trainer = Trainer([b.strategy for b in benches], recipe, group)
+        for index in range(3):
+            alive = []
+            for b in benches:
+                activate(b.strategy, b.stream, index)
+                b.strategy.before_task(Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train))
+            results = trainer.fit([Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
+                                   for b in benches])
+            alive = [b for b, r in zip(benches, results, strict=True) if r.diverged is None]
+            if len(alive) < len(benches):
+                assert index == 1
+                assert "NaN or infinite in task 1, step 0" in str(results[1].diverged)
+            trainer.keep([b.strategy for b in alive])
+            benches = alive
+        ends[tuple(group)] = [b.strategy for b in benches]
+    for member, seed in zip(ends[tuple(SEEDS)], (0, 2), strict=True):
+        for p, q in zip(member.parameters(), ends[(seed,)][0].parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)

@@ -1,0 +1,119 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clbench_er import EROptions
+from clbench_er.strategy import ER
+
+from clbench.errors import SpecError
+from clbench.footprint import measure
+from clbench.models.basic import mlp
+from clbench.models.options import MLPOptions
+from clbench.options import label, validate
+from clbench.strategy import Batch, World
+
+
+def make(seed=0, **options):
+    torch.manual_seed(0)
+    world = World(4, 2, "task", (1, 2, 2), torch.Generator().manual_seed(seed))
+    strategy = ER(mlp(MLPOptions(width=5), (1, 2, 2), 4), world, EROptions(**options))
+    strategy.active[0, :2] = True
+    strategy.active[1, 2:] = True
+    return strategy
+
+
+def batch(n, task=0, first_pass=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (n, 1, 2, 2), generator=g, dtype=torch.uint8)
+    return Batch(x, torch.randint(0, 2, (n,), generator=g) + 2 * task, torch.full((n,), task), task, first_pass)
+
+
+def test_first_batch_is_left_as_it_is_and_remembered():
+    strategy, b = make(), batch(6)
+    out = strategy.augment_batch(b)
+    assert out is b
+    assert torch.equal(strategy.memory_x, b.x) and len(strategy.memory_y) == 6
+
+
+def test_replay_is_as_large_as_the_batch_where_the_memory_has_as_many():
+    strategy = make(capacity=10)
+    sizes = []
+    for step, n in enumerate([6, 6, 6, 4, 16]):
+        held = len(strategy.memory_y)
+        out = strategy.augment_batch(batch(n, seed=step))
+        assert len(out.y) == len(out.tasks) == len(out.x) == n + min(n, held)
+        sizes.append((len(out.y), len(strategy.memory_y)))
+    assert sizes == [(6, 6), (12, 10), (12, 10), (8, 10), (26, 10)]
+
+
+def test_replay_comes_from_before_the_batch_and_keeps_its_task():
+    strategy = make(capacity=50)
+    old, new = batch(8, 0, seed=1), batch(8, 1, seed=2)
+    strategy.augment_batch(old)
+    out = strategy.augment_batch(new)
+    assert torch.equal(out.x[:8], new.x) and torch.equal(out.y[:8], new.y) and out.task == 1
+    rows = {tuple(r) for r in old.x.flatten(1).tolist()}
+    assert {tuple(r) for r in out.x[8:].flatten(1).tolist()} == rows
+    assert out.tasks.tolist() == [1] * 8 + [0] * 8 and out.y[8:].max() < 2 and out.x.dtype == torch.uint8
+
+
+def test_later_passes_replay_but_are_not_remembered():
+    strategy = make(capacity=100)
+    strategy.augment_batch(batch(6))
+    memory, seen = strategy.memory_x.clone(), strategy.memory_seen.clone()
+    out = strategy.augment_batch(batch(6, first_pass=False, seed=1))
+    assert len(out.y) == 12
+    assert torch.equal(strategy.memory_x, memory) and torch.equal(strategy.memory_seen, seen)
+    assert len(make().augment_batch(batch(6, first_pass=False)).y) == 6
+
+
+def test_loss_is_the_mean_over_new_and_replayed_samples_each_over_its_own_outputs():
+    strategy = make(capacity=50).double()
+    strategy.augment_batch(batch(8, 0, seed=1))
+    out = strategy.augment_batch(batch(4, 1, seed=2))
+    x = out.x.double()
+    got = strategy.loss(Batch(x, out.y, out.tasks, 1))
+    logits = strategy(x)
+    losses = [F.cross_entropy(row[2 * t:2 * t + 2][None], y[None] - 2 * t)
+              for row, y, t in zip(logits, out.y, out.tasks.tolist(), strict=True)]
+    torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-12, atol=0)
+
+
+def test_global_randomness_is_left_alone_and_seeds_decide():
+    a, b, c = make(1), make(1), make(2)
+    before = torch.get_rng_state()
+    outs = [[s.augment_batch(batch(40, seed=i)).x for i in range(8)][-1] for s in (a, b, c)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+
+
+def test_state_dict_and_deep_copy_round_trip():
+    strategy, other = make(capacity=10, balance="class"), make(capacity=10, balance="class")
+    for i in range(5):
+        strategy.augment_batch(batch(7, i % 2, seed=i))
+    other.load_state_dict(strategy.state_dict())
+    other.world.generator.set_state(strategy.world.generator.get_state())
+    twin = copy.deepcopy(strategy)
+    outs = [s.augment_batch(batch(7, 1, seed=9)) for s in (strategy, other, twin)]
+    assert all(torch.equal(outs[0].x, o.x) and torch.equal(outs[0].y, o.y) for o in outs)
+    assert torch.equal(strategy.memory_x, twin.memory_x) and torch.equal(strategy.memory_x, other.memory_x)
+
+
+def test_the_footprint_counts_what_is_stored():
+    strategy = make(capacity=3)  # fewer than there are classes
+    assert measure(strategy).replay_samples == 0
+    strategy.augment_batch(batch(2))
+    assert measure(strategy).replay_samples == 2
+    strategy.augment_batch(batch(7))
+    found = measure(strategy)
+    assert found.replay_samples == 3
+    assert found.bytes["replay"] == 3 * (4 + 8 + 8)  # four pixels, the label, the task
+    assert found.bytes["counters"] == 4 * 8 + 4
+
+
+def test_options():
+    assert label("er", EROptions(capacity=50, balance="class")) == "er:capacity=50:balance=class"
+    for wrong, message in (({"capacity": 0}, "er.capacity"), ({"balance": "task"}, "er.balance")):
+        with pytest.raises(SpecError, match=message):
+            validate(EROptions, wrong, "er", "clbench methods")

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from clbench.evaluation import evaluate, offered_outputs
+from clbench.hookspecs import StrategyInfo
+from clbench.strategy import Prediction, Strategy
+from clbench.testing import SAMPLES, bench, tiny_stream
+
+
+class Oracle(Strategy):
+    """Predicts a fixed class, and says which tasks it was given."""
+
+    answer = 0
+    told = ()
+
+    def predict(self, x, task=None):
+        self.told = (*self.told, task)
+        logits = torch.zeros(len(x), self.world.classes)
+        logits[:, self.answer] = 1
+        return Prediction(logits, torch.full((len(x),), 1))
+
+
+@pytest.mark.parametrize(("scenario", "told"), [("task", (0, 1, 2)), ("class", (None,) * 3), ("domain", (None,) * 3)])
+def test_the_task_is_given_in_scenario_task_only(scenario, told):
+    b = bench(StrategyInfo("x", Oracle, ""), {}, scenario)
+    evaluate(b.strategy, b.stream, scenario, learned=1)
+    assert b.strategy.told == told
+
+
+def test_accuracy_and_inference_are_shares_of_each_tasks_samples():
+    b = bench(StrategyInfo("x", Oracle, ""), {}, "class")
+    b.strategy.answer = 3
+    row = evaluate(b.strategy, b.stream, "class", learned=3)
+    assert row.accuracy == [0.0, 0.5, 0.0]
+    assert row.task_inference == [0.0, 1.0, 0.0]
+
+
+def test_the_training_mode_is_left_as_it_was():
+    b = bench(StrategyInfo("x", Strategy, ""), {}, "class")
+    for mode in (True, False):
+        b.strategy.train(mode)
+        assert evaluate(b.strategy, b.stream, "class", learned=0).task_inference is None
+        assert b.strategy.training is mode
+
+
+def test_an_untrained_model_is_near_chance_and_the_hand_count_agrees():
+    b = bench(StrategyInfo("x", Strategy, ""), {}, "task")
+    row = evaluate(b.strategy, b.stream, "task", learned=0)
+    for index, task in enumerate(b.stream.tasks):
+        logits = b.strategy.model(b.stream.prepare(task.test.x))[:, list(task.classes)]
+        right = sum(int(one.argmax()) + task.classes[0] == int(y) for one, y in zip(logits, task.test.y, strict=True))
+        assert row.accuracy[index] == right / SAMPLES
+
+
+@pytest.mark.parametrize(("scenario", "task", "learned", "outputs"), [
+    ("task", 1, 0, [2, 3]), ("task", 1, 3, [2, 3]), ("domain", 1, 1, [0, 1]),
+    ("class", 0, 1, [0, 1]), ("class", 0, 2, [0, 1, 2, 3]), ("class", 2, 1, [0, 1, 2, 3, 4, 5]),
+    ("class", 1, 0, [0, 1, 2, 3]),
+])
+def test_the_outputs_offered_at_test_time(scenario, task, learned, outputs):
+    assert offered_outputs(tiny_stream(scenario), scenario, task, learned).nonzero().flatten().tolist() == outputs

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clbench.errors import DataError
+from clbench.models.basic import cnn, mlp
+from clbench.models.options import CNNOptions, MLPOptions
+from clbench.models.pretrained import load_weights
+
+
+def test_the_mlp_is_the_published_one():
+    model = mlp(MLPOptions(), (1, 28, 28), 10)
+    assert sum(p.numel() for p in model.parameters()) == 784 * 400 + 400 + 400 * 400 + 400 + 400 * 10 + 10
+    assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(("build", "options"), [(mlp, MLPOptions(width=5, depth=1)), (mlp, MLPOptions(depth=3)),
+                                                (cnn, CNNOptions(channels=4)), (cnn, CNNOptions(channels=4, depth=3))])
+def test_logits_are_the_head_of_the_features(build, options):
+    model = build(options, (3, 32, 32), 7)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), model.head(model.features(x)))
+    assert model.features(x).shape == (2, model.head.in_features)
+
+
+def test_weights_go_from_a_file_into_a_model(tmp_path):
+    source, target = (mlp(MLPOptions(width=6), (1, 4, 4), 5) for _ in range(2))
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    assert load_weights(target, tmp_path / "w.safetensors") == []
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_a_head_of_another_size_starts_untrained(tmp_path):
+    source, target = mlp(MLPOptions(width=6), (1, 4, 4), 5), mlp(MLPOptions(width=6), (1, 4, 4), 3)
+    head = target.head.weight.clone()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    assert load_weights(target, tmp_path / "w.safetensors") == ["weights: the head's size differs, it starts untrained"]
+    assert torch.equal(target.blocks[1].body.weight, source.blocks[1].body.weight)
+    assert torch.equal(target.head.weight, head)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_file(mlp(MLPOptions(width=7), (1, 4, 4), 5).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match="do not fit the model: blocks.0"):
+        load_weights(mlp(MLPOptions(width=6), (1, 4, 4), 5), tmp_path / "w.safetensors")
+    (tmp_path / "bad").write_bytes(b"not safetensors")
+    with pytest.raises(DataError, match="weights"):
+        load_weights(mlp(MLPOptions(width=6), (1, 4, 4), 5), tmp_path / "bad")

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from clbench.errors import ClbenchError
+from clbench.hookspecs import StrategyInfo
+from clbench.strategy import Strategy
+from clbench.testing import CHECKS, NonConforming, check
+
+
+class HidesATensor(Strategy):
+    def after_task(self, task):
+        self.means = {task.index: task.train.x.float().mean(0)}
+
+
+class ImpureLoss(Strategy):
+    def loss(self, batch):
+        return super().loss(batch) + torch.rand((), generator=self.world.generator)
+
+
+class LossThatCounts(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def loss(self, batch):
+        self.calls += 1
+        return super().loss(batch)
+
+
+class LearnsFromTests(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def predict(self, x, task=None):
+        self.seen += len(x)
+        return super().predict(x, task)
+
+
+class GlobalRandomness(Strategy):
+    def augment_batch(self, batch):
+        torch.rand(3)
+        return batch
+
+
+class WrongShape(Strategy):
+    def forward(self, x, task=None):
+        return super().forward(x, task)[:, :2]
+
+
+class RandomStart(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.register_buffer("noise", torch.rand(3, generator=torch.Generator().manual_seed(torch.seed())))
+
+
+class SharesOnCopy(Strategy):
+    def __deepcopy__(self, memo):
+        return self
+
+
+class TrainsNothing(Strategy):
+    def loss(self, batch):
+        return super().loss(batch) * 0
+
+
+@pytest.mark.parametrize(("cls", "name", "words"), [
+    (HidesATensor, "state", "means holds a tensor that is neither parameter nor buffer"),
+    (ImpureLoss, "loss-is-pure", "it is not pure"),
+    (LossThatCounts, "loss-is-pure", "loss changes calls"),
+    (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
+    (GlobalRandomness, "given-generator", "augment_batch draws from torch's global generator"),
+    (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
+    (RandomStart, "repeatable", "changes noise"),
+    (SharesOnCopy, "copy", "training a deep copy changes"),
+    (TrainsNothing, "trains", "task 0 changed no parameter"),
+])
+def test_each_check_catches_what_it_is_for(cls, name, words):
+    with pytest.raises(NonConforming, match=words):
+        check(StrategyInfo("bad", cls, "breaks a rule"), name)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_base_passes(name):
+    check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+def test_what_is_no_strategy_is_refused():
+    with pytest.raises(NonConforming, match="not a subclass"):
+        check(StrategyInfo("bad", dict, "no strategy"), "logits")
+    with pytest.raises(ClbenchError, match="no check 'x'"):
+        check("naive", "x")

@@ -1,0 +1,136 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clbench.hookspecs import StrategyInfo
+from clbench.spec import Recipe
+from clbench.strategy import Strategy, Task
+from clbench.testing import bench, tiny_stream
+from clbench.training import Trainer, batches, steps_of
+from clbench.trial import activate
+
+NAIVE = StrategyInfo("naive", Strategy, "")
+
+
+def prepared(cls=Strategy, index=0, scenario="task"):
+    b = bench(StrategyInfo("x", cls, ""), {}, scenario)
+    known = b.stream.tasks[index]
+    activate(b.strategy, b.stream, index)
+    return b, Task(index, known.classes, known.train)
+
+
+def test_a_pass_meets_every_sample_once_and_the_order_is_the_seeds():
+    train = tiny_stream("task").tasks[0].train
+    first, again, other = (list(itertools.islice(batches(train, 0, 10, seed), 6)) for seed in (0, 0, 1))
+    assert [len(b.y) for b in first] == [10, 10, 4, 10, 10, 4]
+    assert [b.first_pass for b in first] == [True] * 3 + [False] * 3
+    for half in (first[:3], first[3:]):
+        seen = torch.cat([b.x for b in half]).flatten(1).sort(0).values
+        assert torch.equal(seen, train.x.flatten(1).sort(0).values)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].x, other[0].x)
+    assert not torch.equal(first[0].x, first[3].x)
+
+
+@pytest.mark.parametrize(("recipe", "steps"), [(Recipe(epochs=3, batch_size=10), 9), (Recipe(iterations=7), 7)])
+def test_the_budget(recipe, steps):
+    b, task = prepared()
+    assert steps_of(recipe, len(task.train)) == steps
+    assert Trainer([b.strategy], recipe, [0]).fit([task])[0].steps == steps
+
+
+def test_a_step_is_the_plain_gradient_step():
+    b, task = prepared()
+    theirs = {n: p.detach().double() for n, p in b.strategy.model.named_parameters()}
+    recipe = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, batch_size=8, iterations=4)
+    moments = {n: torch.zeros_like(p) for n, p in theirs.items()}
+    for batch in itertools.islice(batches(task.train, 0, 8, 0), 4):
+        for p in theirs.values():
+            p.requires_grad_(True)
+        x = batch.x.double().flatten(1) / 255
+        names = list(theirs)
+        for weight, bias in zip(names[0:-2:2], names[1:-2:2], strict=True):
+            x = (x @ theirs[weight].T + theirs[bias]).relu()
+        logits = (x @ theirs[names[-2]].T + theirs[names[-1]])[:, list(task.classes)]
+        loss = F.cross_entropy(logits, batch.y - task.classes[0])
+        gradients = torch.autograd.grad(loss, list(theirs.values()))
+        for (n, p), g in zip(theirs.items(), gradients, strict=True):
+            moments[n] = 0.9 * moments[n] + g + 0.01 * p.detach()
+            theirs[n] = p.detach() - 0.1 * moments[n]
+    Trainer([b.strategy], recipe, [0]).fit([task])
+    for n, p in b.strategy.model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), theirs[n], rtol=1e-4, atol=1e-6)
+
+
+def first_step_of_second_task(state):
+    b, task = prepared()
+    trainer = Trainer([b.strategy], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state), [0])
+    trainer.fit([task])
+    trainer.fit([task])
+    return trainer._engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
+
+
+def test_the_optimiser_forgets_or_keeps_its_state_across_tasks():
+    assert first_step_of_second_task("reset") == 5
+    assert first_step_of_second_task("keep") == 10
+
+
+class TwoPhases(Strategy):
+    seen = ()
+
+    def phases(self, task):
+        return 2
+
+    def before_phase(self, task, phase):
+        self.seen = (*self.seen, phase)
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(name.startswith("head") == bool(phase))
+
+
+def test_phases_share_the_steps_and_train_different_things():
+    b, task = prepared(TwoPhases)
+    calls = []
+    b.strategy.loss, plain = lambda batch: (calls.append(b.strategy.seen), plain(batch))[1], b.strategy.loss
+    result = Trainer([b.strategy], Recipe(iterations=5, batch_size=8), [0]).fit([task])[0]
+    assert [c[-1] for c in calls] == [0, 0, 1, 1, 1] or [c[-1] for c in calls] == [0, 0, 0, 1, 1]
+    body = sum(p.numel() for n, p in b.strategy.model.named_parameters() if not n.startswith("head"))
+    assert (result.steps, result.trainable) == (5, body)
+
+
+def test_a_budget_too_small_for_the_phases_is_refused():
+    b, task = prepared(TwoPhases)
+    with pytest.raises(ValueError, match="1 steps cannot be split into 2 phases"):
+        Trainer([b.strategy], Recipe(iterations=1), [0]).fit([task])
+
+
+def test_nothing_to_train_is_refused():
+    b, task = prepared()
+    b.strategy.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        Trainer([b.strategy], Recipe(iterations=1), [0]).fit([task])
+
+
+def test_cosine_goes_from_the_rate_to_nothing():
+    b, task = prepared()
+    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"), [0])
+    trainer.fit([task])
+    assert trainer._engine.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_divergence_names_the_task_and_the_step():
+    b, task = prepared()
+    recipe = Recipe(optimizer="sgd", lr=1e30, iterations=600, batch_size=8)
+    trained = Trainer([b.strategy], recipe, [0]).fit([task])[0]
+    assert "NaN or infinite in task 0, step" in str(trained.diverged)
+
+
+@pytest.mark.parametrize(("scenario", "active"), [
+    ("task", [[0, 1], [2, 3], []]), ("class", [[0, 1, 2, 3], [0, 1, 2, 3], []]), ("domain", [[0, 1], [0, 1], []])])
+def test_the_outputs_in_the_loss(scenario, active):
+    b = bench(NAIVE, {}, scenario)
+    activate(b.strategy, b.stream, 0)
+    activate(b.strategy, b.stream, 1)
+    assert [row.nonzero().flatten().tolist() for row in b.strategy.active] == active
