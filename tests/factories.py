@@ -27,8 +27,8 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                 task_inference: Sequence[Sequence[float]] | None = None, trainable: Sequence[int] | None = None,
                 parameters: Mapping[str, int] | None = None, kept_bytes: Mapping[str, int] | None = None,
                 train_seconds: float = 1.0, fingerprint: str = "f00d", notes: Sequence[str] = (),
-                stream_notes: Sequence[str] = (), message: str = "the loss is NaN", peak_device_bytes: int | None = None,
-                **provenance: Any) -> Record:
+                stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
+                peak_device_bytes: int | None = None, **provenance: Any) -> Record:
     """A record of `method` and `seed`; what is not given is filled in so that records of a setting agree.
 
     `R` sets the number of tasks if given. A status other than done keeps the first two rows of R and a failure.

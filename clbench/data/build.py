@@ -43,7 +43,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
             return as_raw(build(info.options.model_validate(options), data_dir, seed), where)
         except ClbenchError:
             raise
-        except Exception as error:  # whatever somebody else's builder raises becomes one line
+        except (Exception, SystemExit) as error:  # whatever somebody else's builder raises becomes one line
             raise DataError(f"{where} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from clbench.builtin import CUSTOM_BENCHMARK
 from clbench.data.datasets import MNIST_FILES, folder
@@ -118,14 +119,24 @@ def write(path: Path, raw: RawStream, files: Files) -> None:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: t.contiguous() for name, t in raw.tensors().items()}, temporary,
-                  {"clbench": json.dumps(facts)})
+        save_file(_unshared(raw.tensors()), temporary, {"clbench": json.dumps(facts)})
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that are contiguous and share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        out[name] = tensor.clone() if shared else tensor.contiguous()
+    return out
 
 
 def read(path: Path, files: Files) -> RawStream:
@@ -156,15 +167,19 @@ def read(path: Path, files: Files) -> RawStream:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Let one process at a time build a stream, where files can be locked; the others then find it built."""
+    lock = path.with_suffix(".lock")
     try:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below
+        handle = open(lock, "w")  # noqa: SIM115 - closed below
     except (ImportError, OSError):  # no locks here: each process builds, and the last one to finish is kept
         yield
         return
     with handle:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # who still waits for it finds the stream built

@@ -83,14 +83,15 @@ def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
     """Return what the function `package.module:function` returns; the current directory is importable for it."""
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise DataError(f"benchmark {name!r}: no module {error.name!r} here or installed "
                             f"(looked in {os.getcwd()} too)") from error
         raise
-    except AttributeError as error:
-        raise DataError(f"benchmark {name!r}: module {module!r} has no {attribute!r}") from error
+    if not hasattr(found, attribute):
+        raise DataError(f"benchmark {name!r}: module {module!r} has no {attribute!r}")
+    function = getattr(found, attribute)
     if not callable(function):
         raise DataError(f"benchmark {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
     return function()

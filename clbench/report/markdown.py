@@ -21,9 +21,9 @@ def render(report: Report) -> str:
 
 def escape(text: str) -> str:
     """Return text that markdown shows as it is: no markup, no HTML, no new cell, no mention of a user."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
-    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
-    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)  # at a line's start these make lists and headings
+    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    return re.sub(r"^(\d+(?=[.)] )|(?=[-+=](?:[-+= ]|$)))", r"\1\\", text)  # lists and headings begin so
 
 
 def _section(section: Section) -> Iterator[str]:

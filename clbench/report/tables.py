@@ -11,6 +11,7 @@ from clbench.records import Record
 from clbench.report import facts
 from clbench.report.columns import (
     COMPARISON,
+    DEFINITIONS,
     DEVICE_MEMORY,
     INFERENCE,
     INTRANSIGENCE,
@@ -23,16 +24,6 @@ from clbench.report.columns import (
 )
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 from clbench.report.text import clean, listed, number, runs
-
-DEFINITIONS = (
-    "ACC: mean accuracy over all tasks after the last. Forgetting: mean over tasks of the best accuracy after training "
-    "on the task and before the last task, minus the final one (Chaudhry 2018). BWT: mean of final accuracy minus that "
-    "just after training (Lopez-Paz & Ranzato 2017). Points are percentage points. docs/metrics.md gives formulas.",
-    "± is half the width of the 95% confidence interval of the mean over seeds (Student t). ↑ higher is better, "
-    "↓ lower is better; bold: the best mean among methods with all their seeds, references left out.",
-    "Trainable params per task: those of the last task. Total params and bytes kept: everything the method holds after "
-    "the last task, replay memory and buffers included. Training time: with consolidation, without evaluation.",
-)
 
 
 @dataclass(frozen=True)

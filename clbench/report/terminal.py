@@ -32,13 +32,13 @@ def show(report: Report, console: Console | None = None) -> None:
                 console.print(_rich(part, console))
         else:
             console.out()
-            console.out(_encodable(_plain(section.comparison), console), highlight=False)
+            console.out(_plain(section.comparison, console), highlight=False)
         console.out()
         _lines("no result: ", section.problems, console, "bold red")
         _lines("", section.notes, console, "dim")
-        bold = "bold" if console.is_terminal else "*"
-        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {bold}: best, references left out", console,
-              "dim")
+        best = "bold" if console.is_terminal else "*"
+        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: best, references left out",
+              console, "dim")
         console.out()
 
 
@@ -79,13 +79,14 @@ def _rich(table: Table, console: Console) -> RichTable:
     return grid
 
 
-def _plain(table: Table) -> str:
+def _plain(table: Table, console: Console) -> str:
     rows: list[list[str] | str] = []
     for i, row in enumerate(table.rows):
         if row.reference and i and not table.rows[i - 1].reference:
             rows.append(SEPARATING_LINE)
-        rows.append([_label(row), *(f"{c.text} *" if c.bold else c.text for c in row.cells)])
-    headers = [table.corner, *map(_header, table.columns)]
+        texts = [_label(row), *(f"{c.text} *" if c.bold else c.text for c in row.cells)]
+        rows.append([_encodable(text, console) for text in texts])
+    headers = [_encodable(text, console) for text in (table.corner, *map(_header, table.columns))]
     aligned = ["left" if c.unit == "text" else "right" for c in table.columns]
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", *aligned))
 

@@ -1,0 +1,64 @@
+"""A plugin distribution whose methods misbehave, laid where Python finds installed packages."""
+
+import textwrap
+
+DECLARATION = """
+    from clbench import StrategyInfo, hookimpl
+
+    @hookimpl
+    def clbench_strategies():
+        return [StrategyInfo(name, f"hostile_strategies:{name.title()}", "misbehaves")
+                for name in ("boom", "nan", "die", "chatty", "hang", "unbuildable")]
+"""
+STRATEGIES = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from clbench import Strategy
+
+    class Boom(Strategy):
+        def before_task(self, task):
+            if task.index == 1:
+                raise ValueError("boom on purpose")
+
+    class Nan(Strategy):
+        def loss(self, batch):
+            return super().loss(batch) * float("nan")
+
+    class Die(Strategy):
+        def before_task(self, task):
+            print("last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Chatty(Strategy):
+        def before_task(self, task):
+            print('{"type": "ready"}', flush=True)
+            os.write(1, b"straight to the file descriptor\\n")
+            assert sys.stdin.read() == ""
+
+    class Hang(Strategy):
+        def before_task(self, task):
+            # Hangs in the first two processes that train it.
+            pids = Path(__file__).with_name("hanging")
+            known = pids.read_text().split() if pids.exists() else []
+            if len(known) < 2:
+                pids.write_text(" ".join([*known, str(os.getpid())]))
+                time.sleep(600)
+
+    class Unbuildable(Strategy):
+        def __init__(self, *args):
+            raise TypeError("not to be built")
+"""
+
+
+def write_distribution(folder, name, entry_points, **modules):
+    """Lay modules, and metadata with the entry points, as pip would."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[clbench]\n" + "".join(f"{m} = {m}\n" for m in entry_points))
+    for module, code in modules.items():
+        (folder / f"{module}.py").write_text(textwrap.dedent(code))
+
+
+def install_hostile(folder):
+    write_distribution(folder, "hostile", ["clbench_hostile"], clbench_hostile=DECLARATION, hostile_strategies=STRATEGIES)

@@ -1,0 +1,116 @@
+import types
+
+import pytest
+from factories import make_record
+
+from clbench import experiment
+from clbench.errors import StoreError
+from clbench.execution import Listener
+from clbench.experiment import Keeper
+from clbench.hookspecs import hookimpl
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.spec import build
+from clbench.store import Store
+
+
+def record_of(planned, **changes):
+    """Return a record whose trial is the planned one."""
+    return make_record(planned.trial.method.name, tasks=5).model_copy(
+        update={"trial": planned.trial, "key": planned.trial.key, "label": planned.label, **changes})
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return discover()
+
+
+@pytest.fixture
+def spec():
+    return build({"methods": "naive,ewc", "seeds": 2, "device": "cpu"})
+
+
+def test_only_what_is_missing_or_failed_is_run(registry, spec, tmp_path):
+    planned = plan(spec, registry)
+    for item, status in zip(planned[:3], ("done", "failed", "diverged"), strict=True):
+        Store(tmp_path).write(record_of(item, status=status))
+    ready = experiment.prepare(spec, registry, tmp_path)
+    assert ready.missing == [planned[1], planned[3]]
+
+
+def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry, spec, tmp_path):
+    other = make_record("lora")
+    for item in plan(spec, registry):
+        Store(tmp_path).write(record_of(item))
+    Store(tmp_path).write(other)
+    ready = experiment.prepare(spec, registry, tmp_path)
+    assert [(r.label, r.trial.seed) for r in ready.results()] == [("naive", 0), ("naive", 1), ("ewc", 0), ("ewc", 1)]
+    assert ready.study() == [*ready.results(), other]
+
+
+def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
+    first, second = (build({"methods": [{"name": "ewc", "label": label}], "seeds": 1}) for label in ("old", "new"))
+    Store(tmp_path).write(record_of(plan(first, registry)[0]))
+    ready = experiment.prepare(second, registry, tmp_path)
+    records = experiment.carry_out(ready, Listener(), command="")
+    assert [r.label for r in records] == ["new"]
+    assert [r.label for r in Store(tmp_path).read()[0]] == ["new"]
+
+
+def test_a_corrupt_file_in_the_way_stops_the_run_and_another_does_not(registry, spec, tmp_path):
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "other.json").write_text("{")
+    assert [p.path.name for p in experiment.prepare(spec, registry, tmp_path).problems] == ["other.json"]
+    wanted = records / f"{plan(spec, registry)[0].trial.key}.json"
+    wanted.write_text("{")
+    with pytest.raises(StoreError, match=f"{wanted.name} is left alone.*move it away and run again"):
+        experiment.prepare(spec, registry, tmp_path)
+    assert wanted.read_text() == "{"
+
+
+def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "usable_cores", lambda: 8)
+    ready = experiment.prepare(spec, registry, tmp_path)
+
+    def shares(workers=None, threads=None):
+        how = experiment.share_out(ready, "", tmp_path, workers, threads)
+        return how.workers, how.threads, how.shrink
+
+    assert shares() == (4, 2, True)
+    ready.records = {p.trial.key: record_of(p) for p in ready.planned[:3]}
+    assert shares() == (4, 2, True)
+    assert shares(workers=3) == (3, 2, False)
+    assert shares(workers=0) == (0, None, False)
+    assert shares(threads=1) == (4, 1, True)
+    ready.spec = build({"methods": "naive", "device": "cuda"})
+    assert shares() == (1, 8, True)
+
+
+def test_observers_see_each_record_and_a_failing_one_is_reported_once(tmp_path, spec):
+    seen, notes = [], []
+
+    class Notes(Listener):
+        def note(self, text):
+            notes.append(text)
+
+    def fail(record):
+        raise RuntimeError("no server")
+
+    trackers = [types.ModuleType("bad"), types.ModuleType("good")]
+    trackers[0].clbench_record = hookimpl(fail)
+    trackers[1].clbench_record = hookimpl(lambda record: seen.append(record))
+    registry = discover(trackers)
+    keeper = Keeper(experiment.prepare(spec, registry, tmp_path), Notes())
+    records = [make_record(seed=s) for s in range(2)]
+    for record in records:
+        keeper.finished(record)
+    assert seen == records
+    assert notes == ["plugin bad: clbench_record failed: RuntimeError: no server"]
+    assert len(Store(tmp_path).read()[0]) == 2
+
+
+def test_the_default_run_folder_is_named_after_the_file_or_the_benchmark(tmp_path):
+    spec = build({"methods": "naive", "benchmark": "my.package:stream"})
+    assert str(experiment.default_out(spec, None)) == "runs/my.package-stream"
+    assert str(experiment.default_out(spec, tmp_path / "mine.toml")) == "runs/mine"

@@ -1,0 +1,52 @@
+import pytest
+
+from clbench.errors import SpecError
+from clbench.overrides import merge, set_options
+from clbench.spec import build
+
+FILE = {"methods": ["lora", {"name": "ewc", "label": "mild", "options": {"strength": 10.0}},
+                    {"name": "ewc", "options": {"strength": 1e5}}],
+        "recipe": {"iterations": 100, "lr": 0.01}, "seeds": 5}
+
+
+def test_what_is_given_replaces_what_the_file_says():
+    merged = merge(FILE, {"seeds": "2", "lr": 0.1, "benchmark": "permuted-mnist", "scenario": None})
+    assert merged == {**FILE, "seeds": "2", "benchmark": "permuted-mnist", "recipe": {"iterations": 100, "lr": 0.1}}
+
+
+def test_one_budget_replaces_the_other_but_two_given_ones_are_a_mistake():
+    assert merge(FILE, {"epochs": 2})["recipe"] == {"lr": 0.01, "epochs": 2}
+    with pytest.raises(SpecError, match="epochs or iterations, not both"):
+        build(merge(FILE, {"epochs": 2, "iterations": 3}))
+
+
+def test_a_bare_name_picks_the_files_methods():
+    assert merge(FILE, {"methods": "mild"})["methods"] == [FILE["methods"][1]]
+    assert merge(FILE, {"methods": "ewc,naive"})["methods"] == [*FILE["methods"][1:], "naive"]
+    assert merge(FILE, {"methods": "ewc:strength=3"})["methods"] == ["ewc:strength=3"]
+
+
+def test_a_broken_recipe_is_left_for_validation_to_name():
+    with pytest.raises(SpecError, match="recipe"):
+        build(merge({"methods": ["lora"], "recipe": 3}, {"lr": 0.1}))
+
+
+def test_settings_reach_every_method_of_a_name_or_one_label():
+    spec = build(FILE)
+    by_name = set_options(spec, ["ewc.strength=7", "ewc.fisher-samples=20"])
+    assert [m.options for m in by_name.methods] == [{}, *[{"strength": 7, "fisher_samples": 20}] * 2]
+    by_label = set_options(spec, ["mild.mode=online"])
+    assert by_label.methods[1].options == {"strength": 10.0, "mode": "online"}
+    assert by_label.methods[2] == spec.methods[2]
+    written = set_options(build({"methods": "lora:rank=4,lora:rank=2"}), ["lora:rank=4.alpha=0.5"])
+    assert [m.options for m in written.methods] == [{"rank": 4, "alpha": 0.5}, {"rank": 2}]
+
+
+def test_every_wrong_setting_is_a_line():
+    with pytest.raises(SpecError) as caught:
+        set_options(build(FILE), ["er.capacity=3", "rank=4", "lora.rank"])
+    assert str(caught.value).splitlines() == [
+        "--set er.capacity=3: no method 'er' in this experiment, only ewc, ewc:strength=10, ewc:strength=1e5, lora, "
+        "mild",
+        "--set rank=4: expected METHOD.OPTION=VALUE, e.g. lora.rank=4",
+        "--set lora.rank: expected METHOD.OPTION=VALUE, e.g. lora.rank=4"]
