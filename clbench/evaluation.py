@@ -37,7 +37,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             offered = offered_outputs(stream, scenario, index, learned).to(task.test.y.device)
             correct = torch.zeros((), device=task.test.y.device)
             own = torch.zeros_like(correct)
-            for x, y in zip(task.test.x.split(BATCH), task.test.y.split(BATCH), strict=True):
+            for x, y in zip(torch.split(task.test.x, BATCH), torch.split(task.test.y, BATCH), strict=True):
                 prediction = strategy.predict(stream.prepare(x), index if scenario == "task" else None)
                 logits = prediction.logits.masked_fill(~offered, float("-inf"))
                 correct += (logits.argmax(1) == y).sum()

@@ -89,6 +89,7 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         record = experiment.records.get(planned.trial.key)
         if record and (record.label, record.reference) != (planned.label, planned.reference):
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
+    listener.begun(experiment.planned, missing)
     if missing:
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads)
         execute(missing, how, Keeper(experiment, listener))

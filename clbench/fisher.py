@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from clbench.errors import DivergedError
 from clbench.layergrads import Tap, activation_numbers, per_sample_layers, squared_sums, tapped
 from clbench.strategy import Samples, Strategy
 
@@ -45,6 +46,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
 
     Raises:
         ValueError: no samples, or nothing to train.
+        DivergedError: the model gives NaN.
     """
     parameters: dict[str, Tensor] = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
     if not len(samples) or not parameters:
@@ -67,6 +69,8 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
             tasks, y = samples.tasks[part], samples.y[part]
             logits, taps = tapped(strategy, layers, x, task)
             log_p = F.log_softmax(strategy.mask(logits, tasks), dim=1)
+            if log_p.isnan().any():
+                raise DivergedError(f"the model's probabilities are NaN after task {task}; there is no Fisher of them")
             u = None if draws is None else draws[part]
             _add_chunk(sums, strategy, rest, log_p, taps, list(_seeds(log_p.detach(), kind, y, u)), x, tasks, task)
     return {name: total / len(samples) for name, total in sums.items()}

@@ -76,6 +76,16 @@ class Display(Listener):
         """Print a line as it is."""
         self.console.print(Text(text, style), soft_wrap=True)
 
+    def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
+        """Say what is going to be run."""
+        trials = [p.trial for p in planned]
+        scenarios = list(dict.fromkeys(t.scenario for t in trials))
+        counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
+                  *([plural(len(scenarios), "scenario")] if len(scenarios) > 1 else [])]
+        done = len(planned) - len(todo)
+        self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}: {' x '.join(counts)} = "
+                 f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
+
     def ready(self, device: str, workers: int, threads: int | None) -> None:
         """Say how the trials are run."""
         where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"

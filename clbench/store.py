@@ -121,7 +121,7 @@ class Store:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise StoreError(f"cannot read {self.records}: {error.strerror}") from None
+            raise StoreError(f"cannot read {self.records}: {error.strerror}; choose another folder") from None
 
     def _error(self, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from clbench import footprint, provenance, seeds
+from clbench.data import cache
 from clbench.data.stream import Stream, load_stream
 from clbench.errors import ClbenchError, SpecError
 from clbench.evaluation import evaluate
@@ -135,18 +136,13 @@ class Runner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
-        seed = trial.seed if self.depends_on_seed(trial) else 0
+        seed = trial.seed if cache.depends_on_seed(trial.benchmark, self.registry) else 0
         key = (str(trial.benchmark), trial.scenario, seed)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry)
             self._streams[key] = loaded.to(self.device)
         return self._streams[key]
-
-    def depends_on_seed(self, trial: Trial) -> bool:
-        """Return whether a trial's stream is another one for every seed."""
-        return (self.registry.benchmark(trial.benchmark.name).seeded
-                or trial.benchmark.options.get("class_order") == "seed")
 
     def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:
         """Return a trial's strategy, untrained and on the device, and notes on how it was made."""

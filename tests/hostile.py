@@ -61,4 +61,5 @@ def write_distribution(folder, name, entry_points, **modules):
 
 
 def install_hostile(folder):
-    write_distribution(folder, "hostile", ["clbench_hostile"], clbench_hostile=DECLARATION, hostile_strategies=STRATEGIES)
+    write_distribution(folder, "hostile", ["clbench_hostile"], clbench_hostile=DECLARATION,
+                       hostile_strategies=STRATEGIES)

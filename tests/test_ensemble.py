@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from clbench import seeds
 from clbench.hookspecs import StrategyInfo
 from clbench.plugins import discover
 from clbench.spec import Recipe
@@ -8,7 +9,6 @@ from clbench.strategy import Strategy, Task
 from clbench.testing import bench
 from clbench.training import Trainer
 from clbench.trial import activate
-from clbench import seeds
 
 SEEDS = [0, 1, 2]
 

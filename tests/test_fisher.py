@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clbench.errors import DivergedError
 from clbench.fisher import diagonal_fisher, draw_labels
 from clbench.layergrads import per_sample_layers
 from clbench.models.basic import cnn, mlp
@@ -310,3 +311,12 @@ def test_nothing_to_measure_is_refused():
     strategy.requires_grad_(False)
     with pytest.raises(ValueError, match="trainable parameters"):
         diagonal_fisher(strategy, data(), 0, generator=gen())
+
+
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+def test_a_model_that_gives_nan_has_diverged(kind):
+    strategy = make(small_mlp())
+    with torch.no_grad():
+        strategy.model.head.bias[0] = float("nan")
+    with pytest.raises(DivergedError, match="NaN after task 1"):
+        diagonal_fisher(strategy, data(), 1, generator=gen(), kind=kind)

@@ -121,7 +121,7 @@ def test_all_refusals_are_told_at_once(plugins):
     checks = Checks(plan(build({"methods": "naive,ewc"}), plugins), Listener())
     for problem in ("one", "two"):
         checks.refused(checks.next(), SpecError(problem))
-    with pytest.raises(SpecError, match="^one\ntwo$"):
+    with pytest.raises(SpecError, match=r"^one\ntwo$"):
         checks.next()
 
 

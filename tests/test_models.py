@@ -41,7 +41,7 @@ def test_a_head_of_another_size_starts_untrained(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_file(mlp(MLPOptions(width=7), (1, 4, 4), 5).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(DataError, match="do not fit the model: blocks.0"):
+    with pytest.raises(DataError, match=r"do not fit the model: blocks\.0"):
         load_weights(mlp(MLPOptions(width=6), (1, 4, 4), 5), tmp_path / "w.safetensors")
     (tmp_path / "bad").write_bytes(b"not safetensors")
     with pytest.raises(DataError, match="weights"):

@@ -64,7 +64,7 @@ def test_a_misspelt_hook_is_caught():
 
 
 def test_a_declaration_that_names_nothing():
-    with pytest.raises(PluginError, match="cannot load clbench.strategy:Nothing"):
+    with pytest.raises(PluginError, match=r"cannot load clbench\.strategy:Nothing"):
         resolve("clbench.strategy:Nothing", "method 'x'")
 
 

@@ -51,7 +51,7 @@ def test_what_a_killed_process_left_half_written_is_ignored_and_cleared_when_old
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="cannot write to .*records: .*; choose another folder with --out"):
+    with pytest.raises(StoreError, match=r"cannot write to .*records: .*; choose another folder with --out"):
         Store(tmp_path / "file" / "run").check_writable()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -95,7 +95,7 @@ def test_corrupt_and_foreign_files_are_named_and_left_alone(store):
     reasons = {p.path.name: str(p) for p in problems}
     assert f"its name is not that of its trial, {good.key}.json" in reasons["a" * 16 + ".json"]
     assert all("\n" not in reason for reason in reasons.values())
-    with pytest.raises(StoreError, match="left alone.*move it away"):
+    with pytest.raises(StoreError, match=r"left alone.*move it away"):
         store.write(other)
     assert {name: (store.records / name).read_text() for name in contents} == contents
 

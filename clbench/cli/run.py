@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from clbench.experiment import Experiment
 
 FOLDER = click.Path(path_type=Path)
@@ -69,10 +67,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     if dry_run:
         click.echo(trials(ready))
         return 0
-    console = Console(stderr=True, highlight=False)
-    announce(ready, console)
     try:
-        with display(console, ready.missing) as shown:
+        with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
                                  workers=workers, threads=threads)
     except KeyboardInterrupt:
@@ -81,20 +77,6 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
                    "the same command goes on from here", err=True)
         return 130
     return conclude(ready)
-
-
-def announce(ready: Experiment, console: Console) -> None:
-    """Say what is going to be run."""
-    from clbench.progress import plural
-
-    trials = [p.trial for p in ready.planned]
-    methods, seeds = len({p.label for p in ready.planned}), len({t.seed for t in trials})
-    scenarios = list(dict.fromkeys(t.scenario for t in trials))
-    done = len(ready.planned) - len(ready.missing)
-    console.print(
-        f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}: {plural(methods, 'method')} x "
-        f"{plural(seeds, 'seed')}{f' x {len(scenarios)} scenarios' if len(scenarios) > 1 else ''} = "
-        f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}", markup=False, soft_wrap=True)
 
 
 def conclude(ready: Experiment) -> int:

@@ -27,6 +27,9 @@ class How:
 class Listener:
     """Hears how an experiment goes on; this one does nothing."""
 
+    def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
+        """Hear what the experiment consists of, and which of its trials are to be run now."""
+
     def ready(self, device: str, workers: int, threads: int | None) -> None:
         """Hear that workers are there, and the device they use."""
 

@@ -11,6 +11,8 @@ so this keeps F, m and the constant c: the same loss and gradient with 2 numbers
 `online` is Schwarz et al. 2018 (arXiv 1805.06370): F <- gamma F + F_t, and the anchor is the latest theta. Their
 rescaling of each task's F to a common norm is left out, as in van de Ven & Tolias.
 
+Plain gradient steps diverge where lr * strength * F exceeds 2; Adam bounds its step and does not.
+
 Reference codes: van de Ven's has the 1/2 and per-sample gradients as here. Avalanche 0.6 has no 1/2 and squares the
 mean gradient of each batch, so a strength from there means something else here.
 """

@@ -1,0 +1,44 @@
+import pytest
+
+import clbench
+from clbench.api import called
+from clbench.errors import SpecError
+from clbench.store import Store
+
+SMALL = {"seeds": 2, "iterations": 2, "device": "cpu", "workers": 0, "threads": 1}
+
+
+def test_a_run_returns_its_records_and_keeps_them(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text('methods = ["naive", "lora"]\nscenario = "class"\n')
+    records = clbench.run(file, methods=["lora"], set={"lora.rank": 2}, out=tmp_path / "run", **SMALL)
+    assert [(r.label, r.trial.seed, r.trial.scenario, r.status) for r in records] == [
+        ("lora:rank=2", s, "class", "done") for s in range(2)]
+    assert records[0].provenance.command.startswith("clbench.run(")
+    assert sorted(Store(tmp_path / "run").read()[0], key=lambda r: r.trial.seed) == records
+    assert (tmp_path / "run" / "report.md").exists()
+    assert capsys.readouterr() == ("", "")
+    again = clbench.run(file, methods="lora", set=["lora.rank=2"], out=tmp_path / "run", progress=True, **SMALL)
+    assert again == records
+
+
+def test_the_same_run_gives_the_same_facts(tmp_path):
+    runs = [clbench.run(methods="naive", out=tmp_path / name, **SMALL) for name in "ab"]
+    assert [r.facts() for r in runs[0]] == [r.facts() for r in runs[1]]
+
+
+def test_a_mistyped_setting_is_named(tmp_path):
+    with pytest.raises(SpecError, match="no setting 'sedes'; did you mean 'seeds'"):
+        clbench.run(methods="naive", sedes=3, out=tmp_path)
+
+
+def test_corrupt_files_are_warned_of(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "bad.json").write_text("{")
+    with pytest.warns(UserWarning, match="bad.json is left alone"):
+        clbench.run(methods="naive", out=tmp_path, **{**SMALL, "seeds": 1})
+
+
+def test_the_call_is_written_as_it_stood(tmp_path):
+    assert called(None, {"methods": "lora,ewc", "seeds": 3, "out": None}) == "clbench.run(methods='lora,ewc', seeds=3)"
+    assert called(tmp_path / "a.toml", {}) == f"clbench.run('{tmp_path}/a.toml')"

@@ -1,0 +1,74 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clbench import spec
+from clbench.plan import plan
+from clbench.plugins import discover
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document, language):
+    return [text for kind, text in BLOCK.findall((ROOT / document).read_text()) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Install the plugin of docs/writing-a-strategy.md as a distribution of its own."""
+    home = tmp_path_factory.mktemp("plugin")
+    (home / "clbench_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[0])
+    (home / "pyproject.toml").write_text(blocks("docs/writing-a-strategy.md", "toml")[0])
+    site = home / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--disable-pip-version-check", "--root-user-action=ignore", "--target", site, home], check=True)
+    return {**os.environ, "PYTHONPATH": str(site)}
+
+
+def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
+    listed = subprocess.run([sys.executable, "-m", "clbench", "methods"], env=installed, capture_output=True,
+                            text=True, check=True).stdout
+    assert "clbench-l2 0.1.0" in " ".join(listed.split())
+    run = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "l2,l2:strength=100", "--seeds", "1",
+                          "--iterations", "10", "--out", tmp_path, "--data", tmp_path], env=installed,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "l2:strength=100" in (tmp_path / "report.md").read_text()
+
+
+def test_the_method_of_the_guide_keeps_the_rules(installed):
+    code = "from clbench.testing import CHECKS, check\nfor name in CHECKS: check('l2', name)"
+    subprocess.run([sys.executable, "-c", code], env=installed, check=True)
+
+
+def test_the_experiment_of_the_tour_is_one():
+    import tomllib
+
+    text, = blocks("docs/tour.md", "toml")
+    planned = plan(spec.build(tomllib.loads(text)), discover())
+    assert len(planned) == 2 * 5 * 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda p: p.name)
+def test_the_committed_experiments_are_valid(path):
+    assert plan(spec.build(spec.load(path), str(path)), discover())
+
+
+def test_the_python_of_the_tour_runs(tmp_path):
+    text, = blocks("docs/tour.md", "python")
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "CLBENCH_DATA": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lora 0 [")
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+                                      "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text()):
+        assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
