@@ -36,13 +36,17 @@ class Engine(Protocol):
         """Keep the optimiser state of these members only."""
 
 
-def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None) -> Engine:
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None, prepared: bool = False,
+                ) -> Engine:
     """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+
+    `prepared` says that batches come as inputs of the model and not raw.
 
     Raises:
         ValueError: no parameter requires a gradient.
     """
-    engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    engine = (Alone(strategies[0], recipe, prepared) if len(strategies) == 1
+              else Stack(strategies, recipe, prepared))
     if previous is not None and recipe.optimizer_state == "keep":
         for name, parameter in engine.trained.items():
             known = previous.trained.get(name)
@@ -56,8 +60,9 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
 class Alone:
     """Steps of one strategy."""
 
-    def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
+    def __init__(self, strategy: Strategy, recipe: Recipe, prepared: bool) -> None:
         """Optimise what requires a gradient."""
+        self.prepared = prepared
         self.strategy = strategy
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         self.sources = self.trained
@@ -66,7 +71,7 @@ class Alone:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
-        loss = self.strategy.loss(ready(self.strategy, batches[0]))
+        loss = self.strategy.loss(ready(self.strategy, batches[0], self.prepared))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -83,7 +88,7 @@ class Alone:
         """Keep the only member."""
 
 
-class _Loss(nn.Module):
+class Loss(nn.Module):
     """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
 
     def __init__(self, strategy: Strategy) -> None:
@@ -98,10 +103,11 @@ class _Loss(nn.Module):
 class Stack:
     """Steps of several seeds of one strategy at once."""
 
-    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, prepared: bool) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        self.prepared = prepared
         self.members = list(strategies)
-        self.call = _Loss(self.members[0])
+        self.call = Loss(self.members[0])
         parameters, buffers = stack_module_state(self.members)
         self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
         self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
@@ -113,7 +119,7 @@ class Stack:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on a batch per member."""
-        own = [ready(member, batch) for member, batch in zip(self.members, batches, strict=True)]
+        own = [ready(member, batch, self.prepared) for member, batch in zip(self.members, batches, strict=True)]
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
@@ -184,8 +190,10 @@ class Stack:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
 
 
-def ready(strategy: Strategy, batch: Batch) -> Batch:
-    """Return a raw batch augmented by the strategy and prepared for the model."""
+def ready(strategy: Strategy, batch: Batch, prepared: bool) -> Batch:
+    """Return a raw batch augmented by the strategy and prepared for the model, or a prepared one as it is."""
+    if prepared:
+        return batch
     batch = strategy.augment_batch(batch)
     return replace(batch, x=strategy.world.prepare(batch.x))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clbench import seeds
+from clbench import frozen, seeds
 from clbench.ensemble import Engine, make_engine
 from clbench.errors import DivergedError
 from clbench.spec import Recipe
@@ -34,17 +34,29 @@ def steps_of(recipe: Recipe, samples: int) -> int:
     return recipe.epochs * math.ceil(samples / recipe.batch_size)
 
 
-def batches(samples: Samples, task: int, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Yield raw batches without end, pass after pass, each a permutation; the last of a pass may be smaller.
+class Order:
+    """The order in which a task's samples are met: pass after pass, each a permutation; the last batch may be smaller.
 
-    The order comes from the axis ("data", task) of the seed, so it is the same for every method.
+    It comes from the axis ("data", task) of the seed, so it is the same for every method.
     """
-    generator = seeds.generator(seed, "data", task)
-    for number in itertools.count():
-        order = torch.randperm(len(samples), generator=generator).to(samples.y.device)
-        for index in torch.split(order, batch_size):
-            part = samples.take(index)
-            yield Batch(part.x, part.y, part.tasks, task, first_pass=number == 0)
+
+    def __init__(self, samples: int, batch_size: int, seed: int, task: int) -> None:
+        """Begin the first pass."""
+        self.samples = samples
+        self.batch_size = batch_size
+        self.task = task
+        self.generator = seeds.generator(seed, "data", task)
+        self.passes = 0
+        self.left: list[Tensor] = []
+
+    def batch(self, samples: Samples) -> Batch:
+        """Return the next batch of the task's samples, in whatever form they are given."""
+        if not self.left:
+            order = torch.randperm(self.samples, generator=self.generator).to(samples.y.device)
+            self.left = list(torch.split(order, self.batch_size))[::-1]
+            self.passes += 1
+        part = samples.take(self.left.pop())
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
 
 class Trainer:
@@ -67,7 +79,7 @@ class Trainer:
         """Spend the task's budget, phase by phase, on each member's view of the same task."""
         samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
         steps = steps_of(self.recipe, len(samples[0]))
-        order = [batches(part, task.index, self.recipe.batch_size, seed)
+        order = [Order(len(part), self.recipe.batch_size, seed, task.index)
                  for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
         phases = self.strategies[0].phases(tasks[0])
         if steps < phases:
@@ -79,16 +91,18 @@ class Trainer:
             for strategy, task in zip(self.strategies, tasks, strict=True):
                 strategy.before_phase(task, phase)
                 strategy.train()
-            engine = make_engine(self.strategies, self.recipe, self._engine)
+            start, inputs = frozen.once(self.strategies, samples, tasks[0].index, (end - begin) * self.recipe.batch_size)
+            engine = make_engine(self.strategies, self.recipe, self._engine, prepared=start > 0)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
-            for step in range(begin, end):
-                losses.append(engine.step([next(batch) for batch in order]))
-                if schedule is not None:
-                    schedule.step()
-                if self._hopeless(losses, step):
-                    break
+            with frozen.starting_at(self.strategies, start):
+                for step in range(begin, end):
+                    losses.append(engine.step([o.batch(part) for o, part in zip(order, inputs, strict=True)]))
+                    if schedule is not None:
+                        schedule.step()
+                    if self._hopeless(losses, step):
+                        break
             engine.close()
         return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
 

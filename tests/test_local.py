@@ -7,7 +7,7 @@ from hostile import install_hostile
 from clbench import experiment
 from clbench.errors import SpecError
 from clbench.execution import Checks, Listener
-from clbench.execution.local import Process
+from clbench.execution.process import Process
 from clbench.overrides import merge
 from clbench.plan import plan
 from clbench.plugins import discover

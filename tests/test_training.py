@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +6,7 @@ from clbench.hookspecs import StrategyInfo
 from clbench.spec import Recipe
 from clbench.strategy import Strategy, Task
 from clbench.testing import bench, tiny_stream
-from clbench.training import Trainer, batches, steps_of
+from clbench.training import Order, Trainer, steps_of
 from clbench.trial import activate
 
 NAIVE = StrategyInfo("naive", Strategy, "")
@@ -21,9 +19,14 @@ def prepared(cls=Strategy, index=0, scenario="task"):
     return b, Task(index, known.classes, known.train)
 
 
+def drawn(samples, batch_size, seed, count):
+    order = Order(len(samples), batch_size, seed, 0)
+    return [order.batch(samples) for _ in range(count)]
+
+
 def test_a_pass_meets_every_sample_once_and_the_order_is_the_seeds():
     train = tiny_stream("task").tasks[0].train
-    first, again, other = (list(itertools.islice(batches(train, 0, 10, seed), 6)) for seed in (0, 0, 1))
+    first, again, other = (drawn(train, 10, seed, 6) for seed in (0, 0, 1))
     assert [len(b.y) for b in first] == [10, 10, 4, 10, 10, 4]
     assert [b.first_pass for b in first] == [True] * 3 + [False] * 3
     for half in (first[:3], first[3:]):
@@ -46,7 +49,7 @@ def test_a_step_is_the_plain_gradient_step():
     theirs = {n: p.detach().double() for n, p in b.strategy.model.named_parameters()}
     recipe = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, batch_size=8, iterations=4)
     moments = {n: torch.zeros_like(p) for n, p in theirs.items()}
-    for batch in itertools.islice(batches(task.train, 0, 8, 0), 4):
+    for batch in drawn(task.train, 8, 0, 4):
         for p in theirs.values():
             p.requires_grad_(True)
         x = batch.x.double().flatten(1) / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -35,10 +36,11 @@ class Network(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.head = head
+        self.start = 0  # the block that inputs go to: the harness runs frozen first blocks once and starts behind them
 
     def features(self, x: Tensor) -> Tensor:
         """Return features [N, D] of inputs [N, *input_shape]."""
-        for block in self.blocks:
+        for block in itertools.islice(self.blocks, self.start, None):
             x = block(x)
         return x
 

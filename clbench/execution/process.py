@@ -1,0 +1,113 @@
+"""One worker process, as the process that leads it sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from typing import TypeAlias
+
+from pydantic import ValidationError
+
+from clbench.execution import How, protocol
+from clbench.execution.protocol import Message, Prepare, Ready, Run, Start
+
+TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
+DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
+
+
+Inbox: TypeAlias = "queue.SimpleQueue[tuple[Process, Message | Exception | None]]"
+
+
+def start_request(how: How) -> Start:
+    """Return what a worker is told first."""
+    return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads)
+
+
+class Process:
+    """One worker process, as seen from here."""
+
+    def __init__(self, how: How, inbox: Inbox) -> None:
+        """Start it; what it says goes to `inbox`, and None when it has died."""
+        threads = {} if how.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(how.threads))
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "clbench.execution.worker"], env={**os.environ, **threads}, encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+            start_new_session=True)
+        self.inbox = inbox
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.ready: Ready | None = None
+        self.request: Prepare | Run | None = None
+        self.since = datetime.datetime.now(datetime.timezone.utc)
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._hear, self._collect)]
+        for thread in (*self._readers, threading.Thread(target=self._wait, daemon=True)):
+            thread.start()
+        self.send(start_request(how))
+
+    def _hear(self) -> None:
+        assert self.popen.stdout
+        with self.popen.stdout as lines:
+            for line in lines:
+                if not line.endswith("\n"):  # cut off by its writer's death
+                    break
+                try:
+                    self.inbox.put((self, protocol.EVENTS.validate_json(line)))
+                except ValidationError as error:  # a bug; raised where it is seen, not in this thread
+                    self.inbox.put((self, error))
+
+    def _collect(self) -> None:
+        assert self.popen.stderr
+        with self.popen.stderr as lines:
+            for line in lines:
+                self.tail.append(line[:500])
+
+    def _wait(self) -> None:
+        # Not the end of its output: a child of the worker may hold that open.
+        self.popen.wait()
+        for thread in self._readers:
+            thread.join(DRAIN_SECONDS)
+        self.inbox.put((self, None))
+
+    def send(self, message: Message) -> None:
+        """Send a message; to a dead worker it is lost, and its death is in the inbox or about to be."""
+        assert self.popen.stdin
+        with contextlib.suppress(OSError):
+            self.popen.stdin.write(message.line())
+            self.popen.stdin.flush()
+
+    def ask(self, request: Prepare | Run) -> None:
+        """Send a request and remember it until it is answered."""
+        self.request, self.since = request, datetime.datetime.now(datetime.timezone.utc)
+        self.send(request)
+
+    def end(self) -> None:
+        """Make an end of the worker, and of what it may have started, whatever it is doing."""
+        if self.popen.poll() is None:
+            if os.name == "posix":
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                    os.killpg(self.popen.pid, signal.SIGKILL)
+            else:
+                self.popen.kill()
+        self.popen.wait()
+        assert self.popen.stdin
+        with contextlib.suppress(OSError):  # what was still to be sent is lost
+            self.popen.stdin.close()
+
+    def cause_of_death(self) -> str:
+        """Return how the process ended, in words."""
+        code = self.popen.returncode
+        if code >= 0:
+            return f"exited with code {code}"
+        name = signal.Signals(-code).name
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+    def last_words(self) -> str:
+        """Return the last line it wrote to standard error, if any."""
+        lines = [line.strip() for line in self.tail if line.strip()]
+        return f": {lines[-1]}" if lines else ""

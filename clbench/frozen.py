@@ -1,0 +1,96 @@
+"""Frozen work is done once: the outputs of a network's frozen first blocks, computed once per task and trained on.
+
+No strategy knows of it. It is used only where it is shown, on the first batch of every phase, that the loss is the
+same from the blocks' outputs as from the inputs; a strategy that looks at its inputs in another way is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from clbench.ensemble import Loss
+from clbench.models.network import Network
+from clbench.strategy import Batch, Samples, Strategy
+
+BYTES = 2**30  # for the kept outputs, all members together
+CHUNK = 1024
+
+
+def frozen_blocks(strategy: Strategy) -> int:
+    """Return how many of the model's first blocks neither learn nor change by being run."""
+    if type(strategy).augment_batch is not Strategy.augment_batch or not isinstance(strategy.model, Network):
+        return 0
+    count = 0
+    for block in strategy.model.blocks:
+        if any(p.requires_grad for p in block.parameters()) or any(m.training for m in block.modules()):
+            break
+        count += 1
+    return count
+
+
+@contextmanager
+def starting_at(strategies: Sequence[Strategy], block: int) -> Iterator[None]:
+    """Let the models take the outputs of their first `block` blocks for inputs."""
+    try:
+        for strategy in strategies:
+            strategy.model.start = block
+        yield
+    finally:
+        for strategy in strategies:
+            strategy.model.start = 0
+
+
+def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
+    """Return the samples with what the first blocks make of them in the place of x."""
+    parts = []
+    with torch.no_grad():
+        for raw in torch.split(samples.x, CHUNK):
+            x = strategy.world.prepare(raw)
+            for block in list(strategy.model.blocks)[:blocks]:
+                x = block(x)
+            parts.append(x)
+    return Samples(torch.cat(parts), samples.y, samples.tasks)
+
+
+def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int) -> tuple[int, list[Samples]]:
+    """Return from which block training may start, and the samples to start there with.
+
+    Args:
+        strategies: the members, in the state in which the phase trains them.
+        samples: of each member, raw.
+        task: the task being trained.
+        seen: samples that the phase will draw; fewer than there are would make it a loss.
+    """
+    blocks = min(map(frozen_blocks, strategies))
+    if not blocks or seen < len(samples[0]):
+        return 0, list(samples)
+    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].y.device)), blocks)
+    if first.x.nbytes * sum(map(len, samples)) > BYTES or not proven(strategies[0], samples[0], task, blocks):
+        return 0, list(samples)
+    return blocks, [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
+
+
+def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
+    """Return whether the loss of a batch is the same from the blocks' outputs as from its inputs.
+
+    What is trained is moved a little first: a term that starts at zero would say nothing.
+    """
+    some = samples.take(torch.arange(min(16, len(samples)), device=samples.y.device))
+    batch = Batch(some.x, some.y, some.tasks, task)
+    losses: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    moved = {f"strategy.{n}": p + 0.01 * torch.randn(p.shape, generator=generator).to(p)
+             for n, p in strategy.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for x, start in ((strategy.world.prepare(some.x), 0), (outputs(strategy, some, blocks).x, blocks)):
+            with torch.random.fork_rng(), starting_at([strategy], start):
+                try:
+                    losses.append(functional_call(Loss(strategy), moved, (batch, x, batch.y, batch.tasks)))
+                except (RuntimeError, ValueError, IndexError, TypeError):
+                    return False  # it does something else with its inputs than to run the model on them
+    return bool(torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-6))
