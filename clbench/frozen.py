@@ -67,7 +67,7 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
         seen: samples that the phase will draw; fewer than there are would make it a loss.
     """
     blocks = min(map(frozen_blocks, strategies))
-    if not blocks or seen < len(samples[0]):
+    if not blocks or samples[0].redrawn or seen < len(samples[0]):
         return 0, list(samples)
     first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].y.device)), blocks)
     if first.x.nbytes * sum(map(len, samples)) > BYTES or not proven(strategies[0], samples[0], task, blocks):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,7 @@ class Samples:
     x: Tensor
     y: Tensor
     tasks: Tensor
+    redrawn: ClassVar[bool] = False  # whether `take` gives other inputs each time (random transforms)
 
     def __len__(self) -> int:
         """Return N."""

@@ -91,7 +91,8 @@ class Trainer:
             for strategy, task in zip(self.strategies, tasks, strict=True):
                 strategy.before_phase(task, phase)
                 strategy.train()
-            start, inputs = frozen.once(self.strategies, samples, tasks[0].index, (end - begin) * self.recipe.batch_size)
+            drawn = (end - begin) * self.recipe.batch_size
+            start, inputs = frozen.once(self.strategies, samples, tasks[0].index, drawn)
             engine = make_engine(self.strategies, self.recipe, self._engine, prepared=start > 0)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))

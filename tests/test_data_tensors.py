@@ -189,12 +189,28 @@ def test_a_transform_that_differs_on_a_batch_is_found_out():
     assert_identical(data, note="differs on a batch")
 
 
-def test_random_transforms_are_refused():
+def flipped(**transforms):
     from avalanche.benchmarks import nc_benchmark
 
-    benchmark = nc_benchmark(pixels(), pixels(), 2, task_labels=False, train_transform=T.RandomHorizontalFlip())
-    with pytest.raises(DataError, match="random transforms per sample are not supported there; use deterministic"):
-        materialise(next(iter(benchmark.train_stream)).dataset, "train", "here")
+    return nc_benchmark(pixels(), pixels(), 2, task_labels=False, **transforms)
+
+
+def test_random_transforms_of_training_samples_are_drawn_anew_each_time():
+    experience = next(iter(flipped(train_transform=T.RandomHorizontalFlip(), eval_transform=None).train_stream))
+    read = materialise(experience.dataset, "train", "here")
+    assert "drawn item by item for every batch" in read.note
+    plain = dict.fromkeys(range(len(read.y)))
+    for i in plain:
+        item = experience.dataset.eval()[i][0]
+        seen = [read.draw(i) for _ in range(30)]
+        assert all(torch.equal(x, item) or torch.equal(x, item.flip(-1)) for x in seen)
+        assert any(torch.equal(x, item) for x in seen) and any(torch.equal(x, item.flip(-1)) for x in seen)
+
+
+def test_random_transforms_of_test_samples_are_refused():
+    experience = next(iter(flipped(eval_transform=T.RandomHorizontalFlip()).test_stream))
+    with pytest.raises(DataError, match="a test must be the same each time"):
+        materialise(experience.dataset, "eval", "here")
 
 
 def test_grey_images_without_channel_get_one_and_other_numbers_become_floats():

@@ -120,6 +120,17 @@ def test_what_does_not_go_together_is_refused_before_training(runner):
                                benchmark="tiny_benchmarks:flat")[0].trial)
 
 
+def test_random_transforms_are_drawn_for_every_batch_and_the_same_with_the_same_seed(runner):
+    one, two = (planned(runner, methods=m, benchmark="tiny_benchmarks:flipping")[0] for m in ("naive", "shared-private"))
+    stream = runner.stream(one.trial)
+    train = stream.tasks[0].train
+    draws = torch.stack([train.take(torch.arange(len(train))).x for _ in range(6)])
+    assert (draws != draws[0]).flatten(2).any(2).any(0).float().mean() > 0.8
+    first, again = runner.run(one), runner.run(one)
+    assert first.facts() == again.facts() and "random transforms" in first.stream.notes[0]
+    assert runner.run(two).status == "done"
+
+
 def test_devices():
     assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():

@@ -10,3 +10,16 @@ def flat():
     generator = torch.Generator().manual_seed(0)
     parts = [(torch.rand(40, 12, generator=generator), torch.arange(40) % 2 + 2 * task) for task in range(2)]
     return tensors_benchmark(train_tensors=parts, test_tensors=parts, task_labels=[0, 0], complete_test_set_only=False)
+
+
+def flipping():
+    """Return two tasks of images whose training samples are flipped at random."""
+    from avalanche.benchmarks import nc_benchmark
+    from torch.utils.data import TensorDataset
+    from torchvision.transforms import RandomHorizontalFlip
+
+    x = torch.rand(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, torch.arange(80) % 4)
+    data.targets = data.tensors[1].tolist()
+    return nc_benchmark(data, data, 2, task_labels=False, shuffle=False, train_transform=RandomHorizontalFlip(),
+                        eval_transform=None)

@@ -85,7 +85,7 @@ def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
     """Return an experience as it is kept; where it is the first one permuted, only the permutation is."""
     if permutation is None or read.x is first:
-        return Split(read.x, read.y)
+        return Split(read.x, read.y, draw=read.draw)
     if not torch.equal(read.x, permute(first, permutation)):
         raise DataError("a permuted task is not the first task permuted: this is an error in clbench")
     return Split(first, read.y, permutation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ class Split:
     x: Tensor
     y: Tensor
     permutation: Tensor | None = None
+    draw: Callable[[int], Tensor] | None = None  # another draw of a sample, where transforms are random
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class RawStream:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def redrawn(self) -> bool:
+        """Tell whether some samples are drawn anew for every batch."""
+        return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name; inputs that permuted tasks share are there once."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clbench.data import cache
+from clbench.data.live import LiveSamples
 from clbench.data.permuted import Held, PermutedSamples, permute
 from clbench.data.raw import RawStream, Split
 from clbench.data.scenario import outputs
@@ -89,6 +90,8 @@ class Stream:
         def samples(part: Samples) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, held)
+            if isinstance(part, LiveSamples):
+                return LiveSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
             return Samples(move(part.x), move(part.y), move(part.tasks))
 
         return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train), samples(t.test))
@@ -145,7 +148,9 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
 
 
 def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
-    """Return samples whose inputs are permuted only when asked for, if they are to be permuted at all."""
+    """Return samples whose inputs are permuted, or drawn anew, when they are asked for, if they are to be at all."""
+    if split.draw is not None:
+        return LiveSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None:
         return eagerly(split, y, task)
     return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), held)

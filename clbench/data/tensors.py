@@ -7,7 +7,7 @@ by item.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,15 @@ CHUNK = 8192  # rows that are transformed at once, which bounds memory
 
 @dataclass(frozen=True)
 class Experience:
-    """Inputs x [N, ...] (uint8, else float32), labels y [N] int64, and a note where it was read item by item."""
+    """Inputs x [N, ...] (uint8, else float32), labels y [N] int64, and a note where it was read item by item.
+
+    With random transforms x is one draw, and `draw(i)` returns another one of sample i.
+    """
 
     x: Tensor
     y: Tensor
     note: str | None = None
+    draw: Callable[[int], Tensor] | None = None
 
 
 def materialise(dataset: Any, group: str, where: str) -> Experience:
@@ -49,8 +53,7 @@ def materialise(dataset: Any, group: str, where: str) -> Experience:
     positions = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64)).tolist()
     drawn = [_item(data[i], where) for i in positions]
     if not all(_same(one, _item(data[i], where)) for i, one in zip(positions, drawn, strict=True)):
-        raise DataError(f"{where} gives other samples each time it is read: random transforms per sample are not "
-                        "supported there; use deterministic transforms")
+        return _redrawn(data, group, where)
     note = None
     try:
         x, y = _whole(data, where)
@@ -60,6 +63,21 @@ def materialise(dataset: Any, group: str, where: str) -> Experience:
         note = f"{where} was read item by item, which is slow: {reason}"
         x, y = _one_by_one(data, where)
     return Experience(*_stored(x, y), note)
+
+
+def _redrawn(data: Any, group: str, where: str) -> Experience:
+    """Return an experience whose samples come out anew each time; only training samples may."""
+    if group != "train":
+        raise DataError(f"{where} gives other samples each time it is read: a test must be the same each time; give "
+                        "the benchmark deterministic transforms for evaluation")
+    x, y = _stored(*_one_by_one(data, where))
+
+    def draw(index: int) -> Tensor:
+        one, _ = _item(data[index], where)
+        return _stored(one[None], [])[0][0]
+
+    return Experience(x, y, f"{where} has random transforms: it is drawn item by item for every batch, which is slow, "
+                      "and strategies that keep samples keep one draw of them", draw)
 
 
 def _whole(data: Any, where: str) -> tuple[Tensor, list[int]]:

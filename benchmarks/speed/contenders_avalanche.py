@@ -1,0 +1,108 @@
+"""Stock Avalanche: its own stream, loaders, strategies and default evaluation, as its tutorials use them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks.classic import SplitMNIST
+from avalanche.training.supervised import EWC, Naive, Replay
+from measure import Outcome, Setting
+from torch.nn import CrossEntropyLoss
+from work import (
+    CLASSES,
+    EVAL_BATCH,
+    EWC_LAMBDA,
+    MEMORY,
+    TASKS,
+    Clock,
+    Pictures,
+    device_bytes,
+    images_of,
+    model_of,
+    optimizer_of,
+    peak_bytes,
+    summary,
+    to_input,
+)
+
+from clbench.data.datasets import Images
+
+
+def benchmark_of(setting: Setting) -> Any:
+    """Return the stream: Avalanche's SplitMNIST where MNIST is laid, else the same cut of the 5,000 images."""
+    if setting.benchmark == "split-mnist":
+        return SplitMNIST(TASKS, fixed_class_order=list(range(CLASSES)), shuffle=False, dataset_root=setting.data_dir)
+    return small_benchmark(*images_of(setting), TASKS)
+
+
+def small_benchmark(train: Images, test: Images, tasks: int) -> Any:
+    """Return a stream of images by class, transformed as SplitMNIST does."""
+    return nc_benchmark(Pictures(train), Pictures(test), tasks, task_labels=False, shuffle=False,
+                        fixed_class_order=list(range(CLASSES)), train_transform=to_input(), eval_transform=to_input())
+
+
+def strategy_of(setting: Setting) -> Any:
+    """Return the strategy with a model of its own."""
+    model = model_of(setting)
+    common: dict[str, Any] = dict(
+        model=model, optimizer=optimizer_of(setting, model), criterion=CrossEntropyLoss(),
+        train_mb_size=setting.batch_size, train_epochs=setting.epochs, eval_mb_size=EVAL_BATCH, device=setting.device)
+    if setting.method == "ewc":
+        return EWC(ewc_lambda=EWC_LAMBDA, **common)
+    if setting.method == "er":
+        return Replay(mem_size=MEMORY, **common)
+    return Naive(**common)
+
+
+def live(strategy: Any, benchmark: Any, clock: Clock) -> list[list[float]]:
+    """Train on each experience and evaluate on the whole test stream before, between and after; return R."""
+    for plugin in strategy.plugins:
+        if type(plugin).__name__ in ("EWCPlugin", "ReplayPlugin"):
+            plugin.after_training_exp = clock.timed("consolidate", plugin.after_training_exp)
+    evaluate = clock.timed("evaluate", strategy.eval)
+    rows = [evaluate(benchmark.test_stream)]
+    for experience in benchmark.train_stream:
+        with clock.phase("train and consolidate"):
+            strategy.train(experience)
+        rows.append(evaluate(benchmark.test_stream))
+    return [[row[f"Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp{task:03d}"]
+             for task in range(len(benchmark.test_stream))] for row in rows]
+
+
+def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
+    """Measure one trial."""
+    setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
+    device = torch.device(setting.device)
+    few = [Images(part.x[:2 * EVAL_BATCH], part.y[:2 * EVAL_BATCH]) for part in shuffled(setting)]
+    live(strategy_of(setting), small_benchmark(few[0], few[1], 2), Clock(device))  # warm-up
+    benchmark, strategy = benchmark_of(setting), strategy_of(setting)
+    torch.manual_seed(setting.seeds[0])
+    ready = time.time() - started
+    clock = Clock(device)
+    matrix = live(strategy, benchmark, clock)
+    whole = clock.whole()
+    final, learned = summary(matrix)
+    lengths = [len(e.dataset) for e in benchmark.train_stream]
+    consolidate = clock.seconds.get("consolidate", 0.0)
+    tests = sum(len(e.dataset) for e in benchmark.test_stream) * len(matrix)
+    samples = sum(lengths) * setting.epochs
+    # From the second experience on, Replay adds a full batch of memory to each batch.
+    replayed = sum(-(-n // setting.batch_size) for n in lengths[1:]) * setting.batch_size * setting.epochs
+    return asdict(Outcome(
+        train=clock.seconds["train and consolidate"] - consolidate, consolidate=consolidate,
+        evaluate=clock.seconds["evaluate"], whole=whole, ready_after=ready, train_samples=samples,
+        processed=samples + (replayed if setting.method == "er" else 0), test_samples=tests, final=[final],
+        learned=[learned], peak_bytes=peak_bytes(), device_bytes=device_bytes(setting.device)))
+
+
+def shuffled(setting: Setting) -> list[Images]:
+    """Return training and test images in an order in which the first few have all classes."""
+    parts = []
+    for part in images_of(setting):
+        order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))
+        parts.append(Images(part.x[order], part.y[order]))
+    return parts

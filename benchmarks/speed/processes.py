@@ -1,0 +1,61 @@
+"""One process per measurement: threads, cores, imports and memory are its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+class MeasurementError(Exception):
+    """A process that ended without a measurement, with its last words."""
+
+
+def ask(module: str, request: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """Return what `module.answer(request)` gives in a process of its own, on the first `threads` usable cores.
+
+    Raises:
+        MeasurementError: it failed.
+    """
+    count = str(threads)
+    env = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        done = subprocess.run(
+            [sys.executable, str(HERE / "processes.py"), module, str(result), repr(time.time()), count],
+            input=json.dumps(request), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env,
+            errors="replace", cwd=HERE, check=False)
+        if done.returncode or not result.exists():
+            words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise MeasurementError(f"exit code {done.returncode}: {words[-1] if words else 'no word'}")
+        answer: dict[str, Any] = json.loads(result.read_text())
+        return answer
+
+
+def pin(cores: int) -> None:
+    """Keep this process and its children on so many cores, where the system can, so that all have the same machine."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+def main() -> None:
+    """Answer the request on standard input; called by `ask` in the new process."""
+    import importlib
+
+    name, result, started, cores = sys.argv[1:]
+    pin(int(cores))
+    request = json.load(sys.stdin)
+    answer = importlib.import_module(name).answer(request, float(started))
+    Path(result).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

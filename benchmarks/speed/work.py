@@ -1,0 +1,158 @@
+"""What every contender shares: the images, the tasks, the starting weights, the clock. Runs in a contender's process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Setting
+from torch import Tensor, nn
+
+from clbench import seeds
+from clbench.data import datasets
+from clbench.data.datasets import STATISTICS, Images
+from clbench.plan import Planned, plan
+from clbench.plugins import Registry, discover
+from clbench.spec import Spec, build
+from clbench.trial import build_model, synchronize
+
+TASKS, CLASSES = 5, 10
+EVAL_BATCH = 128  # of the loaders; tensors at hand are taken in larger pieces
+TENSOR_EVAL_BATCH = 1000
+MEMORY = 200  # samples
+EWC_LAMBDA = 100.0  # Avalanche's: no 1/2, and gradients of batch means, squared
+
+
+@dataclass
+class Clock:
+    """Seconds by phase, the accelerator's work included."""
+
+    device: torch.device
+    began: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time inside to a phase."""
+        before = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - before
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and adds its time to a phase."""
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name):
+                return function(*args, **kwargs)
+        return inner
+
+    def whole(self) -> float:
+        """Return the seconds since this clock was made."""
+        return time.perf_counter() - self.began
+
+
+def spec_of(setting: Setting) -> Spec:
+    """Return the experiment as clbench runs it; EWC's strength gives about the penalty of `EWC_LAMBDA`.
+
+    The squared mean of B independent gradients is on average a B-th of the mean of their squares.
+    """
+    fisher = "exact" if "exact" in setting.contender else "empirical"
+    strength = 2 * EWC_LAMBDA / setting.batch_size
+    options = {"ewc": {"fisher": fisher, "strength": strength}, "er": {"capacity": MEMORY}}.get(setting.method, {})
+    return build({"benchmark": {"name": setting.benchmark, "options": {"normalize": True}}, "scenario": "class",
+                  "model": setting.model, "methods": [{"name": setting.method, "options": options}],
+                  "seeds": list(setting.seeds), "device": setting.device,
+                  "recipe": {"optimizer": setting.optimizer, "lr": setting.lr, "epochs": setting.epochs,
+                             "batch_size": setting.batch_size, "optimizer_state": "keep"}})
+
+
+def planned_of(setting: Setting) -> tuple[list[Planned], Registry]:
+    """Return the trials of a setting, one per seed."""
+    registry = discover()
+    return plan(spec_of(setting), registry), registry
+
+
+def model_of(setting: Setting) -> nn.Module:
+    """Return the model with the weights that clbench's trial of the first seed starts from."""
+    (planned, *_), registry = planned_of(setting)
+    with seeds.scope(planned.trial.seed, "init"):
+        model, _ = build_model(planned.trial, (1, 28, 28), CLASSES, registry)
+    return model.to(setting.device)
+
+
+def optimizer_of(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser that everybody uses."""
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[setting.optimizer]
+    return kind(model.parameters(), lr=setting.lr)
+
+
+def images_of(setting: Setting) -> tuple[Images, Images]:
+    """Return the training and test images, uint8."""
+    if setting.benchmark == "split-mnist":
+        return datasets.mnist_like("MNIST", Path(setting.data_dir))
+    return datasets.mnist_5k()
+
+
+def split(images: Images) -> list[Images]:
+    """Return the images of each task, in the data set's order."""
+    per = CLASSES // TASKS
+    chosen = [(images.y // per == task).nonzero().flatten() for task in range(TASKS)]
+    return [Images(images.x[i], images.y[i]) for i in chosen]
+
+
+def to_input() -> Any:
+    """Return Avalanche's default transform of MNIST for PIL images: ToTensor and Normalize."""
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    return Compose([ToTensor(), Normalize(*STATISTICS["MNIST"])])
+
+
+def as_input(x: Tensor) -> Tensor:
+    """Return what `to_input` makes of the images, all at once."""
+    mean, std = STATISTICS["MNIST"]
+    return (x.float() / 255 - mean[0]) / std[0]
+
+
+class Pictures(torch.utils.data.Dataset[Any]):
+    """Images handed out one by one as torchvision does: a PIL image, transformed, and a label."""
+
+    def __init__(self, images: Images, transform: Callable[[Any], Any] | None = None) -> None:
+        """Keep images and transform."""
+        self.images = images
+        self.targets = images.y.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return one image and its label."""
+        from PIL import Image
+
+        image = Image.fromarray(self.images.x[index, 0].numpy())
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+def summary(matrix: list[list[float]]) -> tuple[float, float]:
+    """Return final and learned accuracy of R, whose row 0 stands before any training."""
+    tasks = len(matrix[-1])
+    return sum(matrix[-1]) / tasks, sum(matrix[i + 1][i] for i in range(tasks)) / tasks
+
+
+def peak_bytes() -> int:
+    """Return the peak resident size of this process since its start."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_bytes(device: str) -> int:
+    """Return the peak of what torch allocated on an accelerator."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
