@@ -121,7 +121,8 @@ def test_what_does_not_go_together_is_refused_before_training(runner):
 
 
 def test_random_transforms_are_drawn_for_every_batch_and_the_same_with_the_same_seed(runner):
-    one, two = (planned(runner, methods=m, benchmark="tiny_benchmarks:flipping")[0] for m in ("naive", "shared-private"))
+    one, two = (planned(runner, methods=m, benchmark="tiny_benchmarks:flipping")[0]
+                for m in ("naive", "shared-private"))
     stream = runner.stream(one.trial)
     train = stream.tasks[0].train
     draws = torch.stack([train.take(torch.arange(len(train))).x for _ in range(6)])

@@ -100,7 +100,9 @@ def rows_of(measured: Sequence[tuple[Setting, Outcome | str]]) -> dict[tuple[str
 
 def describe(found: argparse.Namespace, benchmark: str) -> dict[str, Any]:
     """Return the machine and the run, for the report."""
-    return {**ask("machine", {}, found.threads), "command": shlex.join(["python", *sys.argv]),
+    machine = ask("machine", {}, found.threads)
+    del machine["others"]
+    return {**machine, "command": shlex.join(["python", *sys.argv]),
             "date": datetime.date.today().isoformat(), "benchmark": f"{benchmark}, scenario class",
             "device": found.device, "cores and threads": found.threads,
             "recipe": f"{found.optimizer}, lr {found.lr:g}, {found.epochs} epoch(s) per task, seeds new in each repeat",

@@ -7,17 +7,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from measure import Outcome, Setting
-from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, planned_of, spec_of, summary
+from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, spec_of, summary
 
 from clbench import experiment
 from clbench.execution import Listener
-from clbench.plan import Planned
+from clbench.plan import Planned, plan
+from clbench.plugins import discover
 from clbench.records import Record
+from clbench.spec import Spec
 from clbench.strategy import Samples
 from clbench.trial import Member, Runner, live
 
@@ -38,27 +40,67 @@ class Stopwatch(Listener):
         self.ended = time.time()
 
 
+@dataclass(frozen=True)
+class Run:
+    """Trials that have been run: seconds until ready, wall seconds, and how many ran side by side."""
+
+    records: list[Record]
+    ready_after: float
+    whole: float
+    shares: int
+
+
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial, or the trials of several seeds."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     how = setting.contender.rpartition(" ")[2]
+    run = carry_out(spec_of(setting), Path(setting.data_dir), how, setting.threads, started)
+    return asdict(outcome(setting, run))
+
+
+def carry_out(spec: Spec, data_dir: Path, how: str, threads: int, started: float) -> Run:
+    """Run all trials of an experiment: `stacked`, in `workers`, as `default` has it, else one after another here.
+
+    Raises:
+        RuntimeError: a trial did not go through, or not in the way asked for.
+    """
     if how in ("workers", "default"):
-        records, ready, whole, share = in_workers(setting, how)
-        ready -= started
+        run = in_workers(spec, data_dir, *((threads, 1) if how == "workers" else (None, None)), started)
     else:
-        records, ready, whole, share = in_this_process(setting, started, stacked=how == "stacked")
-    return asdict(outcome(setting, records, ready, whole, share))
+        run = in_this_process(spec, data_dir, how == "stacked", started)
+    for record in run.records:
+        if record.status != "done":
+            raise RuntimeError(f"trial {record.status}: {record.failure.message if record.failure else ''}")
+        for note in record.notes:
+            if note.startswith("ran alone"):
+                raise RuntimeError(note)
+    return run
 
 
-def in_this_process(setting: Setting, started: float, stacked: bool) -> tuple[list[Record], float, float, int]:
-    """Run the trials here, as a worker does; return records, seconds until ready, wall seconds, parallel shares."""
-    planned, registry = planned_of(setting)
-    runner = Runner(Path(setting.data_dir), setting.device, COMMAND, registry)
+def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -> Run:
+    """Run the trials here, as a worker does."""
+    registry = discover()
+    planned = plan(spec, registry)
+    runner = Runner(data_dir, spec.device, COMMAND, registry)
     runner.prepare(planned[0].trial)
     warm_up(runner, planned if stacked else planned[:1])
     ready, began = time.time() - started, time.perf_counter()
     records = runner.run_stack(planned) if stacked else [runner.run(one) for one in planned]
-    return records, ready, time.perf_counter() - began, 1
+    return Run(records, ready, time.perf_counter() - began, 1)
+
+
+def in_workers(spec: Spec, data_dir: Path, workers: int | None, threads: int | None, started: float) -> Run:
+    """Run the trials in worker processes; None leaves the choice to clbench.
+
+    Starting the workers is not counted in the wall seconds, the first steps of each worker are.
+    """
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        ready = experiment.prepare(spec, discover(), Path(folder))
+        shares = experiment.share_out(ready, COMMAND, data_dir, workers, threads).workers
+        records = experiment.carry_out(ready, watch, command=COMMAND, data_dir=data_dir, workers=workers,
+                                       threads=threads)
+    return Run(records, watch.began - started, watch.ended - watch.began, shares)
 
 
 def warm_up(runner: Runner, planned: Sequence[Planned]) -> None:
@@ -74,32 +116,10 @@ def first(samples: Samples, count: int) -> Samples:
     return Samples(samples.x[:count], samples.y[:count], samples.tasks[:count])
 
 
-def in_workers(setting: Setting, how: str) -> tuple[list[Record], float, float, int]:
-    """Run the trials in worker processes; return records, the time the first began, wall seconds, parallel shares.
-
-    Starting the workers is not counted, their first steps are. `workers` puts one of a single thread on each core,
-    `default` leaves the choice to clbench.
-    """
-    _, registry = planned_of(setting)
-    watch = Stopwatch()
-    workers, threads = (setting.threads, 1) if how == "workers" else (None, None)
-    with tempfile.TemporaryDirectory() as folder:
-        ready = experiment.prepare(spec_of(setting), registry, Path(folder))
-        shares = experiment.share_out(ready, COMMAND, Path(setting.data_dir), workers, threads).workers
-        records = experiment.carry_out(ready, watch, command=COMMAND, data_dir=Path(setting.data_dir),
-                                       workers=workers, threads=threads)
-    return records, watch.began, watch.ended - watch.began, shares
-
-
-def outcome(setting: Setting, records: Sequence[Record], ready: float, whole: float, shares: int) -> Outcome:
+def outcome(setting: Setting, run: Run) -> Outcome:
     """Return what the records say; seconds of trials that ran side by side are divided by how many did."""
-    for record in records:
-        if record.status != "done":
-            raise RuntimeError(f"trial {record.status}: {record.failure.message if record.failure else ''}")
-        alone = [note for note in record.notes if note.startswith("ran alone")]
-        if alone:
-            raise RuntimeError(alone[0])
-    seconds = {phase: sum(sum(getattr(r.timings, phase)) for r in records) / shares
+    records = run.records
+    seconds = {phase: sum(sum(getattr(r.timings, phase)) for r in records) / run.shares
                for phase in ("train", "consolidate", "evaluate")}
     facts = [r.stream for r in records if r.stream]
     samples = sum(sum(f.train_samples) for f in facts) * setting.epochs
@@ -107,10 +127,10 @@ def outcome(setting: Setting, records: Sequence[Record], ready: float, whole: fl
     replayed = (sum(sum(r.costs.steps) for r in records) - len(records)) * min(setting.batch_size, MEMORY)
     accuracies = [summary(r.R) for r in records]
     unit = 1 if sys.platform == "darwin" else 1024
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if shares > 1 else 0
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if run.shares > 1 else 0
     return Outcome(
-        **seconds, whole=whole, ready_after=ready, train_samples=samples,
+        **seconds, whole=run.whole, ready_after=run.ready_after, train_samples=samples,
         processed=samples + (replayed if setting.method == "er" else 0),
         test_samples=sum(sum(r.stream.test_samples) * len(r.R) for r in records if r.stream),
         final=[a for a, _ in accuracies], learned=[a for _, a in accuracies],
-        peak_bytes=peak_bytes() + shares * children, device_bytes=device_bytes(setting.device))
+        peak_bytes=peak_bytes() + run.shares * children, device_bytes=device_bytes(setting.device))

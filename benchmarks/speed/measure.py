@@ -15,7 +15,7 @@ SMALL_BATCH = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What one contender does in one process; the same for all contenders of a group but for `contender` and `seeds`."""
+    """What one contender does in one process; those of a group differ in `contender` and `seeds` only."""
 
     contender: str
     method: str  # naive | ewc | er
@@ -54,6 +54,7 @@ class Outcome:
     device_bytes: int = 0  # allocated by torch on an accelerator
     flops: float = 0.0  # floor only: of one training step
     rate: float = 0.0  # floor only: FLOP/s of the step's matrix products, one after the other
+    others: float | None = None  # cores that other processes kept busy meanwhile, where the system tells
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,14 @@ class MeasurementError(Exception):
 def ask(module: str, request: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """Return what `module.answer(request)` gives in a process of its own, on the first `threads` usable cores.
 
+    `others` is added: how many cores other processes kept busy meanwhile (None where the system does not tell).
+
     Raises:
         MeasurementError: it failed.
     """
     count = str(threads)
     env = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    before, began = busy_elsewhere(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         done = subprocess.run(
@@ -37,7 +40,19 @@ def ask(module: str, request: Mapping[str, Any], threads: int) -> dict[str, Any]
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise MeasurementError(f"exit code {done.returncode}: {words[-1] if words else 'no word'}")
         answer: dict[str, Any] = json.loads(result.read_text())
-        return answer
+    after, wall = busy_elsewhere(), time.perf_counter() - began
+    return {**answer, "others": None if before is None or after is None else max(0.0, after - before) / wall}
+
+
+def busy_elsewhere() -> float | None:
+    """Return the seconds that all cores have worked so far, but for this process and its children; Linux only."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _wait, irq, softirq = map(int, stat.read_text().split(maxsplit=8)[1:8])
+    own = os.times()
+    return ((user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+            - own.user - own.system - own.children_user - own.children_system)
 
 
 def pin(cores: int) -> None:

@@ -23,7 +23,9 @@ warm-up). A row marked **void** learned something else than the others, and its 
 
 def render(groups: Mapping[tuple[str, str, int], Sequence[Row]], machine: Mapping[str, Any]) -> str:
     """Return the report."""
-    parts = ["# Speed, side by side", LEGEND, facts(machine)]
+    busy = [o.others for rows in groups.values() for row in rows for o in row.outcomes if o.others is not None]
+    quiet = {"other processes": f"{statistics.median(busy):.2f} cores busy (median), up to {max(busy):.2f}"} if busy else {}
+    parts = ["# Speed, side by side", LEGEND, facts({**machine, **quiet})]
     floors = {(model, batch): row for (model, _, batch), rows in groups.items() for row in rows
               if row.contender == FLOOR and row.outcomes}
     for (model, method, batch), rows in groups.items():
@@ -31,8 +33,8 @@ def render(groups: Mapping[tuple[str, str, int], Sequence[Row]], machine: Mappin
         floor = floors.get((model, batch))
         if floor:
             best = statistics.median(o.rate for o in floor.outcomes)
-            parts.append(f"One training step: {floor.outcomes[0].flops / 1e6:,.1f} MFLOP; its matrix products alone run "
-                         f"at {best / 1e9:,.1f} GFLOP/s.")
+            parts.append(f"One training step: {floor.outcomes[0].flops / 1e6:,.1f} MFLOP; its matrix products alone "
+                         f"run at {best / 1e9:,.1f} GFLOP/s.")
         parts.append(table(rows, floor, batch))
         if void_rows(rows) is None:
             parts.append("Accuracies were not judged: one value each says nothing about noise (take more repeats).")

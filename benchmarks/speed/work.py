@@ -1,4 +1,4 @@
-"""What every contender shares: the images, the tasks, the starting weights, the clock. Runs in a contender's process."""
+"""What every contender shares, in its own process: the images, the tasks, the starting weights, the clock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from clbench import seeds
 from clbench.data import datasets
 from clbench.data.datasets import STATISTICS, Images
-from clbench.plan import Planned, plan
-from clbench.plugins import Registry, discover
+from clbench.plan import plan
+from clbench.plugins import discover
 from clbench.spec import Spec, build
 from clbench.trial import build_model, synchronize
 
@@ -72,17 +72,12 @@ def spec_of(setting: Setting) -> Spec:
                              "batch_size": setting.batch_size, "optimizer_state": "keep"}})
 
 
-def planned_of(setting: Setting) -> tuple[list[Planned], Registry]:
-    """Return the trials of a setting, one per seed."""
-    registry = discover()
-    return plan(spec_of(setting), registry), registry
-
-
 def model_of(setting: Setting) -> nn.Module:
     """Return the model with the weights that clbench's trial of the first seed starts from."""
-    (planned, *_), registry = planned_of(setting)
-    with seeds.scope(planned.trial.seed, "init"):
-        model, _ = build_model(planned.trial, (1, 28, 28), CLASSES, registry)
+    registry = discover()
+    trial = plan(spec_of(setting), registry)[0].trial
+    with seeds.scope(trial.seed, "init"):
+        model, _ = build_model(trial, (1, 28, 28), CLASSES, registry)
     return model.to(setting.device)
 
 

@@ -3,9 +3,9 @@
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
 builds it (distribution, version, content of its module) and this format. Beside the tensors it keeps their hash, which
 is checked when it is read, and the size and time of the data files it was made from: where those are there and
-changed, the stream is built again. Random transforms need
-the data set itself, so such a stream is not cached. A benchmark given as `package.module:function`, or registered by a plugin of this
-session alone, is not cached: nothing tells whether the code and data behind it are still the same.
+changed, the stream is built again. Random transforms need the data set itself, so such a stream is not cached. Nor is a
+benchmark given as `package.module:function`, or registered by a plugin of this session alone: nothing tells whether the
+code and data behind it are still the same.
 """
 
 from __future__ import annotations

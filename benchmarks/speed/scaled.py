@@ -1,0 +1,20 @@
+"""One measurement of `scaling.py`: the trials of an experiment, and what each task cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from contenders_clbench import carry_out
+
+from clbench.spec import build
+
+
+def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
+    """Run the trials and return wall seconds, seconds by task (means over trials) and the parameters in the end."""
+    run = carry_out(build(request["spec"]), Path(request["data_dir"]), request["how"], request["threads"], started)
+    count = len(run.records)
+    per_task = {phase: [sum(values) / count for values in zip(*(getattr(r.timings, phase) for r in run.records),
+                                                              strict=True)]
+                for phase in ("train", "consolidate", "evaluate")}
+    return {"whole": run.whole, **per_task, "parameters": sum(run.records[0].costs.parameters[-1].values())}
