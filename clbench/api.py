@@ -21,7 +21,8 @@ KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False, **settings: Any) -> list[Record]:
+        stack: int | None = None, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
+        **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -33,10 +34,12 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
+        stack: seeds of a method that train as one; None chooses.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`.
         progress: whether to show progress on standard error, as the command does.
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
-            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state.
+            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
+            precision.
 
     Returns:
         The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.
@@ -52,11 +55,12 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(), folder)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "set": options or None, **settings})
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "set": options or None,
+                            **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with _display(ready) if progress else nullcontext(Listener()) as listener:
-        records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads,
+        records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
                                        data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from clbench import precision
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Strategy
 
@@ -63,6 +64,7 @@ class Alone:
     def __init__(self, strategy: Strategy, recipe: Recipe, prepared: bool) -> None:
         """Optimise what requires a gradient."""
         self.prepared = prepared
+        self.forward = precision.forward(recipe, strategy.active.device)
         self.strategy = strategy
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         self.sources = self.trained
@@ -71,7 +73,9 @@ class Alone:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
-        loss = self.strategy.loss(ready(self.strategy, batches[0], self.prepared))
+        batch = ready(self.strategy, batches[0], self.prepared)
+        with self.forward:
+            loss = self.strategy.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -106,6 +110,7 @@ class Stack:
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, prepared: bool) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
         self.prepared = prepared
+        self.forward = precision.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
         parameters, buffers = stack_module_state(self.members)
@@ -127,9 +132,9 @@ class Stack:
             value: Tensor = functional_call(self.call, state, (own[0], x, y, tasks))
             return value
 
-        losses: Tensor = vmap(loss, randomness="different")(
-            state, torch.stack([b.x for b in own]), torch.stack([b.y for b in own]),
-            torch.stack([b.tasks for b in own]))
+        x, y, tasks = (torch.stack([getattr(b, field) for b in own]) for field in ("x", "y", "tasks"))
+        with self.forward:
+            losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if self.edits:

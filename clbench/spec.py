@@ -60,6 +60,8 @@ class Recipe(Strict):
     batch_size: int = Field(128, ge=1, description="new samples per step (replay comes on top)")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="whether moments are forgotten or kept when a new task begins")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of the arithmetic; tf32 on CUDA only, bf16 is mixed precision over float32 weights")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:

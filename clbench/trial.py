@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from clbench import footprint, provenance, seeds
+from clbench import footprint, precision, provenance, seeds
 from clbench.data import cache
-from clbench.data.stream import Stream, load_stream
+from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
 from clbench.errors import ClbenchError, SpecError
 from clbench.evaluation import evaluate
 from clbench.footprint import Footprint
@@ -108,8 +108,13 @@ class Runner:
         origin = provenance.collect(plugin, self.device, self.command)
         memory = PeakMemory(self.device)
         try:
-            live(members, on_progress)
+            with precision.products(planned[0].trial.recipe):
+                live(members, on_progress)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
+            if len(members) > 1 and isinstance(error, torch.OutOfMemoryError):
+                half = len(planned) // 2
+                del members
+                return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
             if len(members) > 1:
                 note = f"ran alone: the stack of {len(members)} seeds failed with {type(error).__name__}: {error}"
                 records = [self.run(one, on_progress) for one in planned]
@@ -154,7 +159,7 @@ class Runner:
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
                       pretrained=trial.weights is not None, prepare=stream.prepare)
         with seeds.scope(trial.seed, "strategy"):
-            strategy = cls(model.to(self.device), world, info.options.model_validate(trial.method.options))
+            strategy = cls(channels_last(model.to(self.device)), world, info.options.model_validate(trial.method.options))
         if not isinstance(strategy, Strategy):
             raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
         return strategy.to(self.device), notes
@@ -225,7 +230,8 @@ def activate(strategy: Strategy, stream: Stream, index: int) -> None:
 def record_row(member: Member, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = time.perf_counter()
-    row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
+    with precision.forward(member.trial.recipe, member.strategy.active.device):
+        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
     member.evaluate.append(time.perf_counter() - began)
     member.matrix.append(row.accuracy)
     if row.task_inference is not None:
@@ -251,6 +257,14 @@ def build_model(trial: Trial, input_shape: tuple[int, ...], classes: int,
     except Exception as error:
         raise SpecError(f"model {trial.model} cannot be built for inputs {input_shape}: {error}") from error
     return model, load_weights(model, Path(trial.weights.path)) if trial.weights else []
+
+
+def channels_last(model: Network) -> Network:
+    """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
+    for parameter in model.parameters():
+        if parameter.dim() == IMAGE_DIMS:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def describe(stream: Stream) -> StreamFacts:

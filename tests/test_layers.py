@@ -15,7 +15,7 @@ ROWS = [
     ["builtin", "plugins"],
     ["plan", "overrides"],
     ["records", "metrics", "stats", "strategy"],
-    ["data", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "frozen", "provenance"],
+    ["data", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "frozen", "precision", "provenance"],
     ["training", "evaluation"],
     ["trial"],
     ["testing", "store", "report"],

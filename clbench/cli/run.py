@@ -36,6 +36,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]")
 @click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new task "
               "begins.  [default: reset]")
+@click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable.")
@@ -46,9 +47,11 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
               "one on an accelerator]")
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
+@click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
+              "as many as fit on an accelerator]")
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, dry_run: bool, **flags: Any) -> int:
+            threads: int | None, stack: int | None, dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -70,7 +73,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads)
+                                 workers=workers, threads=threads, stack=stack)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

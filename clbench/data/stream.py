@@ -20,6 +20,7 @@ from clbench.plugins import Registry
 from clbench.strategy import Samples, Scenario
 
 CHANNEL_AXIS = 1
+IMAGE_DIMS = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Prepare:
         x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
         if self.mean:
             x = (x - self._along(self.mean, x)) / self._along(self.std, x)
-        return x
+        # Convolutions are faster on this layout, on CPUs and on GPUs; it changes no value.
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == IMAGE_DIMS else x
 
     def _along(self, values: tuple[float, ...], x: Tensor) -> Tensor | float:
         """Return one number, or numbers shaped to go along the channels of x."""

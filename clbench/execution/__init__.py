@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,23 @@ class How:
     command: str  # kept in the records
     workers: int  # processes; 0 runs in this one
     threads: int | None  # of torch, in each worker; None leaves torch's own choice (in this process only)
+    stack: int | None  # seeds of a method that train as one; None: one by one on a CPU, together on an accelerator
     shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
+
+
+ACCELERATOR_STACK = 32  # seeds that are tried together; a stack that does not fit in memory is halved
+
+
+def take_stack(waiting: deque[Planned], how: How, device: str) -> list[Planned]:
+    """Remove the next trial and, up to the size of a stack, the other seeds of its method in its setting."""
+    first = waiting.popleft()
+    size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
+    alike = [p for p in waiting if (p.trial.setting, p.trial.method) == (first.trial.setting, first.trial.method)]
+    group = [first, *alike[:size - 1]]
+    for planned in group[1:]:
+        waiting.remove(planned)
+    return group
 
 
 class Listener:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from clbench.errors import ClbenchError
-from clbench.execution import Checks, How, Listener, protocol
+from clbench.execution import Checks, How, Listener, protocol, take_stack
 from clbench.execution.process import Inbox, Process, start_request
 from clbench.execution.protocol import Finished, Message, Prepare, Prepared, Ready, Refused, Run, Running
 from clbench.plan import Planned
@@ -51,15 +51,19 @@ def in_process(todo: Sequence[Planned], how: How, listener: Listener) -> None:
         elif isinstance(event, Running):
             listener.progress(event.key, event.task, event.tasks, event.accuracy)
         elif isinstance(event, Finished):
-            listener.finished(event.record)
+            for record in event.records:
+                listener.finished(record)
 
     worker = Worker(start_request(how), hear)
     while planned := checks.next():
         current = planned
         worker.prepare(planned)
-    for planned in todo:
-        listener.started(planned)
-        worker.run(planned)
+    waiting = deque(todo)
+    while waiting:
+        group = take_stack(waiting, how, str(worker.runner.device))
+        for planned in group:
+            listener.started(planned)
+        worker.run(group)
 
 
 class Pool:
@@ -113,10 +117,11 @@ class Pool:
             request, process.request = process.request, None
             if isinstance(event, Prepared):
                 self.checks.passed(event.notes)
-            elif isinstance(event, Refused) and request:
+            elif isinstance(event, Refused) and isinstance(request, Prepare):
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):
-                self.listener.finished(event.record)
+                for record in event.records:
+                    self.listener.finished(record)
 
     def assign(self) -> None:
         """Give each idle worker something to do: one prepares, and when that is done all run trials."""
@@ -128,17 +133,19 @@ class Pool:
         if self.checked:
             for process in self.processes:
                 if process.ready and process.request is None and self.waiting:
-                    planned = self.waiting.popleft()
-                    process.ask(Run(planned=planned))
-                    self.listener.started(planned)
+                    group = take_stack(self.waiting, self.how, process.ready.device)
+                    process.ask(Run(group=group))
+                    for planned in group:
+                        self.listener.started(planned)
 
     def bury(self, process: Process) -> None:
-        """Deal with a worker's death: its trial has failed, a new one takes its place."""
+        """Deal with a worker's death: its trials have failed, a new one takes its place."""
         self.processes.remove(process)
         process.end()
         cause, request = process.cause_of_death(), process.request
         if process is self.checker and not self.checked:
-            what = f"{request.planned.label!r} on {request.planned.trial.benchmark.name}" if request else "nothing"
+            asked = request.planned if isinstance(request, Prepare) else None
+            what = f"{asked.label!r} on {asked.trial.benchmark.name}" if asked else "nothing"
             raise WorkerError(f"the worker process {cause} while it prepared {what}{process.last_words()}")
         if process.ready is None:
             if not self.processes:
@@ -147,11 +154,12 @@ class Pool:
             self.listener.note(f"a worker process {cause} before it was ready{process.last_words()}; "
                                f"going on with {len(self.processes)}")
             return
-        if request:
-            planned = request.planned
-            origin = process.ready.provenance.model_copy(update={"plugin": self.how.plugin(planned.trial.method.name)})
+        if isinstance(request, Run):
+            plugin = self.how.plugin(request.group[0].trial.method.name)
+            origin = process.ready.provenance.model_copy(update={"plugin": plugin})
             failure = Failure(type="WorkerDied", message=f"the worker process {cause}", traceback="".join(process.tail))
-            self.listener.finished(protocol.failed(planned, origin, process.since, failure))
+            for planned in request.group:
+                self.listener.finished(protocol.failed(planned, origin, process.since, failure))
         if self.waiting:
             self.processes.append(Process(self.how, self.inbox))
 

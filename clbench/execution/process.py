@@ -19,6 +19,10 @@ from clbench.execution import How, protocol
 from clbench.execution.protocol import Message, Prepare, Ready, Run, Start
 
 TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
+# glibc gives large activations back to the kernel after every step and takes page faults to get them again; with these
+# it keeps them (a small CNN on one thread: training 1.4, evaluation 3.4 times as fast). Other C libraries ignore them.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30),
+             "MALLOC_TOP_PAD_": str(2**26)}
 DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
 
 
@@ -37,7 +41,7 @@ class Process:
         """Start it; what it says goes to `inbox`, and None when it has died."""
         threads = {} if how.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(how.threads))
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "clbench.execution.worker"], env={**os.environ, **threads}, encoding="utf-8",
+            [sys.executable, "-m", "clbench.execution.worker"], env={**ALLOCATOR, **os.environ, **threads}, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
             start_new_session=True)
         self.inbox = inbox

@@ -41,10 +41,10 @@ class Prepare(Message):
 
 
 class Run(Message):
-    """To a worker: run a trial."""
+    """To a worker: run a trial, or several seeds of one method as one stack."""
 
     type: Literal["run"] = "run"
-    planned: Planned
+    group: list[Planned]
 
 
 class Ready(Message):
@@ -86,10 +86,10 @@ class Running(Message):
 
 
 class Finished(Message):
-    """From a worker: the answer to `Run`, whatever became of the trial."""
+    """From a worker: the answer to `Run`, whatever became of the trials."""
 
     type: Literal["finished"] = "finished"
-    record: Record
+    records: list[Record]
 
 
 Request = Annotated[Start | Prepare | Run, Field(discriminator="type")]

@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clbench.errors import ClbenchError
@@ -53,19 +53,19 @@ class Worker:
             traceback.print_exc()
             self.send(Prepared(notes=[]))
 
-    def run(self, planned: Planned) -> None:
-        """Answer `Run`; an exception that the trial did not turn into a record itself becomes one here."""
+    def run(self, group: Sequence[Planned]) -> None:
+        """Answer `Run`; an exception that the trials did not turn into records themselves becomes some here."""
         started = datetime.datetime.now(datetime.timezone.utc)
         try:
-            record = self.runner.run(planned, lambda p: self.send(
+            records = self.runner.run_stack(group, lambda p: self.send(
                 Running(key=p.key, task=p.task, tasks=p.tasks, accuracy=p.accuracy)))
         except Exception as error:
-            plugin = str(self.runner.registry.origins["method", planned.trial.method.name])
+            plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
             origin = self.provenance.model_copy(update={"plugin": plugin})
             facts = Failure(type=type(error).__name__, message=str(error),
                             traceback="" if isinstance(error, ClbenchError) else traceback.format_exc())
-            record = protocol.failed(planned, origin, started, facts)
-        self.send(Finished(record=record))
+            records = [protocol.failed(planned, origin, started, facts) for planned in group]
+        self.send(Finished(records=records))
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
         if isinstance(request, Prepare):
             worker.prepare(request.planned)
         elif isinstance(request, Run):
-            worker.run(request.planned)
+            worker.run(request.group)
 
 
 if __name__ == "__main__":

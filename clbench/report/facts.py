@@ -19,7 +19,8 @@ def recipe(chosen: Recipe) -> str:
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}, {budget} per "
-            f"task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks")
+            f"task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+            + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
 def named(thing: Resolved) -> str:
