@@ -159,7 +159,8 @@ class Runner:
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
                       pretrained=trial.weights is not None, prepare=stream.prepare)
         with seeds.scope(trial.seed, "strategy"):
-            strategy = cls(channels_last(model.to(self.device)), world, info.options.model_validate(trial.method.options))
+            options = info.options.model_validate(trial.method.options)
+            strategy = cls(channels_last(model.to(self.device)), world, options)
         if not isinstance(strategy, Strategy):
             raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
         return strategy.to(self.device), notes

@@ -74,7 +74,7 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
     ready = experiment.prepare(spec, registry, tmp_path)
 
     def shares(workers=None, threads=None):
-        how = experiment.share_out(ready, "", tmp_path, workers, threads)
+        how = experiment.share_out(ready, "", tmp_path, workers, threads, None)
         return how.workers, how.threads, how.shrink
 
     assert shares() == (4, 2, True)

@@ -41,9 +41,9 @@ class Process:
         """Start it; what it says goes to `inbox`, and None when it has died."""
         threads = {} if how.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(how.threads))
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "clbench.execution.worker"], env={**ALLOCATOR, **os.environ, **threads}, encoding="utf-8",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
-            start_new_session=True)
+            [sys.executable, "-m", "clbench.execution.worker"], env={**ALLOCATOR, **os.environ, **threads},
+            encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            errors="replace", start_new_session=True)
         self.inbox = inbox
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.ready: Ready | None = None
