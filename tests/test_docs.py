@@ -67,6 +67,25 @@ def test_the_python_of_the_tour_runs(tmp_path):
     assert done.stdout.startswith("lora 0 [")
 
 
+def test_the_table_of_the_readme_is_that_of_the_committed_report():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "±" in line]
+    report = (ROOT / "reports/split_mnist_5k/report.md").read_text().splitlines()
+    assert len(rows) == 7
+    assert set(rows) <= set(report)
+
+
+def test_the_committed_reports_are_what_their_records_give():
+    from clbench import report
+    from clbench.report.markdown import render
+    from clbench.store import Store
+
+    for path in ROOT.glob("reports/*/report.md"):
+        records, problems = Store(path.parent).read()
+        assert not problems
+        ours = render(report.build(records)).splitlines()
+        assert sorted(ours) == sorted(path.read_text().splitlines())
+
+
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
                                       "CONTRIBUTING.md"])
 def test_links_lead_somewhere(document):
