@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clbench.data.folder import default_data_dir
-from clbench.errors import StoreError
+from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
@@ -85,7 +85,7 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     from clbench.execution.local import execute
 
     store, missing = experiment.store, experiment.missing
-    store.check_writable()
+    made = store.check_writable()
     for planned in experiment.planned:
         record = experiment.records.get(planned.trial.key)
         if record and (record.label, record.reference) != (planned.label, planned.reference):
@@ -93,7 +93,11 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     listener.begun(experiment.planned, missing)
     if missing:
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
-        execute(missing, how, Keeper(experiment, listener))
+        try:
+            execute(missing, how, Keeper(experiment, listener))
+        except ClbenchError:
+            store.forget(made)  # bad input leaves nothing behind
+            raise
     return experiment.results()
 
 

@@ -71,8 +71,10 @@ class Store:
             raise StoreError(f"{found}; move it away and run again")
         return found
 
-    def check_writable(self) -> None:
+    def check_writable(self) -> list[Path]:
         """Make the folder, write and remove a probe there, and clear what killed processes left half-written.
+
+        Returns the folders that had to be made, innermost first, for `forget`.
 
         Raises:
             StoreError: no file can be made there.
@@ -84,14 +86,20 @@ class Store:
                 probe.write(b"clbench")
                 probe.flush()
         except OSError as error:
-            for folder in made:
-                with contextlib.suppress(OSError):  # it may not have been made
-                    folder.rmdir()
+            self.forget(made)
             raise self._error(error) from None
         for path in self.records.glob(".*.tmp"):
             with contextlib.suppress(FileNotFoundError):  # another process may be quicker
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
+        return made
+
+    @staticmethod
+    def forget(made: Sequence[Path]) -> None:
+        """Remove folders that were made and are still empty."""
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something, or was not made after all
+                folder.rmdir()
 
     def write(self, record: Record) -> Path:
         """Write a record, in place of an older one of the same trial, and return its path.

@@ -198,3 +198,11 @@ def test_a_failed_trial_gives_exit_code_1_and_stands_in_the_report(tmp_path, mon
     code, _, err = call(capsys, *args)
     assert code == 1
     assert "2 trials, 1 already done" in err
+
+
+def test_bad_input_that_shows_late_leaves_no_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "lora:rank=999", "--seeds", "1",
+                           "--workers", "0", "--out", tmp_path / "deep" / "run"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "lora: rank = 999 exceeds the width" in done.stderr
+    assert not (tmp_path / "deep").exists()

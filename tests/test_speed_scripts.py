@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,13 @@ import torch
 from torch import nn
 
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
-sys.path.insert(0, str(SPEED))
-
-import compare
-import floor
-import measure
-import processes
-import scaling
-import table
-from measure import FLOOR, LOOP, STOCK, Outcome, Row, Setting
-
+NAMES = ("compare", "floor", "measure", "processes", "scaling", "table")
+sys.path.insert(0, str(SPEED))  # as for a script that is started there
+compare, floor, measure, processes, scaling, table = map(importlib.import_module, NAMES)
 sys.path.remove(str(SPEED))
+FLOOR, LOOP, STOCK = measure.FLOOR, measure.LOOP, measure.STOCK
+Outcome, Row, Setting = measure.Outcome, measure.Row, measure.Setting
+
 GROUP = ("mlp", "naive", 128)
 
 

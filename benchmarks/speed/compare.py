@@ -110,7 +110,7 @@ def describe(found: argparse.Namespace, benchmark: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all contenders round by round, and write after each round."""
+    """Measure all contenders round by round, and write after each of them."""
     found = arguments(argv)
     laid = (found.data / "MNIST" / "raw").is_dir() and not found.quick
     benchmark = "split-mnist" if laid else "split-mnist-5k"
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             said = outcome if isinstance(outcome, str) else f"{outcome.whole:.2f} s"
             print(f"round {repeat + 1}: {', '.join(map(str, setting.group))}: "
                   f"{titled(setting.contender, len(setting.seeds))}: {said}", file=sys.stderr)
-        write(found, machine, measured)
+            write(found, machine, measured)
     print(render(rows_of(measured), machine))
     return 1 if any(isinstance(outcome, str) for _, outcome in measured) else 0
 

@@ -27,9 +27,14 @@ COMMAND = "benchmarks/speed"
 
 
 class Stopwatch(Listener):
-    """Notes when the first trial starts and the last one ends."""
+    """Notes how many workers there are, when the first trial starts and when the last one ends."""
 
+    workers = 1
     began = ended = 0.0
+
+    def ready(self, device: str, workers: int, threads: int | None) -> None:
+        """Hear that workers are there."""
+        self.workers = workers
 
     def started(self, planned: Planned) -> None:
         """Hear that a trial has begun."""
@@ -65,7 +70,8 @@ def carry_out(spec: Spec, data_dir: Path, how: str, threads: int, started: float
         RuntimeError: a trial did not go through, or not in the way asked for.
     """
     if how in ("workers", "default"):
-        run = in_workers(spec, data_dir, *((threads, 1) if how == "workers" else (None, None)), started)
+        run = in_workers(spec, data_dir, {"workers": threads, "threads": 1, "stack": 1} if how == "workers" else {},
+                         started)
     else:
         run = in_this_process(spec, data_dir, how == "stacked", started)
     for record in run.records:
@@ -89,18 +95,16 @@ def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -
     return Run(records, ready, time.perf_counter() - began, 1)
 
 
-def in_workers(spec: Spec, data_dir: Path, workers: int | None, threads: int | None, started: float) -> Run:
-    """Run the trials in worker processes; None leaves the choice to clbench.
+def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) -> Run:
+    """Run the trials in worker processes; what `how` does not say is left to clbench.
 
     Starting the workers is not counted in the wall seconds, the first steps of each worker are.
     """
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         ready = experiment.prepare(spec, discover(), Path(folder))
-        shares = experiment.share_out(ready, COMMAND, data_dir, workers, threads).workers
-        records = experiment.carry_out(ready, watch, command=COMMAND, data_dir=data_dir, workers=workers,
-                                       threads=threads)
-    return Run(records, watch.began - started, watch.ended - watch.began, shares)
+        records = experiment.carry_out(ready, watch, command=COMMAND, data_dir=data_dir, **how)
+    return Run(records, watch.began - started, watch.ended - watch.began, watch.workers)
 
 
 def warm_up(runner: Runner, planned: Sequence[Planned]) -> None:

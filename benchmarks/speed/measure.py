@@ -121,6 +121,7 @@ def contenders(method: str, model: str, seed_counts: Sequence[int]) -> list[tupl
         names += [(FLOOR, 1)]
     names += [("clbench", 1)]
     names += [("clbench exact Fisher", 1)] if method == "ewc" else []
+    names += [("clbench bf16", 1)] if method == "naive" and model.startswith("cnn") else []
     return names + [(f"clbench {how}", count) for count in seed_counts for how in ("stacked", "workers")]
 
 

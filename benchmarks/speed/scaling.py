@@ -55,12 +55,12 @@ class Cost:
 def points(quick: bool) -> Iterator[Point]:
     """Yield all measurements."""
     digits = {"benchmark": "split-mnist-5k", "scenario": "task", "device": "cpu", "recipe": RECIPE}
-    for count in (1, 2, 4) if quick else (1, 2, 4, 8, 16, 32):
+    for count in (1, 2) if quick else (1, 2, 4, 8, 16, 32):
         for how in ("sequential", "stacked", "workers"):
             yield Point("seeds", how, count, {**digits, "methods": ["naive"], "seeds": count}, how)
     for tasks in (2, 4) if quick else (5, 10, 20, 50):
         stream = {**digits, "benchmark": f"synthetic:tasks_{tasks}", "model": "mlp:width=128", "seeds": 1}
-        for method in METHODS:
+        for method in ("naive", "pnn") if quick else METHODS:
             yield Point("tasks", method, tasks, {**stream, "methods": [{"name": method, "options": moderate(method)}]})
     for capacity in (50, 200) if quick else (50, 200, 800, 3200):
         methods = [{"name": "er", "options": {"capacity": capacity}}]
@@ -76,9 +76,9 @@ def moderate(method: str) -> dict[str, Any]:
 
 
 def measure(point: Point, data_dir: Path, threads: int, repeats: int) -> Cost:
-    """Return the cost of a point; each repeat is a process of its own."""
-    request = {"spec": point.spec, "how": point.how, "threads": threads, "data_dir": str(data_dir)}
-    found = [ask("scaled", request, threads) for _ in range(repeats)]
+    """Return the cost of a point, measured in a process of its own."""
+    request = {"spec": point.spec, "how": point.how, "threads": threads, "data_dir": str(data_dir), "repeats": repeats}
+    found = ask("scaled", request, threads)["runs"]
 
     def middle(phase: str) -> list[float]:
         return [statistics.median(values) for values in zip(*(f[phase] for f in found), strict=True)]

@@ -25,6 +25,8 @@ TITLES = {  # panel: title, x axis, y axis
 # Okabe & Ito's colours, told apart by colour-blind readers; markers say the same without colour.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 
+MOST_TICKS = 6  # on an axis that names every size
+
 
 def draw(lines: Sequence[Curve], machine: str, paths: Sequence[Path]) -> None:
     """Draw one panel per kind of cost on log-log axes, with the exponent of each line, and write the files."""
@@ -40,9 +42,13 @@ def draw(lines: Sequence[Curve], machine: str, paths: Sequence[Path]) -> None:
             colour, marker = STYLES[series.index(name) % len(STYLES)]
             axis.loglog(line.sizes, line.seconds, color=colour, marker=marker, markersize=4, linewidth=1.4,
                         label=f"{name} ({line.exponent:.2f})")
-        low, high = min(line.sizes[0] for line in own), max(line.sizes[-1] for line in own)
-        floor = min(line.seconds[0] for line in own)
-        axis.loglog([low, high], [floor, floor * high / low], color="0.6", linestyle=":", linewidth=1, label="linear")
+        sizes = sorted({size for line in own for size in line.sizes})
+        floor, ratio = min(line.seconds[0] for line in own), sizes[-1] / sizes[0]
+        axis.loglog([sizes[0], sizes[-1]], [floor, floor * ratio], color="0.6", linestyle=":", linewidth=1,
+                    label="linear")
+        if len(sizes) <= MOST_TICKS:
+            axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], fontsize=8)
+            axis.set_xticks([], minor=True)
         title, x_label, y_label = TITLES[panel]
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
         axis.legend(fontsize=7, frameon=False)

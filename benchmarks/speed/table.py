@@ -24,8 +24,8 @@ warm-up). A row marked **void** learned something else than the others, and its 
 def render(groups: Mapping[tuple[str, str, int], Sequence[Row]], machine: Mapping[str, Any]) -> str:
     """Return the report."""
     busy = [o.others for rows in groups.values() for row in rows for o in row.outcomes if o.others is not None]
-    quiet = {"other processes": f"{statistics.median(busy):.2f} cores busy (median), up to {max(busy):.2f}"} if busy else {}
-    parts = ["# Speed, side by side", LEGEND, facts({**machine, **quiet})]
+    told = f"kept {statistics.median(busy):.2f} cores busy (median), up to {max(busy):.2f}" if busy else "unknown"
+    parts = ["# Speed, side by side", LEGEND, facts({**machine, "other processes": told})]
     floors = {(model, batch): row for (model, _, batch), rows in groups.items() for row in rows
               if row.contender == FLOOR and row.outcomes}
     for (model, method, batch), rows in groups.items():

@@ -69,7 +69,8 @@ def spec_of(setting: Setting) -> Spec:
                   "model": setting.model, "methods": [{"name": setting.method, "options": options}],
                   "seeds": list(setting.seeds), "device": setting.device,
                   "recipe": {"optimizer": setting.optimizer, "lr": setting.lr, "epochs": setting.epochs,
-                             "batch_size": setting.batch_size, "optimizer_state": "keep"}})
+                             "batch_size": setting.batch_size, "optimizer_state": "keep",
+                             "precision": "bf16" if "bf16" in setting.contender else "fp32"}})
 
 
 def model_of(setting: Setting) -> nn.Module:
