@@ -47,12 +47,12 @@ class Stopwatch(Listener):
 
 @dataclass(frozen=True)
 class Run:
-    """Trials that have been run: seconds until ready, wall seconds, and how many ran side by side."""
+    """Trials that have been run: seconds until ready, wall seconds, and how many worker processes ran them."""
 
     records: list[Record]
     ready_after: float
     whole: float
-    shares: int
+    workers: int
 
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -
     warm_up(runner, planned if stacked else planned[:1])
     ready, began = time.time() - started, time.perf_counter()
     records = runner.run_stack(planned) if stacked else [runner.run(one) for one in planned]
-    return Run(records, ready, time.perf_counter() - began, 1)
+    return Run(records, ready, time.perf_counter() - began, workers=0)
 
 
 def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) -> Run:
@@ -123,7 +123,7 @@ def first(samples: Samples, count: int) -> Samples:
 def outcome(setting: Setting, run: Run) -> Outcome:
     """Return what the records say; seconds of trials that ran side by side are divided by how many did."""
     records = run.records
-    seconds = {phase: sum(sum(getattr(r.timings, phase)) for r in records) / run.shares
+    seconds = {phase: sum(sum(getattr(r.timings, phase)) for r in records) / max(1, run.workers)
                for phase in ("train", "consolidate", "evaluate")}
     facts = [r.stream for r in records if r.stream]
     samples = sum(sum(f.train_samples) for f in facts) * setting.epochs
@@ -131,10 +131,10 @@ def outcome(setting: Setting, run: Run) -> Outcome:
     replayed = (sum(sum(r.costs.steps) for r in records) - len(records)) * min(setting.batch_size, MEMORY)
     accuracies = [summary(r.R) for r in records]
     unit = 1 if sys.platform == "darwin" else 1024
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if run.shares > 1 else 0
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     return Outcome(
         **seconds, whole=run.whole, ready_after=run.ready_after, train_samples=samples,
         processed=samples + (replayed if setting.method == "er" else 0),
         test_samples=sum(sum(r.stream.test_samples) * len(r.R) for r in records if r.stream),
         final=[a for a, _ in accuracies], learned=[a for _, a in accuracies],
-        peak_bytes=peak_bytes() + run.shares * children, device_bytes=device_bytes(setting.device))
+        peak_bytes=peak_bytes() + run.workers * largest, device_bytes=device_bytes(setting.device))

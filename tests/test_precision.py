@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from clbench import precision
+from clbench.plan import plan
+from clbench.spec import Recipe, build
+from clbench.trial import Runner
+
+
+def test_bf16_rounds_products_and_keeps_weights():
+    x, w = torch.rand(8, 64), torch.rand(64, 8)
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
+        assert (x @ w).dtype == torch.bfloat16
+    with precision.forward(Recipe(), torch.device("cpu")):
+        assert (x @ w).dtype == torch.float32
+
+
+def test_tf32_is_switched_on_inside_only():
+    before = torch.get_float32_matmul_precision()
+    with precision.products(Recipe(precision="tf32")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "joint"])
+def test_every_method_learns_in_bf16_alone_and_stacked(method, tmp_path_factory):
+    runner = Runner(tmp_path_factory.getbasetemp() / "precision", "cpu", "a test")
+    group = plan(build({"methods": method, "seeds": 2, "model": "mlp:width=32", "scenario": "class",
+                        "recipe": {"precision": "bf16", "iterations": 12, "lr": 0.01}}), runner.registry)
+    alone = runner.run(group[0])
+    stacked = runner.run_stack(group)
+    assert [r.status for r in (alone, *stacked)] == ["done"] * 3
+    assert not stacked[0].notes
+    assert alone.R[1][0] > 0.8 and abs(alone.R[1][0] - stacked[0].R[1][0]) < 0.1
+    assert alone.costs.bytes == stacked[0].costs.bytes
