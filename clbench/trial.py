@@ -13,6 +13,7 @@ import torch
 from clbench import footprint, precision, provenance, seeds
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
+from clbench.device import pick_device, synchronize
 from clbench.errors import ClbenchError, SpecError
 from clbench.evaluation import evaluate
 from clbench.footprint import Footprint
@@ -274,28 +275,3 @@ def describe(stream: Stream) -> StreamFacts:
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, notes=list(stream.notes))
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        SpecError: this machine or this build of torch has no such device.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
-        raise SpecError(f"no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
-    if device.type == "mps" and not mps:
-        raise SpecError("no device 'mps' here")
-    return device
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given, so that the clock tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

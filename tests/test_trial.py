@@ -9,7 +9,7 @@ from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import build
 from clbench.strategy import Strategy
-from clbench.trial import Runner, pick_device
+from clbench.trial import Runner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
 
@@ -130,10 +130,3 @@ def test_random_transforms_are_drawn_for_every_batch_and_the_same_with_the_same_
     first, again = runner.run(one), runner.run(one)
     assert first.facts() == again.facts() and "random transforms" in first.stream.notes[0]
     assert runner.run(two).status == "done"
-
-
-def test_devices():
-    assert pick_device("cpu").type == "cpu"
-    if not torch.cuda.is_available():
-        with pytest.raises(SpecError, match="no device 'cuda:3' here"):
-            pick_device("cuda:3")

@@ -81,7 +81,8 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     device = torch.device(setting.device)
-    few = [Images(part.x[:2 * EVAL_BATCH], part.y[:2 * EVAL_BATCH]) for part in shuffled(setting)]
+    count = 4 * max(EVAL_BATCH, setting.batch_size)  # for two experiences with full batches
+    few = [Images(part.x[:count], part.y[:count]) for part in shuffled(setting)]
     live(strategy_of(setting), small_benchmark(few[0], few[1], 2), Clock(device), setting.method)  # warm-up
     benchmark, strategy = benchmark_of(setting), strategy_of(setting)
     torch.manual_seed(setting.seeds[0])

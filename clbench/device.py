@@ -1,0 +1,32 @@
+"""Devices by name, and waiting for them."""
+
+from __future__ import annotations
+
+import torch
+
+from clbench.errors import SpecError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        SpecError: this machine or this build of torch has no such device.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise SpecError(f"no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not mps:
+        raise SpecError("no device 'mps' here")
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given, so that the clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
