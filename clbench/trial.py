@@ -265,7 +265,8 @@ def channels_last(model: Network) -> Network:
     """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
     for parameter in model.parameters():
         if parameter.dim() == IMAGE_DIMS:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`, which leaves the weights of a first layer on grey images as they are.
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
 
 
