@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +124,3 @@ def _weights(path: str | None, problems: list[str]) -> Weights | None:
     except OSError as error:
         problems.append(f"cannot read weights {path}: {error.strerror}")
         return None
-
-
-def settings(trials: Sequence[Trial]) -> list[tuple[str, ...]]:
-    """Return the distinct settings of trials in order of appearance."""
-    return list(dict.fromkeys(t.setting for t in trials))
