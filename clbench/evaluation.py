@@ -27,30 +27,29 @@ class Row:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int) -> Row:
-    """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks."""
+    """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
+
+    Where the task is not given, batches run across tasks.
+    """
     training = strategy.training
     strategy.eval()
-    right: list[Tensor] = []
-    inferred: list[Tensor] = []
+    tests = stream.tests
+    device = tests.y.device
+    offered = torch.stack([offered_outputs(stream, scenario, t, learned) for t in range(len(stream.tasks))]).to(device)
+    right, own = torch.zeros(2, len(stream.tasks), device=device)
+    infers = False
     with torch.no_grad():
-        for index, task in enumerate(stream.tasks):
-            offered = offered_outputs(stream, scenario, index, learned).to(task.test.y.device)
-            correct = torch.zeros((), device=task.test.y.device)
-            own = torch.zeros_like(correct)
-            for x, y in zip(torch.split(task.test.x, BATCH), torch.split(task.test.y, BATCH), strict=True):
-                prediction = strategy.predict(stream.prepare(x), index if scenario == "task" else None)
-                logits = prediction.logits.masked_fill(~offered, float("-inf"))
-                correct += (logits.argmax(1) == y).sum()
+        for given in range(len(stream.tasks)) if scenario == "task" else (None,):
+            for x, y, tasks in tests.batches(BATCH, given):
+                prediction = strategy.predict(x, given)
+                logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
+                right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
                 if prediction.task is not None:
-                    own += (prediction.task == index).sum()
-            right.append(correct)
-            if prediction.task is not None:
-                inferred.append(own)
+                    infers = True
+                    own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))
     strategy.train(training)
-    sizes = [len(task.test) for task in stream.tasks]
-    shares = [(torch.stack(counts).double().cpu() / torch.tensor(sizes)).tolist() for counts in (right, inferred)
-              if counts]
-    return Row(shares[0], shares[1] if inferred else None)
+    shares = (torch.stack([right, own]).double().cpu() / torch.tensor(tests.sizes)).tolist()
+    return Row(shares[0], shares[1] if infers else None)
 
 
 def offered_outputs(stream: Stream, scenario: Scenario, task: int, learned: int) -> Tensor:

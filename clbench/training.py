@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench import frozen, seeds
+from clbench import inputs, seeds
 from clbench.ensemble import Engine, make_engine
 from clbench.errors import DivergedError
 from clbench.spec import Recipe
@@ -92,14 +92,14 @@ class Trainer:
                 strategy.before_phase(task, phase)
                 strategy.train()
             drawn = (end - begin) * self.recipe.batch_size
-            start, inputs = frozen.once(self.strategies, samples, tasks[0].index, drawn)
-            engine = make_engine(self.strategies, self.recipe, self._engine, prepared=start > 0)
+            given = inputs.once(self.strategies, samples, tasks[0].index, drawn)
+            engine = make_engine(self.strategies, self.recipe, self._engine, given.prepared)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
-            with frozen.starting_at(self.strategies, start):
+            with inputs.starting_at(self.strategies, given.start):
                 for step in range(begin, end):
-                    losses.append(engine.step([o.batch(part) for o, part in zip(order, inputs, strict=True)]))
+                    losses.append(engine.step([o.batch(part) for o, part in zip(order, given.samples, strict=True)]))
                     if schedule is not None:
                         schedule.step()
                     if self._hopeless(losses, step):

@@ -11,7 +11,7 @@ from clbench.footprint import measure
 from clbench.models.basic import mlp
 from clbench.models.options import MLPOptions
 from clbench.options import label, validate
-from clbench.strategy import Batch, World
+from clbench.strategy import Batch, Samples, Task, World
 
 
 def make(seed=0, **options):
@@ -66,6 +66,18 @@ def test_later_passes_replay_but_are_not_remembered():
     assert len(out.y) == 12
     assert torch.equal(strategy.memory_x, memory) and torch.equal(strategy.memory_seen, seen)
     assert len(make().augment_batch(batch(6, first_pass=False)).y) == 6
+
+
+def test_the_memory_may_wait_for_the_end_of_the_task():
+    strategy, b = make(capacity=4, update="task"), batch(6)
+    assert strategy.augment_batch(b) is b and len(strategy.memory_y) == 0
+    strategy.after_task(Task(0, (0, 1), Samples(b.x, b.y, b.tasks)))
+    assert len(strategy.memory_y) == 4 and int(strategy.memory_seen.sum()) == 6
+    assert strategy.augment_batch(batch(6, 1)).tasks.tolist() == [1] * 6 + [0] * 4
+    by_step = make(capacity=4)
+    by_step.augment_batch(b)
+    by_step.after_task(Task(0, (0, 1), Samples(b.x, b.y, b.tasks)))
+    assert int(by_step.memory_seen.sum()) == 6
 
 
 def test_loss_is_the_mean_over_new_and_replayed_samples_each_over_its_own_outputs():

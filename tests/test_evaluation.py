@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from clbench import evaluation
+from clbench.data import stream
 from clbench.evaluation import evaluate, offered_outputs
 from clbench.hookspecs import StrategyInfo
 from clbench.strategy import Prediction, Strategy
@@ -20,7 +22,7 @@ class Oracle(Strategy):
         return Prediction(logits, torch.full((len(x),), 1))
 
 
-@pytest.mark.parametrize(("scenario", "told"), [("task", (0, 1, 2)), ("class", (None,) * 3), ("domain", (None,) * 3)])
+@pytest.mark.parametrize(("scenario", "told"), [("task", (0, 1, 2)), ("class", (None,)), ("domain", (None,))])
 def test_the_task_is_given_in_scenario_task_only(scenario, told):
     b = bench(StrategyInfo("x", Oracle, ""), {}, scenario)
     evaluate(b.strategy, b.stream, scenario, learned=1)
@@ -50,6 +52,17 @@ def test_an_untrained_model_is_near_chance_and_the_hand_count_agrees():
         logits = b.strategy.model(b.stream.prepare(task.test.x))[:, list(task.classes)]
         right = sum(int(one.argmax()) + task.classes[0] == int(y) for one, y in zip(logits, task.test.y, strict=True))
         assert row.accuracy[index] == right / SAMPLES
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_batches_and_the_budget_for_prepared_tests_change_nothing(scenario, budget, monkeypatch):
+    monkeypatch.setattr(stream, "TEST_BYTES", budget)
+    b = bench(StrategyInfo("x", Strategy, ""), {}, scenario)
+    assert (b.stream.tests.prepare is None) == bool(budget)
+    whole = evaluate(b.strategy, b.stream, scenario, learned=3)
+    monkeypatch.setattr(evaluation, "BATCH", 7)
+    assert evaluate(b.strategy, b.stream, scenario, learned=3) == whole
 
 
 @pytest.mark.parametrize(("scenario", "task", "learned", "outputs"), [

@@ -15,7 +15,7 @@ ROWS = [
     ["builtin", "plugins"],
     ["plan", "overrides"],
     ["records", "metrics", "stats", "strategy"],
-    ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "frozen", "precision",
+    ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "inputs", "precision",
      "provenance"],
     ["training", "evaluation"],
     ["trial"],

@@ -17,6 +17,7 @@ from processes import MeasurementError, ask
 from table import render
 
 from clbench.data.folder import default_data_dir
+from clbench.execution.process import ALLOCATOR
 
 MODELS = ("mlp", "mlp:width=256", "cnn")
 METHODS = ("naive", "ewc", "er")
@@ -81,8 +82,9 @@ def module_of(contender: str) -> str:
 
 def measure(setting: Setting) -> Outcome | str:
     """Return what a contender measures in a process of its own, or why it could not."""
+    env = ALLOCATOR if setting.contender.startswith("clbench") else {}  # as its workers have it
     try:
-        return Outcome(**ask(module_of(setting.contender), asdict(setting), setting.threads))
+        return Outcome(**ask(module_of(setting.contender), asdict(setting), setting.threads, env))
     except MeasurementError as error:
         return str(error)
 

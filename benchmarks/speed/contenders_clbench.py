@@ -127,8 +127,8 @@ def outcome(setting: Setting, run: Run) -> Outcome:
                for phase in ("train", "consolidate", "evaluate")}
     facts = [r.stream for r in records if r.stream]
     samples = sum(sum(f.train_samples) for f in facts) * setting.epochs
-    # er replays as many samples as are new (as many as it has), from the second step on.
-    replayed = (sum(sum(r.costs.steps) for r in records) - len(records)) * min(setting.batch_size, MEMORY)
+    # er replays as many samples as are new (as many as it has), from the second task on.
+    replayed = sum(sum(r.costs.steps[1:]) for r in records) * min(setting.batch_size, MEMORY)
     accuracies = [summary(r.R) for r in records]
     unit = 1 if sys.platform == "darwin" else 1024
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit

@@ -19,8 +19,10 @@ class MeasurementError(Exception):
     """A process that ended without a measurement, with its last words."""
 
 
-def ask(module: str, request: Mapping[str, Any], threads: int) -> dict[str, Any]:
+def ask(module: str, request: Mapping[str, Any], threads: int, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what `module.answer(request)` gives in a process of its own, on the first `threads` usable cores.
+
+    `env` is added to the environment.
 
     `others` is added: how many cores other processes kept busy meanwhile (None where the system does not tell).
 
@@ -28,13 +30,13 @@ def ask(module: str, request: Mapping[str, Any], threads: int) -> dict[str, Any]
         MeasurementError: it failed.
     """
     count = str(threads)
-    env = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    whole = {**os.environ, **(env or {}), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     before, began = busy_elsewhere(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         done = subprocess.run(
             [sys.executable, str(HERE / "processes.py"), module, str(result), repr(time.time()), count],
-            input=json.dumps(request), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env,
+            input=json.dumps(request), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=whole,
             errors="replace", cwd=HERE, check=False)
         if done.returncode or not result.exists():
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]

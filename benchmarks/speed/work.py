@@ -64,7 +64,8 @@ def spec_of(setting: Setting) -> Spec:
     """
     fisher = "exact" if "exact" in setting.contender else "empirical"
     strength = 2 * EWC_LAMBDA / setting.batch_size
-    options = {"ewc": {"fisher": fisher, "strength": strength}, "er": {"capacity": MEMORY}}.get(setting.method, {})
+    options = {"ewc": {"fisher": fisher, "strength": strength},
+               "er": {"capacity": MEMORY, "update": "task"}}.get(setting.method, {})
     return build({"benchmark": {"name": setting.benchmark, "options": {"normalize": True}}, "scenario": "class",
                   "model": setting.model, "methods": [{"name": setting.method, "options": options}],
                   "seeds": list(setting.seeds), "device": setting.device,

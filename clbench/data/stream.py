@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from clbench.plugins import Registry
 from clbench.strategy import Samples, Scenario
 
 CHANNEL_AXIS = 1
+TEST_BYTES = 2**30  # up to so many bytes of test samples are kept as inputs of the model, more as they are stored
 IMAGE_DIMS = 4
 
 
@@ -63,6 +66,27 @@ class StreamTask:
 
 
 @dataclass(frozen=True)
+class Tests:
+    """Test samples of several tasks: x [N, ...], labels y [N], index of the task tasks [N], one task after the other.
+
+    `sizes` are the samples of each task; `prepare` is what x still needs, None where x are inputs of the model.
+    """
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+    sizes: tuple[int, ...]
+    prepare: Prepare | None
+
+    def batches(self, size: int, task: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Return inputs of the model, labels and tasks of all samples, or of one task's, in batches."""
+        begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
+        parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
+        for x, y, tasks in zip(*parts, strict=True):
+            yield (x if self.prepare is None else self.prepare(x)), y, tasks
+
+
+@dataclass(frozen=True)
 class Stream:
     """A stream of tasks.
 
@@ -81,6 +105,17 @@ class Stream:
     prepare: Prepare
     fingerprint: str
     notes: tuple[str, ...]
+
+    @cached_property
+    def tests(self) -> Tests:
+        """The test samples of all tasks in one row, turned into inputs of the model once if that takes `TEST_BYTES`."""
+        parts = [task.test for task in self.tasks]
+        size = 4 * sum(part.x.numel() for part in parts)
+        prepared = self.prepare if size <= TEST_BYTES else None
+        return Tests(torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]),
+                     torch.cat([part.y for part in parts]),
+                     torch.cat([torch.full_like(part.y, index) for index, part in enumerate(parts)]),
+                     tuple(map(len, parts)), self.prepare if prepared is None else None)
 
     def to(self, device: torch.device | str) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared."""

@@ -16,6 +16,8 @@ class EROptions(Options):
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
     balance: Literal["reservoir", "class"] = Field(
         "reservoir", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+    update: Literal["step", "task"] = Field(
+        "step", description="offer samples to the memory as they are trained on, or all of a task's after the task")
 
 
 @hookimpl

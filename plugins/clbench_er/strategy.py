@@ -3,17 +3,22 @@
 As in Chaudhry et al. 2019 (arXiv 1902.10486): draw the replay batch, take one step on the mean loss over both, and
 offer the new samples to the memory. Each sample is offered once however many epochs there are, as in the single pass
 they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.memory.
+
+With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
+replayed in the first task, and none of the task at hand in any.
 """
 
 from __future__ import annotations
 
-from clbench import Batch, Network, Options, Samples, World
+from clbench import Batch, Network, Options, Samples, Task, World
 from clbench.memory import Rehearsal
 from clbench_er import EROptions
 
 
 class ER(Rehearsal):
     """Fine-tuning on batches with an equally large replay batch (what the memory has, where it has fewer) behind."""
+
+    options: EROptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with an empty memory."""
@@ -22,8 +27,13 @@ class ER(Rehearsal):
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its replay samples behind; afterwards the memory is offered the new ones."""
+        """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
         extended = batch.extended(self.recall(len(batch.y))) if len(self.memory_y) else batch
-        if batch.first_pass:
+        if batch.first_pass and self.options.update == "step":
             self.remember(Samples(batch.x, batch.y, batch.tasks))
         return extended
+
+    def after_task(self, task: Task) -> None:
+        """Offer all of the task's samples to the memory, if it has not been offered them one by one."""
+        if self.options.update == "task":
+            self.remember(task.train)

@@ -1,13 +1,16 @@
-"""Frozen work is done once: the outputs of a network's frozen first blocks, computed once per task and trained on.
+"""What batches are drawn from, with the work that would be the same in every pass done once per task.
 
-No strategy knows of it. It is used only where it is shown, on the first batch of every phase, that the loss is the
-same from the blocks' outputs as from the inputs; a strategy that looks at its inputs in another way is left alone.
+Samples are turned into inputs of the model once, where the strategy does not ask for raw ones. And if the network's
+first blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: that is used only
+where it is shown, on the first batch of every phase, that the loss is the same from the blocks' outputs as from the
+inputs; a strategy that looks at its inputs in another way is left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +20,21 @@ from clbench.ensemble import Loss
 from clbench.models.network import Network
 from clbench.strategy import Batch, Samples, Strategy
 
-BYTES = 2**30  # for the kept outputs, all members together
+BYTES = 2**30  # for what is kept, all members together
 CHUNK = 1024
+
+
+class Inputs(NamedTuple):
+    """Samples of each member, the block they go to, and whether they are inputs of the network (or raw)."""
+
+    samples: list[Samples]
+    start: int
+    prepared: bool
 
 
 def frozen_blocks(strategy: Strategy) -> int:
     """Return how many of the model's first blocks neither learn nor change by being run."""
-    if type(strategy).augment_batch is not Strategy.augment_batch or not isinstance(strategy.model, Network):
+    if not isinstance(strategy.model, Network):
         return 0
     count = 0
     for block in strategy.model.blocks:
@@ -57,8 +68,8 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     return Samples(torch.cat(parts), samples.y, samples.tasks)
 
 
-def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int) -> tuple[int, list[Samples]]:
-    """Return from which block training may start, and the samples to start there with.
+def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int) -> Inputs:
+    """Return what a phase trains on, with all that would be computed again in each pass computed now.
 
     Args:
         strategies: the members, in the state in which the phase trains them.
@@ -66,13 +77,26 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
         task: the task being trained.
         seen: samples that the phase will draw; fewer than there are would make it a loss.
     """
+    raw = Inputs(list(samples), start=0, prepared=False)
+    looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
+    if looks_at_raw or any(part.redrawn for part in samples) or seen < len(samples[0]):
+        return raw
     blocks = min(map(frozen_blocks, strategies))
-    if not blocks or samples[0].redrawn or seen < len(samples[0]):
-        return 0, list(samples)
+    if blocks and fits(strategies, samples, blocks) and proven(strategies[0], samples[0], task, blocks):
+        kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
+        return Inputs(kept, blocks, prepared=True)
+    if not fits(strategies, samples, 0):
+        return raw
+    shared = {id(part): part for part in samples}  # members may have the same
+    ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
+    return Inputs([ready[id(part)] for part in samples], start=0, prepared=True)
+
+
+def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
+    """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
     first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].y.device)), blocks)
-    if first.x.nbytes * sum(map(len, samples)) > BYTES or not proven(strategies[0], samples[0], task, blocks):
-        return 0, list(samples)
-    return blocks, [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
+    parts = samples if blocks else {id(part): part for part in samples}.values()
+    return first.x.nbytes * sum(map(len, parts)) <= BYTES
 
 
 def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
