@@ -1,9 +1,8 @@
-from collections import deque
 from pathlib import Path
 
 import pytest
 
-from clbench.execution import ACCELERATOR_STACK, How, take_stack
+from clbench.execution import ACCELERATOR_STACK, How, Waiting
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import build
@@ -14,11 +13,23 @@ from clbench.spec import build
 def test_a_stack_is_seeds_of_one_method_in_one_setting(stack, device, size):
     planned = plan(build({"methods": "naive,ewc", "seeds": 5, "scenario": "task,class"}), discover())
     how = How(data_dir=Path(), device=device, command="", workers=1, threads=1, stack=stack, shrink=True, plugin=str)
-    waiting, groups = deque(planned), []
-    while waiting:
-        groups.append(take_stack(waiting, how, device))
+    waiting, groups = Waiting(planned), []
+    while waiting.left:
+        groups.append(waiting.take(how, device))
     assert max(map(len, groups)) == size <= ACCELERATOR_STACK
     assert sorted(p.trial.key for g in groups for p in g) == sorted(p.trial.key for p in planned)
     for group in groups:
         assert len({(p.trial.setting, p.label) for p in group}) == 1
         assert [p.trial.seed for p in group] == sorted({p.trial.seed for p in group})
+
+
+def test_long_trials_go_first_once_known_but_settings_stay_together():
+    planned = plan(build({"methods": "naive,ewc,er", "seeds": 3, "scenario": "task,class"}), discover())
+    how = How(data_dir=Path(), device="cpu", command="", workers=1, threads=1, stack=None, shrink=True, plugin=str)
+    waiting, order = Waiting(planned), []
+    while waiting.left:
+        group = waiting.take(how, "cpu")
+        waiting.took(group, {"naive": 1.0, "ewc": 9.0, "er": 2.0}[group[0].label])
+        order.append((group[0].trial.scenario, group[0].label))
+    one = ["naive", "ewc", "er", "ewc", "ewc", "er", "er", "naive", "naive"]
+    assert order == [(scenario, label) for scenario in ("task", "class") for label in one]

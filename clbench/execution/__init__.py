@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +29,33 @@ class How:
 ACCELERATOR_STACK = 32  # seeds that are tried together; a stack that does not fit in memory is halved
 
 
-def take_stack(waiting: deque[Planned], how: How, device: str) -> list[Planned]:
-    """Remove the next trial and, up to the size of a stack, the other seeds of its method in its setting."""
-    first = waiting.popleft()
-    size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
-    alike = [p for p in waiting if (p.trial.setting, p.trial.method) == (first.trial.setting, first.trial.method)]
-    group = [first, *alike[:size - 1]]
-    for planned in group[1:]:
-        waiting.remove(planned)
-    return group
+class Waiting:
+    """The trials that wait, setting by setting (streams are large); in each the longest go first, once known.
+
+    So methods are all met early, and no long trial is left to run alone at the end.
+    """
+
+    def __init__(self, todo: Sequence[Planned]) -> None:
+        """Let them wait in the order of the plan."""
+        self.left = list(todo)
+        self.seconds: dict[tuple[object, ...], float] = {}
+
+    def take(self, how: How, device: str) -> list[Planned]:
+        """Remove the next trial and, up to the size of a stack, the other seeds of its method in its setting."""
+        here = [p for p in self.left if p.trial.setting == self.left[0].trial.setting]
+        first = max(here, key=lambda p: self.seconds.get(self._kind(p), math.inf))  # the earliest of several
+        size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
+        group = [p for p in here if self._kind(p) == self._kind(first)][:size]
+        self.left = [p for p in self.left if p not in group]
+        return group
+
+    def took(self, group: Sequence[Planned], seconds: float) -> None:
+        """Hear how long trials took."""
+        self.seconds[self._kind(group[0])] = seconds / len(group)
+
+    def _kind(self, planned: Planned) -> tuple[object, ...]:
+        """Return what trials have in common that differ in their seed only."""
+        return planned.trial.setting, str(planned.trial.method)
 
 
 class Listener:

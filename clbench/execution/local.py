@@ -6,12 +6,12 @@ however it does. A worker that dies costs its trial and nothing else.
 
 from __future__ import annotations
 
+import datetime
 import queue
-from collections import deque
 from collections.abc import Sequence
 
 from clbench.errors import ClbenchError
-from clbench.execution import Checks, How, Listener, protocol, take_stack
+from clbench.execution import Checks, How, Listener, Waiting, protocol
 from clbench.execution.process import Inbox, Process, start_request
 from clbench.execution.protocol import Finished, Message, Prepare, Prepared, Ready, Refused, Run, Running
 from clbench.plan import Planned
@@ -23,7 +23,7 @@ class WorkerError(ClbenchError):
 
 
 def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
-    """Run trials, in this order, and tell the listener of each; returns when all are over.
+    """Run trials and tell the listener of each; returns when all are over.
 
     Raises:
         ClbenchError: bad input that shows only with the data or torch at hand; no trial has started then.
@@ -58,9 +58,9 @@ def in_process(todo: Sequence[Planned], how: How, listener: Listener) -> None:
     while planned := checks.next():
         current = planned
         worker.prepare(planned)
-    waiting = deque(todo)
-    while waiting:
-        group = take_stack(waiting, how, str(worker.runner.device))
+    waiting = Waiting(todo)
+    while waiting.left:
+        group = waiting.take(how, str(worker.runner.device))
         for planned in group:
             listener.started(planned)
         worker.run(group)
@@ -80,13 +80,13 @@ class Pool:
 
     def run(self, todo: Sequence[Planned]) -> None:
         """Prepare, then run all trials; no worker is left when this returns or raises."""
-        self.waiting = deque(todo)
+        self.waiting = Waiting(todo)
         self.checks = Checks(todo, self.listener)
         self.checked = False
         try:
             for _ in range(min(self.how.workers, len(todo))):
                 self.processes.append(Process(self.how, self.inbox))
-            while self.waiting or any(p.request for p in self.processes):
+            while self.waiting.left or any(p.request for p in self.processes):
                 process, event = self.inbox.get()
                 if process in self.processes:  # not one that was sent away
                     self.hear(process, event)
@@ -120,6 +120,9 @@ class Pool:
             elif isinstance(event, Refused) and isinstance(request, Prepare):
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):
+                if isinstance(request, Run):
+                    now = datetime.datetime.now(datetime.timezone.utc)
+                    self.waiting.took(request.group, (now - process.since).total_seconds())
                 for record in event.records:
                     self.listener.finished(record)
 
@@ -132,8 +135,8 @@ class Pool:
                 self.checked = True
         if self.checked:
             for process in self.processes:
-                if process.ready and process.request is None and self.waiting:
-                    group = take_stack(self.waiting, self.how, process.ready.device)
+                if process.ready and process.request is None and self.waiting.left:
+                    group = self.waiting.take(self.how, process.ready.device)
                     process.ask(Run(group=group))
                     for planned in group:
                         self.listener.started(planned)
@@ -160,7 +163,7 @@ class Pool:
             failure = Failure(type="WorkerDied", message=f"the worker process {cause}", traceback="".join(process.tail))
             for planned in request.group:
                 self.listener.finished(protocol.failed(planned, origin, process.since, failure))
-        if self.waiting:
+        if self.waiting.left:
             self.processes.append(Process(self.how, self.inbox))
 
     def keep_only(self, process: Process) -> None:
