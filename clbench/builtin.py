@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clbench.data.options import PermutedOptions, RotatedOptions, SplitOptions
+from clbench.data.options import (
+    B50Options,
+    CIFAR100Options,
+    CIFAROptions,
+    PermutedOptions,
+    RotatedOptions,
+    SplitOptions,
+)
 from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, hookimpl
-from clbench.models.options import CNNOptions, MLPOptions
+from clbench.models.options import (
+    CNNOptions,
+    MLPOptions,
+    ResNet18Options,
+    ResNetCIFAR10Options,
+    ViTB16Options,
+    ViTOptions,
+)
 
 CUSTOM_BENCHMARK = "clbench.data.streams:custom"
+EXTERNAL_MODELS = {"torchvision": "clbench.models.external:torchvision", "timm": "clbench.models.external:timm"}
 
 
 def version() -> str:
@@ -30,6 +45,12 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       SplitOptions),
         BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
                       "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions),
+        BenchmarkInfo("split-cifar10", streams + "split_cifar10",
+                      "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions),
+        BenchmarkInfo("split-cifar100", streams + "split_cifar100",
+                      "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options),
+        BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
+                      "CIFAR-100, half of its classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options),
         BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
                       "MNIST with its pixels permuted anew in each task (Goodfellow 2013; Kirkpatrick 2017)",
                       PermutedOptions, scenarios=("domain", "task", "class"), seeded=True),
@@ -46,6 +67,16 @@ def clbench_models() -> Sequence[ModelInfo]:
         ModelInfo("mlp", "clbench.models.basic:mlp", "multilayer perceptron, ReLU", MLPOptions),
         ModelInfo("cnn", "clbench.models.basic:cnn", "small convolutional network: 3x3 convolutions, ReLU, max pooling",
                   CNNOptions),
+        ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem, no pooling "
+                  "behind it (as in CL papers)", ResNet18Options),
+        ModelInfo("resnet20", "clbench.models.resnet:resnet20", "ResNet-20 for CIFAR (He et al. 2015), shortcut A",
+                  ResNetCIFAR10Options),
+        ModelInfo("resnet32", "clbench.models.resnet:resnet32", "ResNet-32 for CIFAR (He et al. 2015), shortcut A",
+                  ResNetCIFAR10Options),
+        ModelInfo("vit-tiny", "clbench.models.vit:vit", "vision transformer, DeiT-Ti's size, patches of 4 px",
+                  ViTOptions),
+        ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 px",
+                  ViTB16Options),
     )
 
 

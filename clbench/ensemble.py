@@ -28,7 +28,7 @@ class Engine(Protocol):
     sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
-        """Take one optimiser step on a raw batch per member and return the losses [S], left on the device."""
+        """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""
 
     def close(self) -> None:
         """Leave the members as strategies of their own."""
@@ -37,17 +37,13 @@ class Engine(Protocol):
         """Keep the optimiser state of these members only."""
 
 
-def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None, prepared: bool = False,
-                ) -> Engine:
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None) -> Engine:
     """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
-
-    `prepared` says that batches come as inputs of the model and not raw.
 
     Raises:
         ValueError: no parameter requires a gradient.
     """
-    engine = (Alone(strategies[0], recipe, prepared) if len(strategies) == 1
-              else Stack(strategies, recipe, prepared))
+    engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
     if previous is not None and recipe.optimizer_state == "keep":
         for name, parameter in engine.trained.items():
             known = previous.trained.get(name)
@@ -61,9 +57,8 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
 class Alone:
     """Steps of one strategy."""
 
-    def __init__(self, strategy: Strategy, recipe: Recipe, prepared: bool) -> None:
+    def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
         """Optimise what requires a gradient."""
-        self.prepared = prepared
         self.forward = precision.forward(recipe, strategy.active.device)
         self.strategy = strategy
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
@@ -73,9 +68,8 @@ class Alone:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
-        batch = ready(self.strategy, batches[0], self.prepared)
         with self.forward:
-            loss = self.strategy.loss(batch)
+            loss = self.strategy.loss(batches[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -107,9 +101,8 @@ class Loss(nn.Module):
 class Stack:
     """Steps of several seeds of one strategy at once."""
 
-    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, prepared: bool) -> None:
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
-        self.prepared = prepared
         self.forward = precision.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
@@ -124,15 +117,14 @@ class Stack:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on a batch per member."""
-        own = [ready(member, batch, self.prepared) for member, batch in zip(self.members, batches, strict=True)]
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
         def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-            value: Tensor = functional_call(self.call, state, (own[0], x, y, tasks))
+            value: Tensor = functional_call(self.call, state, (batches[0], x, y, tasks))
             return value
 
-        x, y, tasks = (torch.stack([getattr(b, field) for b in own]) for field in ("x", "y", "tasks"))
+        x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         with self.forward:
             losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks)
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,14 +185,6 @@ class Stack:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
-
-
-def ready(strategy: Strategy, batch: Batch, prepared: bool) -> Batch:
-    """Return a raw batch augmented by the strategy and prepared for the model, or a prepared one as it is."""
-    if prepared:
-        return batch
-    batch = strategy.augment_batch(batch)
-    return replace(batch, x=strategy.world.prepare(batch.x))
 
 
 def make_optimizer(recipe: Recipe, parameters: Any) -> torch.optim.Optimizer:

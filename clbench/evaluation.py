@@ -7,6 +7,7 @@ to it. The strategy is given the task's index in scenario `task` only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 from clbench.data.stream import Stream
 from clbench.strategy import Scenario, Strategy
 
-BATCH = 1024
+# Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
+# is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
+BATCH_BYTES = {"cpu": 2**20}
+ACCELERATOR_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,13 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.eval()
     tests = stream.tests
     device = tests.y.device
+    size = max(1, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
     offered = torch.stack([offered_outputs(stream, scenario, t, learned) for t in range(len(stream.tasks))]).to(device)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     with torch.no_grad():
         for given in range(len(stream.tasks)) if scenario == "task" else (None,):
-            for x, y, tasks in tests.batches(BATCH, given):
+            for x, y, tasks in tests.batches(size, given):
                 prediction = strategy.predict(x, given)
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))

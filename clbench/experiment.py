@@ -115,7 +115,8 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
         threads = max(1, cores // chosen)
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]))
+               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               artifacts=experiment.store.artifacts.absolute())
 
 
 class Keeper(Listener):

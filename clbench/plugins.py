@@ -49,7 +49,10 @@ class Registry:
         return self._find("method", self.strategies, name)
 
     def model(self, name: str) -> ModelInfo:
-        """Return the model of that name or raise a `SpecError` with near names."""
+        """Return the model of that name (`torchvision:NAME` and `timm:NAME` too) or raise a `SpecError`."""
+        source = name.partition(":")[0]
+        if ":" in name and name not in self.models and source in builtin.EXTERNAL_MODELS:
+            return ModelInfo(name, builtin.EXTERNAL_MODELS[source], f"{source}'s model of that name")
         return self._find("model", self.models, name)
 
     def report_format(self, name: str) -> ReportFormat:

@@ -38,6 +38,7 @@ class Store:
         """Name the folder; nothing is read or made yet."""
         self.directory = directory
         self.records = directory / "records"
+        self.artifacts = directory / "artifacts"  # by trial's key: what strategies export (adapters, weights)
 
     def path(self, key: str) -> Path:
         """Return where the record of that key is or would be."""

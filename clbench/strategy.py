@@ -9,6 +9,7 @@ data order, the optimiser, the budget, the evaluation and the clock, and calls, 
         loss(batch)                         pure in parameters, buffers and batch
         edit_gradients(gradients)           projections and the like
     after_task(task)                        consolidate: Fisher, memory, prototypes
+    export(folder, task)                    write what is to outlive the run: adapters, say
 
 The defaults are naive fine-tuning, so that a strategy is only its difference.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -164,6 +166,9 @@ class Strategy(nn.Module):
 
     def after_task(self, task: Task) -> None:
         """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing."""
+
+    def export(self, folder: Path, task: Task) -> None:
+        """Write what is to outlive the run to a folder of the trial's own, after a task. Default: nothing."""
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] over all classes for inputs x [N, *input_shape].

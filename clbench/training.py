@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clbench import inputs, seeds
+from clbench.data.augment import CropFlip
 from clbench.ensemble import Engine, make_engine
 from clbench.errors import DivergedError
+from clbench.inputs import Inputs
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Samples, Strategy, Task
 
@@ -37,15 +39,18 @@ def steps_of(recipe: Recipe, samples: int) -> int:
 class Order:
     """The order in which a task's samples are met: pass after pass, each a permutation; the last batch may be smaller.
 
-    It comes from the axis ("data", task) of the seed, so it is the same for every method.
+    It comes from the axis ("data", task) of the seed, so it is the same for every method; so is what is drawn to
+    augment each of them, from ("augmentation", task). What a method replays has draws of its own.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, task: int) -> None:
+    def __init__(self, samples: int, batch_size: int, seed: int, task: int, augment: CropFlip | None = None) -> None:
         """Begin the first pass."""
         self.samples = samples
         self.batch_size = batch_size
         self.task = task
+        self.augment = augment
         self.generator = seeds.generator(seed, "data", task)
+        self.draws = seeds.generator(seed, "augmentation", task), seeds.generator(seed, "augmentation of replay", task)
         self.passes = 0
         self.left: list[Tensor] = []
 
@@ -58,6 +63,17 @@ class Order:
         part = samples.take(self.left.pop())
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
+    def ready(self, strategy: Strategy, samples: Samples) -> Batch:
+        """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
+        batch = self.batch(samples)
+        new = len(batch.y)
+        batch = strategy.augment_batch(batch)
+        x = batch.x
+        if self.augment is not None:
+            own, replayed = self.draws
+            x = self.augment(x, torch.cat([self.augment.draw(new, own), self.augment.draw(len(x) - new, replayed)]))
+        return replace(batch, x=strategy.world.prepare(x))
+
 
 class Trainer:
     """Trains one strategy, or several seeds of it as one stack, task by task.
@@ -66,10 +82,13 @@ class Trainer:
         strategies: the members, alike in everything but their seed.
         recipe: how they are trained.
         seeds: the seed of each member, for its data order.
+        augment: how training images are augmented, None for not at all.
     """
 
-    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int]) -> None:
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
+                 augment: CropFlip | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed."""
+        self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
         self.seeds = list(seeds)
@@ -79,7 +98,7 @@ class Trainer:
         """Spend the task's budget, phase by phase, on each member's view of the same task."""
         samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
         steps = steps_of(self.recipe, len(samples[0]))
-        order = [Order(len(part), self.recipe.batch_size, seed, task.index)
+        order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
                  for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
         phases = self.strategies[0].phases(tasks[0])
         if steps < phases:
@@ -92,14 +111,17 @@ class Trainer:
                 strategy.before_phase(task, phase)
                 strategy.train()
             drawn = (end - begin) * self.recipe.batch_size
-            given = inputs.once(self.strategies, samples, tasks[0].index, drawn)
-            engine = make_engine(self.strategies, self.recipe, self._engine, given.prepared)
+            given = (Inputs(samples, start=0, prepared=False) if self.augment
+                     else inputs.once(self.strategies, samples, tasks[0].index, drawn))
+            engine = make_engine(self.strategies, self.recipe, self._engine)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             with inputs.starting_at(self.strategies, given.start):
                 for step in range(begin, end):
-                    losses.append(engine.step([o.batch(part) for o, part in zip(order, given.samples, strict=True)]))
+                    losses.append(engine.step([
+                        o.batch(part) if given.prepared else o.ready(strategy, part)
+                        for strategy, o, part in zip(self.strategies, order, given.samples, strict=True)]))
                     if schedule is not None:
                         schedule.step()
                     if self._hopeless(losses, step):

@@ -11,16 +11,15 @@ from pathlib import Path
 import torch
 
 from clbench import footprint, precision, provenance, seeds
+from clbench.building import build_model, build_strategy
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
 from clbench.device import pick_device, synchronize
-from clbench.errors import ClbenchError, SpecError
 from clbench.evaluation import evaluate
 from clbench.footprint import Footprint
 from clbench.models.network import Network
-from clbench.models.pretrained import load_weights
 from clbench.plan import Planned, Trial
-from clbench.plugins import Registry, discover, resolve
+from clbench.plugins import Registry, discover
 from clbench.provenance import PeakMemory
 from clbench.records import SCHEMA, Costs, Failure, Provenance, Record, StreamFacts, Timings
 from clbench.strategy import Strategy, Task, World
@@ -71,8 +70,13 @@ class Member:
 class Runner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
-    def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None) -> None:
-        """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`."""
+    def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
+                 artifacts: Path | None = None) -> None:
+        """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
+
+        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere.
+        """
+        self.artifacts = artifacts
         self.data_dir = data_dir
         self.device = pick_device(device)
         self.command = command
@@ -110,7 +114,7 @@ class Runner:
         memory = PeakMemory(self.device)
         try:
             with precision.products(planned[0].trial.recipe):
-                live(members, on_progress)
+                live(members, on_progress, self.artifacts)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) > 1 and isinstance(error, torch.OutOfMemoryError):
                 half = len(planned) // 2
@@ -153,24 +157,23 @@ class Runner:
     def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:
         """Return a trial's strategy, untrained and on the device, and notes on how it was made."""
         with seeds.scope(trial.seed, "init"):
-            model, notes = build_model(trial, stream.input_shape, stream.classes, self.registry)
-        info = self.registry.strategy(trial.method.name)
-        cls = resolve(info.strategy, f"method {info.name!r}")
+            model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
         world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
                       pretrained=trial.weights is not None, prepare=stream.prepare)
         with seeds.scope(trial.seed, "strategy"):
-            options = info.options.model_validate(trial.method.options)
-            strategy = cls(channels_last(model.to(self.device)), world, options)
-        if not isinstance(strategy, Strategy):
-            raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
+            strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
         return strategy.to(self.device), notes
 
 
-def live(members: Sequence[Member], on_progress: Callable[[Progress], None]) -> None:
-    """Lead the members through their streams together, task by task; one that diverges is left behind."""
+def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None) -> None:
+    """Lead the members through their streams together, task by task; one that diverges is left behind.
+
+    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder.
+    """
     first = members[0]
-    trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members])
+    trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
+                      first.stream.augment)
     for member in members:
         tell(member, on_progress)
         record_row(member, learned=0)
@@ -180,6 +183,8 @@ def live(members: Sequence[Member], on_progress: Callable[[Progress], None]) -> 
         for member in alive:
             member.footprints.append(footprint.measure(member.strategy))
             record_row(member, learned=index + 1)
+            if artifacts is not None:
+                member.strategy.export(artifacts / member.trial.key, task_of(member, index))
             tell(member, on_progress)
         if not alive:
             return
@@ -188,7 +193,7 @@ def live(members: Sequence[Member], on_progress: Callable[[Progress], None]) -> 
 
 def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Member]:
     """Train the members on task `index`, note its costs, and return those that did not diverge."""
-    tasks = [Task(index, m.stream.tasks[index].classes, m.stream.tasks[index].train) for m in members]
+    tasks = [task_of(member, index) for member in members]
     device = tasks[0].train.y.device
     began = time.perf_counter()
     for member, task in zip(members, tasks, strict=True):
@@ -215,6 +220,12 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     for member in alive:
         member.consolidate.append((ready - began + time.perf_counter() - done) / len(members))
     return alive
+
+
+def task_of(member: Member, index: int) -> Task:
+    """Return a task as the member's strategy sees it."""
+    known = member.stream.tasks[index]
+    return Task(index, known.classes, known.train)
 
 
 def activate(strategy: Strategy, stream: Stream, index: int) -> None:
@@ -245,20 +256,6 @@ def tell(member: Member, on_progress: Callable[[Progress], None]) -> None:
     learned = max(len(member.matrix) - 1, 0)
     accuracy = sum(member.matrix[-1][:learned]) / learned if learned else None
     on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
-
-
-def build_model(trial: Trial, input_shape: tuple[int, ...], classes: int,
-                registry: Registry) -> tuple[Network, list[str]]:
-    """Return a trial's model with its starting weights, and notes on them."""
-    info = registry.model(trial.model.name)
-    build = resolve(info.build, f"model {info.name!r}")
-    try:
-        model: Network = build(info.options.model_validate(trial.model.options), input_shape, classes)
-    except ClbenchError:
-        raise
-    except Exception as error:
-        raise SpecError(f"model {trial.model} cannot be built for inputs {input_shape}: {error}") from error
-    return model, load_weights(model, Path(trial.weights.path)) if trial.weights else []
 
 
 def channels_last(model: Network) -> Network:

@@ -87,7 +87,7 @@ def test_split_mnist_5k_scenarios_and_class_order(registry, tmp_path):
 
 
 def test_tasks_that_do_not_divide_the_classes_are_refused(registry, tmp_path):
-    with pytest.raises(SpecError, match=r"split-mnist\.tasks: should divide the 10 classes: 1, 2, 5 or 10, got 3"):
+    with pytest.raises(SpecError, match=r"split-mnist: tasks should divide the 10 classes: 1, 2, 5 or 10, got 3"):
         load(registry, tmp_path, "split-mnist", "task", tasks=3)
 
 
@@ -153,6 +153,8 @@ def test_rotated_mnist_turns_by_even_angles(registry, laid):
 
 def test_built_in_benchmarks_are_read_as_whole_arrays(registry, laid):
     for name in registry.benchmarks:
+        if name.startswith("split-cifar"):
+            continue  # see test_cifar.py
         info = registry.benchmark(name)
         assert build_raw(info, info.options().model_dump(), laid, 0).notes == (), name
 

@@ -61,7 +61,7 @@ def test_batches_and_the_budget_for_prepared_tests_change_nothing(scenario, budg
     b = bench(StrategyInfo("x", Strategy, ""), {}, scenario)
     assert (b.stream.tests.prepare is None) == bool(budget)
     whole = evaluate(b.strategy, b.stream, scenario, learned=3)
-    monkeypatch.setattr(evaluation, "BATCH", 7)
+    monkeypatch.setattr(evaluation, "BATCH_BYTES", {"cpu": 7 * 4 * 64})
     assert evaluate(b.strategy, b.stream, scenario, learned=3) == whole
 
 

@@ -34,7 +34,7 @@ def test_a_head_of_another_size_starts_untrained(tmp_path):
     source, target = mlp(MLPOptions(width=6), (1, 4, 4), 5), mlp(MLPOptions(width=6), (1, 4, 4), 3)
     head = target.head.weight.clone()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    assert load_weights(target, tmp_path / "w.safetensors") == ["weights: the head's size differs, it starts untrained"]
+    assert load_weights(target, tmp_path / "w.safetensors") == ["weights: no head of this size, it starts untrained"]
     assert torch.equal(target.blocks[1].body.weight, source.blocks[1].body.weight)
     assert torch.equal(target.head.weight, head)
 

@@ -170,7 +170,7 @@ def test_inference_computes_each_column_once_and_answers_the_same():
 def test_lateral_joins_every_layer_but_the_first():
     found = joins(make_model("cnn"))
     assert [join.channels for join in found] == [4, 8]
-    assert isinstance(Lateral(found[1], 2, 3, 1).V, nn.Conv2d)
+    assert isinstance(Lateral(found[1], 2, 3, 1, torch.zeros(1)).V, nn.Conv2d)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])

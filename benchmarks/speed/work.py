@@ -15,12 +15,13 @@ from measure import Setting
 from torch import Tensor, nn
 
 from clbench import seeds
+from clbench.building import build_model
 from clbench.data import datasets
 from clbench.data.datasets import STATISTICS, Images
+from clbench.device import synchronize
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import Spec, build
-from clbench.trial import build_model, synchronize
 
 TASKS, CLASSES = 5, 10
 EVAL_BATCH = 128  # of the loaders; tensors at hand are taken in larger pieces
@@ -79,7 +80,7 @@ def model_of(setting: Setting) -> nn.Module:
     registry = discover()
     trial = plan(spec_of(setting), registry)[0].trial
     with seeds.scope(trial.seed, "init"):
-        model, _ = build_model(trial, (1, 28, 28), CLASSES, registry)
+        model, _ = build_model(trial.model, None, (1, 28, 28), CLASSES, registry)
     return model.to(setting.device)
 
 

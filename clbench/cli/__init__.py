@@ -10,7 +10,7 @@ import click
 
 from clbench.errors import ClbenchError, unknown
 
-COMMANDS = ("run", "report", "methods", "benchmarks", "models")  # clbench.cli.<name>.command
+COMMANDS = ("run", "report", "pretrain", "methods", "benchmarks", "models")  # clbench.cli.<name>.command
 
 
 class LazyGroup(click.Group):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.recipe import recipe_options
+
 if TYPE_CHECKING:
     from clbench.experiment import Experiment
 
@@ -26,18 +28,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Start the model from these weights (safetensors).")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
-@click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]")
-@click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs.")
-@click.option("--batch-size", type=int, help="New samples per step.  [default: 128]")
-@click.option("--optimizer", metavar="adam|sgd", help="The optimiser.  [default: adam]")
-@click.option("--lr", type=float, help="Learning rate.  [default: 0.001]")
-@click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]")
-@click.option("--weight-decay", type=float, help="L2 penalty added to the gradient.  [default: 0]")
-@click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]")
-@click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new task "
-              "begins.  [default: reset]")
-@click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]")
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
+@recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable.")
 @click.option("--out", type=FOLDER, metavar="DIR",

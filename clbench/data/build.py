@@ -72,7 +72,7 @@ def as_raw(benchmark: Any, where: str) -> RawStream:
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
     orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
     return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
-                     tuple(_merged(notes)))
+                     tuple(_merged(notes)), layout.augment)
 
 
 def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:

@@ -26,14 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clbench.builtin import CUSTOM_BENCHMARK
-from clbench.data.datasets import MNIST_FILES, folder
+from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
 from clbench.plan import Resolved
 from clbench.plugins import Registry
 
-FORMAT = 1
+FORMAT = 2
 SOURCES = {"split-mnist": "MNIST", "permuted-mnist": "MNIST", "rotated-mnist": "MNIST",
-           "split-fashion-mnist": "FashionMNIST"}  # the data sets whose files built-in benchmarks read
+           "split-fashion-mnist": "FashionMNIST", "split-cifar10": "CIFAR10", "split-cifar100": "CIFAR100",
+           "split-cifar100-b50": "CIFAR100"}  # the data sets whose files built-in benchmarks read
 Files = dict[str, list[int]]
 
 
@@ -107,18 +108,20 @@ def source_files(name: str, data_dir: Path) -> Files:
     """Return size and time of the data files that a built-in benchmark reads, of those that are there."""
     if name not in SOURCES:
         return {}
-    found = {}
-    for file in MNIST_FILES:
+    dataset, found = SOURCES[name], {}
+    paths = ([cifar_file(dataset, data_dir)] if dataset.startswith("CIFAR")
+             else [folder(dataset, data_dir) / file for file in MNIST_FILES])
+    for path in paths:
         with contextlib.suppress(OSError):
-            status = (folder(SOURCES[name], data_dir) / file).stat()
-            found[file] = [status.st_size, status.st_mtime_ns]
+            status = path.stat()
+            found[path.name] = [status.st_size, status.st_mtime_ns]
     return found
 
 
 def write(path: Path, raw: RawStream, files: Files) -> None:
     """Write a stream, whole or not at all: a temporary file, flushed, takes the name at the end."""
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
-             "digest": raw.digest, "files": files}
+             "augment": raw.augment, "digest": raw.digest, "files": files}
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -154,7 +157,7 @@ def read(path: Path, files: Files) -> RawStream:
             facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
-                                     tuple(facts["std"]), tuple(facts["notes"]))
+                                     tuple(facts["std"]), tuple(facts["notes"]), facts["augment"])
         digest, made_from = facts["digest"], facts["files"]
     except FileNotFoundError:
         raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clbench.data.quiet import chatter_to_stderr
@@ -17,12 +21,19 @@ from clbench.errors import DataError
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 OFFLINE = "split-mnist-5k"
-STATISTICS = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}  # mean, std of training pixels
+STATISTICS = {  # mean and standard deviation of training pixels, by channel
+    "MNIST": ((0.1307,), (0.3081,)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+CIFAR_SIZES = 50_000, 10_000  # training and test images of CIFAR-10 and CIFAR-100
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
 class Images(NamedTuple):
-    """Images x uint8 [N, 1, 28, 28] and labels y int64 [N]."""
+    """Images x uint8 [N, channels, height, width] and labels y int64 [N]."""
 
     x: Tensor
     y: Tensor
@@ -70,6 +81,70 @@ def mnist_5k() -> tuple[Images, Images]:
     of_digit = [(y == digit).nonzero().flatten() for digit in range(10)]
     train, test = torch.cat([i[:400] for i in of_digit]), torch.cat([i[-100:] for i in of_digit])
     return Images(x[train], y[train]), Images(x[test], y[test])
+
+
+def cifar_file(name: str, data_dir: Path) -> Path:
+    """Return where `CIFAR10` or `CIFAR100` lies under a data folder, as clbench keeps it."""
+    return data_dir / f"{name.lower()}.safetensors"
+
+
+def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
+    """Return the training (50,000) and test (10,000) images of `CIFAR10` or `CIFAR100`, in the published order.
+
+    They are kept in one safetensors file: train_x and test_x uint8 [N, 3, 32, 32], train_y and test_y int64 [N]. If it
+    is not there it is written, once, from torchvision's files, which torchvision downloads and checks.
+
+    Raises:
+        DataError: not there and no way to download, or a file that cannot be read.
+    """
+    where = cifar_file(name, data_dir)
+    if not where.is_file():
+        _keep_cifar(name, data_dir, where)
+    try:
+        found = load_file(where)
+        parts = [Images(found[f"{part}_x"], found[f"{part}_y"]) for part in ("train", "test")]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{where} cannot be read ({type(error).__name__}: {error}); remove it to make it "
+                        "again") from error
+    for (x, y), count in zip(parts, CIFAR_SIZES, strict=True):
+        if x.shape != (count, 3, 32, 32) or x.dtype != torch.uint8 or y.shape != (count,):
+            raise DataError(f"{where} holds {x.dtype} {list(x.shape)} with labels {list(y.shape)}, expected "
+                            f"{count} images torch.uint8 [3, 32, 32]; remove it to make it again")
+    return parts[0], parts[1]
+
+
+def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
+    """Write torchvision's CIFAR as one safetensors file, whole or not at all."""
+    import torchvision.datasets
+
+    cls: Any = getattr(torchvision.datasets, name)
+    try:
+        with chatter_to_stderr(), _impatient():
+            train, test = (cls(data_dir, train=train, download=True) for train in (True, False))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(f"no {name} in {where} and no way to download it ({reason}); put that file or torchvision's "
+                        f"there, or take --benchmark {OFFLINE}, which needs no download") from error
+    tensors = {}
+    for part, data in (("train", train), ("test", test)):
+        tensors[f"{part}_x"] = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        tensors[f"{part}_y"] = torch.tensor(data.targets)
+    temporary = where.with_name(f".{where.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, where)
+    except OSError as error:
+        raise DataError(f"cannot write {where}: {error.strerror}; choose another folder with --data") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def few(images: Images, per_class: int | None) -> Images:
+    """Return only the first so many images of each class, in their order; all of them for None."""
+    if per_class is None:
+        return images
+    chosen = torch.cat([(images.y == c).nonzero().flatten()[:per_class] for c in torch.unique(images.y)]).sort().values
+    return Images(images.x[chosen], images.y[chosen])
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class RawStream:
         mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalised.
         std: likewise.
         notes: how it was read.
+        augment: name of the augmentation of training images (`augment.AUGMENTATIONS`), empty for none.
     """
 
     train: tuple[Split, ...]
@@ -43,6 +44,7 @@ class RawStream:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    augment: str = ""
 
     @property
     def redrawn(self) -> bool:
@@ -64,7 +66,7 @@ class RawStream:
     @cached_property
     def digest(self) -> str:
         """Return a hash over all tensors, the class orders and the normalisation."""
-        total = hashlib.sha256(repr((self.orders, self.mean, self.std)).encode())
+        total = hashlib.sha256(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]))).encode())
         for name, tensor in sorted(self.tensors().items()):
             total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
             for piece in _pieces(tensor):
@@ -73,7 +75,7 @@ class RawStream:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
-                     std: tuple[float, ...], notes: tuple[str, ...]) -> RawStream:
+                     std: tuple[float, ...], notes: tuple[str, ...], augment: str = "") -> RawStream:
         """Return the stream that gave these tensors; KeyError where one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
@@ -83,7 +85,7 @@ class RawStream:
                 out.append(Split(x, tensors[f"{part}/{task}/y"], permutation))
             return tuple(out)
 
-        return RawStream(splits("train"), splits("test"), orders, mean, std, notes)
+        return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment)
 
 
 def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:

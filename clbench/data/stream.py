@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clbench.data import cache
+from clbench.data.augment import AUGMENTATIONS, CropFlip
 from clbench.data.live import LiveSamples
 from clbench.data.permuted import Held, PermutedSamples, permute
 from clbench.data.raw import RawStream, Split
@@ -97,6 +98,7 @@ class Stream:
         prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape].
         fingerprint: hash over all tensors, labels and the constants of `prepare`.
         notes: how it was read.
+        augment: how training images are augmented, None for not at all.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -105,6 +107,7 @@ class Stream:
     prepare: Prepare
     fingerprint: str
     notes: tuple[str, ...]
+    augment: CropFlip | None = None
 
     @cached_property
     def tests(self) -> Tests:
@@ -175,7 +178,8 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
                                 eagerly(test, labels[1], index)))
     shape = tuple(raw.train[0].x.shape[1:])
-    return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes)
+    return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
+                  AUGMENTATIONS[raw.augment] if raw.augment else None)
 
 
 def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:

@@ -17,8 +17,18 @@ import torch
 
 from clbench import seeds
 from clbench.data import datasets
+from clbench.data.augment import CropFlip
 from clbench.data.datasets import STATISTICS, Images
-from clbench.data.options import CLASSES, ImageOptions, PermutedOptions, RotatedOptions, SplitOptions
+from clbench.data.options import (
+    B50Options,
+    CIFAR100Options,
+    CIFAROptions,
+    ClassOptions,
+    ImageOptions,
+    PermutedOptions,
+    RotatedOptions,
+    SplitOptions,
+)
 from clbench.data.transforms import ToBytes
 from clbench.errors import DataError
 from clbench.options import Options
@@ -28,11 +38,12 @@ LAYOUT = "clbench_layout"  # attribute of a benchmark
 
 @dataclass(frozen=True)
 class Layout:
-    """What a built-in benchmark tells about its inputs: normalisation, and each task's permutation of pixels."""
+    """What a built-in benchmark tells about its inputs: normalisation, each task's permutation, augmentation."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     permutations: tuple[torch.Tensor, ...] = ()
+    augment: str = ""
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -40,7 +51,7 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     from avalanche.benchmarks.classic import SplitMNIST
 
     datasets.mnist_like("MNIST", data_dir)  # downloads, or says what is missing; Avalanche then finds it there
-    benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed),
+    benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed, options.classes),
                            train_transform=ToBytes(), eval_transform=ToBytes(), dataset_root=str(data_dir))
     return laid_out(benchmark, options, "MNIST")
 
@@ -79,6 +90,37 @@ def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
     return laid_out(benchmark, options, "MNIST")
 
 
+def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-10, split by class."""
+    return _split_cifar("CIFAR10", options, data_dir, seed, options.used)
+
+
+def split_cifar100(options: CIFAR100Options, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-100, split by class, without the classes that are held out, or these alone."""
+    begin = options.classes - options.held_out if options.part == "held-out" else 0
+    return _split_cifar("CIFAR100", options, data_dir, seed, options.used, begin=begin)
+
+
+def split_cifar100_b50(options: B50Options, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-100 with a first task of 50 classes (Hou et al. 2019, "Learning a Unified Classifier")."""
+    return _split_cifar("CIFAR100", options, data_dir, seed, options.classes, first=options.classes - options.used)
+
+
+def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, classes: int, first: int = 0,
+                 begin: int = 0) -> Any:
+    """Return so many classes from `begin` on as tasks, behind one of `first` classes if any; labels begin at 0."""
+    parts = []
+    for part, per_class in zip(datasets.cifar(name, data_dir), (options.train_per_class, options.test_per_class),
+                               strict=True):
+        chosen = (part.y >= begin) & (part.y < begin + classes)
+        parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
+    benchmark = _by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
+                          {0: first} if first else None)
+    mean, std = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"], "none": ((), ())}[options.normalize]
+    setattr(benchmark, LAYOUT, Layout(mean, std, augment=CropFlip.name if options.augment else ""))
+    return benchmark
+
+
 def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
     """Return what the function `package.module:function` returns; the current directory is importable for it."""
     module, _, attribute = name.partition(":")
@@ -97,11 +139,11 @@ def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
     return function()
 
 
-def class_order(options: SplitOptions, seed: int) -> list[int]:
-    """Return the order in which classes come."""
+def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
+    """Return the order in which so many classes come."""
     if options.class_order == "natural":
-        return list(range(CLASSES))
-    order: list[int] = torch.randperm(CLASSES, generator=seeds.generator(seed, "classes")).tolist()
+        return list(range(classes))
+    order: list[int] = torch.randperm(classes, generator=seeds.generator(seed, "classes")).tolist()
     return order
 
 
@@ -114,12 +156,17 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
+    order = class_order(options, seed, options.classes)
+    return laid_out(_by_class(train, test, options.tasks, order), options, dataset)
+
+
+def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: dict[int, int] | None = None) -> Any:
+    """Return a benchmark whose tasks have classes of their own; `sizes` are those of tasks that differ."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset
 
-    benchmark = nc_benchmark(TensorDataset(*train), TensorDataset(*test), options.tasks, task_labels=False,
-                             shuffle=False, fixed_class_order=class_order(options, seed))
-    return laid_out(benchmark, options, dataset)
+    return nc_benchmark(TensorDataset(*train), TensorDataset(*test), tasks, task_labels=False, shuffle=False,
+                        fixed_class_order=order, per_exp_classes=sizes)
 
 
 def _transformed(train: Images, test: Images, transforms: Sequence[Callable[..., Any] | None]) -> Any:

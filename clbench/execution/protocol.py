@@ -31,6 +31,7 @@ class Start(Message):
     device: str
     command: str
     threads: int | None
+    artifacts: str | None = None
 
 
 class Prepare(Message):

@@ -39,7 +39,8 @@ class Worker:
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
-        self.runner = Runner(Path(start.data_dir), start.device, start.command)
+        self.runner = Runner(Path(start.data_dir), start.device, start.command,
+                             artifacts=Path(start.artifacts) if start.artifacts else None)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+
+class Ports(NamedTuple):
+    """What a body of several layers reads and gives: the attribute `ports` of a residual unit or transformer block.
+
+    PNN's lateral connections join there. A body that is one Linear or Conv2d needs none.
+    """
+
+    inputs: int  # channels
+    outputs: int
+    stride: int = 1  # of feature maps
+    tokens: bool = False  # tokens [N, L, channels] and not feature maps [N, channels, H, W]
 
 
 class Block(nn.Module):
@@ -29,13 +42,15 @@ class Network(nn.Module):
     Args:
         blocks: modules from inputs [N, *input_shape] to features [N, D].
         head: a linear layer from D features to C classes.
+        aliases: names (or beginnings of names) under which weights of this model are published, and their own here.
     """
 
-    def __init__(self, blocks: Iterable[Block], head: nn.Linear) -> None:
+    def __init__(self, blocks: Iterable[Block], head: nn.Linear, aliases: Mapping[str, str] | None = None) -> None:
         """Keep blocks and head."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.head = head
+        self.aliases = dict(aliases or {})
         self.start = 0  # the block that inputs go to: the harness runs frozen first blocks once and starts behind them
 
     def features(self, x: Tensor) -> Tensor:

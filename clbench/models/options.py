@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clbench.options import Options
 
@@ -19,3 +19,40 @@ class CNNOptions(Options):
 
     channels: int = Field(32, ge=1, description="channels of the first stage; each further stage has twice as many")
     depth: int = Field(2, ge=1, le=4, description="number of stages (3x3 convolution, ReLU, 2x2 max pooling)")
+
+
+class ResNet18Options(Options):
+    """Options of `resnet18`."""
+
+    width: int = Field(64, ge=1, description="channels of the first stage; each of the other three has twice as many")
+
+
+class ResNetCIFAR10Options(Options):
+    """Options of `resnet20` and `resnet32`."""
+
+    width: int = Field(16, ge=1, description="channels of the first stage; each of the other two has twice as many")
+
+
+class ViTOptions(Options):
+    """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877) but for the patch, which suits 32 px."""
+
+    patch: int = Field(4, ge=1, description="pixels along each side of a patch; divides the image's side")
+    width: int = Field(192, ge=1, description="numbers per token; a multiple of `heads`")
+    depth: int = Field(12, ge=1, description="number of transformer blocks")
+    heads: int = Field(3, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden units of a block's MLP over `width`")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ViTOptions:
+        """Refuse heads of unequal width."""
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ViTB16Options(ViTOptions):
+    """Options of `vit-b16`: ViT-B/16 for 224 px (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
+
+    patch: int = Field(16, ge=1, description="pixels along each side of a patch; divides the image's side")
+    width: int = Field(768, ge=1, description="numbers per token; a multiple of `heads`")
+    heads: int = Field(12, ge=1, description="attention heads")

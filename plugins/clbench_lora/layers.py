@@ -4,80 +4,173 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Network
 from clbench.errors import SpecError
 from clbench.pertask import conv_like
+from clbench_lora import AdapterOptions, Init
 
 # q, k, v and the output projection under a module whose name says attention, in the spellings that models use.
 ATTENTION = r"(.*\.)?(\w+_)?att(n|ention)\w*\.(.*\.)?(q|k|v|qkv|proj|query|key|value|(q|k|v|o|out)_proj)"
 
 
 class LoRALayer(nn.Module):
-    """A layer W with one low-rank adapter per task: h = Wx + (alpha / rank) B(Ax), or Wx where none is active.
+    """A layer W with low-rank adapters: h = Wx + s B(Ax), summed over those that are active, or Wx where none is.
 
-    A is drawn Kaiming-uniform (a = √5) and B is zero, so a new adapter changes nothing. Which adapter is active is
-    plain state (`active_adapter`, an index or None) that the strategy sets around each forward pass.
+    A is random and B is zero, so a new adapter changes nothing. Which adapters are active is plain state (`active`,
+    their indices) that the strategy sets around each forward pass.
 
-    Where the references differ: the paper draws A from a Gaussian; microsoft/loralib and PEFT (by default) draw it as
-    here. PEFT's defaults are rank 8 and `lora_alpha` 8, loralib's `lora_alpha` is 1 whatever the rank. On
-    Conv2d this is PEFT's form (A a convolution with r output channels and the layer's geometry, B a 1x1 convolution,
-    so BA has rank r as a matrix [out, in·kh·kw]), with the layer's dilation and padding mode as well. loralib's
-    Conv2d factorises a matrix [out·k, in·k] with rank r·k instead. Names follow PEFT (`base_layer`, `lora_A`,
-    `lora_B`, each with a `weight`), with the task's index where PEFT has the adapter's name.
+    Where the references differ: the paper draws A from a Gaussian; microsoft/loralib and PEFT (by default) draw it
+    Kaiming-uniform (a = √5), as `init = kaiming` does here; `gaussian` is PEFT's, N(0, 1 / r^2). PEFT's defaults are
+    rank 8 and `lora_alpha` 8, loralib's `lora_alpha` is 1 whatever the rank. On Conv2d this is PEFT's form (A a
+    convolution with r output channels and the layer's geometry, B a 1x1 convolution, so BA has rank r as a matrix
+    [out, in·kh·kw]), with the layer's dilation and padding mode as well. loralib's Conv2d factorises a matrix
+    [out·k, in·k] with rank r·k instead. Names follow PEFT (`base_layer`, `lora_A`, `lora_B`, each with a `weight`),
+    with the task's index where PEFT has the adapter's name.
+
+    `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
+    paper takes them off W; here W stays as it is, shared by all tasks, and what A and B start from (`pissa_A`,
+    `pissa_B`) is taken off the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
+
+    `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA apart from its direction; the
+    length that divides is taken as a constant in the gradient, as the paper's 4.3 and PEFT have it.
 
     Args:
         base_layer: the layer W, kept as it is.
         rank: r, at most the layer's width (`width`).
-        alpha: numerator of the scale.
+        scaling: s.
+        init: how A (and with pissa B) starts.
+        dropout: share of the adapter's inputs that are zeroed in training.
+        bias: whether B has a bias, which s multiplies too (PEFT's `lora_bias`); not with dora.
+        dora: whether each adapter learns the length of the rows.
     """
 
-    def __init__(self, base_layer: nn.Linear | nn.Conv2d, rank: int, alpha: float) -> None:
+    pissa_A: Tensor
+    pissa_B: Tensor
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, rank: int, scaling: float, *, init: Init = "kaiming",
+                 dropout: float = 0.0, bias: bool = False, dora: bool = False) -> None:
         """Wrap a layer; it has no adapter yet."""
         super().__init__()
         self.base_layer = base_layer
         self.rank = rank
-        self.scaling = alpha / rank
+        self.scaling = scaling
+        self.init = init
+        self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_A = nn.ModuleList()
         self.lora_B = nn.ModuleList()
-        self.active_adapter: int | None = None
+        self.bias = bias
+        self.lora_magnitude_vector = nn.ParameterList() if dora else None
+        self.active: tuple[int, ...] = ()
 
     def add(self) -> None:
-        """Add an adapter for the next task, trainable, where W is and of W's type."""
+        """Add an adapter, trainable, where W is and of W's type."""
         w = self.base_layer
+        where: dict[str, Any] = {"device": w.weight.device, "dtype": w.weight.dtype}
         a: nn.Module
         b: nn.Module
         if isinstance(w, nn.Linear):
-            a = nn.Linear(w.in_features, self.rank, bias=False, device=w.weight.device, dtype=w.weight.dtype)
-            b = nn.Linear(self.rank, w.out_features, bias=False, device=w.weight.device, dtype=w.weight.dtype)
+            a = nn.Linear(w.in_features, self.rank, bias=False, **where)
+            b = nn.Linear(self.rank, w.out_features, bias=self.bias, **where)
         else:
             a = conv_like(w, w.in_channels, self.rank)
-            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=False, device=w.weight.device, dtype=w.weight.dtype)
-        nn.init.kaiming_uniform_(a.get_parameter("weight"), a=math.sqrt(5))
-        nn.init.zeros_(b.get_parameter("weight"))
+            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.bias, **where)
+        if self.init == "gaussian":
+            nn.init.normal_(a.get_parameter("weight"), std=1 / self.rank)
+        else:
+            nn.init.kaiming_uniform_(a.get_parameter("weight"), a=math.sqrt(5))
+        for parameter in b.parameters():
+            nn.init.zeros_(parameter)
         self.lora_A.append(a)
         self.lora_B.append(b)
+        if self.lora_magnitude_vector is not None:
+            self.lora_magnitude_vector.append(nn.Parameter(torch.ones(len(w.weight), **where)))
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let the newest adapter start from W as it is now; `add` does, and must be followed by this if W changes."""
+        weight = self.base_layer.weight
+        if self.lora_magnitude_vector is not None:
+            self.lora_magnitude_vector[-1].copy_(weight.flatten(1).norm(dim=1))
+        if self.init == "pissa":
+            u, s, v = torch.linalg.svd(weight, full_matrices=False)
+            root = (s[:self.rank] / self.scaling).sqrt()
+            self.register_buffer("pissa_A", root[:, None] * v[:self.rank])
+            self.register_buffer("pissa_B", u[:, :self.rank] * root)
+            self.lora_A[-1].get_parameter("weight").copy_(self.pissa_A)
+            self.lora_B[-1].get_parameter("weight").copy_(self.pissa_B)
+
+    def parameters_of(self, adapter: int) -> dict[str, nn.Parameter]:
+        """Return the parameters of one adapter, by PEFT's names."""
+        found = {"lora_A.weight": self.lora_A[adapter].get_parameter("weight"),
+                 "lora_B.weight": self.lora_B[adapter].get_parameter("weight")}
+        if self.bias:
+            found["lora_B.bias"] = self.lora_B[adapter].get_parameter("bias")
+        if self.lora_magnitude_vector is not None:
+            found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter]
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output, with the active adapter's if there is one."""
+        """Return the layer's output, with that of the active adapters added."""
         out: Tensor = self.base_layer(x)
-        if self.active_adapter is None:
+        if not self.active:
             return out
-        low: Tensor = self.lora_A[self.active_adapter](x)
-        up: Tensor = self.lora_B[self.active_adapter](low)
-        return out + self.scaling * up
+        x = self.lora_dropout(x)
+        for adapter in self.active:
+            low: Tensor = self.lora_A[adapter](x)
+            added: Tensor = self.scaling * self.lora_B[adapter](low)
+            if self.init == "pissa":
+                added = added - self.scaling * F.linear(F.linear(x, self.pissa_A), self.pissa_B)
+            if self.lora_magnitude_vector is not None:
+                added = self._rescaled(out, added, adapter)
+            out = out + added
+        return out
 
-    def delta_weight(self, task: int) -> Tensor:
-        """Return (alpha / rank) BA of a task's adapter, in the shape of W."""
-        a = self.lora_A[task].get_parameter("weight")
-        b = self.lora_B[task].get_parameter("weight")
-        return (self.scaling * (b.flatten(1) @ a.flatten(1))).view_as(self.base_layer.weight)
+    def _rescaled(self, out: Tensor, added: Tensor, adapter: int) -> Tensor:
+        """Return what DoRA adds to Wx + b: its rows' lengths are those learned, and the bias stays out of it."""
+        assert self.lora_magnitude_vector is not None
+        length = (self.base_layer.weight + self._product(adapter)).flatten(1).norm(dim=1).detach()
+        scale = self._along(self.lora_magnitude_vector[adapter] / length)
+        bare = out if self.base_layer.bias is None else out - self._along(self.base_layer.bias)
+        return (scale - 1) * bare + scale * added
 
-    def merged_weight(self, task: int) -> Tensor:
-        """Return W + (alpha / rank) BA: a plain layer with this weight (and W's bias) answers as the adapter does."""
-        return self.base_layer.weight + self.delta_weight(task)
+    def _along(self, values: Tensor) -> Tensor:
+        """Return one value per output, shaped to go along the outputs of a batch."""
+        return values if isinstance(self.base_layer, nn.Linear) else values[:, None, None]
+
+    def _product(self, adapter: int) -> Tensor:
+        """Return s BA, less s B0 A0 with pissa, in the shape of W."""
+        # Not by `get_parameter`: under torch.func a parameter's place is taken by a plain tensor.
+        a, b = (cast(Tensor, part[adapter].weight).flatten(1) for part in (self.lora_A, self.lora_B))
+        product = b @ a - self.pissa_B @ self.pissa_A if self.init == "pissa" else b @ a
+        return (self.scaling * product).view_as(self.base_layer.weight)
+
+    def delta_weight(self, adapter: int) -> Tensor:
+        """Return what an adapter changes W by, in the shape of W."""
+        product = self._product(adapter)
+        if self.lora_magnitude_vector is None:
+            return product
+        merged: Tensor = self.base_layer.weight + product
+        scale: Tensor = self.lora_magnitude_vector[adapter] / merged.flatten(1).norm(dim=1)
+        return merged * scale.view(-1, *[1] * (merged.dim() - 1)) - self.base_layer.weight
+
+    def merged_weight(self, adapter: int) -> Tensor:
+        """Return the weight with which a plain layer (with `merged_bias`) answers as W with the adapter does."""
+        return self.base_layer.weight + self.delta_weight(adapter)
+
+    def merged_bias(self, adapter: int) -> Tensor | None:
+        """Return W's bias with the adapter's own added; None where there is neither."""
+        bias: Tensor | None = self.base_layer.bias
+        if not self.bias:
+            return bias
+        own: Tensor = self.scaling * self.lora_B[adapter].get_parameter("bias")
+        return own if bias is None else bias + own
 
     def extra_repr(self) -> str:
         """Name the rank, the scale and the number of adapters."""
@@ -93,7 +186,8 @@ def select(model: Network, layers: str) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers of a model's blocks that `layers` names, by module name, in the model's order.
 
     Args:
-        layers: all | last | attention | a regular expression that must fit a whole name (as PEFT's `target_modules`).
+        layers: all | last | last:N | attention | a regular expression that must fit a whole name (as PEFT's
+            `target_modules`).
 
     Raises:
         SpecError: no layer fits, or one that fits cannot be adapted.
@@ -101,8 +195,9 @@ def select(model: Network, layers: str) -> dict[str, nn.Linear | nn.Conv2d]:
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)}
-    if layers == "last":
-        chosen = dict(list(candidates.items())[-1:])
+    last = re.fullmatch(r"last(?::(\d+))?", layers)
+    if last:
+        chosen = dict(list(candidates.items())[-int(last[1] or 1):])
     else:
         pattern = re.compile({"all": ".*", "attention": ATTENTION}.get(layers, layers))
         chosen = {name: layer for name, layer in candidates.items() if pattern.fullmatch(name)}
@@ -119,19 +214,40 @@ def select(model: Network, layers: str) -> dict[str, nn.Linear | nn.Conv2d]:
     return chosen
 
 
-def adapt(model: Network, layers: str, rank: int, alpha: float | None) -> dict[str, LoRALayer]:
-    """Put a `LoRALayer` in the place of each layer that `layers` names, and return them by module name.
+def rank_of(name: str, options: AdapterOptions) -> int:
+    """Return a layer's rank: that of the first pattern that fits its whole name, else the common one."""
+    return next((rank for pattern, rank in options.rank_pattern.items() if re.fullmatch(pattern, name)), options.rank)
+
+
+def scaling_of(rank: int, options: AdapterOptions) -> float:
+    """Return the factor of an adapter's output: alpha / r, or alpha / √r (rslora); alpha is r unless given."""
+    alpha = rank if options.alpha is None else options.alpha
+    return alpha / (math.sqrt(rank) if options.scaling == "rslora" else rank)
+
+
+def adapt(model: Network, options: AdapterOptions) -> dict[str, LoRALayer]:
+    """Put a `LoRALayer` in the place of each layer that `options.layers` names, and return them by module name.
 
     Raises:
-        SpecError: as `select`, or the rank exceeds a layer's width; the model is then unchanged.
+        SpecError: as `select`; a rank exceeds its layer's width; a pattern fits no layer; pissa on a convolution. The
+            model is then unchanged.
     """
-    chosen = select(model, layers)
+    chosen = select(model, options.layers)
+    idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
+    if idle:
+        raise SpecError(f"lora: rank_pattern {idle[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
+    wrapped = {}
     for name, layer in chosen.items():
+        rank = rank_of(name, options)
         if rank > width(layer):
             shape = "x".join(map(str, layer.weight.shape))
             raise SpecError(f"lora: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); choose "
-                            f"rank <= {min(map(width, chosen.values()))}, or other layers")
-    wrapped = {name: LoRALayer(layer, rank, rank if alpha is None else alpha) for name, layer in chosen.items()}
+                            f"rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")
+        if options.init == "pissa" and not isinstance(layer, nn.Linear):
+            raise SpecError(f"lora: init = pissa is defined on Linear layers only, and {name} is a convolution; choose "
+                            "init = kaiming or gaussian, or other layers")
+        wrapped[name] = LoRALayer(layer, rank, scaling_of(rank, options), init=options.init, dropout=options.dropout,
+                                  bias=options.bias, dora=options.dora)
     for name, adapted in wrapped.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, adapted)

@@ -26,7 +26,7 @@ class LoRA(PerTaskStrategy):
     `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
     """
 
-    roles = (("*.lora_[AB].*", "adapters"), *PerTaskStrategy.roles)
+    roles = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"), *PerTaskStrategy.roles)
     options: LoRAOptions
 
     def __init__(self, model: Network, world: World, options: LoRAOptions | None = None) -> None:
@@ -34,7 +34,7 @@ class LoRA(PerTaskStrategy):
         options = options if options is not None else LoRAOptions()
         super().__init__(model, world, options)
         check_base("lora", options, world)
-        self.adapted = adapt(model, options.layers, options.rank, options.alpha)
+        self.adapted = adapt(model, options)
         self.base_learns = False
         self.train(self.training)
 
@@ -50,8 +50,10 @@ class LoRA(PerTaskStrategy):
         return 2 if self.options.base == "task1" and task.index == 0 else 1
 
     def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W once it has been trained, and go on with the adapters."""
+        """Freeze W once it has been trained, and go on with the adapters, which start from it."""
         if phase == 1:
+            for layer in self.adapted.values():
+                layer.settle()
             self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
@@ -59,9 +61,16 @@ class LoRA(PerTaskStrategy):
         self.base_learns = base
         self.model.blocks.requires_grad_(base)
         for layer in self.adapted.values():
-            layer.lora_A[-1].requires_grad_(not base)
-            layer.lora_B[-1].requires_grad_(not base)
+            for parameter in layer.parameters_of(-1).values():
+                parameter.requires_grad_(not base)
         self.train(self.training)
+
+    def train(self, mode: bool = True) -> LoRA:
+        """Set the mode; the adapters' dropout follows it though the blocks around it stay in eval mode."""
+        super().train(mode)
+        for layer in self.adapted.values():
+            layer.lora_dropout.train(mode)
+        return self
 
     def frozen(self) -> Iterable[nn.Module]:
         """Return the blocks once W is frozen."""
@@ -83,8 +92,8 @@ class LoRA(PerTaskStrategy):
         """Make the adapters of a task (None: none) active within the block; outside of it none ever is."""
         try:
             for layer in self.adapted.values():
-                layer.active_adapter = task
+                layer.active = () if task is None else (task,)
             yield
         finally:
             for layer in self.adapted.values():
-                layer.active_adapter = None
+                layer.active = ()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clbench import Block, Network
 from clbench.errors import SpecError
+from clbench.models.network import Ports
 from clbench.pertask import conv_like
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -20,10 +21,25 @@ ALPHA = 0.1  # the scalars start uniform between 0 and this
 
 @dataclass(frozen=True)
 class Join:
-    """Where laterals join: the affine layer that reads a block's output, and the channels of that output."""
+    """Where laterals join: what reads a block's output (a layer, or a body of several), and that output's channels."""
 
-    layer: nn.Linear | nn.Conv2d
-    channels: int  # n_{i-1}: units of a dense layer, channels of a convolution
+    reader: nn.Linear | nn.Conv2d | Ports
+    channels: int  # n_{i-1}: units of a dense layer, channels of a convolution, numbers per token
+
+    @property
+    def outputs(self) -> int:
+        """Return the units or channels that the reader puts out."""
+        return outputs(self.reader)
+
+    @property
+    def tokens(self) -> bool:
+        """Tell whether the block's output is tokens [N, L, channels]."""
+        return isinstance(self.reader, Ports) and self.reader.tokens
+
+
+def outputs(reader: nn.Linear | nn.Conv2d | Ports) -> int:
+    """Return the units or channels that a layer or body puts out."""
+    return reader.outputs if isinstance(reader, Ports) else reader.weight.shape[0]
 
 
 def joins(model: Network) -> list[Join]:
@@ -32,30 +48,39 @@ def joins(model: Network) -> list[Join]:
     Raises:
         SpecError: a block is not built so that a lateral can be added between its body and its activation.
     """
-    layers = [affine(block, f"blocks.{i}") for i, block in enumerate(model.blocks)] + [model.head]
+    readers = [reader(block, f"blocks.{i}") for i, block in enumerate(model.blocks)] + [model.head]
     found = []
-    for i, (before, layer) in enumerate(itertools.pairwise(layers)):
-        channels = before.weight.shape[0]
-        fits = layer.in_channels == channels if isinstance(layer, nn.Conv2d) else layer.in_features % channels == 0
+    for i, (before, after) in enumerate(itertools.pairwise(readers)):
+        channels = outputs(before)
+        if isinstance(after, nn.Linear):
+            fits = after.in_features % channels == 0
+        else:
+            fits = channels == (after.in_channels if isinstance(after, nn.Conv2d) else after.inputs)
         if not fits:
             raise SpecError(f"pnn: blocks.{i} gives {channels} channels, which what follows it does not read as they "
-                            f"are ({layer}); choose another model")
-        found.append(Join(layer, channels))
+                            f"are ({after}); choose another model")
+        found.append(Join(after, channels))
     return found
 
 
-def affine(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    """Return the one Linear or Conv2d in a block's body, beside which only flattening and normalisation may stand."""
+def reader(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d | Ports:
+    """Return what reads a block's input: its body's ports, or the one Linear or Conv2d in it.
+
+    Beside such a layer only flattening and normalisation may stand.
+    """
     parts: list[nn.Module] = []
     if isinstance(block, Block) and type(block).forward is Block.forward:
+        if isinstance(ports := getattr(block.body, "ports", None), Ports):
+            return ports
         parts = list(block.body) if isinstance(block.body, nn.Sequential) else [block.body]
     layers = [part for part in parts if isinstance(part, nn.Linear | nn.Conv2d)]
     plain = all(isinstance(part, (nn.Linear, nn.Conv2d, nn.Flatten, nn.Dropout, nn.Identity, *NORMS)) for part in parts)
     if len(layers) != 1 or not plain or (isinstance(layers[0], nn.Conv2d)
                                          and any(isinstance(part, nn.Flatten) for part in parts)):
         inside = type(block.body).__name__ if isinstance(block, Block) else type(block).__name__
-        raise SpecError(f"pnn: no lateral connection is known for {name} ({inside}): a body must be one Linear or "
-                        "Conv2d, with flattening or normalisation at most; choose another model, such as mlp or cnn")
+        raise SpecError(f"pnn: no lateral connection is known for {name} ({inside}): a body must have `ports`, or be "
+                        "one Linear or Conv2d with flattening or normalisation at most; choose another model, such as "
+                        "mlp, cnn, resnet18 or vit-tiny")
     return layers[0]
 
 
@@ -63,36 +88,40 @@ class Lateral(nn.Module):
     """U relu(V [a_1 h^(1), ..., a_k h^(k)]): what k earlier columns add to a layer before its activation.
 
     V reduces the concatenated outputs h^(j) of the previous block to n_{i-1} / reduction channels: a dense
-    layer, or a 1x1 convolution where they are feature maps, also where the layer itself reads them flattened. U has
-    the geometry of the layer it is added to. V has a bias, U has none (the layer has its own).
+    layer (on each token, where they are tokens), or a 1x1 convolution where they are feature maps, also where the layer
+    itself reads them flattened. U has the geometry of the layer it is added to; it is a 1x1 convolution with the body's
+    stride, or a dense layer on each token, where it is added to a body of several layers. V has a bias, U has none.
 
     Args:
         join: the layer it adds to, and the channels of each h^(j).
         out: units or channels that the layer puts out (the head's differ from task to task).
         columns: k.
         reduction: divides the width of V.
+        like: a parameter whose device and type the lateral takes.
     """
 
-    def __init__(self, join: Join, out: int, columns: int, reduction: int) -> None:
+    def __init__(self, join: Join, out: int, columns: int, reduction: int, like: Tensor) -> None:
         """Initialise V and U as torch does, the scalars a_j (`alpha`) with small random values (the paper's words)."""
         super().__init__()
-        layer, weight = join.layer, join.layer.weight
-        where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        reduced = max(1, join.channels // reduction)
+        where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        read, reduced, to = columns * join.channels, max(1, join.channels // reduction), join.reader
         self.channels = join.channels
-        self.dense = isinstance(layer, nn.Linear)
-        positions = layer.in_features // join.channels if isinstance(layer, nn.Linear) else None
+        self.tokens = join.tokens
+        self.dense = isinstance(to, nn.Linear)
         self.alpha = nn.Parameter(torch.empty(columns, **where).uniform_(0, ALPHA))
         self.V: nn.Module
         self.U: nn.Module
-        if positions == 1:
-            self.V = nn.Linear(columns * join.channels, reduced, **where)
+        positions = to.in_features // join.channels if isinstance(to, nn.Linear) else 1
+        if self.tokens or (self.dense and positions == 1):
+            self.V = nn.Linear(read, reduced, **where)
         else:
-            self.V = nn.Conv2d(columns * join.channels, reduced, 1, **where)
-        if isinstance(layer, nn.Conv2d):
-            self.U = conv_like(layer, reduced, out)
+            self.V = nn.Conv2d(read, reduced, 1, **where)
+        if isinstance(to, nn.Conv2d):
+            self.U = conv_like(to, reduced, out)
+        elif isinstance(to, nn.Linear) or self.tokens:
+            self.U = nn.Linear(reduced * positions, out, bias=False, **where)
         else:
-            self.U = nn.Linear(reduced * (positions or 1), out, bias=False, **where)
+            self.U = nn.Conv2d(reduced, out, 1, to.stride, bias=False, **where)
 
     def forward(self, earlier: Sequence[Tensor]) -> Tensor:
         """Return what to add to the layer's output, from the outputs of the previous block in the earlier columns."""
@@ -101,6 +130,6 @@ class Lateral(nn.Module):
             maps = [h.flatten(1) for h in maps]
             if isinstance(self.V, nn.Conv2d):  # flattened feature maps: each channel's positions in a row
                 maps = [torch.unflatten(h, 1, (self.channels, -1, 1)) for h in maps]
-        hidden = torch.relu(self.V(torch.cat(maps, 1)))
+        hidden = torch.relu(self.V(torch.cat(maps, 2 if self.tokens else 1)))
         out: Tensor = self.U(hidden.flatten(1) if self.dense else hidden)
         return out

@@ -1,4 +1,6 @@
-"""Progressive neural networks (Rusu et al. 2016, arXiv 1606.04671), on any model of plain dense and convolution blocks.
+"""Progressive neural networks (Rusu et al. 2016, arXiv 1606.04671), on any model whose blocks are of known kinds.
+
+These are dense and convolution layers, residual units and transformer blocks.
 
 From the second block through the head, column k computes
 h_i^(k) = act_i(body_i(h_{i-1}^(k)) + U relu(V [a_j h_{i-1}^(j)]_{j<k})), with one scalar a_j per earlier column.
@@ -42,8 +44,9 @@ class Column(nn.Module):
         for module in self.blocks.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        outs = [join.layer.weight.shape[0] for join in found[:-1]] + [classes]
-        self.laterals = nn.ModuleList(Lateral(join, out, earlier, reduction)
+        outs = [join.outputs for join in found[:-1]] + [classes]
+        like = next(blocks.parameters())
+        self.laterals = nn.ModuleList(Lateral(join, out, earlier, reduction, like)
                                       for join, out in zip(found, outs, strict=True))
 
 

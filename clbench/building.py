@@ -1,0 +1,49 @@
+"""Models and strategies built from their declarations, wherever the current default device is (`meta` too)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from clbench.builtin import EXTERNAL_MODELS
+from clbench.errors import ClbenchError, SpecError
+from clbench.models.network import Network
+from clbench.models.pretrained import load_weights
+from clbench.plan import Resolved, Weights
+from clbench.plugins import Registry, resolve
+from clbench.strategy import Strategy, World
+
+
+def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int, ...], classes: int,
+                registry: Registry) -> tuple[Network, list[str]]:
+    """Return a model with its starting weights, and notes on them.
+
+    Raises:
+        SpecError: the model cannot be built for such inputs.
+        DataError: the weights do not fit it.
+    """
+    info = registry.model(model.name)
+    build = resolve(info.build, f"model {info.name!r}")
+    if info.build in EXTERNAL_MODELS.values():
+        build = partial(build, info.name)
+    try:
+        network: Network = build(info.options.model_validate(model.options), input_shape, classes)
+    except ClbenchError:
+        raise
+    except Exception as error:
+        raise SpecError(f"model {model} cannot be built for inputs {input_shape}: {error}") from error
+    return network, load_weights(network, Path(weights.path)) if weights else []
+
+
+def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:
+    """Return a method's strategy, untrained, around a model.
+
+    Raises:
+        SpecError: its options do not fit the model or the world, or what is declared is no strategy.
+    """
+    info = registry.strategy(method.name)
+    cls = resolve(info.strategy, f"method {info.name!r}")
+    strategy = cls(model, world, info.options.model_validate(method.options))
+    if not isinstance(strategy, Strategy):
+        raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
+    return strategy

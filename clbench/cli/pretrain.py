@@ -1,0 +1,57 @@
+"""`clbench pretrain`: make a base of a benchmark's held-out classes, or of all of its classes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clbench.cli.recipe import recipe_options
+
+
+@click.command("pretrain", short_help="Train a base that methods can build on.")
+@click.argument("benchmark", metavar="BENCHMARK")
+@click.option("--model", metavar="NAME", help="A model, as in resnet20 (clbench models).  [default: mlp]")
+@click.option("--weights", metavar="FILE", help="Start from these weights.")
+@recipe_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
+              help="Where the weights go.")
+def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: Any) -> None:
+    r"""Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
+
+    \b
+    clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors
+    clbench run --benchmark split-cifar100:held_out=50:tasks=5 --model resnet20 --weights base.safetensors
+
+    A benchmark that holds no classes out is trained on whole: all tasks at once.
+    """
+    from clbench.api import read_spec
+    from clbench.data.folder import default_data_dir
+    from clbench.errors import SpecError
+    from clbench.options import format_value, parse_named
+    from clbench.plan import plan
+    from clbench.plugins import discover
+
+    if out.suffix != ".safetensors":
+        raise SpecError(f"--out {out}: weights are kept as safetensors; give it a name that ends in .safetensors")
+    registry = discover()
+    name, options = parse_named(benchmark)
+    if options.get("held_out"):
+        options = {**options, "part": "held-out", "tasks": 1}
+    text = ":".join([name, *(f"{k}={format_value(v)}" for k, v in options.items())])
+    device = flags.pop("device") or "auto"
+    spec = read_spec(None, {"methods": "naive", "seeds": [seed], "scenario": "class"}, {**flags, "benchmark": text}, ())
+    trial = plan(spec, registry)[0].trial
+    from clbench.pretraining import pretrain
+
+    began = time.monotonic()
+    click.echo(f"training {trial.model.name} on {text}", err=True)
+    done = pretrain(trial, out, data or default_data_dir(), device, registry)
+    click.echo(f"{done.classes} classes, {done.samples:,} images, {done.steps:,} steps in "
+               f"{time.monotonic() - began:.0f} s; accuracy on their test images {100 * done.accuracy:.2f} %\n"
+               f"weights: {out}")

@@ -1,0 +1,30 @@
+"""The options of the commands that train, by which a recipe is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+OPTIONS = (
+    click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]"),
+    click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),
+    click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
+    click.option("--optimizer", metavar="adam|sgd", help="The optimiser.  [default: adam]"),
+    click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
+    click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]"),
+    click.option("--weight-decay", type=float, help="L2 penalty added to the gradient.  [default: 0]"),
+    click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]"),
+    click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new "
+                 "task begins.  [default: reset]"),
+    click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]"),
+    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
+)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a recipe, and the device."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,69 @@
+"""Models of torchvision and timm as networks: their last linear layer is the head, all before it one block."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from clbench.errors import SpecError, unknown
+from clbench.models.network import Block, Network
+from clbench.options import NoOptions
+
+
+class Backbone(nn.Module):
+    """A foreign model whose last linear layer lets features through; under its own name, for its weights' names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features [N, D] of images x [N, 3, H, W]."""
+        features: Tensor = self.model(x)
+        return features
+
+
+def torchvision(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a classification model of torchvision, untrained; `name` is `torchvision:resnet18` and the like."""
+    import torchvision.models as home
+    from torchvision.models import get_model, list_models
+
+    known = list_models(home)
+    return _network(name, lambda inner: get_model(inner, weights=None), known, input_shape, classes)
+
+
+def timm(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a model of timm, untrained; `name` is `timm:vit_tiny_patch16_224` and the like."""
+    try:
+        home = importlib.import_module("timm")
+    except ModuleNotFoundError:
+        raise SpecError(f"model {name!r} needs timm: pip install 'clbench[timm]'") from None
+    return _network(name, lambda inner: home.create_model(inner, pretrained=False), home.list_models(), input_shape,
+                    classes)
+
+
+def _network(name: str, create: Callable[[str], nn.Module], known: list[str], input_shape: tuple[int, ...],
+             classes: int) -> Network:
+    """Return a model cut into body and a new head for so many classes."""
+    source, _, inner = name.partition(":")
+    if inner not in known:
+        raise SpecError(unknown(f"{source} model", inner, known, f"{source}'s list_models()"))
+    if input_shape[0] != 3:
+        raise SpecError(f"model {name!r} takes images with 3 channels, this benchmark has {input_shape[0]}; choose "
+                        "another model or benchmark")
+    model = create(inner)
+    layers: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise SpecError(f"model {name!r} ends in no linear layer that could be the head; choose another model")
+    last, layer = layers[-1]
+    parent, _, attribute = last.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Identity())
+    aliases = {child: f"blocks.0.body.model.{child}" for child, _ in model.named_children()}
+    aliases |= {parameter: f"blocks.0.body.model.{parameter}"
+                for parameter, _ in model.named_parameters(recurse=False)}
+    return Network([Block(Backbone(model), nn.Flatten())], nn.Linear(layer.in_features, classes),
+                   {**aliases, last: "head"})

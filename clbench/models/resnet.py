@@ -1,0 +1,95 @@
+"""Residual networks for small images: `resnet18` as the CL literature has it, and He et al.'s `resnet20`, `resnet32`.
+
+Every residual unit is one `Block`: its body is the sum of both paths, its activation the ReLU that follows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.models.network import Block, Network, Ports
+from clbench.models.options import ResNet18Options, ResNetCIFAR10Options
+
+
+def conv3x3(channels: int, out: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution without bias that keeps the size, or halves it with stride 2."""
+    return nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+
+
+class PadShortcut(nn.Module):
+    """He et al.'s shortcut A: every second pixel, and channels of zeros on both sides; no parameters."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        """Go from `channels` to `out` channels at half the size."""
+        super().__init__()
+        self.before = (out - channels) // 2
+        self.after = out - channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return maps [N, out, H / 2, W / 2] of x [N, channels, H, W]."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class Residual(nn.Module):
+    """The sum of two 3x3 convolutions (batch norm after each, ReLU between) and a shortcut; the ReLU after it is left.
+
+    Args:
+        channels: read.
+        out: given.
+        stride: 2 halves the size.
+        padded: whether a shortcut that changes the shape is `PadShortcut` and not a 1x1 convolution with batch norm.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int, padded: bool) -> None:
+        """Initialise as torch does."""
+        super().__init__()
+        self.ports = Ports(channels, out, stride)
+        self.conv1, self.bn1 = conv3x3(channels, out, stride), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = conv3x3(out, out), nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = PadShortcut(channels, out) if padded else nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return maps [N, out, H / stride, W / stride] of x [N, channels, H, W]."""
+        out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut: Tensor = self.shortcut(x)
+        return out + shortcut
+
+
+def resnet18(options: ResNet18Options, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return ResNet-18 with a 3x3 stem and no pooling behind it (Lopez-Paz & Ranzato 2017 at width 20, DER at 64)."""
+    widths = [options.width * 2**stage for stage in range(4)]
+    return _resnet(input_shape, classes, widths, units=2, padded=False)
+
+
+def resnet20(options: ResNetCIFAR10Options, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return He et al.'s ResNet-20 for CIFAR: three stages of three units, shortcut A (arXiv 1512.03385, 4.2)."""
+    return _resnet(input_shape, classes, [options.width * 2**stage for stage in range(3)], units=3, padded=True)
+
+
+def resnet32(options: ResNetCIFAR10Options, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return He et al.'s ResNet-32 for CIFAR: three stages of five units, shortcut A (arXiv 1512.03385, 4.2)."""
+    return _resnet(input_shape, classes, [options.width * 2**stage for stage in range(3)], units=5, padded=True)
+
+
+def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], units: int, padded: bool) -> Network:
+    """Return a stem, stages of residual units, global average pooling and the head.
+
+    `aliases` has the names that the usual codes (kuangliu's, akamaster's) give the same weights.
+    """
+    stem = Block(nn.Sequential(conv3x3(input_shape[0], widths[0]), nn.BatchNorm2d(widths[0])), nn.ReLU())
+    aliases = {"conv1": "blocks.0.body.0", "bn1": "blocks.0.body.1", "linear": "head"}
+    blocks, channels = [stem], widths[0]
+    for (stage, width), unit in itertools.product(enumerate(widths), range(units)):
+        stride = 2 if stage and not unit else 1
+        aliases[f"layer{stage + 1}.{unit}"] = f"blocks.{len(blocks)}.body"
+        blocks.append(Block(Residual(channels, width, stride, padded), nn.ReLU()))
+        channels = width
+    blocks[-1].activation = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(blocks, nn.Linear(channels, classes), aliases)

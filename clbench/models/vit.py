@@ -1,0 +1,107 @@
+"""Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) with plain Linear q, k, v and proj in attention.
+
+The embedding of patches is the first `Block`, each transformer block another; the last one's activation is the final
+layer norm and the choice of the class token.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.errors import SpecError
+from clbench.models.network import Block, Network, Ports
+from clbench.models.options import ViTOptions
+
+EPS = 1e-6  # of the layer norms, as in the reference codes
+
+
+class Embedding(nn.Module):
+    """Patches as tokens behind a class token, with a position added to each.
+
+    Args:
+        channels: of the image.
+        side: of the image, pixels.
+        patch: side of a patch, pixels.
+        width: numbers per token.
+    """
+
+    def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
+        """Draw the class token and the positions."""
+        super().__init__()
+        self.ports = Ports(channels, width, tokens=True)
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, (side // patch)**2 + 1, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the class token and the positions anew: normal, deviation 0.02, cut off at 2."""
+        nn.init.trunc_normal_(self.token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.position
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; q, k, v and proj are Linear layers of their own, so that each can be adapted."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Initialise as torch does linear layers."""
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, width] of tokens x [N, L, width]."""
+        q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class Transformer(nn.Module):
+    """A pre-norm transformer block: attention, then an MLP with GELU, each added to its input."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        """Initialise as torch does."""
+        super().__init__()
+        self.ports = Ports(width, width, tokens=True)
+        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, width] of tokens x [N, L, width]."""
+        x = x + self.attention(self.norm1(x))
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
+
+
+class ClassToken(nn.Module):
+    """Takes the first token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N, width] of tokens x [N, L, width]."""
+        return x[:, 0]
+
+
+def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a vision transformer for square images [channels, side, side].
+
+    Raises:
+        SpecError: the patch does not divide the side, or the image is not square.
+    """
+    channels, height, side = input_shape
+    if height != side or side % options.patch:
+        raise SpecError(f"a vision transformer with patch = {options.patch} takes square images whose side is a "
+                        f"multiple of it, not {height} x {side}; choose another patch or model")
+    blocks = [Block(Embedding(channels, side, options.patch, options.width), nn.Identity())]
+    hidden = round(options.width * options.mlp_ratio)
+    blocks += [Block(Transformer(options.width, options.heads, hidden), nn.Identity()) for _ in range(options.depth)]
+    blocks[-1].activation = nn.Sequential(nn.LayerNorm(options.width, EPS), ClassToken())
+    return Network(blocks, nn.Linear(options.width, classes))
