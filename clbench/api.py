@@ -35,7 +35,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
         stack: seeds of a method that train as one; None chooses.
-        set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`.
+        set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
+            `["lora.rank=1,2"]`) make a row each.
         progress: whether to show progress on standard error, as the command does.
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
             iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
@@ -51,7 +52,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
     if problems:
         raise SpecError("\n".join(problems))
-    options = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else list(set)
+    options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(), folder)
@@ -74,7 +75,8 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
     return display(Console(stderr=True, highlight=False), ready.missing)
 
 
-def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any], options: Iterable[str]) -> Spec:
+def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],
+              options: Mapping[str, Any] | Iterable[str]) -> Spec:
     """Return the experiment of a file (or of `values`) with what was given in its place.
 
     Raises:

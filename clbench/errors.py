@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NEAR = 0.15  # names this much less like what was typed than the best one are not offered beside it
+
 
 class ClbenchError(Exception):
     """Something the user can mend; the command line prints it as one line and exits with 2."""
@@ -37,5 +39,7 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
     "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)"
     """
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
+    near = [other for other, like in zip(near, likeness, strict=True) if like > likeness[0] - NEAR]
     guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"no {kind} {name!r}{guess} ({listing} lists all)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -118,6 +119,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         short = [f"{value:g}", re.sub(r"\.?0*e\+?(-?)0*(\d)", r"e\1\2", f"{value:e}")]
         return min((text for text in short if float(text) == value), key=len, default=repr(value))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
     return str(value)
 
 
@@ -148,8 +151,8 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) else format_value(value)
 
 
-def label(name: str, options: Options) -> str:
-    """Return `name:option=value` with only the options that differ from their defaults."""
+def label(name: str, options: Options, always: Collection[str] = ()) -> str:
+    """Return `name:option=value` with the options that differ from their defaults, and those in `always`."""
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
-               if getattr(options, k) != f.default]
+               if k in always or getattr(options, k) != f.default]
     return ":".join([name, *changed])

@@ -53,8 +53,11 @@ def _calls(method: Any) -> set[str]:
     return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
 
 
-def set_options(spec: Spec, settings: Iterable[str]) -> Spec:
+def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:
     """Apply `METHOD.OPTION=VALUE` settings to every method of that label or strategy name.
+
+    A mapping has `METHOD.OPTION` as its keys. Several values of an option become a row each when the experiment is
+    planned (`clbench.sweeps`).
 
     Raises:
         SpecError: a setting is not of that form or names no method of the experiment; all of them, a line each.
@@ -64,14 +67,15 @@ def set_options(spec: Spec, settings: Iterable[str]) -> Spec:
         names = {name for m in methods for name in _names(m)}
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
-        option, eq, value = setting[len(target) + 1:].partition("=")
-        if not (target and option and eq):
+        option, eq, text = setting[len(target) + 1:].partition("=")
+        given = settings[setting] if isinstance(settings, Mapping) else parse_value(text)
+        if not (target and option) or bool(eq) == isinstance(settings, Mapping):
             problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
         elif target not in names:
             problems.append(f"--set {setting}: no method {target!r} in this experiment, only "
                             + ", ".join(sorted(names)))
         else:
-            new = {option.strip().replace("-", "_"): parse_value(value)}
+            new = {option.strip().replace("-", "_"): given}
             methods = [m.model_copy(update={"options": {**m.options, **new}}) if target in _names(m) else m
                        for m in methods]
     if problems:

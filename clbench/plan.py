@@ -15,6 +15,7 @@ from clbench.errors import ClbenchError, SpecError
 from clbench.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.plugins import Registry
 from clbench.spec import Named, Recipe, Spec
+from clbench.sweeps import expand
 
 
 class Resolved(BaseModel):
@@ -80,20 +81,21 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     problems: list[str] = []
     benchmark = _resolve(spec.benchmark, "benchmark", registry.benchmark, problems)
     model = _resolve(spec.model, "model", registry.model, problems)
-    methods = [(m, _resolve(m, "method", registry.strategy, problems)) for m in spec.methods]
+    methods = [(m, swept, _resolve(m, "method", registry.strategy, problems))
+               for m, swept in expand(spec.methods, registry, problems)]
     if benchmark:
         info, _ = benchmark
         assert isinstance(info, BenchmarkInfo)
         problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
     weights = _weights(spec.weights, problems)
-    labels = [m.label or opt.label(m.name, found[1]) for m, found in methods if found]
+    labels = [m.label or opt.label(m.name, found[1], swept) for m, swept, found in methods if found]
     problems += [f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
                  for name in sorted({name for name in labels if labels.count(name) > 1})]
     if problems or benchmark is None or model is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     resolved = [(label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
-                for label, (m, found) in zip(labels, methods, strict=True) if found]
+                for label, (m, _, found) in zip(labels, methods, strict=True) if found]
     return [
         Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
                       scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),

@@ -22,6 +22,18 @@ def test_a_run_returns_its_records_and_keeps_them(tmp_path, capsys):
     assert again == records
 
 
+def test_a_sweep_is_a_row_for_each_value_and_a_figure(tmp_path):
+    records = clbench.run(methods="lora", set={"lora.rank": [1, 2]}, out=tmp_path, **{**SMALL, "seeds": 1})
+    assert [(r.label, r.trial.method.options["rank"]) for r in records] == [("lora:rank=1", 1), ("lora:rank=2", 2)]
+    assert records[0].costs.trainable[-1] < records[1].costs.trainable[-1]
+    assert "set={'lora.rank': [1, 2]}" in records[0].provenance.command
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"split-mnist-5k-task-mlp-pareto.svg", "split-mnist-5k-task-mlp-growth.svg"}
+    assert all(f"](figures/{name})" in (tmp_path / "report.md").read_text() for name in drawn)
+    again = clbench.run(methods="lora", set="lora.rank=1,2", out=tmp_path, **{**SMALL, "seeds": 1})
+    assert again == records
+
+
 def test_the_same_run_gives_the_same_facts(tmp_path):
     runs = [clbench.run(methods="naive", out=tmp_path / name, **SMALL) for name in "ab"]
     assert [r.facts() for r in runs[0]] == [r.facts() for r in runs[1]]

@@ -29,7 +29,8 @@ def test_malformed_names_are_refused(text):
         parse_named(text)
 
 
-@pytest.mark.parametrize("value", [1, 2.5, 1e5, 1e-3, 1e-10, 1.2345678, 0.1, 250.0, True, False, "entropy"])
+@pytest.mark.parametrize("value", [1, 2.5, 1e5, 1e-3, 1e-10, 1.2345678, 0.1, 250.0, True, False, "entropy",
+                                   {}, {"blocks\\.0": 2, "b": 3}])
 def test_values_survive_writing_and_reading(value):
     assert parse_value(format_value(value)) == value
 

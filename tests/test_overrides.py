@@ -42,6 +42,14 @@ def test_settings_reach_every_method_of_a_name_or_one_label():
     assert [m.options for m in written.methods] == [{"rank": 4, "alpha": 0.5}, {"rank": 2}]
 
 
+def test_a_mapping_sets_values_as_they_are():
+    spec = set_options(build(FILE), {"lora.rank": [1, 2], "mild.fisher-samples": None})
+    assert spec.methods[0].options == {"rank": [1, 2]}
+    assert spec.methods[1].options == {"strength": 10.0, "fisher_samples": None}
+    with pytest.raises(SpecError, match=r"--set lora\.rank=3: expected METHOD\.OPTION=VALUE"):
+        set_options(build(FILE), {"lora.rank=3": 4})
+
+
 def test_every_wrong_setting_is_a_line():
     with pytest.raises(SpecError) as caught:
         set_options(build(FILE), ["er.capacity=3", "rank=4", "lora.rank"])

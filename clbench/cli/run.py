@@ -30,7 +30,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
-              help="An option of every method of that name or label; repeatable.")
+              help="An option of every method of that name or label; repeatable. Several values, as in "
+              "lora.rank=1,2,4, make a row each, several such options every combination.")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="The run folder.  [default: runs/<name of the file or benchmark>]")
 @click.option("--data", type=FOLDER, metavar="DIR",

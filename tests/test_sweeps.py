@@ -1,0 +1,115 @@
+from typing import Any, Literal
+
+import pytest
+
+from clbench.errors import SpecError
+from clbench.hookspecs import StrategyInfo, hookimpl
+from clbench.options import Options
+from clbench.overrides import set_options
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.spec import build
+
+
+class ManyOptions(Options):
+    number: int = 1
+    share: float | None = None
+    flag: bool = False
+    mode: Literal["slow", "fast", "a,b"] = "slow"
+    pattern: str = "all"
+    sizes: list[int] = [1]  # noqa: RUF012 - pydantic copies it
+    pair: tuple[int, int] = (1, 2)
+    either: int | str = 0
+    anything: Any = None
+
+
+class Plugin:
+    __name__ = "many"
+
+    @hookimpl
+    def clbench_strategies(self):
+        return (StrategyInfo("many", "nowhere:Many", "", ManyOptions),)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return discover([Plugin()])
+
+
+def rows(registry, methods, settings=()):
+    return plan(set_options(build({"methods": methods, "seeds": 1}), settings), registry)
+
+
+def labels(registry, methods, settings=()):
+    return [p.label for p in rows(registry, methods, settings)]
+
+
+def values(registry, option, settings):
+    return [p.trial.method.options[option] for p in rows(registry, "many", settings)]
+
+
+def test_one_setting_makes_a_row_for_each_value_and_names_it(registry):
+    planned = rows(registry, "lora,ewc", ["lora.rank=1,2,4,8,16,32"])
+    assert [p.label for p in planned] == [*(f"lora:rank={r}" for r in (1, 2, 4, 8, 16, 32)), "ewc"]
+    assert [p.trial.method.options["rank"] for p in planned[:-1]] == [1, 2, 4, 8, 16, 32]
+    default = rows(registry, "lora")[0]
+    assert default.trial.key == planned[2].trial.key, "the label is no part of the key"
+
+
+def test_several_sweeps_of_a_method_give_every_combination(registry):
+    assert labels(registry, "many", ["many.number=1,2", "many.flag=true,false"]) == [
+        "many:number=1:flag=true", "many:number=1:flag=false", "many:number=2:flag=true", "many:number=2:flag=false"]
+
+
+@pytest.mark.parametrize(("option", "written", "expected"), [
+    ("number", "1,2", [1, 2]), ("number", "1, 2", [1, 2]), ("number", "[1, 2]", [1, 2]), ("number", "3", [3]),
+    ("share", "1e-1,none,2", [0.1, None, 2.0]), ("flag", "true,false", [True, False]),
+    ("mode", "slow,fast", ["slow", "fast"]), ("mode", "a,b", ["a,b"]), ("mode", '["a,b", "slow"]', ["a,b", "slow"]),
+    ("pattern", "a{1,2}", ["a{1,2}"]), ("pattern", '["a{1,2}", "b"]', ["a{1,2}", "b"]),
+    ("sizes", "[1, 2]", [[1, 2]]), ("pair", "[3, 4]", [(3, 4)]),
+    ("either", "1,2", ["1,2"]), ("either", "[1, 2]", [1, 2]),
+    ("anything", "[1, 2]", [[1, 2]]), ("anything", "1,2", ["1,2"]),
+])
+def test_the_type_of_the_option_decides_what_is_a_sweep(registry, option, written, expected):
+    assert values(registry, option, [f"many.{option}={written}"]) == expected
+
+
+def test_a_list_in_a_file_makes_rows_behind_the_methods_label(registry):
+    written = [{"name": "lora", "options": {"rank": [1, 2]}},
+               {"name": "lora", "label": "mine", "options": {"rank": [4, 8]}},
+               {"name": "lora", "options": {"layers": ["all", "a,b"], "rank": 16}}]
+    assert labels(registry, written) == ["lora:rank=1", "lora:rank=2", "mine:rank=4", "mine:rank=8",
+                                         "lora:rank=16:layers=all", "lora:rank=16:layers=a,b"]
+
+
+def test_values_in_python_keep_their_types(registry):
+    assert values(registry, "flag", {"many.flag": [True, False]}) == [True, False]
+    assert values(registry, "share", {"many.share": (None, 0.5)}) == [None, 0.5]
+    assert values(registry, "pattern", {"many.pattern": "a,b"}) == ["a,b"]
+
+
+@pytest.mark.parametrize(("methods", "sweep"), [
+    ("lora:rank=1,2", "lora.rank=1,2"), ("naive,lora:alpha=2:rank=1,2,4,ewc", "lora.rank=1,2,4"),
+    ("many:mode=slow,fast", "many.mode=slow,fast"),
+    ("many:share=1,none", "many.share=1,none"), ("many:number=0,none", None), ("many:pattern=a,b", None),
+    ("lora:rank=1,eww", None)])
+def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
+    with pytest.raises(SpecError) as caught:
+        labels(registry, methods)
+    line, = str(caught.value).splitlines()
+    if sweep is None:
+        assert line.startswith("no method")
+    else:
+        assert line.endswith(f"a comma begins the next method; a row for each value is --set {sweep}")
+
+
+def test_wrong_values_are_named_each_and_an_empty_sweep_is_none(registry):
+    with pytest.raises(SpecError) as caught:
+        labels(registry, "many,lora", {"many.sizes": [], "many.pattern": [], "lora.rank": "0,2"})
+    assert str(caught.value).splitlines() == [
+        "many.pattern: a sweep needs at least one value, got []",
+        "lora.rank: should be greater than or equal to 1, got 0"]
+    with pytest.raises(SpecError, match=r"^many\.number: should be a valid integer.*got 'x'$"):
+        labels(registry, "many", ["many.number=1,x"])
+    with pytest.raises(SpecError, match="two methods have the label 'many:number=1'"):
+        labels(registry, "many", ["many.number=1,1"])
