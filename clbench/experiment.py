@@ -166,11 +166,12 @@ class Keeper(Listener):
 
 
 def write_report(experiment: Experiment, format_name: str = "md") -> Path:
-    """Write the report of the whole run folder and return its path."""
+    """Write the report of the whole run folder, its figures first, and return its path."""
     from clbench import report
 
-    return report.write(report.build(experiment.study()), experiment.store.directory,
-                        experiment.registry.report_format(format_name))
+    whole, folder = report.build(experiment.study()), experiment.store.directory
+    report.write_figures(whole, folder)
+    return report.write(whole, folder, experiment.registry.report_format(format_name))
 
 
 def usable_cores() -> int:

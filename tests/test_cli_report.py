@@ -25,6 +25,18 @@ def test_records_are_rendered_again(folder, capsys):
     assert (folder / "report.md").read_text() == first
 
 
+def test_figures_are_drawn_beside_the_report_and_named(folder, capsys):
+    for seed in range(2):
+        Store(folder).write(make_record("ewc", seed, trainable=[5000] * 3))
+    assert cli.call(["report", str(folder)]) == 0
+    path = folder / "figures" / "split-mnist-5k-task-mlp-pareto.svg"
+    assert f"figure: {path}" in capsys.readouterr().out
+    assert "](figures/split-mnist-5k-task-mlp-pareto.svg)" in (folder / "report.md").read_text()
+    first = path.read_bytes()
+    cli.call(["report", str(folder)])
+    assert path.read_bytes() == first
+
+
 def test_corrupt_files_are_named_and_left_alone(folder, capsys):
     bad = folder / "records" / "bad.json"
     bad.write_text("{")

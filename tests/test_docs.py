@@ -86,6 +86,20 @@ def test_the_committed_reports_are_what_their_records_give():
         assert sorted(ours) == sorted(path.read_text().splitlines())
 
 
+def test_the_committed_figures_are_what_their_records_give():
+    from clbench import report
+    from clbench.report.figures import draw
+    from clbench.store import Store
+
+    for path in ROOT.glob("reports/*/report.md"):
+        drawn = draw(report.build(Store(path.parent).read()[0]))
+        kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}
+        words = re.compile(r"<!-- .* -->")  # a figure's text; its outlines may differ between versions of matplotlib
+        assert {name: words.findall(text) for name, text in kept.items()} == {
+            name: words.findall(text) for name, text in drawn.items()}
+        assert set(re.findall(r"\(figures/(.*)\.svg\)", path.read_text())) == set(kept)
+
+
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
                                       "CONTRIBUTING.md"])
 def test_links_lead_somewhere(document):

@@ -29,7 +29,10 @@ def command(directory: Path, formats: tuple[str, ...]) -> None:
     if not records:
         raise StoreError(f"no records in {directory / 'records'}; clbench run --out {directory} makes some")
     whole = report.build(by_method(records))
+    figures = report.write_figures(whole, directory)
     paths = [report.write(whole, directory, info) for info in wanted]
     show(whole, Console())
     for path in paths:
         click.echo(f"report: {path}")
+    for path in figures:
+        click.echo(f"figure: {path}")

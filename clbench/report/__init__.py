@@ -7,11 +7,12 @@ from pathlib import Path
 from clbench.errors import PluginError, StoreError
 from clbench.hookspecs import ReportFormat
 from clbench.plugins import resolve
-from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.report.model import Cell, Column, Picture, Point, Report, Row, Section, Table
 from clbench.report.tables import build
 from clbench.store import write_atomically
 
-__all__ = ["Cell", "Column", "Report", "Row", "Section", "Table", "build", "write"]
+__all__ = ["Cell", "Column", "Picture", "Point", "Report", "Row", "Section", "Table", "build", "write",
+           "write_figures"]
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
@@ -35,3 +36,16 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def write_figures(report: Report, directory: Path) -> list[Path]:
+    """Draw the report's figures into the folder's `figures/`, to which its text refers, and return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    if not any(section.pictures for section in report.sections):
+        return []
+    from clbench.report import figures  # imports numpy; drawing imports matplotlib
+
+    return figures.write(report, directory)

@@ -48,11 +48,13 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
     return metrics.intransigence(record.R, joint.R)
 
 
+ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
+TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
 COMPARISON = (
-    Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R)),
+    ACC,
     Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R)),
     Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
-    Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable)),
+    TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
     Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes)),
     Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r)),

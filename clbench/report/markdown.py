@@ -11,7 +11,7 @@ from clbench.report.model import Cell, Report, Section, Table
 
 
 def render(report: Report) -> str:
-    """Return report.md: tables, footnotes, R per method, settings, provenance and commands, section by section."""
+    """Return report.md: tables, footnotes, figures, R per method, settings, provenance, commands, by section."""
     blocks = [f"# {escape(report.title)}"]
     for section in report.sections:
         blocks += _section(section)
@@ -36,6 +36,10 @@ def _section(section: Section) -> Iterator[str]:
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes)
+    for picture in section.pictures:
+        yield f"### {escape(picture.title)}"
+        yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
+        yield escape(picture.caption)
     for detail in (*section.details, *section.matrices):
         yield f"### {escape(detail.title)}"
         yield table(detail)

@@ -62,6 +62,33 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Point:
+    """What the pictures show of a method. Numbers are raw: fractions and parameters; None where there is none."""
+
+    label: str
+    strategy: str  # methods of one strategy share a colour and a line
+    reference: bool
+    ranked: bool  # has all its seeds and is no reference, so that it may be on the Pareto front
+    accuracy: float | None  # ACC, mean over seeds
+    half_width: float | None  # of its interval
+    trainable: float | None  # parameters trained in the last task
+    kept: tuple[float, ...]  # parameters kept after each task
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
+
+    kind: Literal["pareto", "growth"]
+    name: str
+    title: str
+    subject: str  # the section's title
+    alt: str  # in words, for those who do not see it
+    caption: str
+    points: tuple[Point, ...]  # those that can be drawn
+
+
+@dataclass(frozen=True)
 class Section:
     """All about one setting, in which every method had the same stream, model and recipe."""
 
@@ -76,6 +103,7 @@ class Section:
     settings: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from clbench.report.columns import (
     kept_in,
 )
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.report.pictures import file_names, pictures, point
 from clbench.report.text import clean, listed, number, runs
 
 
@@ -72,11 +73,10 @@ def build(records: Sequence[Record]) -> Report:
     if not settings:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
     names = [facts.title(group[0]) for group in settings.values()]
-    sections: list[Section] = []
-    for name, group in zip(names, settings.values(), strict=True):
-        same = names.count(name) > 1  # these settings differ in recipe, weights or options
-        sections.append(_section(f"{name} ({len(sections) + 1} of {len(names)})" if same else name, group))
-    return Report("Continual-learning comparison", tuple(sections), DEFINITIONS)
+    titles = [f"{name} ({i} of {len(names)})" if names.count(name) > 1 else name  # differ in recipe, weights or options
+              for i, name in enumerate(names, start=1)]
+    sections = tuple(map(_section, titles, file_names(titles), settings.values()))
+    return Report("Continual-learning comparison", sections, DEFINITIONS)
 
 
 def _distinct(records: Iterable[Record]) -> list[Record]:
@@ -102,7 +102,7 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[_Method]
     return sorted(methods, key=lambda m: m.reference)  # stable: references last, the others as they appeared
 
 
-def _section(name: str, records: Sequence[Record]) -> Section:
+def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
     seeds = tuple(sorted({r.trial.seed for r in records}))
     methods = _methods(records, seeds)
     joint = {r.trial.seed: r for m in reversed(methods) if m.records[0].trial.method.name == "joint" for r in m.done}
@@ -128,6 +128,9 @@ def _section(name: str, records: Sequence[Record]) -> Section:
         settings=facts.settings(records, seeds),
         provenance=facts.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
+        pictures=pictures(name, file_name, [
+            point(m.label, m.records[0].trial.method.name, m.done, reference=m.reference, complete=m.complete)
+            for m in methods]),
     )
 
 

@@ -1,0 +1,143 @@
+"""Where labels stand in a figure, so that they cover neither one another nor what is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # the preferred first
+_GAPS = (8.5, 12.0, 16.0, 24.0, 34.0, 46.0)
+_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle, all in points."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """Return the box's point that is nearest to (x, y)."""
+        return min(max(x, self.x), self.x + self.width), min(max(y, self.y), self.y + self.height)
+
+
+def along(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
+    """Return points (N, 2) on a polyline, at most `step` apart."""
+    parts = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / step) + 1))
+             for a, b in pairwise(points)]
+    return np.concatenate(parts) if parts else np.asarray(points, dtype=np.float64).reshape(-1, 2)
+
+
+def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], obstacles: Floats,
+          weights: Floats, bounds: Box) -> list[Box]:
+    """Return a box for each label, near its anchor and as clear of obstacles and of the other labels as can be.
+
+    Each label takes the cheapest of its positions around its anchor, given the others; a few passes over all settle.
+
+    Args:
+        anchors: what each label names, (x, y) in points.
+        sizes: (width, height) of each label.
+        obstacles: (N, 2), points that a label should not cover.
+        weights: (N,), how bad each is.
+        bounds: labels stay within.
+    """
+    taste = np.asarray([0.25 * gap + 0.4 * rank for gap in _GAPS for rank in range(len(_SIDES))])
+    options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
+    page = np.asarray([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height])
+    fixed = [taste + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
+             + _ambiguous(boxes, i, np.asarray(anchors)) for i, boxes in enumerate(options)]
+    chosen: dict[int, Floats] = {}
+    for _ in range(_PASSES):
+        for i, boxes in enumerate(options):
+            crowded = sum((_overlap(boxes, other) for j, other in chosen.items() if j != i), np.zeros(len(boxes)))
+            chosen[i] = boxes[int(np.argmin(fixed[i] + 0.5 * crowded))]
+    return [Box(float(x0), float(y0), float(x1 - x0), float(y1 - y0)) for x0, y0, x1, y1 in chosen.values()]
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Return centres near the wanted ones, in their order, so that items of these heights stacked do not overlap.
+
+    Neighbours that would overlap are merged into a block, which is centred where its items want to be.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[list[int], float, float]] = []  # items, centre, height
+    for i in order:
+        items, centre, height = [i], wanted[i], heights[i]
+        while blocks and blocks[-1][1] + blocks[-1][2] / 2 > centre - height / 2:
+            before, c, h = blocks.pop()
+            items = before + items
+            centre = (c * len(before) + centre * (len(items) - len(before))) / len(items)
+            height += h
+        blocks.append((items, centre, height))
+    out = [0.0] * len(wanted)
+    for items, centre, height in blocks:
+        low = centre - height / 2
+        for i in items:
+            out[i] = low + heights[i] / 2
+            low += heights[i]
+    return out
+
+
+def side_by_side(points: Sequence[tuple[float, float]], apart: float, first: Sequence[int] = ()) -> list[float]:
+    """Return each point's x, moved where another point would be closer than `apart` in x and in y.
+
+    Each goes to the nearest free place; those in `first` choose first, then the others in their order.
+    """
+    taken: dict[int, tuple[float, float]] = {}
+    for i in dict.fromkeys([*first, *range(len(points))]):
+        x, y = points[i]
+        places = (x + side * k * apart for k in range(len(points) + 1) for side in (1, -1))
+        # an exact multiple of `apart` is far enough, whatever rounding makes of it
+        free = next(p for p in places
+                    if not any(abs(p - q) < 0.99 * apart and abs(y - r) < apart for q, r in taken.values()))
+        taken[i] = free, y
+    return [taken[i][0] for i in range(len(points))]
+
+
+def _around(anchor: tuple[float, float], size: tuple[float, float]) -> Floats:
+    """Return the boxes (K, 4: left, bottom, right, top) that a label may take around its anchor."""
+    (x, y), (width, height) = anchor, size
+    boxes = []
+    for gap in _GAPS:
+        for dx, dy in _SIDES:
+            reach = gap * (0.75 if dx and dy else 1.0)
+            left, bottom = x + dx * reach + width * (dx - 1) / 2, y + dy * reach + height * (dy - 1) / 2
+            boxes.append((left, bottom, left + width, bottom + height))
+    return np.asarray(boxes)
+
+
+def _area(boxes: Floats) -> Floats:
+    area: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area
+
+
+def _overlap(boxes: Floats, other: Floats) -> Floats:
+    """Return the area that each box shares with another."""
+    sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
+    area: Floats = np.prod(np.maximum(sides, 0.0), axis=1)
+    return area
+
+
+def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 1.5) -> Floats:
+    """Return the weight of the obstacles in each box."""
+    low, high = boxes[:, None, :2] - margin, boxes[:, None, 2:] + margin
+    inside = ((obstacles > low) & (obstacles < high)).all(axis=2)
+    weight: Floats = inside @ weights
+    return weight
+
+
+def _ambiguous(boxes: Floats, own: int, anchors: Floats) -> Floats:
+    """Return the price of boxes that are nearly as near to another label's anchor as to their own, or nearer."""
+    nearest = np.clip(anchors, boxes[:, None, :2], boxes[:, None, 2:])
+    far = np.linalg.norm(nearest - anchors, axis=2)
+    price: Floats = 12.0 * np.clip(1.6 - np.delete(far, own, axis=1) / far[:, [own]], 0.0, 1.0).sum(axis=1)
+    return price

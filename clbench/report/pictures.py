@@ -1,0 +1,85 @@
+"""The figures as data: what each shows, in numbers and in words. `clbench.report.figures` draws them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+from clbench.records import Record
+from clbench.report.columns import ACC, TRAINABLE, cell
+from clbench.report.model import Picture, Point
+from clbench.report.text import interval, number
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which (cost, gain) are on the Pareto front, by rising cost.
+
+    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
+    points are on it together.
+
+    >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
+    [1, 0, 3]
+    """
+    chosen: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen
+
+
+def point(label: str, strategy: str, done: Sequence[Record], *, reference: bool, complete: bool) -> Point:
+    """Return what the figures show of a method with these finished records, the same numbers as the tables."""
+    accuracy = cell([ACC.value(r, None) for r in done], ACC.column.unit)
+    trainable = cell([TRAINABLE.value(r, None) for r in done], TRAINABLE.column.unit)
+    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in done]
+    alike = len(set(map(len, kept))) == 1
+    return Point(label, strategy, reference, complete and not reference, accuracy.mean, accuracy.half_width,
+                 trainable.mean, tuple(map(fmean, zip(*kept, strict=True))) if alike else ())
+
+
+def file_names(titles: Sequence[str]) -> list[str]:
+    """Return a distinct name for each section's files: small letters, digits, dots and hyphens."""
+    names = [re.sub(r"[^a-z0-9.]+", "-", title.lower().replace("scenario ", ""))[:80].strip("-.") for title in titles]
+    return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
+            for i, name in enumerate(names, start=1)]
+
+
+def pictures(subject: str, file_name: str, points: Sequence[Point]) -> tuple[Picture, ...]:
+    """Return the figures of a section that say something: none of one method, or where all methods cost the same."""
+    found = (_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points))
+    return tuple(picture for picture in found if picture)
+
+
+def _pareto(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+    drawn = [p for p in points if p.accuracy is not None and p.trainable]  # a log axis has no place for 0
+    if len({p.trainable for p in drawn}) < 2:
+        return None
+    ranked = [p for p in drawn if p.ranked]
+    best = [ranked[i] for i in front([(p.trainable or 0, p.accuracy or 0) for p in ranked])]
+    told = "; ".join(_in_words(p) for p in best)
+    rest = "; ".join(_in_words(p) for p in drawn if p not in best)
+    left_out = [p.label for p in points if p.accuracy is not None and p not in drawn]
+    return Picture(
+        "pareto", name, "Accuracy against trainable parameters", subject,
+        f"ACC against trainable parameters per task. Pareto front: {told or 'none'}. Others: {rest or 'none'}.",
+        "ACC (mean and 95% interval over seeds) against the trainable parameters of the last task. Heavy markers and "
+        "steps: the Pareto front, the best accuracy at each number of parameters; hollow: references, which take no "
+        "part in it; a thin line joins the methods of one strategy. Markers that would cover each other stand side by "
+        "side."
+        + (f" Not shown: {', '.join(left_out)} (no trainable parameters)." if left_out else ""), tuple(drawn))
+
+
+def _in_words(p: Point) -> str:
+    return f"{p.label} ({number(p.trainable or 0, 'count')}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+
+
+def _growth(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+    drawn = [p for p in points if len(p.kept) > 1]
+    if not any(p.kept[-1] > p.kept[0] for p in drawn):
+        return None
+    told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
+    return Picture("growth", name, "Parameters kept after each task", subject,
+                   f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
+                   "All parameters that a method keeps after each task. Methods that keep the same share a line.",
+                   tuple(drawn))
