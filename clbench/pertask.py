@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clbench.errors import SpecError
 from clbench.models.network import Network
-from clbench.pertask_options import BaseOptions, Infer, InferOptions
+from clbench.pertask_options import Infer, InferOptions, StartOptions
 from clbench.strategy import Prediction, Samples, Strategy, Task, World
 
 CHUNK = 1024  # samples per step of the pass that computes prototypes
@@ -163,7 +163,7 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
     return torch.stack(nearest).argmin(0)
 
 
-def check_base(method: str, options: BaseOptions, world: World) -> None:
+def check_base(method: str, options: StartOptions, world: World) -> None:
     """Raise a SpecError where the model has no weights to build on, or has some that were not to be built on."""
     if options.base == "pretrained" and not world.pretrained:
         raise SpecError(f"{method}: base = pretrained needs a pretrained model; pass --weights FILE, or choose "

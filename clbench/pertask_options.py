@@ -19,8 +19,12 @@ class InferOptions(Options):
                          "largest logit, or the nearest class mean in shared features")
 
 
-class BaseOptions(InferOptions):
+class StartOptions(Options):
     """Where the frozen part that all tasks share comes from."""
 
     base: Base = Field("task1", description="shared weights: trained on the first task and then frozen, left as they "
                        "were initialised, or those of --weights as they are")
+
+
+class BaseOptions(StartOptions, InferOptions):
+    """Where the frozen part comes from, and how a task is inferred."""

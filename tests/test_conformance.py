@@ -6,7 +6,11 @@ METHODS = [
     ("naive", {}), ("joint", {}), ("ewc", {}), ("ewc", {"mode": "online", "fisher": "sampled", "gamma": 0.9}),
     ("er", {"capacity": 10}), ("er", {"capacity": 10, "balance": "class"}),
     ("lora", {"rank": 2}), ("lora", {"rank": 2, "base": "random", "infer": "prototype"}),
+    ("seq-lora", {"rank": 2}), ("seq-lora", {"rank": 2, "base": "random", "dora": True}), ("o-lora", {"rank": 2}),
+    ("inflora", {"rank": 2}), ("inflora", {"rank": 2, "base": "random", "threshold": 0.6, "final_threshold": 0.8}),
     ("pnn", {}), ("shared-private", {}), ("shared-private", {"private_width": 5, "infer": "max-logit"}),
+    ("frozen", {}), ("frozen", {"base": "random"}), ("independent", {}),
+    ("independent", {"base": "random", "infer": "prototype"}),
 ]
 
 

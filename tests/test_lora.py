@@ -1,9 +1,11 @@
 import copy
+import math
 
 import pytest
 import torch
-from clbench_lora import LoRAOptions
-from clbench_lora.layers import LoRALayer, select, width
+import torch.nn.functional as F
+from clbench_lora import AdapterOptions, LoRAOptions
+from clbench_lora.layers import LoRALayer, adapt, select, width
 from clbench_lora.strategy import LoRA
 from pertask_helpers import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world, steps
 from torch import nn
@@ -27,11 +29,12 @@ def lora(kind="mlp", scenario="task", pretrained=False, dtype=torch.float32, see
                 LoRAOptions(**options))
 
 
-def filled(base, rank=3, alpha=5.0):
-    layer = LoRALayer(base, rank, alpha)
+def filled(base, rank=3, scaling=5 / 3, **options):
+    layer = LoRALayer(base, rank, scaling, **options)
     for _ in range(2):
         layer.add()
-        nn.init.normal_(layer.lora_B[-1].weight)
+        for parameter in layer.parameters_of(-1).values():
+            nn.init.normal_(parameter)
     return layer
 
 
@@ -43,7 +46,7 @@ def test_new_adapters_leave_the_base_as_it_is_bitwise(kind):
     with strategy.active_adapter(0):
         assert torch.equal(strategy.model.features(inputs()), features)
     assert torch.equal(strategy.shared_features(inputs()), features)
-    assert all(layer.active_adapter is None for layer in strategy.adapted.values())
+    assert all(layer.active == () for layer in strategy.adapted.values())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -51,8 +54,8 @@ def test_merged_linear_equals_the_unmerged(dtype, tolerance):
     layer = filled(nn.Linear(6, 9, dtype=dtype))
     x = torch.rand(4, 6, dtype=dtype)
     for task in (0, 1):
-        layer.active_adapter = task
-        merged = nn.functional.linear(x, layer.merged_weight(task), layer.base_layer.bias)
+        layer.active = (task,)
+        merged = F.linear(x, layer.merged_weight(task), layer.base_layer.bias)
         assert (layer(x) - merged).abs().max() <= tolerance * max(1.0, merged.abs().max().item())
     by_hand = layer.base_layer.weight + 5 / 3 * layer.lora_B[1].weight @ layer.lora_A[1].weight
     torch.testing.assert_close(layer.merged_weight(1), by_hand, rtol=tolerance, atol=tolerance)
@@ -62,7 +65,7 @@ def test_merged_linear_equals_the_unmerged(dtype, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_merged_convolution_equals_the_unmerged(geometry, dtype, tolerance):
     layer = filled(nn.Conv2d(3, 8, 3, dtype=dtype, **geometry))
-    layer.active_adapter = 1
+    layer.active = (1,)
     x = torch.rand(2, 3, 9, 9, dtype=dtype)
     plain = copy.deepcopy(layer.base_layer)
     plain.weight.data = layer.merged_weight(1).detach()
@@ -78,7 +81,7 @@ def test_convolution_adapter_is_a_matrix_of_the_rank():
 
 
 def test_initialisation_is_kaiming_uniform_and_zero():
-    layer = LoRALayer(nn.Linear(400, 50), 8, 8.0)
+    layer = LoRALayer(nn.Linear(400, 50), 8, 1.0)
     layer.add()
     a = layer.lora_A[0].weight
     assert a.abs().max() <= 400**-0.5  # the bound of kaiming_uniform with a = sqrt(5)
@@ -86,9 +89,123 @@ def test_initialisation_is_kaiming_uniform_and_zero():
     assert not layer.lora_B[0].weight.any()
 
 
-@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (8.0, 4.0)])
-def test_scale_is_alpha_over_rank(alpha, scale):
-    assert {layer.scaling for layer in lora(rank=2, alpha=alpha).adapted.values()} == {scale}
+def test_gaussian_initialisation_is_pefts():
+    layer = LoRALayer(nn.Linear(400, 50), 8, 1.0, init="gaussian")
+    layer.add()
+    assert layer.lora_A[0].weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+    assert not layer.lora_B[0].weight.any()
+
+
+@pytest.mark.parametrize(("alpha", "scaling", "scale"), [
+    (None, "standard", 1.0), (8.0, "standard", 4.0), (8.0, "rslora", 8 / math.sqrt(2)), (None, "rslora", math.sqrt(2))])
+def test_scale_is_alpha_over_rank_or_its_root(alpha, scaling, scale):
+    made = lora(rank=2, alpha=alpha, scaling=scaling).adapted
+    assert [layer.scaling for layer in made.values()] == pytest.approx([scale, scale], rel=1e-12)
+
+
+def test_each_layer_has_the_rank_of_the_first_pattern_that_fits_and_alpha_follows():
+    made = adapt(make_model(), AdapterOptions(rank=3, rank_pattern={r"blocks\.1\..*": 5, r"blocks\..*\.body": 2}))
+    assert {name: (layer.rank, layer.scaling) for name, layer in made.items()} == {
+        "blocks.0.body.1": (3, 1.0), "blocks.1.body": (5, 1.0)}
+    scaled = adapt(make_model(), AdapterOptions(rank=3, alpha=6.0, rank_pattern={r"blocks\.1\..*": 4}))
+    assert [layer.scaling for layer in scaled.values()] == [2.0, 1.5]
+    with pytest.raises(SpecError, match=r"rank_pattern 'blocks\.7' fits no adapted layer; those are blocks\.0"):
+        adapt(make_model(), AdapterOptions(rank_pattern={"blocks.7": 1}))
+
+
+def by_hand(layer, x, adapter):
+    """The layer's output by the papers' formulas, in float64."""
+    w, s = layer.base_layer.weight.double(), layer.scaling
+    a, b = (part[adapter].weight.double() for part in (layer.lora_A, layer.lora_B))
+    changed = w + s * (b.flatten(1) @ a.flatten(1)).view_as(w)
+    if layer.lora_magnitude_vector is not None:
+        rows = changed.flatten(1)
+        unit = rows / rows.square().sum(1, keepdim=True).sqrt()
+        changed = (layer.lora_magnitude_vector[adapter].double()[:, None] * unit).view_as(w)
+    bias = layer.base_layer.bias.double()
+    if layer.bias:
+        bias = bias + s * layer.lora_B[adapter].bias.double()
+    return F.linear(x, changed, bias) if w.dim() == 2 else F.conv2d(x, changed, bias, layer.base_layer.stride)
+
+
+@pytest.mark.parametrize("base", [nn.Linear(6, 9), nn.Conv2d(3, 8, 3, stride=2)], ids=["linear", "conv"])
+@pytest.mark.parametrize("options", [{"dora": True}, {"bias": True}, {"dora": True, "dropout": 0.5}], ids=str)
+def test_dora_and_bias_by_the_formula(base, options):
+    layer = filled(copy.deepcopy(base), **options).double().eval()
+    x = torch.rand(4, 6, dtype=torch.float64) if isinstance(base, nn.Linear) else torch.rand(2, 3, 9, 9).double()
+    layer.active = (1,)
+    expected = by_hand(layer, x, 1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    plain = copy.deepcopy(layer.base_layer)
+    plain.weight.data, plain.bias.data = layer.merged_weight(1).detach(), layer.merged_bias(1).detach()
+    torch.testing.assert_close(plain(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_dora_take_the_length_as_a_constant():
+    layer = filled(nn.Linear(6, 9, dtype=torch.float64), dora=True)
+    layer.active = (0,)
+    x, w = torch.rand(4, 6, dtype=torch.float64), layer.base_layer.weight.detach()
+    a, b, m = (p.detach().clone().requires_grad_() for p in layer.parameters_of(0).values())
+    changed = w + layer.scaling * b @ a
+    length = changed.detach().square().sum(1).sqrt()
+    F.linear(x, (m / length)[:, None] * changed).square().sum().backward()
+    (layer(x) - layer.base_layer.bias).square().sum().backward()
+    for ours, theirs in zip(layer.parameters_of(0).values(), (a, b, m), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_pissa_starts_from_the_largest_singular_values_and_changes_nothing_until_it_learns():
+    base = nn.Linear(6, 9)
+    layer = LoRALayer(base, 2, 0.5, init="pissa")
+    layer.add()
+    x = torch.rand(4, 6)
+    layer.active = (0,)
+    assert torch.equal(layer(x), base(x))
+    u, s, v = torch.linalg.svd(base.weight.detach().double(), full_matrices=False)
+    start = 0.5 * layer.lora_B[0].weight @ layer.lora_A[0].weight
+    torch.testing.assert_close(start.double(), (u[:, :2] * s[:2]) @ v[:2], rtol=1e-5, atol=1e-6)
+    layer(x).sum().backward()
+    for parameter in layer.parameters_of(0).values():
+        assert parameter.grad.abs().sum() > 0  # with B = 0, A would have no gradient
+        parameter.data -= 0.1 * parameter.grad
+    change = 0.5 * (layer.lora_B[0].weight @ layer.lora_A[0].weight).double() - (u[:, :2] * s[:2]) @ v[:2]
+    torch.testing.assert_close(layer(x).double(), F.linear(x.double(), base.weight.double() + change,
+                                                           base.bias.double()), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(layer(x), base(x), atol=1e-4)
+
+
+def test_pissa_of_a_trained_base_starts_from_the_trained_weights():
+    strategy = lora(init="pissa", rank=2)
+    learn(strategy, make_task(0))
+    for layer in strategy.adapted.values():
+        top = torch.linalg.svdvals(layer.base_layer.weight)[:2]
+        torch.testing.assert_close(torch.linalg.svdvals(layer.pissa_B @ layer.pissa_A)[:2], top, rtol=1e-4, atol=1e-5)
+    with pytest.raises(SpecError, match=r"init = pissa is defined on Linear layers only, and blocks\.0\.body"):
+        lora("cnn", init="pissa")
+
+
+def test_dropout_is_on_in_training_only_though_the_blocks_are_in_eval_mode():
+    strategy = lora(base="random", dropout=0.5)
+    learn(strategy, make_task(0))
+    strategy.train()
+    assert not strategy.model.blocks.training
+    first, second = strategy(inputs(), 0), strategy(inputs(), 0)
+    assert not torch.equal(first, second)
+    strategy.eval()
+    assert torch.equal(strategy(inputs(), 0), strategy(inputs(), 0))
+
+
+def test_dropout_scales_what_it_leaves_and_spares_w():
+    layer = filled(nn.Linear(6, 9), dropout=0.25)
+    layer.active = (0,)
+    x = torch.rand(4, 6)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        out = layer.train()(x)
+        torch.manual_seed(3)
+        kept = (F.dropout(torch.ones_like(x), 0.25) > 0).float()
+    low = (x * kept / 0.75) @ layer.lora_A[0].weight.T
+    torch.testing.assert_close(out, layer.base_layer(x) + 5 / 3 * low @ layer.lora_B[0].weight.T)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -215,6 +332,8 @@ def test_layers_choose():
     mlp, cnn = make_model(), make_model("cnn")
     assert list(select(mlp, "all")) == ["blocks.0.body.1", "blocks.1.body"]
     assert list(select(cnn, "last")) == ["blocks.1.body"]
+    assert list(select(cnn, "last:2")) == ["blocks.0.body", "blocks.1.body"]
+    assert list(select(mlp, "last:1")) == ["blocks.1.body"]
     assert list(select(mlp, r"blocks\.0\..*")) == ["blocks.0.body.1"]
     with pytest.raises(SpecError, match=r"layers = blocks fits no layer.*blocks\.0\.body\.1, blocks\.1\.body"):
         select(mlp, "blocks")  # the whole name must fit
@@ -249,6 +368,10 @@ def test_pretrained_base_needs_weights_and_is_kept_as_it_is():
 
 @pytest.mark.parametrize(("raw", "message"), [
     ({"rank": 0}, "lora.rank"), ({"alpha": 0}, "lora.alpha"), ({"layers": "(q"}, "is not a regular expression"),
+    ({"dora": True, "init": "pissa"}, "dora goes with init = kaiming or gaussian"),
+    ({"dora": True, "bias": True}, "dora does not go with bias = true"), ({"dropout": 1}, "lora.dropout"),
+    ({"rank_pattern": {"a": 0}}, "the rank of 'a' should be at least 1"),
+    ({"rank_pattern": {"(": 1}}, "is not a regular expression"),
     ({"base": "task2"}, "lora.base"), ({"infer": "guess"}, "lora.infer"),
 ])
 def test_bad_options_are_refused(raw, message):
@@ -289,9 +412,20 @@ def test_a_copy_goes_its_own_way():
     assert torch.equal(answer(other, 0).logits, before)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_two_seeds_stacked_equal_one_by_one(kind):
-    check_stacking(lambda seed: lora(kind, scenario="class", base="random", seed=seed))
+@pytest.mark.parametrize(("kind", "options"), [
+    ("mlp", {}), ("cnn", {}), ("mlp", {"dora": True}), ("cnn", {"dora": True}), ("cnn", {"bias": True}),
+    ("mlp", {"init": "pissa"}), ("mlp", {"rank_pattern": {r"blocks\.0.*": 2}, "scaling": "rslora"})], ids=str)
+def test_two_seeds_stacked_equal_one_by_one(kind, options):
+    check_stacking(lambda seed: lora(kind, scenario="class", base="random", seed=seed, **options))
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"bias": True}, {"init": "pissa"}, {"dropout": 0.1}], ids=str)
+def test_old_tasks_answer_bitwise_the_same_with_every_option(options):
+    strategy = lora(**options)
+    learn(strategy, make_task(0))
+    logits = answer(strategy, 0).logits
+    learn(strategy, make_task(1))
+    assert torch.equal(answer(strategy, 0).logits, logits)
 
 
 def test_base_phase_of_two_seeds_stacked_equals_one_by_one():

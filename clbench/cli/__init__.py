@@ -10,7 +10,8 @@ import click
 
 from clbench.errors import ClbenchError, unknown
 
-COMMANDS = ("run", "report", "pretrain", "methods", "benchmarks", "models")  # clbench.cli.<name>.command
+# Each is clbench.cli.<name>.command.
+COMMANDS = ("run", "report", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models")
 
 
 class LazyGroup(click.Group):

@@ -1,4 +1,4 @@
-"""`lora`: a frozen base and, for each task, low-rank adapters and a head."""
+"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and its variants that share one answer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, StrategyInfo, hookimpl
-from clbench.pertask_options import BaseOptions
+from clbench.pertask_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
 
 
-class AdapterOptions(Options):
-    """Which layers have adapters, and what these are."""
+class LowRankOptions(Options):
+    """Which layers have adapters, of which rank and scale."""
 
     rank: int = Field(4, ge=1, description="rank r of the adapters; at most the width of every layer they are on")
     rank_pattern: dict[str, int] = Field({}, description="other ranks for layers whose whole name a regular expression "
@@ -24,14 +24,10 @@ class AdapterOptions(Options):
                                 "none means rank, a factor of 1")
     scaling: Literal["standard", "rslora"] = Field(
         "standard", description="alpha / rank, or alpha / sqrt(rank) (rank-stabilised: Kalajdzievski 2023)")
-    init: Init = Field("kaiming", description="A Kaiming-uniform (PEFT's) or Gaussian, with B zero; or both from the "
-                       "largest singular values of W (pissa: Meng et al. 2024; Linear layers only)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapters' inputs zeroed in training")
     layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks are adapted: "
                         "all | last | last:N | attention (its q, k, v, proj) | a regular expression that fits whole "
                         "names, such as 'blocks\\.1\\..*'")
-    bias: bool = Field(False, description="give B a bias (PEFT's lora_bias), scaled as the adapter is")
-    dora: bool = Field(False, description="learn the length of each row of W + BA apart (Liu et al. 2024)")
 
     @field_validator("layers")
     @classmethod
@@ -53,6 +49,15 @@ class AdapterOptions(Options):
                 raise ValueError(f"the rank of {pattern!r} should be at least 1, got {rank}")
         return patterns
 
+
+class AdapterOptions(LowRankOptions):
+    """Which layers have adapters, and what these are."""
+
+    init: Init = Field("kaiming", description="A Kaiming-uniform (PEFT's) or Gaussian, with B zero; or both from the "
+                       "largest singular values of W (pissa: Meng et al. 2024; Linear layers only)")
+    bias: bool = Field(False, description="give B a bias (PEFT's lora_bias), scaled as the adapter is")
+    dora: bool = Field(False, description="learn the length of each row of W + BA apart (Liu et al. 2024)")
+
     @model_validator(mode="after")
     def _goes_with_dora(self) -> AdapterOptions:
         """Refuse dora with pissa or bias, which nobody has defined."""
@@ -67,9 +72,47 @@ class LoRAOptions(AdapterOptions, BaseOptions):
     """Options of `lora`."""
 
 
+class SeqLoRAOptions(AdapterOptions, StartOptions):
+    """Options of `seq-lora`."""
+
+
+class OLoRAOptions(LowRankOptions, StartOptions):
+    """Options of `o-lora`; the default weight of the penalty is that of its reference code's scripts."""
+
+    lambda_orth: float = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
+
+
+class InfLoRAOptions(LowRankOptions, StartOptions):
+    """Options of `inflora`; the default thresholds are those of its reference code's CIFAR-100 runs."""
+
+    threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
+                             "kept for earlier tasks holds after the first task")
+    final_threshold: float = Field(1.0, gt=0, le=1, description="where the threshold goes, linearly: after task t "
+                                   "(from 0) of T it has gone t / T of the way")
+
+    @model_validator(mode="after")
+    def _grows(self) -> InfLoRAOptions:
+        """Refuse a threshold that falls."""
+        if self.final_threshold < self.threshold:
+            raise ValueError(f"final_threshold = {self.final_threshold:g} is below threshold = {self.threshold:g}; it "
+                             "should be at least that")
+        return self
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
-    return (StrategyInfo("lora", "clbench_lora.strategy:LoRA",
-                         "base frozen; per task low-rank adapters h = Wx + (alpha/rank) B(Ax), and a head",
-                         LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685"),)
+    """Declare the strategies."""
+    return (
+        StrategyInfo("lora", "clbench_lora.strategy:LoRA",
+                     "base frozen; per task low-rank adapters h = Wx + (alpha/rank) B(Ax), and a head",
+                     LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685"),
+        StrategyInfo("seq-lora", "clbench_lora.seq:SeqLoRA",
+                     "base frozen; one set of adapters and one head, trained on from task to task", SeqLoRAOptions,
+                     paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023"),
+        StrategyInfo("o-lora", "clbench_lora.olora:OLoRA",
+                     "base frozen; adapters per task, summed, each held orthogonal to the earlier; one head",
+                     OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152"),
+        StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
+                     "base frozen; adapters per task, summed, each blind to the inputs of earlier tasks; heads joined",
+                     InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228"),
+    )

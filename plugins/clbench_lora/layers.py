@@ -182,7 +182,7 @@ def width(layer: nn.Linear | nn.Conv2d) -> int:
     return min(layer.weight.shape[0], math.prod(layer.weight.shape[1:]))
 
 
-def select(model: Network, layers: str) -> dict[str, nn.Linear | nn.Conv2d]:
+def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers of a model's blocks that `layers` names, by module name, in the model's order.
 
     Args:
@@ -202,15 +202,15 @@ def select(model: Network, layers: str) -> dict[str, nn.Linear | nn.Conv2d]:
         pattern = re.compile({"all": ".*", "attention": ATTENTION}.get(layers, layers))
         chosen = {name: layer for name, layer in candidates.items() if pattern.fullmatch(name)}
     if not chosen:
-        raise SpecError(f"lora: layers = {layers} fits no layer of this model; its Linear and Conv2d layers are "
+        raise SpecError(f"{method}: layers = {layers} fits no layer of this model; its Linear and Conv2d layers are "
                         f"{', '.join(candidates) or '(none)'}")
     for name, layer in chosen.items():
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            raise SpecError(f"lora: {name} is a convolution in {layer.groups} groups, which has no low-rank adapter; "
-                            "leave it out with layers = <regular expression>")
+            raise SpecError(f"{method}: {name} is a convolution in {layer.groups} groups, which has no low-rank "
+                            "adapter; leave it out with layers = <regular expression>")
         if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-            raise SpecError(f"lora: {name} is part of torch's nn.MultiheadAttention, which reads its weight without "
-                            "calling it; leave it out with layers = <regular expression>")
+            raise SpecError(f"{method}: {name} is part of torch's nn.MultiheadAttention, which reads its weight "
+                            "without calling it; leave it out with layers = <regular expression>")
     return chosen
 
 
@@ -225,27 +225,27 @@ def scaling_of(rank: int, options: AdapterOptions) -> float:
     return alpha / (math.sqrt(rank) if options.scaling == "rslora" else rank)
 
 
-def adapt(model: Network, options: AdapterOptions) -> dict[str, LoRALayer]:
+def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
     """Put a `LoRALayer` in the place of each layer that `options.layers` names, and return them by module name.
 
     Raises:
         SpecError: as `select`; a rank exceeds its layer's width; a pattern fits no layer; pissa on a convolution. The
             model is then unchanged.
     """
-    chosen = select(model, options.layers)
+    chosen = select(model, options.layers, method)
     idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
     if idle:
-        raise SpecError(f"lora: rank_pattern {idle[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
+        raise SpecError(f"{method}: rank_pattern {idle[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
     wrapped = {}
     for name, layer in chosen.items():
         rank = rank_of(name, options)
         if rank > width(layer):
             shape = "x".join(map(str, layer.weight.shape))
-            raise SpecError(f"lora: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); choose "
-                            f"rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")
+            raise SpecError(f"{method}: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); "
+                            f"choose rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")
         if options.init == "pissa" and not isinstance(layer, nn.Linear):
-            raise SpecError(f"lora: init = pissa is defined on Linear layers only, and {name} is a convolution; choose "
-                            "init = kaiming or gaussian, or other layers")
+            raise SpecError(f"{method}: init = pissa is defined on Linear layers only, and {name} is a convolution; "
+                            "choose init = kaiming or gaussian, or other layers")
         wrapped[name] = LoRALayer(layer, rank, scaling_of(rank, options), init=options.init, dropout=options.dropout,
                                   bias=options.bias, dora=options.dora)
     for name, adapted in wrapped.items():

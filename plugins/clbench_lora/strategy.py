@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.pertask import PerTaskStrategy, check_base
+from clbench.artifacts import BASE, task_folder
+from clbench.pertask import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
+from clbench_lora.files import noted_fingerprint, write_adapter, write_base
 from clbench_lora.layers import adapt
+from clbench_lora.peft_format import Adapter, Facts, Origin, adapter_of, base_tensors
 
 
 class LoRA(PerTaskStrategy):
@@ -86,6 +90,31 @@ class LoRA(PerTaskStrategy):
     def shared_features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of W without adapters."""
         return self.model.features(x)
+
+    def export(self, folder: Path, task: Task) -> None:
+        """Write the task's adapter and head in PEFT's format; with the first, W, which does not change any more."""
+        base = folder / BASE
+        if task.index == 0:
+            write_base(base, base_tensors(self.model, self.adapted))
+        write_adapter(task_folder(folder, task.index), self.adapter(task, folder.name, noted_fingerprint(base)))
+
+    def adapter(self, task: Task, trial: str, base: str, number: int | None = None,
+                origin: Origin | None = None) -> Adapter:
+        """Return a learned task's adapter and head as PEFT sees them.
+
+        Args:
+            task: the task, at its place in this strategy.
+            trial: the key of the trial it belongs to.
+            base: the fingerprint of W.
+            number: what it is called in that trial; the task's index unless given.
+            origin: where it comes from, if not from the trial's benchmark.
+        """
+        head = self.heads[task.index]
+        assert isinstance(head, TaskHead)
+        facts = Facts(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
+                      origin=origin)
+        prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
+        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, facts, prototype)
 
     @contextmanager
     def active_adapter(self, task: int | None) -> Iterator[None]:

@@ -1,0 +1,20 @@
+"""`frozen`: a frozen base and a head per task (linear probing), what adapters are measured against from below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench import StrategyInfo, hookimpl
+from clbench.pertask_options import BaseOptions
+
+
+class FrozenOptions(BaseOptions):
+    """Options of `frozen`."""
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy, a bound: lora at rank 0."""
+    return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
+                         "base frozen; per task a head and nothing else (linear probing, lora at rank 0)",
+                         FrozenOptions, reference=True),)

@@ -1,0 +1,34 @@
+"""Linear probing: heads on features that do not change.
+
+This is `shared-private` without private layers, but for the first task with `base = task1`: there W has the first half
+of the steps and the head alone the second, as in `lora`, whose W is then the same bit for bit. So it is what `lora`
+would be at rank 0.
+"""
+
+from __future__ import annotations
+
+from clbench_shared_private import SharedPrivateOptions
+from clbench_shared_private.strategy import SharedPrivate
+
+from clbench import Network, Task, World
+from clbench.pertask import check_base
+from clbench_frozen import FrozenOptions
+
+
+class Frozen(SharedPrivate):
+    """The model's blocks, frozen, and a head for each task."""
+
+    def __init__(self, model: Network, world: World, options: FrozenOptions | None = None) -> None:
+        """Start with no heads."""
+        options = options if options is not None else FrozenOptions()
+        check_base("frozen", options, world)
+        super().__init__(model, world, SharedPrivateOptions(**options.model_dump()))
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: W and the head first, then the head."""
+        return 2 if self.options.base == "task1" and task.index == 0 else 1
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Freeze W once it has been trained."""
+        if phase == 1:
+            self._learn(encoder=False)

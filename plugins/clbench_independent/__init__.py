@@ -1,0 +1,20 @@
+"""`independent`: a full fine-tuned copy of one starting network per task, which is what LoRA replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench import StrategyInfo, hookimpl
+from clbench.pertask_options import BaseOptions
+
+
+class IndependentOptions(BaseOptions):
+    """Options of `independent`; W is what every copy starts from."""
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy, a bound: lora at full rank."""
+    return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
+                         "per task a full fine-tuned copy of the starting network (lora at full rank)",
+                         IndependentOptions, reference=True),)

@@ -1,0 +1,101 @@
+"""Full fine-tuning per task: every task has a copy of the whole network, all started from the same W.
+
+Nothing is forgotten, nothing is shared but the start, and each task costs a whole network: what LoRA (Hu et al. 2021,
+arXiv 2106.09685) replaces. The changes of the weights are measured by `clbench lora spectrum`.
+
+W is that of `lora` bit for bit: with `base = task1` the first half of the first task's steps trains it, and the second
+half the first copy, with the head trained on. With `base = random` or `pretrained` the tasks have nothing in common but
+weights that no task trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench.artifacts import BASE, save_tensors, task_folder
+from clbench.pertask import PerTaskStrategy, TaskHead, check_base
+from clbench_independent import IndependentOptions
+
+MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names
+
+
+class Independent(PerTaskStrategy):
+    """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head."""
+
+    roles = (("copies.*", "copies"), *PerTaskStrategy.roles)
+    options: IndependentOptions
+
+    def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:
+        """Start with no copies."""
+        options = options if options is not None else IndependentOptions()
+        super().__init__(model, world, options)
+        check_base("independent", options, world)
+        self.copies = nn.ModuleList()
+        self.base_learns = False
+        self.train(self.training)
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head and copy; train it, or W where the first task is to make it."""
+        super().before_task(task)
+        self.copies.append(copy.deepcopy(self.model.blocks))
+        self._learn(base=self.phases(task) == 2)
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: W first, then its copy."""
+        return 2 if self.options.base == "task1" and task.index == 0 else 1
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Freeze W once it has been trained, and go on with the copy, which starts from it."""
+        if phase == 1:
+            self.copies[-1].load_state_dict(self.model.blocks.state_dict())
+            self._learn(base=False)
+
+    def _learn(self, base: bool) -> None:
+        """Train either W or the newest copy; the newest head is trained with both."""
+        self.base_learns = base
+        self.model.blocks.requires_grad_(base)
+        self.copies[-1].requires_grad_(not base)
+        self.train(self.training)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return W once it is frozen, and the copies of learned tasks."""
+        return [*self.copies[:self.learned], *(() if self.base_learns else (self.model.blocks,))]
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the task's copy, and of its head (of W while W is trained)."""
+        if self.base_learns:
+            features = self.model.features(x)
+        else:
+            blocks = self.copies[task]
+            assert isinstance(blocks, nn.ModuleList)
+            features = x
+            for block in blocks:
+                features = block(features)
+        logits: Tensor = self.heads[task](features)
+        return logits
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] of W."""
+        return self.model.features(x)
+
+    def export(self, folder: Path, task: Task) -> None:
+        """Write the task's network by the plain model's names; with the first, W.
+
+        The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
+        this strategy answers for the task.
+        """
+        if task.index == 0:
+            save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
+        tensors = {f"blocks.{name}": tensor for name, tensor in self.copies[task.index].state_dict().items()}
+        head, whole = self.heads[task.index], self.model.head
+        assert isinstance(head, TaskHead)
+        weight, bias = whole.weight.new_zeros(whole.weight.shape), whole.bias.new_full(whole.bias.shape, -math.inf)
+        weight[list(task.classes)], bias[list(task.classes)] = head.weight.detach(), head.bias.detach()
+        tensors |= {"head.weight": weight, "head.bias": bias}
+        save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})

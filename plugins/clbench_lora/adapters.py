@@ -1,0 +1,136 @@
+"""Adapters that outlive their run: look at them, hand them on, merge, combine and remove them.
+
+    from clbench_lora import adapters
+
+    kept = adapters.find("runs/mine", "lora:rank=4/0")
+    adapters.merge(kept, 2, Path("merged.safetensors"))
+
+`clbench_lora.reload` makes strategies of them again, `clbench_lora.rerun` evaluates them and trains one more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clbench.artifacts import BASE, save_tensors, task_folder
+from clbench.building import build_model
+from clbench.errors import SpecError, StoreError
+from clbench.plugins import Registry, discover
+from clbench_lora.arithmetic import combined, delta, merged
+from clbench_lora.files import write_adapter, write_base
+from clbench_lora.library import Kept, find, kept
+from clbench_lora.peft_format import PREFIX, Adapter
+
+__all__ = ["Kept", "LayerFacts", "combine", "export", "find", "kept", "layer_facts", "merge", "refuse_foreign",
+           "remove"]
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer of an adapter: what it is, what it costs, how much it changes."""
+
+    name: str
+    rank: int
+    alpha: float
+    parameters: int
+    bytes: int
+    change: float  # Frobenius norm of the change of W over that of W
+
+
+def layer_facts(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerFacts]:
+    """Return the facts of each layer of an adapter."""
+    out = []
+    for layer in adapter.layers:
+        tensors = [t for name, t in adapter.tensors.items() if name.startswith(f"{PREFIX}{layer}.")]
+        weight = base[f"{layer}.weight"]
+        change = delta(adapter, layer, weight).norm() / weight.double().norm()
+        out.append(LayerFacts(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
+                              sum(t.nbytes for t in tensors), float(change)))
+    return out
+
+
+def export(source: Kept, task: int, to: Path) -> None:
+    """Write a task's adapter in PEFT's format, and its base, to a folder of their own.
+
+    Raises:
+        StoreError: the folder holds something already, or cannot be written.
+        SpecError: PEFT has no such layers.
+    """
+    _hand_on(source, source.adapter(task), to)
+
+
+def combine(source: Kept, tasks: Sequence[int], weights: Sequence[float], to: Path) -> Adapter:
+    """Write the weighted sum of tasks' adapters (`arithmetic.combined`) as `export` does, and return it.
+
+    Raises:
+        SpecError: what cannot be combined; a task named twice.
+        StoreError: as `export`.
+    """
+    if len(set(tasks)) != len(tasks):
+        raise SpecError(f"tasks {', '.join(map(str, tasks))}: one is named twice; add its weights up")
+    mixture = combined({task: source.adapter(task) for task in tasks}, weights)
+    _hand_on(source, mixture, to)
+    return mixture
+
+
+def merge(source: Kept, task: int, to: Path) -> None:
+    """Write the weights of a plain model that answers as W with the task's adapter and head does.
+
+    Raises:
+        SpecError: `arithmetic.merged`; the name does not end in .safetensors.
+        StoreError: the file cannot be written.
+    """
+    if to.suffix != ".safetensors":
+        raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
+    adapter = source.adapter(task)
+    try:
+        save_tensors(to, merged(adapter, source.base()), {"format": "pt"})
+    except OSError as error:
+        raise StoreError(f"cannot write {to}: {error.strerror or error}; choose another place") from None
+
+
+def remove(source: Kept, task: int) -> None:
+    """Delete a task's adapter; what the others answer stays the same, bit for bit, as they do not depend on it.
+
+    Raises:
+        StoreError: there is none, or it cannot be deleted.
+    """
+    source.check(task)
+    folder = task_folder(source.folder, task)
+    gone = folder.with_name(f".{folder.name}.removed")
+    try:
+        folder.replace(gone)  # at once; what is left of it after a crash is no adapter
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise StoreError(f"cannot remove {folder}: {error.strerror or error}") from None
+
+
+def _hand_on(source: Kept, adapter: Adapter, to: Path) -> None:
+    """Write an adapter and its base where nothing is yet, if PEFT can read them."""
+    refuse_foreign(source, adapter)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise StoreError(f"{to} is not an empty folder; choose another")
+    write_base(to / BASE, source.base())
+    write_adapter(to, adapter)
+
+
+def refuse_foreign(source: Kept, adapter: Adapter, registry: Registry | None = None) -> None:
+    """Raise a SpecError if PEFT would take a layer of an adapter for another one.
+
+    PEFT's Conv2d adapters know neither dilation nor padding modes other than zeros, and would answer wrongly.
+    """
+    trial = source.record.trial
+    with torch.device("meta"):
+        model, _ = build_model(trial.model, None, tuple(source.stream.input_shape), source.outputs,
+                               registry or discover())
+    for name in adapter.layers:
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or {*layer.dilation} != {1}):
+            raise SpecError(f"{name} is a convolution with dilation {layer.dilation} and padding "
+                            f"{layer.padding_mode!r}, which PEFT's adapters do not have; use merge instead")

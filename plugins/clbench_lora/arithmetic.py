@@ -1,0 +1,111 @@
+"""What adapters add up to: W + s BA as one weight, and weighted sums of adapters, without approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from clbench.errors import SpecError
+from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, configure
+
+
+def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
+    """Return what an adapter changes a layer's W by, in float64 and the shape of W.
+
+    That is s BA, or with dora (m / |W + s BA|) (W + s BA) - W, each row on its own.
+
+    Args:
+        adapter: the adapter.
+        layer: the layer's name.
+        weight: W.
+    """
+    weight = weight.double()
+    a, b = (factor.double().flatten(1) for factor in adapter.factors(layer))
+    product = (adapter.scaling(layer) * (b @ a)).view_as(weight)
+    magnitude = adapter.part(layer, "lora_magnitude_vector")
+    if magnitude is None:
+        return product
+    whole = weight + product
+    scale: Tensor = magnitude.double().flatten() / whole.flatten(1).norm(dim=1)
+    return whole * scale.view(-1, *[1] * (weight.dim() - 1)) - weight
+
+
+def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model without adapters that answers as the base with the adapter does.
+
+    The sum is made in float64 and rounded once. The head is the adapter's: -inf outside its own classes.
+
+    Raises:
+        SpecError: the adapter has a bias on a layer that has none, so that the plain model has no place for it.
+    """
+    out = dict(base)
+    for layer in adapter.layers:
+        name = f"{layer}.weight"
+        out[name] = (base[name].double() + delta(adapter, layer, base[name])).to(base[name].dtype)
+        own = adapter.part(layer, "lora_B.bias")
+        if own is None:
+            continue
+        bias = base.get(f"{layer}.bias")
+        if bias is None:
+            raise SpecError(f"cannot merge: the adapter has a bias on {layer}, which has none in the model; train with "
+                            "lora.bias = false")
+        out[f"{layer}.bias"] = (bias.double() + adapter.scaling(layer) * own.double()).to(bias.dtype)
+    out[f"{HEAD}.weight"], out[f"{HEAD}.bias"] = adapter.head
+    return out
+
+
+def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapter:
+    """Return the adapter whose change of W is the weighted sum of the adapters' changes, exactly.
+
+    Their ranks add up: A is one A over the next, B one w s B beside the next, with s = 1. (The mean of the A's with
+    the mean of the B's would be another matrix.) In the head each class has its own task's row; where several tasks
+    have a class, its row is their mean by weight.
+
+    Args:
+        adapters: by task, at least one, all of the same trial.
+        weights: of each, in the same order.
+
+    Raises:
+        SpecError: not a weight for each adapter, dora (which scales W's own rows, so its change has no low rank),
+            or weights that cancel out for a class.
+    """
+    if not adapters or len(adapters) != len(weights):
+        raise SpecError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
+    parts = list(zip(adapters.values(), weights, strict=True))
+    first = parts[0][0]
+    if any(a.config.use_dora for a, _ in parts):
+        raise SpecError("dora adapters cannot be combined: they scale the rows of W itself, so the sum of their "
+                        "changes has no low rank; merge one instead")
+    if any(a.layers != first.layers for a, _ in parts):
+        raise SpecError("the adapters are on different layers; combine adapters of one trial")
+    tensors, ranks = {}, {}
+    for layer in first.layers:
+        factors = [(*a.factors(layer), w * a.scaling(layer)) for a, w in parts]
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = torch.cat([a for a, _, _ in factors])
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = torch.cat(
+            [(factor * b.double()).to(b.dtype) for _, b, factor in factors], 1)
+        if first.config.lora_bias:
+            total = sum(w * a.scaling(layer) * a.tensors[f"{PREFIX}{layer}.lora_B.bias"].double() for a, w in parts)
+            assert isinstance(total, Tensor)
+            tensors[f"{PREFIX}{layer}.lora_B.bias"] = total.to(factors[0][1].dtype)
+        ranks[layer] = len(tensors[f"{PREFIX}{layer}.lora_A.weight"])
+    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.facts.classes))
+    weight, bias = (t.clone() for t in first.head)
+    for c in classes:
+        shares = [(a, w) for a, w in parts if c in a.facts.classes]
+        if len(shares) == 1:
+            shares = [(shares[0][0], 1.0)]
+        total_weight = sum(w for _, w in shares)
+        if not total_weight:
+            raise SpecError(f"the weights of the tasks that have class {c} add up to 0; choose others")
+        for own, place in ((weight, 0), (bias, 1)):
+            mean = sum(w / total_weight * a.head[place][c].double() for a, w in shares)
+            assert isinstance(mean, Tensor)
+            own[c] = mean.to(own.dtype)
+    tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
+    facts = Facts(trial=first.facts.trial, task=None, classes=classes, base=first.facts.base,
+                  mixture=dict(zip(adapters, weights, strict=True)))
+    config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
+    return Adapter(config, tensors, facts)

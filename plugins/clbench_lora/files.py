@@ -1,0 +1,119 @@
+"""Adapters and their base as files, so that `peft` loads them onto the same base.
+
+A task's folder holds
+
+    adapter_config.json         PEFT's LoraConfig
+    adapter_model.safetensors   A and B (bias, magnitude) of each layer and the head, by PEFT's names
+    clbench.json                `Facts`: what PEFT has no place for
+    prototype.safetensors       the task's class means, with infer = prototype only
+
+and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. All are safetensors
+or JSON; nothing in them is ever run, and no path in them is ever followed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clbench.artifacts import save_tensors
+from clbench.errors import StoreError
+from clbench.store import write_atomically
+from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, PeftConfig, fingerprint
+
+CONFIG, MODEL, FACTS, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
+                                   "prototype.safetensors")
+AGAIN = "restore it from a copy, or remove it and add its task again"
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write an adapter's files, in place of older ones.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    try:
+        save_tensors(folder / MODEL, adapter.tensors, {"format": "pt"})
+        if adapter.prototype is not None:
+            save_tensors(folder / PROTOTYPE, {"prototype": adapter.prototype})
+        # Older releases of PEFT do not know the key.
+        values = adapter.config.model_dump(exclude=set() if adapter.config.lora_bias else {"lora_bias"})
+        write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
+        write_atomically(folder / FACTS, adapter.facts.model_dump_json(indent=1) + "\n")  # last: now it is whole
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Return the adapter of a folder.
+
+    Raises:
+        StoreError: it is not there, not whole, or not what `write_adapter` writes.
+    """
+    prototype = folder / PROTOTYPE
+    try:
+        facts = Facts.model_validate_json((folder / FACTS).read_bytes())
+        config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
+        adapter = Adapter(config, load_file(folder / MODEL), facts,
+                          load_file(prototype)["prototype"] if prototype.exists() else None)
+    except FileNotFoundError as error:
+        raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise StoreError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}; "
+                         f"{AGAIN}") from None
+    wanted = [f"{PREFIX}{layer}.{part}.weight" for layer in adapter.layers for part in ("lora_A", "lora_B")]
+    missing = [n for n in (*wanted, f"{PREFIX}{HEAD}.weight", f"{PREFIX}{HEAD}.bias") if n not in adapter.tensors]
+    if missing:
+        raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {AGAIN}")
+    return adapter
+
+
+def write_base(path: Path, base: Mapping[str, Tensor]) -> str:
+    """Write a base and return its fingerprint, which is kept in the file's metadata too.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    digest = fingerprint(base)
+    try:
+        save_tensors(path, base, {"sha256": digest})
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
+    return digest
+
+
+def noted_fingerprint(path: Path) -> str:
+    """Return the fingerprint that a base's file notes in its metadata, without reading the tensors.
+
+    Raises:
+        StoreError: the file is not there or notes none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return str((file.metadata() or {})["sha256"])
+    except (OSError, KeyError, SafetensorError) as error:
+        raise StoreError(f"base {path} cannot be read: {error}; restore it from a copy") from None
+
+
+def read_base(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a base by name.
+
+    Raises:
+        StoreError: the file is not there or is no safetensors.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"base {path} cannot be read: {error}; restore it from a copy") from None
+
+
+def check_base(adapter: Adapter, digest: str, where: Path) -> None:
+    """Raise a StoreError if an adapter was trained on another base than that with this fingerprint."""
+    if adapter.facts.base != digest:
+        raise StoreError(f"adapter {where} was trained on another base (sha256 {adapter.facts.base[:12]}..., this one "
+                         f"is {digest[:12]}...); use the base.safetensors it came with")

@@ -1,0 +1,147 @@
+"""InfLoRA (Liang & Li 2024, arXiv 2404.00228): adapters per task, summed, each blind to the inputs of earlier tasks.
+
+Task t gets adapters of its own. Their A_t is not trained but designed from the task's inputs X to the layer, less
+what lies in the subspace that is kept for the earlier tasks: its rows are the strongest directions of X - PX. So A_t x
+is 0 for all x in that subspace, and training B_t changes nothing there. After the task the subspace grows, by the
+criterion of GPM, until it holds a share of the energy of the task's inputs. (The paper calls A_t what is B here, and
+calls B_t, the dimensionality reduction matrix, what is A.) What is trained is B_t and a head for the task's new
+classes, on the cross-entropy over the task's own classes; all heads answer together, without inferring the task.
+
+Where the reference code (liangyanshuo/InfLoRA) differs from the paper, this follows the paper:
+
+- The code applies the criterion to the second moments of the inputs, so its energies are the fourth powers of their
+  singular values and not the squares; at the same threshold it keeps fewer directions. After the first task it also
+  stops one direction earlier.
+- The code takes the singular vectors of C - PC for the second moment C, the paper those of X - PX, which are the
+  eigenvectors of (1 - P) C (1 - P).
+- The rows of the code's A_t have length 1/sqrt(3), here 1 (alpha = rank / sqrt(3) gives theirs).
+
+Both adapt k and v of all attention layers (`layers` = '.*attention.[kv]'), whose inputs are the same, so that they
+keep one subspace for both; here each layer keeps its own. The code keeps projectors [d, d] in use and bases in memory,
+here half of the symmetric projector is all there is (`subspace`), which is DualGPM's upper bound.
+Inputs are those of the training samples as they are, not augmented.
+
+Where no class of a task is new (scenario `domain`, or classes that come back) no head is added; the heads of the
+task's classes are trained on, which changes what they answer for earlier tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Samples, Task, World
+from clbench.pertask import TaskHead
+from clbench_lora import InfLoRAOptions
+from clbench_lora.layers import LoRALayer
+from clbench_lora.subspace import design, grown, packed, rows, unpacked
+from clbench_lora.summed import SummedLoRA
+
+CHUNK = 64  # samples per step of the pass that looks at inputs
+
+
+class InfLoRA(SummedLoRA):
+    """A frozen base W, adapters for each task whose A is designed and frozen, and a head for each task's new classes.
+
+    The buffers `subspace__*` are projectors onto what is kept of each adapted layer's inputs, as `packed` gives them.
+    """
+
+    method = "inflora"
+    roles = (("heads.*", "heads"), ("subspace__*", "subspaces"), *SummedLoRA.roles)
+    options: InfLoRAOptions
+
+    def __init__(self, model: Network, world: World, options: InfLoRAOptions | None = None) -> None:
+        """Put adapters' layers in place, nothing kept yet; SpecError where they do not fit the model."""
+        super().__init__(model, world, options if options is not None else InfLoRAOptions())
+        self.heads = nn.ModuleList()
+        self.classes: list[tuple[int, ...]] = []  # of each head
+        self.current: list[int] = []  # the heads of the task at hand
+        for name, layer in self.adapted.items():
+            like = layer.base_layer.weight
+            size = like[0].numel()
+            self.register_buffer(f"subspace__{_slot(name)}", packed(like.new_zeros(size, size)))
+
+    def before_task(self, task: Task) -> None:
+        """Add a head for new classes, first of all its new layers: methods share heads of a seed. Then adapters."""
+        known = {c for classes in self.classes for c in classes}
+        if new := tuple(c for c in task.classes if c not in known):
+            head = self.model.head
+            self.heads.append(TaskHead(head.in_features, new, self.world.classes, head.weight))
+            self.classes.append(new)
+        self.current = [i for i, classes in enumerate(self.classes) if set(classes) & set(task.classes)]
+        super().before_task(task)
+
+    def heads_for(self, task: Task) -> Iterable[nn.Module]:
+        """Return the heads of the task's classes."""
+        return [self.heads[i] for i in self.current]
+
+    def learning(self, layer: LoRALayer) -> Iterable[nn.Parameter]:
+        """Return B_t."""
+        return (layer.parameters_of(-1)["lora_B.weight"],)
+
+    @torch.no_grad()
+    def begin(self, task: Task) -> None:
+        """Design A_t, and train B_t from here on."""
+        super().begin(task)  # B_t is 0: the network answers as before
+        for name, moment in self.moments(task.train).items():
+            a = self.adapted[name].lora_A[-1].get_parameter("weight")
+            a.copy_(design(moment, self.kept(name), len(a)).view_as(a))
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Let the kept subspaces take in what the task needs."""
+        start, end = self.options.threshold, self.options.final_threshold
+        threshold = start + (end - start) * task.index / self.world.tasks
+        for name, moment in self.moments(task.train).items():
+            self.get_buffer(f"subspace__{_slot(name)}").copy_(packed(grown(moment, self.kept(name), threshold)))
+
+    def kept(self, name: str) -> Tensor:
+        """Return the projector [d, d] onto the subspace of a layer's inputs that is kept for the tasks so far."""
+        size = self.adapted[name].base_layer.weight[0].numel()
+        return unpacked(self.get_buffer(f"subspace__{_slot(name)}"), size)
+
+    def moments(self, samples: Samples) -> dict[str, Tensor]:
+        """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
+        sums = {name: torch.zeros_like(self.kept(name)) for name in self.adapted}
+
+        def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(layer, LoRALayer)
+            seen = rows(layer.base_layer, inputs[0])
+            sums[name] += seen.T @ seen / len(samples)
+
+        training = self.training
+        self.eval()
+        handles = [layer.register_forward_pre_hook(functools.partial(note, name))
+                   for name, layer in self.adapted.items()]
+        try:
+            for x in torch.split(samples.x, CHUNK):
+                self.model.features(self.world.prepare(x))
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.train(training)
+        return sums
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the classes of the task's own heads."""
+        features = self.model.features(batch.x)
+        own = functools.reduce(torch.maximum, [self.heads[i](features) for i in self.current])
+        return self.cross_entropy(own, batch)
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return the logits [N, C] of all heads; those of classes without a head are the original head's."""
+        features = self.model.features(x)
+        logits: Tensor = self.model.head(features)
+        for head in self.heads:
+            own = head(features)
+            logits = torch.where(own.isneginf(), logits, own)
+        return logits
+
+
+def _slot(name: str) -> str:
+    """Return a layer's name without dots, which a buffer's name may not have."""
+    return name.replace(".", "__")

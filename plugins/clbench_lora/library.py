@@ -1,0 +1,112 @@
+"""What the trials of a run kept: their bases and adapters, found by the trial's name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from clbench.artifacts import BASE, task_folder
+from clbench.errors import StoreError
+from clbench.records import Record, StreamFacts
+from clbench.store import Store
+from clbench_lora.files import check_base, read_adapter, read_base
+from clbench_lora.peft_format import Adapter, fingerprint
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a trial kept: its base and an adapter per task, in `folder`."""
+
+    record: Record
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Return how the trial can be called: its label and its seed."""
+        return f"{self.record.label}/{self.record.trial.seed}"
+
+    @property
+    def stream(self) -> StreamFacts:
+        """Return the facts of the trial's stream."""
+        if self.record.stream is None:
+            raise StoreError(f"record {self.record.key} knows no stream; run the trial again")
+        return self.record.stream
+
+    @property
+    def outputs(self) -> int:
+        """Return C, the number of the model's outputs."""
+        return len({c for classes in self.stream.classes for c in classes})
+
+    @property
+    def tasks(self) -> list[int]:
+        """Return the tasks that have an adapter."""
+        found = (re.fullmatch(r"task(0|[1-9]\d*)", p.name) for p in self.folder.iterdir() if p.is_dir())
+        return sorted(int(m[1]) for m in found if m)
+
+    def base(self) -> dict[str, Tensor]:
+        """Return W and the original head, by the names of the model without adapters."""
+        return read_base(self.folder / BASE)
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the fingerprint of W as it is in the file."""
+        return fingerprint(self.base())
+
+    def adapter(self, task: int) -> Adapter:
+        """Return a task's adapter, checked against the base.
+
+        Raises:
+            StoreError: there is none, it cannot be read, or it was trained on another base.
+        """
+        self.check(task)
+        where = task_folder(self.folder, task)
+        adapter = read_adapter(where)
+        check_base(adapter, self.digest, where)
+        return adapter
+
+    def check(self, task: int) -> None:
+        """Raise a StoreError if a task has no adapter."""
+        if task not in self.tasks:
+            raise StoreError(f"{self.name} has no adapter of task {task}, only of "
+                             f"{', '.join(map(str, self.tasks)) or '(none)'}")
+
+
+def kept(run: Path) -> list[Kept]:
+    """Return what the trials of a run folder kept, in the order in which they were run.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    store = Store(run)
+    records, _ = store.read()
+    return [Kept(r, store.artifacts / r.key) for r in records
+            if r.trial.method.name == "lora" and (store.artifacts / r.key / BASE).is_file()]  # others keep a base too
+
+
+def find(run: Path | str, trial: str | None = None) -> Kept:
+    """Return what one trial of a run folder kept.
+
+    Args:
+        run: the run folder.
+        trial: `label/seed`, or the beginning of a key; None where only one trial kept adapters.
+
+    Raises:
+        StoreError: no such trial kept adapters, or several fit.
+    """
+    everything = kept(Path(run))
+    if not everything:
+        raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
+                         f"{run} makes some")
+    fitting = [k for k in everything if trial is None or trial == k.name] or [
+        k for k in everything if trial is not None and k.record.key.startswith(trial)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(f"{k.name} ({k.record.key})" for k in fitting or everything)
+    if not fitting:
+        raise StoreError(f"no trial {trial!r} with adapters in {run}; there are {known}")
+    raise StoreError(f"{'several trials kept adapters' if trial is None else f'{trial!r} fits several trials'}: name "
+                     f"one of {known}")

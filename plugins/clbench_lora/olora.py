@@ -1,0 +1,48 @@
+"""O-LoRA (Wang et al. 2023, arXiv 2310.14152): adapters per task, summed, each in a subspace of its own.
+
+Task t trains A_t and B_t on W + sum_{i < t} B_i A_i, with a penalty on the overlap of the row spaces of A_t and of
+each earlier A_i, which are frozen:
+
+    cross-entropy + lambda_orth sum_{i < t} sum_{jk} |(A_i A_t^T)_{jk}|      (summed over the adapted layers)
+
+Paper and reference code (cmnfriend/O-LoRA) differ: the paper squares the entries, the code takes absolute values, as is
+done here; both vanish at the same place, but the absolute value pulls as strongly near it. The code also has a second
+term, lambda_2 times the norms of A_t and B_t, which is not the paper's and is left out. Theirs are language models that
+generate their answers; here the model's head, over all classes, is trained on from task to task as in `naive`, and
+nothing holds it. On Conv2d, A is taken as a matrix [r, in·kh·kw].
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from clbench import Batch, Network, World
+from clbench_lora import OLoRAOptions
+from clbench_lora.summed import SummedLoRA
+
+
+class OLoRA(SummedLoRA):
+    """A frozen base W, adapters for each task, and the penalty that keeps the newest away from the earlier ones."""
+
+    method = "o-lora"
+    options: OLoRAOptions
+
+    def __init__(self, model: Network, world: World, options: OLoRAOptions | None = None) -> None:
+        """Put adapters' layers in place; SpecError where they do not fit the model."""
+        super().__init__(model, world, options if options is not None else OLoRAOptions())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the active outputs plus the penalty."""
+        return super().loss(batch) + self.options.lambda_orth * self.overlap()
+
+    def overlap(self) -> Tensor:
+        """Return the sum of |A_i A_t^T| over entries, earlier tasks i and layers; a scalar, 0 in the first task."""
+        total = torch.zeros_like(self.model.head.bias[0])
+        for layer in self.adapted.values():
+            *earlier, newest = (cast(Tensor, a.weight).flatten(1) for a in layer.lora_A)
+            if earlier:
+                total = total + (torch.cat(earlier) @ newest.T).abs().sum()
+        return total

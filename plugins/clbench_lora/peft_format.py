@@ -1,0 +1,187 @@
+"""One task's adapter as PEFT sees it: its configuration and its tensors, by PEFT's names."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from clbench import Network
+from clbench.pertask import TaskHead
+from clbench.plan import Resolved
+from clbench_lora import AdapterOptions
+from clbench_lora.layers import LoRALayer
+
+PREFIX = "base_model.model."  # what PEFT puts before the names of the model's modules
+HEAD = "head"
+
+
+class Origin(BaseModel):
+    """Where an adapter's task comes from, if not from the trial's own benchmark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    benchmark: Resolved
+    task: int  # within that benchmark
+    fingerprint: str  # of its stream
+
+
+class Facts(BaseModel):
+    """What is known of an adapter beside PEFT's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal[1] = 1
+    trial: str  # key
+    task: int | None  # None for a mixture
+    classes: tuple[int, ...]  # outputs that its head answers for, in the order of the head's own units
+    base: str  # sha256 of W (`fingerprint`)
+    origin: Origin | None = None
+    mixture: dict[int, float] = {}  # task -> weight
+
+
+class PeftConfig(BaseModel):
+    """PEFT's LoraConfig, as far as adapters of clbench use it; other keys are PEFT's defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    peft_type: Literal["LORA"] = "LORA"
+    task_type: None = None
+    base_model_name_or_path: str | None = None
+    inference_mode: bool = True
+    r: int
+    lora_alpha: float
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    target_modules: list[str]
+    modules_to_save: list[str] = [HEAD]
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: Literal["none"] = "none"
+    init_lora_weights: bool = True
+    fan_in_fan_out: Literal[False] = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter: its configuration, its tensors by PEFT's names, and what else is known of it."""
+
+    config: PeftConfig
+    tensors: dict[str, Tensor]
+    facts: Facts
+    prototype: Tensor | None = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Return the names of the adapted layers."""
+        return self.config.target_modules
+
+    def rank(self, layer: str) -> int:
+        """Return the rank of a layer's adapter as stored (of a pissa adapter: twice that of its options)."""
+        return self.config.rank_pattern.get(layer, self.config.r)
+
+    def alpha(self, layer: str) -> float:
+        """Return a layer's alpha as stored."""
+        return self.config.alpha_pattern.get(layer, self.config.lora_alpha)
+
+    def scaling(self, layer: str) -> float:
+        """Return the factor s of a layer's BA."""
+        rank = self.rank(layer)
+        return self.alpha(layer) / (math.sqrt(rank) if self.config.use_rslora else rank)
+
+    def part(self, module: str, name: str) -> Tensor | None:
+        """Return one tensor of a module (`lora_A.weight` and the like), None where there is none."""
+        return self.tensors.get(f"{PREFIX}{module}.{name}")
+
+    def factors(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Return a layer's A and B."""
+        return self.tensors[f"{PREFIX}{layer}.lora_A.weight"], self.tensors[f"{PREFIX}{layer}.lora_B.weight"]
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Return the head's weight [C, D] and bias [C], -inf outside the adapter's own classes."""
+        return self.tensors[f"{PREFIX}{HEAD}.weight"], self.tensors[f"{PREFIX}{HEAD}.bias"]
+
+
+def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: bool = False, dora: bool = False,
+              bias: bool = False, dropout: float = 0.0) -> PeftConfig:
+    """Return PEFT's configuration of layers with these ranks and alphas; those that differ get a pattern.
+
+    The keys of patterns are whole names as they are: releases of PEFT differ in how they read regular expressions
+    there, and a plain name means itself in all.
+    """
+    first = next(iter(ranks))
+    return PeftConfig(
+        r=ranks[first], lora_alpha=alphas[first], target_modules=list(ranks), lora_dropout=dropout, use_rslora=rslora,
+        use_dora=dora, lora_bias=bias, rank_pattern={n: r for n, r in ranks.items() if r != ranks[first]},
+        alpha_pattern={n: a for n, a in alphas.items() if a != alphas[first]})
+
+
+@torch.no_grad()
+def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, outputs: int, options: AdapterOptions,
+               facts: Facts, prototype: Tensor | None = None) -> Adapter:
+    """Return one adapter of a strategy's layers as PEFT sees it.
+
+    A pissa adapter, which is a difference from its start (h = Wx + s (BA - B0 A0) x), is the exact adapter of rank 2r
+    with A over A0 and B beside -B0.
+
+    Args:
+        layers: the adapted layers by name.
+        position: which of their adapters.
+        head: the task's, for the outputs `facts.classes`.
+        outputs: number of all outputs, C.
+        options: of the layers.
+        facts: kept with it.
+        prototype: class means [K, D], kept with it.
+    """
+    tensors, ranks, alphas = {}, {}, {}
+    rslora = options.scaling == "rslora"
+    for name, layer in layers.items():
+        parts: dict[str, Tensor] = dict(layer.parameters_of(position))
+        if layer.init == "pissa":
+            parts["lora_A.weight"] = torch.cat([parts["lora_A.weight"], layer.pissa_A])
+            parts["lora_B.weight"] = torch.cat([parts["lora_B.weight"], -layer.pissa_B], 1)
+        if layer.lora_magnitude_vector is not None and isinstance(layer.base_layer, torch.nn.Conv2d):
+            parts["lora_magnitude_vector"] = parts["lora_magnitude_vector"].view(1, -1, 1, 1)
+        tensors.update({f"{PREFIX}{name}.{part}": tensor for part, tensor in parts.items()})
+        rank = ranks[name] = len(parts["lora_A.weight"])
+        alphas[name] = float(f"{layer.scaling * (math.sqrt(rank) if rslora else rank):.12g}")
+    weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
+    bias = torch.full_like(weight[:, 0], -math.inf)
+    weight[list(facts.classes)] = head.weight
+    bias[list(facts.classes)] = head.bias
+    tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
+    config = configure(ranks, alphas, rslora=rslora, dora=options.dora, bias=options.bias, dropout=options.dropout)
+    return Adapter(config, {n: t.detach() for n, t in tensors.items()}, facts, prototype)
+
+
+def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, Tensor]:
+    """Return the tensors of W and of the original head by the names they have in the model without adapters."""
+    found = {}
+    for key, tensor in model.state_dict().items():
+        owner = next((name for name in layers if key.startswith(f"{name}.")), None)
+        if owner is None:
+            found[key] = tensor
+        elif key.startswith(f"{owner}.base_layer."):
+            found[f"{owner}.{key.removeprefix(f'{owner}.base_layer.')}"] = tensor
+    return found
+
+
+def fingerprint(base: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of a base: names, types, shapes and bytes of its tensors, but for the head's, in hexadecimal.
+
+    Adapters bring a head of their own, so the base's does not matter to them.
+    """
+    total = hashlib.sha256()
+    for name in sorted(base):
+        if name.startswith(f"{HEAD}."):
+            continue
+        tensor = base[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,120 @@
+"""Strategies made of kept adapters, any of them, on the base they had.
+
+What is reloaded answers bit for bit as the strategy did that kept it, on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from clbench import Task, World, seeds
+from clbench.building import build_model, build_strategy
+from clbench.data.stream import Prepare
+from clbench.errors import SpecError, StoreError
+from clbench.pertask import TaskHead
+from clbench.plugins import Registry, discover
+from clbench.strategy import Samples
+from clbench.trial import channels_last
+from clbench_lora.layers import LoRALayer
+from clbench_lora.library import Kept
+from clbench_lora.peft_format import Adapter
+from clbench_lora.strategy import LoRA
+
+
+def rebuild(source: Kept, tasks: int | None = None, prepare: Prepare | None = None,
+            registry: Registry | None = None) -> LoRA:
+    """Return a trial's strategy around its base W as it was kept, on the CPU, with no task learned yet.
+
+    W is what it is, whatever it came from: the option `base` is `pretrained` in what is rebuilt.
+
+    Args:
+        source: what the trial kept.
+        tasks: how many tasks there will be; the trial's unless given.
+        prepare: what turns raw samples into inputs.
+        registry: what is installed.
+
+    Raises:
+        SpecError: the trial's method is none whose adapters can be loaded.
+        StoreError: the base does not fit the trial's model.
+    """
+    trial, known = source.record.trial, registry or discover()
+    shape = tuple(source.stream.input_shape)
+    with seeds.scope(trial.seed, "init"):
+        model, _ = build_model(trial.model, None, shape, source.outputs, known)
+    try:
+        model.load_state_dict(source.base())
+    except RuntimeError as error:
+        raise StoreError(f"the base in {source.folder} does not fit model {trial.model}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
+    world = World(source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
+                  seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare())
+    method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})
+    strategy = build_strategy(method, channels_last(model), world, known)
+    if not isinstance(strategy, LoRA):
+        raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
+    return strategy
+
+
+def load(source: Kept, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
+         registry: Registry | None = None) -> LoRA:
+    """Return a strategy that has learned the given tasks (all that are kept unless given): task i is the i-th of them.
+
+    Raises:
+        SpecError, StoreError: as `rebuild`; an adapter is missing, of another base, or does not fit.
+    """
+    numbers = source.tasks if tasks is None else list(tasks)
+    strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare, registry)
+    for number in numbers:
+        put(strategy, source.adapter(number))
+    return strategy.requires_grad_(False).eval()
+
+
+def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
+    """Give a strategy a head and adapters for a task, untrained."""
+    none = torch.empty(0, dtype=torch.int64)
+    strategy.before_task(Task(len(strategy.heads), tuple(classes), Samples(none, none, none)))
+    strategy.learned = len(strategy.heads)
+
+
+@torch.no_grad()
+def put(strategy: LoRA, adapter: Adapter) -> None:
+    """Give a strategy one more task, which it answers by this adapter.
+
+    Raises:
+        StoreError: the adapter has other layers, ranks or parts than the strategy's.
+    """
+    reserve(strategy, adapter.facts.classes)
+    if list(strategy.adapted) != adapter.layers:
+        raise StoreError(f"adapter of task {adapter.facts.task} is on other layers than the trial's method says")
+    for name, layer in strategy.adapted.items():
+        own = layer.parameters_of(-1)
+        values = {part: adapter.part(name, part) for part in own}
+        if layer.init == "pissa":
+            values.update(split_pissa(layer, adapter, name))
+        for part, parameter in own.items():
+            value = values[part]
+            if value is not None and part == "lora_magnitude_vector":
+                value = value.flatten()  # [1, out, 1, 1] on convolutions
+            if value is None or value.shape != parameter.shape:
+                raise StoreError(f"adapter of task {adapter.facts.task}: {part} of {name} is missing or of another "
+                                 "shape than the trial's method says")
+            parameter.copy_(value)
+    head = strategy.heads[-1]
+    assert isinstance(head, TaskHead)
+    for rows, whole in zip((head.weight, head.bias), adapter.head, strict=True):
+        rows.copy_(whole[list(adapter.facts.classes)])
+    if adapter.prototype is not None:
+        strategy.register_buffer(f"prototype_{len(strategy.heads) - 1}", adapter.prototype)
+
+
+def split_pissa(layer: LoRALayer, adapter: Adapter, name: str) -> dict[str, Tensor | None]:
+    """Return A and B of a pissa adapter stored with rank 2r, and set what they started from in the layer."""
+    a, b = adapter.factors(name)
+    if len(a) != 2 * layer.rank:
+        return {"lora_A.weight": None}
+    layer.pissa_A.copy_(a[layer.rank:])
+    layer.pissa_B.copy_(-b[:, layer.rank:])
+    return {"lora_A.weight": a[:layer.rank], "lora_B.weight": b[:, :layer.rank]}

@@ -1,0 +1,134 @@
+"""Kept adapters back on their streams: any of them are tested again, and one more task is trained on their base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clbench import Task, precision
+from clbench.artifacts import task_folder
+from clbench.data.folder import default_data_dir
+from clbench.data.stream import Stream
+from clbench.errors import DataError, SpecError, StoreError
+from clbench.evaluation import evaluate
+from clbench.plan import Planned, Resolved
+from clbench.training import Trainer
+from clbench.trial import Member, Runner, learn
+from clbench_lora.files import write_adapter
+from clbench_lora.library import Kept
+from clbench_lora.peft_format import Origin
+from clbench_lora.reload import load, rebuild, reserve
+
+
+def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
+                   device: str = "auto") -> dict[int, float]:
+    """Return the accuracy in [0, 1] of kept adapters on the test samples of their own tasks.
+
+    The scenario is the trial's: where it gives no task, the task is inferred among those that are named, and the
+    outputs are theirs.
+
+    Args:
+        source: what the trial kept.
+        tasks: which adapters; all unless given.
+        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        device: auto | cpu | cuda[:i] | mps.
+
+    Raises:
+        SpecError: adapters of other benchmarks among them, where the task must be inferred.
+        DataError: the data are absent, or no longer those that the trial saw.
+        StoreError: as `load`.
+    """
+    numbers = source.tasks if tasks is None else list(tasks)
+    trial = source.record.trial
+    homes = {n: home(source, n) for n in numbers}
+    groups: dict[str, list[int]] = {}
+    for number, origin in homes.items():
+        groups.setdefault(str(origin.benchmark), []).append(number)
+    if len(groups) > 1 and trial.scenario != "task":
+        raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
+                        "name tasks of one with --tasks")
+    runner = Runner(data_dir or default_data_dir(), device, "clbench adapters eval")
+    found: dict[int, float] = {}
+    for members in groups.values():
+        stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
+        same_data(stream, homes[members[0]])
+        part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members))
+        strategy = load(source, members, stream.prepare, runner.registry).to(runner.device)
+        with precision.products(trial.recipe), precision.forward(trial.recipe, runner.device):
+            row = evaluate(strategy, part, trial.scenario, len(members))
+        found.update(zip(members, row.accuracy, strict=True))
+    return {n: found[n] for n in numbers}
+
+
+def home(source: Kept, number: int) -> Origin:
+    """Return where a kept adapter's task comes from."""
+    return source.adapter(number).facts.origin or Origin(
+        benchmark=source.record.trial.benchmark, task=number, fingerprint=source.stream.fingerprint)
+
+
+def same_data(stream: Stream, origin: Origin) -> None:
+    """Raise a DataError if a stream is not the one that an adapter was trained on."""
+    if stream.fingerprint != origin.fingerprint:
+        raise DataError(f"benchmark {origin.benchmark} has other data here (fingerprint {stream.fingerprint}) than the "
+                        f"adapter was trained on ({origin.fingerprint}); use the same data folder")
+
+
+def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
+        device: str = "auto") -> int:
+    """Train one more adapter and head onto a kept base as the trial's recipe says, and return its number.
+
+    The base and the other adapters are only read. Seeds are those of the trial, so that a task that was removed comes
+    back bit for bit on the same machine; but for task 0 with `base = task1`, which now has its whole budget for the
+    adapter, where W took half of it.
+
+    Args:
+        source: what the trial kept.
+        task: its index in the benchmark.
+        benchmark: whose; the trial's unless given. A task of another one gets the next free number, and its classes
+            are the first outputs, as in that benchmark alone.
+        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        device: auto | cpu | cuda[:i] | mps.
+
+    Raises:
+        SpecError: no such task, inputs of another shape, more classes than the model has outputs, or training diverged.
+        StoreError: the task has an adapter already, or files cannot be read or written.
+        DataError: the data are absent, or no longer those that the trial saw.
+    """
+    trial = source.record.trial
+    own = benchmark is None or benchmark == trial.benchmark
+    if own and task in source.tasks:
+        raise StoreError(f"{source.name} has an adapter of task {task}; remove it first")
+    if benchmark is not None:
+        trial = trial.model_copy(update={"benchmark": benchmark})
+    runner = Runner(data_dir or default_data_dir(), device, "clbench adapters add")
+    stream = runner.stream(trial)
+    check_fits(source, stream, trial.benchmark, task)
+    origin = Origin(benchmark=trial.benchmark, task=task, fingerprint=stream.fingerprint)
+    if own:
+        same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
+    number = task if own else max([*source.tasks, len(source.stream.classes) - 1]) + 1
+    strategy = rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
+    for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
+        reserve(strategy, earlier.classes)
+    member = Member(Planned(trial, source.record.label, False), strategy, stream, [])
+    with precision.products(trial.recipe):
+        alive = learn([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
+    if not alive:
+        raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")
+    known = stream.tasks[task]
+    write_adapter(task_folder(source.folder, number), strategy.adapter(
+        Task(task, known.classes, known.train), source.record.key, source.digest, number, None if own else origin))
+    return number
+
+
+def check_fits(source: Kept, stream: Stream, benchmark: Resolved, task: int) -> None:
+    """Raise a SpecError if a task of a stream cannot be trained on a kept base."""
+    if not 0 <= task < len(stream.tasks):
+        raise SpecError(f"benchmark {benchmark.name!r} has tasks 0 to {len(stream.tasks) - 1}, not {task}")
+    if list(stream.input_shape) != source.stream.input_shape:
+        raise SpecError(f"benchmark {benchmark.name!r} has inputs {list(stream.input_shape)}, the base takes "
+                        f"{source.stream.input_shape}; choose a benchmark with the same")
+    if stream.classes > source.outputs:
+        raise SpecError(f"benchmark {benchmark.name!r} has {stream.classes} classes, the model {source.outputs} "
+                        "outputs; choose a benchmark with as many or fewer")

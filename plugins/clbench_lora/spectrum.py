@@ -1,0 +1,214 @@
+"""How low the rank of fine-tuning is: the singular values of what full fine-tuning changes W by, layer by layer.
+
+LoRA rests on the hypothesis that this change has a low intrinsic rank (Hu et al. 2021, arXiv 2106.09685, section 1).
+Here it is measured on the trials of `independent`, and put beside the accuracy that `lora` reaches at each rank. The
+energy of a change is the sum of its squared singular values, the square of its Frobenius norm; the share of it that the
+best change of rank r has is the sum of the r largest over the sum of all (Eckart & Young 1936).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clbench import metrics
+from clbench.artifacts import BASE, task_folder
+from clbench.errors import StoreError
+from clbench.records import Record
+from clbench.stats import Interval, mean_interval
+from clbench.store import Store
+
+SHARES = (0.90, 0.95, 0.99)  # of the energy
+MODEL = "model.safetensors"  # what `independent` exports for each task
+DIMENSIONS = (2, 4)  # of the weights of Linear and Conv2d layers
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a task of a trial changed a layer's weight by: its singular values, largest first."""
+
+    trial: str  # key
+    seed: int
+    task: int
+    layer: str
+    shape: tuple[int, ...]
+    singular: tuple[float, ...]
+
+    @property
+    def full_rank(self) -> int:
+        """Return the largest rank that a change of the layer can have."""
+        return len(self.singular)
+
+    def rank(self, share: float) -> int:
+        """Return the rank that holds a share of the energy."""
+        return rank_holding(self.singular, share)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a method reached at a rank: ACC over seeds, and the share of the energy that changes of this rank hold.
+
+    Rank 0 is `frozen`, rank None is no limit (`independent`, whose change is what is measured) or one that differs
+    between layers.
+    """
+
+    label: str
+    method: str
+    rank: int | None
+    accuracy: Interval
+    energy: float | None
+
+
+@dataclass
+class Spectrum:
+    """The changes of all trials of one method of `independent` in one setting, and what others reached there."""
+
+    setting: str
+    label: str
+    changes: list[Change] = field(default_factory=list)
+    reached: list[Reached] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[str]:
+        """Return the layers in the model's order."""
+        return list(dict.fromkeys(c.layer for c in self.changes))
+
+    def of(self, layer: str) -> list[Change]:
+        """Return a layer's changes, of all trials and tasks."""
+        return [c for c in self.changes if c.layer == layer]
+
+
+def singular_values(change: Tensor) -> Tensor:
+    """Return the singular values [R], largest first, in float64, of a change of W taken as a matrix [out, the rest]."""
+    found: Tensor = torch.linalg.svdvals(change.double().flatten(1))
+    return found
+
+
+def energy_shares(singular: Sequence[float]) -> list[float]:
+    """Return the share of the energy that the best changes of rank 1, 2, ... R hold; 1 throughout where there is none.
+
+    >>> energy_shares([2.0, 1.0, 0.0])
+    [0.8, 1.0, 1.0]
+    """
+    energies = [s * s for s in singular]
+    total = math.fsum(energies)
+    return [math.fsum(energies[:r + 1]) / total if total else 1.0 for r in range(len(energies))]
+
+
+def rank_holding(singular: Sequence[float], share: float) -> int:
+    """Return the smallest rank whose best change holds a share in (0, 1] of the energy; 0 where nothing changed.
+
+    >>> rank_holding([2.0, 1.0, 0.0], 0.8), rank_holding([2.0, 1.0, 0.0], 0.81), rank_holding([0.0, 0.0], 0.9)
+    (1, 2, 0)
+    """
+    if not any(singular):
+        return 0
+    return 1 + sum(held < share for held in energy_shares(singular)[:-1])
+
+
+def energy_at(changes: Sequence[Change], rank: int) -> float:
+    """Return the share of the energy of all changes together that their best changes of a rank hold."""
+    total = math.fsum(s * s for c in changes for s in c.singular)
+    held = math.fsum(s * s for c in changes for s in c.singular[:rank])
+    return held / total if total else 1.0
+
+
+def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield each Linear and Conv2d layer of the blocks with what its weight was changed by.
+
+    The heads are left out: each task has its own, and W none to compare it with.
+
+    Raises:
+        StoreError: the two are not of one model.
+    """
+    for name, before in base.items():
+        if name.startswith("head.") or not name.endswith(".weight") or before.dim() not in DIMENSIONS:
+            continue
+        if name not in tuned or tuned[name].shape != before.shape:
+            raise StoreError(f"{name} of the base is missing or has another shape in the task's weights; run it again")
+        yield name.removesuffix(".weight"), tuned[name].double() - before.double()
+
+
+def changes_of(record: Record, folder: Path) -> Iterator[Change]:
+    """Yield the changes of a trial of `independent`, task by task, from the weights that it exported to a folder.
+
+    Raises:
+        StoreError: they are missing or cannot be read.
+    """
+    base = _read(folder / BASE)
+    for task in range(len(record.R) - 1):
+        for layer, change in weight_changes(base, _read(task_folder(folder, task) / MODEL)):
+            yield Change(record.key, record.trial.seed, task, layer, tuple(change.shape),
+                         tuple(singular_values(change).tolist()))
+
+
+def spectra(run: Path) -> list[Spectrum]:
+    """Return the spectra of a run folder: one for each setting and method of `independent` in it.
+
+    Raises:
+        StoreError: there is no whole trial of `independent` with its weights, or files cannot be read.
+    """
+    store = Store(run)
+    records = [r for r in store.read()[0] if r.status == "done"]
+    found: dict[tuple[str, ...], Spectrum] = {}
+    members: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if record.trial.method.name != "independent" or not (store.artifacts / record.key / BASE).is_file():
+            continue
+        key = (*record.trial.setting, str(record.trial.method))
+        spectrum = found.setdefault(key, Spectrum(_setting(record), record.label))
+        spectrum.changes += changes_of(record, store.artifacts / record.key)
+        members.setdefault(key, []).append(record)
+    if not found:
+        raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
+                         f"--set lora.rank=1,4,16 --out {run} makes some")
+    for key, spectrum in found.items():
+        same = [r for r in records if r.trial.setting == key[:-1]]
+        _compare(spectrum, members[key], same)
+    return list(found.values())
+
+
+def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record]) -> None:
+    """Add what frozen, lora and independent itself reached in a setting, by rank, and notes on what differs."""
+    start = full[0].trial.method.options["base"]
+    groups: dict[str, list[Record]] = {}
+    for record in same:
+        if record.trial.method.name in ("frozen", "lora"):
+            groups.setdefault(str(record.trial.method), []).append(record)
+    for group in (*groups.values(), list(full)):
+        method, label = group[0].trial.method, group[0].label
+        rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))
+        if method.options.get("rank_pattern"):
+            rank = None
+        energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(spectrum.changes, rank)
+        spectrum.reached.append(Reached(label, method.name, rank, mean_interval([metrics.acc(r.R) for r in group]),
+                                        energy))
+        if method.options["base"] != start:
+            spectrum.notes.append(f"{label} starts from another W (base = {method.options['base']}) than "
+                                  f"{spectrum.label} (base = {start})")
+        if method.options.get("layers", "all") != "all":
+            spectrum.notes.append(f"{label} adapts some layers only (layers = {method.options['layers']}); the energy "
+                                  "beside it is that of all")
+    spectrum.reached.sort(key=lambda r: (r.method == "independent", math.inf if r.rank is None else r.rank, r.label))
+
+
+def _setting(record: Record) -> str:
+    """Name a setting in a line."""
+    trial = record.trial
+    weights = f", weights {trial.weights.sha256[:12]}" if trial.weights else ""
+    return f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}{weights}"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"weights {path} cannot be read: {error}; run the trial again") from None
