@@ -32,7 +32,8 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
                     kind: Kind = "exact", limit: int | None = None, layerwise: bool = True) -> dict[str, Tensor]:
     """Return the mean diagonal Fisher over samples, by name of each parameter that requires a gradient.
 
-    The strategy is in eval mode meanwhile and keeps its modes, parameters and gradients.
+    The strategy is in eval mode meanwhile and keeps its modes, parameters and gradients. Of weights on the meta device,
+    which have no values, the Fisher has none either, only shapes.
 
     Args:
         strategy: its `forward`, `mask` and `world.prepare` make log p; outputs that are not active have probability 0.
@@ -56,6 +57,8 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
     dtype = next(iter(parameters.values())).dtype
     sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    if any(p.is_meta for p in parameters.values()):
+        return sums
     with evaluating(strategy), torch.enable_grad():
         probe = strategy.world.prepare(samples.x[:4]).to(dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []

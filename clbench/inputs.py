@@ -110,11 +110,13 @@ def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool
     generator = torch.Generator().manual_seed(0)
     moved = {f"strategy.{n}": p + 0.01 * torch.randn(p.shape, generator=generator).to(p)
              for n, p in strategy.named_parameters() if p.requires_grad}
+    buffers = dict(strategy.named_buffers())
     with torch.no_grad():
         for x, start in ((strategy.world.prepare(some.x), 0), (outputs(strategy, some, blocks).x, blocks)):
             with torch.random.fork_rng(), starting_at([strategy], start):
                 try:
-                    losses.append(functional_call(Loss(strategy), moved, (batch, x, batch.y, batch.tasks)))
+                    state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
+                    losses.append(functional_call(Loss(strategy), state, (batch, x, batch.y, batch.tasks)))
                 except (RuntimeError, ValueError, IndexError, TypeError):
                     return False  # it does something else with its inputs than to run the model on them
     return bool(torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-6))

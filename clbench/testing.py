@@ -15,6 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ from clbench.errors import ClbenchError
 from clbench.evaluation import evaluate
 from clbench.hookspecs import StrategyInfo
 from clbench.models.basic import cnn, mlp
-from clbench.models.options import CNNOptions, MLPOptions
+from clbench.models.network import Network
+from clbench.models.options import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
+from clbench.models.resnet import resnet18, resnet20
+from clbench.models.vit import vit
 from clbench.plugins import discover, resolve
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Samples, Scenario, Strategy, Task, World
@@ -36,6 +40,16 @@ from clbench.trial import activate
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
+
+
+# The built-in models, tiny.
+MODELS: dict[str, Callable[[tuple[int, ...], int], Network]] = {
+    "mlp": partial(mlp, MLPOptions(width=12)),
+    "cnn": partial(cnn, CNNOptions(channels=4)),
+    "resnet18": partial(resnet18, ResNet18Options(width=2)),
+    "resnet20": partial(resnet20, ResNetCIFAR10Options(width=2)),
+    "vit": partial(vit, ViTOptions(patch=4, width=8, depth=2, heads=2)),
+}
 
 
 class NonConforming(AssertionError):
@@ -96,8 +110,7 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = (mlp(MLPOptions(width=12), stream.input_shape, stream.classes) if model == "mlp"
-                   else cnn(CNNOptions(channels=4), stream.input_shape, stream.classes))
+        network = MODELS[model](stream.input_shape, stream.classes)
     world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):

@@ -35,6 +35,7 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp"):
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
+    ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
@@ -48,6 +49,24 @@ def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
             assert ours.keys() == theirs.keys()
             for name in ours:
                 torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0, "fisher": "empirical"}), ("er", {"capacity": 20}),
+    ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {}), ("independent", {}),
+])
+@pytest.mark.parametrize("model", ["resnet20", "vit"])
+def test_batch_norm_and_attention_stack_too(method, options, model):
+    info = discover().strategy(method)
+    # Small steps: batch norm over maps of one pixel in a batch of 8 blows float noise up.
+    recipe = Recipe(optimizer="sgd", lr=0.002, batch_size=8, iterations=4)
+    stacked = lead(info, options, SEEDS[:2], recipe, model=model, tasks=2)
+    for seed, member in zip(SEEDS, stacked, strict=False):
+        alone = lead(info, options, [seed], recipe, model=model, tasks=2)[0]
+        ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+        assert ours.keys() == theirs.keys() and any("running_mean" in n for n in ours) is (model == "resnet20")
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
 
 
 def test_members_own_their_storage_again_after_training():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.errors import SpecError
@@ -61,7 +60,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, width] of tokens x [N, L, width]."""
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        # Not F.scaled_dot_product_attention, which runs one by one under vmap (stacked seeds, per-sample gradients).
+        mixed = (q @ k.transpose(2, 3) * k.shape[3]**-0.5).softmax(3) @ v
         return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

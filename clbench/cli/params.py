@@ -1,0 +1,131 @@
+"""`clbench params`: what methods train, keep and compute, before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from clbench.plan import Planned
+    from clbench.plugins import Registry
+
+FULL = "full fine-tuning"
+FOR_LAYERS = {"layer", "rank", "form"}  # options that go with --layer; all but its own go with --model
+
+
+def dimensions(_context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Read numbers with an x between them."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", value):
+        raise click.BadParameter(f"expected positive numbers with x between them, such as {parameter.metavar}, got "
+                                 f"{value!r}")
+    return tuple(map(int, value.split("x")))
+
+
+def ranks(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+    """Read positive numbers with commas between them; each counts once."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
+        raise click.BadParameter(f"expected ranks such as 4,8,16, got {value!r}")
+    return list(dict.fromkeys(map(int, value.split(","))))
+
+
+def figure_file(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse what is no .png or .svg file."""
+    if value is not None and value.suffix not in (".png", ".svg"):
+        raise click.BadParameter(f"expected a file that ends in .png or .svg, got {str(value)!r}")
+    return value
+
+
+@click.command("params", short_help="Count what methods train, keep and compute; nothing is trained.")
+@click.option("--layer", callback=dimensions, metavar="OUTxIN", help="Count for one layer without bias: OUTxIN "
+              "(Linear) or OUTxINxHxW (Conv2d).")
+@click.option("--rank", callback=ranks, default="4,8,16", metavar="LIST", show_default=True,
+              help="LoRA's ranks on that layer.")
+@click.option("--model", metavar="NAME", help="Count for a whole network, as in resnet18:width=20 (clbench models).")
+@click.option("--methods", default="lora,ewc,er,pnn,shared-private", metavar="LIST", show_default=True,
+              help="Methods, as in lora:rank=4,ewc (clbench methods).")
+@click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
+              help="An option of every method of that name; repeatable.")
+@click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")
+@click.option("--classes", type=click.IntRange(min=1), help="Classes of all tasks together.  [default: 10 per task]")
+@click.option("--input-shape", callback=dimensions, default="3x32x32", metavar="CxHxW", show_default=True,
+              help="Of one sample.")
+@click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
+              help="Training samples of each task, which a replay memory fills up with.")
+@click.option("--scenario", type=click.Choice(["task", "class", "domain"]), default="task", show_default=True,
+              help="What the test gives away.")
+@click.option("--pretrained", is_flag=True, help="Take the model for a pretrained one, as after clbench run --weights.")
+@click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw the bytes kept after each task (.png or .svg).")
+@click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
+              help="Of what is printed.")
+@click.pass_context
+def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list[int], form: str,
+            **whole: Any) -> None:
+    """Count parameters, bytes and FLOPs of methods on one layer (--layer) or on a whole network (--model).
+
+    They are counted from the methods' own code on weights without values, and are what a run records.
+    """
+    given = {p.name: p.opts[0] for p in context.command.params
+             if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}
+    if ("layer" in given) == ("model" in given):
+        raise click.UsageError("give --layer OUTxIN or --model NAME, one of them")
+    if layer is None and "rank" in given:
+        raise click.UsageError("--rank goes with --layer; with --model give --methods lora:rank=4,lora:rank=8")
+    if layer is not None and (strange := [opt for name, opt in given.items() if name not in FOR_LAYERS]):
+        raise click.UsageError(f"{strange[0]} goes with --model, not with --layer")
+    if whole["plot"] is not None and whole["tasks"] == 1:
+        raise click.UsageError("--plot shows growth over tasks; give --tasks 2 or more")
+    if layer is not None:
+        _layer(layer, rank, form)
+    else:
+        _network(form=form, **whole)
+
+
+def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str) -> None:
+    from clbench.cli.counts import show
+    from clbench.params import count_layer
+    from clbench.plugins import discover
+
+    registry = discover()
+    wanted = {FULL: "naive", "frozen": "frozen:base=pretrained",
+              **{f"LoRA r={rank}": f"lora:rank={rank}:base=pretrained" for rank in ranks}}
+    planned = _plan(registry, list(wanted.values()))
+    methods = [(label, one.trial.method) for label, one in zip(wanted, planned, strict=True)]
+    click.echo(show({"layer": list(shape)}, count_layer(shape, methods, registry), form))
+
+
+def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, classes: int | None,
+             input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plot: Path | None,
+             form: str) -> None:
+    from clbench.cli.counts import show
+    from clbench.params import count, stream_of_shapes
+    from clbench.plugins import discover
+    from clbench.report.growth import draw
+
+    registry = discover()
+    full, *planned = [*_plan(registry, ["naive"], model, scenario), *_plan(registry, methods, model, scenario, options)]
+    stream = stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples)
+    counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
+    if plot is not None:
+        draw({c.method: c.bytes for c in counts}, [FULL], f"{full.trial.model}, scenario {scenario}", plot)
+    setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes, "inputs": list(input_shape),
+               "samples": samples, "scenario": scenario, "pretrained": pretrained}
+    click.echo(show(setting, counts, form))
+
+
+def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
+          options: Sequence[str] = ()) -> list[Planned]:
+    """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
+    from clbench.api import read_spec
+    from clbench.plan import plan
+
+    return plan(read_spec(None, {}, {"methods": methods, "model": model, "scenario": scenario, "seeds": 1}, options),
+                registry)

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from clbench import testing
+from clbench.building import build_model
+from clbench.errors import SpecError
+from clbench.evaluation import evaluate
+from clbench.plan import Resolved
+from clbench.plugins import discover
+from clbench.spec import Recipe
+from clbench.strategy import World
+from clbench.testing import bench
+
+METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
+           ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
+           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {})]
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize("model", ["resnet18", "resnet20", "vit"])
+def test_every_method_learns_on_every_kind_of_model(method, options, model, monkeypatch):
+    monkeypatch.setattr(testing, "RECIPE", Recipe(lr=0.01, batch_size=8, epochs=10))
+    b = bench(discover().strategy(method), options, "task", model=model)
+    for index in range(2):
+        b.learn(index)
+    accuracy = evaluate(b.strategy, b.stream, "task", learned=2).accuracy[:2]
+    chance = 0.5
+    assert max(accuracy) > chance or method == "frozen", accuracy  # a head on sixteen features of a tiny resnet18
+
+
+def test_lora_on_attention_adapts_q_k_v_and_proj_of_every_block():
+    b = bench(discover().strategy("lora"), {"rank": 1, "layers": "attention"}, "task", model="vit")
+    assert list(b.strategy.adapted) == [f"blocks.{i}.body.attention.{name}" for i in (1, 2)
+                                        for name in ("q", "k", "v", "proj")]
+
+
+def test_pnn_has_no_place_for_laterals_in_a_model_of_one_block():
+    registry = discover()
+    model, _ = build_model(Resolved(name="torchvision:resnet18"), None, (3, 32, 32), 4, registry)
+    world = World(4, 2, "task", (3, 32, 32), torch.Generator())
+    from clbench_pnn.strategy import PNN
+
+    with pytest.raises(SpecError, match=r"pnn: no lateral connection is known for blocks\.0 \(Backbone\)"):
+        PNN(model, world)
