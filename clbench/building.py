@@ -7,8 +7,9 @@ from pathlib import Path
 
 from clbench.builtin import EXTERNAL_MODELS
 from clbench.errors import ClbenchError, SpecError
+from clbench.models import external
 from clbench.models.network import Network
-from clbench.models.pretrained import load_weights
+from clbench.models.pretrained import fill, load_weights
 from clbench.plan import Resolved, Weights
 from clbench.plugins import Registry, resolve
 from clbench.strategy import Strategy, World
@@ -32,7 +33,11 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         raise
     except Exception as error:
         raise SpecError(f"model {model} cannot be built for inputs {input_shape}: {error}") from error
-    return network, load_weights(network, Path(weights.path)) if weights else []
+    if weights is None:
+        return network, []
+    if weights.named:
+        return network, fill(network, external.named_weights(info.name, weights.path), weights.path)
+    return network, load_weights(network, Path(weights.path))
 
 
 def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +32,20 @@ class Resolved(BaseModel):
 
 
 class Weights(BaseModel):
-    """A file of weights; its content, not its place, defines a trial."""
+    """A file of weights; its content, not its place, defines a trial. Or weights that torchvision has by a name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
-    sha256: str
+    path: str  # or the name, such as IMAGENET1K_V1
+    sha256: str  # of the content, or of the name
+
+    @property
+    def named(self) -> bool:
+        """Tell whether torchvision has these by name."""
+        return self.sha256 == _of_name(self.path)
+
+
+def _of_name(name: str) -> str:
+    return hashlib.sha256(f"torchvision {name}".encode()).hexdigest()
 
 
 class Trial(BaseModel):
@@ -118,9 +128,11 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
 
 
 def _weights(path: str | None, problems: list[str]) -> Weights | None:
-    """Hash the file of weights; a mistake is added to `problems`."""
-    if path is None:
+    """Hash the file of weights; a mistake is added to `problems`. What looks like a name is taken for torchvision's."""
+    if path in (None, "none"):
         return None
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists():
+        return Weights(path=path, sha256=_of_name(path))
     try:
         return Weights(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
     except OSError as error:

@@ -9,12 +9,14 @@ from torch import nn
 
 from clbench.building import build_model
 from clbench.errors import DataError, SpecError
+from clbench.models.external import named_weights
 from clbench.models.options import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
 from clbench.models.pretrained import load_weights
 from clbench.models.resnet import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
-from clbench.plan import Resolved
+from clbench.plan import Resolved, plan
 from clbench.plugins import discover
+from clbench.spec import build
 
 IMAGE = (3, 32, 32)
 
@@ -152,6 +154,34 @@ def test_torchvisions_models_by_name(tmp_path):
         build_model(Resolved(name="torchvision:resnet19"), None, IMAGE, 4, registry)
     with pytest.raises(SpecError, match="takes images with 3 channels, this benchmark has 1"):
         build_model(Resolved(name="torchvision:resnet18"), None, (1, 28, 28), 4, registry)
+
+
+def test_torchvisions_weights_by_name(monkeypatch):
+    def plan_of(model):
+        spec = build({"methods": "naive", "benchmark": "split-cifar10", "model": model, "weights": "IMAGENET1K_V1"})
+        return plan(spec, registry)[0].trial
+
+    registry = discover()
+    trial = plan_of("torchvision:resnet18")
+    assert trial.weights.named and trial.key != plan_of("torchvision:resnet34").key
+    given = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: given.state_dict())
+    model, notes = build_model(trial.model, trial.weights, IMAGE, 10, registry)
+    assert notes == ["weights: no head of this size, it starts untrained"]
+    assert torch.equal(model.blocks[0].body.model.layer1[0].conv1.weight, given.layer1[0].conv1.weight)
+    other = trial.weights.model_copy(update={"path": "IMAGENET1K_V9"})
+    assert not other.named
+    with pytest.raises(SpecError, match="are torchvision's"):
+        build_model(Resolved(name="resnet20", options={"width": 2}), trial.weights, IMAGE, 10, registry)
+    with pytest.raises(SpecError, match=r"no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V1'"):
+        named_weights("torchvision:resnet18", "IMAGENET1K_V3")
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
+    with pytest.raises(DataError, match=r"IMAGENET1K_V1 of torchvision:resnet18 cannot be had: no route to host"):
+        named_weights("torchvision:resnet18", "IMAGENET1K_V1")
 
 
 def test_the_published_resnet20(request):

@@ -26,7 +26,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--scenario", metavar="LIST", help="What the test gives away: task, class, domain.  "
               "[default: the benchmark's first]")
 @click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")
-@click.option("--weights", metavar="FILE", help="Start the model from these weights (safetensors).")
+@click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
+              "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",

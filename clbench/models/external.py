@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from clbench.errors import SpecError, unknown
+from clbench.errors import DataError, SpecError, unknown
 from clbench.models.network import Block, Network
 from clbench.options import NoOptions
 
@@ -34,6 +34,31 @@ def torchvision(name: str, _options: NoOptions, input_shape: tuple[int, ...], cl
 
     known = list_models(home)
     return _network(name, lambda inner: get_model(inner, weights=None), known, input_shape, classes)
+
+
+def named_weights(model: str, name: str) -> Mapping[str, Tensor]:
+    """Return the weights that torchvision has for one of its models by a name such as IMAGENET1K_V1.
+
+    torchvision downloads them, checks their hash and keeps them in torch's hub folder.
+
+    Raises:
+        SpecError: the model is not torchvision's, or has no weights of that name.
+        DataError: they cannot be downloaded.
+    """
+    from torchvision.models import get_model_weights
+
+    source, _, inner = model.partition(":")
+    if source != "torchvision":
+        raise SpecError(f"weights {name} are torchvision's (or a file that is not there), and model {model!r} is not; "
+                        "name a file, or a model torchvision:NAME")
+    known = get_model_weights(inner).__members__
+    if name not in known:
+        raise SpecError(unknown("weights", name, known, f"torchvision's get_model_weights({inner!r})"))
+    try:
+        weights: Mapping[str, Tensor] = known[name].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"weights {name} of {model} cannot be had: {' '.join(str(error).split())}") from error
+    return weights
 
 
 def timm(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:

@@ -31,13 +31,18 @@ def load_weights(model: Network, path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
     """
+    return fill(model, read(path), str(path))
+
+
+def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
+    """Copy weights by their own or published names into the model, as `load_weights` does; `source` is for errors."""
     own = model.state_dict()
-    given = renamed(read(path), own, model.aliases)
+    given = renamed(weights, own, model.aliases)
     wrong = sorted(set(given) ^ set(own)) + [n for n in own if n in given and own[n].shape != given[n].shape]
     # Files from before batch norm counted its batches lack the counters.
     body = [name for name in wrong if not name.startswith("head.") and not name.endswith(".num_batches_tracked")]
     if body:
-        raise DataError(f"weights {path} do not fit the model: {', '.join(body[:3])}"
+        raise DataError(f"weights {source} do not fit the model: {', '.join(body[:3])}"
                         + (f" and {len(body) - 3} more" if len(body) > 3 else "")
                         + " missing, unknown or of another shape")
     model.load_state_dict({**own, **{n: t for n, t in given.items() if n not in wrong}})
