@@ -50,14 +50,18 @@ class EWC(Strategy):
         return super().loss(batch) + self.penalty()
 
     def penalty(self) -> Tensor:
-        """Return strength/2 (sum F (theta - m)^2 + c), a scalar."""
+        """Return strength/2 (sum F (theta - m)^2 + c), a scalar.
+
+        The pull F (theta - m) is computed once, for the value and as the gradient; so only first derivatives are right.
+        """
         total = self.offset
         for name, parameter in self.named_parameters():
             slot = _slot(name)
             if f"fisher__{slot}" in self._buffers:
                 fisher, anchor = getattr(self, f"fisher__{slot}"), getattr(self, f"anchor__{slot}")
-                total = total + (fisher * (parameter - anchor).square()).sum()
-        return 0.5 * self.options.strength * total
+                shift = parameter - anchor
+                total = total + torch.dot((fisher * shift).detach().flatten(), shift.flatten())
+        return self.options.strength * (total - 0.5 * total.detach())
 
     def after_task(self, task: Task) -> None:
         """Add the task's Fisher, taken at the parameters as they are now."""
