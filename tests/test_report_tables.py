@@ -262,3 +262,17 @@ def test_a_hundred_records_take_well_under_half_a_second():
     began = time.process_time()  # not wall time: other tests may keep the machine busy
     render(build(records))
     assert time.process_time() - began < 0.5
+
+
+def test_a_note_that_all_methods_have_is_said_once_without_a_name():
+    both = [make_record(label, notes=["the head starts untrained"], tasks=2) for label in ("lora", "ewc")]
+    assert [n for n in only(both).notes if "untrained" in n] == ["the head starts untrained"]
+    one = [make_record("lora", notes=["the head starts untrained"]), make_record("ewc")]
+    assert "lora: the head starts untrained" in only(one).notes
+
+
+def test_growth_of_what_is_trained_names_the_largest_where_it_is_not_an_end():
+    steady, peak = (only([make_record("pnn", trainable=list(counts), tasks=8)]).notes
+                    for counts in (range(10, 90, 10), (10, 20, 90, 40, 50, 60, 70, 80)))
+    assert "pnn: trainable parameters were 10 in task 1, 80 in task 8" in steady
+    assert "pnn: trainable parameters were 10 in task 1, 80 in task 8, 90 at most" in peak

@@ -113,7 +113,13 @@ def differences(records: Sequence[Record]) -> list[str]:
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
-    """Return the notes that records and their streams carry, each once."""
-    own = [f"{r.label}: {note}" for r in records for note in r.notes]
+    """Return the notes that records and their streams carry, each once; without a name where all methods have one."""
+    labels = {r.label for r in records}
+    having: dict[str, set[str]] = {}
+    for record in records:
+        for note in record.notes:
+            having.setdefault(note, set()).add(record.label)
+    own = [note if having[note] == labels and len(labels) > 1 else f"{r.label}: {note}"
+           for r in records for note in r.notes]
     streams = [note for r in records if r.stream for note in r.stream.notes]
     return [clean(n) for n in dict.fromkeys([*streams, *own])]

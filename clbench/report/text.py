@@ -56,7 +56,8 @@ def runs(values: list[int]) -> str:
         else:
             parts.append((value, task, task))
     if len(parts) > 6:
-        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}, {max(values):,} at most"
+        most = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
+        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{most}"
     return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in parts)
 
 
