@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,25 @@ def test_torchvisions_models_by_name(tmp_path):
         build_model(Resolved(name="torchvision:resnet19"), None, IMAGE, 4, registry)
     with pytest.raises(SpecError, match="takes images with 3 channels, this benchmark has 1"):
         build_model(Resolved(name="torchvision:resnet18"), None, (1, 28, 28), 4, registry)
+
+
+def test_timms_models_by_name():
+    timm = pytest.importorskip("timm")
+    registry = discover()
+    model, _ = build_model(Resolved(name="timm:resnet18"), None, IMAGE, 4, registry)
+    other = timm.create_model("resnet18", num_classes=0).eval()
+    other.load_state_dict({name.removeprefix("blocks.0.body.model."): tensor
+                           for name, tensor in model.state_dict().items() if not name.startswith("head.")})
+    x = torch.randn(2, *IMAGE)
+    assert torch.equal(model.eval().features(x), other(x)) and model(x).shape == (2, 4)
+    with pytest.raises(SpecError, match="no timm model 'resnet19'"):
+        build_model(Resolved(name="timm:resnet19"), None, IMAGE, 4, registry)
+
+
+def test_without_timm_its_models_say_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SpecError, match=r"pip install 'clbench\[timm\]'"):
+        build_model(Resolved(name="timm:resnet18"), None, IMAGE, 4, discover())
 
 
 def test_torchvisions_weights_by_name(monkeypatch):
