@@ -1,4 +1,4 @@
-"""What strategies export from a trial: tensors as safetensors, each file written whole or not at all."""
+"""Tensors as files, each written whole or not at all, and where those are that strategies export from a trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,14 +19,28 @@ def task_folder(trial: Path, task: int) -> Path:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, on the CPU and without shared memory, making the folder where there is none."""
+    """Write tensors as safetensors, whole or not at all: a temporary file, flushed, takes the name at the end.
+
+    The folder is made where there is none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-        save_file(own, temporary, dict(metadata or {}))
+        save_file(_unshared(tensors), temporary, dict(metadata or {}))
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that are contiguous and share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        out[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(own.untyped_storage().data_ptr())
+    return out

@@ -25,6 +25,10 @@ class StartOptions(Options):
     base: Base = Field("task1", description="shared weights: trained on the first task and then frozen, left as they "
                        "were initialised, or those of --weights as they are")
 
+    def phases(self, task: int) -> int:
+        """Return into how many phases a task is split: two for the first with `task1`, the shared part first."""
+        return 2 if self.base == "task1" and task == 0 else 1
+
 
 class BaseOptions(StartOptions, InferOptions):
     """Where the frozen part comes from, and how a task is inferred."""

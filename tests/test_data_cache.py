@@ -104,7 +104,7 @@ def test_a_failing_write_leaves_nothing_behind(registry, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     stream = load(registry, tmp_path)
     assert "No space left on device" in stream.notes[0] and not list((tmp_path / "streams").iterdir())
 

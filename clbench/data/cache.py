@@ -14,17 +14,14 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
+from clbench.artifacts import save_tensors
 from clbench.builtin import CUSTOM_BENCHMARK
 from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
@@ -119,30 +116,10 @@ def source_files(name: str, data_dir: Path) -> Files:
 
 
 def write(path: Path, raw: RawStream, files: Files) -> None:
-    """Write a stream, whole or not at all: a temporary file, flushed, takes the name at the end."""
+    """Write a stream, whole or not at all."""
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "digest": raw.digest, "files": files}
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(_unshared(raw.tensors()), temporary, {"clbench": json.dumps(facts)})
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that are contiguous and share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        shared = tensor.untyped_storage().data_ptr() in seen
-        seen.add(tensor.untyped_storage().data_ptr())
-        out[name] = tensor.clone() if shared else tensor.contiguous()
-    return out
+    save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
 
 
 def read(path: Path, files: Files) -> RawStream:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from clbench.artifacts import save_tensors
 from clbench.data.quiet import chatter_to_stderr
 from clbench.errors import DataError
 
@@ -129,14 +128,10 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
     for part, data in (("train", train), ("test", test)):
         tensors[f"{part}_x"] = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}_y"] = torch.tensor(data.targets)
-    temporary = where.with_name(f".{where.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        save_file(tensors, temporary)
-        os.replace(temporary, where)
+        save_tensors(where, tensors)
     except OSError as error:
         raise DataError(f"cannot write {where}: {error.strerror}; choose another folder with --data") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def few(images: Images, per_class: int | None) -> Images:

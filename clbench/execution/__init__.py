@@ -30,6 +30,9 @@ class How:
 ACCELERATOR_STACK = 32  # seeds that are tried together; a stack that does not fit in memory is halved
 
 
+Kind = tuple[tuple[str, ...], str]
+
+
 class Waiting:
     """The trials that wait, setting by setting (streams are large); in each the longest go first, once known.
 
@@ -38,23 +41,31 @@ class Waiting:
 
     def __init__(self, todo: Sequence[Planned]) -> None:
         """Let them wait in the order of the plan."""
-        self.left = list(todo)
-        self.seconds: dict[tuple[object, ...], float] = {}
+        # Positions in the plan and trials, by setting and kind: what these are takes long to write out.
+        self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, Planned]]]] = {}
+        for position, planned in enumerate(todo):
+            kinds = self.left.setdefault(planned.trial.setting, {})
+            kinds.setdefault(self._kind(planned), []).append((position, planned))
+        self.seconds: dict[Kind, float] = {}
 
     def take(self, how: How, device: str) -> list[Planned]:
         """Remove the next trial and, up to the size of a stack, the other seeds of its method in its setting."""
-        here = [p for p in self.left if p.trial.setting == self.left[0].trial.setting]
-        first = max(here, key=lambda p: self.seconds.get(self._kind(p), math.inf))  # the earliest of several
+        setting, here = next(iter(self.left.items()))
+        kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # the earliest of several
         size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
-        group = [p for p in here if self._kind(p) == self._kind(first)][:size]
-        self.left = [p for p in self.left if p not in group]
+        group = [planned for _, planned in here[kind][:size]]
+        del here[kind][:size]
+        if not here[kind]:
+            del here[kind]
+        if not here:
+            del self.left[setting]
         return group
 
     def took(self, group: Sequence[Planned], seconds: float) -> None:
         """Hear how long trials took."""
         self.seconds[self._kind(group[0])] = seconds / len(group)
 
-    def _kind(self, planned: Planned) -> tuple[object, ...]:
+    def _kind(self, planned: Planned) -> Kind:
         """Return what trials have in common that differ in their seed only."""
         return planned.trial.setting, str(planned.trial.method)
 

@@ -48,7 +48,7 @@ class Independent(PerTaskStrategy):
 
     def phases(self, task: Task) -> int:
         """Return 2 for the first task with `base = task1`: W first, then its copy."""
-        return 2 if self.options.base == "task1" and task.index == 0 else 1
+        return self.options.phases(task.index)
 
     def before_phase(self, task: Task, phase: int) -> None:
         """Freeze W once it has been trained, and go on with the copy, which starts from it."""

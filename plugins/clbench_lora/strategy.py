@@ -51,7 +51,7 @@ class LoRA(PerTaskStrategy):
 
     def phases(self, task: Task) -> int:
         """Return 2 for the first task with `base = task1`: W first, then its adapters."""
-        return 2 if self.options.base == "task1" and task.index == 0 else 1
+        return self.options.phases(task.index)
 
     def before_phase(self, task: Task, phase: int) -> None:
         """Freeze W once it has been trained, and go on with the adapters, which start from it."""
