@@ -276,3 +276,16 @@ def test_growth_of_what_is_trained_names_the_largest_where_it_is_not_an_end():
                     for counts in (range(10, 90, 10), (10, 20, 90, 40, 50, 60, 70, 80)))
     assert "pnn: trainable parameters were 10 in task 1, 80 in task 8" in steady
     assert "pnn: trainable parameters were 10 in task 1, 80 in task 8, 90 at most" in peak
+
+
+def test_results_hold_what_each_seed_gave():
+    records = [make_record("lora", 0, make_matrix(2, 0.01), parameters={"base": 5, "heads": 2}),
+               make_record("lora", 1, make_matrix(2), trainable=[7, 3]), make_record("lora", 2, make_matrix(2), status="diverged"),
+               make_record("joint", 0, make_matrix(2))]
+    lora, joint = only(records).results
+    assert (lora.label, lora.complete, lora.seeds, joint.reference) == ("lora", False, (0, 1), True)
+    assert lora.R[0] == tuple(map(tuple, make_matrix(2, 0.01)))
+    assert lora.trainable[1] == (7, 3)
+    assert lora.parameters == ((7, 7), (1000, 1000))
+    assert lora.bytes[0] == (4000, 4000)
+    assert lora.seconds == (2.5, 2.5)

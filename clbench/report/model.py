@@ -62,6 +62,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What a method gave, seed by seed: raw numbers (fractions, parameters, bytes, seconds) behind tables and figures.
+
+    Only trials that are done; each tuple behind `seeds` has one entry for each of them.
+    """
+
+    label: str
+    strategy: str  # methods of one strategy share a colour
+    reference: bool
+    complete: bool  # all seeds of the section are done
+    seeds: tuple[int, ...]
+    R: tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]; row 0 is before any training
+    trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
+    parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after it
+    bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after it
+    seconds: tuple[float, ...]  # [seed]: training with consolidation
+
+
+@dataclass(frozen=True)
 class Point:
     """What the pictures show of a method. Numbers are raw: fractions and parameters; None where there is none."""
 
@@ -104,6 +123,7 @@ class Section:
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
+    results: tuple[Result, ...] = ()  # in the order of the comparison's rows
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from clbench.report.columns import (
     embolden,
     kept_in,
 )
-from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.report.model import Cell, Column, Report, Result, Row, Section, Table
 from clbench.report.pictures import file_names, pictures, point
 from clbench.report.text import clean, listed, number, runs
 
@@ -131,7 +131,19 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
         pictures=pictures(name, file_name, [
             point(m.label, m.records[0].trial.method.name, m.done, reference=m.reference, complete=m.complete)
             for m in methods]),
+        results=tuple(map(_result, methods)),
     )
+
+
+def _result(method: _Method) -> Result:
+    done = method.done
+    return Result(
+        label=method.label, strategy=method.records[0].trial.method.name, reference=method.reference,
+        complete=method.complete, seeds=tuple(r.trial.seed for r in done),
+        R=tuple(tuple(map(tuple, r.R)) for r in done), trainable=tuple(tuple(r.costs.trainable) for r in done),
+        parameters=tuple(tuple(sum(kept.values()) for kept in r.costs.parameters) for r in done),
+        bytes=tuple(tuple(sum(kept.values()) for kept in r.costs.bytes) for r in done),
+        seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
 
 
 def _infers(method: _Method) -> bool:
