@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from clbench.records import Record
 
 
 @click.command("report", short_help="Render a report again from its records.")
@@ -15,20 +19,12 @@ def command(directory: Path, formats: tuple[str, ...]) -> None:
     from rich.console import Console
 
     from clbench import report
-    from clbench.errors import StoreError
-    from clbench.experiment import by_method
     from clbench.plugins import discover
     from clbench.report.terminal import show
-    from clbench.store import Store
 
     registry = discover()
     wanted = [registry.report_format(name) for name in formats or ("md",)]
-    records, problems = Store(directory).read()
-    for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
-    if not records:
-        raise StoreError(f"no records in {directory / 'records'}; clbench run --out {directory} makes some")
-    whole = report.build(by_method(records))
+    whole = report.build(read(directory))
     figures = report.write_figures(whole, directory)
     paths = [report.write(whole, directory, info) for info in wanted]
     show(whole, Console())
@@ -36,3 +32,21 @@ def command(directory: Path, formats: tuple[str, ...]) -> None:
         click.echo(f"report: {path}")
     for path in figures:
         click.echo(f"figure: {path}")
+
+
+def read(directory: Path) -> list[Record]:
+    """Return the records of a run folder, methods together; files that are none are told of and left alone.
+
+    Raises:
+        StoreError: there are no records.
+    """
+    from clbench.errors import StoreError
+    from clbench.experiment import by_method
+    from clbench.store import Store
+
+    records, problems = Store(directory).read()
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
+    if not records:
+        raise StoreError(f"no records in {directory / 'records'}; clbench run --out {directory} makes some")
+    return by_method(records)

@@ -16,6 +16,7 @@ from clbench.report.drawing import INK, PALE, Look
 from clbench.report.labels import Box, along, place, side_by_side, spread
 from clbench.report.model import Picture, Point, Report
 from clbench.report.pictures import front
+from clbench.report.ranks_figure import critical_difference
 from clbench.store import write_atomically
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def write(report: Report, directory: Path) -> list[Path]:
 
 def draw(report: Report) -> dict[str, str]:
     """Return each figure of a report as SVG by its name; the same numbers give the same text."""
-    found = [picture for section in report.sections for picture in section.pictures]
+    found = [*(picture for section in report.sections for picture in section.pictures), *report.pictures]
     looks = drawing.looks([(p.strategy, p.reference) for picture in found for p in picture.points])
-    kinds = {"pareto": pareto, "growth": growth}
+    kinds = {"pareto": pareto, "growth": growth, "critical-difference": critical_difference}
     with drawing.styled():
         return {picture.name: drawing.svg(kinds[picture.kind](picture, looks), f"{picture.title}: {picture.subject}")
                 for picture in found}
