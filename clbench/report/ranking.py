@@ -59,9 +59,9 @@ def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[st
     test = f"Friedman's test of {len(labels)} methods over {settings} settings: p = {found.p:.2g}"
     if found.p > ALPHA:
         return [f"{test}; no difference between ranks shown"]
-    pairs = [f"{a} before {b}" for i, a in enumerate(labels) for j, b in enumerate(labels) if better(found, i, j)]
+    behind = [(a, [b for j, b in enumerate(labels) if better(found, i, j)]) for i, a in enumerate(labels)]
     return [f"{test}; ranks differ. Further apart than the critical difference of {found.critical:.2f} (Nemenyi): "
-            + (", ".join(pairs) or "no two")]
+            + ("; ".join(f"{a} before {', '.join(others)}" for a, others in behind if others) or "no two")]
 
 
 def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> Picture:
