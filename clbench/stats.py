@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clbench.errors import ClbenchError
 
@@ -22,7 +22,7 @@ ALPHA = 0.05  # a difference is shown where its corrected p is not above this
 BOOTSTRAP_FROM = 5  # seeds; fewer have a Student t interval
 RESAMPLES = 9999
 EXACT_TO = 16  # seeds: up to here all 2^n sign flips are counted, beyond as many random ones as for this number
-_GRID = 2.0 ** 36  # differences become whole numbers up to this, so that equal sums are equal
+ROUNDING = 1e-12  # values no further apart than this are equal
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,17 @@ def _bootstrap(series: Sequence[Sequence[float]], level: float) -> dict[tuple[fl
     """Return the BCa intervals of the series that have enough values and are not constant."""
     groups: dict[int, list[tuple[float, ...]]] = {}
     for values in dict.fromkeys(map(tuple, series)):
-        if len(values) >= BOOTSTRAP_FROM and len(set(values)) > 1:
+        if len(values) >= BOOTSTRAP_FROM and max(values) - min(values) > ROUNDING:
             groups.setdefault(len(values), []).append(values)
     found: dict[tuple[float, ...], Interval] = {}
     for n, group in groups.items():
         import numpy as np
         from scipy.stats import bootstrap
 
-        over = bootstrap((np.asarray(group),), np.mean, axis=1, vectorized=True, n_resamples=RESAMPLES,
+        def mean(values: npt.NDArray[np.float64], axis: int) -> Any:
+            return np.mean(values, axis=axis).round(12)  # means that are equal but for rounding count as equal
+
+        over = bootstrap((np.asarray(group),), mean, axis=1, vectorized=True, n_resamples=RESAMPLES,
                          confidence_level=level, method="BCa", rng=np.random.default_rng(0)).confidence_interval
         found |= {values: Interval(fmean(values), float(low), float(high), n)
                   for values, low, high in zip(group, np.atleast_1d(over.low), np.atleast_1d(over.high), strict=True)}
@@ -120,18 +123,13 @@ def sign_flip_p(differences: Sequence[Sequence[float]]) -> list[float]:
     """
     import numpy as np
 
-    scaled = np.asarray([_whole(values) for values in differences], dtype=np.float64)
-    n = scaled.shape[1]
+    found = np.asarray(differences, dtype=np.float64)
+    n = found.shape[1]
     exact = n <= EXACT_TO
     signs = _all_signs(n) if exact else np.random.default_rng(0).choice((-1.0, 1.0), (2 ** (EXACT_TO - 1) - 1, n))
-    counts = (np.abs(signs @ scaled.T) >= np.abs(scaled.sum(axis=1))).sum(axis=0)
+    as_far = np.abs(found.sum(axis=1)) - 1e-10 * np.abs(found).sum(axis=1)  # sums that are equal but for rounding count
+    counts = (np.abs(signs @ found.T) >= as_far).sum(axis=0)
     return [float(p) for p in (counts / len(signs) if exact else (counts + 1) / (len(signs) + 1))]
-
-
-def _whole(values: Sequence[float]) -> list[int]:
-    """Return values as whole numbers in proportion to them, whose sums are exact in double precision."""
-    largest = max(map(abs, values)) or 1.0
-    return [round(value / largest * _GRID) for value in values]
 
 
 def _all_signs(n: int) -> npt.NDArray[np.float64]:
@@ -183,11 +181,11 @@ def effect_size(differences: Sequence[float]) -> float | None:
     bias away. Source: Hedges 1981, equation 6e; for paired differences Lakens 2013. J(1) is 0: nothing is known of two.
     """
     n = len(differences)
-    if n < 3 or (deviation := stdev(differences)) <= 1e-12 * max(map(abs, differences)):
+    if n < 3 or max(differences) - min(differences) <= ROUNDING:
         return None
     m = n - 1
     log_j = math.lgamma(m / 2) - math.log(m / 2) / 2 - math.lgamma((m - 1) / 2)
-    return math.exp(log_j) * fmean(differences) / deviation
+    return math.exp(log_j) * fmean(differences) / stdev(differences)
 
 
 def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.report.text import NONE, interval, number
-from clbench.stats import ALPHA, effect_size, holm, mean_intervals, seeds_needed, sign_flip_p, smallest_p
+from clbench.stats import ALPHA, ROUNDING, effect_size, holm, mean_intervals, seeds_needed, sign_flip_p, smallest_p
 
 Values = Mapping[str, Mapping[int, float]]  # a figure by method and seed
 
@@ -28,7 +28,7 @@ class Pair:
     @property
     def equal(self) -> bool:
         """Tell whether the two agree on every seed, but for rounding."""
-        return all(abs(d) < 1e-12 for d in self.differences)
+        return all(abs(d) <= ROUNDING for d in self.differences)
 
     @property
     def shown(self) -> bool:
