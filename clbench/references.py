@@ -30,7 +30,7 @@ class Cell(Strict):
     sem: float | None = Field(None, gt=0)  # standard error of the mean over the reference's seeds
     sd: float | None = Field(None, gt=0)  # or their standard deviation
     allowance: float = Field(0.0, ge=0)  # points granted beyond both spreads and the rounding, for a stated reason
-    reason: str = ""
+    reason: str = ""  # or where a spread comes from that the paper does not give
     recipe: dict[str, Any] = Field({})  # what differs from the experiment's
 
     @property
@@ -45,8 +45,8 @@ class Cell(Strict):
             raise ValueError("give sem or sd, not both")
         if self.sem is None and self.sd is None and not self.allowance:
             raise ValueError("a number without its spread (sem or sd) needs an allowance in points, and its reason")
-        if bool(self.allowance) != bool(self.reason):
-            raise ValueError("an allowance and its reason go together")
+        if self.allowance and not self.reason:
+            raise ValueError("an allowance needs its reason")
         return self
 
 
