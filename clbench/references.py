@@ -31,6 +31,7 @@ class Cell(Strict):
     sd: float | None = Field(None, gt=0)  # or their standard deviation
     allowance: float = Field(0.0, ge=0)  # points granted beyond both spreads and the rounding, for a stated reason
     reason: str = ""  # or where a spread comes from that the paper does not give
+    widest: float | None = Field(None, gt=0)  # instead of the reference's, where the published spread is large
     recipe: dict[str, Any] = Field({})  # what differs from the experiment's
 
     @property
@@ -55,7 +56,7 @@ class Tolerance(Strict):
 
     level: float = Field(0.99, gt=0.5, lt=1)  # of the interval of the difference of the means
     rounding: float = Field(0.005, ge=0)  # half a unit of the last published digit
-    widest: float = Field(5.0, gt=0)  # a wider tolerance would be met by chance: it decides nothing
+    widest: float = Field(2.0, gt=0)  # a wider tolerance would be met by chance: it decides nothing
 
 
 class Reference(Strict):
@@ -92,6 +93,10 @@ class Reference(Strict):
         recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
         return spec.build({**self.experiment, **(given or {}), "recipe": recipe, "scenario": cell.scenario,
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
+
+    def widest(self, cell: Cell) -> float:
+        """Return the tolerance of a cell, in points, beyond which it decides nothing."""
+        return cell.widest or self.tolerance.widest
 
     def choose(self, scenarios: Iterable[str] = (), methods: Iterable[str] = ()) -> list[Cell]:
         """Return the cells of these scenarios and labels; all where none are named.

@@ -95,7 +95,7 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
         remarks.append("one seed has no spread")
     elif tolerance is not None and abs(fmean(accuracies) - cell.published) > tolerance:
         verdict = "missed"
-    elif tolerance is not None and tolerance > reference.tolerance.widest:
+    elif tolerance is not None and tolerance > reference.widest(cell):
         verdict = "cannot tell"
         enough = seeds_needed(reference, cell, accuracies)
         remarks.append(f"a difference of up to {tolerance:.1f} points would pass; "
@@ -125,4 +125,4 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
 def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
     """Return how many seeds of the same spread would bring the tolerance down to the widest; None for none."""
     return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
-                 if allowed(reference, cell, accuracies, n) <= reference.tolerance.widest), None)
+                 if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)

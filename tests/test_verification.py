@@ -76,6 +76,13 @@ def test_within_a_tolerance_that_is_too_wide_nothing_is_told_but_how_many_seeds_
     assert f"about {enough} seeds would do" in first.remarks[0]
 
 
+def test_a_cell_may_be_allowed_a_wider_tolerance(reference):
+    wide = reference.model_copy(update={"cells": (reference.cells[0].model_copy(update={"widest": 60.0}),)})
+    first, = judged(wide, [[80.0, 99.0, 91.0]])
+    assert (first.verdict, first.remarks) == ("reproduced", ())
+    assert "naive, scenario task: decides up to a tolerance of 60 points" in verified.markdown(wide, [first])
+
+
 def test_no_number_of_seeds_helps_against_their_own_spread(reference):
     cell = reference.cells[0].model_copy(update={"sem": 1.9})
     assert seeds_needed(reference, cell, [80.0, 99.0, 91.0]) is None
@@ -85,7 +92,7 @@ def test_a_seed_that_diverged_is_a_miss_and_one_that_failed_is_told(reference):
     diverged, _, failed = judged(reference, [[90.0, 90.1, 89.9], [], [60.0, 60.1, 59.9]],
                                  {("naive", 1): "diverged", ("er", 2): "failed"})
     assert (diverged.verdict, diverged.remarks, diverged.failed) == ("missed", ("seed 1 diverged",), True)
-    assert (failed.remarks, failed.failed, len(failed.accuracies)) == (("seed 2 failed",), True, 2)
+    assert (failed.remarks[0], failed.failed, len(failed.accuracies)) == ("seed 2 failed", True, 2)
 
 
 def test_all_seeds_of_a_cell_count_and_nothing_else_does(reference):

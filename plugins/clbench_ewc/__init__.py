@@ -13,8 +13,8 @@ from clbench import Options, StrategyInfo, hookimpl
 class EWCOptions(Options):
     """Options of `ewc`.
 
-    The default strength is what van de Ven & Tolias use for Split-MNIST, scenario `task`, with the exact Fisher; it was
-    not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
+    The default strength is that of van de Ven's code (its version of 2022, with the exact Fisher) for Split-MNIST,
+    scenario `task`; it was not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
     """
 
     strength: float = Field(1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
