@@ -21,8 +21,8 @@ class EWCOptions(Options):
     mode: Literal["separate", "online"] = Field(
         "separate", description="one quadratic per task (Kirkpatrick 2017), or a running one (Schwarz 2018)")
     gamma: float = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")
-    fisher: Literal["exact", "sampled", "empirical"] = Field(
-        "exact", description="labels: the model's distribution, one draw from it, or the true ones")
+    fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
+        "exact", description="labels: the model's distribution, one draw from it, the true ones, or the most probable")
     fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
 
     @model_validator(mode="after")
