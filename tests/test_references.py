@@ -1,3 +1,4 @@
+import re
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def test_split_mnist_of_van_de_ven_is_dealt_out_by_seed_with_strengths_of_each_s
             options = trials[scenario, method].method.options
             assert (options["strength"], options["mode"], options["fisher"], options["gamma"]) == (
                 strength, mode, "exact", 1)
+
+
+def test_the_file_of_the_docs_is_one(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(re.search(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "verify.md").read_text(), re.M | re.S)[1])
+    reference = references.load(file)
+    assert len(reference.plan(reference.cells, discover())) == 2
 
 
 def test_a_wheel_carries_the_references(tmp_path):
