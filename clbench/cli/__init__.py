@@ -11,7 +11,8 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command.
-COMMANDS = ("run", "report", "compare", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models")
+COMMANDS = ("run", "report", "compare", "verify", "adapters", "lora", "pretrain", "params", "methods", "benchmarks",
+            "models")
 
 
 class LazyGroup(click.Group):
