@@ -140,7 +140,7 @@ class Memo:
                 raise TypeError
             return value.node  # type: ignore[no-any-return]
         if isinstance(value, Tensor):
-            if not self.known(value):
+            if value.requires_grad or value.untyped_storage().data_ptr() not in self.weights:
                 raise TypeError
             return value.data_ptr(), value.shape, value.stride(), value.dtype, value._version
         if kind is tuple or kind is list:
