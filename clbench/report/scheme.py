@@ -1,4 +1,4 @@
-"""The colours of a page: those of the methods are the palette's, outlined on white and brighter on black where needed."""
+"""The colours of a page: the palette's for methods, outlined on white and brighter on black where they need it."""
 
 from __future__ import annotations
 

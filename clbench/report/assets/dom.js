@@ -24,13 +24,15 @@ function shape(parent, name, attributes, text) {
 function readTable(id) {
   const table = document.getElementById(id);
   const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => th.dataset);
+  const seeds = table.dataset.seeds?.split(" ");
   const rows = new Map();
   for (const tr of table.querySelectorAll("tr[data-row]")) {
     rows.set(Number(tr.dataset.row), [...tr.cells].slice(1).map((td) => ({
       text: td.textContent,
       value: "v" in td.dataset ? Number(td.dataset.v) : null,
-      half: Number(td.dataset.h ?? 0),
-      seeds: td.dataset.s,
+      low: Number(td.dataset.low ?? td.dataset.v),
+      high: Number(td.dataset.high ?? td.dataset.v),
+      seeds: td.dataset.s?.split(" ").map((value, i) => `seed ${seeds[i]}: ${value}`).join(", "),
     })));
   }
   return { columns, rows, title: table.caption.textContent };

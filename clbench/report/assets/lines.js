@@ -23,7 +23,7 @@ function drawLines(svg, width, figure, methods) {
     const key = curve.cells.map((cell) => cell.value).join();
     alike.set(key, [...alike.get(key) ?? [], curve]);
   }
-  for (const { method, cells } of curves) band(group(svg, method), cells, x, y, unit);
+  for (const { method, cells } of curves) band(group(svg, method), cells, x, y, unit, curves.length > 6 ? "band faint" : "band");
   for (const same of alike.values()) {
     same.forEach(({ method, cells }, k) => {
       const within = group(svg, method);
@@ -50,8 +50,8 @@ function drawLines(svg, width, figure, methods) {
 }
 
 function heights(curves, unit, box) {
-  const of = (sign) => curves.flatMap(({ cells }) => cells.map((cell) => cell.value + sign * cell.half));
-  let [low, high] = [Math.min(...of(-1)), Math.max(...of(1))];
+  const all = curves.flatMap(({ cells }) => cells);
+  let [low, high] = [Math.min(...all.map((cell) => cell.low)), Math.max(...all.map((cell) => cell.high))];
   if (unit === "percent") {
     [low, high] = padded(Math.max(low, 0), Math.min(high, 1));
     return linear(Math.max(low, 0), Math.min(high, 1.005), box.bottom, box.top);
@@ -60,11 +60,11 @@ function heights(curves, unit, box) {
   return linear(0, high * 1.08 || 1, box.bottom, box.top);
 }
 
-function band(parent, cells, x, y, unit) {
-  if (cells.every((cell) => cell.half === 0)) return;
+function band(parent, cells, x, y, unit, look) {
+  if (cells.every((cell) => cell.low === cell.high)) return;
   const limit = (v) => (unit === "percent" ? Math.max(0, Math.min(1, v)) : Math.max(y.low, v));
-  const edge = (sign) => cells.map((c, i) => `${x(i + 1).toFixed(1)} ${y(limit(c.value + sign * c.half)).toFixed(1)}`);
-  shape(parent, "path", { class: "band", d: `M${[...edge(1), ...edge(-1).reverse()].join("L")}z` });
+  const edge = (end) => cells.map((cell, i) => `${x(i + 1).toFixed(1)} ${y(limit(cell[end])).toFixed(1)}`);
+  shape(parent, "path", { class: look, d: `M${[...edge("high"), ...edge("low").reverse()].join("L")}z` });
 }
 
 function endLabels(svg, curves, labels, box, y) {

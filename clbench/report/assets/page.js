@@ -152,4 +152,6 @@ for (const figures of document.querySelectorAll(".figures")) {
     });
   }
 }
-document.addEventListener("scroll", () => tip.classList.remove("shown"), { passive: true });
+document.addEventListener("scroll", () => { // what is named there has moved away
+  if (tip.classList.contains("shown")) document.querySelectorAll(".stage svg").forEach(hide);
+}, { passive: true });

@@ -48,7 +48,7 @@ function heatCell(parent, x, y, width, height, value) {
 }
 
 function heatPanel(svg, method, table, { left, top, each, cell, tall }) {
-  const within = shape(svg, "g", { class: "frame" });
+  const within = group(svg, method);
   const marks = [];
   const tasks = table.columns.length;
   const x = left + 22;
@@ -87,7 +87,7 @@ function drawBars(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
   const found = methods.map((method) => ({ method, cells: rows.get(method.row) }))
     .filter(({ cells }) => cells.every((cell) => cell.value !== null));
-  const ends = found.flatMap(({ cells }) => cells.flatMap((c) => [c.value - c.half, c.value + c.half]));
+  const ends = found.flatMap(({ cells }) => cells.flatMap((c) => [c.low, c.high]));
   const [low, high] = padded(Math.min(0, ...ends), Math.max(0, ...ends), 0.05);
   const { each, place, rows: down } = panels(width, found.length, width < 520 ? 128 : 190);
   const height = 158;
@@ -99,7 +99,7 @@ function drawBars(svg, width, figure, methods) {
     const y = linear(low, high, box.bottom, box.top);
     const slot = (box.right - box.left) / cells.length;
     const x = (j) => box.left + (j - 0.5) * slot;
-    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: String, yTicks: y.ticks(3),
+    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: String, yTicks: y.ticks(5),
       yText: (v) => tickText(v, "points") });
     const within = group(svg, method);
     cells.forEach((cell, j) => {
@@ -107,7 +107,7 @@ function drawBars(svg, width, figure, methods) {
       const side = Math.min(slot * 0.7, 26) / 2;
       shape(within, "rect", { x: x(j + 1) - side, width: 2 * side, y: above, height: Math.max(below - above, 0.5),
         class: method.reference ? "bar hollow" : "bar" });
-      const whisker = [y(cell.value + cell.half), y(cell.value - cell.half)];
+      const whisker = [y(cell.high), y(cell.low)];
       shape(within, "line", { x1: x(j + 1), x2: x(j + 1), y1: whisker[0], y2: whisker[1], class: "whisker" });
       marks.push({
         x0: x(j + 1) - slot / 2, x1: x(j + 1) + slot / 2, y0: Math.min(above, whisker[0]) - 2, y1: Math.max(below, whisker[1]) + 2,

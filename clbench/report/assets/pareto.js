@@ -11,8 +11,8 @@ function drawPareto(svg, width, figure, methods) {
   const costs = points.map(({ cost }) => cost.value);
   const ratio = Math.max((Math.max(...costs) / Math.min(...costs)) ** 0.1, 1.3);
   const x = logarithmic(Math.min(...costs) / ratio, Math.max(...costs) * ratio, box.left, box.right);
-  const limits = (sign) => points.map(({ gain }) => Math.max(0, Math.min(1, gain.value + sign * gain.half)));
-  const y = linear(...padded(Math.min(...limits(-1)), Math.max(...limits(1))), box.bottom, box.top);
+  const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(1, gain[end])));
+  const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].title}${unit === "seconds" ? " (s)" : ""}, log`,
     yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "ACC (%)" });
@@ -22,7 +22,7 @@ function drawPareto(svg, width, figure, methods) {
   const marks = points.map(({ method, cost, gain }, i) => {
     const within = group(svg, method);
     const [px, py] = at[i];
-    const span = [limits(1)[i], limits(-1)[i]].map(y);
+    const span = [limits("high")[i], limits("low")[i]].map(y);
     shape(within, "line", { x1: px, x2: px, y1: span[0], y2: span[1], class: "whisker" });
     marker(within, method, px, py, best.includes(method.row) ? 6 : 4.5);
     return { ...around(px, py, 7), row: method.row, step: i, title: method.label,

@@ -9,7 +9,7 @@ function drawSeeds(svg, width, figure, methods) {
   const left = beside ? Math.max(40, ...found.map(({ method }) => textWidth(fit(method.label, width * 0.36)) + 30)) : 8;
   const each = beside ? 32 : 46;
   const box = { left, right: width - 14, top: 8, bottom: 12 + found.length * each };
-  const ends = found.flatMap(({ seeds, mean }) => [mean.value - mean.half, mean.value + mean.half,
+  const ends = found.flatMap(({ seeds, mean }) => [mean.low, mean.high,
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
   const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(1, Math.max(...ends)), 0.04);
   const x = linear(Math.max(low, 0), Math.min(high, 1.002), box.left, box.right);
@@ -23,7 +23,7 @@ function drawSeeds(svg, width, figure, methods) {
     const within = group(svg, method);
     if (beside) shape(within, "text", { x: left - 16, y: y + 4, "text-anchor": "end", class: "label" }, fit(method.label, width * 0.36));
     else shape(within, "text", { x: left, y: y - 16, class: "label" }, fit(method.label, width - 20));
-    const [a, b] = [-1, 1].map((sign) => x(Math.max(x.low, Math.min(1, mean.value + sign * mean.half))));
+    const [a, b] = [mean.low, mean.high].map((end) => x(Math.max(x.low, Math.min(1, end))));
     shape(within, "line", { x1: a, x2: b, y1: y, y2: y, class: "interval" });
     shape(within, "line", { x1: x(mean.value), x2: x(mean.value), y1: y - 9, y2: y + 9, class: "mean" });
     marks.push({ x0: x(mean.value) - 2, x1: x(mean.value) + 2, y0: y - 9, y1: y + 9, row: method.row, step: columns.length,
