@@ -140,7 +140,7 @@ def _figures(name: str, file: str, section: Section, tables: Mapping[str, Table]
         Figure("seeds", "Seed by seed", "ACC of each seed; bar and band: mean and 95% interval.",
                f"ACC of each seed. Means: {_ends(tables[seeds])}.", (seeds,), f"{file}-seeds"),
         Figure("lines", "Parameters kept",
-               "All parameters that a method keeps after each task. Methods that keep the same take turns along one line.",
+               "All that a method keeps after each task. Methods that keep the same take turns along one line.",
                f"Parameters kept after the last task: {_ends(tables[parameters])}.",
                (parameters,), f"{file}-growth", axis="parameters"),
     ]
@@ -150,8 +150,9 @@ def _figures(name: str, file: str, section: Section, tables: Mapping[str, Table]
                             f"Forgetting (points): {_column(section.comparison, 'forgetting')}.",
                             (forgetting,), f"{file}-forgetting", wide=True))
     found.append(Figure("heat", "Accuracy on every task (R)",
-                        "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: tasks "
-                        "that have been trained on.", f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
+                        "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: "
+                        "tasks that have been trained on.",
+                        f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
                         tuple(m.name for m in matrices), f"{file}-R", wide=True))
     return found
 
