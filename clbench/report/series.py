@@ -8,9 +8,7 @@ from statistics import fmean
 from clbench import metrics
 from clbench.report.columns import ACC, cell
 from clbench.report.model import Cell, Column, Result, Row, Table, Unit
-from clbench.report.text import NONE
-
-Values = Sequence[float | None]
+from clbench.report.text import NONE, number
 
 
 def accuracy_over_tasks(results: Sequence[Result]) -> Table:
@@ -32,29 +30,32 @@ def parameters_over_tasks(results: Sequence[Result]) -> Table:
 
 def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
     """Return ACC of each seed, and last its mean; a seed without a result has a dash."""
-    rows = []
-    for r in results:
-        found = dict(zip(r.seeds, map(metrics.acc, r.R), strict=True))
-        single = [cell([found.get(seed)], ACC.column.unit) for seed in seeds]
-        rows.append(Row(r.label, (*(_exact(c) for c in single), cell(list(found.values()), ACC.column.unit)),
-                        reference=r.reference))
-    columns = (*(Column(f"seed {seed}", ACC.column.unit) for seed in seeds), Column("mean", ACC.column.unit))
-    return Table("ACC of each seed", columns, tuple(rows))
+    unit = ACC.column.unit
+    found = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
+    means = _cells([list(of_seeds.values()) for of_seeds in found], unit)
+    rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
+            for r, of_seeds, mean in zip(results, found, means, strict=True)]
+    return Table("ACC of each seed", tuple(Column(name, unit) for name in (*(f"seed {s}" for s in seeds), "mean")),
+                 tuple(rows))
 
 
-def _exact(single: Cell) -> Cell:
-    """Return the cell of one value without the interval that it cannot have."""
-    return Cell(single.text.removesuffix(" ± n/a"), single.mean, n=single.n)
+def _single(value: float | None, unit: Unit) -> Cell:
+    return Cell(NONE) if value is None else Cell(number(value, unit), value, n=1)
 
 
 def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
-           values: Callable[[Result], Sequence[Values]]) -> Table:
+           values: Callable[[Result], Sequence[Sequence[float]]]) -> Table:
     """Return a table with a column per task; methods whose seeds differ in length have dashes."""
     found = [values(r) for r in results]
-    length = max((len(v) for of_seeds in found for v in of_seeds), default=0)
-    rows = []
-    for r, of_seeds in zip(results, found, strict=True):
-        alike = len({len(v) for v in of_seeds}) == 1
-        cells = [cell(v, unit) for v in zip(*of_seeds, strict=True)] if alike else []
-        rows.append(Row(r.label, (*cells, *[Cell(NONE)] * (length - len(cells))), reference=r.reference))
-    return Table(title, tuple(Column(column.format(i), unit) for i in range(1, length + 1)), tuple(rows))
+    lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in found]
+    tasks = max((max(length) for length in lengths if length), default=0)
+    columns = [_cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
+                       for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
+    rows = tuple(Row(r.label, tuple(cells[i] for cells in columns), reference=r.reference)
+                 for i, r in enumerate(results))
+    return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)
+
+
+def _cells(values: Sequence[Sequence[float]], unit: Unit) -> list[Cell]:
+    """Return a column's cells, each for what the seeds of a method gave."""
+    return [cell(of_seeds, unit) for of_seeds in values]
