@@ -207,7 +207,7 @@ def test_every_figure_is_saved_as_an_svg_that_stands_alone(show):
         texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
         assert {"er", "lora", "ewc", "naive"} <= texts, path
         drawn = [e for e in root.iter() if e.tag.endswith(("path", "rect", "line"))]
-        assert len(drawn) > 8 and all(e.get("fill") for e in drawn)
+        assert len(drawn) > 8 and all(e.get("fill") or e.get("stroke") for e in drawn)
         paper = next(e for e in drawn if e.tag.endswith("rect"))
         assert paper.get("fill") == "rgb(253, 253, 251)", "light, whatever the page is"
     accuracy = next(p for p in saved if p.stem.endswith("accuracy")).read_text()

@@ -1,6 +1,10 @@
 // Brings the page to life: draws the figures at the width they have, and shows values to pointer and keyboard.
 
 const KINDS = { lines: drawLines, heat: drawHeat, bars: drawBars, seeds: drawSeeds, pareto: drawPareto };
+const STYLES = { // what a saved figure carries of the page's styles, and the values that go without saying
+  fill: "rgb(0, 0, 0)", "fill-opacity": "1", stroke: "none", "stroke-width": "1px", "stroke-dasharray": "none",
+  "stroke-linejoin": "miter", "paint-order": "normal", opacity: "1", "font-family": "", "font-size": "", "font-weight": "400",
+};
 const tip = document.getElementById("tip");
 
 function draw(figure, stage, width, methods) {
@@ -114,11 +118,12 @@ function download(figure, methods) {
   const title = `${figure.querySelector("h4").textContent}: ${figure.closest("section").querySelector("h2").textContent}`;
   for (const one of svg.querySelectorAll("*")) {
     const style = getComputedStyle(one);
-    for (const name of ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity",
-      ...one.localName === "text" ? ["font-family", "font-size", "font-weight", "paint-order"] : []]) {
-      one.setAttribute(name, style.getPropertyValue(name));
+    for (const [name, usual] of Object.entries(STYLES)) {
+      const value = style.getPropertyValue(name);
+      if (value !== usual && (one.localName === "text" || !name.startsWith("font"))) one.setAttribute(name, value);
     }
   }
+  for (const one of svg.querySelectorAll("[class]")) one.removeAttribute("class");
   const [width, height] = ["width", "height"].map((name) => Number(svg.getAttribute(name)));
   svg.setAttribute("viewBox", `-12 -12 ${width + 24} ${height + 24}`);
   const paper = shape(svg, "rect", { x: -12, y: -12, width: width + 24, height: height + 24,
