@@ -9,20 +9,20 @@ import click
 
 @click.command("report", short_help="Render a report again from its records.")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md]")
+@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md, html]")
 def command(directory: Path, formats: tuple[str, ...]) -> None:
     """Render the report of a run folder again, from its records alone."""
     from rich.console import Console
 
     from clbench import report
     from clbench.errors import StoreError
-    from clbench.experiment import by_method
+    from clbench.experiment import FORMATS, by_method
     from clbench.plugins import discover
     from clbench.report.terminal import show
     from clbench.store import Store
 
     registry = discover()
-    wanted = [registry.report_format(name) for name in formats or ("md",)]
+    wanted = [registry.report_format(name) for name in formats or FORMATS]
     records, problems = Store(directory).read()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)

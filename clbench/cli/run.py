@@ -85,9 +85,11 @@ def conclude(ready: Experiment) -> int:
     from clbench.report.terminal import show
 
     results = ready.results()
-    path = write_report(ready)
+    paths = write_report(ready)
     show(report.build(results), Console())
-    click.echo(f"report:  {path}\nrecords: {ready.store.records}")
+    for path in paths:
+        click.echo(f"report:  {path}")
+    click.echo(f"records: {ready.store.records}")
     bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in bad):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)
