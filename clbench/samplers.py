@@ -6,7 +6,6 @@ file of its own to go on from; the records of its trials are enough.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
@@ -39,16 +38,15 @@ def sampler_for(space: Space, whole: Collection[str], trials: int) -> Sampler:
         whole: the options that take whole numbers only.
         trials: candidates at most.
     """
-    axes = list(space.values())
-    finite = not any(isinstance(axis, Range) for axis in axes)
-    if finite and math.prod(len(axis) for axis in axes if not isinstance(axis, Range)) <= trials:
+    finite = not any(isinstance(axis, Range) for axis in space.values())
+    if finite and len(corners(space)) <= trials:
         return Grid(corners(space))
     return TPE(space, whole, trials)
 
 
 def corners(space: Space) -> list[Candidate]:
     """Return every combination of an axis' values or, of a range, of its two ends."""
-    ends = [[axis.low, axis.high] if isinstance(axis, Range) else axis for axis in space.values()]
+    ends = [[axis.low, axis.high] if isinstance(axis, Range) else axis.values for axis in space.values()]
     return [dict(zip(space, chosen, strict=True)) for chosen in product(*ends)]
 
 
@@ -81,7 +79,7 @@ class TPE:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.left = space, trials
         self.axes: Mapping[str, optuna.distributions.BaseDistribution] = {
-            option: optuna.distributions.CategoricalDistribution(range(len(axis))) if not isinstance(axis, Range)
+            option: optuna.distributions.CategoricalDistribution(range(len(axis.values))) if not isinstance(axis, Range)
             else optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log) if option in whole
             else optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
             for option, axis in space.items()}
@@ -105,5 +103,5 @@ class TPE:
         """Return the value that stands for a draw: a choice for its place in the list, a number with few digits."""
         axis = self.space[option]
         if not isinstance(axis, Range):
-            return axis[drawn]
+            return axis.values[drawn]
         return min(max(float(f"{drawn:.{DIGITS}g}"), axis.low), axis.high) if isinstance(drawn, float) else drawn

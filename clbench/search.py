@@ -8,8 +8,16 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from clbench.options import Strict
 
+Scenario = Literal["task", "class", "domain"]
 
-class Range(Strict):
+
+class Axis(Strict):
+    """Base of what is searched of one option."""
+
+    scenario: Scenario | None = None  # where the option matters and so is searched; None: in all
+
+
+class Range(Axis):
     """Numbers from `low` to `high`, both included; with `log`, each order of magnitude is as likely as another."""
 
     low: int | float
@@ -26,21 +34,33 @@ class Range(Strict):
         return self
 
 
+class Choices(Axis):
+    """Values to choose from; a list stands for `{values = [...]}`."""
+
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        """Accept a list for the table."""
+        return {"values": value} if isinstance(value, list | tuple) else value
+
+
 def _kind(value: Any) -> str:
-    """Tell a range, written as a table, from values to choose from, written as a list."""
-    return "range" if isinstance(value, dict | Range) else "values"
+    """Tell a range from values to choose from."""
+    listed = isinstance(value, list | tuple | Choices) or (isinstance(value, dict) and "values" in value)
+    return "values" if listed else "range"
 
 
-Values = Annotated[list[Any], Field(min_length=1)]
-Axis = Annotated[Annotated[Range, Tag("range")] | Annotated[Values, Tag("values")], Discriminator(_kind)]
-Space = dict[str, Axis]  # by option of a method
+AnyAxis = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("values")], Discriminator(_kind)]
+Space = dict[str, AnyAxis]  # by option of a method
 
 
 class Tried(Strict):
     """A candidate: a method's options, those of the space among them, in one scenario, and what they gave."""
 
     method: str  # the label of the row that is tuned
-    scenario: Literal["task", "class", "domain"]
+    scenario: Scenario
     options: dict[str, Any]  # those that were searched
     acc: tuple[float, ...] = ()  # ACC on the validation samples, in [0, 1], for each seed
     failure: str = ""  # instead, if a seed diverged or failed: how
@@ -55,5 +75,5 @@ class Search(Strict):
     seeds: tuple[int, ...]
     trials: int  # candidates per method and scenario, at most
     sampler: str
-    space: dict[str, Space]  # by label of the row
+    space: dict[str, Space]  # by label of the row; that of all its scenarios
     tried: tuple[Tried, ...]

@@ -22,7 +22,7 @@ from clbench.plan import plan
 from clbench.plugins import Registry
 from clbench.records import Record
 from clbench.samplers import SEED, STARTUP, TPE, Candidate, Sampler, corners, sampler_for
-from clbench.search import Range, Search, Space, Tried
+from clbench.search import Choices, Range, Search, Space, Tried
 from clbench.spec import MethodSpec, Scenario, Spec
 from clbench.sweeps import expand, types_of
 
@@ -79,14 +79,14 @@ def score(tried: Tried) -> float:
     return fmean(tried.acc) if tried.acc else 0.0
 
 
-def _at_end(value: Any, axis: Range | list[Any]) -> bool:
+def _at_end(value: Any, axis: Range | Choices) -> bool:
     """Tell whether a number is the first or last of several that were searched, or nearly the end of a range."""
     if isinstance(axis, Range):
         if axis.log:
             return not axis.low * (axis.high / axis.low) ** EDGE < value < axis.high * (axis.low / axis.high) ** EDGE
         return not EDGE < (value - axis.low) / (axis.high - axis.low) < 1 - EDGE
-    numbers = [v for v in axis if isinstance(v, int | float) and not isinstance(v, bool)]
-    return len(numbers) == len(axis) > 2 and value in (min(numbers), max(numbers))
+    numbers = [v for v in axis.values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(axis.values) > 2 and value in (min(numbers), max(numbers))
 
 
 def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = ()) -> list[Row]:
@@ -112,7 +112,10 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         here = list(filter(method.runs_in, scenarios))
         if any(row.label == label and row.scenario in here for row in rows):
             problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
-        rows += [Row(entry, method, label, scenario, space, sampler_for(space, whole, trials)) for scenario in here]
+        for scenario in here:
+            own = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
+            if own:
+                rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials)))
     if problems:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     return rows
@@ -178,21 +181,24 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
 
 def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
     """Return the experiment's methods with the best options found; one that differs by scenario has several rows."""
-    methods = []
+    methods: list[MethodSpec] = []
+    scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
     for entry, (method, _) in enumerate(expand(spec.methods, registry, [])):
         own = [row for row in rows if row.entry == entry]
         best: list[tuple[Candidate, list[Scenario]]] = []
         for row in own:
             options = row.ranking[0].options
-            same = next((scenarios for other, scenarios in best if other == options), None)
+            same = next((here for other, here in best if other == options), None)
             if same is None:
                 best.append((options, [row.scenario]))
             else:
                 same.append(row.scenario)
+        rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in own}]
+        if best and rest:  # where nothing was searched, it stays as it is
+            best.append(({}, rest))
         methods += [method.model_copy(update={
             "options": {**method.options, **options},
-            "scenario": tuple(scenarios) if len(best) > 1 else method.scenario}) for options, scenarios in best
-        ] or [method]
+            "scenario": tuple(here) if len(best) > 1 else method.scenario}) for options, here in best] or [method]
     return methods
 
 
@@ -201,6 +207,9 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, command: str, versions
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
     ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
             *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
+    spaces: dict[str, Space] = {}
+    for row in rows:
+        spaces.setdefault(row.label, {}).update(row.space)
     return Search(command=command, versions=versions, validation=spec.validation, seeds=spec.seeds, trials=trials,
-                  sampler="; ".join(ways), space={row.label: row.space for row in rows},
+                  sampler="; ".join(ways), space=spaces,
                   tried=tuple(t for row in rows for t in row.tried))

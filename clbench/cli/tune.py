@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
+def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Read a list; unlike for `clbench run`, one number is one seed, as 0, 1, 2, ... are those of results."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected a list such as 1000,1001, got {value!r}") from None
+
+
 @click.command("tune", short_help="Search methods' options on a validation split.")
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
 @click.option("--methods", metavar="LIST", help="Tune only these methods, by name or label.  [default: all with a "
               "[tune.METHOD] table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
               help="Candidates per method and scenario; the same for all.")
-@click.option("--seeds", metavar="N|LIST", default="1000,1001", show_default=True,
-              help="Seeds of every candidate; none of the experiment's own.")
+@click.option("--seeds", metavar="LIST", default="1000,1001", show_default=True, callback=_seeds,
+              help="Seeds of every candidate, a list; none of the experiment's own.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
               show_default=True, help="Share of the training samples that is held out and evaluated on.")
 @click.option("--weights", metavar="FILE", help="As for clbench run.")
