@@ -128,7 +128,7 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("low = 1.0", "low = 1e9", (), "tune.planted.knob.range: low should be below high, got 1e+09 and 1e+08"),
     ("low = 1.0", "low = 0", (), "tune.planted.knob.range: log = true needs low above 0"),
     ("log = true", "logs = true", (), "tune.planted.knob.range.logs: no key 'logs'; did you mean 'log'"),
-    ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob.values: "),
+    ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob.values"),
     ("{low = 1.0, high = 1e8, log = true}", '["a", 1.0]', (), "tune.planted.knob: should be a valid number"),
     ("", "", ("--seeds", "0,1000"), "--seeds: 0 is among the experiment's own seeds; tune with others"),
     ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
