@@ -131,7 +131,7 @@ def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]])
               for name in sorted(twice)),
             *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)}, the experiment has "
               f"{' and '.join(scenarios)}; give the method's options for that one, or leave it out"
-              for m, _ in rows if m.name not in met)]
+              for m, _ in rows if scenarios and m.name not in met)]
 
 
 def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[Any, opt.Options] | None:
