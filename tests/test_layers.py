@@ -11,7 +11,8 @@ ROOT = Path(clbench.__file__).parent
 # A module may import modules of its own row and of the rows above it, never of those below.
 ROWS = [
     ["compat", "errors", "options", "seeds"],
-    ["hookspecs", "spec", "models", "data.options", "pertask_options"],
+    ["search"],
+    ["hookspecs", "spec", "samplers", "models", "data.options", "pertask_options"],
     ["builtin", "plugins"],
     ["plan", "overrides", "sweeps", "references"],
     ["records", "metrics", "stats", "strategy"],
@@ -21,8 +22,9 @@ ROWS = [
     ["training", "evaluation"],
     ["trial"],
     ["testing", "pretraining", "store", "report", "params", "verification"],
-    ["execution"],
+    ["execution", "tuned"],
     ["experiment", "progress"],
+    ["tuning"],
     ["api", "cli"],
 ]
 TORCH_FREE = ["clbench", "clbench.cli", "clbench.plan", "clbench.store", "clbench.report", "clbench.execution.local",
