@@ -27,7 +27,7 @@ from clbench_der import DEROptions, DERPPOptions
 
 
 class DER(Rehearsal):
-    """Fine-tuning with replay of logits. memory_logits [M, C] are kept; kept_logits [R, C] those of the draw at hand."""
+    """Replay of logits: memory_logits [M, C] are kept, kept_logits [R, C] those of the draw at hand."""
 
     options: DEROptions
     memory_logits: Tensor
@@ -62,9 +62,10 @@ class DER(Rehearsal):
         new = len(batch.y) - batch.replayed
         loss = self.part(logits, batch, slice(0, new))
         if batch.replayed:
-            kept = slice(new, new + len(self.kept_logits))
-            loss = loss + self.options.alpha * F.mse_loss(logits[kept], self.kept_logits)
-        return loss + self.more(logits, batch, new + len(self.kept_logits)) if batch.replayed else loss
+            end = new + len(self.kept_logits)
+            squared_error = F.mse_loss(logits[new:end], self.kept_logits)
+            loss = loss + self.options.alpha * squared_error + self.more(logits, batch, end)
+        return loss
 
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
         """Return the loss of what `extend` added, which begins at row `start`. Default: 0."""

@@ -3,10 +3,10 @@
     loss: cross-entropy + strength sum over old tasks o of  - sum_c p'_o,c log q'_o,c
 
 with p' and q' the old and the present network's softmax over o's outputs at temperature T (p^(1/T), normalised, is the
-same). Where the scenario gives no task id the outputs of all old tasks are one group, as in LwF.MC (Rebuffi et al. 2017)
-and van de Ven & Tolias. There is no factor T^2, as in the paper (van de Ven's code has it) and no warm-up of the new
-outputs alone, which most reference codes leave out too. The paper records the old answers to a task's images before it
-trains on them; here the old network is kept and asked, which is the same and works with augmented images.
+same). Where the scenario gives no task id the outputs of all old tasks are one group, as in LwF.MC (Rebuffi et al.
+2017) and van de Ven & Tolias. There is no factor T^2, as in the paper (van de Ven's code has it) and no warm-up of the
+new outputs alone, which most reference codes leave out too. The paper records the old answers to a task's images before
+it trains on them; here the old network is kept and asked, which is the same and works with augmented images.
 """
 
 from __future__ import annotations
