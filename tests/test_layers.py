@@ -16,7 +16,7 @@ ROWS = [
     ["builtin", "plugins"],
     ["plan", "overrides", "sweeps", "references"],
     ["records", "metrics", "stats", "strategy"],
-    ["data", "device", "memory", "layergrads", "samplewise", "fisher", "consolidation", "distillation",
+    ["data", "device", "memory", "layergrads", "rows", "samplewise", "fisher", "consolidation", "distillation",
      "pertask", "ensemble", "footprint", "inputs", "precision",
      "building", "artifacts",
      "provenance"],
