@@ -53,7 +53,7 @@ def read(folders: Sequence[Path]) -> Merged:
                 conflicts.append(f"{name(record)} differs between {home} and {folder} (record {record.key}): "
                                  + "; ".join(changes.facts(first, record)))
     if conflicts:
-        conflicts.append("records of one trial that differ are not mixed: leave out a folder, or move one of the records "
+        conflicts.append("records of a trial that differ are not mixed: leave out a folder, or move one of the records "
                          "away (clbench diff A B shows more)")
         raise StoreError("\n".join(conflicts))
     return Merged(tuple(record for record, _ in found.values()), tuple(problems), tuple(notes))

@@ -10,7 +10,8 @@ _SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": 
             ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}",
             "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}"}  # a command before these might take them
 _LETTERS = {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "å": "aa", "Å": "AA", "ł": "l",
-            "Ł": "L", "đ": "dj", "Đ": "DJ", "þ": "th", "Þ": "TH", "ð": "dh", "\N{LATIN SMALL LETTER DOTLESS I}": "i", "ŋ": "ng", "Ŋ": "NG"}
+            "Ł": "L", "đ": "dj", "Đ": "DJ", "þ": "th", "Þ": "TH", "ð": "dh",
+            "\N{LATIN SMALL LETTER DOTLESS I}": "i", "ŋ": "ng", "Ŋ": "NG"}
 _SYMBOLS = {
     "\N{NO-BREAK SPACE}": "~", "\N{EN DASH}": "--", "\N{EM DASH}": "---", "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
     "\N{LEFT SINGLE QUOTATION MARK}": r"\textquoteleft{}", "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
@@ -41,9 +42,9 @@ def _character(c: str) -> str:
         return _TABLE[c]
     if c.isascii():
         return c
-    base, *marks = unicodedata.normalize("NFD", c)
-    if base.isascii() and base.isalpha() and len(marks) == 1 and marks[0] in _ACCENTS:
-        return rf"\{_ACCENTS[marks[0]]}{{{base}}}"
+    base, mark = (parts := unicodedata.normalize("NFD", c))[0], parts[1:]
+    if base.isascii() and base.isalpha() and mark in _ACCENTS:
+        return rf"\{_ACCENTS[mark]}{{{base}}}"
     return rf"\texttt{{U+{ord(c):04X}}}"
 
 
