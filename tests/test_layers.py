@@ -20,7 +20,7 @@ ROWS = [
      "provenance"],
     ["training", "evaluation"],
     ["trial"],
-    ["testing", "pretraining", "store", "report", "params"],
+    ["testing", "pretraining", "store", "report", "params", "changes", "merging"],
     ["execution"],
     ["experiment", "progress"],
     ["api", "cli"],
