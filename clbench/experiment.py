@@ -57,7 +57,15 @@ def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
         SpecError: the experiment cannot be run as written.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
-    planned = plan(spec, registry)
+    return gather(spec, plan(spec, registry), registry, out)
+
+
+def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
+    """Read the run folder of trials that are planned already; `spec` says on which device they run.
+
+    Raises:
+        StoreError: as `prepare`.
+    """
     store = Store(out)
     records, problems = store.read()
     taken = {store.path(p.trial.key) for p in planned}

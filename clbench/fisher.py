@@ -1,8 +1,9 @@
 """The diagonal Fisher information of a strategy's trainable parameters, from per-sample gradients.
 
 F_i = E_x E_y~q [(d log p(y|x) / d theta_i)^2], where p is the model's distribution over the active outputs of x and q
-is p itself (`exact`: the sum over all labels; `sampled`: one label drawn per sample) or the true label (`empirical`,
-which is not the Fisher: Kunstner et al. 2019, arXiv 1905.12558). Gradients are squared sample by sample; the square of
+is p itself (`exact`: the sum over all labels; `sampled`: one label drawn per sample), the true label (`empirical`) or
+the most probable one (`predicted`); these two are not the Fisher (Kunstner et al. 2019, arXiv 1905.12558; van de Ven
+2025, arXiv 2502.11756). Gradients are squared sample by sample; the square of
 a batch's mean gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
 
 The weight w of a label enters as sqrt(w), the gradient that is fed to log p: it comes back out of the square as w.
@@ -23,7 +24,7 @@ from clbench.errors import DivergedError
 from clbench.layergrads import Tap, activation_numbers, per_sample_layers, squared_sums, tapped
 from clbench.strategy import Samples, Strategy
 
-Kind = Literal["exact", "sampled", "empirical"]
+Kind = Literal["exact", "sampled", "empirical", "predicted"]
 BUDGET = 2**25  # numbers that one chunk of samples may hold at a time, about: 128 MiB in float32
 LARGEST_CHUNK = 512
 
@@ -103,7 +104,7 @@ def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[T
             seed[:, label] = root[:, label]
             yield seed
     else:
-        labels = y if u is None else draw_labels(log_p, u)
+        labels = log_p.argmax(1) if kind == "predicted" else y if u is None else draw_labels(log_p, u)
         yield F.one_hot(labels, log_p.shape[1]).to(log_p.dtype)
 
 

@@ -131,7 +131,7 @@ def test_where_nothing_is_held_the_anchor_is_the_latest_parameter():
     assert torch.equal(anchor[4:], history[-1][1]["model.head.bias"][4:])
 
 
-@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "predicted"])
 def test_fisher_options_reach_the_estimate(fisher):
     strategy = make(fisher=fisher, fisher_samples=4)
     state = strategy.world.generator.get_state()

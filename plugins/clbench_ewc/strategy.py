@@ -13,8 +13,10 @@ rescaling of each task's F to a common norm is left out, as in van de Ven & Toli
 
 Plain gradient steps diverge where lr * strength * F exceeds 2; Adam bounds its step and does not.
 
-Reference codes: van de Ven's has the 1/2 and per-sample gradients as here. Avalanche 0.6 has no 1/2 and squares the
-mean gradient of each batch, so a strength from there means something else here.
+Reference codes: van de Ven's has the 1/2 and per-sample gradients as here; its version of 2019 (arXiv 1904.07734) takes
+the label that the model predicts (fisher=predicted), later ones all labels. Mammoth's weighs a sample's squared
+gradient by the probability of its label and has no 1/2. Avalanche 0.6 has no 1/2 and squares the mean gradient of each
+batch. A strength from there means something else here.
 """
 
 from __future__ import annotations
