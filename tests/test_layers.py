@@ -22,7 +22,7 @@ ROWS = [
      "provenance"],
     ["training", "evaluation"],
     ["trial"],
-    ["testing", "pretraining", "store", "report", "params", "verification"],
+    ["testing", "pretraining", "store", "report", "params", "changes", "merging", "verification"],
     ["execution", "tuned"],
     ["experiment", "progress"],
     ["tuning"],

@@ -102,11 +102,11 @@ def cell(values: Sequence[float | None], unit: Unit) -> Cell:
     """
     known = [v for v in values if v is not None]
     if not known or len(known) < len(values):
-        return Cell(NONE)
+        return Cell(NONE, values=tuple(values))
     over = mean_interval(known)
     exact = unit in ("count", "bytes") and len(set(known)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-    return Cell(text, over.mean, over.half_width, over.n)
+    return Cell(text, over.mean, over.half_width, over.n, values=tuple(values))
 
 
 def embolden(columns: Sequence[Column], rows: Sequence[Row], eligible: Sequence[bool]) -> tuple[Row, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 from clbench import metrics
 from clbench.report.columns import ACC, cell
@@ -14,7 +13,7 @@ from clbench.report.text import NONE, number
 def accuracy_over_tasks(results: Sequence[Result]) -> Table:
     """Return the mean accuracy over the tasks seen so far, after each task."""
     return _table("Accuracy over tasks", "after task {}", "percent", results,
-                  lambda r: [[fmean(row[:i]) for i, row in enumerate(R) if i] for R in r.R])
+                  lambda r: list(map(metrics.seen, r.R)))
 
 
 def forgetting_per_task(results: Sequence[Result]) -> Table:
