@@ -35,7 +35,8 @@ def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
     for i, result in enumerate(results):
         family = [j for j, other in enumerate(results) if other.strategy == result.strategy]
         white = 0.65 * family.index(i) / len(family)
-        colours.append(to_hex([c + (1 - c) * white for c in to_rgb(looks[result.strategy].colour)]))
+        red, green, blue = (c + (1 - c) * white for c in to_rgb(looks[result.strategy].colour))
+        colours.append(to_hex((red, green, blue)))
     return colours
 
 
@@ -69,7 +70,8 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     axes.set_ylabel("mean accuracy over tasks seen (%)")
     for result, mean, span, colour in zip(picture.results, means, spans, shades(picture.results, looks), strict=True):
         steps = range(1, len(mean) + 1)
-        axes.fill_between(steps, *zip(*span, strict=True), color=colour, alpha=0.13, linewidth=0, zorder=1.5)
+        axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
+                          zorder=1.5)
         axes.plot(steps, mean, color=colour, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
                   marker=looks[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
                   zorder=2.5 if result.reference else 3, clip_on=False)
