@@ -24,22 +24,26 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     """
     from rich.console import Console
 
-    from clbench.cli.report import read
+    from clbench import merging
     from clbench.errors import SpecError, unknown
+    from clbench.experiment import by_method
     from clbench.report.comparing import compare, measures
     from clbench.report.markdown import escape, tables
     from clbench.report.methods import by_setting
     from clbench.report.terminal import show_tables
 
     wanted = measures(metrics)
-    settings = by_setting(read(directory))
+    found = merging.read([directory])
+    for problem in found.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    settings = by_setting(by_method(found.records))
     labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
     for setting in settings:
-        said, found = compare(setting, wanted, baseline)
+        said, tested = compare(setting, wanted, baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", found, said) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", tested, said) + "\n")
         else:
-            show_tables(setting.title, found, said, Console())
+            show_tables(setting.title, tested, said, Console())
             click.echo()

@@ -53,14 +53,17 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
 ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
 FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R))
 TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
+BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes))
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r))
+COSTS = (TRAINABLE, BYTES, TIME)  # against which accuracy is weighed
 COMPARISON = (
     ACC,
     FORGETTING,
     Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
     TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
-    Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes)),
-    Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r)),
+    BYTES,
+    TIME,
 )
 INFERENCE = Measure(Column("task inference", "percent", "up"), lambda r, _: _inferred(r))
 MORE_METRICS = (
@@ -109,12 +112,18 @@ def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
     """
     known = [[v for v in values if v is not None] for values in series]
     whole = [i for i, values in enumerate(known) if values and len(values) == len(series[i])]
-    found = [Cell(NONE)] * len(series)
+    found = [Cell(NONE, values=tuple(values)) for values in series]
     for i, over in zip(whole, mean_intervals([known[i] for i in whole]), strict=True):
         exact = unit in COUNTED and len(set(known[i])) == 1
         text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high)
+        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high,
+                        values=tuple(series[i]))
     return found
+
+
+def cell(values: Sequence[float | None], unit: Unit) -> Cell:
+    """Return one cell, see `cells`."""
+    return cells([values], unit)[0]
 
 
 def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:

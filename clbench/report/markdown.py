@@ -39,7 +39,7 @@ def _section(section: Section) -> Iterator[str]:
         yield _bullets(section.notes)
     if section.comparisons:
         yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
-    for picture in section.pictures:
+    for picture in (p for p in section.pictures if p.brief):
         yield from _picture(picture)
     for detail in (*section.details, *section.matrices):
         yield f"### {escape(detail.title)}"

@@ -116,7 +116,7 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
     found: dict[str, Record] = {}
     for record in records:
         first = found.setdefault(record.key, record)
-        if first is not record and {**first.facts(), "label": ""} != {**record.facts(), "label": ""}:
+        if first is not record and first.outcome() != record.outcome():
             raise StoreError(f"trial {record.key} ({clean(record.label)}, seed {record.trial.seed}) has two records "
                              "that disagree; keep one of them")
     return list(found.values())

@@ -6,9 +6,11 @@ Text is one line of printable characters, not escaped: each format escapes for i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
+FileFormat = Literal["svg", "pdf", "png"]  # of figures
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
 
 
@@ -25,6 +27,13 @@ class Column:
         """Return the title with its unit and an arrow for the better direction."""
         arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
         return self.title + _UNIT_SUFFIX.get(self.unit, "") + arrow
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the header on lines that keep a column narrow: the title in one or two, then unit and arrow."""
+        words, rest = self.title.split(), self.header.removeprefix(self.title).strip()
+        lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.title,)
+        return (*lines, rest) if rest else lines
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Cell:
     second: bool = False
     low: float | None = None  # the interval itself, which need not have the mean in its middle
     high: float | None = None
+    values: tuple[float | None, ...] = ()  # of each seed that is done
 
 
 @dataclass(frozen=True)
@@ -97,20 +107,28 @@ class Point:
     trainable: float | None  # parameters trained in the last task
     kept: tuple[float, ...]  # parameters kept after each task
     rank: float | None = None  # mean over settings, 1 is the best
+    low: float | None = None  # ends of ACC's interval; None where one seed gives none
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
 
-    kind: Literal["pareto", "growth", "critical-difference"]
+    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
     name: str
     title: str
     subject: str  # the section's title
     alt: str  # in words, for those who do not see it
     caption: str
-    points: tuple[Point, ...]  # those that can be drawn
+    points: tuple[Point, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
+    results: tuple[Result, ...] = ()  # what the others draw
     critical: float | None = None  # ranks that are less apart than this cannot be told apart
+
+    @property
+    def brief(self) -> bool:
+        """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
+        return self.kind in ("pareto", "growth", "curves", "critical-difference")
 
 
 @dataclass(frozen=True)

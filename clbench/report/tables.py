@@ -57,10 +57,12 @@ def _section(setting: Setting, file_name: str) -> Section:
     trial = records[0].trial
     verdicts, comparisons = compare_with_best(setting)
     comparison = _table("Comparison", measures, setting)
+    results = tuple(map(_result, methods))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
-                      f"seeds {listed(list(seeds))}"),
+                      f"seeds {listed(list(seeds))}"
+                      + (f", accuracies on {facts.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
         details=(_table("More metrics", metrics, setting), _table("More costs", costs, setting),
                  *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], setting)] if roles else [])),
@@ -73,8 +75,8 @@ def _section(setting: Setting, file_name: str) -> Section:
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
         pictures=pictures(setting.title, file_name, [
             point(m, *(row.cells[1 + measures.index(x)] for x in (ACC, TRAINABLE)))
-            for m, row in zip(methods, comparison.rows, strict=True)]),
-        results=tuple(map(_result, methods)),
+            for m, row in zip(methods, comparison.rows, strict=True)], results),
+        results=results,
         verdicts=verdicts,
         comparisons=comparisons,
     )

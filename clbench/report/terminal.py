@@ -27,7 +27,7 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     for section in report.sections:
         _heading(section, console)
-        _table(section.comparison, console)
+        show_table(section.comparison, console)
         _lines("", section.verdicts, console, "")
         _lines("no result: ", section.problems, console, "bold red")
         _lines("", section.notes, console, "dim")
@@ -44,12 +44,12 @@ def show_tables(title: str, tables: Iterable[Table], said: Iterable[str], consol
         if not number:
             _line(title, console, "bold")
         _line(table.title, console, "dim")
-        _table(table, console)
+        show_table(table, console)
     _lines("", said, console, "")
 
 
-def _table(table: Table, console: Console) -> None:
-    """Print a table, in parts below each other on a terminal that is too narrow, with empty lines around it."""
+def show_table(table: Table, console: Console) -> None:
+    """Print one table, empty lines around it."""
     if console.is_terminal:
         for part in fit(table, console.width):
             console.print()
@@ -58,6 +58,11 @@ def _table(table: Table, console: Console) -> None:
         console.out()
         console.out(_plain(table, console), highlight=False)
     console.out()
+
+
+def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
+    """Print lines, nothing in them taken for markup."""
+    _lines("", lines, console, style)
 
 
 def fit(table: Table, width: int) -> list[Table]:
@@ -114,11 +119,7 @@ def _label(row: Row) -> str:
 
 
 def _header(column: Column) -> str:
-    """Return the header on two lines, or three where the title itself has several words."""
-    title, rest = column.title, column.header.removeprefix(column.title).strip()
-    words = title.split()
-    lines = [" ".join(words[:2]), " ".join(words[2:])] if len(words) > 2 else [title]
-    return "\n".join([*lines, *([rest] if rest else [])])
+    return "\n".join(column.lines)
 
 
 def _lines(prefix: str, lines: Iterable[str], console: Console, style: str) -> None:
