@@ -63,8 +63,8 @@ def test_the_best_is_bold_among_the_methods_where_the_test_shows_it_and_never_a_
 def test_a_winner_that_the_test_does_not_support_is_not_bold():
     few = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02}, seeds=range(6)))
     assert not any(r.cells[1].bold or r.cells[1].second for r in few.comparison.rows)
-    assert few.verdicts[0].startswith("ACC: which method is best cannot be decided with 6 seeds (smallest possible p "
-                                      "= 0.031, corrected for 3 pairs 0.094); 7 would do")
+    assert few.verdicts[0].startswith("ACC, forgetting: which method is best cannot be decided with 6 seeds (smallest "
+                                      "possible p = 0.031, corrected for 3 pairs p = 0.094); 7 would do")
     close = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}))
     assert not any(r.cells[1].bold for r in close.comparison.rows)
 

@@ -146,7 +146,7 @@ def undecided(tests: Family) -> str | None:
     seeds, size = max(len(pair.differences) for pair in tests.pairs), len(tests.pairs)
     least = f"smallest possible p = {smallest_p(seeds):.2g}"
     if size > 1:
-        least += f", corrected for {size} pairs {min(1.0, size * smallest_p(seeds)):.2g}"
+        least += f", corrected for {size} pairs p = {min(1.0, size * smallest_p(seeds)):.2g}"
     needed = seeds_needed(size)
     return (f"cannot be decided with {seeds} {'seed' if seeds == 1 else 'seeds'} ({least}); "
             + (f"{needed} would do" if needed else "compare fewer methods"))
