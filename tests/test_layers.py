@@ -16,7 +16,7 @@ ROWS = [
     ["plan", "overrides", "sweeps", "references"],
     ["records", "metrics", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "inputs", "precision",
-     "building", "artifacts",
+     "building", "artifacts", "rows",
      "provenance"],
     ["training", "evaluation"],
     ["trial"],
