@@ -66,6 +66,12 @@ class Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
+    def some(self, limit: int | None, generator: torch.Generator) -> Samples:
+        """Return `limit` of the samples, drawn without replacement; all where there are no more, or it is None."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.y.device))
+
     @staticmethod
     def concat(*parts: Samples) -> Samples:
         """Return several sets of samples as one."""
@@ -87,7 +93,8 @@ class Batch:
     """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
 
     In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model.
-    `task` is the task being trained; `first_pass` tells whether these samples of the task are met for the first time.
+    `task` is the task being trained; `first_pass` tells whether these samples of the task are met for the first time;
+    the last `replayed` samples were put there by `extended`.
     """
 
     x: Tensor
@@ -95,11 +102,12 @@ class Batch:
     tasks: Tensor
     task: int
     first_pass: bool = True
+    replayed: int = 0
 
     def extended(self, extra: Samples) -> Batch:
         """Return this batch with more samples (replay) behind its own."""
         both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
-        return replace(self, x=both.x, y=both.y, tasks=both.tasks)
+        return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
 
 
 class Prediction(NamedTuple):

@@ -50,14 +50,17 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
 
 ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
 TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
+BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes))
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r))
+COSTS = (TRAINABLE, BYTES, TIME)  # against which accuracy is weighed
 COMPARISON = (
     ACC,
     Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R)),
     Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
     TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
-    Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes)),
-    Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r)),
+    BYTES,
+    TIME,
 )
 INFERENCE = Measure(Column("task inference", "percent", "up"), lambda r, _: _inferred(r))
 MORE_METRICS = (
@@ -99,11 +102,11 @@ def cell(values: Sequence[float | None], unit: Unit) -> Cell:
     """
     known = [v for v in values if v is not None]
     if not known or len(known) < len(values):
-        return Cell(NONE)
+        return Cell(NONE, values=tuple(values))
     over = mean_interval(known)
     exact = unit in ("count", "bytes") and len(set(known)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-    return Cell(text, over.mean, over.half_width, over.n)
+    return Cell(text, over.mean, over.half_width, over.n, values=tuple(values))
 
 
 def embolden(columns: Sequence[Column], rows: Sequence[Row], eligible: Sequence[bool]) -> tuple[Row, ...]:

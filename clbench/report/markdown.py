@@ -36,7 +36,7 @@ def _section(section: Section) -> Iterator[str]:
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes)
-    for picture in section.pictures:
+    for picture in (p for p in section.pictures if p.brief):
         yield f"### {escape(picture.title)}"
         yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
         yield escape(picture.caption)

@@ -6,9 +6,11 @@ Text is one line of printable characters, not escaped: each format escapes for i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Unit = Literal["percent", "points", "count", "bytes", "seconds", "text"]
+FileFormat = Literal["svg", "pdf", "png"]  # of figures
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
 
 
@@ -26,12 +28,19 @@ class Column:
         arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
         return self.title + _UNIT_SUFFIX.get(self.unit, "") + arrow
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the header on lines that keep a column narrow: the title in one or two, then unit and arrow."""
+        words, rest = self.title.split(), self.header.removeprefix(self.title).strip()
+        lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.title,)
+        return (*lines, rest) if rest else lines
+
 
 @dataclass(frozen=True)
 class Cell:
     """One cell: its text, and where it is a number the mean over n seeds with the interval's half width.
 
-    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the best of a column.
+    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the best of a column, `second` the next.
     """
 
     text: str
@@ -39,6 +48,8 @@ class Cell:
     half_width: float | None = None
     n: int = 0
     bold: bool = False
+    second: bool = False
+    values: tuple[float | None, ...] = ()  # of each seed that is done
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,19 @@ class Point:
 class Picture:
     """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
 
-    kind: Literal["pareto", "growth"]
+    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting"]
     name: str
     title: str
     subject: str  # the section's title
     alt: str  # in words, for those who do not see it
     caption: str
-    points: tuple[Point, ...]  # those that can be drawn
+    points: tuple[Point, ...] = ()  # what pareto and growth draw, as far as it can be drawn
+    results: tuple[Result, ...] = ()  # what the others draw
+
+    @property
+    def brief(self) -> bool:
+        """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
+        return self.kind in ("pareto", "growth", "curves")
 
 
 @dataclass(frozen=True)

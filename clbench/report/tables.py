@@ -84,7 +84,7 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
     found: dict[str, Record] = {}
     for record in records:
         first = found.setdefault(record.key, record)
-        if first is not record and {**first.facts(), "label": ""} != {**record.facts(), "label": ""}:
+        if first is not record and first.outcome() != record.outcome():
             raise StoreError(f"trial {record.key} ({clean(record.label)}, seed {record.trial.seed}) has two records "
                              "that disagree; keep one of them")
     return list(found.values())
@@ -113,10 +113,12 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
     costs = [*MORE_COSTS, *([DEVICE_MEMORY] if any(r.costs.peak_device_bytes is not None for r in whole) else [])]
     roles = dict.fromkeys(role for r in whole if r.costs.bytes for role in r.costs.bytes[-1])
     trial = records[0].trial
+    results = tuple(map(_result, methods))
     return Section(
         title=name,
         summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
-                      f"seeds {listed(list(seeds))}"),
+                      f"seeds {listed(list(seeds))}"
+                      + (f", accuracies on {facts.held_out(trial)}" if trial.validation else "")),
         comparison=_table("Comparison", measures, methods, joint),
         details=(_table("More metrics", metrics, methods, joint), _table("More costs", costs, methods, joint),
                  *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], methods, joint)]
@@ -130,8 +132,8 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
         pictures=pictures(name, file_name, [
             point(m.label, m.records[0].trial.method.name, m.done, reference=m.reference, complete=m.complete)
-            for m in methods]),
-        results=tuple(map(_result, methods)),
+            for m in methods], results),
+        results=results,
     )
 
 

@@ -26,20 +26,30 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     for section in report.sections:
         _heading(section, console)
-        if console.is_terminal:
-            for part in fit(section.comparison, console.width):
-                console.print()
-                console.print(_rich(part, console))
-        else:
-            console.out()
-            console.out(_plain(section.comparison, console), highlight=False)
-        console.out()
+        show_table(section.comparison, console)
         _lines("no result: ", section.problems, console, "bold red")
         _lines("", section.notes, console, "dim")
         best = "bold" if console.is_terminal else "*"
         _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: best, references left out",
               console, "dim")
         console.out()
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print one table, empty lines around it."""
+    if console.is_terminal:
+        for part in fit(table, console.width):
+            console.print()
+            console.print(_rich(part, console))
+    else:
+        console.out()
+        console.out(_plain(table, console), highlight=False)
+    console.out()
+
+
+def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
+    """Print lines, nothing in them taken for markup."""
+    _lines("", lines, console, style)
 
 
 def fit(table: Table, width: int) -> list[Table]:
@@ -96,11 +106,7 @@ def _label(row: Row) -> str:
 
 
 def _header(column: Column) -> str:
-    """Return the header on two lines, or three where the title itself has several words."""
-    title, rest = column.title, column.header.removeprefix(column.title).strip()
-    words = title.split()
-    lines = [" ".join(words[:2]), " ".join(words[2:])] if len(words) > 2 else [title]
-    return "\n".join([*lines, *([rest] if rest else [])])
+    return "\n".join(column.lines)
 
 
 def _lines(prefix: str, lines: Iterable[str], console: Console, style: str) -> None:
