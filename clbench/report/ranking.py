@@ -74,4 +74,4 @@ def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -
                    f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
                    "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "
                    f"apart than the critical difference (Nemenyi, {100 * ALPHA:g}%), which the line above shows: those "
-                   "cannot be told apart.", tuple(points), found.critical)
+                   "cannot be told apart.", tuple(points), critical=found.critical)
