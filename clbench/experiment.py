@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench import tracking
 from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
+from clbench.hookspecs import Tracker
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
 from clbench.records import Record
@@ -28,6 +30,7 @@ class Experiment:
     planned: list[Planned]
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Planned]:
@@ -48,11 +51,11 @@ class Experiment:
         return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
-def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
-    """Plan an experiment and read its run folder; nothing is written.
+def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = ()) -> Experiment:
+    """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
     Raises:
-        SpecError: the experiment cannot be run as written.
+        SpecError: the experiment cannot be run as written, or a tracker's library is missing.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
     planned = plan(spec, registry)
@@ -62,7 +65,8 @@ def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
     in_the_way = [p for p in problems if p.path in taken]
     if in_the_way:
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
-    return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
+    return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems,
+                      tracking.start(log, registry, out))
 
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
@@ -91,10 +95,13 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         if record and (record.label, record.reference) != (planned.label, planned.reference):
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    keeper = Keeper(experiment, listener)
+    for record in experiment.results():
+        keeper.track(record)
     if missing:
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
         try:
-            execute(missing, how, Keeper(experiment, listener))
+            execute(missing, how, keeper)
         except ClbenchError:
             store.forget(made)  # bad input leaves nothing behind
             raise
@@ -120,7 +127,7 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
 
 
 class Keeper(Listener):
-    """Stores each record as it comes, shows it to the plugins that observe, and passes on what it hears."""
+    """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Stand between the executor and the listener."""
@@ -148,21 +155,18 @@ class Keeper(Listener):
         """Store first: what is told of has been kept."""
         self.experiment.store.write(record)
         self.experiment.records[record.key] = record
-        self._show_observers(record)
+        self.track(record)
         self.listener.finished(record)
 
-    def _show_observers(self, record: Record) -> None:
-        """Call each plugin's `clbench_record` by itself; one that fails is reported once and stops nothing."""
-        manager = self.experiment.registry.manager
-        plugins = manager.get_plugins()
-        for plugin in sorted((h.plugin for h in manager.hook.clbench_record.get_hookimpls()), key=repr):
+    def track(self, record: Record) -> None:
+        """Show a record to every tracker; one that fails is reported once and stops nothing."""
+        for name, tracker in self.experiment.trackers.items():
             try:
-                manager.subset_hook_caller("clbench_record", plugins - {plugin})(record=record)
-            except Exception as error:
-                name = manager.get_name(plugin) or repr(plugin)
+                tracker.log(record)
+            except Exception as error:  # somebody else's code and service: the records are what counts
                 if name not in self.failing:
                     self.failing.add(name)
-                    self.listener.note(f"plugin {name}: clbench_record failed: {type(error).__name__}: {error}")
+                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
 
 
 def write_report(experiment: Experiment, format_name: str = "md") -> Path:

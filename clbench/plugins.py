@@ -13,10 +13,10 @@ import pluggy
 
 from clbench import builtin, hookspecs
 from clbench.errors import PluginError, SpecError, unknown
-from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo
+from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 
 GROUP = "clbench"
-Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat)
+Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Registry:
     benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
     models: dict[str, ModelInfo] = field(default_factory=dict)
     formats: dict[str, ReportFormat] = field(default_factory=dict)
+    trackers: dict[str, TrackerInfo] = field(default_factory=dict)
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
     broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
@@ -58,6 +59,10 @@ class Registry:
     def report_format(self, name: str) -> ReportFormat:
         """Return the report format of that name or raise a `SpecError` with near names."""
         return self._find("report format", self.formats, name)
+
+    def tracker(self, name: str) -> TrackerInfo:
+        """Return the tracker of that name or raise a `SpecError` with near names."""
+        return self._find("tracker", self.trackers, name)
 
     def benchmark(self, name: str) -> BenchmarkInfo:
         """Return the benchmark of that name; `package.module:function` is taken as the function's own benchmark."""
@@ -109,6 +114,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
             ("clbench_models", "model", registry.models, ModelInfo),
             ("clbench_report_formats", "report format", registry.formats, ReportFormat),
+            ("clbench_trackers", "tracker", registry.trackers, TrackerInfo),
         ):
             function = getattr(plugin, hook, None)
             for info in function() if function else ():

@@ -20,7 +20,7 @@ ROWS = [
      "provenance"],
     ["training", "evaluation"],
     ["trial"],
-    ["testing", "pretraining", "store", "report", "params"],
+    ["testing", "pretraining", "store", "report", "params", "tracking"],
     ["execution"],
     ["experiment", "progress"],
     ["api", "cli"],

@@ -11,7 +11,7 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command.
-COMMANDS = ("run", "report", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models")
+COMMANDS = ("run", "report", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models", "trackers")
 
 
 class LazyGroup(click.Group):
