@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,8 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         if record and (record.label, record.reference) != (planned.label, planned.reference):
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    for note in outdated(experiment):
+        listener.note(note)
     keeper = Keeper(experiment, listener)
     for record in experiment.results():
         keeper.track(record)
@@ -106,6 +109,18 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
             store.forget(made)  # bad input leaves nothing behind
             raise
     return experiment.results()
+
+
+def outdated(experiment: Experiment) -> list[str]:
+    """Return a note for each method whose records are of other code than what is installed (or in its file) now."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for record in experiment.results():
+        origin, made_by = experiment.registry.origins["method", record.trial.method.name], record.provenance.plugin
+        same_file = origin.version.startswith("sha256:") and made_by.endswith(origin.version)
+        if record.status != "failed" and made_by != str(origin) and not same_file:
+            found[record.label, made_by, str(origin)] += 1
+    return [f"{label}: {count} of its records were made by {made_by}, and it is now {now}; they are kept: "
+            "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
@@ -123,7 +138,7 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
-               artifacts=experiment.store.artifacts.absolute())
+               plugins=tuple(experiment.registry.files), artifacts=experiment.store.artifacts.absolute())
 
 
 class Keeper(Listener):

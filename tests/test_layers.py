@@ -12,7 +12,7 @@ ROOT = Path(clbench.__file__).parent
 ROWS = [
     ["compat", "errors", "options", "seeds"],
     ["hookspecs", "spec", "models", "data.options", "pertask_options"],
-    ["builtin", "plugins"],
+    ["builtin", "pluginfile", "plugins"],
     ["plan", "overrides", "sweeps"],
     ["records", "metrics", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "inputs", "precision",
@@ -20,7 +20,7 @@ ROWS = [
      "provenance"],
     ["training", "evaluation"],
     ["trial"],
-    ["testing", "pretraining", "store", "report", "params", "tracking"],
+    ["testing", "pytest_plugin", "pretraining", "store", "report", "params", "tracking"],
     ["execution"],
     ["experiment", "progress"],
     ["api", "cli"],
