@@ -16,7 +16,7 @@ from clbench.plugins import discover
 from clbench.records import Record
 from clbench.spec import Recipe, Spec, build, load
 
-KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
+KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning")), *Recipe.model_fields]
 
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
@@ -40,8 +40,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
         progress: whether to show progress on standard error, as the command does.
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
-            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
             precision.
 
     Returns:

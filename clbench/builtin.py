@@ -83,4 +83,7 @@ def clbench_models() -> Sequence[ModelInfo]:
 @hookimpl
 def clbench_report_formats() -> Sequence[ReportFormat]:
     """Return the built-in report formats."""
-    return (ReportFormat("md", ".md", "clbench.report.markdown:render", "markdown, for GitHub, papers, pull requests"),)
+    return (
+        ReportFormat("md", ".md", "clbench.report.markdown:render", "markdown, for GitHub, papers, pull requests"),
+        ReportFormat("html", ".html", "clbench.report.html:render", "one page with interactive figures; no network"),
+    )

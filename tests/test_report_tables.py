@@ -280,7 +280,8 @@ def test_growth_of_what_is_trained_names_the_largest_where_it_is_not_an_end():
 
 def test_results_hold_what_each_seed_gave():
     records = [make_record("lora", 0, make_matrix(2, 0.01), parameters={"base": 5, "heads": 2}),
-               make_record("lora", 1, make_matrix(2), trainable=[7, 3]), make_record("lora", 2, make_matrix(2), status="diverged"),
+               make_record("lora", 1, make_matrix(2), trainable=[7, 3]),
+               make_record("lora", 2, make_matrix(2), status="diverged"),
                make_record("joint", 0, make_matrix(2))]
     lora, joint = only(records).results
     assert (lora.label, lora.complete, lora.seeds, joint.reference) == ("lora", False, (0, 1), True)

@@ -11,8 +11,8 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command, with _ for -.
-COMMANDS = ("run", "report", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models", "trackers",
-            "check", "new-plugin")
+COMMANDS = ("run", "tune", "report", "verify", "adapters", "lora", "pretrain", "params", "methods", "benchmarks",
+            "models", "trackers", "check", "new-plugin")
 
 
 class LazyGroup(click.Group):

@@ -6,23 +6,26 @@ from pathlib import Path
 
 import click
 
+from clbench.cli.plugin import plugin_option
+
 
 @click.command("report", short_help="Render a report again from its records.")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md]")
-def command(directory: Path, formats: tuple[str, ...]) -> None:
+@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md, html]")
+@plugin_option
+def command(directory: Path, formats: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
     """Render the report of a run folder again, from its records alone."""
     from rich.console import Console
 
     from clbench import report
     from clbench.errors import StoreError
-    from clbench.experiment import by_method
+    from clbench.experiment import FORMATS, by_method
     from clbench.plugins import discover
     from clbench.report.terminal import show
     from clbench.store import Store
 
-    registry = discover()
-    wanted = [registry.report_format(name) for name in formats or ("md",)]
+    registry = discover(files=plugins)
+    wanted = [registry.report_format(name) for name in formats or FORMATS]
     records, problems = Store(directory).read()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
