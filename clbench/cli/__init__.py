@@ -11,8 +11,8 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command, with _ for -.
-COMMANDS = ("run", "tune", "report", "verify", "adapters", "lora", "pretrain", "params", "methods", "benchmarks",
-            "models", "trackers", "check", "new-plugin")
+COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
+            "benchmarks", "models", "trackers", "check", "new-plugin")
 
 
 class LazyGroup(click.Group):
@@ -49,7 +49,7 @@ def group() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 a trial failed or diverged, 2 bad input, 130 interrupted."""
+    """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted."""
     sys.exit(call(sys.argv[1:] if args is None else list(args)))
 
 

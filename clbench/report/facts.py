@@ -69,7 +69,7 @@ def provenance(records: Sequence[Record]) -> Pairs:
     """Return where the records of a section come from; where they differ, every value."""
     began = sorted(r.provenance.started for r in records)
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
-    pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in _versions(records).items())),
+    pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
              ("plugins", " / ".join(_values(records, lambda r: r.provenance.plugin))),
              ("git", " / ".join(_values(records, _commit))),
              ("device", " / ".join(_values(records, lambda r: r.provenance.device))),
@@ -87,7 +87,7 @@ def _commit(record: Record) -> str:
     return record.provenance.git or "not from a checkout"
 
 
-def _versions(records: Sequence[Record]) -> dict[str, list[str]]:
+def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return the versions of each package that the records were made with."""
     found: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
     for name, versions in found.items():
@@ -109,7 +109,7 @@ def differences(records: Sequence[Record]) -> list[str]:
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
              ("commits of clbench", _values(records, _commit), "the code may not be the same")]
     found += [(f"versions of {package}", values, "figures may differ for this reason alone")
-              for package, values in _versions(records).items()]
+              for package, values in package_versions(records).items()]
     notes += [f"records were made with different {kind} ({', '.join(values)}): {consequence}"
               for kind, values, consequence in found if len(values) > 1]
     methods: dict[str, set[str]] = {}
