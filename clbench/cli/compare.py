@@ -33,10 +33,7 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from clbench.report.terminal import show_tables
 
     wanted = measures(metrics)
-    found = merging.read([directory])
-    for problem in found.problems:
-        click.echo(f"Warning: {problem}", err=True)
-    settings = by_setting(by_method(found.records))
+    settings = by_setting(read([directory]))
     labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import click
 
+from clbench.cli.plugin import plugin_option
+
+if TYPE_CHECKING:
+    from clbench.records import Record
+
 FOLDER = click.Path(path_type=Path)
 
 
@@ -19,7 +24,9 @@ FOLDER = click.Path(path_type=Path)
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
-def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None) -> None:
+@plugin_option
+def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
+            plugins: Sequence[Path]) -> None:
     """Render the report of a run folder again, from its records alone.
 
     Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
@@ -27,14 +34,14 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     """
     from rich.console import Console
 
-    from clbench import merging, report
+    from clbench import report
     from clbench.errors import SpecError, unknown
-    from clbench.experiment import FORMATS, by_method
+    from clbench.experiment import FORMATS
     from clbench.plugins import discover
     from clbench.report.model import FILE_FORMATS
     from clbench.report.terminal import show
 
-    registry = discover()
+    registry = discover(files=plugins)
     wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
     files = _listed(kinds)
     if wrong := [name for name in files if name not in FILE_FORMATS]:
@@ -43,12 +50,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
-    merged = merging.read(folders)
-    for problem in merged.problems:
-        click.echo(f"Warning: {problem}", err=True)
-    for note in merged.notes:
-        click.echo(f"Note: {note}", err=True)
-    whole, folder = report.build(by_method(merged.records)), out or folders[0]
+    whole, folder = report.build(read(folders)), out or folders[0]
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())
@@ -56,6 +58,23 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
         click.echo(f"report: {path}")
     for path in drawn:
         click.echo(f"figure: {path}")
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """Return the records of run folders, methods together; what is no record, or not counted, is told of.
+
+    Raises:
+        StoreError: there are no records, or folders disagree on a trial.
+    """
+    from clbench import merging
+    from clbench.experiment import by_method
+
+    merged = merging.read(folders)
+    for problem in merged.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    for note in merged.notes:
+        click.echo(f"Note: {note}", err=True)
+    return by_method(merged.records)
 
 
 def _listed(values: Sequence[str]) -> list[str]:

@@ -116,14 +116,8 @@ def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
     for i, over in zip(whole, mean_intervals([known[i] for i in whole]), strict=True):
         exact = unit in COUNTED and len(set(known[i])) == 1
         text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high,
-                        values=tuple(series[i]))
+        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(series[i]))
     return found
-
-
-def cell(values: Sequence[float | None], unit: Unit) -> Cell:
-    """Return one cell, see `cells`."""
-    return cells([values], unit)[0]
 
 
 def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:

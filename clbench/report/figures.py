@@ -43,10 +43,11 @@ def write(report: Report, directory: Path, file_formats: Collection[FileFormat] 
 
 def draw(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:
     """Return the files that `write` writes, by name; the same numbers give the same bytes."""
+    found = [*(picture for section in report.sections for picture in section.pictures), *report.pictures]
     looks = drawing.looks([(r.strategy, r.reference) for section in report.sections for r in section.results])
     files = {}
     with drawing.styled():
-        for picture in (*(picture for section in report.sections for picture in section.pictures), *report.pictures):
+        for picture in found:
             wanted = [f for f in FILE_FORMATS if f in file_formats or (f == "svg" and picture.brief)]
             if wanted:
                 figure = KINDS[picture.kind](picture, looks)

@@ -26,8 +26,7 @@ _HEAD = r"""
 \emergencystretch=3em
 \begin{document}
 """.strip()
-_LEGEND = ("Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second to it; references stand "
-           "below the line.")
+_LEGEND = "Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second; references stand below the line."
 
 
 def render(report: Report) -> str:
@@ -36,8 +35,9 @@ def render(report: Report) -> str:
     for section, name in zip(report.sections, file_names([s.title for s in report.sections]), strict=True):
         blocks += _section(section, name)
     if report.rankings:
-        blocks += [r"\section*{Across settings}", _items(map(_prose, report.ranking_verdicts))]
-    blocks += [table(data, "", f"ranks-{i}") for i, data in enumerate(report.rankings, start=1)]
+        blocks.append(r"\section*{Across settings}")
+        blocks += [table(data, "Across settings", f"ranks-{i}", report.ranking_verdicts if i == 1 else ())
+                   for i, data in enumerate(report.rankings, start=1)]
     blocks += [r"\section*{How to read the tables}", _items(map(_prose, report.notes)), r"\end{document}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -45,9 +45,8 @@ def render(report: Report) -> str:
 def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
     yield _prose(section.summary)
-    notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes]
+    notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
-    said = {id(section.comparison): notes} | {id(data): section.verdicts for data in section.comparisons[:1]}
     for data, title in zip(tables, file_names([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", said.get(id(data), ()))
     yield r"\subsection*{Settings}"

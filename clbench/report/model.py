@@ -128,7 +128,7 @@ class Picture:
     @property
     def brief(self) -> bool:
         """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
-        return self.kind in ("pareto", "growth", "curves", "critical-difference")
+        return self.kind not in ("heatmaps", "forgetting")
 
 
 @dataclass(frozen=True)

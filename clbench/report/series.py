@@ -49,7 +49,7 @@ def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
     lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in found]
     tasks = max((max(length) for length in lengths if length), default=0)
     columns = [cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
-                       for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
+                      for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
     rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
                  for i, r in enumerate(results))
     return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)

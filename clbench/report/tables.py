@@ -55,9 +55,9 @@ def _section(setting: Setting, file_name: str) -> Section:
     costs = [*MORE_COSTS, *([DEVICE_MEMORY] if any(r.costs.peak_device_bytes is not None for r in whole) else [])]
     roles = dict.fromkeys(role for r in whole if r.costs.bytes for role in r.costs.bytes[-1])
     trial = records[0].trial
+    results = tuple(map(_result, methods))
     verdicts, comparisons = compare_with_best(setting)
     comparison = _table("Comparison", measures, setting)
-    results = tuple(map(_result, methods))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
