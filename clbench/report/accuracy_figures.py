@@ -11,7 +11,7 @@ from clbench import metrics
 from clbench.report import drawing
 from clbench.report.drawing import INK, LABEL, PALE, Look
 from clbench.report.model import Picture, Result
-from clbench.stats import Interval, mean_interval
+from clbench.stats import Interval, mean_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _LEAST, _SHARE = 4.6, 0.42  # the smallest figures that are written into cells, 
 
 def over_seeds(result: Result, per_task: Any) -> list[Interval]:
     """Return mean and interval over a method's seeds of each number that `per_task(R)` returns."""
-    return [mean_interval(values) for values in zip(*map(per_task, result.R), strict=True)]
+    return mean_intervals(list(zip(*map(per_task, result.R), strict=True)))
 
 
 def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
@@ -81,8 +81,13 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
 
 def _span(at: Interval) -> tuple[float, float]:
     """Return the ends of an interval, within what an accuracy can be."""
-    half = at.half_width or 0.0
-    return max(at.mean - half, 0.0), min(at.mean + half, 1.0)
+    low, high = _ends(at)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _ends(at: Interval) -> tuple[float, float]:
+    """Return the ends of an interval; those of a single seed are its value."""
+    return at.mean if at.low is None else at.low, at.mean if at.high is None else at.high
 
 
 def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
@@ -105,7 +110,9 @@ def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     for k, (result, values, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks),
                                                      strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
-        axes.errorbar(places, [at.mean for at in values], [at.half_width or 0.0 for at in values], color=colour,
+        bars = [[abs(end - at.mean) for end, at in zip(ends, values, strict=True)]
+                for ends in zip(*map(_ends, values), strict=True)]
+        axes.errorbar(places, [at.mean for at in values], bars, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
