@@ -16,7 +16,7 @@ from clbench.plugins import discover
 from clbench.records import Record
 from clbench.spec import Recipe, Spec, build, load
 
-KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
+KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning")), *Recipe.model_fields]
 
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
@@ -38,8 +38,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         progress: whether to show progress on standard error, as the command does.
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
-            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
             precision.
 
     Returns:

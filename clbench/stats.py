@@ -40,7 +40,29 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 @functools.cache
-def _t_quantile(df: int, p: float) -> float:
+def _t_quantile(df: float, p: float) -> float:
     from scipy.special import stdtrit  # here, because importing scipy takes longer than a whole report
 
     return float(stdtrit(df, p))
+
+
+def welch_half_width(first: tuple[float, int], second: tuple[float, int], level: float = 0.95) -> float:
+    """Return the half width of Welch's interval for the difference of two means.
+
+    Args:
+        first: the standard error of one mean and the number of values behind it.
+        second: those of the other.
+        level: of the interval.
+
+    Raises:
+        ClbenchError: a number of values below 2, which has no standard error.
+
+    Source: Welch 1947, with the Welch-Satterthwaite degrees of freedom.
+    """
+    if min(first[1], second[1]) < 2:
+        raise ClbenchError("a standard error needs at least two values")
+    variance = first[0] ** 2 + second[0] ** 2
+    if variance == 0:
+        return 0.0
+    df = variance**2 / sum(error**4 / (n - 1) for error, n in (first, second))
+    return _t_quantile(df, (1 + level) / 2) * math.sqrt(variance)

@@ -17,6 +17,7 @@ def test_a_run_returns_its_records_and_keeps_them(tmp_path, capsys):
     assert records[0].provenance.command.startswith("clbench.run(")
     assert sorted(Store(tmp_path / "run").read()[0], key=lambda r: r.trial.seed) == records
     assert (tmp_path / "run" / "report.md").exists()
+    assert "<!DOCTYPE html>" in (tmp_path / "run" / "report.html").read_text()
     assert capsys.readouterr() == ("", "")
     again = clbench.run(file, methods="lora", set=["lora.rank=2"], out=tmp_path / "run", progress=True, **SMALL)
     assert again == records

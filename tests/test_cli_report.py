@@ -18,7 +18,7 @@ def test_records_are_rendered_again(folder, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.index("lora") < out.index("naive")
-    assert f"report: {folder / 'report.md'}" in out
+    assert f"report: {folder / 'report.md'}" in out and f"report: {folder / 'report.html'}" in out
     first = (folder / "report.md").read_text()
     assert "lora" in first
     cli.call(["report", str(folder), "--format", "md"])

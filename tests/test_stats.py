@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clbench.errors import ClbenchError
-from clbench.stats import mean_interval
+from clbench.stats import mean_interval, welch_half_width
 
 
 def test_three_values_worked_by_hand():
@@ -54,3 +54,24 @@ def test_no_values_and_values_that_are_not_finite_are_errors(values):
 def test_a_level_in_per_cent_is_an_error(level):
     with pytest.raises(ClbenchError, match="between 0 and 1"):
         mean_interval([1.0, 2.0], level=level)
+
+
+def test_welch_agrees_with_scipys_interval():
+    from scipy.stats import ttest_ind
+
+    a, b = [87.1, 90.2, 84.9, 91.3], [80.5, 88.0, 86.1, 79.9, 90.4, 83.3]
+    errors = [(statistics.stdev(values) / math.sqrt(len(values)), len(values)) for values in (a, b)]
+    interval = ttest_ind(a, b, equal_var=False).confidence_interval(0.99)
+    assert welch_half_width(*errors, level=0.99) == pytest.approx((interval.high - interval.low) / 2, rel=1e-12)
+
+
+def test_welch_against_a_mean_without_spread_is_students_interval():
+    values = [1.0, 2.0, 4.0]
+    error = statistics.stdev(values) / math.sqrt(3)
+    assert welch_half_width((error, 3), (0.0, 20)) == pytest.approx(mean_interval(values).half_width, rel=1e-12)
+    assert welch_half_width((0.0, 3), (0.0, 20)) == 0
+
+
+def test_welch_needs_two_values_on_both_sides():
+    with pytest.raises(ClbenchError, match="at least two"):
+        welch_half_width((0.1, 5), (0.1, 1))

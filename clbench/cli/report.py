@@ -13,7 +13,7 @@ FOLDER = click.Path(path_type=Path)
 @click.command("report", short_help="Render a report again from its records, or one of several runs.")
 @click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
 @click.option("--format", "formats", multiple=True, metavar="LIST",
-              help="Formats, as in md,latex,csv,json; repeatable. Plugins may bring more.  [default: md]")
+              help="Formats, as in md,html,latex,csv,json; repeatable. Plugins may bring more.  [default: md,html]")
 @click.option("--figures", "kinds", multiple=True, metavar="LIST",
               help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
               "[default: those that report.md shows, as svg]")
@@ -29,13 +29,13 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
 
     from clbench import merging, report
     from clbench.errors import SpecError, unknown
-    from clbench.experiment import by_method
+    from clbench.experiment import FORMATS, by_method
     from clbench.plugins import discover
     from clbench.report.model import FILE_FORMATS
     from clbench.report.terminal import show
 
     registry = discover()
-    wanted = [registry.report_format(name) for name in _listed(formats) or ["md"]]
+    wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
     files = _listed(kinds)
     if wrong := [name for name in files if name not in FILE_FORMATS]:
         raise SpecError("\n".join(unknown("file format", name, FILE_FORMATS, "clbench report --help")

@@ -29,6 +29,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
+              "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable. Several values, as in "
@@ -85,9 +87,11 @@ def conclude(ready: Experiment) -> int:
     from clbench.report.terminal import show
 
     results = ready.results()
-    path = write_report(ready)
+    paths = write_report(ready)
     show(report.build(results), Console())
-    click.echo(f"report:  {path}\nrecords: {ready.store.records}")
+    for path in paths:
+        click.echo(f"report:  {path}")
+    click.echo(f"records: {ready.store.records}")
     bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in bad):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)

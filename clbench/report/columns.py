@@ -50,14 +50,17 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
 
 ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
 TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
+BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes))
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r))
+COSTS = (TRAINABLE, BYTES, TIME)  # against which accuracy is weighed
 COMPARISON = (
     ACC,
     Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R)),
     Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
     TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
-    Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes)),
-    Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r)),
+    BYTES,
+    TIME,
 )
 INFERENCE = Measure(Column("task inference", "percent", "up"), lambda r, _: _inferred(r))
 MORE_METRICS = (

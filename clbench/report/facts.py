@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from clbench.options import format_value
-from clbench.plan import Resolved
+from clbench.plan import Resolved, Trial
 from clbench.records import Record
 from clbench.report.text import clean, listed
 from clbench.spec import Recipe
@@ -31,7 +31,13 @@ def named(thing: Resolved) -> str:
 def title(record: Record) -> str:
     """Return what a section is called."""
     trial = record.trial
-    return clean(f"{trial.benchmark.name}, scenario {trial.scenario}, {trial.model.name}")
+    return clean(f"{trial.benchmark.name}, scenario {trial.scenario}, {trial.model.name}"
+                 + (", validation" if trial.validation else ""))
+
+
+def held_out(trial: Trial) -> str:
+    """Return what a trial with a validation split measures accuracies on, in words."""
+    return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
 def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
@@ -40,11 +46,13 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     weights = f"{trial.weights.path} (sha256 {trial.weights.sha256[:16]})" if trial.weights else "none (from scratch)"
     pairs = [("benchmark", named(trial.benchmark)), ("scenario", trial.scenario), ("model", named(trial.model)),
              ("pretrained weights", weights), ("recipe", recipe(trial.recipe)), ("seeds", listed(list(seeds)))]
+    if trial.validation:
+        pairs.append(("accuracies on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)
     if stream:
         pairs += [("tasks", f"{len(stream.classes)}, with {_spread(map(len, stream.classes))} classes each"),
                   ("training samples per task", _spread(stream.train_samples)),
-                  ("test samples per task", _spread(stream.test_samples)),
+                  (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
     methods = dict.fromkeys((clean(r.label), named(r.trial.method)) for r in records)
     pairs += [(f"method {label}", full) for label, full in methods if label != full]

@@ -117,7 +117,8 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
     return Section(
         title=name,
         summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
-                      f"seeds {listed(list(seeds))}"),
+                      f"seeds {listed(list(seeds))}"
+                      + (f", accuracies on {facts.held_out(trial)}" if trial.validation else "")),
         comparison=_table("Comparison", measures, methods, joint),
         details=(_table("More metrics", metrics, methods, joint), _table("More costs", costs, methods, joint),
                  *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], methods, joint)]
