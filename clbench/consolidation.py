@@ -8,6 +8,7 @@ per parameter however many tasks there were.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -19,22 +20,26 @@ from clbench.options import Options
 from clbench.strategy import Batch, Strategy, Task, World
 
 
-class Consolidated(Strategy):
+class Consolidated(Strategy, ABC):
     """Fine-tuning with the penalty; the buffers `importance__*`, `anchor__*` and `offset` are F, m and c.
 
-    Subclasses call `hold` or `hold_too` in `after_task`.
+    Subclasses say what `weight` is and call `hold` or `hold_too` in `after_task`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
                                           ("offset", "importance"))
     offset: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None, *, weight: float) -> None:
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty."""
         super().__init__(model, world, options)
-        self.weight = weight
         self.register_buffer("offset", torch.zeros_like(next(self.parameters()).detach().flatten()[0]))
         self._cover_parameters()
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """Return the weight of the penalty, from the options."""
 
     def before_task(self, task: Task) -> None:
         """Take in parameters that are new or trained for the first time; nothing holds them yet."""

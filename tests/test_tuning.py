@@ -11,9 +11,10 @@ from clbench.errors import ClbenchError, SpecError
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.search import Choices, Range
-from clbench.spec import build
+from clbench.search import Choices, Range, Search, Tried
+from clbench.spec import MethodSpec, build
 from clbench.store import Store
+from clbench.tuned import write
 from clbench.tuning import _at_end, chosen, rows_of
 
 PLUGIN = """
@@ -253,6 +254,30 @@ def test_a_method_for_no_scenario_of_the_experiment_is_refused():
         "naive", "naive", "ewc"]
     with pytest.raises(SpecError, match="method 'ewc' is for scenario class, the experiment has task; give"):
         plan(build({"methods": methods, "scenario": "task"}), registry)
+
+
+def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
+    pytest.importorskip("tomlkit", reason="clbench tune needs the extra clbench[tune]")
+    source, out = tmp_path / "a.toml", tmp_path / "b.toml"
+    source.write_text('# mine\nseeds = 1\n\n[recipe]\nepochs = 1  # few\n\n[[methods]]\nname = "ewc"\n\n[[methods]]\n'
+                      'name = "lora"\nlabel = "x"\n\n[tune.ewc]\nstrength = [1.0, 10.0]\n')
+
+    def search(label, command):
+        return Search(command=command, versions={"torch": "2"}, validation=0.1, seeds=(7,), trials=2, sampler="grid",
+                      space={label: {"strength": Range(low=1, high=2)}},
+                      tried=(Tried(method=label, scenario="task", options={"strength": 1.5}, acc=(0.5,)),
+                             Tried(method=label, scenario="task", options={"strength": 2}, failure="seed 7 diverged")))
+
+    methods = [MethodSpec(name="ewc", options={"strength": 1.5}, scenario=("task",)),
+               MethodSpec(name="lora", label="x")]
+    write(out, source, methods, search("ewc", "one"))
+    text = out.read_text()
+    assert text.startswith("# mine\n") and "# few" in text and "[[methods]]" not in text
+    spec = build(tomllib.loads(text))
+    assert spec.methods == tuple(methods) and spec.recipe.epochs == 1 and spec.tuning == (search("ewc", "one"),)
+    write(out, out, methods, search("x", "two"))
+    write(out, out, methods, search("x", "three"))
+    assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"))
 
 
 def test_the_searches_of_the_committed_experiments_chose_their_options():

@@ -125,7 +125,8 @@ def table(rows: Sequence[Row]) -> str:
         best, *others = row.ranking
         without = sum(not t.acc for t in row.tried)
         lines.append([row.label, row.scenario, " ".join(f"{k}={format_value(v)}" for k, v in best.options.items()),
-                      f"{100 * score(best):.2f}", f"{100 * min(best.acc):.2f} to {100 * max(best.acc):.2f}",
+                      f"{100 * score(best):.2f}",
+                      f"{100 * min(best.acc):.2f} to {100 * max(best.acc):.2f}" if len(best.acc) > 1 else "one seed",
                       f"{100 * score(others[0]):.2f}" if others else "", f"{100 * score(row.ranking[-1]):.2f}",
                       f"{len(row.tried)}" + (f", {without} without result" if without else "")])
     headers = ["method", "scenario", "best options", "validation\nACC (%)", "over seeds", "second\nbest", "worst",

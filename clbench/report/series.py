@@ -13,7 +13,7 @@ from clbench.report.text import NONE, number
 def accuracy_over_tasks(results: Sequence[Result]) -> Table:
     """Return the mean accuracy over the tasks seen so far, after each task."""
     return _table("Accuracy over tasks", "after task {}", "percent", results,
-                  lambda r: [metrics.seen(R) for R in r.R])
+                  lambda r: list(map(metrics.seen, r.R)))
 
 
 def forgetting_per_task(results: Sequence[Result]) -> Table:

@@ -31,9 +31,12 @@ class EWC(Consolidated):
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty."""
-        options = options or EWCOptions()
-        assert isinstance(options, EWCOptions)
-        super().__init__(model, world, options, weight=options.strength)
+        super().__init__(model, world, options or EWCOptions())
+
+    @property
+    def weight(self) -> float:
+        """Return the penalty's weight."""
+        return self.options.strength
 
     def after_task(self, task: Task) -> None:
         """Add the task's Fisher, taken at the parameters as they are now."""

@@ -26,9 +26,12 @@ class MAS(Consolidated):
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with Omega = 0."""
-        options = options or MASOptions()
-        assert isinstance(options, MASOptions)
-        super().__init__(model, world, options, weight=2 * options.strength)
+        super().__init__(model, world, options or MASOptions())
+
+    @property
+    def weight(self) -> float:
+        """Return the penalty's weight, half of which is the strength."""
+        return 2 * self.options.strength
 
     def after_task(self, task: Task) -> None:
         """Add the task's importance and hold the parameters where they are."""

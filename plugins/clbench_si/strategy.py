@@ -31,9 +31,12 @@ class SI(Consolidated):
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with Omega = 0."""
-        options = options or SIOptions()
-        assert isinstance(options, SIOptions)
-        super().__init__(model, world, options, weight=2 * options.strength)
+        super().__init__(model, world, options or SIOptions())
+
+    @property
+    def weight(self) -> float:
+        """Return the penalty's weight, half of which is the strength."""
+        return 2 * self.options.strength
 
     def before_task(self, task: Task) -> None:
         """Begin the path where the task begins, which is where parameters are anchored from now on."""
