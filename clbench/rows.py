@@ -46,7 +46,7 @@ class Rows(Tensor):
 
     memo: Memo
     node: Node
-    index: Tensor
+    picked: Tensor  # int64 [M]: which samples
     call: tuple[Callable[..., Any], Any, Any] | None
     value: Tensor | None
 
@@ -54,9 +54,9 @@ class Rows(Tensor):
     def __new__(cls: type[Rows], memo: Memo, node: Node, index: Tensor, value: Tensor | None = None,
                 call: tuple[Callable[..., Any], Any, Any] | None = None) -> Rows:
         """Stand for the node's result on the samples at `index`: `value` if it is there, or what `call` would give."""
-        rows: Rows = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        rows: Rows = Tensor._make_wrapper_subclass(
             cls, (len(index), *node.tail), dtype=node.dtype, device=index.device)
-        rows.memo, rows.node, rows.index, rows.value, rows.call = memo, node, index, value, call
+        rows.memo, rows.node, rows.picked, rows.value, rows.call = memo, node, index, value, call
         return rows
 
     @classmethod
@@ -69,7 +69,8 @@ class Rows(Tensor):
         return first.memo.apply(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+            cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry an operation out on ordinary tensors where torch asks from below its Python functions."""
         return func(*over(plain, args), **over(plain, kwargs or {}))
 
@@ -136,7 +137,7 @@ class Memo:
         """Return what an argument is known by the next time; TypeError where it cannot be."""
         kind = type(value)
         if kind is Rows:
-            if value.memo is not self or value.index is not self.index or not self.useful:
+            if value.memo is not self or value.picked is not self.index or not self.useful:
                 raise TypeError
             return value.node  # type: ignore[no-any-return]
         if isinstance(value, Tensor):
@@ -154,16 +155,16 @@ class Memo:
         """Make the table that these rows of the first batch are to be looked up in, if it holds for them."""
         node = rows.node
         node.tried = True
-        if value.nbytes // len(rows.index) * self.size > self.left:
+        if value.nbytes // len(rows.picked) * self.size > self.left:
             return
         # From the last to the first, so that what depends on a sample's neighbours shows.
-        order = torch.arange(self.size, device=rows.index.device).flip(0)
+        order = torch.arange(self.size, device=rows.picked.device).flip(0)
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                table = torch.cat([self.evaluate(node, part, {}) for part in order.split(CHUNK)]).flip(0)
+                table = torch.cat([self.evaluate(node, part, {}) for part in torch.split(order, CHUNK)]).flip(0)
         except (RuntimeError, ValueError, IndexError, TypeError):
             return  # it needs the batch it was noted on
-        if table.shape == (self.size, *node.tail) and alike(pick(table, rows.index), value):
+        if table.shape == (self.size, *node.tail) and alike(pick(table, rows.picked), value):
             node.table, self.left = table, self.left - table.nbytes
 
     def evaluate(self, node: Node, part: Tensor, done: dict[Node, Tensor]) -> Tensor:
@@ -218,7 +219,7 @@ def computed(value: Any) -> Any:
         return value
     if value.value is None:
         if value.node.table is not None:
-            value.value = pick(value.node.table, value.index)
+            value.value = pick(value.node.table, value.picked)
         else:
             assert value.call is not None
             function, args, kwargs = value.call

@@ -11,7 +11,7 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command.
-COMMANDS = ("run", "tune", "report", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
+COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
             "benchmarks", "models")
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from clbench.records import Record
 
 FOLDER = click.Path(path_type=Path)
 
@@ -27,9 +31,9 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     """
     from rich.console import Console
 
-    from clbench import merging, report
+    from clbench import report
     from clbench.errors import SpecError, unknown
-    from clbench.experiment import FORMATS, by_method
+    from clbench.experiment import FORMATS
     from clbench.plugins import discover
     from clbench.report.model import FILE_FORMATS
     from clbench.report.terminal import show
@@ -43,12 +47,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
-    merged = merging.read(folders)
-    for problem in merged.problems:
-        click.echo(f"Warning: {problem}", err=True)
-    for note in merged.notes:
-        click.echo(f"Note: {note}", err=True)
-    whole, folder = report.build(by_method(merged.records)), out or folders[0]
+    whole, folder = report.build(read(folders)), out or folders[0]
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())
@@ -56,6 +55,23 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
         click.echo(f"report: {path}")
     for path in drawn:
         click.echo(f"figure: {path}")
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """Return the records of run folders, methods together; what is no record, or not counted, is told of.
+
+    Raises:
+        StoreError: there are no records, or folders disagree on a trial.
+    """
+    from clbench import merging
+    from clbench.experiment import by_method
+
+    merged = merging.read(folders)
+    for problem in merged.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    for note in merged.notes:
+        click.echo(f"Note: {note}", err=True)
+    return by_method(merged.records)
 
 
 def _listed(values: Sequence[str]) -> list[str]:

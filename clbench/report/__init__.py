@@ -50,7 +50,7 @@ def write_figures(report: Report, directory: Path, file_formats: Collection[File
     Raises:
         StoreError: a file cannot be written.
     """
-    if not any(section.pictures for section in report.sections):
+    if not (report.pictures or any(section.pictures for section in report.sections)):
         return []
     from clbench.report import figures  # imports numpy; drawing imports matplotlib
 

@@ -53,8 +53,8 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     texts = list(map(named, picture.results))
     drawing.leave_room(figure, axes, texts)
     found = _numbers(series.accuracy_over_tasks(picture.results))
-    means = [[mean for mean, _ in curve] for curve in found]
-    spans = [[(max(mean - half, 0.0), min(mean + half, 1.0)) for mean, half in curve] for curve in found]
+    means = [[mean for mean, *_ in curve] for curve in found]
+    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in found]
     low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
@@ -72,9 +72,10 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def _numbers(table: Table) -> list[list[tuple[float, float]]]:
-    """Return each method's means and the half widths of their intervals, 0 where one seed gives none."""
-    return [[(cell.mean, cell.half_width or 0.0) for cell in row.cells if cell.mean is not None] for row in table.rows]
+def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
+    """Return each method's means with the ends of their intervals, the mean itself where one seed gives none."""
+    return [[(c.mean, c.mean if c.low is None else c.low, c.mean if c.high is None else c.high)
+             for c in row.cells if c.mean is not None] for row in table.rows]
 
 
 def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
@@ -97,7 +98,8 @@ def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     for k, (result, values, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks),
                                                      strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
-        axes.errorbar(places, [mean for mean, _ in values], [half for _, half in values], color=colour,
+        arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
+        axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,

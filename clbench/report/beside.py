@@ -8,7 +8,7 @@ from statistics import fmean
 
 from clbench.records import Record
 from clbench.report import facts
-from clbench.report.columns import ACC, COMPARISON, Measure, cell
+from clbench.report.columns import ACC, COMPARISON, Measure, cells
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.report.text import NONE, clean
 
@@ -80,15 +80,15 @@ def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tupl
 
 def _row(pair: Pair) -> Row:
     both, first = pair.both, pair.before[0]
-    cells = [Cell(str(len(both))), *(cell([ACC.value(r[k], None) for r in both], ACC.column.unit) for k in (0, 1)),
+    found = [Cell(str(len(both))), *cells([[ACC.value(r[k], None) for r in both] for k in (0, 1)], ACC.column.unit),
              *(_difference(_COLUMNS[name], both) for name in _DIFFERENCES), _ratio(_COLUMNS["training time"], both)]
-    return Row(clean(first.label), tuple(cells), reference=first.reference)
+    return Row(clean(first.label), tuple(found), reference=first.reference)
 
 
 def _difference(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
     values = [(measure.value(a, None), measure.value(b, None)) for a, b in both]
     known = [b - a for a, b in values if a is not None and b is not None]
-    return cell(known, measure.column.unit) if len(known) == len(both) else Cell(NONE)
+    return cells([known], measure.column.unit)[0] if len(known) == len(both) else Cell(NONE)
 
 
 def _ratio(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:

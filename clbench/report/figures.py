@@ -12,13 +12,15 @@ from clbench.report.accuracy_figures import curves, forgetting, heatmaps
 from clbench.report.cost_figures import growth, pareto
 from clbench.report.drawing import Look
 from clbench.report.model import FILE_FORMATS, FileFormat, Picture, Report
+from clbench.report.ranks_figure import critical_difference
 from clbench.store import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS: Mapping[str, Callable[[Picture, Mapping[str, Look]], Figure]] = {
-    "pareto": pareto, "growth": growth, "curves": curves, "heatmaps": heatmaps, "forgetting": forgetting}
+    "pareto": pareto, "growth": growth, "curves": curves, "heatmaps": heatmaps, "forgetting": forgetting,
+    "critical-difference": critical_difference}
 
 
 def write(report: Report, directory: Path, file_formats: Collection[FileFormat] = ()) -> list[Path]:
@@ -41,10 +43,11 @@ def write(report: Report, directory: Path, file_formats: Collection[FileFormat] 
 
 def draw(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:
     """Return the files that `write` writes, by name; the same numbers give the same bytes."""
+    found = [*(picture for section in report.sections for picture in section.pictures), *report.pictures]
     looks = drawing.looks([(r.strategy, r.reference) for section in report.sections for r in section.results])
     files = {}
     with drawing.styled():
-        for picture in (picture for section in report.sections for picture in section.pictures):
+        for picture in found:
             wanted = [f for f in FILE_FORMATS if f in file_formats or (f == "svg" and picture.brief)]
             if wanted:
                 figure = KINDS[picture.kind](picture, looks)

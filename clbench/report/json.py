@@ -19,7 +19,7 @@ def render(report: Report) -> str:
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
     whole = asdict(report)
-    for section in whole["sections"]:
-        for picture in section["pictures"]:
+    for pictures in (whole["pictures"], *(section["pictures"] for section in whole["sections"])):
+        for picture in pictures:
             del picture["points"], picture["results"]
     return {"schema": SCHEMA, **whole}

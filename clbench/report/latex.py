@@ -26,7 +26,8 @@ _HEAD = r"""
 \emergencystretch=3em
 \begin{document}
 """.strip()
-_LEGEND = "Mean and 95% interval over seeds. Bold: best; underlined: second; references stand below the line."
+_LEGEND = ("Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second; references stand below "
+           "the line.")
 
 
 def render(report: Report) -> str:
@@ -34,6 +35,10 @@ def render(report: Report) -> str:
     blocks = [_HEAD, rf"\section*{{{escape(report.title)}}}"]
     for section, name in zip(report.sections, file_names([s.title for s in report.sections]), strict=True):
         blocks += _section(section, name)
+    if report.rankings:
+        blocks.append(r"\section*{Across settings}")
+        blocks += [table(data, "Across settings", f"ranks-{i}", report.ranking_verdicts if i == 1 else ())
+                   for i, data in enumerate(report.rankings, start=1)]
     blocks += [r"\section*{How to read the tables}", _items(map(_prose, report.notes)), r"\end{document}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -41,8 +46,8 @@ def render(report: Report) -> str:
 def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
     yield _prose(section.summary)
-    notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes]
-    tables = (section.comparison, *section.details, *section.matrices)
+    notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
+    tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, file_names([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
     yield r"\subsection*{Settings}"

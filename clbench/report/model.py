@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Unit = Literal["percent", "points", "count", "bytes", "seconds", "text"]
+Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
@@ -40,7 +40,8 @@ class Column:
 class Cell:
     """One cell: its text, and where it is a number the mean over n seeds with the interval's half width.
 
-    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the best of a column, `second` the next.
+    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks what is shown to be the best of a column, and
+    `second` the second best mean of a column that has such a one.
     """
 
     text: str
@@ -49,6 +50,8 @@ class Cell:
     n: int = 0
     bold: bool = False
     second: bool = False
+    low: float | None = None  # the interval itself, which need not have the mean in its middle
+    high: float | None = None
     values: tuple[float | None, ...] = ()  # of each seed that is done
 
 
@@ -103,25 +106,27 @@ class Point:
     half_width: float | None  # of its interval
     trainable: float | None  # parameters trained in the last task
     kept: tuple[float, ...]  # parameters kept after each task
+    rank: float | None = None  # mean over settings, 1 is the best
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
 
-    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting"]
+    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
     name: str
     title: str
     subject: str  # the section's title
     alt: str  # in words, for those who do not see it
     caption: str
-    points: tuple[Point, ...] = ()  # what pareto and growth draw, as far as it can be drawn
+    points: tuple[Point, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
     results: tuple[Result, ...] = ()  # what the others draw
+    critical: float | None = None  # ranks that are less apart than this cannot be told apart
 
     @property
     def brief(self) -> bool:
         """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
-        return self.kind in ("pareto", "growth", "curves")
+        return self.kind not in ("heatmaps", "forgetting")
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Section:
     commands: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
+    verdicts: tuple[str, ...] = ()  # what the tests of paired differences say, a sentence per metric
+    comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
 
 
 @dataclass(frozen=True)
@@ -150,3 +157,6 @@ class Report:
     title: str
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # definitions that hold for all sections
+    rankings: tuple[Table, ...] = ()  # of methods across the sections, where several share enough of them
+    ranking_verdicts: tuple[str, ...] = ()  # what the tests of those ranks say
+    pictures: tuple[Picture, ...] = ()  # of the whole report

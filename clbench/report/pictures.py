@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from clbench import metrics
-from clbench.records import Record
-from clbench.report.columns import ACC, TRAINABLE, cell
-from clbench.report.model import Picture, Point, Result, Unit
+from clbench.report.methods import Method
+from clbench.report.model import Cell, Picture, Point, Result, Unit
 from clbench.report.text import interval, number
 
 
@@ -29,14 +28,13 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
-def point(label: str, strategy: str, done: Sequence[Record], *, reference: bool, complete: bool) -> Point:
-    """Return what the figures show of a method with these finished records, the same numbers as the tables."""
-    accuracy = cell([ACC.value(r, None) for r in done], ACC.column.unit)
-    trainable = cell([TRAINABLE.value(r, None) for r in done], TRAINABLE.column.unit)
-    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in done]
+def point(method: Method, accuracy: Cell, trainable: Cell) -> Point:
+    """Return what the figures show of a method, the same numbers as the table's cells."""
+    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in method.done]
     alike = len(set(map(len, kept))) == 1
-    return Point(label, strategy, reference, complete and not reference, accuracy.mean, accuracy.half_width,
-                 trainable.mean, tuple(map(fmean, zip(*kept, strict=True))) if alike else ())
+    return Point(method.label, method.records[0].trial.method.name, method.reference,
+                 method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
+                 tuple(map(fmean, zip(*kept, strict=True))) if alike else ())
 
 
 def file_names(titles: Sequence[str]) -> list[str]:

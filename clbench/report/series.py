@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clbench import metrics
-from clbench.report.columns import ACC, cell
+from clbench.report.columns import ACC, cells
 from clbench.report.model import Cell, Column, Result, Row, Table, Unit
 from clbench.report.text import NONE, number
 
@@ -31,7 +31,7 @@ def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
     """Return ACC of each seed, and last its mean; a seed without a result has a dash."""
     unit = ACC.column.unit
     found = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
-    means = _cells([list(of_seeds.values()) for of_seeds in found], unit)
+    means = cells([list(of_seeds.values()) for of_seeds in found], unit)
     rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
             for r, of_seeds, mean in zip(results, found, means, strict=True)]
     return Table("ACC of each seed", tuple(Column(name, unit) for name in (*(f"seed {s}" for s in seeds), "mean")),
@@ -48,13 +48,8 @@ def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
     found = [values(r) for r in results]
     lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in found]
     tasks = max((max(length) for length in lengths if length), default=0)
-    columns = [_cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
-                       for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
-    rows = tuple(Row(r.label, tuple(cells[i] for cells in columns), reference=r.reference)
+    columns = [cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
+                      for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
+    rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
                  for i, r in enumerate(results))
     return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)
-
-
-def _cells(values: Sequence[Sequence[float]], unit: Unit) -> list[Cell]:
-    """Return a column's cells, each for what the seeds of a method gave."""
-    return [cell(of_seeds, unit) for of_seeds in values]

@@ -14,6 +14,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from clbench.report.model import Column, Report, Row, Section, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "\N{EN DASH}": "-"}
+_TITLE_OF_RANKS = "across settings"
 _PADDING = 3  # columns between two cells, at most
 
 
@@ -27,12 +28,24 @@ def show(report: Report, console: Console | None = None) -> None:
     for section in report.sections:
         _heading(section, console)
         show_table(section.comparison, console)
+        _lines("", section.verdicts, console, "")
         _lines("no result: ", section.problems, console, "bold red")
         _lines("", section.notes, console, "dim")
         best = "bold" if console.is_terminal else "*"
-        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: best, references left out",
-              console, "dim")
+        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: shown to be the best, references "
+              "left out", console, "dim")
         console.out()
+    show_tables(_TITLE_OF_RANKS, report.rankings, report.ranking_verdicts, console)
+
+
+def show_tables(title: str, tables: Iterable[Table], said: Iterable[str], console: Console) -> None:
+    """Print tables under one title, each with its own, and what is said of them."""
+    for number, table in enumerate(tables):
+        if not number:
+            _line(title, console, "bold")
+        _line(table.title, console, "dim")
+        show_table(table, console)
+    _lines("", said, console, "")
 
 
 def show_table(table: Table, console: Console) -> None:
