@@ -21,8 +21,8 @@ KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning"))
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
-        **settings: Any) -> list[Record]:
+        stack: int | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
+        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -37,6 +37,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         stack: seeds of a method that train as one; None chooses.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
+        log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
+        plugins: Python files with hook implementations, used without being installed.
         progress: whether to show progress on standard error, as the command does.
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
             epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
@@ -55,9 +57,9 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
-    ready = experiment.prepare(found, discover(), folder)
+    ready = experiment.prepare(found, discover(files=plugins), folder, log)
     command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "set": options or None,
-                            **settings})
+                            "log": log or None, "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with _display(ready) if progress else nullcontext(Listener()) as listener:

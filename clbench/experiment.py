@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench import tracking
 from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
+from clbench.hookspecs import Tracker
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
 from clbench.records import Record
@@ -30,6 +33,7 @@ class Experiment:
     planned: list[Planned]
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Planned]:
@@ -50,14 +54,16 @@ class Experiment:
         return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
-def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
-    """Plan an experiment and read its run folder; nothing is written.
+def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = ()) -> Experiment:
+    """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
     Raises:
-        SpecError: the experiment cannot be run as written.
+        SpecError: the experiment cannot be run as written, or a tracker's library is missing.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
-    return gather(spec, plan(spec, registry), registry, out)
+    ready = gather(spec, plan(spec, registry), registry, out)
+    ready.trackers = tracking.start(log, registry, out)
+    return ready
 
 
 def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
@@ -101,14 +107,31 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         if record and (record.label, record.reference) != (planned.label, planned.reference):
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    for note in outdated(experiment):
+        listener.note(note)
+    keeper = Keeper(experiment, listener)
+    for record in experiment.results():
+        keeper.track(record)
     if missing:
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
         try:
-            execute(missing, how, Keeper(experiment, listener))
+            execute(missing, how, keeper)
         except ClbenchError:
             store.forget(made)  # bad input leaves nothing behind
             raise
     return experiment.results()
+
+
+def outdated(experiment: Experiment) -> list[str]:
+    """Return a note for each method whose records are of other code than what is installed (or in its file) now."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for record in experiment.results():
+        origin, made_by = experiment.registry.origins["method", record.trial.method.name], record.provenance.plugin
+        same_file = origin.version.startswith("sha256:") and made_by.endswith(origin.version)
+        if record.status != "failed" and made_by != str(origin) and not same_file:
+            found[record.label, made_by, str(origin)] += 1
+    return [f"{label}: {count} of its records were made by {made_by}, and it is now {now}; they are kept: "
+            "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
@@ -126,11 +149,11 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
-               artifacts=experiment.store.artifacts.absolute())
+               plugins=tuple(experiment.registry.files), artifacts=experiment.store.artifacts.absolute())
 
 
 class Keeper(Listener):
-    """Stores each record as it comes, shows it to the plugins that observe, and passes on what it hears."""
+    """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Stand between the executor and the listener."""
@@ -158,21 +181,18 @@ class Keeper(Listener):
         """Store first: what is told of has been kept."""
         self.experiment.store.write(record)
         self.experiment.records[record.key] = record
-        self._show_observers(record)
+        self.track(record)
         self.listener.finished(record)
 
-    def _show_observers(self, record: Record) -> None:
-        """Call each plugin's `clbench_record` by itself; one that fails is reported once and stops nothing."""
-        manager = self.experiment.registry.manager
-        plugins = manager.get_plugins()
-        for plugin in sorted((h.plugin for h in manager.hook.clbench_record.get_hookimpls()), key=repr):
+    def track(self, record: Record) -> None:
+        """Show a record to every tracker; one that fails is reported once and stops nothing."""
+        for name, tracker in self.experiment.trackers.items():
             try:
-                manager.subset_hook_caller("clbench_record", plugins - {plugin})(record=record)
-            except Exception as error:
-                name = manager.get_name(plugin) or repr(plugin)
+                tracker.log(record)
+            except Exception as error:  # somebody else's code and service: the records are what counts
                 if name not in self.failing:
                     self.failing.add(name)
-                    self.listener.note(f"plugin {name}: clbench_record failed: {type(error).__name__}: {error}")
+                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
 
 
 def write_report(experiment: Experiment) -> list[Path]:

@@ -10,9 +10,9 @@ import click
 
 from clbench.errors import ClbenchError, unknown
 
-# Each is clbench.cli.<name>.command.
+# Each is clbench.cli.<name>.command, with _ for -.
 COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
-            "benchmarks", "models")
+            "benchmarks", "models", "trackers", "check", "new-plugin")
 
 
 class LazyGroup(click.Group):
@@ -26,7 +26,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"clbench.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"clbench.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context,

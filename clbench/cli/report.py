@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.plugin import plugin_option
+
 if TYPE_CHECKING:
     from clbench.records import Record
 
@@ -23,7 +25,9 @@ FOLDER = click.Path(path_type=Path)
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
-def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None) -> None:
+@plugin_option
+def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
+            plugins: Sequence[Path]) -> None:
     """Render the report of a run folder again, from its records alone.
 
     Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
@@ -38,7 +42,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from clbench.report.model import FILE_FORMATS
     from clbench.report.terminal import show
 
-    registry = discover()
+    registry = discover(files=plugins)
     wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
     files = _listed(kinds)
     if wrong := [name for name in files if name not in FILE_FORMATS]:

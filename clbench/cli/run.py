@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.plugin import plugin_option
 from clbench.cli.recipe import recipe_options
 
 if TYPE_CHECKING:
@@ -44,9 +45,13 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
 @click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
               "as many as fit on an accelerator]")
+@click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
+              "tensorboard,wandb:project=mine.  [default: none]")
+@plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, dry_run: bool, **flags: Any) -> int:
+            threads: int | None, stack: int | None, log: str, plugins: tuple[Path, ...], dry_run: bool,
+            **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -59,7 +64,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     from clbench.progress import display
 
     found = read_spec(spec, {}, flags, options)
-    ready = experiment.prepare(found, discover(), out or experiment.default_out(found, spec))
+    ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log)
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.plugin import plugin_option
+
 if TYPE_CHECKING:
     from clbench.execution import Listener
     from clbench.experiment import Experiment
@@ -46,8 +48,9 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--workers", type=click.IntRange(min=0), help="As for clbench run.")
 @click.option("--threads", type=click.IntRange(min=1), help="As for clbench run.")
 @click.option("--stack", type=click.IntRange(min=1), help="As for clbench run.")
+@plugin_option
 def command(source: Path, methods: str | None, trials: int, out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, **flags: Any) -> int:
+            threads: int | None, stack: int | None, plugins: tuple[Path, ...], **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
     The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
@@ -62,7 +65,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, da
     from clbench.plugins import discover
 
     tuned.tomlkit()  # says what is missing before hours of search, not after
-    registry = discover()
+    registry = discover(files=plugins)
     original = read_spec(source, {}, {}, ())
     spec = read_spec(source, {}, flags, ())
     _check_seeds(original, spec)

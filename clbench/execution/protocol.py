@@ -32,6 +32,7 @@ class Start(Message):
     command: str
     threads: int | None
     artifacts: str | None = None
+    plugins: list[str] = []  # files
 
 
 class Prepare(Message):

@@ -24,10 +24,10 @@ def compare_with_best(setting: Setting) -> Compared:
     tables = []
     for measure in IN_REPORTS:
         values = setting.compared(measure)
-        if len(values) > 1:
+        tests = family(measure.column, values)
+        if tests.pairs:
             complete = {label: found for label, found in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values)
-            tests = family(measure.column, values)
             said.append((measure.column.title, verdict(tests, best)))
             tables.append(table(f"{measure.column.title}: each method minus {best}, which has the best mean", tests,
                                 tests.against(best), len(setting.seeds), best))
