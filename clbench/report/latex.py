@@ -26,7 +26,8 @@ _HEAD = r"""
 \emergencystretch=3em
 \begin{document}
 """.strip()
-_LEGEND = "Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second; references stand below the line."
+_LEGEND = ("Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second; references stand below "
+           "the line.")
 
 
 def render(report: Report) -> str:
@@ -48,7 +49,7 @@ def _section(section: Section, name: str) -> Iterator[str]:
     notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, file_names([data.title for data in tables]), strict=True):
-        yield table(data, section.title, f"{name}-{title}", said.get(id(data), ()))
+        yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
     yield r"\subsection*{Settings}"
     yield _items(_prose(f"{key}: {value}") for key, value in section.settings)
     yield r"\subsection*{Provenance}"
@@ -68,7 +69,7 @@ def table(data: Table, subject: str, label: str, notes: Iterable[str] = ()) -> s
     """
     aligned = "".join("l" if column.unit == "text" else "r" for column in data.columns)
     lines = [rf"% table {label}", r"\begin{table}", r"\centering",
-             rf"\caption{{{'. '.join(map(escape, filter(None, (data.title, subject))))}.}}", rf"\label{{tab:{label}}}",
+             rf"\caption{{{escape(data.title)}. {escape(subject)}.}}", rf"\label{{tab:{label}}}",
              r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}",
              rf"\begin{{tabular}}{{@{{}}l{aligned}@{{}}}}", r"\toprule",
              " & ".join([escape(data.corner), *map(_header, data.columns)]) + r" \\", r"\midrule",
