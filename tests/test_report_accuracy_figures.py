@@ -3,7 +3,7 @@ import pytest
 from factories import make_matrix, make_record
 from test_report_figures import NASTY, figure
 
-from clbench.report import build
+from clbench.report import build, series
 
 FIRST = [[0.5, 0.5, 0.5], [0.9, 0.4, 0.5], [0.8, 0.7, 0.5], [0.6, 0.7, 0.8]]
 SECOND = [[0.5, 0.5, 0.5], [0.7, 0.4, 0.5], [0.8, 0.9, 0.5], [0.7, 0.6, 0.9]]
@@ -41,6 +41,20 @@ def test_forgetting_stands_side_by_side_for_each_task():
     assert [s[1][1] - s[0][1] for s in segments] == pytest.approx([2 * T_95 * 0.1, 2 * T_95 * 0.15])
     assert naive.get_markerfacecolor() == "white" and lora.get_marker() == looks["lora"].marker
     assert [t.get_text() for t in drawn.legends[0].texts] == ["lora", "er", "naive"]
+
+
+def test_an_interval_need_not_have_the_mean_in_its_middle():
+    accuracies = (0.5, 0.52, 0.53, 0.55, 0.6, 0.95)
+    report = build([make_record("lora", s, [[0.1, 0.1], [a, 0.1], [a - 0.3, 0.8]]) for s, a in enumerate(accuracies)])
+    (row,) = series.accuracy_over_tasks(report.sections[0].results).rows
+    first = row.cells[0]
+    assert first.high - first.mean > 1.2 * (first.mean - first.low), "six skewed seeds: BCa"
+    axes, = figure(report, "curves")[0].axes
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {y for x, y in band if x == 1} == {first.low, first.high}
+    bars, = figure(report, "forgetting")[0].axes[0].containers
+    (((_, low), (_, high)),) = bars.lines[2][0].get_segments()
+    assert high - low == pytest.approx(0.0, abs=1e-9), "0.3 is forgotten with every seed"
 
 
 def test_heat_maps_share_a_scale_and_hold_the_means():

@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from factories import make_record
+from factories import make_matrix, make_record
 
 from clbench.report import build
 from clbench.report.latex import render, table
@@ -48,6 +48,19 @@ def test_references_are_set_apart_and_notes_stand_below():
     assert text.isascii()
     labels = re.findall(r"\\label\{(.*)\}", text)
     assert len(labels) == len(set(labels)) == text.count(r"\begin{table}")
+
+
+def test_differences_and_ranks_are_tables_too():
+    records = [make_record(m, s, make_matrix(3, shift + s / 1000), benchmark=b) for b in ("x", "y", "z", "w", "v")
+               for s in range(6) for m, shift in (("lora", 0.05), ("ewc", 0.02), ("er", 0.0))]
+    report = build(records)
+    text = render(report)
+    section = report.sections[0]
+    assert section.comparisons and section.verdicts and report.rankings
+    for data in (*section.comparisons, *report.rankings):
+        assert rf"\caption{{{escape(data.title)}. " in text
+    assert escape(section.verdicts[0]) in text.replace(r"\allowbreak{}", "")
+    assert text.index(r"\section*{Across settings}") < text.index(r"\section*{How to read")
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clbench import metrics
-from clbench.report import drawing
+from clbench.report import drawing, series
 from clbench.report.drawing import INK, LABEL, PALE, Look
-from clbench.report.model import Picture, Result
-from clbench.stats import Interval, mean_intervals
+from clbench.report.model import Picture, Result, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
 _SMALL = 7.5  # size of what stands on the axes of small panels, in points
 _GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
 _LEAST, _SHARE = 4.6, 0.42  # the smallest figures that are written into cells, in points; of a cell's width
-
-
-def over_seeds(result: Result, per_task: Any) -> list[Interval]:
-    """Return mean and interval over a method's seeds of each number that `per_task(R)` returns."""
-    return mean_intervals(list(zip(*map(per_task, result.R), strict=True)))
 
 
 def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
@@ -59,9 +52,9 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     figure, axes = drawing.canvas(picture.subject, height=4.3)
     texts = list(map(named, picture.results))
     drawing.leave_room(figure, axes, texts)
-    found = [over_seeds(result, metrics.seen) for result in picture.results]
-    means = [[at.mean for at in curve] for curve in found]
-    spans = [[_span(at) for at in curve] for curve in found]
+    found = _numbers(series.accuracy_over_tasks(picture.results))
+    means = [[mean for mean, *_ in curve] for curve in found]
+    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in found]
     low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
@@ -79,20 +72,15 @@ def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def _span(at: Interval) -> tuple[float, float]:
-    """Return the ends of an interval, within what an accuracy can be."""
-    low, high = _ends(at)
-    return max(low, 0.0), min(high, 1.0)
-
-
-def _ends(at: Interval) -> tuple[float, float]:
-    """Return the ends of an interval; those of a single seed are its value."""
-    return at.mean if at.low is None else at.low, at.mean if at.high is None else at.high
+def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
+    """Return each method's means with the ends of their intervals, the mean itself where one seed gives none."""
+    return [[(c.mean, c.mean if c.low is None else c.low, c.mean if c.high is None else c.high)
+             for c in row.cells if c.mean is not None] for row in table.rows]
 
 
 def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
-    found = [over_seeds(result, metrics.forgetting_per_task) for result in picture.results]
+    found = _numbers(series.forgetting_per_task(picture.results))
     tasks, count = max(map(len, found)), len(found)
     below = 0.62 + 0.3 * math.ceil(count / 4)  # inches, for the legend
     figure, axes = drawing.canvas(picture.subject, height=3.3 + below)
@@ -110,9 +98,8 @@ def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     for k, (result, values, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks),
                                                      strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
-        bars = [[abs(end - at.mean) for end, at in zip(ends, values, strict=True)]
-                for ends in zip(*map(_ends, values), strict=True)]
-        axes.errorbar(places, [at.mean for at in values], bars, color=colour,
+        arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
+        axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
