@@ -81,8 +81,9 @@ def test_labels_cover_neither_one_another_nor_markers():
 
 
 def test_intervals_are_drawn_within_what_an_accuracy_can_be():
-    wide = [Point(name, name, False, True, accuracy, half, cost, ()) for name, accuracy, half, cost in
-            (("lora", 0.95, 0.2, 10.0), ("ewc", 0.1, 0.3, 100.0), ("er", 0.5, None, 100.0))]
+    wide = [Point(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
+            for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
+                                                    ("er", 0.5, None, None, 100.0))]
     picture = Picture("pareto", "x", "", "", "", "", tuple(wide))
     with drawing.styled():
         axes, = figures.pareto(picture, drawing.looks([(p.strategy, False) for p in wide])).axes

@@ -1,3 +1,4 @@
+import json
 import random
 from itertools import pairwise
 
@@ -9,6 +10,9 @@ from clbench import cli, stats
 from clbench.report import build
 from clbench.report.columns import ACC
 from clbench.report.figures import draw
+from clbench.report.html import render as html
+from clbench.report.json import render as as_json
+from clbench.report.latex import render as latex
 from clbench.report.markdown import render
 from clbench.report.pairs import family
 from clbench.report.ranks_figure import groups
@@ -110,6 +114,17 @@ def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     assert texts(section.comparisons[0], "er")["verdict"] == "cannot be decided"
 
 
+def test_methods_without_a_common_seed_are_not_compared():
+    apart = [*study({"lora": 0.0}, range(6)), *study({"ewc": 0.0}, range(6, 9))]
+    section = build(apart).sections[0]
+    assert section.verdicts == () and section.comparisons == ()
+    section = build([*apart, *study({"er": -0.1}, range(6))]).sections[0]
+    assert section.verdicts[0] == "ACC: lora has the best mean; better than er; no seed in common with ewc"
+    section = build([*study({"lora": -0.2, "er": -0.3}, range(6)), *study({"ewc": 0.0}, range(6, 9))]).sections[0]
+    assert section.verdicts[0] == "ACC: ewc has the best mean; no seed in common with lora, er"
+    assert [t.title.partition(":")[0] for t in section.comparisons] == ["forgetting"]  # there lora is the best
+
+
 def test_unknown_baselines_and_metrics_are_errors_that_name_near_ones(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05}, range(2)))
     assert cli.call(["compare", folder, "--baseline", "lor"]) == 2
@@ -152,6 +167,18 @@ def test_methods_are_ranked_across_settings_by_their_mean():
     assert [(p.label, p.rank) for p in picture.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
     assert draw(report)["critical-difference.svg"].startswith(b"<?xml")
     assert "](figures/critical-difference.svg)" in render(report)
+
+
+def test_differences_and_ranks_stand_in_every_format_of_the_report():
+    report = build(settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1}))
+    for text in (latex(report), html(report)):
+        assert "each method minus lora, which has the best mean" in text
+        assert "which method is best cannot be decided with 2 seeds" in text
+        assert "Ranks by ACC (1 is the best)" in text and report.ranking_verdicts[0].partition(";")[0][-9:] in text
+    whole = json.loads(as_json(report))
+    assert whole["rankings"][0]["rows"][-1]["cells"][0]["mean"] == 1.0
+    assert whole["sections"][0]["comparisons"][0]["rows"][0]["cells"][2]["mean"] == 0.5
+    assert "points" not in whole["pictures"][0]
 
 
 def test_two_settings_decide_nothing_and_say_so_and_one_benchmark_twice_is_not_independent():

@@ -24,8 +24,9 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     """
     from rich.console import Console
 
-    from clbench.cli.report import read
+    from clbench import merging
     from clbench.errors import SpecError, unknown
+    from clbench.experiment import by_method
     from clbench.report.comparing import compare, measures
     from clbench.report.markdown import escape, tables
     from clbench.report.methods import by_setting
@@ -37,9 +38,9 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
     for setting in settings:
-        said, found = compare(setting, wanted, baseline)
+        said, tested = compare(setting, wanted, baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", found, said) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", tested, said) + "\n")
         else:
-            show_tables(setting.title, found, said, Console())
+            show_tables(setting.title, tested, said, Console())
             click.echo()

@@ -28,7 +28,7 @@ def pareto(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     figure, axes = drawing.canvas(picture.subject)
     points = picture.points
     x, y = [p.trainable or 0.0 for p in points], [p.accuracy or 0.0 for p in points]
-    spans = [(max(a - (p.half_width or 0), 0.0), min(a + (p.half_width or 0), 1.0))
+    spans = [(max(a if p.low is None else p.low, 0.0), min(a if p.high is None else p.high, 1.0))
              for p, a in zip(points, y, strict=True)]
     ratio = max((max(x) / min(x)) ** 0.08, 1.25)
     bounds = min(x) / ratio, max(x) * ratio

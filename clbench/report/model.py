@@ -107,6 +107,8 @@ class Point:
     trainable: float | None  # parameters trained in the last task
     kept: tuple[float, ...]  # parameters kept after each task
     rank: float | None = None  # mean over settings, 1 is the best
+    low: float | None = None  # ends of ACC's interval; None where one seed gives none
+    high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
@@ -152,17 +152,24 @@ def undecided(tests: Family) -> str | None:
             + (f"{needed} would do" if needed else "compare fewer methods"))
 
 
-def verdict(tests: Family, best: str) -> str:
-    """Say in a sentence how the method with the best mean compares with each of the others."""
+def verdict(tests: Family, best: str, others: Collection[str]) -> str:
+    """Say in a sentence how the method with the best mean compares with each of the others.
+
+    Args:
+        tests: at least one pair.
+        best: the method.
+        others: all that are compared, whether they share seeds with it or not.
+    """
     if (why := undecided(tests)) is not None:
         return f"which method is best {why}"
     pairs = tests.against(best)
     shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.shown]
     better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
-    if len(better) == len(pairs):
+    if len(better) == len(others):
         return f"{best} is better than every other method"
     groups = [("better than", better), ("worse on shared seeds than", worse),
               ("equal on every seed to", [p.first for p in pairs if p.equal]),
               ("no difference shown to", [p.first for p in pairs if p.decidable and not p.shown and not p.equal]),
-              ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal])]
+              ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
+              ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
     return f"{best} has the best mean; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)

@@ -34,7 +34,7 @@ def point(method: Method, accuracy: Cell, trainable: Cell) -> Point:
     alike = len(set(map(len, kept))) == 1
     return Point(method.label, method.records[0].trial.method.name, method.reference,
                  method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
-                 tuple(map(fmean, zip(*kept, strict=True))) if alike else ())
+                 tuple(map(fmean, zip(*kept, strict=True))) if alike else (), low=accuracy.low, high=accuracy.high)
 
 
 def file_names(titles: Sequence[str]) -> list[str]:
