@@ -1,4 +1,4 @@
-"""How one optimiser step is taken: for one strategy, or for several seeds of it stacked into one.
+"""How one optimiser step is taken: for one strategy, or for several members (seeds, strengths) stacked into one.
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
 the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
@@ -7,7 +7,7 @@ and only `loss` runs once for all, under `torch.func.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from clbench import options as opt
 from clbench import precision
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Strategy
@@ -93,9 +94,15 @@ class Loss(nn.Module):
         super().__init__()
         self.strategy = strategy
 
-    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-        """Return the strategy's loss."""
-        return self.strategy.loss(replace(batch, x=x, y=y, tasks=tasks))
+    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
+        own = self.strategy.options
+        self.strategy.options = own.model_copy(update=scalars) if scalars else own
+        try:
+            return self.strategy.loss(replace(batch, x=x, y=y, tasks=tasks))
+        finally:
+            self.strategy.options = own
 
 
 class Stack:
@@ -106,6 +113,7 @@ class Stack:
         self.forward = precision.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
+        self.scalars = differing(self.members)
         parameters, buffers = stack_module_state(self.members)
         self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
         self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
@@ -120,13 +128,13 @@ class Stack:
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
-        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-            value: Tensor = functional_call(self.call, state, (batches[0], x, y, tasks))
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batches[0], x, y, tasks, scalars))
             return value
 
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         with self.forward:
-            losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks)
+            losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, self.scalars)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -185,6 +193,16 @@ class Stack:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def differing(members: Sequence[Strategy]) -> dict[str, Tensor]:
+    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
+
+    Float32 as the arithmetic is; what they agree on stays a number.
+    """
+    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
+            for name, of in values.items() if len(set(of)) > 1}
 
 
 def make_optimizer(recipe: Recipe, parameters: Any) -> torch.optim.Optimizer:

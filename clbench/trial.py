@@ -103,7 +103,9 @@ class Runner:
 
     def run_stack(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None] = lambda _: None,
                   ) -> list[Record]:
-        """Run several seeds of one method as one stack and return their records; their times are equal shares.
+        """Run trials that differ in seed and `Scalar` options only as one stack and return their records, in their order.
+
+        Their times are equal shares.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
@@ -121,7 +123,7 @@ class Runner:
                 del members
                 return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
             if len(members) > 1:
-                note = f"ran alone: the stack of {len(members)} seeds failed with {type(error).__name__}: {error}"
+                note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
                 records = [self.run(one, on_progress) for one in planned]
                 return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
             members[0].failure = Failure(type=type(error).__name__, message=str(error),
