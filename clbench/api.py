@@ -21,7 +21,7 @@ KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
+        stack: int | None = None, compile: bool = False, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
         **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
@@ -34,7 +34,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
-        stack: seeds of a method that train as one; None chooses.
+        stack: trials of a method (seeds, and values of its `Scalar` options) that train as one; None chooses.
+        compile: whether to compile losses by torch.compile, on CUDA as CUDA graphs.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         progress: whether to show progress on standard error, as the command does.
@@ -56,13 +57,13 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(), folder)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "set": options or None,
-                            **settings})
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack,
+                            "compile": compile or None, "set": options or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with _display(ready) if progress else nullcontext(Listener()) as listener:
         records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       data_dir=Path(data) if data is not None else None)
+                                       compiled=compile, data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records
 

@@ -7,7 +7,7 @@ and only `loss` runs once for all, under `torch.func.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from clbench import options as opt
 from clbench import precision
+from clbench.compiling import Compiler
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Strategy
 
@@ -27,6 +28,7 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
     sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
+    loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""
@@ -38,13 +40,18 @@ class Engine(Protocol):
         """Keep the optimiser state of these members only."""
 
 
-def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None) -> Engine:
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None,
+                compiler: Compiler | None = None) -> Engine:
     """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+
+    With a compiler it compiles the loss.
 
     Raises:
         ValueError: no parameter requires a gradient.
     """
     engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    if compiler is not None:
+        engine.loss = compiler(engine.loss)
     if previous is not None and recipe.optimizer_state == "keep":
         for name, parameter in engine.trained.items():
             known = previous.trained.get(name)
@@ -62,6 +69,7 @@ class Alone:
         """Optimise what requires a gradient."""
         self.forward = precision.forward(recipe, strategy.active.device)
         self.strategy = strategy
+        self.loss: Callable[..., Tensor] = strategy.loss
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values())
@@ -70,7 +78,7 @@ class Alone:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
         with self.forward:
-            loss = self.strategy.loss(batches[0])
+            loss = self.loss(batches[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -113,6 +121,7 @@ class Stack:
         self.forward = precision.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
+        self.loss: Callable[..., Tensor] = self.losses
         self.scalars = differing(self.members)
         parameters, buffers = stack_module_state(self.members)
         self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
@@ -127,20 +136,25 @@ class Stack:
         """Take one step on a batch per member."""
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
-
-        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, scalars: dict[str, Tensor]) -> Tensor:
-            value: Tensor = functional_call(self.call, state, (batches[0], x, y, tasks, scalars))
-            return value
-
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         with self.forward:
-            losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, self.scalars)
+            losses = self.loss(state, batches[0], x, y, tasks, self.scalars)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if self.edits:
             self._edit()
         self.optimizer.step()
         return losses.detach()
+
+    def losses(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+               scalars: dict[str, Tensor]) -> Tensor:
+        """Return the losses [S] of members whose parameters and buffers are `state`, on x [S, N, ...] and so on."""
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, scalars))
+            return value
+
+        losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, scalars)
+        return losses
 
     def close(self) -> None:
         """Give every member storage of its own again."""

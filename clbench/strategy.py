@@ -57,6 +57,11 @@ class Samples:
         """Return N."""
         return len(self.y)
 
+    @property
+    def index_device(self) -> torch.device:
+        """Return where the indices that `take` is given should lie."""
+        return self.y.device
+
     def take(self, index: Tensor) -> Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(self.x[index], self.y[index], self.tasks[index])

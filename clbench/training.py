@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from clbench import inputs, seeds
+from clbench.compiling import Compiler
 from clbench.data.augment import CropFlip
+from clbench.device import send
 from clbench.ensemble import Engine, make_engine
 from clbench.errors import DivergedError
 from clbench.inputs import Inputs
@@ -57,7 +59,7 @@ class Order:
     def batch(self, samples: Samples) -> Batch:
         """Return the next batch of the task's samples, in whatever form they are given."""
         if not self.left:
-            order = torch.randperm(self.samples, generator=self.generator).to(samples.y.device)
+            order = send(torch.randperm(self.samples, generator=self.generator), samples.index_device)
             self.left = list(torch.split(order, self.batch_size))[::-1]
             self.passes += 1
         part = samples.take(self.left.pop())
@@ -83,11 +85,13 @@ class Trainer:
         recipe: how they are trained.
         seeds: the seed of each member, for its data order.
         augment: how training images are augmented, None for not at all.
+        compiler: what compiles the losses, None for not at all.
     """
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
-                 augment: CropFlip | None = None) -> None:
+                 augment: CropFlip | None = None, compiler: Compiler | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed."""
+        self.compiler = compiler
         self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
@@ -113,7 +117,7 @@ class Trainer:
             drawn = (end - begin) * self.recipe.batch_size
             given = (Inputs(samples, start=0, prepared=False) if self.augment
                      else inputs.once(self.strategies, samples, tasks[0].index, drawn))
-            engine = make_engine(self.strategies, self.recipe, self._engine)
+            engine = make_engine(self.strategies, self.recipe, self._engine, self.compiler)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)

@@ -12,6 +12,7 @@ import torch
 
 from clbench import footprint, precision, provenance, seeds
 from clbench.building import build_model, build_strategy
+from clbench.compiling import Compiler
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
 from clbench.device import pick_device, synchronize
@@ -71,17 +72,21 @@ class Runner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
     def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
-                 artifacts: Path | None = None) -> None:
+                 artifacts: Path | None = None, compiled: bool = False) -> None:
         """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
 
-        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere.
+        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. With `compiled`
+        losses are compiled; SpecError where there is no compiler.
         """
         self.artifacts = artifacts
+        self.compiled = compiled
         self.data_dir = data_dir
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
         self._streams: dict[tuple[str, str, int], Stream] = {}
+        if compiled:
+            Compiler(self.device).probe()
 
     def prepare(self, trial: Trial) -> list[str]:
         """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
@@ -116,7 +121,7 @@ class Runner:
         memory = PeakMemory(self.device)
         try:
             with precision.products(planned[0].trial.recipe):
-                live(members, on_progress, self.artifacts)
+                live(members, on_progress, self.artifacts, Compiler(self.device) if self.compiled else None)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) > 1 and isinstance(error, torch.OutOfMemoryError):
                 half = len(planned) // 2
@@ -168,14 +173,16 @@ class Runner:
         return strategy.to(self.device), notes
 
 
-def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None) -> None:
+def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
+         compiler: Compiler | None = None) -> None:
     """Lead the members through their streams together, task by task; one that diverges is left behind.
 
-    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder.
+    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
+    are compiled if there is a compiler.
     """
     first = members[0]
     trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
-                      first.stream.augment)
+                      first.stream.augment, compiler)
     for member in members:
         tell(member, on_progress)
         record_row(member, learned=0)
@@ -205,6 +212,8 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     ready = time.perf_counter()
     with seeds.scope(members[0].trial.seed, "training", index):
         trained = trainer.fit(tasks)
+    for member in members if trainer.compiler else ():
+        member.notes += [note for note in trainer.compiler.notes if note not in member.notes]
     synchronize(device)
     done = time.perf_counter()
     alive = []

@@ -16,7 +16,7 @@ ROWS = [
     ["plan", "overrides", "sweeps"],
     ["records", "metrics", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "inputs", "precision",
-     "building", "artifacts",
+     "building", "artifacts", "compiling",
      "provenance"],
     ["training", "evaluation"],
     ["trial"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,18 +44,23 @@ class Prepare:
         """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
         x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
         if self.mean:
-            x = (x - self._along(self.mean, x)).div_(self._along(self.std, x))
+            x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
         if x.ndim != IMAGE_DIMS:
             return x
         # Channels last: convolutions are faster on this layout, and it changes no value. Written so that it also works
         # under vmap, which knows no memory formats.
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
-    def _along(self, values: tuple[float, ...], x: Tensor) -> Tensor | float:
-        """Return one number, or numbers shaped to go along the channels of x."""
-        if len(values) == 1:
-            return values[0]
-        return torch.tensor(values, device=x.device).view(-1, *[1] * (x.ndim - CHANNEL_AXIS - 1))
+
+@functools.cache
+def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
+    """Return one number, or numbers shaped to go along the channels of what has so many dimensions.
+
+    They are sent to the device once, since sending waits for it.
+    """
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, device=device).view(-1, *[1] * (dims - CHANNEL_AXIS - 1))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class How:
     stack: int | None  # trials of a strategy that train as one; None: one by one on a CPU, together on an accelerator
     shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
+    compiled: bool = False  # whether losses are compiled
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
 
 
