@@ -25,6 +25,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def room_for_samples(device: torch.device) -> int | None:
+    """Return the bytes that a stream's samples may take on a device: half of what is free; None where it is the host.
+
+    The rest is the training's.
+    """
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the CPU on a device, without waiting for what the device is doing.
 

@@ -53,28 +53,27 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     if not len(samples) or not parameters:
         raise ValueError(f"the Fisher needs samples and trainable parameters, got {len(samples)} and {len(parameters)}")
     if limit is not None and limit < len(samples):
-        samples = samples.take(torch.randperm(len(samples), generator=generator)[:limit].to(samples.y.device))
+        samples = samples.take(torch.randperm(len(samples), generator=generator)[:limit].to(samples.index_device))
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
     dtype = next(iter(parameters.values())).dtype
     sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     if any(p.is_meta for p in parameters.values()):
         return sums
     with evaluating(strategy), torch.enable_grad():
-        probe = strategy.world.prepare(samples.x[:4]).to(dtype)
+        probe = strategy.world.prepare(next(samples.chunks(4)).x).to(dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
         covered = {name for layer in layers for name in (layer.weight, layer.bias)}
         rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
         numbers = 2 * sum(p.numel() for p in rest.values()) + activation_numbers(strategy, layers, probe, task)
         chunk = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
-        for start in range(0, len(samples), chunk):
-            part = slice(start, start + chunk)
-            x = strategy.world.prepare(samples.x[part]).to(dtype)
-            tasks, y = samples.tasks[part], samples.y[part]
+        for number, part in enumerate(samples.chunks(chunk)):
+            x = strategy.world.prepare(part.x).to(dtype)
+            tasks, y = part.tasks, part.y
             logits, taps = tapped(strategy, layers, x, task)
             log_p = F.log_softmax(strategy.mask(logits, tasks), dim=1)
             if log_p.isnan().any():
                 raise DivergedError(f"the model's probabilities are NaN after task {task}; there is no Fisher of them")
-            u = None if draws is None else draws[part]
+            u = None if draws is None else draws[number * chunk:][:chunk]
             _add_chunk(sums, strategy, rest, log_p, taps, list(_seeds(log_p.detach(), kind, y, u)), x, tasks, task)
     return {name: total / len(samples) for name, total in sums.items()}
 

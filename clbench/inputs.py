@@ -60,8 +60,8 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     """Return the samples with what the first blocks make of them in the place of x."""
     parts = []
     with torch.no_grad():
-        for raw in torch.split(samples.x, CHUNK):
-            x = strategy.world.prepare(raw)
+        for raw in samples.chunks(CHUNK):
+            x = strategy.world.prepare(raw.x)
             for block in list(strategy.model.blocks)[:blocks]:
                 x = block(x)
             parts.append(x)
@@ -94,7 +94,7 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
 
 def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
     """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
-    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].y.device)), blocks)
+    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].index_device)), blocks)
     parts = samples if blocks else {id(part): part for part in samples}.values()
     return first.x.nbytes * sum(map(len, parts)) <= BYTES
 
@@ -104,7 +104,7 @@ def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool
 
     What is trained is moved a little first: a term that starts at zero would say nothing.
     """
-    some = samples.take(torch.arange(min(16, len(samples)), device=samples.y.device))
+    some = samples.take(torch.arange(min(16, len(samples)), device=samples.index_device))
     batch = Batch(some.x, some.y, some.tasks, task)
     losses: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)

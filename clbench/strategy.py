@@ -16,7 +16,7 @@ The defaults are naive fine-tuning, so that a strategy is only its difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -65,6 +65,11 @@ class Samples:
     def take(self, index: Tensor) -> Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(self.x[index], self.y[index], self.tasks[index])
+
+    def chunks(self, size: int) -> Iterator[Samples]:
+        """Yield the samples in order, so many at a time; of those that are drawn anew, the draw that is kept."""
+        for x, y, tasks in zip(*(torch.split(c, size) for c in (self.x, self.y, self.tasks)), strict=True):
+            yield Samples(x, y, tasks)
 
     @staticmethod
     def concat(*parts: Samples) -> Samples:

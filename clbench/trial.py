@@ -15,7 +15,7 @@ from clbench.building import build_model, build_strategy
 from clbench.compiling import Compiler
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
-from clbench.device import pick_device, synchronize
+from clbench.device import pick_device, room_for_samples, synchronize
 from clbench.evaluation import evaluate
 from clbench.footprint import Footprint
 from clbench.models.network import Network
@@ -158,7 +158,7 @@ class Runner:
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry)
-            self._streams[key] = loaded.to(self.device)
+            self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
     def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clbench.data import cache
 from clbench.data.augment import AUGMENTATIONS, CropFlip
+from clbench.data.host import HostSamples
 from clbench.data.live import LiveSamples
 from clbench.data.permuted import Held, PermutedSamples, permute
 from clbench.data.raw import RawStream, Split
@@ -126,8 +127,12 @@ class Stream:
                      torch.cat([torch.full_like(part.y, index) for index, part in enumerate(parts)]),
                      tuple(map(len, parts)), self.prepare if prepared is None else None)
 
-    def to(self, device: torch.device | str) -> Stream:
-        """Return the stream with all its tensors on a device; tensors that tasks share stay shared."""
+    def to(self, device: torch.device | str, room: int | None = None) -> Stream:
+        """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
+
+        Where all samples take more than `room` bytes (None: no limit), training inputs stay on the host, from which
+        batches are copied; permuted tasks share theirs, which go to the device all the same.
+        """
         moved: dict[int, Tensor] = {}
         held = Held()
 
@@ -136,15 +141,27 @@ class Stream:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        def samples(part: Samples) -> Samples:
+        size = sum({id(x): x.nbytes for task in self.tasks for x in (stored(task.train), task.test.x)}.values())
+        streamed = room is not None and size > room
+
+        def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, held)
             if isinstance(part, LiveSamples):
                 return LiveSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
+            if streamed:
+                return HostSamples(part.x, move(part.y), move(part.tasks))
             return Samples(move(part.x), move(part.y), move(part.tasks))
 
-        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train), samples(t.test))
-                                         for t in self.tasks))
+        note = (f"training inputs stay on the host: all samples take {size / 1e9:.1f} GB, more than the "
+                f"{(room or 0) / 1e9:.1f} GB they are given on the device")
+        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train, streamed), samples(t.test))
+                                         for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
+
+
+def stored(samples: Samples) -> Tensor:
+    """Return the inputs that samples keep, permuted or not."""
+    return samples.base if isinstance(samples, PermutedSamples) else samples.x
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry) -> Stream:
