@@ -32,8 +32,7 @@ def live(scenario):
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
         patch.setattr(testing, "tiny_stream", live)
-        if here:
-            patch.setattr(ahead.sys, "platform", "elsewhere")
+        patch.setattr(ahead, "core_to_spare", lambda _: not here)
         return [b.strategy.state_dict() for b in lead(method, options, group, RECIPE, tasks=2)]
 
 
@@ -59,7 +58,13 @@ def test_draws_do_not_depend_on_what_the_step_draws(monkeypatch):
     assert all(torch.equal(plain[name], noisy[name]) for name in plain)
 
 
-def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step():
+def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
+    assert not ahead.core_to_spare(torch.device("cpu"))
+    assert ahead.core_to_spare(torch.device("cuda")) is (ahead.sys.platform == "linux")
+
+
+def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
+    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
     samples = live("task").tasks[0].train
 
     def run(taken):
@@ -78,7 +83,8 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step():
     assert not multiprocessing.active_children()
 
 
-def test_what_goes_wrong_in_a_transform_is_told():
+def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
+    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
     samples = live("task").tasks[0].train
 
     def draw(i):

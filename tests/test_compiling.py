@@ -2,22 +2,18 @@ import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import compiling, ensemble, training
+from clbench import ensemble, training, trial
 from clbench.compiling import Compiler
 from clbench.errors import SpecError
+from clbench.hookspecs import StrategyInfo
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import Recipe, build
+from clbench.strategy import Strategy
 from clbench.trial import Runner
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
-METHODS = [("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("er", {"capacity": 20}),
-           ("lora", {"rank": 2, "dropout": 0.3}), ("pnn", {}), ("shared-private", {"private_width": 5}),
-           ("seq-lora", {"rank": 2, "dora": True}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}),
-           ("independent", {})]
-
-
 def compiled(compiler, monkeypatch, *args, **kwargs):
     """Train as `lead` does, with a compiler."""
     plain = ensemble.make_engine
@@ -26,12 +22,56 @@ def compiled(compiler, monkeypatch, *args, **kwargs):
         return lead(*args, **kwargs)
 
 
-@pytest.mark.parametrize(("method", "options"), METHODS)
+def alike(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        for name, tensor in b.strategy.state_dict().items():
+            torch.testing.assert_close(a.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("ewc", {"strength": 10.0}), ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {})])
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
-def test_every_method_compiles_as_one_graph_alone_and_stacked(method, options, seeds, monkeypatch):
-    info, compiler = discover().strategy(method), Compiler(CPU, "aot_eager")
-    for ours, theirs in zip(compiled(compiler, monkeypatch, info, options, seeds, RECIPE, tasks=2),
-                            lead(info, options, seeds, RECIPE, tasks=2), strict=True):
-        for name, tensor in theirs.strategy.state_dict().items():
-            torch.testing.assert_close(ours.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+def test_losses_are_one_graph_alone_and_stacked(method, options, seeds, monkeypatch):
+    # Without the machine code, which takes most of the time.
+    info, compiler = discover().strategy(method), Compiler(CPU, "eager")
+    alike(compiled(compiler, monkeypatch, info, options, seeds, RECIPE, tasks=2),
+          lead(info, options, seeds, RECIPE, tasks=2))
     assert compiler.notes == []
+
+
+def test_a_compiled_stack_of_strengths_learns_what_it_learns_uncompiled(monkeypatch):
+    info, compiler = discover().strategy("ewc"), Compiler(CPU)
+    options, recipe = [{"strength": 1.0}, {"strength": 50.0}], Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
+    alike(compiled(compiler, monkeypatch, info, options, [0, 1], recipe, tasks=1),
+          lead(info, options, [0, 1], recipe, tasks=1))
+    assert compiler.notes == []
+
+
+class Branches(Strategy):
+    """Looks at its loss, which no graph can."""
+
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss if loss.item() > 0 else -loss
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_is_noted(monkeypatch):
+    info, compiler = StrategyInfo("x", Branches, ""), Compiler(CPU, "eager")
+    alike(compiled(compiler, monkeypatch, info, {}, [0], RECIPE), lead(info, {}, [0], RECIPE))
+    assert len(compiler.notes) == 1 and compiler.notes[0].startswith("not compiled, ran as it is: ")
+    assert "\n" not in compiler.notes[0]
+
+
+def test_notes_go_into_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
+    runner = Runner(tmp_path, "cpu", "a test", compiled=True)
+    planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
+    plain = Strategy.loss
+    monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) + float(batch.y.sum()))
+    assert [note[:29] for note in runner.run(planned).notes] == ["not compiled, ran as it is: U"]
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(SpecError, match=r"^--compile does not work here \(.*; it needs a C\+\+ compiler.*on CUDA$"):
+        Compiler(CPU).probe()

@@ -57,13 +57,21 @@ class Drawn(Samples):
         return Samples(send(next(self.queue), self.x.device), self.y[there], self.tasks[there])
 
 
+def core_to_spare(device: torch.device) -> bool:
+    """Return whether another process can draw while this one trains: beside an accelerator, where forks are safe.
+
+    On a CPU all cores train already, and drawing in another process costs more than it gains.
+    """
+    return device.type != "cpu" and sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
 @contextmanager
 def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
     """Give samples of which those with random transforms are drawn in another process, before they are asked for.
 
     What is drawn is what would be drawn here: the process starts with the state of torch's generator, and this one goes
     on from where it came to. It is a fork, since what is under an Avalanche data set often cannot be sent elsewhere; it
-    runs one thread and never touches the device. Where processes cannot be forked safely, samples are drawn here.
+    runs one thread and never touches the device. Without `core_to_spare`, samples are drawn here.
 
     Args:
         samples: of each member.
@@ -71,7 +79,7 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
         steps: how many batches each member is going to take, at most.
     """
     live = [part for part in samples if isinstance(part, LiveSamples)]
-    if len(live) < len(samples) or sys.platform != "linux" or multiprocessing.current_process().daemon:
+    if len(live) < len(samples) or not core_to_spare(samples[0].y.device):
         yield list(samples)
         return
     state = torch.get_rng_state()
