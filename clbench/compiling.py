@@ -11,8 +11,7 @@ from torch import Tensor
 from clbench.errors import SpecError
 
 Loss = Callable[..., Tensor]
-# What the compiler raises; an error of the loss itself is among it and is raised again where the loss runs uncompiled.
-FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
+SHOWN = 200  # characters of the compiler's errors, which can be pages long
 
 
 class Compiler:
@@ -32,7 +31,7 @@ class Compiler:
         """
         try:
             self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
-        except FAILURES as error:
+        except Exception as error:  # the compiler's errors have no base of their own
             raise SpecError(f"--compile does not work here ({_said(error)}); it needs a C++ compiler such as g++ on a "
                             "CPU, Triton and a C compiler on CUDA") from error
 
@@ -52,7 +51,9 @@ class Compiler:
                     return compiled(*args)
                 torch.compiler.cudagraph_mark_step_begin()
                 return compiled(*args).clone()  # the next replay overwrites the original
-            except FAILURES as error:
+            except torch.OutOfMemoryError:
+                raise  # smaller stacks are tried then
+            except Exception as error:  # the compiler's, or the loss's own, which then comes again
                 compiled = None
                 note = f"not compiled, ran as it is: {_said(error)}"
                 if note not in self.notes:
@@ -68,6 +69,6 @@ class Compiler:
 
 
 def _said(error: Exception) -> str:
-    """Return the first line of an error with its kind."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    """Return an error's kind and how it begins, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"

@@ -95,6 +95,17 @@ class Alone:
         """Keep the only member."""
 
 
+class Varied:
+    """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
+
+    def __init__(self, options: opt.Options, values: Mapping[str, Tensor]) -> None:
+        self._options, self._values = options, values
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option."""
+        return self._values[name] if name in self._values else getattr(self._options, name)
+
+
 class Loss(nn.Module):
     """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
 
@@ -105,10 +116,13 @@ class Loss(nn.Module):
     def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
                 scalars: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
-        own = self.strategy.options
-        self.strategy.options = own.model_copy(update=scalars) if scalars else own
+        batch = replace(batch, x=x, y=y, tasks=tasks)
+        if not scalars:
+            return self.strategy.loss(batch)
+        own: Any = self.strategy.options
+        self.strategy.options = Varied(own, scalars)  # type: ignore[assignment]
         try:
-            return self.strategy.loss(replace(batch, x=x, y=y, tasks=tasks))
+            return self.strategy.loss(batch)
         finally:
             self.strategy.options = own
 

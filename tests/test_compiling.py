@@ -28,17 +28,15 @@ def alike(ours, theirs):
             torch.testing.assert_close(a.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("method", "options"), [
-    ("ewc", {"strength": 10.0}), ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {})])
-@pytest.mark.parametrize("seeds", [[0], [0, 1]])
-def test_losses_are_one_graph_alone_and_stacked(method, options, seeds, monkeypatch):
+def test_a_model_that_grows_is_compiled_anew_for_each_phase(monkeypatch):
     # Without the machine code, which takes most of the time.
-    info, compiler = discover().strategy(method), Compiler(CPU, "eager")
-    alike(compiled(compiler, monkeypatch, info, options, seeds, RECIPE, tasks=2),
-          lead(info, options, seeds, RECIPE, tasks=2))
+    info, compiler = discover().strategy("lora"), Compiler(CPU, "eager")
+    alike(compiled(compiler, monkeypatch, info, {"rank": 2}, [0], RECIPE, tasks=2),
+          lead(info, {"rank": 2}, [0], RECIPE, tasks=2))
     assert compiler.notes == []
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_a_compiled_stack_of_strengths_learns_what_it_learns_uncompiled(monkeypatch):
     info, compiler = discover().strategy("ewc"), Compiler(CPU)
     options, recipe = [{"strength": 1.0}, {"strength": 50.0}], Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
@@ -67,8 +65,10 @@ def test_notes_go_into_the_record(tmp_path, monkeypatch):
     runner = Runner(tmp_path, "cpu", "a test", compiled=True)
     planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
     plain = Strategy.loss
-    monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) + float(batch.y.sum()))
-    assert [note[:29] for note in runner.run(planned).notes] == ["not compiled, ran as it is: U"]
+    monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) * (1 if batch.x.sum().item() else 2))
+    record = runner.run(planned)
+    assert record.status == "done" and len(record.notes) == 1
+    assert record.notes[0].startswith("not compiled, ran as it is: GuardOnDataDependentSymNode: Could not guard")
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
