@@ -16,13 +16,13 @@ from clbench.plugins import discover
 from clbench.records import Record
 from clbench.spec import Recipe, Spec, build, load
 
-KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
+KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning")), *Recipe.model_fields]
 
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, compile: bool = False, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
-        **settings: Any) -> list[Record]:
+        stack: int | None = None, compile: bool = False, set: Mapping[str, Any] | Iterable[str] = (),
+        progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -39,8 +39,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         progress: whether to show progress on standard error, as the command does.
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
-            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
             precision.
 
     Returns:

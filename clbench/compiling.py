@@ -49,7 +49,7 @@ class Compiler:
             try:
                 if not self.graphs:
                     return compiled(*args)
-                torch.compiler.cudagraph_mark_step_begin()
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 return compiled(*args).clone()  # the next replay overwrites the original
             except torch.OutOfMemoryError:
                 raise  # smaller stacks are tried then

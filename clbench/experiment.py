@@ -17,6 +17,8 @@ from clbench.records import Record
 from clbench.spec import Spec
 from clbench.store import Problem, Store
 
+FORMATS = ("md", "html")  # of a report, where none is asked for
+
 
 @dataclass
 class Experiment:
@@ -55,7 +57,15 @@ def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
         SpecError: the experiment cannot be run as written.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
-    planned = plan(spec, registry)
+    return gather(spec, plan(spec, registry), registry, out)
+
+
+def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
+    """Read the run folder of trials that are planned already; `spec` says on which device they run.
+
+    Raises:
+        StoreError: as `prepare`.
+    """
     store = Store(out)
     records, problems = store.read()
     taken = {store.path(p.trial.key) for p in planned}
@@ -167,13 +177,13 @@ class Keeper(Listener):
                     self.listener.note(f"plugin {name}: clbench_record failed: {type(error).__name__}: {error}")
 
 
-def write_report(experiment: Experiment, format_name: str = "md") -> Path:
-    """Write the report of the whole run folder, its figures first, and return its path."""
+def write_report(experiment: Experiment) -> list[Path]:
+    """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
     whole, folder = report.build(experiment.study()), experiment.store.directory
     report.write_figures(whole, folder)
-    return report.write(whole, folder, experiment.registry.report_format(format_name))
+    return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
 
 
 def usable_cores() -> int:

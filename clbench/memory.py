@@ -63,10 +63,14 @@ class Rehearsal(Strategy):
         """Return the samples that are kept."""
         return Samples(self.memory_x, self.memory_y, self.memory_tasks)
 
+    def draw(self, count: int) -> Tensor:
+        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
+        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
+        return send(index, self.memory_y.device)
+
     def recall(self, count: int) -> Samples:
         """Return `count` different samples of the memory, or all in random order where it holds fewer."""
-        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
-        return self.memory.take(send(index, self.memory_y.device))
+        return self.memory.take(self.draw(count))
 
     def remember(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other in their order."""
@@ -86,16 +90,8 @@ class Rehearsal(Strategy):
 
     def _write(self, samples: Samples, source: Tensor) -> None:
         """Put sample source[s] into slot s where source[s] >= 0; slots beyond the present end are appended."""
-        held = len(self.memory_y)
-        slots = (source[:held] >= 0).nonzero()[:, 0]
-        changed, taken, appended = (send(i, self.memory_y.device) for i in (slots, source[slots], source[held:]))
         for name, new in zip(FIELDS, (samples.x, samples.y, samples.tasks), strict=True):
-            old: Tensor = getattr(self, name)
-            if not held:
-                old = new.new_empty(0, *new.shape[1:])
-            kept = torch.cat([old, new[appended].to(old.dtype)]) if len(source) > held else old
-            kept[changed] = new[taken].to(old.dtype)
-            setattr(self, name, kept)
+            setattr(self, name, placed(getattr(self, name), new, source))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Give the buffers the size of those that are loaded: a memory grows, and a new strategy's is empty."""
@@ -105,6 +101,21 @@ class Rehearsal(Strategy):
                 setattr(self, name, torch.empty_like(loaded, device=self.memory_y.device))
         self._offered = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def placed(old: Tensor, new: Tensor, source: Tensor) -> Tensor:
+    """Return `old` [M, ...] with new[source[s]] in slot s where source[s] >= 0; there may be more slots than M.
+
+    `source` is on the CPU, so that nothing about it must be asked of the device.
+    """
+    held = len(old)
+    if not held:
+        old = new.new_empty(0, *new.shape[1:])
+    slots = (source[:held] >= 0).nonzero()[:, 0]
+    changed, taken, appended = (send(i, new.device) for i in (slots, source[slots], source[held:]))
+    kept = torch.cat([old, new[appended].to(old.dtype)]) if len(source) > held else old
+    kept[changed] = new[taken].to(old.dtype)
+    return kept
 
 
 def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:

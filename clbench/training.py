@@ -122,7 +122,7 @@ class Trainer:
                 strategy.train()
             drawn = (end - begin) * self.recipe.batch_size
             given = (Inputs(samples, start=0, prepared=False) if self.augment
-                     else inputs.once(self.strategies, samples, tasks[0].index, drawn))
+                     else inputs.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
             engine = make_engine(self.strategies, self.recipe, self._engine, self.compiler)
             self._engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))

@@ -84,7 +84,7 @@ class Runner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
-        self._streams: dict[tuple[str, str, int], Stream] = {}
+        self._streams: dict[tuple[str, str, float, int], Stream] = {}
         if compiled:
             Compiler(self.device).probe()
 
@@ -108,7 +108,7 @@ class Runner:
 
     def run_stack(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None] = lambda _: None,
                   ) -> list[Record]:
-        """Run trials that differ in seed and `Scalar` options only as one stack and return their records, in their order.
+        """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
         Their times are equal shares.
 
@@ -153,11 +153,11 @@ class Runner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
-        seed = trial.seed if cache.depends_on_seed(trial.benchmark, self.registry) else 0
-        key = (str(trial.benchmark), trial.scenario, seed)
+        seed = trial.seed if trial.validation or cache.depends_on_seed(trial.benchmark, self.registry) else 0
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
-            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry)
+            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry, trial.validation)
             self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
@@ -212,8 +212,9 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     ready = time.perf_counter()
     with seeds.scope(members[0].trial.seed, "training", index):
         trained = trainer.fit(tasks)
-    for member in members if trainer.compiler else ():
-        member.notes += [note for note in trainer.compiler.notes if note not in member.notes]
+    said = trainer.compiler.notes if trainer.compiler else []
+    for member in members:
+        member.notes += [note for note in said if note not in member.notes]
     synchronize(device)
     done = time.perf_counter()
     alive = []

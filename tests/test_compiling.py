@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
+import test_ensemble
 import torch
 from test_ensemble import lead
 
-from clbench import ensemble, training, trial
+from clbench import trial
 from clbench.compiling import Compiler
 from clbench.errors import SpecError
 from clbench.hookspecs import StrategyInfo
@@ -10,15 +13,15 @@ from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import Recipe, build
 from clbench.strategy import Strategy
+from clbench.training import Trainer
 from clbench.trial import Runner
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
 def compiled(compiler, monkeypatch, *args, **kwargs):
     """Train as `lead` does, with a compiler."""
-    plain = ensemble.make_engine
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_engine", lambda s, recipe, previous, _: plain(s, recipe, previous, compiler))
+        patch.setattr(test_ensemble, "Trainer", partial(Trainer, compiler=compiler))
         return lead(*args, **kwargs)
 
 

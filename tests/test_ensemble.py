@@ -39,6 +39,8 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp"):
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
+    ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
+    ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
@@ -76,6 +78,10 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
     ("ewc", [{"strength": 30.0}, {"strength": 300.0}, {"strength": 0.0}]),
     ("ewc", [{"mode": "online", "strength": 200.0, "gamma": 0.1}, {"mode": "online", "strength": 200.0},
              {"mode": "online", "strength": 20.0}]),
+    ("si", [{"strength": 1.0}, {"strength": 300.0, "damping": 0.1}, {"strength": 30.0}]),
+    ("mas", [{"strength": 1.0}, {"strength": 10.0}, {"strength": 0.0}]),
+    ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
+    ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
     ("o-lora", [{"rank": 2, "lambda_orth": 0.0}, {"rank": 2, "lambda_orth": 0.5}, {"rank": 2, "lambda_orth": 3.0}]),
 ])
 @pytest.mark.parametrize("seeds", [[0, 0, 0], SEEDS])

@@ -143,6 +143,16 @@ def test_empirical_equals_a_loop_over_true_labels(build, layerwise):
     close(got, hand_loop(strategy, samples, lambda p, i: {int(samples.y[i]): 1.0}))
 
 
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_predicted_equals_a_loop_over_the_most_probable_labels(layerwise):
+    torch.manual_seed(1)
+    strategy, samples = make(mlp(MLPOptions(width=5, depth=1), (1, 6, 6), CLASSES)), data()
+    got = diagonal_fisher(strategy, samples, 0, generator=gen(), kind="predicted", layerwise=layerwise)
+    close(got, hand_loop(strategy, samples, lambda p, i: {max(p, key=p.get): 1.0}))
+    true = diagonal_fisher(strategy, samples, 0, generator=gen(), kind="empirical")
+    assert any(not torch.allclose(got[name], true[name]) for name in got)
+
+
 def test_layers_with_a_closed_form_are_told_from_those_without():
     torch.manual_seed(0)
     found = {}
@@ -244,15 +254,15 @@ def test_limit_takes_that_many_samples_by_the_generator():
           diagonal_fisher(strategy, samples, 0, generator=gen()))
 
 
-@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical", "predicted"])
 @pytest.mark.parametrize("layerwise", [True, False])
 def test_chunks_do_not_change_the_result(monkeypatch, kind, layerwise):
     torch.manual_seed(0)
     strategy, samples = make(small_cnn()), data(7)
     whole = diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise)
-    monkeypatch.setattr("clbench.fisher.LARGEST_CHUNK", 3)
+    monkeypatch.setattr("clbench.samplewise.LARGEST_CHUNK", 3)
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
-    monkeypatch.setattr("clbench.fisher.BUDGET", 1)  # one sample at a time
+    monkeypatch.setattr("clbench.samplewise.BUDGET", 1)  # one sample at a time
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
 
 
@@ -313,7 +323,7 @@ def test_nothing_to_measure_is_refused():
         diagonal_fisher(strategy, data(), 0, generator=gen())
 
 
-@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical", "predicted"])
 def test_a_model_that_gives_nan_has_diverged(kind):
     strategy = make(small_mlp())
     with torch.no_grad():

@@ -23,3 +23,19 @@ def flipping():
     data.targets = data.tensors[1].tolist()
     return nc_benchmark(data, data, 2, task_labels=False, shuffle=False, train_transform=RandomHorizontalFlip(),
                         eval_transform=None)
+
+
+def shifting():
+    """Return three tasks with the same four classes whose images drift from task to task (scenario domain)."""
+    from avalanche.benchmarks import tensors_benchmark
+
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.rand(3, 4, 1, 6, 6, generator=generator)
+
+    def part(task, samples):
+        y = torch.arange(samples) % 4
+        return (centres[task][y] + 0.6 * torch.randn(samples, 1, 6, 6, generator=generator)).clamp(0, 1), y
+
+    return tensors_benchmark(train_tensors=[part(task, 150) for task in range(3)],
+                             test_tensors=[part(task, 80) for task in range(3)], task_labels=[0] * 3,
+                             complete_test_set_only=False)

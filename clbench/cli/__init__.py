@@ -11,7 +11,8 @@ import click
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command.
-COMMANDS = ("run", "report", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models")
+COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
+            "benchmarks", "models")
 
 
 class LazyGroup(click.Group):
@@ -48,7 +49,7 @@ def group() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 a trial failed or diverged, 2 bad input, 130 interrupted."""
+    """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted."""
     sys.exit(call(sys.argv[1:] if args is None else list(args)))
 
 

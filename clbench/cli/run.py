@@ -29,6 +29,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
+              "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable. Several values, as in "
@@ -42,8 +44,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
 @click.option("--stack", type=click.IntRange(min=1), help="Trials of a method (seeds, and values of an option such "
               "as ewc.strength) that train as one.  [default: 1 on a CPU, as many as fit on an accelerator]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile: takes seconds to "
-              "minutes each, and pays in long trainings on CUDA.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
+              "seconds to minutes each; for long trainings on CUDA.")
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
             threads: int | None, stack: int | None, compiled: bool, dry_run: bool, **flags: Any) -> int:
@@ -87,9 +89,11 @@ def conclude(ready: Experiment) -> int:
     from clbench.report.terminal import show
 
     results = ready.results()
-    path = write_report(ready)
+    paths = write_report(ready)
     show(report.build(results), Console())
-    click.echo(f"report:  {path}\nrecords: {ready.store.records}")
+    for path in paths:
+        click.echo(f"report:  {path}")
+    click.echo(f"records: {ready.store.records}")
     bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in bad):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -93,9 +93,10 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # of forks, from Python 3.12 on
         batches = iter(loader)  # forks now, before any batch's indices are asked for here
 
-    def inputs(batches: Iterator[list[Tensor]]) -> Iterator[Tensor]:
+    def inputs(batches: Iterator[list[Tensor]]) -> Generator[Tensor, None, None]:
         nonlocal state
-        for *drawn, state in batches:
+        for batch in batches:
+            *drawn, state = batch
             yield from drawn
 
     queue = inputs(batches)

@@ -1,0 +1,78 @@
+"""`clbench verify`: repeat published numbers, and say of each whether it came out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+@click.command("verify", short_help="Repeat published numbers, with a verdict on each.")
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
+@click.option("--methods", metavar="LIST", help="Run the cells of these methods only.  [default: all]")
+@click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: the reference's, auto]")
+@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
+@click.option("--data", type=FOLDER, metavar="DIR",
+              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
+              "one on an accelerator]")
+@click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
+@click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
+              "as many as fit on an accelerator]")
+@click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
+def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, data: Path | None,
+            workers: int | None, threads: int | None, stack: int | None, dry_run: bool, **given: Any) -> int:
+    """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.
+
+    NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
+    at once. Exits with 1 if a number was missed or a trial failed.
+    """
+    from rich.console import Console
+
+    from clbench import experiment, references, verification
+    from clbench.cli.run import trials
+    from clbench.plugins import discover
+    from clbench.progress import display
+    from clbench.report import verified
+    from clbench.store import write_atomically
+
+    if name is None:
+        click.echo(verified.listing({key: references.load(path) for key, path in references.shipped().items()}))
+        return 0
+    called, reference = references.find(name)
+    registry, given = discover(), {key: value for key, value in given.items() if value is not None}
+    chosen = reference.choose(_names(scenario), _names(methods))
+    planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
+    ready = experiment.gather(reference.spec(chosen[0], given), planned, registry,
+                              out or Path("runs") / f"verify-{called}")
+    for problem in ready.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    if dry_run:
+        click.echo(trials(ready))
+        return 0
+    try:
+        with display(Console(stderr=True, highlight=False), ready.missing) as shown:
+            experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
+                                 workers=workers, threads=threads, stack=stack)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {len(planned) - len(ready.missing)} of {len(planned)} trials are done and kept in "
+                   f"{ready.store.directory}; the same command goes on from here", err=True)
+        return 130
+    cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry)]
+    checked = verification.check(reference, cells, list(ready.records.values()))
+    path = ready.store.directory / "verify.md"
+    write_atomically(path, verified.markdown(reference, checked))
+    click.echo(verified.plain(reference, checked))
+    click.echo(f"verdicts: {path}\nrecords:  {ready.store.records}")
+    return int(any(one.verdict == "missed" or one.failed for one in checked))
