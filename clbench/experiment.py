@@ -82,7 +82,8 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
 
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
-              workers: int | None = None, threads: int | None = None, stack: int | None = None) -> list[Record]:
+              workers: int | None = None, threads: int | None = None, stack: int | None = None,
+              compiled: bool = False) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
@@ -92,7 +93,8 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
-        stack: seeds of a method that train as one; None chooses.
+        stack: trials of a method that train as one; None chooses.
+        compiled: whether losses are compiled.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -113,7 +115,7 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, compiled)
         try:
             execute(missing, how, keeper)
         except ClbenchError:
@@ -135,7 +137,7 @@ def outdated(experiment: Experiment) -> list[str]:
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None) -> How:
+              stack: int | None, compiled: bool = False) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -148,7 +150,7 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
         threads = max(1, cores // chosen)
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               stack=stack, compiled=compiled, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                plugins=tuple(experiment.registry.files), artifacts=experiment.store.artifacts.absolute())
 
 

@@ -18,7 +18,7 @@ ROWS = [
     ["records", "metrics", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "rows", "samplewise", "fisher", "consolidation", "distillation",
      "pertask", "ensemble", "footprint", "inputs", "precision",
-     "building", "artifacts",
+     "building", "artifacts", "compiling",
      "provenance"],
     ["training", "evaluation"],
     ["trial"],

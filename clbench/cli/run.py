@@ -43,14 +43,16 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
               "one on an accelerator]")
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
-@click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
-              "as many as fit on an accelerator]")
+@click.option("--stack", type=click.IntRange(min=1), help="Trials of a method (seeds, and values of an option such "
+              "as ewc.strength) that train as one.  [default: 1 on a CPU, as many as fit on an accelerator]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
+              "seconds to minutes each; for long trainings on CUDA.")
 @click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, log: str, plugins: tuple[Path, ...], dry_run: bool,
+            threads: int | None, stack: int | None, compiled: bool, log: str, plugins: tuple[Path, ...], dry_run: bool,
             **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
@@ -73,7 +75,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack)
+                                 workers=workers, threads=threads, stack=stack, compiled=compiled)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

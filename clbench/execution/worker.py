@@ -27,7 +27,7 @@ class Worker:
         """Import torch and get ready to run on the device.
 
         Raises:
-            SpecError: there is no such device.
+            SpecError: there is no such device, or no compiler where losses are to be compiled.
             PluginError: a plugin's file cannot be used any more.
         """
         import torch
@@ -42,7 +42,7 @@ class Worker:
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
-                             artifacts=Path(start.artifacts) if start.artifacts else None)
+                             artifacts=Path(start.artifacts) if start.artifacts else None, compiled=start.compiled)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 
