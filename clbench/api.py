@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from clbench import experiment, overrides
+from clbench import experiment, interrupts, overrides
 from clbench.errors import SpecError, unknown
 from clbench.execution import Listener
 from clbench.plugins import discover
@@ -21,8 +21,8 @@ KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False,
-        **settings: Any) -> list[Record]:
+        stack: int | None = None, retries: int = 1, shard: str | None = None,
+        set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -35,6 +35,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
         stack: seeds of a method that train as one; None chooses.
+        retries: how often a trial is tried again whose worker process died.
+        shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         progress: whether to show progress on standard error, as the command does.
@@ -55,14 +57,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
-    ready = experiment.prepare(found, discover(), folder)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "set": options or None,
+    ready = experiment.prepare(found, discover(), folder, shard)
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard, "set": options or None,
                             **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
-    with _display(ready) if progress else nullcontext(Listener()) as listener:
+    with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
         records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       data_dir=Path(data) if data is not None else None)
+                                       retries=retries, data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from clbench import interrupts
+from clbench.claims import Claims
 from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
 from clbench.records import Record
+from clbench.sharding import part
 from clbench.spec import Spec
 from clbench.store import Problem, Store
 
@@ -48,14 +51,15 @@ class Experiment:
         return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
-def prepare(spec: Spec, registry: Registry, out: Path) -> Experiment:
-    """Plan an experiment and read its run folder; nothing is written.
+def prepare(spec: Spec, registry: Registry, out: Path, shard: str | None = None) -> Experiment:
+    """Plan an experiment, or the part of it that `shard` names (`2/8`), and read its run folder; nothing is written.
 
     Raises:
         SpecError: the experiment cannot be run as written.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
-    return gather(spec, plan(spec, registry), registry, out)
+    whole = plan(spec, registry)
+    return gather(spec, whole if shard is None else part(whole, shard), registry, out)
 
 
 def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
@@ -74,7 +78,8 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
 
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
-              workers: int | None = None, threads: int | None = None, stack: int | None = None) -> list[Record]:
+              workers: int | None = None, threads: int | None = None, stack: int | None = None,
+              retries: int = 1) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
@@ -85,6 +90,7 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
         stack: seeds of a method that train as one; None chooses.
+        retries: how often a trial is tried again whose worker died.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -100,17 +106,24 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, retries)
+        keeper = Keeper(experiment, listener)
+        how = replace(how, claim=keeper.claims.take)
         try:
-            execute(missing, how, Keeper(experiment, listener))
+            while missing:
+                execute(missing, how, keeper)
+                missing = keeper.claims.wait()
         except ClbenchError:
+            keeper.claims.close()
             store.forget(made)  # bad input leaves nothing behind
             raise
+        finally:
+            keeper.claims.close()
     return experiment.results()
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None) -> How:
+              stack: int | None, retries: int) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -124,7 +137,8 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
-               artifacts=experiment.store.artifacts.absolute())
+               artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
+               retries=retries)
 
 
 class Keeper(Listener):
@@ -135,6 +149,7 @@ class Keeper(Listener):
         self.experiment = experiment
         self.listener = listener
         self.failing: set[str] = set()
+        self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None) -> None:
         """Pass it on."""
@@ -154,9 +169,18 @@ class Keeper(Listener):
 
     def finished(self, record: Record) -> None:
         """Store first: what is told of has been kept."""
-        self.experiment.store.write(record)
-        self.experiment.records[record.key] = record
+        with interrupts.held():
+            self.experiment.store.write(record)
+            if record.failure is None or record.failure.type != "WorkerDied":  # which may go on when it is run again
+                self.experiment.store.remove_checkpoint(record.key)
+            self.claims.release(record.key)
+            self.experiment.records[record.key] = record
         self._show_observers(record)
+        self.listener.finished(record)
+
+    def _found(self, record: Record) -> None:
+        """Take in a record that another process has written into the folder."""
+        self.experiment.records[record.key] = record
         self.listener.finished(record)
 
     def _show_observers(self, record: Record) -> None:

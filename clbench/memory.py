@@ -13,7 +13,7 @@ on how many samples were offered and never on the device.
 from __future__ import annotations
 
 from bisect import insort
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -90,14 +90,6 @@ class Rehearsal(Strategy):
             kept = torch.cat([old, new[source[held:]].to(old.dtype)]) if len(source) > held else old
             kept[changed] = new[source[changed]].to(old.dtype)
             setattr(self, name, kept)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Give the buffers the size of those that are loaded: a memory grows, and a new strategy's is empty."""
-        for name in FIELDS:
-            loaded = state_dict.get(prefix + name)
-            if loaded is not None:
-                setattr(self, name, torch.empty_like(loaded, device=self.memory_y.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ import clbench
 ROOT = Path(clbench.__file__).parent
 # A module may import modules of its own row and of the rows above it, never of those below.
 ROWS = [
-    ["compat", "errors", "options", "seeds"],
+    ["compat", "errors", "interrupts", "locks", "options", "seeds"],
     ["hookspecs", "spec", "models", "data.options", "pertask_options"],
     ["builtin", "plugins"],
     ["plan", "overrides", "sweeps", "references"],
-    ["records", "metrics", "stats", "strategy"],
+    ["records", "metrics", "sharding", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "fisher", "pertask", "ensemble", "footprint", "inputs", "precision",
      "building", "artifacts",
-     "provenance"],
+     "provenance", "member", "moments", "checkpoint"],
     ["training", "evaluation"],
+    ["resuming"],
     ["trial"],
-    ["testing", "pretraining", "store", "report", "params", "verification"],
+    ["testing", "tiny", "pretraining", "store", "report", "params", "verification"],
+    ["claims"],
     ["execution"],
     ["experiment", "progress"],
     ["api", "cli"],

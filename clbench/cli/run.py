@@ -42,9 +42,14 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
 @click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
               "as many as fit on an accelerator]")
+@click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose worker "
+              "died.  [default: 1]")
+@click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job of "
+              "an array.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, dry_run: bool, **flags: Any) -> int:
+            threads: int | None, stack: int | None, retries: int, shard: str | None, dry_run: bool,
+            **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -57,7 +62,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     from clbench.progress import display
 
     found = read_spec(spec, {}, flags, options)
-    ready = experiment.prepare(found, discover(), out or experiment.default_out(found, spec))
+    ready = experiment.prepare(found, discover(), out or experiment.default_out(found, spec), shard)
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
@@ -66,7 +71,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack)
+                                 workers=workers, threads=threads, stack=stack, retries=retries)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

@@ -25,6 +25,9 @@ class How:
     shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
+    checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
+    retries: int = 1  # how often a trial is tried again whose worker died
+    claim: Callable[[Planned], bool] = lambda _: True  # asked before a trial is run: False where another process has it
 
 
 ACCELERATOR_STACK = 32  # seeds that are tried together; a stack that does not fit in memory is halved

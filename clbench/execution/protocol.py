@@ -32,6 +32,7 @@ class Start(Message):
     command: str
     threads: int | None
     artifacts: str | None = None
+    checkpoints: str | None = None
 
 
 class Prepare(Message):

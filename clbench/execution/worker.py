@@ -40,7 +40,8 @@ class Worker:
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = Runner(Path(start.data_dir), start.device, start.command,
-                             artifacts=Path(start.artifacts) if start.artifacts else None)
+                             artifacts=Path(start.artifacts) if start.artifacts else None,
+                             checkpoints=Path(start.checkpoints) if start.checkpoints else None)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 
