@@ -58,8 +58,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(), folder, shard)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard, "set": options or None,
-                            **settings})
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
+                            "set": options or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:

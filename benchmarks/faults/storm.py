@@ -26,10 +26,11 @@ from clbench.store import Store
 
 DECLARATION = """
     from clbench import StrategyInfo, hookimpl
+    from clbench_er import EROptions
 
     @hookimpl
     def clbench_strategies():
-        return [StrategyInfo("slow-er", "storm_strategies:SlowER", "er with a checkpoint after each task and a pause")]
+        return [StrategyInfo("slow-er", "storm_strategies:SlowER", "er with pauses and checkpoints", EROptions)]
 """
 STRATEGIES = """
     import time

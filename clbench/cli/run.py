@@ -42,10 +42,10 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
 @click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
               "as many as fit on an accelerator]")
-@click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose worker "
-              "died.  [default: 1]")
-@click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job of "
-              "an array.  [default: all]")
+@click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose "
+              "worker died.  [default: 1]")
+@click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
+              "of an array.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
             threads: int | None, stack: int | None, retries: int, shard: str | None, dry_run: bool,
