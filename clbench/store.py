@@ -92,7 +92,7 @@ class Store:
         except OSError as error:
             self.forget(made)
             raise self.error(error) from None
-        for path in self.records.glob(".*.tmp"):
+        for path in (*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")):
             with contextlib.suppress(FileNotFoundError):  # another process may be quicker
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()

@@ -44,7 +44,6 @@ STRATEGIES = """
             time.sleep(PAUSE)
             super().before_task(task)
 """
-LONGEST = 12.0  # seconds that the command is let be before something is killed
 
 
 @dataclass
@@ -54,6 +53,7 @@ class Storm:
     out: Path
     seeds: int
     deadline: float
+    longest: float  # seconds that the command is let be before something is killed
     draw: random.Random
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
@@ -70,7 +70,7 @@ class Storm:
     def strike(self, process: subprocess.Popen[bytes]) -> bool:
         """Kill the main process or one of its workers after a while; False where it ended before."""
         try:
-            process.wait(self.draw.uniform(0.2, LONGEST))
+            process.wait(self.draw.uniform(0.2, self.longest))
             return False
         except subprocess.TimeoutExpired:
             pass
@@ -114,12 +114,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1800.0, help="no kills after so many")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--pause", type=float, default=0.5, help="seconds before each task of a slow trial")
+    parser.add_argument("--longest", type=float, default=12.0, help="seconds between kills, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and victims")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
     lay(args.out / "site", args.pause)
     began = time.monotonic()
-    storm = Storm(args.out, args.seeds, began + args.seconds, random.Random(args.seed))
+    storm = Storm(args.out, args.seeds, began + args.seconds, args.longest, random.Random(args.seed))
     assert storm.start(args.out / "calm").wait() == 0
     calm, rounds, differing = facts(args.out / "calm"), 0, 0
     while sum(storm.kills.values()) < args.kills and time.monotonic() < storm.deadline:
