@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clbench.api import run
-    from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, hookimpl
+    from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl
     from clbench.models.network import Block, Network
     from clbench.options import Options
     from clbench.records import Record
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "run": "clbench.api",
-    **dict.fromkeys(("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "hookimpl"), "clbench.hookspecs"),
+    **dict.fromkeys(("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
+                    "clbench.hookspecs"),
     **dict.fromkeys(("Block", "Network"), "clbench.models.network"),
     "Options": "clbench.options",
     "Record": "clbench.records",
@@ -27,7 +28,7 @@ _HOME = {
 
 __all__ = [
     "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Prediction", "Record", "ReportFormat",
-    "Samples", "Strategy", "StrategyInfo", "Task", "World", "hookimpl", "run",
+    "Samples", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "run",
 ]
 
 

@@ -16,13 +16,14 @@ from clbench.plugins import discover
 from clbench.records import Record
 from clbench.spec import Recipe, Spec, build, load
 
-KEYS = [*(k for k in Spec.model_fields if k != "recipe"), *Recipe.model_fields]
+KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning")), *Recipe.model_fields]
 
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
         stack: int | None = None, retries: int = 1, shard: str | None = None,
-        set: Mapping[str, Any] | Iterable[str] = (), progress: bool = False, **settings: Any) -> list[Record]:
+        set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
+        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -39,9 +40,11 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
+        log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
+        plugins: Python files with hook implementations, used without being installed.
         progress: whether to show progress on standard error, as the command does.
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, epochs,
-            iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
             precision.
 
     Returns:
@@ -57,9 +60,10 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
-    ready = experiment.prepare(found, discover(), folder, shard)
+    ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
     command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
-                            "set": options or None, **settings})
+                            "set": options or None, "log": log or None,
+                            "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:

@@ -83,4 +83,10 @@ def clbench_models() -> Sequence[ModelInfo]:
 @hookimpl
 def clbench_report_formats() -> Sequence[ReportFormat]:
     """Return the built-in report formats."""
-    return (ReportFormat("md", ".md", "clbench.report.markdown:render", "markdown, for GitHub, papers, pull requests"),)
+    return (
+        ReportFormat("md", ".md", "clbench.report.markdown:render", "markdown, for GitHub, papers, pull requests"),
+        ReportFormat("html", ".html", "clbench.report.html:render", "one page with interactive figures; no network"),
+        ReportFormat("latex", ".tex", "clbench.report.latex:render", "booktabs tables, in a document that compiles"),
+        ReportFormat("csv", ".csv", "clbench.report.csv:render", "every number, one per row, for pandas and R"),
+        ReportFormat("json", ".json", "clbench.report.json:render", "the whole report as data, for programs"),
+    )

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clbench import interrupts
+from clbench import interrupts, tracking
 from clbench.claims import Claims
 from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
+from clbench.hookspecs import Tracker
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
 from clbench.records import Record
 from clbench.sharding import part
 from clbench.spec import Spec
 from clbench.store import Problem, Store
+
+FORMATS = ("md", "html")  # of a report, where none is asked for
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Experiment:
     planned: list[Planned]
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Planned]:
@@ -51,15 +56,20 @@ class Experiment:
         return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
-def prepare(spec: Spec, registry: Registry, out: Path, shard: str | None = None) -> Experiment:
-    """Plan an experiment, or the part of it that `shard` names (`2/8`), and read its run folder; nothing is written.
+def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
+            shard: str | None = None) -> Experiment:
+    """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
+
+    `shard` names a part of the experiment (`2/8`); None is all of it.
 
     Raises:
-        SpecError: the experiment cannot be run as written.
+        SpecError: the experiment cannot be run as written, or a tracker's library is missing.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
     whole = plan(spec, registry)
-    return gather(spec, whole if shard is None else part(whole, shard), registry, out)
+    ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
+    ready.trackers = tracking.start(log, registry, out)
+    return ready
 
 
 def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
@@ -105,9 +115,13 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         if record and (record.label, record.reference) != (planned.label, planned.reference):
             experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    for note in outdated(experiment):
+        listener.note(note)
+    keeper = Keeper(experiment, listener)
+    for record in experiment.results():
+        keeper.track(record)
     if missing:
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, retries)
-        keeper = Keeper(experiment, listener)
         how = replace(how, claim=keeper.claims.take)
         try:
             while missing:
@@ -122,8 +136,20 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     return experiment.results()
 
 
+def outdated(experiment: Experiment) -> list[str]:
+    """Return a note for each method whose records are of other code than what is installed (or in its file) now."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for record in experiment.results():
+        origin, made_by = experiment.registry.origins["method", record.trial.method.name], record.provenance.plugin
+        same_file = origin.version.startswith("sha256:") and made_by.endswith(origin.version)
+        if record.status != "failed" and made_by != str(origin) and not same_file:
+            found[record.label, made_by, str(origin)] += 1
+    return [f"{label}: {count} of its records were made by {made_by}, and it is now {now}; they are kept: "
+            "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
+
+
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None, retries: int) -> How:
+              stack: int | None, retries: int = 1) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -138,11 +164,11 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
-               retries=retries)
+               retries=retries, plugins=tuple(experiment.registry.files))
 
 
 class Keeper(Listener):
-    """Stores each record as it comes, shows it to the plugins that observe, and passes on what it hears."""
+    """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Stand between the executor and the listener."""
@@ -175,35 +201,33 @@ class Keeper(Listener):
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
-        self._show_observers(record)
+        self.track(record)
         self.listener.finished(record)
 
     def _found(self, record: Record) -> None:
         """Take in a record that another process has written into the folder."""
         self.experiment.records[record.key] = record
+        self.track(record)
         self.listener.finished(record)
 
-    def _show_observers(self, record: Record) -> None:
-        """Call each plugin's `clbench_record` by itself; one that fails is reported once and stops nothing."""
-        manager = self.experiment.registry.manager
-        plugins = manager.get_plugins()
-        for plugin in sorted((h.plugin for h in manager.hook.clbench_record.get_hookimpls()), key=repr):
+    def track(self, record: Record) -> None:
+        """Show a record to every tracker; one that fails is reported once and stops nothing."""
+        for name, tracker in self.experiment.trackers.items():
             try:
-                manager.subset_hook_caller("clbench_record", plugins - {plugin})(record=record)
-            except Exception as error:
-                name = manager.get_name(plugin) or repr(plugin)
+                tracker.log(record)
+            except Exception as error:  # somebody else's code and service: the records are what counts
                 if name not in self.failing:
                     self.failing.add(name)
-                    self.listener.note(f"plugin {name}: clbench_record failed: {type(error).__name__}: {error}")
+                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
 
 
-def write_report(experiment: Experiment, format_name: str = "md") -> Path:
-    """Write the report of the whole run folder, its figures first, and return its path."""
+def write_report(experiment: Experiment) -> list[Path]:
+    """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
     whole, folder = report.build(experiment.study()), experiment.store.directory
     report.write_figures(whole, folder)
-    return report.write(whole, folder, experiment.registry.report_format(format_name))
+    return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
 
 
 def usable_cores() -> int:

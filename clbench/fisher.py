@@ -12,21 +12,17 @@ The weight w of a label enters as sqrt(w), the gradient that is fed to log p: it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
 
 from clbench.errors import DivergedError
-from clbench.layergrads import Tap, activation_numbers, per_sample_layers, squared_sums, tapped
+from clbench.samplewise import mean_gradients
 from clbench.strategy import Samples, Strategy
 
 Kind = Literal["exact", "sampled", "empirical", "predicted"]
-BUDGET = 2**25  # numbers that one chunk of samples may hold at a time, about: 128 MiB in float32
-LARGEST_CHUNK = 512
 
 
 def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generator: torch.Generator,
@@ -50,46 +46,18 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         ValueError: no samples, or nothing to train.
         DivergedError: the model gives NaN.
     """
-    parameters: dict[str, Tensor] = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
-    if not len(samples) or not parameters:
-        raise ValueError(f"the Fisher needs samples and trainable parameters, got {len(samples)} and {len(parameters)}")
-    if limit is not None and limit < len(samples):
-        samples = samples.take(torch.randperm(len(samples), generator=generator)[:limit].to(samples.y.device))
+    samples = samples.some(limit, generator)
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
-    dtype = next(iter(parameters.values())).dtype
-    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
-    if any(p.is_meta for p in parameters.values()):
-        return sums
-    with evaluating(strategy), torch.enable_grad():
-        probe = strategy.world.prepare(samples.x[:4]).to(dtype)
-        layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
-        covered = {name for layer in layers for name in (layer.weight, layer.bias)}
-        rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
-        numbers = 2 * sum(p.numel() for p in rest.values()) + activation_numbers(strategy, layers, probe, task)
-        chunk = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
-        for start in range(0, len(samples), chunk):
-            part = slice(start, start + chunk)
-            x = strategy.world.prepare(samples.x[part]).to(dtype)
-            tasks, y = samples.tasks[part], samples.y[part]
-            logits, taps = tapped(strategy, layers, x, task)
-            log_p = F.log_softmax(strategy.mask(logits, tasks), dim=1)
-            if log_p.isnan().any():
-                raise DivergedError(f"the model's probabilities are NaN after task {task}; there is no Fisher of them")
-            u = None if draws is None else draws[part]
-            _add_chunk(sums, strategy, rest, log_p, taps, list(_seeds(log_p.detach(), kind, y, u)), x, tasks, task)
-    return {name: total / len(samples) for name, total in sums.items()}
 
+    def log_p(logits: Tensor, tasks: Tensor) -> Tensor:
+        return F.log_softmax(strategy.mask(logits, tasks), dim=1)
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its children into eval mode inside the block and give each its own mode back after it."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
+    def seeds(log_p: Tensor, part: slice) -> list[Tensor]:
+        if log_p.isnan().any():
+            raise DivergedError(f"the model's probabilities are NaN after task {task}; there is no Fisher of them")
+        return list(_seeds(log_p, kind, samples.y[part], None if draws is None else draws[part]))
+
+    return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:
@@ -117,23 +85,3 @@ def draw_labels(log_p: Tensor, u: Tensor) -> Tensor:
     cumulative = log_p.cpu().double().exp().cumsum(1)
     labels = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1])[:, None], right=True)
     return labels[:, 0].to(log_p.device)
-
-
-def _add_chunk(sums: dict[str, Tensor], strategy: Strategy, rest: dict[str, Tensor], log_p: Tensor,
-               taps: list[Tap], seeds: list[Tensor], x: Tensor, tasks: Tensor, task: int) -> None:
-    """Add a chunk's squared gradients: layers with a closed form from their taps, the rest through `torch.func`."""
-    if taps:
-        outputs = [tap.output for tap in taps]
-        deltas = (torch.autograd.grad(log_p, outputs, seed, retain_graph=True, allow_unused=True) for seed in seeds)
-        for name, total in squared_sums(taps, deltas).items():
-            sums[name] += total
-    if rest:
-        def weighted(values: dict[str, Tensor], x: Tensor, tasks: Tensor, seed: Tensor) -> Tensor:
-            logits = functional_call(strategy, values, (x[None], task))
-            log_p = F.log_softmax(strategy.mask(logits, tasks[None]), dim=1)[0]
-            return (log_p.masked_fill(seed == 0, 0.0) * seed).sum()  # log p of an inactive output is -inf
-
-        per_sample = vmap(grad(weighted), in_dims=(None, 0, 0, 0))
-        for seed in seeds:
-            for name, g in per_sample(rest, x, tasks, seed).items():
-                sums[name] += g.square().sum(0)

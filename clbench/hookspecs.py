@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -66,6 +67,26 @@ class ReportFormat:
     summary: str
 
 
+class Tracker(Protocol):
+    """Shows records to another tool; lives in the main process, which does without torch."""
+
+    def log(self, record: Record) -> None:
+        """Log a finished trial, unless this very training of it is logged (`clbench.tracking.run_id`)."""
+
+
+@dataclass(frozen=True)
+class TrackerInfo:
+    """A tracker as it stands in `--log`: `tracker(options, folder)` returns a `Tracker` for a run folder.
+
+    It is made before any trial starts, so that it can say what is missing (a `PluginError`), and then writes nothing.
+    """
+
+    name: str
+    tracker: str | Callable[[Any, Path], Tracker]
+    summary: str
+    options: type[Options] = NoOptions
+
+
 @hookspec
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Return the strategies that this plugin brings."""
@@ -91,5 +112,6 @@ def clbench_report_formats() -> Sequence[ReportFormat]:
 
 
 @hookspec
-def clbench_record(record: Record) -> None:
-    """Observe a finished trial (a tracker); called in the main process, once per new record."""
+def clbench_trackers() -> Sequence[TrackerInfo]:
+    """Return the trackers that this plugin brings; each is off until a run names it."""
+    return ()

@@ -3,7 +3,8 @@
 Samples are turned into inputs of the model once, where the strategy does not ask for raw ones. And if the network's
 first blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: that is used only
 where it is shown, on the first batch of every phase, that the loss is the same from the blocks' outputs as from the
-inputs; a strategy that looks at its inputs in another way is left alone.
+inputs; a strategy that looks at its inputs in another way is left alone. What other frozen modules make of the inputs
+is looked up (clbench.rows), but not in a stack.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.func import functional_call
 
 from clbench.ensemble import Loss
 from clbench.models.network import Network
+from clbench.rows import remember
 from clbench.strategy import Batch, Samples, Strategy
 
 BYTES = 2**30  # for what is kept, all members together
@@ -84,12 +86,16 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
     blocks = min(map(frozen_blocks, strategies))
     if blocks and fits(strategies, samples, blocks) and proven(strategies[0], samples[0], task, blocks):
         kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
-        return Inputs(kept, blocks, prepared=True)
-    if not fits(strategies, samples, 0):
+    elif fits(strategies, samples, 0):
+        blocks = 0
+        shared = {id(part): part for part in samples}  # members may have the same
+        ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
+        kept = [ready[id(part)] for part in samples]
+    else:
         return raw
-    shared = {id(part): part for part in samples}  # members may have the same
-    ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
-    return Inputs([ready[id(part)] for part in samples], start=0, prepared=True)
+    if len(strategies) == 1:
+        kept = [remember(kept[0], strategies[0].frozen(), BYTES - kept[0].x.nbytes)]
+    return Inputs(kept, blocks, prepared=True)
 
 
 def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:

@@ -3,12 +3,12 @@
 Where the samples of a batch do not meet in the network (eval mode), the gradient of the summed loss at a layer's output
 holds, row by row, each sample's own delta. With the layer's input a, the sample's gradient of the weight is delta a^T
 (summed over tokens or positions), so that the sum of its squares over samples is, for one vector per sample,
-(delta^2)^T (a^2): exact, at the cost of a backward pass.
+(delta^2)^T (a^2), and that of its magnitudes |delta|^T |a|: exact, at the cost of a backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,31 +127,33 @@ def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
     return out
 
 
-def squared_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]) -> dict[str, Tensor]:
-    """Return the squared per-sample gradients by parameter, summed over samples and over several backward passes.
+def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]],
+                  measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return a measure of the per-sample gradients by parameter, summed over samples and over several backward passes.
 
     Args:
         taps: of one forward pass.
         deltas: for each backward pass the gradient at each tap's output, None where it has no influence.
+        measure: torch.square or torch.abs: of a product it must be the product of the factors' measures.
     """
     sums: dict[str, Tensor] = {}
-    flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> its summed delta^2
+    flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> the summed measure of its deltas
     for found in deltas:
         for i, (tap, delta) in enumerate(zip(taps, found, strict=True)):
             if delta is None:
                 continue
             if tap.input.dim() == 2:
-                flat[i] = flat[i] + delta.square() if i in flat else delta.square()
+                flat[i] = flat[i] + measure(delta) if i in flat else measure(delta)
                 continue
             for name, g in per_sample(tap, delta).items():
-                total = g.square().sum(0)
+                total = measure(g).sum(0)
                 sums[name] = sums[name] + total if name in sums else total
-    for i, squares in flat.items():
+    for i, measured in flat.items():
         layer = taps[i].layer
         if layer.weight:
-            sums[layer.weight] = squares.T @ taps[i].input.square()
+            sums[layer.weight] = measured.T @ measure(taps[i].input)
         if layer.bias:
-            sums[layer.bias] = squares.sum(0)
+            sums[layer.bias] = measured.sum(0)
     return sums
 
 

@@ -60,10 +60,14 @@ class Rehearsal(Strategy):
         """Return the samples that are kept."""
         return Samples(self.memory_x, self.memory_y, self.memory_tasks)
 
+    def draw(self, count: int) -> Tensor:
+        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
+        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
+        return index.to(self.memory_y.device)
+
     def recall(self, count: int) -> Samples:
         """Return `count` different samples of the memory, or all in random order where it holds fewer."""
-        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
-        return self.memory.take(index.to(self.memory_y.device))
+        return self.memory.take(self.draw(count))
 
     def remember(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other in their order."""
@@ -81,15 +85,19 @@ class Rehearsal(Strategy):
     def _write(self, samples: Samples, source: Tensor) -> None:
         """Put sample source[s] into slot s where source[s] >= 0; slots beyond the present end are appended."""
         source = source.to(self.memory_y.device)
-        held = len(self.memory_y)
-        changed = (source[:held] >= 0).nonzero()[:, 0]
         for name, new in zip(FIELDS, (samples.x, samples.y, samples.tasks), strict=True):
-            old: Tensor = getattr(self, name)
-            if not held:
-                old = new.new_empty(0, *new.shape[1:])
-            kept = torch.cat([old, new[source[held:]].to(old.dtype)]) if len(source) > held else old
-            kept[changed] = new[source[changed]].to(old.dtype)
-            setattr(self, name, kept)
+            setattr(self, name, placed(getattr(self, name), new, source))
+
+
+def placed(old: Tensor, new: Tensor, source: Tensor) -> Tensor:
+    """Return `old` [M, ...] with new[source[s]] in slot s where source[s] >= 0; there may be more slots than M."""
+    held = len(old)
+    if not held:
+        old = new.new_empty(0, *new.shape[1:])
+    changed = (source[:held] >= 0).nonzero()[:, 0]
+    kept = torch.cat([old, new[source[held:]].to(old.dtype)]) if len(source) > held else old
+    kept[changed] = new[source[changed]].to(old.dtype)
+    return kept
 
 
 def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:

@@ -27,14 +27,18 @@ def acc(R: Matrix) -> float:
     return fmean(_checked(R)[-1])
 
 
+def seen(R: Matrix) -> list[float]:
+    """Return the mean accuracy over the tasks seen so far after each task i, 1/i sum_{j <= i} a(i, j)."""
+    return [fmean(row[:i]) for i, row in enumerate(_checked(R)) if i]
+
+
 def aia(R: Matrix) -> float:
-    """Return the average incremental accuracy, AIA = 1/T sum_i (1/i sum_{j <= i} a(i, j)).
+    """Return the average incremental accuracy, AIA = 1/T sum_i (1/i sum_{j <= i} a(i, j)), the mean of `seen`.
 
     Source: the average incremental accuracy of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725), with each task's
     accuracy weighing the same.
     """
-    rows = _checked(R)
-    return fmean(fmean(row[:i]) for i, row in enumerate(rows) if i)
+    return fmean(seen(R))
 
 
 def forgetting_per_task(R: Matrix) -> list[float]:

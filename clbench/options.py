@@ -14,6 +14,12 @@ from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
 
 
+class Strict(BaseModel):
+    """Base of the parts of a spec: unknown keys are mistakes, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Options(BaseModel):
     """Base of every options class: fields carry type, bounds, default and a `description`."""
 
@@ -151,8 +157,8 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) else format_value(value)
 
 
-def label(name: str, options: Options, always: Collection[str] = ()) -> str:
-    """Return `name:option=value` with the options that differ from their defaults, and those in `always`."""
+def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
+    """Return `name:option=value` with options that differ from their defaults or are in `always`, none in `never`."""
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
-               if k in always or getattr(options, k) != f.default]
+               if k not in never and (k in always or getattr(options, k) != f.default)]
     return ":".join([name, *changed])

@@ -77,12 +77,8 @@ class PerTaskStrategy(Strategy, ABC):
         """Return the width of what a task's head reads. Default: the model's features."""
         return self.model.head.in_features
 
-    def frozen(self) -> Iterable[nn.Module]:
-        """Return the modules that no longer learn; they stay in eval mode, so that normalisation does not drift."""
-        return ()
-
     def train(self, mode: bool = True) -> PerTaskStrategy:
-        """Set the mode of everything but the frozen modules, which stay in eval mode."""
+        """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
         super().train(mode)
         for module in self.frozen():
             module.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from clbench import options as opt
 from clbench.errors import ClbenchError, SpecError
 from clbench.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.plugins import Registry
-from clbench.spec import Named, Recipe, Spec
+from clbench.spec import MethodSpec, Named, Recipe, Scenario, Spec
 from clbench.sweeps import expand
 
 
@@ -59,18 +60,22 @@ class Trial(BaseModel):
     recipe: Recipe
     method: Resolved
     seed: int
+    validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
 
     @property
     def key(self) -> str:
         """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"weights": {"path"}}), sort_keys=True)
+        left_out: dict[str, Any] = {"weights": {"path"}}
+        if not self.validation:  # records from before there was such a thing keep their keys
+            left_out["validation"] = True
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def setting(self) -> tuple[str, ...]:
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
-                self.recipe.model_dump_json())
+                self.recipe.model_dump_json(), f"validation={self.validation:g}")
 
 
 @dataclass(frozen=True)
@@ -99,22 +104,34 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
         problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
     weights = _weights(spec.weights, problems)
-    labels = [m.label or opt.label(m.name, found[1], swept) for m, swept, found in methods if found]
-    problems += [f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
-                 for name in sorted({name for name in labels if labels.count(name) > 1})]
+    rows = [(m, m.label or opt.label(m.name, found[1], swept)) for m, swept, found in methods if found]
+    scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
+    problems += _rows(scenarios, rows)
     if problems or benchmark is None or model is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
-    resolved = [(label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
-                for label, (m, _, found) in zip(labels, methods, strict=True) if found]
+    resolved = [(m, label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
+                for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
         Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
                       scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
-                      weights=weights, recipe=spec.recipe, method=method, seed=seed),
+                      weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
                 label, isinstance(info, StrategyInfo) and info.reference)
-        for scenario in spec.scenario or (benchmark[0].scenarios[0],)
+        for scenario in scenarios
         for seed in spec.seeds
-        for label, info, method in resolved
+        for row, label, info, method in resolved if row.runs_in(scenario)
     ]
+
+
+def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
+    """Return what is wrong with the rows of the tables: two of one label in a scenario, and methods without any."""
+    labels = [[label for m, label in rows if m.runs_in(s)] for s in scenarios]
+    twice = {label for here in labels for label in here if here.count(label) > 1}
+    met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
+    return [*(f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
+              for name in sorted(twice)),
+            *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)}, the experiment has "
+              f"{' and '.join(scenarios)}; give the method's options for that one, or leave it out"
+              for m, _ in rows if scenarios and m.name not in met)]
 
 
 def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[Any, opt.Options] | None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pluggy
 
-from clbench import builtin, hookspecs
+from clbench import builtin, hookspecs, pluginfile
 from clbench.errors import PluginError, SpecError, unknown
-from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo
+from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 
 GROUP = "clbench"
-Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat)
+DISABLE = "CLBENCH_DISABLE_PLUGINS"  # entry points that are not loaded: names or patterns, with commas between them
+Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin came from: its entry point, distribution and version."""
+    """Where a plugin came from: its entry point, distribution and version; of a file its name, path and hash."""
 
     plugin: str
     distribution: str
@@ -40,8 +44,11 @@ class Registry:
     benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
     models: dict[str, ModelInfo] = field(default_factory=dict)
     formats: dict[str, ReportFormat] = field(default_factory=dict)
+    trackers: dict[str, TrackerInfo] = field(default_factory=dict)
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
     broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
+    disabled: list[str] = field(default_factory=list)  # entry points that CLBENCH_DISABLE_PLUGINS names
+    files: list[Path] = field(default_factory=list)  # plugins that are files, absolute
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
 
     def strategy(self, name: str) -> StrategyInfo:
@@ -59,6 +66,10 @@ class Registry:
         """Return the report format of that name or raise a `SpecError` with near names."""
         return self._find("report format", self.formats, name)
 
+    def tracker(self, name: str) -> TrackerInfo:
+        """Return the tracker of that name or raise a `SpecError` with near names."""
+        return self._find("tracker", self.trackers, name)
+
     def benchmark(self, name: str) -> BenchmarkInfo:
         """Return the benchmark of that name; `package.module:function` is taken as the function's own benchmark."""
         if ":" in name and name not in self.benchmarks:
@@ -68,23 +79,32 @@ class Registry:
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
-        for entry, error in self.broken.items():
+        states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),
+                  **{entry: f"broken: {error}" for entry, error in self.broken.items()}}
+        for entry, state in states.items():
             if entry in (name, f"clbench_{name.replace('-', '_')}"):
-                raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is broken: {error}")
+                raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
         raise SpecError(unknown(kind, name, known, listing))
 
 
-def discover(extra: Sequence[object] = ()) -> Registry:
+def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
     """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what they bring.
 
     Args:
         extra: modules or objects with hook implementations to register as well (tests, notebooks).
+        files: Python files with hook implementations; unlike an installed plugin, one that is broken is an error.
+
+    Raises:
+        PluginError: a file cannot be used.
     """
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
     _register(registry, builtin, Origin("clbench", "clbench", builtin.version()))
     for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        if any(fnmatchcase(entry.name, pattern.strip()) for pattern in os.environ.get(DISABLE, "").split(",")):
+            registry.disabled.append(entry.name)
+            continue
         origin = _origin(entry)
         try:
             module = entry.load()
@@ -94,6 +114,18 @@ def discover(extra: Sequence[object] = ()) -> Registry:
         _register(registry, module, origin)
     for plugin in extra:
         _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
+    for path in dict.fromkeys(Path(file).absolute() for file in files):
+        if registry.manager.has_plugin(path.stem):
+            raise PluginError(f"plugin {path}: {path.stem!r} is installed; name what it brings without --plugin, "
+                              f"or leave it out with {DISABLE}={path.stem}")
+        module, sha256 = pluginfile.load(path)
+        _register(registry, module, Origin(module.__name__, str(path), f"sha256:{sha256}"))
+        if module.__name__ in registry.broken:
+            raise PluginError(f"plugin {path}: {registry.broken[module.__name__]}")
+        if not registry.manager.get_hookcallers(module):
+            raise PluginError(f"plugin {path} has no hook, such as clbench_strategies with @hookimpl "
+                              "(docs/writing-a-strategy.md)")
+        registry.files.append(path)
     return registry
 
 
@@ -109,6 +141,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
             ("clbench_models", "model", registry.models, ModelInfo),
             ("clbench_report_formats", "report format", registry.formats, ReportFormat),
+            ("clbench_trackers", "tracker", registry.trackers, TrackerInfo),
         ):
             function = getattr(plugin, hook, None)
             for info in function() if function else ():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from clbench.spec import Recipe
 
 
-def forward(recipe: Recipe, device: torch.device) -> torch.autocast:
+def forward(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Return the context for forward passes and losses; it may be entered many times.
 
     With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
 
 
 @contextmanager

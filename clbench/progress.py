@@ -82,9 +82,12 @@ class Display(Listener):
         scenarios = list(dict.fromkeys(t.scenario for t in trials))
         counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
                   *([plural(len(scenarios), "scenario")] if len(scenarios) > 1 else [])]
+        every = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
         done = len(planned) - len(todo)
-        self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}: {' x '.join(counts)} = "
-                 f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
+        self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}"
+                 f"{f', {100 * trials[0].validation:g}% validation' if trials[0].validation else ''}: "
+                 + (f"{' x '.join(counts)} = " if every else f"{', '.join(counts)}, ")
+                 + f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
 
     def ready(self, device: str, workers: int, threads: int | None) -> None:
         """Say how the trials are run."""

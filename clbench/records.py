@@ -114,3 +114,7 @@ class Record(Facts):
         """Return what the same trial gives again on the same machine: all but timings, memory and provenance."""
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "costs": {"peak_host_bytes", "peak_device_bytes"}})
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""
+        return {name: fact for name, fact in self.facts().items() if name not in ("trial", "label", "reference")}

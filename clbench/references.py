@@ -14,9 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from clbench import spec
 from clbench.errors import SpecError, unknown
+from clbench.options import Strict
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
-from clbench.spec import MethodSpec, Scenario, Spec, Strict
+from clbench.spec import MethodSpec, Scenario, Spec
 
 LISTING = "clbench verify"
 

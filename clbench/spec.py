@@ -6,27 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
-from clbench.options import parse_named, shown
+from clbench.options import Strict, parse_named, shown
+from clbench.search import Range, Search, Space
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
 Scenario = Literal["task", "class", "domain"]
-
-
-class Strict(BaseModel):
-    """Base of the parts of a spec: unknown keys are mistakes, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Named(Strict):
     """A benchmark, model or method by name with its options; as text `name:option=value`."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -39,12 +34,6 @@ class Named(Strict):
                 raise ValueError(str(error)) from None
             return {"name": name, "options": options}
         return value
-
-
-class MethodSpec(Named):
-    """A method: a strategy's name, its options, and the label of its row (made from them if not given)."""
-
-    label: str | None = None
 
 
 class Recipe(Strict):
@@ -97,17 +86,34 @@ def _listed(value: Any) -> Any:
     return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
 
+Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(_listed)]
+
+
+class MethodSpec(Named):
+    """A method: a strategy's name, its options, and the label of its row (made from them if not given)."""
+
+    label: str | None = None
+    scenario: Scenarios = ()  # in which it is run, as options that suit one may not suit another; empty: in all
+
+    def runs_in(self, scenario: Scenario) -> bool:
+        """Tell whether the method has a row in a scenario."""
+        return not self.scenario or scenario in self.scenario
+
+
 class Spec(Strict):
     """An experiment: every combination of its methods, scenarios and seeds is a trial."""
 
     benchmark: Named = Named(name=DEFAULT_BENCHMARK)
-    scenario: Annotated[tuple[Scenario, ...], BeforeValidator(_listed)] = ()  # empty: the benchmark's own default
+    scenario: Scenarios = ()  # empty: the benchmark's own default
     model: Named = Named(name="mlp")
     weights: str | None = None
     recipe: Recipe = Recipe()
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    validation: float = Field(0.0, ge=0, lt=1)  # share of the training samples that stands in for the test set
+    tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
+    tuning: tuple[Search, ...] = ()  # where the methods' options come from; nothing here changes a run
 
     @field_validator("seeds")
     @classmethod
@@ -146,7 +152,7 @@ def _explain(item: Any) -> str:
     where = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {"recipe": Recipe, "benchmark": Named, "model": Named,
-                                             "methods": MethodSpec}
+                                             "methods": MethodSpec, "tune": Range, "tuning": Search}
         part = parts.get(loc[0], Spec) if len(loc) > 1 else Spec
         return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":

@@ -26,7 +26,7 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     rows = []
     for method in _without_strays(methods, registry, problems):
         swept = {name: values for name, given in method.options.items()
-                 if (values := _values(given, _kinds(method, name, registry))) is not None}
+                 if (values := _values(given, types_of(method, name, registry))) is not None}
         problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
                      for name, values in swept.items() if not values]
         for chosen in product(*swept.values()):
@@ -58,7 +58,7 @@ def _split_on_commas(kinds: Sequence[Any]) -> bool:
     return all(kind in _COUNTABLE or (not isinstance(kind, type) and kind is not Any) for kind in kinds)
 
 
-def _kinds(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
+def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
     """Return the types and the named choices that an option takes; none for an option or method that is not there."""
     info = registry.strategies.get(method.name)
     field = info.options.model_fields.get(option) if info else None
@@ -96,6 +96,6 @@ def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
     """Say whether `text` looks like one more value of the method's last option."""
     if not method.options:
         return False
-    kinds = _kinds(method, list(method.options)[-1], registry)
+    kinds = types_of(method, list(method.options)[-1], registry)
     named = text in kinds or (text == "none" and type(None) in kinds)
     return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

@@ -55,7 +55,7 @@ class Runner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
-        self._streams: dict[tuple[str, str, int], Stream] = {}
+        self._streams: dict[tuple[str, str, float, int], Stream] = {}
 
     def prepare(self, trial: Trial) -> list[str]:
         """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
@@ -113,7 +113,7 @@ class Runner:
         records = [self.run(one, on_progress) for one in planned]
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
-    def _member(self, planned: Planned, checkpoints: Checkpoints | None) -> Member:
+    def _member(self, planned: Planned, checkpoints: Checkpoints | None = None) -> Member:
         """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""
         def untrained() -> Member:
             strategy, notes = self.build(planned.trial, stream)
@@ -142,11 +142,11 @@ class Runner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
-        seed = trial.seed if cache.depends_on_seed(trial.benchmark, self.registry) else 0
-        key = (str(trial.benchmark), trial.scenario, seed)
+        seed = trial.seed if trial.validation or cache.depends_on_seed(trial.benchmark, self.registry) else 0
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
-            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry)
+            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry, trial.validation)
             self._streams[key] = loaded.to(self.device)
         return self._streams[key]
 

@@ -17,6 +17,7 @@ def test_a_run_returns_its_records_and_keeps_them(tmp_path, capsys):
     assert records[0].provenance.command.startswith("clbench.run(")
     assert sorted(Store(tmp_path / "run").read()[0], key=lambda r: r.trial.seed) == records
     assert (tmp_path / "run" / "report.md").exists()
+    assert "<!DOCTYPE html>" in (tmp_path / "run" / "report.html").read_text()
     assert capsys.readouterr() == ("", "")
     again = clbench.run(file, methods="lora", set=["lora.rank=2"], out=tmp_path / "run", progress=True, **SMALL)
     assert again == records
@@ -28,7 +29,7 @@ def test_a_sweep_is_a_row_for_each_value_and_a_figure(tmp_path):
     assert records[0].costs.trainable[-1] < records[1].costs.trainable[-1]
     assert "set={'lora.rank': [1, 2]}" in records[0].provenance.command
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"split-mnist-5k-task-mlp-pareto.svg", "split-mnist-5k-task-mlp-growth.svg"}
+    assert drawn == {f"split-mnist-5k-task-mlp-{kind}.svg" for kind in ("pareto", "growth", "curves")}
     assert all(f"](figures/{name})" in (tmp_path / "report.md").read_text() for name in drawn)
     again = clbench.run(methods="lora", set="lora.rank=1,2", out=tmp_path, **{**SMALL, "seeds": 1})
     assert again == records

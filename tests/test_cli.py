@@ -19,7 +19,7 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = set(re.findall(r"\|\s+(\w+)", done.stderr))
     assert not loaded & {"torch", "pydantic", "rich", "tabulate", "numpy", "avalanche"}
-    assert re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.MULTILINE) == list(cli.COMMANDS)
+    assert re.findall(r"^  (\w[\w-]*)  +[A-Z]", done.stdout, re.MULTILINE) == list(cli.COMMANDS)
 
 
 def test_the_version_is_that_of_the_distribution(capsys):

@@ -11,6 +11,8 @@ METHODS = [
     ("pnn", {}), ("shared-private", {}), ("shared-private", {"private_width": 5, "infer": "max-logit"}),
     ("frozen", {}), ("frozen", {"base": "random"}), ("independent", {}),
     ("independent", {"base": "random", "infer": "prototype"}),
+    ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 10}), ("der", {"capacity": 10}),
+    ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
 ]
 
 

@@ -36,6 +36,8 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp"):
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
+    ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
+    ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):

@@ -126,7 +126,7 @@ def test_no_penalty_before_the_first_task_ends_nor_where_the_parameters_are_the_
 def test_where_nothing_is_held_the_anchor_is_the_latest_parameter():
     strategy = make()
     history = learn(strategy, 2)
-    fisher, anchor = strategy.fisher__model__head__bias, strategy.anchor__model__head__bias
+    fisher, anchor = strategy.importance__model__head__bias, strategy.anchor__model__head__bias
     assert (fisher[4:] == 0).all() and (fisher[:4] > 0).all()  # outputs 4 and 5 belong to a task not met
     assert torch.equal(anchor[4:], history[-1][1]["model.head.bias"][4:])
 
@@ -142,7 +142,7 @@ def test_fisher_options_reach_the_estimate(fisher):
     g.set_state(state)
     expected = diagonal_fisher(strategy, task(0).train, 0, generator=g, kind=fisher, limit=4)
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(strategy, "fisher__" + name.replace(".", "__")), value)
+        torch.testing.assert_close(getattr(strategy, "importance__" + name.replace(".", "__")), value)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -153,9 +153,9 @@ def test_frozen_parameters_are_not_held():
     strategy = make(network=network)
     strategy.before_task(task(0))
     strategy.after_task(task(0))
-    names = sorted(n for n, _ in strategy.named_buffers() if n.startswith(("fisher", "anchor")))
+    names = sorted(n for n, _ in strategy.named_buffers() if n.startswith(("importance", "anchor")))
     assert names == ["anchor__model__head__bias", "anchor__model__head__weight",
-                     "fisher__model__head__bias", "fisher__model__head__weight"]
+                     "importance__model__head__bias", "importance__model__head__weight"]
 
 
 def test_a_growing_model_is_held_from_when_its_parts_come():
@@ -168,7 +168,7 @@ def test_a_growing_model_is_held_from_when_its_parts_come():
     strategy.before_task(task(1))
     torch.testing.assert_close(strategy.penalty(), before, rtol=0, atol=0)
     strategy.after_task(task(1))
-    assert (strategy.fisher__model__blocks__2__body__weight > 0).any()
+    assert (strategy.importance__model__blocks__2__body__weight > 0).any()
 
 
 def test_a_parameter_that_changes_its_shape_is_refused():

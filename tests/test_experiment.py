@@ -1,13 +1,9 @@
-import types
-
 import pytest
 from factories import make_record
 
 from clbench import experiment
 from clbench.errors import StoreError
 from clbench.execution import Listener
-from clbench.experiment import Keeper
-from clbench.hookspecs import hookimpl
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import build
@@ -85,29 +81,6 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
     assert shares(threads=1) == (4, 1, True)
     ready.spec = build({"methods": "naive", "device": "cuda"})
     assert shares() == (1, 8, True)
-
-
-def test_observers_see_each_record_and_a_failing_one_is_reported_once(tmp_path, spec):
-    seen, notes = [], []
-
-    class Notes(Listener):
-        def note(self, text):
-            notes.append(text)
-
-    def fail(record):
-        raise RuntimeError("no server")
-
-    trackers = [types.ModuleType("bad"), types.ModuleType("good")]
-    trackers[0].clbench_record = hookimpl(fail)
-    trackers[1].clbench_record = hookimpl(lambda record: seen.append(record))
-    registry = discover(trackers)
-    keeper = Keeper(experiment.prepare(spec, registry, tmp_path), Notes())
-    records = [make_record(seed=s) for s in range(2)]
-    for record in records:
-        keeper.finished(record)
-    assert seen == records
-    assert notes == ["plugin bad: clbench_record failed: RuntimeError: no server"]
-    assert len(Store(tmp_path).read()[0]) == 2
 
 
 def test_the_default_run_folder_is_named_after_the_file_or_the_benchmark(tmp_path):

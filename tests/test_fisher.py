@@ -260,9 +260,9 @@ def test_chunks_do_not_change_the_result(monkeypatch, kind, layerwise):
     torch.manual_seed(0)
     strategy, samples = make(small_cnn()), data(7)
     whole = diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise)
-    monkeypatch.setattr("clbench.fisher.LARGEST_CHUNK", 3)
+    monkeypatch.setattr("clbench.samplewise.LARGEST_CHUNK", 3)
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
-    monkeypatch.setattr("clbench.fisher.BUDGET", 1)  # one sample at a time
+    monkeypatch.setattr("clbench.samplewise.BUDGET", 1)  # one sample at a time
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
 
 

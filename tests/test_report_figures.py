@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -8,7 +9,7 @@ from factories import make_record
 
 from clbench.errors import StoreError
 from clbench.report import build, drawing, figures, write_figures
-from clbench.report.model import Picture, Point
+from clbench.report.model import FILE_FORMATS, Picture, Point
 
 NASTY = "a$b_c$ <i>&-- \\frac{x} \u6f22"
 
@@ -28,9 +29,9 @@ def study(ranks=(1, 2, 4), strategies=("ewc", "er", "naive", "joint"), label=Non
 
 def figure(report, kind):
     picture, = [p for s in report.sections for p in s.pictures if p.kind == kind]
-    looks = drawing.looks([(p.strategy, p.reference) for p in picture.points])
+    looks = drawing.looks([(r.strategy, r.reference) for s in report.sections for r in s.results])
     with drawing.styled():
-        drawn = getattr(figures, kind)(picture, looks)
+        drawn = figures.KINDS[kind](picture, looks)
         drawn.canvas.draw()
     return drawn, looks
 
@@ -80,8 +81,9 @@ def test_labels_cover_neither_one_another_nor_markers():
 
 
 def test_intervals_are_drawn_within_what_an_accuracy_can_be():
-    wide = [Point(name, name, False, True, accuracy, half, cost, ()) for name, accuracy, half, cost in
-            (("lora", 0.95, 0.2, 10.0), ("ewc", 0.1, 0.3, 100.0), ("er", 0.5, None, 100.0))]
+    wide = [Point(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
+            for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
+                                                    ("er", 0.5, None, None, 100.0))]
     picture = Picture("pareto", "x", "", "", "", "", tuple(wide))
     with drawing.styled():
         axes, = figures.pareto(picture, drawing.looks([(p.strategy, False) for p in wide])).axes
@@ -119,16 +121,18 @@ def test_the_same_records_give_the_same_file_in_any_process(tmp_path):
     code = ("import matplotlib; matplotlib.rcParams['font.size'] = 30; matplotlib.rcParams['svg.fonttype'] = 'none'\n"
             "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
             "from test_report_figures import study\nfrom clbench.report import write_figures\n"
-            "write_figures(study(), Path(sys.argv[2]))\nassert 'matplotlib.pyplot' not in sys.modules\n"
+            "write_figures(study((1, 2), ('ewc', 'naive')), Path(sys.argv[2]), ('svg', 'pdf', 'png'))\n"
+            "assert 'matplotlib.pyplot' not in sys.modules\n"
             "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, __file__.rpartition("/")[0], tmp_path], check=True)
-    ours = figures.draw(study())
-    assert {p.stem: p.read_text() for p in (tmp_path / "figures").iterdir()} == ours
-    assert not any(re.search(r"20\d\d-\d\d-\d\d|[Mm]atplotlib v", text) for text in ours.values())
+    ours = figures.draw(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == ours
+    assert {Path(name).suffix for name in ours} == {".svg", ".pdf", ".png"} and len(ours) == 3 * 5
+    assert not any(re.search(rb"20\d\d-?\d\d-?\d\d|[Mm]atplotlib v", data) for data in ours.values())
 
 
 def test_what_comes_from_a_record_is_text_only():
-    for svg in figures.draw(study(ranks=(1,), label=NASTY)).values():
+    for svg in map(bytes.decode, figures.draw(study(ranks=(1,), label=NASTY), ["svg"]).values()):
         root = ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
         assert not [e for e in root.iter() if e.tag.endswith(("}i", "}script"))]
@@ -142,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_report_without_figures_makes_no_folder(tmp_path):
-    assert write_figures(build([make_record("lora")]), tmp_path) == []
+    assert write_figures(build([make_record("lora", tasks=1)]), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 

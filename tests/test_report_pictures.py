@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from factories import make_record
+from factories import make_matrix, make_record
 
 from clbench.report import build
 from clbench.report.markdown import render
@@ -77,7 +77,7 @@ def test_growth_is_shown_where_something_grows():
 def test_each_setting_has_files_of_its_own():
     records = [r for scenario in ("task", "class")
                for r in study(("lora", 10, 0.6), ("ewc", 90, 0.8), scenario=scenario)]
-    names = [p.name for section in build(records).sections for p in section.pictures]
+    names = [p.name for section in build(records).sections for p in section.pictures if p.kind == "pareto"]
     assert names == ["split-mnist-5k-task-mlp-pareto", "split-mnist-5k-class-mlp-pareto"]
     assert file_names(["a b", "a-b", "../x:y, scenario task", "é", "c"]) == [
         "a-b-1", "a-b-2", "x-y-task", "setting-4", "c"]
@@ -89,8 +89,22 @@ def test_markdown_embeds_the_pictures_with_their_words_escaped(label):
     records = study(("lora", 10, 0.6), ("ewc", 90, 0.8))
     text = render(build([r.model_copy(update={"label": label}) if r.trial.method.name == "lora" else r
                          for r in records]))
-    line, = [line for line in text.splitlines() if line.startswith("![")]
-    assert line.endswith("](figures/split-mnist-5k-task-mlp-pareto.svg)")
-    assert line.count("](") - line.count(r"\](") == 1
-    assert "<b>" not in line and "\n# b" not in text
-    assert text.index(line) < text.index("### More metrics")
+    shown = [line for line in text.splitlines() if line.startswith("![")]
+    for line, kind in zip(shown, ("pareto", "curves"), strict=True):
+        assert line.endswith(f"](figures/split-mnist-5k-task-mlp-{kind}.svg)")
+        assert line.count("](") - line.count(r"\](") == 1
+        assert "<b>" not in line and "\n# b" not in text
+        assert text.index(line) < text.index("### More metrics")
+
+
+def test_the_course_of_accuracy_is_shown_where_there_is_one():
+    R = [[0.5, 0.5, 0.5], [0.9, 0.4, 0.5], [0.8, 0.7, 0.5], [0.6, 0.7, 0.8]]
+    records = [make_record("lora", 0, R), make_record("lora", 1, make_matrix(3)), make_record("er", 0, R),
+               make_record("pnn", 0, status="failed")]
+    found = pictures(records)
+    assert [p.kind for p in found.values() if p.brief] == ["curves"]
+    assert [p.kind for p in found.values() if not p.brief] == ["forgetting", "heatmaps"]
+    assert [r.label for r in found["curves"].results] == ["lora", "er"]
+    assert found["curves"].alt.endswith("last task: lora 90.00 to 75.00 %; er 90.00 to 70.00 %.")
+    assert found["forgetting"].alt.endswith("its mean over tasks: lora 15.00; er 15.00.")
+    assert not pictures([make_record("lora", tasks=1)])

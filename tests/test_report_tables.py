@@ -1,3 +1,4 @@
+import importlib
 import time
 
 import pytest
@@ -45,12 +46,42 @@ def test_a_cell_holds_mean_interval_and_text():
     assert found.text == "81.10 ± 0.25"
 
 
-def test_the_best_is_bold_among_the_methods_and_never_a_reference():
-    section = only(study())
-    assert cell(section, "ewc", "ACC").bold
-    assert not cell(section, "lora", "ACC").bold
-    assert not cell(section, "joint", "ACC").bold
+def shifted(methods, seeds=range(9), noise=0.002, **kwargs):
+    """Records of methods whose accuracies are apart by what is given, plus noise that seeds share but for a little."""
+    return [make_record(m, s, make_matrix(3, 0.01 * (s % 4) + shift + noise * ((s * 7 + k) % 3)), **kwargs)
+            for s in seeds for k, (m, shift) in enumerate(methods.items())]
+
+
+def test_the_best_is_bold_among_the_methods_where_the_test_shows_it_and_never_a_reference():
+    section = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02, "joint": 0.03}))
+    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"ewc"}
+    assert {r.label for r in section.comparison.rows if r.cells[1].second} == {"er"}
     assert cell(section, "joint", "ACC").mean > cell(section, "ewc", "ACC").mean
+    assert section.verdicts[0] == "ACC: ewc is better than every other method"
+
+
+def test_a_winner_that_the_test_does_not_support_is_not_bold():
+    few = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02}, seeds=range(6)))
+    assert not any(r.cells[1].bold or r.cells[1].second for r in few.comparison.rows)
+    assert few.verdicts[0].startswith("ACC, forgetting: which method is best cannot be decided with 6 seeds (smallest "
+                                      "possible p = 0.031, corrected for 3 pairs p = 0.094); 7 would do")
+    close = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}))
+    assert not any(r.cells[1].bold for r in close.comparison.rows)
+
+
+def test_methods_that_are_equal_on_every_seed_are_the_best_together():
+    section = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}, noise=0.0))
+    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"ewc", "er"}
+    assert section.verdicts[0] == "ACC: ewc has the best mean; better than lora; equal on every seed to er"
+
+
+def test_a_count_that_differs_over_seeds_needs_the_test_as_well():
+    records = [make_record(m, s, kept_bytes={"base": size + s}) for m, size in (("lora", 4000), ("ewc", 9000))
+               for s in range(6)]
+    assert cell(only(records), "lora", "bytes kept").bold
+    few = [r for r in records if r.trial.seed < 5]
+    assert not cell(only(few), "lora", "bytes kept").bold
+    assert cell(only(few), "lora", "trainable params per task").bold is False  # the same for both
 
 
 def test_methods_that_print_the_same_are_both_bold():
@@ -257,8 +288,9 @@ def test_lists_are_short():
 
 def test_a_hundred_records_take_well_under_half_a_second():
     methods = [f"m{k}" for k in range(10)]
-    records = [make_record(m, s, make_matrix(10, 0.001 * s)) for s in range(10) for m in methods]
-    build(records[:2])  # the first interval imports scipy.special
+    records = [make_record(m, s, make_matrix(10, 0.001 * (s * k % 7)))
+               for s in range(10) for k, m in enumerate(methods)]
+    importlib.import_module("scipy.stats")  # which takes longer than the report
     began = time.process_time()  # not wall time: other tests may keep the machine busy
     render(build(records))
     assert time.process_time() - began < 0.5

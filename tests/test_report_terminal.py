@@ -10,7 +10,8 @@ from clbench.report.terminal import fit, show
 
 
 def study():
-    records = [make_record(m, s, label=f"{m}:a=1") for s in (0, 1) for m in ("naive", "lora", "ewc")]
+    records = [make_record(m, s, label=f"{m}:a=1", kept_bytes={"base": size})
+               for s in (0, 1) for m, size in (("naive", 4000), ("lora", 4000), ("ewc", 8000))]
     return build([*records, make_record("er", 0, status="diverged"), make_record("er", 1)])
 
 
@@ -38,8 +39,8 @@ def test_a_terminal_of_any_width_shows_every_cell_whole(width):
 
 
 def test_a_wide_terminal_shows_one_table():
-    assert printed(study(), terminal=True, width=200).count("method") == 1
-    assert printed(study(), terminal=True, width=80).count("method") > 1
+    assert printed(study(), terminal=True, width=200).count("\nmethod") == 1
+    assert printed(study(), terminal=True, width=80).count("\nmethod") > 1
 
 
 def test_the_narrowest_terminal_folds_and_does_not_cut():
@@ -53,10 +54,11 @@ def test_a_pipe_gets_a_plain_table_of_natural_width():
     out = printed(report, terminal=False)
     assert "\x1b" not in out
     (line,) = [x for x in out.splitlines() if x.startswith("lora:a=1")]
-    assert "80.00 ± 0.00 *" in line and "12.0 kB" not in line and "4.00 kB" in line
+    assert "4.00 kB *" in line and "12.0 kB" not in line and "80.00 ± 0.00 *" not in line
     (reference,) = [x for x in out.splitlines() if x.startswith("naive:a=1")]
     assert "*" not in reference
     assert "no result: er, seed 0: diverged" in out
+    assert "ACC, forgetting: which method is best cannot be decided with 2 seeds" in out
 
 
 def test_references_stand_behind_a_line():

@@ -11,8 +11,9 @@ import click
 from clbench import interrupts
 from clbench.errors import ClbenchError, unknown
 
-# Each is clbench.cli.<name>.command.
-COMMANDS = ("run", "report", "verify", "adapters", "lora", "pretrain", "params", "methods", "benchmarks", "models")
+# Each is clbench.cli.<name>.command, with _ for -.
+COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
+            "benchmarks", "models", "trackers", "check", "new-plugin")
 
 
 class LazyGroup(click.Group):
@@ -26,7 +27,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"clbench.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"clbench.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context,
@@ -49,7 +50,7 @@ def group() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 a trial failed or diverged, 2 bad input, 130 interrupted.
+    """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted.
 
     SIGTERM, which clusters send before they kill, interrupts as Ctrl-C does.
     """

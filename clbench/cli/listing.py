@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from clbench.cli.plugin import plugin_option
 
 if TYPE_CHECKING:
     from clbench.plugins import Registry
@@ -18,26 +21,29 @@ COLUMNS = ("option", "type", "default", "meaning")
 def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], text: str) -> click.Command:
     """Return a command that lists `Registry.<attribute>`, each thing with its fields `extra` and its options."""
 
-    def run(names: tuple[str, ...], as_json: bool) -> None:
+    def run(names: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
         from clbench.errors import SpecError, unknown
-        from clbench.plugins import discover
+        from clbench.plugins import DISABLE, discover
 
-        registry = discover()
+        registry = discover(files=plugins)
         known: Mapping[str, Any] = getattr(registry, attribute)
         if missing := [n for n in names if n not in known]:
             raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
         things = [describe(registry, kind, known[n], extra) for n in names or sorted(known)]
         if as_json:
-            click.echo(json.dumps({name: things, "broken": registry.broken}, indent=2))
+            click.echo(json.dumps({name: things, "broken": registry.broken, "disabled": registry.disabled}, indent=2))
             return
         click.echo("\n\n".join(show(thing, extra) for thing in things))
         for plugin, error in registry.broken.items():
             click.echo(f"\n{plugin}  BROKEN: {error}")
+        for plugin in registry.disabled:
+            click.echo(f"\n{plugin}  disabled by {DISABLE}")
 
     return click.command(name, help=text, short_help=f"List the installed {name} and their options.")(_options(run))
 
 
 def _options(run: Callable[..., None]) -> Callable[..., None]:
+    run = plugin_option(run)
     run = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")(run)
     return click.argument("names", nargs=-1, metavar="[NAME]...")(run)
 

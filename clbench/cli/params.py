@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from clbench.cli.plugin import plugin_option
+
 if TYPE_CHECKING:
     from clbench.plan import Planned
     from clbench.plugins import Registry
@@ -62,6 +64,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 @click.option("--scenario", type=click.Choice(["task", "class", "domain"]), default="task", show_default=True,
               help="What the test gives away.")
 @click.option("--pretrained", is_flag=True, help="Take the model for a pretrained one, as after clbench run --weights.")
+@plugin_option
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Draw the bytes kept after each task (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
@@ -103,14 +106,14 @@ def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str) -> None:
 
 
 def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, classes: int | None,
-             input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plot: Path | None,
-             form: str) -> None:
+             input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plugins: tuple[Path, ...],
+             plot: Path | None, form: str) -> None:
     from clbench.cli.counts import show
     from clbench.params import count, stream_of_shapes
     from clbench.plugins import discover
     from clbench.report.growth import draw
 
-    registry = discover()
+    registry = discover(files=plugins)
     full, *planned = [*_plan(registry, ["naive"], model, scenario), *_plan(registry, methods, model, scenario, options)]
     stream = stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples)
     counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]

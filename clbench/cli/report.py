@@ -1,38 +1,82 @@
-"""`clbench report`: render a run folder again from its records, without torch."""
+"""`clbench report`: render run folders again from their records, without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from clbench.cli.plugin import plugin_option
 
-@click.command("report", short_help="Render a report again from its records.")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--format", "formats", multiple=True, metavar="NAME", help="A format; repeatable.  [default: md]")
-def command(directory: Path, formats: tuple[str, ...]) -> None:
-    """Render the report of a run folder again, from its records alone."""
+if TYPE_CHECKING:
+    from clbench.records import Record
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command("report", short_help="Render a report again from its records, or one of several runs.")
+@click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
+@click.option("--format", "formats", multiple=True, metavar="LIST",
+              help="Formats, as in md,html,latex,csv,json; repeatable. Plugins may bring more.  [default: md,html]")
+@click.option("--figures", "kinds", multiple=True, metavar="LIST",
+              help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
+              "[default: those that report.md shows, as svg]")
+@click.option("--out", type=FOLDER, metavar="DIR",
+              help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
+@plugin_option
+def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
+            plugins: Sequence[Path]) -> None:
+    """Render the report of a run folder again, from its records alone.
+
+    Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
+    is written.
+    """
     from rich.console import Console
 
     from clbench import report
-    from clbench.errors import StoreError
-    from clbench.experiment import by_method
+    from clbench.errors import SpecError, unknown
+    from clbench.experiment import FORMATS
     from clbench.plugins import discover
+    from clbench.report.model import FILE_FORMATS
     from clbench.report.terminal import show
-    from clbench.store import Store
 
-    registry = discover()
-    wanted = [registry.report_format(name) for name in formats or ("md",)]
-    records, problems = Store(directory).read()
-    for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
-    if not records:
-        raise StoreError(f"no records in {directory / 'records'}; clbench run --out {directory} makes some")
-    whole = report.build(by_method(records))
-    figures = report.write_figures(whole, directory)
-    paths = [report.write(whole, directory, info) for info in wanted]
+    registry = discover(files=plugins)
+    wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
+    files = _listed(kinds)
+    if wrong := [name for name in files if name not in FILE_FORMATS]:
+        raise SpecError("\n".join(unknown("file format", name, FILE_FORMATS, "clbench report --help")
+                                  for name in wrong))
+    folders = list({folder.resolve(): folder for folder in directories}.values())
+    if out is None and len(folders) > 1:
+        raise SpecError("a report of several folders needs a place of its own: --out DIR")
+    whole, folder = report.build(read(folders)), out or folders[0]
+    drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
+    paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())
     for path in paths:
         click.echo(f"report: {path}")
-    for path in figures:
+    for path in drawn:
         click.echo(f"figure: {path}")
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """Return the records of run folders, methods together; what is no record, or not counted, is told of.
+
+    Raises:
+        StoreError: there are no records, or folders disagree on a trial.
+    """
+    from clbench import merging
+    from clbench.experiment import by_method
+
+    merged = merging.read(folders)
+    for problem in merged.problems:
+        click.echo(f"Warning: {problem}", err=True)
+    for note in merged.notes:
+        click.echo(f"Note: {note}", err=True)
+    return by_method(merged.records)
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """Return what a repeatable option with lists names, each once."""
+    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))

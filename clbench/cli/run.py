@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.plugin import plugin_option
 from clbench.cli.recipe import recipe_options
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
+              "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable. Several values, as in "
@@ -46,10 +49,13 @@ FOLDER = click.Path(path_type=Path)
               "worker died.  [default: 1]")
 @click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
               "of an array.  [default: all]")
+@click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
+              "tensorboard,wandb:project=mine.  [default: none]")
+@plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, retries: int, shard: str | None, dry_run: bool,
-            **flags: Any) -> int:
+            threads: int | None, stack: int | None, retries: int, shard: str | None, log: str,
+            plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -62,7 +68,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     from clbench.progress import display
 
     found = read_spec(spec, {}, flags, options)
-    ready = experiment.prepare(found, discover(), out or experiment.default_out(found, spec), shard)
+    ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log, shard)
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
@@ -90,9 +96,11 @@ def conclude(ready: Experiment) -> int:
     from clbench.report.terminal import show
 
     results = ready.results()
-    path = write_report(ready)
+    paths = write_report(ready)
     show(report.build(results), Console())
-    click.echo(f"report:  {path}\nrecords: {ready.store.records}")
+    for path in paths:
+        click.echo(f"report:  {path}")
+    click.echo(f"records: {ready.store.records}")
     bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in bad):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)

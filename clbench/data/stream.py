@@ -17,6 +17,7 @@ from clbench.data.live import LiveSamples
 from clbench.data.permuted import Held, PermutedSamples, permute
 from clbench.data.raw import RawStream, Split
 from clbench.data.scenario import outputs
+from clbench.data.validation import hold_out
 from clbench.errors import DataError
 from clbench.plan import Resolved
 from clbench.plugins import Registry
@@ -141,15 +142,17 @@ class Stream:
                                          for t in self.tasks))
 
 
-def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry) -> Stream:
+def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,
+                validation: float = 0.0) -> Stream:
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
         benchmark: its name and all its options.
         scenario: `task`, `class` or `domain`.
-        seed: of the trial; matters only where the stream depends on it (`cache.depends_on_seed`).
+        seed: of the trial; matters only where the stream depends on it (`cache.depends_on_seed`, or validation).
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
+        validation: share of the training samples that takes the place of the test samples; 0 leaves both alone.
 
     Raises:
         DataError: no data, or a benchmark that fails, is empty or does not fit the scenario.
@@ -160,7 +163,8 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    return present(cache.load(benchmark, seed, data_dir, registry, build), scenario, benchmark.name)
+    raw = cache.load(benchmark, seed, data_dir, registry, build)
+    return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
 
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:

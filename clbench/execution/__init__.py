@@ -24,6 +24,7 @@ class How:
     stack: int | None  # seeds of a method that train as one; None: one by one on a CPU, together on an accelerator
     shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
+    plugins: Sequence[Path] = ()  # those that are files
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
     checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
     retries: int = 1  # how often a trial is tried again whose worker died

@@ -28,10 +28,12 @@ class Worker:
 
         Raises:
             SpecError: there is no such device.
+            PluginError: a plugin's file cannot be used any more.
         """
         import torch
 
         from clbench import provenance
+        from clbench.plugins import discover
         from clbench.trial import Runner
 
         if start.threads is not None:
@@ -39,7 +41,7 @@ class Worker:
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
-        self.runner = Runner(Path(start.data_dir), start.device, start.command,
+        self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
                              artifacts=Path(start.artifacts) if start.artifacts else None,
                              checkpoints=Path(start.checkpoints) if start.checkpoints else None)
         self.provenance = provenance.collect("", self.runner.device, start.command)

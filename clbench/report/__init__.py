@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from clbench.errors import PluginError, StoreError
 from clbench.hookspecs import ReportFormat
 from clbench.plugins import resolve
-from clbench.report.model import Cell, Column, Picture, Point, Report, Row, Section, Table
+from clbench.report.model import Cell, Column, FileFormat, Picture, Point, Report, Row, Section, Table
 from clbench.report.tables import build
 from clbench.store import write_atomically
 
@@ -38,14 +39,19 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     return path
 
 
-def write_figures(report: Report, directory: Path) -> list[Path]:
+def write_figures(report: Report, directory: Path, file_formats: Collection[FileFormat] = ()) -> list[Path]:
     """Draw the report's figures into the folder's `figures/`, to which its text refers, and return their paths.
+
+    Args:
+        report: from `build`.
+        directory: of the report.
+        file_formats: in which to draw every figure; those that report.md shows are drawn as SVG anyway.
 
     Raises:
         StoreError: a file cannot be written.
     """
-    if not any(section.pictures for section in report.sections):
+    if not (report.pictures or any(section.pictures for section in report.sections)):
         return []
     from clbench.report import figures  # imports numpy; drawing imports matplotlib
 
-    return figures.write(report, directory)
+    return figures.write(report, directory, file_formats)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from clbench import metrics
 from clbench.records import Record
-from clbench.report.model import Cell, Column, Row, Unit
+from clbench.report.model import Cell, Column, Unit
 from clbench.report.text import NONE, clean, interval, number
-from clbench.stats import mean_interval
+from clbench.stats import ALPHA, BOOTSTRAP_FROM, mean_intervals
+
+COUNTED: tuple[Unit, ...] = ("count", "bytes")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,19 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
 
 
 ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
+FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R))
 TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
+BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes))
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r))
+COSTS = (TRAINABLE, BYTES, TIME)  # against which accuracy is weighed
 COMPARISON = (
     ACC,
-    Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R)),
+    FORGETTING,
     Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
     TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
-    Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes)),
-    Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r)),
+    BYTES,
+    TIME,
 )
 INFERENCE = Measure(Column("task inference", "percent", "up"), lambda r, _: _inferred(r))
 MORE_METRICS = (
@@ -79,8 +85,15 @@ DEFINITIONS = (
     "ACC: mean accuracy over all tasks after the last. Forgetting: mean over tasks of the best accuracy after training "
     "on the task and before the last task, minus the final one (Chaudhry 2018). BWT: mean of final accuracy minus that "
     "just after training (Lopez-Paz & Ranzato 2017). Points are percentage points. docs/metrics.md gives formulas.",
-    "± is half the width of the 95% confidence interval of the mean over seeds (Student t). ↑ higher is better, "
-    "↓ lower is better; bold: the best mean among methods with all their seeds, references left out.",
+    f"± is half the width of the 95% confidence interval of the mean over seeds: Student t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, BCa bootstrap from {BOOTSTRAP_FROM} on. ↑ higher is better, ↓ lower is better.",
+    "Bold: shown to be better than every other method that has all its seeds, references left out. Parameters and "
+    "bytes that are the same for every seed are facts; for all that is measured a test must show it (see differences), "
+    "and with few seeds none can.",
+    "Differences: paired by seed (same batches, same initial weights); p of the exact sign-flip permutation test, "
+    f"corrected by Holm's rule over all pairs of methods; shown where that is at most {ALPHA:g}. Effect size: Hedges' "
+    "g of the paired differences. An interval is for its pair alone, not corrected, and Student t supposes normal "
+    "differences, which the test does not: it may exclude 0 where the test decides nothing.",
     "Trainable params per task: those of the last task. Total params and bytes kept: everything the method holds after "
     "the last task, replay memory and buffers included. Training time: with consolidation, without evaluation.",
 )
@@ -92,32 +105,34 @@ def kept_in(role: str) -> Measure:
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None)
 
 
-def cell(values: Sequence[float | None], unit: Unit) -> Cell:
-    """Return the cell for the values of all seeds; without a number if one of them has none.
+def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
+    """Return a column's cells, each for the values of a method's seeds; without a number if a seed has none.
 
     Counts that agree over all seeds are facts, not estimates, and stand alone.
     """
-    known = [v for v in values if v is not None]
-    if not known or len(known) < len(values):
-        return Cell(NONE)
-    over = mean_interval(known)
-    exact = unit in ("count", "bytes") and len(set(known)) == 1
-    text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-    return Cell(text, over.mean, over.half_width, over.n)
+    known = [[v for v in values if v is not None] for values in series]
+    whole = [i for i, values in enumerate(known) if values and len(values) == len(series[i])]
+    found = [Cell(NONE, values=tuple(values)) for values in series]
+    for i, over in zip(whole, mean_intervals([known[i] for i in whole]), strict=True):
+        exact = unit in COUNTED and len(set(known[i])) == 1
+        text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
+        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(series[i]))
+    return found
 
 
-def embolden(columns: Sequence[Column], rows: Sequence[Row], eligible: Sequence[bool]) -> tuple[Row, ...]:
-    """Return the rows with the best mean of each directed column in bold, and every other that prints the same.
+def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:
+    """Return a column's cells with the best in bold; where there are such, the next best mean is marked as second."""
+    rest = {i: mean for i in eligible if i not in best and (mean := found[i].mean) is not None}
+    second: set[int] = set()
+    if best and rest:
+        shown = number((max if column.direction == "up" else min)(rest.values()), column.unit)
+        second = {i for i, mean in rest.items() if number(mean, column.unit) == shown}
+    return [replace(c, bold=i in best, second=i in second) for i, c in enumerate(found)]
 
-    Only eligible rows take part; where fewer than two have a number nothing is best.
-    """
-    bold: set[tuple[int, int]] = set()
-    for j, column in enumerate(columns):
-        means = {i: mean for i, row in enumerate(rows) if eligible[i] and (mean := row.cells[j].mean) is not None}
-        if column.direction is None or len(means) < 2:
-            continue
-        best = (max if column.direction == "up" else min)(means.values())
-        shown = number(best, column.unit)
-        bold |= {(i, j) for i, mean in means.items() if number(mean, column.unit) == shown}
-    return tuple(replace(row, cells=tuple(replace(c, bold=(i, j) in bold) for j, c in enumerate(row.cells)))
-                 for i, row in enumerate(rows))
+
+def fewest(found: Sequence[Cell], unit: Unit, eligible: Collection[int]) -> set[int]:
+    """Return the cells with the smallest count, and those that print the same; none if that are all of them."""
+    means = {i: mean for i in eligible if (mean := found[i].mean) is not None}
+    shown = number(min(means.values()), unit) if means else ""
+    smallest = {i for i, mean in means.items() if number(mean, unit) == shown}
+    return smallest if len(smallest) < len(means) else set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from clbench.options import format_value
-from clbench.plan import Resolved
+from clbench.plan import Resolved, Trial
 from clbench.records import Record
 from clbench.report.text import clean, listed
 from clbench.spec import Recipe
@@ -31,7 +31,13 @@ def named(thing: Resolved) -> str:
 def title(record: Record) -> str:
     """Return what a section is called."""
     trial = record.trial
-    return clean(f"{trial.benchmark.name}, scenario {trial.scenario}, {trial.model.name}")
+    return clean(f"{trial.benchmark.name}, scenario {trial.scenario}, {trial.model.name}"
+                 + (", validation" if trial.validation else ""))
+
+
+def held_out(trial: Trial) -> str:
+    """Return what a trial with a validation split measures accuracies on, in words."""
+    return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
 def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
@@ -40,11 +46,13 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     weights = f"{trial.weights.path} (sha256 {trial.weights.sha256[:16]})" if trial.weights else "none (from scratch)"
     pairs = [("benchmark", named(trial.benchmark)), ("scenario", trial.scenario), ("model", named(trial.model)),
              ("pretrained weights", weights), ("recipe", recipe(trial.recipe)), ("seeds", listed(list(seeds)))]
+    if trial.validation:
+        pairs.append(("accuracies on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)
     if stream:
         pairs += [("tasks", f"{len(stream.classes)}, with {_spread(map(len, stream.classes))} classes each"),
                   ("training samples per task", _spread(stream.train_samples)),
-                  ("test samples per task", _spread(stream.test_samples)),
+                  (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
     methods = dict.fromkeys((clean(r.label), named(r.trial.method)) for r in records)
     pairs += [(f"method {label}", full) for label, full in methods if label != full]
@@ -61,7 +69,7 @@ def provenance(records: Sequence[Record]) -> Pairs:
     """Return where the records of a section come from; where they differ, every value."""
     began = sorted(r.provenance.started for r in records)
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
-    pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in _versions(records).items())),
+    pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
              ("plugins", " / ".join(_values(records, lambda r: r.provenance.plugin))),
              ("git", " / ".join(_values(records, _commit))),
              ("device", " / ".join(_values(records, lambda r: r.provenance.device))),
@@ -79,7 +87,7 @@ def _commit(record: Record) -> str:
     return record.provenance.git or "not from a checkout"
 
 
-def _versions(records: Sequence[Record]) -> dict[str, list[str]]:
+def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return the versions of each package that the records were made with."""
     found: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
     for name, versions in found.items():
@@ -101,7 +109,7 @@ def differences(records: Sequence[Record]) -> list[str]:
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
              ("commits of clbench", _values(records, _commit), "the code may not be the same")]
     found += [(f"versions of {package}", values, "figures may differ for this reason alone")
-              for package, values in _versions(records).items()]
+              for package, values in package_versions(records).items()]
     notes += [f"records were made with different {kind} ({', '.join(values)}): {consequence}"
               for kind, values, consequence in found if len(values) > 1]
     methods: dict[str, set[str]] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clbench.errors import StoreError
-from clbench.report import drawing, figures
+from clbench.report import cost_figures, drawing
 from clbench.report.model import Picture, Point
 
 
@@ -27,15 +26,11 @@ def draw(kept: Mapping[str, Sequence[int]], references: Sequence[str], subject: 
                     tuple(map(float, values))) for label, values in kept.items() if values]
     title = "Bytes kept after each task"
     with drawing.styled():
-        figure = figures.growth(Picture("growth", path.stem, title, subject, "", "", tuple(points)),
-                                drawing.looks([(p.strategy, p.reference) for p in points]))
+        figure = cost_figures.growth(Picture("growth", path.stem, title, subject, "", "", tuple(points)),
+                                     drawing.looks([(p.strategy, p.reference) for p in points]))
         figure.axes[0].set_ylabel("bytes kept")
-        buffer = io.BytesIO()
-        if path.suffix == ".svg":
-            buffer.write(drawing.svg(figure, title).encode())
-        else:
-            figure.savefig(buffer, format="png", dpi=150)
+        data = drawing.encoded(figure, title, "svg" if path.suffix == ".svg" else "png")
     try:
-        path.write_bytes(buffer.getvalue())
+        path.write_bytes(data)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

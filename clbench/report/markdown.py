@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from tabulate import tabulate
 
-from clbench.report.model import Cell, Report, Section, Table
+from clbench.report.model import Cell, Picture, Report, Section, Table
 
 
 def render(report: Report) -> str:
-    """Return report.md: tables, footnotes, figures, R per method, settings, provenance, commands, by section."""
+    """Return report.md: by section tables, footnotes, differences, figures, R per method, settings and origin."""
     blocks = [f"# {escape(report.title)}"]
     for section in report.sections:
         blocks += _section(section)
+    blocks += _rankings(report)
     blocks += ["## How to read the tables", _bullets(report.notes)]
     return "\n\n".join(blocks) + "\n"
 
@@ -36,10 +37,10 @@ def _section(section: Section) -> Iterator[str]:
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes)
-    for picture in section.pictures:
-        yield f"### {escape(picture.title)}"
-        yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
-        yield escape(picture.caption)
+    if section.comparisons:
+        yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
+    for picture in (p for p in section.pictures if p.brief):
+        yield from _picture(picture)
     for detail in (*section.details, *section.matrices):
         yield f"### {escape(detail.title)}"
         yield table(detail)
@@ -49,6 +50,27 @@ def _section(section: Section) -> Iterator[str]:
     yield _pairs(section.provenance)
     yield "### Command"
     yield from map(_code, section.commands)
+
+
+def _rankings(report: Report) -> Iterator[str]:
+    if report.rankings:
+        yield tables("## Across settings", report.rankings, report.ranking_verdicts)
+    for picture in report.pictures:
+        yield from _picture(picture)
+
+
+def _picture(picture: Picture) -> Iterator[str]:
+    yield f"### {escape(picture.title)}"
+    yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
+    yield escape(picture.caption)
+
+
+def tables(heading: str, found: Iterable[Table], said: Iterable[str]) -> str:
+    """Return a heading, what is said of tables, and the tables with their titles."""
+    blocks = [heading, _bullets(said)]
+    for data in found:
+        blocks += [f"**{escape(data.title)}**", table(data)]
+    return "\n\n".join(blocks)
 
 
 def table(data: Table) -> str:

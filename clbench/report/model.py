@@ -6,9 +6,11 @@ Text is one line of printable characters, not escaped: each format escapes for i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Unit = Literal["percent", "points", "count", "bytes", "seconds", "text"]
+Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
+FileFormat = Literal["svg", "pdf", "png"]  # of figures
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
 
 
@@ -26,12 +28,20 @@ class Column:
         arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
         return self.title + _UNIT_SUFFIX.get(self.unit, "") + arrow
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the header on lines that keep a column narrow: the title in one or two, then unit and arrow."""
+        words, rest = self.title.split(), self.header.removeprefix(self.title).strip()
+        lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.title,)
+        return (*lines, rest) if rest else lines
+
 
 @dataclass(frozen=True)
 class Cell:
     """One cell: its text, and where it is a number the mean over n seeds with the interval's half width.
 
-    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the best of a column.
+    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks what is shown to be the best of a column, and
+    `second` the second best mean of a column that has such a one.
     """
 
     text: str
@@ -39,6 +49,10 @@ class Cell:
     half_width: float | None = None
     n: int = 0
     bold: bool = False
+    second: bool = False
+    low: float | None = None  # the interval itself, which need not have the mean in its middle
+    high: float | None = None
+    values: tuple[float | None, ...] = ()  # of each seed that is done
 
 
 @dataclass(frozen=True)
@@ -92,19 +106,29 @@ class Point:
     half_width: float | None  # of its interval
     trainable: float | None  # parameters trained in the last task
     kept: tuple[float, ...]  # parameters kept after each task
+    rank: float | None = None  # mean over settings, 1 is the best
+    low: float | None = None  # ends of ACC's interval; None where one seed gives none
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
 
-    kind: Literal["pareto", "growth"]
+    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
     name: str
     title: str
     subject: str  # the section's title
     alt: str  # in words, for those who do not see it
     caption: str
-    points: tuple[Point, ...]  # those that can be drawn
+    points: tuple[Point, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
+    results: tuple[Result, ...] = ()  # what the others draw
+    critical: float | None = None  # ranks that are less apart than this cannot be told apart
+
+    @property
+    def brief(self) -> bool:
+        """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
+        return self.kind not in ("heatmaps", "forgetting")
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,8 @@ class Section:
     commands: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
+    verdicts: tuple[str, ...] = ()  # what the tests of paired differences say, a sentence per metric
+    comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
 
 
 @dataclass(frozen=True)
@@ -133,3 +159,6 @@ class Report:
     title: str
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # definitions that hold for all sections
+    rankings: tuple[Table, ...] = ()  # of methods across the sections, where several share enough of them
+    ranking_verdicts: tuple[str, ...] = ()  # what the tests of those ranks say
+    pictures: tuple[Picture, ...] = ()  # of the whole report

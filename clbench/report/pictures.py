@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-from clbench.records import Record
-from clbench.report.columns import ACC, TRAINABLE, cell
-from clbench.report.model import Picture, Point
+from clbench import metrics
+from clbench.report.methods import Method
+from clbench.report.model import Cell, Picture, Point, Result, Unit
 from clbench.report.text import interval, number
 
 
@@ -28,14 +28,13 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
-def point(label: str, strategy: str, done: Sequence[Record], *, reference: bool, complete: bool) -> Point:
-    """Return what the figures show of a method with these finished records, the same numbers as the tables."""
-    accuracy = cell([ACC.value(r, None) for r in done], ACC.column.unit)
-    trainable = cell([TRAINABLE.value(r, None) for r in done], TRAINABLE.column.unit)
-    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in done]
+def point(method: Method, accuracy: Cell, trainable: Cell) -> Point:
+    """Return what the figures show of a method, the same numbers as the table's cells."""
+    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in method.done]
     alike = len(set(map(len, kept))) == 1
-    return Point(label, strategy, reference, complete and not reference, accuracy.mean, accuracy.half_width,
-                 trainable.mean, tuple(map(fmean, zip(*kept, strict=True))) if alike else ())
+    return Point(method.label, method.records[0].trial.method.name, method.reference,
+                 method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
+                 tuple(map(fmean, zip(*kept, strict=True))) if alike else (), low=accuracy.low, high=accuracy.high)
 
 
 def file_names(titles: Sequence[str]) -> list[str]:
@@ -45,9 +44,14 @@ def file_names(titles: Sequence[str]) -> list[str]:
             for i, name in enumerate(names, start=1)]
 
 
-def pictures(subject: str, file_name: str, points: Sequence[Point]) -> tuple[Picture, ...]:
-    """Return the figures of a section that say something: none of one method, or where all methods cost the same."""
-    found = (_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points))
+def pictures(subject: str, file_name: str, points: Sequence[Point], results: Sequence[Result]) -> tuple[Picture, ...]:
+    """Return the figures of a section that say something: no costs that all methods share, no course of one task."""
+    found = [_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points)]
+    lengths = [{len(R) - 1 for R in result.R} for result in results]
+    drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
+    if drawn:
+        found += [make(subject, f"{file_name}-{make.__name__.strip('_')}", drawn)
+                  for make in (_curves, _forgetting, _heatmaps)]
     return tuple(picture for picture in found if picture)
 
 
@@ -83,3 +87,33 @@ def _growth(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
                    f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
                    "All parameters that a method keeps after each task. Methods that keep the same share a line.",
                    tuple(drawn))
+
+
+def _curves(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
+                     for r in results)
+    return Picture("curves", name, "Accuracy over tasks", subject,
+                   f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
+                   "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
+                   "as a band. Dashed: references.", results=results)
+
+
+def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
+                     for r in results)
+    return Picture("forgetting", name, "Forgetting per task", subject,
+                   f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
+                   "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
+                   "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
+
+
+def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = ", ".join(r.label for r in results)
+    return Picture("heatmaps", name, "Accuracy on each task after each task", subject,
+                   f"A heat map of R for each of {told}; the tables of R hold its numbers.",
+                   "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
+                   "left of the line are the tasks seen so far.", results=results)
+
+
+def _mean(values: Sequence[float], unit: Unit = "percent") -> str:
+    return number(fmean(values), unit)

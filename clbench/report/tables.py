@@ -3,62 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
-from clbench.errors import StoreError
 from clbench.records import Record
 from clbench.report import facts
 from clbench.report.columns import (
+    ACC,
     COMPARISON,
+    COUNTED,
     DEFINITIONS,
     DEVICE_MEMORY,
     INFERENCE,
     INTRANSIGENCE,
     MORE_COSTS,
     MORE_METRICS,
+    TRAINABLE,
     Measure,
-    cell,
-    embolden,
+    cells,
+    fewest,
     kept_in,
+    mark,
 )
+from clbench.report.comparing import compare_with_best
+from clbench.report.methods import Method, Setting, by_setting
 from clbench.report.model import Cell, Column, Report, Result, Row, Section, Table
+from clbench.report.pairs import family, winners
 from clbench.report.pictures import file_names, pictures, point
+from clbench.report.ranking import ranking
 from clbench.report.text import clean, listed, number, runs
-
-
-@dataclass(frozen=True)
-class _Method:
-    """The records of one method in one setting."""
-
-    label: str
-    records: tuple[Record, ...]
-    seeds: tuple[int, ...]  # those of the whole section
-
-    @property
-    def done(self) -> list[Record]:
-        return [r for r in self.records if r.status == "done"]
-
-    @property
-    def complete(self) -> bool:
-        return len(self.done) == len(self.seeds)
-
-    @property
-    def reference(self) -> bool:
-        return self.records[0].reference
-
-    @property
-    def missing(self) -> list[int]:
-        return sorted(set(self.seeds) - {r.trial.seed for r in self.records})
-
-    @property
-    def state(self) -> str:
-        """Return `3`, or `1/3; 1 diverged, 1 missing`."""
-        if self.complete:
-            return str(len(self.seeds))
-        counts = [(sum(r.status == s for r in self.records), s) for s in ("diverged", "failed")]
-        counts.append((len(self.missing), "missing"))
-        return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
 
 
 def build(records: Sequence[Record]) -> Report:
@@ -67,45 +39,15 @@ def build(records: Sequence[Record]) -> Report:
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
     """
-    settings: dict[tuple[str, ...], list[Record]] = {}
-    for record in _distinct(records):
-        settings.setdefault(record.trial.setting, []).append(record)
-    if not settings:
-        raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
-    names = [facts.title(group[0]) for group in settings.values()]
-    titles = [f"{name} ({i} of {len(names)})" if names.count(name) > 1 else name  # differ in recipe, weights or options
-              for i, name in enumerate(names, start=1)]
-    sections = tuple(map(_section, titles, file_names(titles), settings.values()))
-    return Report("Continual-learning comparison", sections, DEFINITIONS)
+    settings = by_setting(records)
+    files = file_names([setting.title for setting in settings])
+    ranked = ranking(settings)
+    return Report("Continual-learning comparison", tuple(map(_section, settings, files)), DEFINITIONS,
+                  *(ranked or ()))
 
 
-def _distinct(records: Iterable[Record]) -> list[Record]:
-    """Return each trial's record once."""
-    found: dict[str, Record] = {}
-    for record in records:
-        first = found.setdefault(record.key, record)
-        if first is not record and {**first.facts(), "label": ""} != {**record.facts(), "label": ""}:
-            raise StoreError(f"trial {record.key} ({clean(record.label)}, seed {record.trial.seed}) has two records "
-                             "that disagree; keep one of them")
-    return list(found.values())
-
-
-def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[_Method]:
-    """Group records by method; labels that two methods share become the methods' full names."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(str(record.trial.method), []).append(record)
-    labels = [clean(group[0].label) for group in groups.values()]
-    methods = [_Method(label if labels.count(label) == 1 else clean(full),
-                       tuple(sorted(group, key=lambda r: r.trial.seed)), seeds)
-               for label, (full, group) in zip(labels, groups.items(), strict=True)]
-    return sorted(methods, key=lambda m: m.reference)  # stable: references last, the others as they appeared
-
-
-def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
-    seeds = tuple(sorted({r.trial.seed for r in records}))
-    methods = _methods(records, seeds)
-    joint = {r.trial.seed: r for m in reversed(methods) if m.records[0].trial.method.name == "joint" for r in m.done}
+def _section(setting: Setting, file_name: str) -> Section:
+    records, seeds, methods, joint = setting.records, setting.seeds, setting.methods, setting.joint
     whole = [r for m in methods for r in m.done]
     infers = any(r.task_inference for r in whole)
     measures = [*COMPARISON[:3], *([INFERENCE] if infers else []), *COMPARISON[3:]]
@@ -113,14 +55,17 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
     costs = [*MORE_COSTS, *([DEVICE_MEMORY] if any(r.costs.peak_device_bytes is not None for r in whole) else [])]
     roles = dict.fromkeys(role for r in whole if r.costs.bytes for role in r.costs.bytes[-1])
     trial = records[0].trial
+    results = tuple(map(_result, methods))
+    verdicts, comparisons = compare_with_best(setting)
+    comparison = _table("Comparison", measures, setting)
     return Section(
-        title=name,
+        title=setting.title,
         summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
-                      f"seeds {listed(list(seeds))}"),
-        comparison=_table("Comparison", measures, methods, joint),
-        details=(_table("More metrics", metrics, methods, joint), _table("More costs", costs, methods, joint),
-                 *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], methods, joint)]
-                   if roles else [])),
+                      f"seeds {listed(list(seeds))}"
+                      + (f", accuracies on {facts.held_out(trial)}" if trial.validation else "")),
+        comparison=comparison,
+        details=(_table("More metrics", metrics, setting), _table("More costs", costs, setting),
+                 *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], setting)] if roles else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -128,14 +73,16 @@ def _section(name: str, file_name: str, records: Sequence[Record]) -> Section:
         settings=facts.settings(records, seeds),
         provenance=facts.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        pictures=pictures(name, file_name, [
-            point(m.label, m.records[0].trial.method.name, m.done, reference=m.reference, complete=m.complete)
-            for m in methods]),
-        results=tuple(map(_result, methods)),
+        pictures=pictures(setting.title, file_name, [
+            point(m, *(row.cells[1 + measures.index(x)] for x in (ACC, TRAINABLE)))
+            for m, row in zip(methods, comparison.rows, strict=True)], results),
+        results=results,
+        verdicts=verdicts,
+        comparisons=comparisons,
     )
 
 
-def _result(method: _Method) -> Result:
+def _result(method: Method) -> Result:
     done = method.done
     return Result(
         label=method.label, strategy=method.records[0].trial.method.name, reference=method.reference,
@@ -146,21 +93,28 @@ def _result(method: _Method) -> Result:
         seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
 
 
-def _infers(method: _Method) -> bool:
-    return any(r.task_inference for r in method.records)
+def _table(title: str, measures: Sequence[Measure], setting: Setting) -> Table:
+    columns = [_column(measure, setting) for measure in measures]
+    rows = tuple(Row(m.label, (Cell(m.state), *found), "†" if m.infers else "", m.reference)
+                 for m, *found in zip(setting.methods, *columns, strict=True))
+    return Table(title, (Column("seeds", "text"), *(m.column for m in measures)), rows)
 
 
-def _table(title: str, measures: Sequence[Measure], methods: Sequence[_Method], joint: dict[int, Record]) -> Table:
-    columns = [m.column for m in measures]
-    rows = [Row(m.label, tuple(cell([x.value(r, joint.get(r.trial.seed)) for r in m.done], x.column.unit)
-                               for x in measures), "†" if _infers(m) else "", m.reference) for m in methods]
-    rows = list(embolden(columns, rows, [m.complete and not m.reference for m in methods]))
-    rows = [Row(row.label, (Cell(m.state), *row.cells), row.marks, row.reference)
-            for m, row in zip(methods, rows, strict=True)]
-    return Table(title, (Column("seeds", "text"), *columns), tuple(rows))
+def _column(measure: Measure, setting: Setting) -> list[Cell]:
+    """Return a measure's cells, one for each method, with the best in bold."""
+    series = [list(by_seed.values()) for by_seed in setting.values(measure).values()]
+    found = cells(series, measure.column.unit)
+    if measure.column.direction is None:
+        return found
+    eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None}
+    if measure.column.unit in COUNTED and all(len(set(series[i])) == 1 for i in eligible):
+        return mark(measure.column, found, fewest(found, measure.column.unit, eligible), eligible)
+    compared = setting.compared(measure)
+    best = winners(family(measure.column, compared), {k: v for k, v in compared.items() if k in setting.eligible})
+    return mark(measure.column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 
-def _matrix(method: _Method) -> Table | None:
+def _matrix(method: Method) -> Table | None:
     """Return the mean of R over the seeds that are done; None without any, or if their lengths differ."""
     matrices = [r.R for r in method.done]
     if len({len(R) for R in matrices}) != 1:
@@ -176,7 +130,7 @@ def _matrix(method: _Method) -> Table | None:
     return Table(f"{method.label}: R, {seeds}", columns, tuple(rows), corner="row")
 
 
-def _problems(methods: Sequence[_Method]) -> Iterable[str]:
+def _problems(methods: Sequence[Method]) -> Iterable[str]:
     """Name every trial that has no result."""
     for method in methods:
         for record in method.records:
@@ -190,9 +144,9 @@ def _problems(methods: Sequence[_Method]) -> Iterable[str]:
             yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
 
 
-def _notes(methods: Sequence[_Method]) -> Iterable[str]:
+def _notes(methods: Sequence[Method]) -> Iterable[str]:
     """Say what the comparison table alone would hide."""
-    if any(_infers(m) for m in methods):
+    if any(m.infers for m in methods):
         yield "† was not told the task of a test sample and inferred it; task inference: how often it was right"
     for m in methods:
         if m.done and not m.complete:

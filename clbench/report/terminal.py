@@ -14,6 +14,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from clbench.report.model import Column, Report, Row, Section, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "\N{EN DASH}": "-"}
+_TITLE_OF_RANKS = "across settings"
 _PADDING = 3  # columns between two cells, at most
 
 
@@ -26,20 +27,42 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     for section in report.sections:
         _heading(section, console)
-        if console.is_terminal:
-            for part in fit(section.comparison, console.width):
-                console.print()
-                console.print(_rich(part, console))
-        else:
-            console.out()
-            console.out(_plain(section.comparison, console), highlight=False)
-        console.out()
+        show_table(section.comparison, console)
+        _lines("", section.verdicts, console, "")
         _lines("no result: ", section.problems, console, "bold red")
         _lines("", section.notes, console, "dim")
         best = "bold" if console.is_terminal else "*"
-        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: best, references left out",
-              console, "dim")
+        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: shown to be the best, references "
+              "left out", console, "dim")
         console.out()
+    show_tables(_TITLE_OF_RANKS, report.rankings, report.ranking_verdicts, console)
+
+
+def show_tables(title: str, tables: Iterable[Table], said: Iterable[str], console: Console) -> None:
+    """Print tables under one title, each with its own, and what is said of them."""
+    for number, table in enumerate(tables):
+        if not number:
+            _line(title, console, "bold")
+        _line(table.title, console, "dim")
+        show_table(table, console)
+    _lines("", said, console, "")
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print one table, empty lines around it."""
+    if console.is_terminal:
+        for part in fit(table, console.width):
+            console.print()
+            console.print(_rich(part, console))
+    else:
+        console.out()
+        console.out(_plain(table, console), highlight=False)
+    console.out()
+
+
+def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
+    """Print lines, nothing in them taken for markup."""
+    _lines("", lines, console, style)
 
 
 def fit(table: Table, width: int) -> list[Table]:
@@ -96,11 +119,7 @@ def _label(row: Row) -> str:
 
 
 def _header(column: Column) -> str:
-    """Return the header on two lines, or three where the title itself has several words."""
-    title, rest = column.title, column.header.removeprefix(column.title).strip()
-    words = title.split()
-    lines = [" ".join(words[:2]), " ".join(words[2:])] if len(words) > 2 else [title]
-    return "\n".join([*lines, *([rest] if rest else [])])
+    return "\n".join(column.lines)
 
 
 def _lines(prefix: str, lines: Iterable[str], console: Console, style: str) -> None:

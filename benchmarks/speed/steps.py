@@ -1,0 +1,92 @@
+"""The training loop beside the hand-written one: blocks of steps in turns, in one process, so that noise meets both.
+
+`python benchmarks/speed/steps.py --data DIR` takes a minute: naive, mlp, split-mnist, SGD, batches of 128 and 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measure import Setting
+from torch import Tensor
+from work import model_of, optimizer_of, spec_of
+
+from clbench import inputs
+from clbench.data import default_data_dir
+from clbench.ensemble import make_engine
+from clbench.member import activate, task_of
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.training import Order
+from clbench.trial import Runner
+
+BLOCKS, STEPS = 60, 25
+
+
+def setting_of(batch_size: int, threads: int, data: Path) -> Setting:
+    """Return the setting that both loops train in."""
+    return Setting(benchmark="split-mnist", data_dir=str(data), epochs=1, lr=0.05, optimizer="sgd", threads=threads,
+                   device="cpu", model="mlp", method="naive", batch_size=batch_size, contender="clbench", seeds=(0,))
+
+
+def loops(setting: Setting) -> dict[str, Callable[[], None]]:
+    """Return a step by hand and a step of clbench's loop, on the first task, from the same weights."""
+    registry = discover()
+    planned = plan(spec_of(setting), registry)[0]
+    runner = Runner(Path(setting.data_dir), setting.device, "benchmarks/speed", registry)
+    member = runner._member(planned)
+    task = task_of(member.stream, 0)
+    activate(member.strategy, member.stream, 0)
+    member.strategy.train()
+    samples = inputs.once([member.strategy], [task.train], 0, len(task.train)).samples[0]
+    order = Order(len(samples), setting.batch_size, seed=0, task=0)
+    engine = make_engine([member.strategy], planned.trial.recipe, None)
+    model, losses = model_of(setting), list[Tensor]()
+    optimizer = optimizer_of(setting, model)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            for index in torch.randperm(len(samples)).split(setting.batch_size):
+                yield samples.x[index], samples.y[index]
+
+    drawn = batches()
+
+    def by_hand() -> None:
+        x, y = next(drawn)
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {"by hand": by_hand, "clbench": lambda: losses.append(engine.step([order.batch(samples)]))}
+
+
+def main() -> None:
+    """Print milliseconds a step, medians over blocks, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=default_data_dir(), help="folder of data sets")
+    data = parser.parse_args().data
+    for batch_size in (128, 16):
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            steps = loops(setting_of(batch_size, threads, data))
+            took: dict[str, list[float]] = {name: [] for name in steps}
+            for _ in range(BLOCKS):
+                for name, step in steps.items():
+                    began = time.perf_counter()
+                    for _ in range(STEPS):
+                        step()
+                    took[name].append(1e3 * (time.perf_counter() - began) / STEPS)
+            hand, ours = (statistics.median(took[name]) for name in ("by hand", "clbench"))
+            print(f"batch {batch_size}, {threads} thread(s): by hand {hand:.3f} ms, clbench {ours:.3f} ms a step; "
+                  f"clbench's speed is {hand / ours:.3f} of the hand-written loop's", flush=True)
+
+
+if __name__ == "__main__":
+    main()

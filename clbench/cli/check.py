@@ -1,0 +1,92 @@
+"""`clbench check`: whether strategies keep the rules that the harness relies on."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clbench.cli.plugin import plugin_option
+
+if TYPE_CHECKING:
+    from clbench.hookspecs import StrategyInfo
+    from clbench.plugins import Registry
+
+
+@click.command("check", short_help="Check that a method keeps the rules of the interface.")
+@click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
+@plugin_option
+def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
+    r"""Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any.
+
+    \b
+    clbench check lora:rank=2      an installed method, with options
+    clbench check my_method.py     every method of a file, which need not be installed
+    """
+    from clbench.errors import SpecError
+    from clbench.options import parse_named
+    from clbench.plugins import discover
+
+    files = [Path(t) for t in targets if t.endswith(".py")]
+    registry = discover(files=[*plugins, *files])
+    wanted: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
+    for target in targets:
+        if target.endswith(".py"):
+            found = brought_by(registry, Path(target))
+            if not found:
+                raise SpecError(f"{target} brings no strategy; only strategies can be checked")
+            wanted += [(info.name, info, {}) for info in found]
+        else:
+            name, options = parse_named(target)
+            wanted.append((target, registry.strategy(name), options))
+    return max([examine(*one) for one in wanted])
+
+
+def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
+    """Return the strategies of a plugin that is a file."""
+    return [info for name, info in registry.strategies.items()
+            if registry.origins["method", name].distribution == str(path.absolute())]
+
+
+def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
+    """Print what each check of a method says; return 1 if one failed."""
+    from clbench.options import validate
+    from clbench.testing import CHECKS, check
+
+    validate(info.options, options, info.name, "clbench methods")
+    click.echo(text)
+    problems: list[str] = []
+    for name, function in CHECKS.items():
+        problem = failure(partial(check, info, name, options), info)
+        if problem:
+            says = "the same" if problem in problems else problem
+            problems.append(problem)
+        else:
+            says = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
+        click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {says}")
+    total = len(CHECKS)
+    click.echo(f"{text} breaks {len(problems)} of {total} rules" if problems else f"{text} keeps all {total} rules")
+    return int(bool(problems))
+
+
+def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
+    """Return what a check finds wrong as one line; where the method itself raised, with the place."""
+    from clbench.errors import ClbenchError
+    from clbench.plugins import resolve
+    from clbench.testing import NonConforming
+
+    try:
+        call()
+    except (NonConforming, ClbenchError) as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # a bug in the method: its author wants to know where
+        home = sys.modules[resolve(info.strategy, info.name).__module__].__file__
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if frame.filename == home), frames[-1])
+        return f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+    return None

@@ -1,0 +1,46 @@
+"""`clbench compare`: paired differences between the methods of a run folder, and whether they are real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("compare", short_help="Test the differences between methods, paired by seed.")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
+              "all pairs; fewer tests need fewer seeds.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", default=("ACC", "forgetting"), show_default=True,
+              help="What to compare; repeatable. ACC, forgetting, BWT, FWT, AIA, 'learning accuracy', 'intransigence', "
+              "'task inference', 'training time'.")
+@click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
+              help="Of what is printed.")
+def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
+    """Compare the methods of a run folder: for each pair the difference over the seeds that both have.
+
+    With its 95% interval, the exact sign-flip p-value, that corrected for all pairs (Holm), the effect size (Hedges' g)
+    and a verdict. All methods see the same batches from the same weights, so seeds are pairs.
+    """
+    from rich.console import Console
+
+    from clbench import merging
+    from clbench.errors import SpecError, unknown
+    from clbench.experiment import by_method
+    from clbench.report.comparing import compare, measures
+    from clbench.report.markdown import escape, tables
+    from clbench.report.methods import by_setting
+    from clbench.report.terminal import show_tables
+
+    wanted = measures(metrics)
+    settings = by_setting(read([directory]))
+    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
+    if baseline is not None and baseline not in labels:
+        raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
+    for setting in settings:
+        said, tested = compare(setting, wanted, baseline)
+        if form == "md":
+            click.echo(tables(f"## {escape(setting.title)}", tested, said) + "\n")
+        else:
+            show_tables(setting.title, tested, said, Console())
+            click.echo()

@@ -1,0 +1,101 @@
+"""`clbench diff`: what changed between two runs, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from clbench.records import Record
+    from clbench.report.beside import Pair
+
+FOLDER = click.Path(path_type=Path)
+_SHOWN = 40  # changed trials that are listed
+
+
+@click.command("diff", short_help="Show what changed between two runs.")
+@click.argument("before", type=FOLDER, metavar="A")
+@click.argument("after", type=FOLDER, metavar="B")
+def command(before: Path, after: Path) -> int:
+    """Show what changed between the run folders A and B.
+
+    Trials that only one of them holds; trials of both whose facts differ, and in what; each method's means in A and B
+    over the seeds that both have, where they differ, with the 95% interval of the change; versions, machines, devices.
+    Methods are compared across settings too, where their label and the benchmark's, scenario's and model's names agree.
+
+    Exit codes: 0 the same trials with the same facts, whatever made them and however long it took; 1 they differ; 2 a
+    folder has no records.
+    """
+    from rich.console import Console
+
+    from clbench import changes, merging
+    from clbench.experiment import by_method
+    from clbench.progress import plural
+    from clbench.report import beside
+    from clbench.report.terminal import show_lines, show_table
+
+    console = Console()
+    runs = [merging.read([folder]) for folder in (before, after)]
+    for problem in (p for run in runs for p in run.problems):
+        click.echo(f"Warning: {problem}", err=True)
+    a, b = (by_method(run.records) for run in runs)
+    found = changes.between(a, b)
+    both = found.same + len(found.changed)
+    show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
+                f"{plural(both, 'trial')} in both, {len(found.changed)} with different facts"], console)
+    pairs = [pair for pair in beside.pairs(a, b) if pair.differs]
+    for table in beside.tables(pairs):
+        show_lines(["", table.title], console, "bold")
+        show_table(table, console)
+    for heading, lines in (("only in A", _trials(found.only_before)), ("only in B", _trials(found.only_after)),
+                           ("settings, A -> B", _settings(pairs)),
+                           ("facts, A -> B", [line for c in found.changed[:_SHOWN] for line in (
+                               merging.name(c.before), *(f"  {fact}" for fact in c.facts))]),
+                           ("provenance, A -> B", _provenance(a, b))):
+        listed = list(lines)
+        if listed:
+            show_lines([f"{heading}:"], console, "bold")
+            show_lines((f"  {line}" for line in listed), console)
+    if len(found.changed) > _SHOWN:
+        show_lines([f"  and {len(found.changed) - _SHOWN} more trials"], console)
+    return int(found.any)
+
+
+def _trials(records: Sequence[Record]) -> Iterator[str]:
+    """Name trials, those of a method in a setting on one line."""
+    from clbench.report import facts
+    from clbench.report.text import clean, listed
+
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((*record.trial.setting, record.label), []).append(record)
+    for group in groups.values():
+        yield f"{clean(group[0].label)}, {facts.title(group[0])}: seed(s) {listed([r.trial.seed for r in group])}"
+
+
+def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Say in what the settings of methods differ that are compared all the same, equal differences together."""
+    from clbench import changes
+    from clbench.report import facts
+    from clbench.report.text import clean
+
+    groups: dict[str, list[str]] = {}
+    for pair in pairs:
+        if lines := list(changes.setting(pair.before[0], pair.after[0])):
+            what = f"{facts.title(pair.before[0])}: {'; '.join(lines)}"
+            groups.setdefault(what, []).append(pair.before[0].label)
+    for what, labels in groups.items():
+        yield clean(f"{what} ({', '.join(labels)})")
+
+
+def _provenance(a: Sequence[Record], b: Sequence[Record]) -> Iterator[str]:
+    from clbench.report import facts
+
+    old, new = ({**{f"version of {name}": " / ".join(found) for name, found in facts.package_versions(side).items()},
+                 **dict(facts.provenance(side))} for side in (a, b))
+    for name in dict.fromkeys([*old, *new]):
+        if name not in ("versions", "started") and old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"

@@ -1,0 +1,137 @@
+"""`clbench tune`: search methods' options on a validation split, and write the experiment with the best ones."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clbench.cli.plugin import plugin_option
+
+if TYPE_CHECKING:
+    from clbench.execution import Listener
+    from clbench.experiment import Experiment
+    from clbench.spec import Spec
+    from clbench.tuning import Row
+
+FOLDER = click.Path(path_type=Path)
+
+
+def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Read a list; unlike for `clbench run`, one number is one seed, as 0, 1, 2, ... are those of results."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected a list such as 1000,1001, got {value!r}") from None
+
+
+@click.command("tune", short_help="Search methods' options on a validation split.")
+@click.argument("source", metavar="SPEC.toml", type=FOLDER)
+@click.option("--methods", metavar="LIST", help="Tune only these methods, by name or label.  [default: all with a "
+              "[tune.METHOD] table]")
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Candidates per method and scenario; the same for all.")
+@click.option("--seeds", metavar="LIST", default="1000,1001", show_default=True, callback=_seeds,
+              help="Seeds of every candidate, a list; none of the experiment's own.")
+@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
+              show_default=True, help="Share of the training samples that is held out and evaluated on.")
+@click.option("--weights", metavar="FILE", help="As for clbench run.")
+@click.option("--device", metavar="DEVICE", help="As for clbench run.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
+              "[default: runs/<name of the file>-tuning]")
+@click.option("--data", type=FOLDER, metavar="DIR", help="As for clbench run.")
+@click.option("--workers", type=click.IntRange(min=0), help="As for clbench run.")
+@click.option("--threads", type=click.IntRange(min=1), help="As for clbench run.")
+@click.option("--stack", type=click.IntRange(min=1), help="As for clbench run.")
+@plugin_option
+def command(source: Path, methods: str | None, trials: int, out: Path | None, data: Path | None, workers: int | None,
+            threads: int | None, stack: int | None, plugins: tuple[Path, ...], **flags: Any) -> int:
+    """Search the options of an experiment's methods, each by itself and with the same number of candidates.
+
+    The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
+    by their mean ACC on training samples that are held out; the test set is not used. DIR/tuned.toml is the experiment
+    with the best options and the whole search in it, ready for clbench run. The same command goes on with a search
+    that was interrupted.
+    """
+    from importlib.metadata import version
+
+    from clbench import tuned, tuning
+    from clbench.api import read_spec
+    from clbench.plugins import discover
+
+    tuned.tomlkit()  # says what is missing before hours of search, not after
+    registry = discover(files=plugins)
+    original = read_spec(source, {}, {}, ())
+    spec = read_spec(source, {}, flags, ())
+    _check_seeds(original, spec)
+    names = [name.strip() for name in (methods or "").split(",") if name.strip()]
+    rows = tuning.rows_of(spec, registry, trials, names)
+    out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
+    try:
+        records = tuning.search(rows, spec, registry, out, _shown, command=called, data_dir=data, workers=workers,
+                                threads=threads, stack=stack)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
+        return 130
+    versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
+    made = tuning.account(rows, spec, trials, called, versions)
+    tuned.write(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    click.echo(table(rows))
+    for row in rows:
+        for option in row.at_edge:
+            click.echo(f"{row.label}, scenario {row.scenario}: the best {option} is at an end of what was searched; "
+                       "a better one may lie beyond", err=True)
+    click.echo(f"all candidates: {out / 'report.md'}\nexperiment:     {out / 'tuned.toml'}")
+    return int(any(r.status == "failed" for r in records))
+
+
+def _check_seeds(original: Spec, spec: Spec) -> None:
+    """Refuse seeds that are reported with: options would fit their batches and initial weights."""
+    from clbench.errors import SpecError
+    from clbench.report.text import listed
+
+    if shared := sorted(set(original.seeds) & set(spec.seeds)):
+        raise SpecError(f"--seeds: {listed(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
+                        "seeds; tune with others")
+
+
+def _by_optuna(rows: Sequence[Row]) -> bool:
+    from clbench.samplers import TPE
+
+    return any(isinstance(row.sampler, TPE) for row in rows)
+
+
+def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
+    """Return the display of a round; none where all is there already."""
+    from rich.console import Console
+
+    from clbench.execution import Listener
+    from clbench.progress import display
+
+    return display(Console(stderr=True, highlight=False), ready.missing) if ready.missing else nullcontext(Listener())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the best options of each row, what they gave, and how much hung on them."""
+    from tabulate import tabulate
+
+    from clbench.options import format_value
+    from clbench.tuning import score
+
+    lines = []
+    for row in rows:
+        best, *others = row.ranking
+        without = sum(not t.acc for t in row.tried)
+        lines.append([row.label, row.scenario, " ".join(f"{k}={format_value(v)}" for k, v in best.options.items()),
+                      f"{100 * score(best):.2f}",
+                      f"{100 * min(best.acc):.2f} to {100 * max(best.acc):.2f}" if len(best.acc) > 1 else "one seed",
+                      f"{100 * score(others[0]):.2f}" if others else "", f"{100 * score(row.ranking[-1]):.2f}",
+                      f"{len(row.tried)}" + (f", {without} without result" if without else "")])
+    headers = ["method", "scenario", "best options", "validation\nACC (%)", "over seeds", "second\nbest", "worst",
+               "candidates"]
+    return tabulate(lines, headers, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 4 + ("left",))

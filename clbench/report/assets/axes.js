@@ -1,0 +1,98 @@
+// Scales, ticks and frames.
+
+const PREFIXES = {
+  count: [[1e9, " G"], [1e6, " M"], [1e3, " k"]],
+  bytes: [[1e12, " TB"], [1e9, " GB"], [1e6, " MB"], [1e3, " kB"], [1, " B"]],
+};
+
+function tickText(value, unit) {
+  if (unit === "percent" || unit === "points") return String(Number((100 * value).toPrecision(4)));
+  for (const [factor, name] of PREFIXES[unit] ?? []) {
+    if (value >= factor) return `${Number((value / factor).toPrecision(3))}${name}`;
+  }
+  return String(Number(value.toPrecision(3)));
+}
+
+function linear(low, high, from, to) {
+  const scale = (value) => from + ((value - low) / (high - low)) * (to - from);
+  return Object.assign(scale, { low, high, ticks: (count) => linearTicks(low, high, count) });
+}
+
+function logarithmic(low, high, from, to) {
+  const scale = (value) => from + (Math.log(value / low) / Math.log(high / low)) * (to - from);
+  return Object.assign(scale, { low, high, ticks: () => logTicks(low, high) });
+}
+
+function linearTicks(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((s) => s * power).find((s) => s >= rough * 0.999);
+  const ticks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(i * step);
+  return ticks;
+}
+
+function logTicks(low, high) {
+  let ticks = [];
+  for (const steps of [[1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]]) {
+    ticks = [];
+    for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e += 1) {
+      ticks.push(...steps.map((s) => s * 10 ** e).filter((v) => v >= low && v <= high));
+    }
+    if (ticks.length >= 3) break;
+  }
+  return ticks;
+}
+
+// A little room around what is shown, and a range even where all is equal.
+function padded(low, high, share = 0.06, least = 0.005) {
+  const pad = Math.max((high - low) * share, least);
+  return [low - pad, high + pad];
+}
+
+// Grid, ticks and titles around a plot; `box` has left, right, top, bottom.
+function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle }) {
+  const back = shape(svg, "g", { class: "frame" });
+  for (const tick of yTicks) {
+    shape(back, "line", { x1: box.left, x2: box.right, y1: y(tick), y2: y(tick), class: "grid" });
+    shape(back, "text", { x: box.left - 8, y: y(tick) + 4, "text-anchor": "end" }, yText(tick));
+  }
+  let free = -Infinity;
+  for (const tick of xTicks) {
+    shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4, class: "tick" });
+    const text = xText(tick);
+    const half = textWidth(text) / 2;
+    if (x(tick) - half < free) continue;
+    shape(back, "text", { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }, text);
+    free = x(tick) + half + 6;
+  }
+  shape(back, "line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, class: "axis" });
+  if (yTitle) shape(back, "text", { x: 0, y: 13, class: "title" }, yTitle);
+  if (xTitle) {
+    shape(back, "text", { x: (box.left + box.right) / 2, y: box.bottom + 38, "text-anchor": "middle", class: "title" },
+      xTitle);
+  }
+}
+
+// Centres near the wanted ones, in their order, at least `height` apart: neighbours that would overlap are merged into
+// a block, which is centred where its items want to be.
+function spread(wanted, height, low, high) {
+  const block = (items) => {
+    const reach = items.length * height / 2;
+    const middle = items.reduce((sum, i) => sum + wanted[i], 0) / items.length;
+    return { items, reach, centre: Math.max(low + reach, Math.min(high - reach, middle)) };
+  };
+  const blocks = [];
+  for (const i of wanted.map((_, k) => k).sort((a, b) => wanted[a] - wanted[b])) {
+    let last = block([i]);
+    while (blocks.length && blocks.at(-1).centre + blocks.at(-1).reach > last.centre - last.reach) {
+      last = block([...blocks.pop().items, ...last.items]);
+    }
+    blocks.push(last);
+  }
+  const at = [];
+  for (const { items, centre } of blocks) {
+    items.forEach((i, k) => { at[i] = centre + (k - (items.length - 1) / 2) * height; });
+  }
+  return at;
+}

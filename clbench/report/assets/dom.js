@@ -1,0 +1,106 @@
+// Elements, the tables as numbers, and what all figures share. Text from a report is only ever set as text.
+
+const SVG = "http://www.w3.org/2000/svg";
+const UNITS = { percent: " %", points: " points", seconds: " s" };
+
+function make(name, attributes = {}, text = "") {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.textContent = text;
+  return made;
+}
+
+function shape(parent, name, attributes, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) {
+    made.setAttribute(key, typeof value === "number" ? Number(value.toFixed(2)) : value);
+  }
+  if (text !== undefined) made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+// A table of the page: its columns, and the cells of each row by the row's number.
+function readTable(id) {
+  const table = document.getElementById(id);
+  const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => th.dataset);
+  const seeds = table.dataset.seeds?.split(" ");
+  const rows = new Map();
+  for (const tr of table.querySelectorAll("tr[data-row]")) {
+    rows.set(Number(tr.dataset.row), [...tr.cells].slice(1).map((td) => ({
+      text: td.textContent,
+      value: "v" in td.dataset ? Number(td.dataset.v) : null,
+      low: Number(td.dataset.low ?? td.dataset.v),
+      high: Number(td.dataset.high ?? td.dataset.v),
+      seeds: td.dataset.s?.split(" ").map((value, i) => `seed ${seeds[i]}: ${value}`).join(", "),
+    })));
+  }
+  return { columns, rows, title: table.caption.textContent };
+}
+
+function withUnit(cell, unit) {
+  return cell.text + (UNITS[unit] ?? "");
+}
+
+// The methods of a section as its legend lists them.
+function readMethods(legend) {
+  return [...legend.querySelectorAll("button")].map((button) => ({
+    button,
+    label: button.textContent,
+    row: Number(button.dataset.row),
+    colour: button.dataset.colour,
+    marker: button.dataset.marker,
+    variant: button.dataset.variant,
+    reference: "reference" in button.dataset,
+    get shown() { return button.getAttribute("aria-pressed") === "true"; },
+  }));
+}
+
+// The middle left out of what is longer than `most`.
+function shorten(text, most) {
+  if (text.length <= most) return text;
+  const half = Math.floor((most - 1) / 2);
+  return `${text.slice(0, most - 1 - half)}…${text.slice(text.length - half)}`;
+}
+
+const measure = document.createElement("canvas").getContext("2d");
+
+function textWidth(text, font = "12px") {
+  measure.font = `${font} system-ui, -apple-system, "Segoe UI", Roboto, sans-serif`;
+  return measure.measureText(text).width;
+}
+
+function fit(text, width, font) {
+  let most = text.length;
+  while (most > 3 && textWidth(shorten(text, most), font) > width) most -= 1;
+  return shorten(text, most);
+}
+
+const MARKERS = {
+  o: (r) => `M${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`,
+  s: (r) => polygon(r, [[-0.88, -0.88], [0.88, -0.88], [0.88, 0.88], [-0.88, 0.88]]),
+  D: (r) => polygon(r, [[0, -1.25], [1.25, 0], [0, 1.25], [-1.25, 0]]),
+  "^": (r) => polygon(r, [[0, -1.2], [1.15, 0.9], [-1.15, 0.9]]),
+  v: (r) => polygon(r, [[0, 1.2], [1.15, -0.9], [-1.15, -0.9]]),
+  P: (r) => polygon(r, [[-0.4, -1.1], [0.4, -1.1], [0.4, -0.4], [1.1, -0.4], [1.1, 0.4], [0.4, 0.4],
+    [0.4, 1.1], [-0.4, 1.1], [-0.4, 0.4], [-1.1, 0.4], [-1.1, -0.4], [-0.4, -0.4]]),
+  X: (r) => polygon(r, [[-1.1, -0.6], [-0.6, -1.1], [0, -0.5], [0.6, -1.1], [1.1, -0.6], [0.5, 0],
+    [1.1, 0.6], [0.6, 1.1], [0, 0.5], [-0.6, 1.1], [-1.1, 0.6], [-0.5, 0]]),
+};
+
+function polygon(r, points) {
+  return `M${points.map(([x, y]) => `${(r * x).toFixed(2)} ${(r * y).toFixed(2)}`).join("L")}z`;
+}
+
+function marker(parent, method, x, y, r = 4) {
+  const hollow = method.reference ? " hollow" : "";
+  return shape(parent, "path", {
+    d: MARKERS[method.marker](r), transform: `translate(${x.toFixed(2)} ${y.toFixed(2)})`,
+    class: `marker${hollow}`,
+  });
+}
+
+// All that is drawn of a method, in its colour, so that it can stand out.
+function group(parent, method) {
+  return shape(parent, "g", { class: `of ${method.colour}`, "data-row": method.row });
+}

@@ -1,0 +1,55 @@
+"""The report as tidy CSV: every number of every trial in a row of its own, raw and with all its digits."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from clbench.report.model import Report, Result, Section, Unit
+
+HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "status", "metric", "unit", "after_task",
+          "task", "value")
+_UNITS: dict[Unit, str] = {"percent": "fraction", "points": "fraction", "text": ""}
+_FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH PLUS SIGN}",
+            "\N{FULLWIDTH HYPHEN-MINUS}", "\N{FULLWIDTH COMMERCIAL AT}")  # spreadsheets run cells that begin so
+Line = tuple[str, str, int | str, int | str, float | int]  # metric, unit, after_task, task, value
+
+
+def render(report: Report) -> str:
+    """Return report.csv with the columns `HEADER`; docs/reports.md says what each holds."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(HEADER)
+    for section in report.sections:
+        shared = section.title, dict(section.settings)["scenario"]
+        for i, result in enumerate(section.results):
+            named = [*map(inert, [*shared, result.label, result.strategy]), str(result.reference).lower()]
+            for seed in section.seeds:
+                if seed not in result.seeds:
+                    writer.writerow([*named, seed, "no result", *[""] * 5])
+                    continue
+                for metric, *rest in _numbers(section, i, result, result.seeds.index(seed)):
+                    writer.writerow([*named, seed, "done", inert(metric), *rest])
+    return out.getvalue()
+
+
+def inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula: one that begins as they do gets an apostrophe before it."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:
+    """Return what is known of a method's k-th seed: the tables' columns, then R and the costs by task."""
+    for table in (section.comparison, *section.details):
+        for column, cell in zip(table.columns, table.rows[i].cells, strict=True):
+            value = cell.values[k] if cell.values else None
+            if value is not None:
+                yield column.title, _UNITS.get(column.unit, column.unit), "", "", value
+    for row, accuracies in enumerate(result.R[k]):
+        for task, accuracy in enumerate(accuracies, start=1):
+            yield "accuracy", "fraction", row, task, accuracy
+    for metric, unit, costs in (("trainable params", "count", result.trainable), ("params kept", "count",
+                                result.parameters), ("bytes kept", "bytes", result.bytes)):
+        for task, cost in enumerate(costs[k], start=1):
+            yield metric, unit, task, "", cost

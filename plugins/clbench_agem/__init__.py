@@ -1,0 +1,27 @@
+"""`a-gem`: averaged gradient episodic memory (Chaudhry et al. 2019, arXiv 1812.00420)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class AGEMOptions(Options):
+    """Options of `a-gem`."""
+
+    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    balance: Literal["reservoir", "class"] = Field(
+        "class", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+    samples: int = Field(256, ge=1, description="samples drawn from the memory in each step for the reference gradient")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("a-gem", "clbench_agem.strategy:AGEM",
+                         "steps only in directions that do not raise the mean loss on a memory", AGEMOptions,
+                         "Chaudhry et al. 2019, arXiv 1812.00420"),)

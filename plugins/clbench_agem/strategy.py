@@ -1,0 +1,61 @@
+"""A-GEM: the gradient is projected where it would raise the mean loss on samples of earlier tasks.
+
+With g the gradient of the batch and r that of a random batch of the memory: g where g.r >= 0, else
+g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one per layer.
+
+The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
+gradient wants; classes share it equally, like the paper's ring buffers of equal size. Samples of the memory are not
+augmented. Mammoth fills it with the last batches of each task instead.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench import Network, Options, Task, World
+from clbench.memory import Rehearsal
+from clbench_agem import AGEMOptions
+
+
+class AGEM(Rehearsal):
+    """Fine-tuning with projected gradients."""
+
+    options: AGEMOptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory."""
+        options = options or AGEMOptions()
+        assert isinstance(options, AGEMOptions)
+        super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients projected onto the half-space where the memory's loss does not rise."""
+        if not len(self.memory_y):
+            return gradients
+        drawn = self.recall(self.options.samples)
+        with torch.enable_grad():
+            logits = self(self.world.prepare(drawn.x))
+            loss = F.cross_entropy(self.mask(logits, drawn.tasks), drawn.y)
+            own = dict(self.named_parameters())
+            found = torch.autograd.grad(loss, [own[name] for name in gradients], allow_unused=True)
+        reference = {name: r for name, r in zip(gradients, found, strict=True) if r is not None}
+        return project(gradients, reference)
+
+    def after_task(self, task: Task) -> None:
+        """Offer the task's samples to the memory."""
+        self.remember(task.train)
+
+
+def project(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients without the part that points against `reference` (what it lacks counts as 0)."""
+    along = sum_of_products(gradients, reference)
+    length = sum_of_products(reference, reference)
+    share = torch.where(along < 0, along / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
+    return {name: g - share * reference[name] if name in reference else g for name, g in gradients.items()}
+
+
+def sum_of_products(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+    """Return the inner product of what both have, a scalar."""
+    return torch.stack([(a[name] * b[name]).sum() for name in b]).sum()

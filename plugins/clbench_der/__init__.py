@@ -1,0 +1,33 @@
+"""`der`, `der++`: dark experience replay (Buzzega et al. 2020, arXiv 2004.07211)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class DEROptions(Options):
+    """Options of `der`; the default weight is what the authors chose for Split-CIFAR-10 with 200 samples."""
+
+    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    alpha: float = Field(0.3, ge=0, description="weight of the squared error to the logits that were kept")
+
+
+class DERPPOptions(DEROptions):
+    """Options of `der++`; likewise."""
+
+    alpha: float = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
+    beta: float = Field(0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare both strategies."""
+    paper = "Buzzega et al. 2020, arXiv 2004.07211"
+    return (StrategyInfo("der", "clbench_der.strategy:DER",
+                         "replays kept samples with the logits they had when they were met", DEROptions, paper),
+            StrategyInfo("der++", "clbench_der.strategy:DERPP", "der, and replays their labels as well",
+                         DERPPOptions, paper))

@@ -1,0 +1,104 @@
+"""Dark experience replay: replay of samples with the logits that the network gave when it met them.
+
+    DER:   cross-entropy + alpha mean (f(x') - z')^2
+    DER++: that + beta cross-entropy(x'', y''),   (x', z') and (x'', y'') two draws from the memory
+
+The memory is a reservoir of all that is trained on, each pass of several epochs anew, as in the authors' code: logits
+come from the whole of training. The squared error is over all outputs and over samples (mean), as there; so are the
+number of samples drawn (as many as are new, twice in DER++).
+
+Differences: logits are kept of samples as the stream stores them, in eval mode, before the step (the authors' are of
+the augmented sample in training mode); the cross-entropies are over each sample's active outputs, while the authors
+train on all outputs in every scenario and mask at test time in theirs with task ids.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench import Batch, Network, Options, Samples, World
+from clbench.memory import Rehearsal, placed
+from clbench.samplewise import evaluating
+from clbench_der import DEROptions, DERPPOptions
+
+
+class DER(Rehearsal):
+    """Replay of logits: memory_logits [M, C] are kept, kept_logits [R, C] those of the draw at hand."""
+
+    options: DEROptions
+    memory_logits: Tensor
+    kept_logits: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory."""
+        options = options or DEROptions()
+        assert isinstance(options, DEROptions)
+        super().__init__(model, world, options, capacity=options.capacity)
+        none = torch.empty(0, world.classes, device=self.active.device)
+        self.register_buffer("memory_logits", none)
+        self.register_buffer("kept_logits", none.clone(), persistent=False)
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch with its replay behind; afterwards the memory is offered the new samples."""
+        new = Samples(batch.x, batch.y, batch.tasks)
+        if len(self.memory_y):
+            drawn = self.draw(len(batch.y))
+            self.kept_logits = self.memory_logits[drawn]
+            batch = self.extend(batch.extended(self.memory.take(drawn)), len(batch.y))
+        self.remember(new)
+        return batch
+
+    def extend(self, batch: Batch, new: int) -> Batch:
+        """Return the batch with what else is replayed, given the number of new samples. Default: nothing else."""
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the new samples plus the replayed terms."""
+        logits = self(batch.x, batch.task)
+        new = len(batch.y) - batch.replayed
+        loss = self.part(logits, batch, slice(0, new))
+        if batch.replayed:
+            end = new + len(self.kept_logits)
+            squared_error = F.mse_loss(logits[new:end], self.kept_logits)
+            loss = loss + self.options.alpha * squared_error + self.more(logits, batch, end)
+        return loss
+
+    def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
+        """Return the loss of what `extend` added, which begins at row `start`. Default: 0."""
+        return 0.0
+
+    def part(self, logits: Tensor, batch: Batch, rows: slice) -> Tensor:
+        """Return the cross-entropy of some of the batch's rows."""
+        return F.cross_entropy(self.mask(logits[rows], batch.tasks[rows]), batch.y[rows])
+
+    def _write(self, samples: Samples, source: Tensor) -> None:
+        """Keep the logits of samples that are kept."""
+        source = source.to(self.memory_y.device)
+        taken = source >= 0
+        logits = self.memory_logits.new_empty(len(source), self.world.classes)
+        if taken.any():
+            with torch.no_grad(), evaluating(self):
+                logits[taken] = self(self.world.prepare(samples.x[source[taken]])).to(logits.dtype)
+        super()._write(samples, source)
+        where = torch.where(taken, torch.arange(len(source), device=source.device), -1)
+        self.memory_logits = placed(self.memory_logits, logits, where)
+
+
+class DERPP(DER):
+    """DER with a second draw, whose labels are replayed."""
+
+    options: DERPPOptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory."""
+        super().__init__(model, world, options or DERPPOptions())
+
+    def extend(self, batch: Batch, new: int) -> Batch:
+        """Return the batch with the second draw behind."""
+        return batch.extended(self.recall(new))
+
+    def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor:
+        """Return the second draw's cross-entropy."""
+        return self.options.beta * self.part(logits, batch, slice(start, len(batch.y)))

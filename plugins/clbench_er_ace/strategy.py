@@ -1,0 +1,29 @@
+"""ER-ACE: new samples compete among the classes of their own batch only, replayed ones among all that are active.
+
+So that the first samples of new classes do not push the outputs of old ones down, which no new sample would pull up
+again (eq. 4 and 5). The two losses are added, each a mean over its samples, as in the authors' code; `er` takes one
+mean over both. Mammoth's version leaves classes not seen yet in the denominator; here they are not active.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from clbench_er.strategy import ER
+from torch import Tensor
+
+from clbench import Batch
+from clbench_er_ace import ERACEOptions
+
+
+class ERACE(ER):
+    """Experience replay with the asymmetric loss."""
+
+    options: ERACEOptions
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the new samples among their own classes plus that of the replayed ones."""
+        new = len(batch.y) - batch.replayed
+        logits = self.mask(self(batch.x, batch.task), batch.tasks)
+        present = F.one_hot(batch.y[:new], logits.shape[1]).any(0)
+        loss = F.cross_entropy(logits[:new].masked_fill(~present, float("-inf")), batch.y[:new])
+        return loss + F.cross_entropy(logits[new:], batch.y[new:]) if batch.replayed else loss

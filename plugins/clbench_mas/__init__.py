@@ -1,0 +1,24 @@
+"""`mas`: memory aware synapses (Aljundi et al. 2018, arXiv 1711.09601)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class MASOptions(Options):
+    """Options of `mas`."""
+
+    strength: float = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
+    samples: int | None = Field(None, ge=1, description="samples per task for the importance, none for all")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("mas", "clbench_mas.strategy:MAS",
+                         "holds parameters by how much the outputs depend on each; needs no labels", MASOptions,
+                         "Aljundi et al. 2018, arXiv 1711.09601"),)

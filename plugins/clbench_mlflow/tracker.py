@@ -1,0 +1,75 @@
+"""Records as MLflow runs in a SQLite file; `mlflow ui --backend-store-uri sqlite:///<run folder>/mlflow.db` shows them.
+
+MLflow's file store is in maintenance mode and refuses to work without being told to (3.7 and later).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clbench import tracking
+from clbench.records import Record
+from clbench_mlflow import MLflowOptions
+
+RUN = "clbench.run"  # the tag that tells a training from every other
+ENDS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+
+
+class MLflow:
+    """Writes a run of `<folder>/mlflow.db` for each record."""
+
+    def __init__(self, options: MLflowOptions, folder: Path) -> None:
+        """Import MLflow, its reports of usage switched off; the database is made with the first record."""
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it would tell of every table it makes
+        for module in ("sqlalchemy", "alembic"):  # what mlflow-skinny leaves out
+            tracking.library(module, "mlflow", "'clbench[mlflow]'")
+        self.mlflow = tracking.library("mlflow", "mlflow", "'clbench[mlflow]'")
+        self.options = options
+        self.folder = folder
+
+    @cached_property
+    def client(self) -> Any:
+        """Return the client of the run folder's database, whatever server the environment names."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.mlflow.MlflowClient(f"sqlite:///{(self.folder / 'mlflow.db').absolute()}")
+
+    @cached_property
+    def experiment(self) -> str:
+        """Return the id of the experiment, made where there is none; its artifacts would go to the run folder."""
+        found = self.client.get_experiment_by_name(self.options.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self.client.create_experiment(self.options.experiment,
+                                                 (self.folder / "mlflow-artifacts").absolute().as_uri()))
+
+    def log(self, record: Record) -> None:
+        """Write the run of a record; one that was cut off is written anew."""
+        from mlflow.entities import Metric, Param
+
+        own = tracking.run_id(record)
+        for run in self.client.search_runs([self.experiment], f"tags.`{RUN}` = '{own}'"):
+            if run.info.status in ENDS.values():
+                return
+            self.client.delete_run(run.info.run_id)
+        began = round(1000 * record.provenance.started.timestamp())
+        origin = {"key": record.key, "status": record.status, "plugin": record.provenance.plugin,
+                  "device": record.provenance.device, "command": record.provenance.command}
+        run = self.client.create_run(self.experiment, start_time=began, run_name=tracking.run_name(record),
+                                     tags={RUN: own, **{f"clbench.{name}": text for name, text in origin.items()}})
+        steps = list(tracking.steps(record))
+        end = began + round(1000 * steps[-1].seconds) if steps else began
+        values = [Metric(name, value, began + round(1000 * step.seconds), step.tasks)
+                  for step in steps for name, value in step.values.items()]
+        values += [Metric(name, value, end, steps[-1].tasks) for name, value in tracking.final(record).items()]
+        for start in range(0, len(values), BATCH):
+            self.client.log_batch(run.info.run_id, metrics=values[start:start + BATCH])
+        self.client.log_batch(run.info.run_id, params=[Param(name, str(value))
+                                                       for name, value in tracking.parameters(record).items()])
+        self.client.set_terminated(run.info.run_id, ENDS[record.status], end)
+
+
+BATCH = 1000  # metrics that log_batch takes at once; a record has fewer than 100 parameters

@@ -1,0 +1,24 @@
+"""`si`: synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Options, StrategyInfo, hookimpl
+
+
+class SIOptions(Options):
+    """Options of `si`; the defaults are those of the paper's Split-MNIST."""
+
+    strength: float = Field(1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
+    damping: float = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("si", "clbench_si.strategy:SI",
+                         "holds parameters by how much each lowered the loss on its way", SIOptions,
+                         "Zenke et al. 2017, arXiv 1703.04200"),)

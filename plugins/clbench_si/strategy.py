@@ -1,0 +1,81 @@
+"""Synaptic intelligence: importance is a parameter's share in the fall of the loss, summed along its path.
+
+    omega = - sum over steps of (d loss / d theta) (change of theta)
+    Omega <- relu(Omega + omega / ((theta_end - theta_start)^2 + xi))   after each task
+    loss:  cross-entropy + c sum Omega (theta - theta*)^2               theta* the latest; no 1/2
+
+The gradient is that of the cross-entropy alone, as in the authors' code (ganguli-lab/pathint, `unreg_grads`): the
+penalty's, 2 c Omega (theta - theta*), is taken off. Their code also has the relu, which the paper does not mention;
+without it noise can make an importance negative and the loss unbounded. van de Ven's and Avalanche's codes take the
+gradient of the whole loss; Avalanche also clips Omega at 0.001.
+
+What a step changed is known when the next one begins: its gradient and starting point wait in buffers until then. They
+are let go after the task.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clbench import Network, Options, Task, World
+from clbench.consolidation import Consolidated, slot
+from clbench_si import SIOptions
+
+
+class SI(Consolidated):
+    """Fine-tuning with the penalty whose importance is the path integral of the gradient."""
+
+    roles = (*Consolidated.roles, ("path__*", "importance"), ("before__*", "importance"), ("pull__*", "importance"))
+    options: SIOptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with Omega = 0."""
+        super().__init__(model, world, options or SIOptions())
+
+    @property
+    def weight(self) -> float:
+        """Return the penalty's weight, half of which is the strength."""
+        return 2 * self.options.strength
+
+    def before_task(self, task: Task) -> None:
+        """Begin the path where the task begins, which is where parameters are anchored from now on."""
+        super().before_task(task)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                start = parameter.detach().clone()
+                self.quadratic(name)[1].copy_(start)
+                for kind, value in (("path", torch.zeros_like(start)), ("before", start),
+                                    ("pull", torch.zeros_like(start))):
+                    self.register_buffer(f"{kind}__{slot(name)}", value)
+
+    @torch.no_grad()
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Account for the step before, and note where this one starts and what pulls it; gradients stay as they are."""
+        for name, parameter in self.named_parameters():
+            if name in gradients and f"path__{slot(name)}" in self._buffers:
+                before, pull = self._account(name, parameter)
+                importance, anchor = self.quadratic(name)
+                before.copy_(parameter)
+                pull.copy_(gradients[name] - self.weight * importance * (parameter - anchor))
+        return gradients
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Make importance of the path and hold the parameters where they are."""
+        for name, parameter in self.named_parameters():
+            if f"path__{slot(name)}" in self._buffers:
+                self._account(name, parameter)
+                importance, anchor = self.quadratic(name)
+                path = self.get_buffer(f"path__{slot(name)}")
+                moved = (parameter - anchor).square()
+                importance.add_(path / (moved + self.options.damping)).relu_()
+                anchor.copy_(parameter)
+                for kind in ("path", "before", "pull"):
+                    delattr(self, f"{kind}__{slot(name)}")
+
+    def _account(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """Add what the step since `before` gained, and return the buffers `before` and `pull`."""
+        path, before, pull = (self.get_buffer(f"{kind}__{slot(name)}") for kind in ("path", "before", "pull"))
+        path.sub_(pull * (parameter - before))
+        return before, pull

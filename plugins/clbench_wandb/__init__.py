@@ -1,0 +1,22 @@
+"""`--log wandb`: Weights & Biases runs in the run folder, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Options, TrackerInfo, hookimpl
+
+
+class WandBOptions(Options):
+    """Options of `wandb`."""
+
+    project: str = Field("clbench", description="the project that wandb sync puts the runs in")
+
+
+@hookimpl
+def clbench_trackers() -> Sequence[TrackerInfo]:
+    """Declare the tracker."""
+    return (TrackerInfo("wandb", "clbench_wandb.tracker:WandB", "Weights & Biases runs in the run folder's wandb/, "
+                        "offline: nothing leaves this machine before you call wandb sync", WandBOptions),)

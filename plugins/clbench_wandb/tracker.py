@@ -1,0 +1,40 @@
+"""Records as offline runs of Weights & Biases; `wandb sync <run folder>/wandb/offline-run-*` uploads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clbench import tracking
+from clbench.records import Record
+from clbench_wandb import WandBOptions
+
+
+class WandB:
+    """Writes a run `<folder>/wandb/offline-run-<time>-<id>` for each record."""
+
+    def __init__(self, options: WandBOptions, folder: Path) -> None:
+        """Import wandb, its error reports to its makers switched off."""
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        self.wandb = tracking.library("wandb", "wandb", "'clbench[wandb]'")
+        self.options = options
+        self.folder = folder
+
+    def log(self, record: Record) -> None:
+        """Write the run of a record; a group is what differs in the seed only."""
+        own = tracking.run_id(record)
+        if any((self.folder / "wandb").glob(f"offline-run-*-{own}")):
+            return
+        # The trial is over: what this process is and does would say nothing about it.
+        quiet = self.wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True,
+                                    x_disable_stats=True, x_disable_meta=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run = self.wandb.init(
+            mode="offline", dir=str(self.folder), project=self.options.project, id=own, settings=quiet,
+            name=tracking.run_name(record), group=f"{record.label} {record.trial.scenario}",
+            config={**tracking.parameters(record), "key": record.key, "plugin": record.provenance.plugin,
+                    "device": record.provenance.device, "command": record.provenance.command}, reinit="create_new")
+        for step in tracking.steps(record):
+            run.log(dict(step.values), step=step.tasks)
+        run.summary.update({**tracking.final(record), "status": record.status})
+        run.finish(exit_code=0 if record.status == "done" else 1)

@@ -1,0 +1,65 @@
+"""Strategies on a tiny stream of float64 vectors, led by hand, for tests that compare with plain computations."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from clbench.models.network import Block, Network
+from clbench.strategy import Batch, Samples, Task, World
+
+TASKS, CLASSES, FEATURES = 3, 6, 5
+
+
+def linear_model() -> Network:
+    """Softmax regression."""
+    return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(FEATURES, CLASSES))
+
+
+def deep_model() -> Network:
+    """One hidden layer."""
+    return Network([Block(nn.Flatten(), nn.Identity()), Block(nn.Linear(FEATURES, 7), nn.Tanh())],
+                   nn.Linear(7, CLASSES))
+
+
+def make(cls, options, scenario="task", model=linear_model, seed=0):
+    """Return a strategy in float64 that knows which outputs each task has."""
+    torch.manual_seed(seed)
+    world = World(CLASSES, TASKS, scenario, (FEATURES,), torch.Generator().manual_seed(seed),
+                  prepare=torch.Tensor.double)
+    strategy = cls(model(), world, options).double()
+    for t in range(TASKS if scenario == "task" else 0):
+        activate(strategy, t)
+    return strategy
+
+
+def activate(strategy, task):
+    """Switch a task's outputs on as the harness does."""
+    if strategy.world.scenario == "task":
+        strategy.active[task, 2 * task:2 * task + 2] = True
+    else:
+        strategy.active[:task + 1, :2 * task + 2] = True
+
+
+def task(index, n=12):
+    """Return a task of two classes that a linear model can tell apart."""
+    g = torch.Generator().manual_seed(index)
+    y = torch.arange(n) % 2
+    x = torch.randn(n, FEATURES, generator=g, dtype=torch.float64)
+    x[:, index] += 3.0 * y
+    return Task(index, (2 * index, 2 * index + 1), Samples(x, y + 2 * index, torch.full((n,), index)))
+
+
+def batch(index, n=6):
+    """Return a prepared batch of a task."""
+    part = task(index, n).train
+    return Batch(part.x, part.y, part.tasks, index)
+
+
+def move(strategy, step, size=0.3):
+    """Change all trainable parameters, as training would."""
+    g = torch.Generator().manual_seed(100 + step)
+    with torch.no_grad():
+        for p in strategy.parameters():
+            if p.requires_grad:
+                p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
