@@ -61,6 +61,7 @@ class Facts(BaseModel):
     parameters: list[str] = []
     trained: list[str] = []  # parameters that require a gradient
     attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module
+    empty: list[str] = []  # buffers that are None
     problem: str = ""  # why there is nothing to go on from
 
 
@@ -132,7 +133,13 @@ def described(strategy: Strategy) -> dict[str, Any]:
                              if name not in INNER and plain(value)}
     named = dict(strategy.named_parameters(remove_duplicate=False))
     return {"parameters": sorted(named), "trained": sorted(n for n, p in named.items() if p.requires_grad),
-            "attributes": attributes}
+            "attributes": attributes, "empty": [n for n, buffer in buffers_of(strategy).items() if buffer is None]}
+
+
+def buffers_of(strategy: Strategy) -> dict[str, Tensor | None]:
+    """Return the buffers that a `state_dict` has, and those that are None."""
+    return {f"{where}.{name}".lstrip("."): buffer for where, module in strategy.named_modules()
+            for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set}
 
 
 def plain(value: Any) -> bool:
@@ -192,7 +199,14 @@ def load(path: Path, facts: Facts, strategy: Strategy) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
-        strategy.load_state_dict(_below(STRATEGY, tensors))
+        state = _below(STRATEGY, tensors)
+        for name in buffers_of(strategy).keys() - state.keys():  # `after_task` removed them
+            where, _, last = name.rpartition(".")
+            delattr(strategy.get_submodule(where), last)
+        for name in facts.empty:
+            where, _, last = name.rpartition(".")
+            strategy.get_submodule(where).register_buffer(last, None)
+        strategy.load_state_dict(state)
         modules, parameters = dict(strategy.named_modules()), dict(strategy.named_parameters(remove_duplicate=False))
         if sorted(parameters) != facts.parameters:
             raise Unresumable("it has other parameters than the checkpoint")
