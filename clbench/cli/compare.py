@@ -24,9 +24,8 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     """
     from rich.console import Console
 
-    from clbench import merging
+    from clbench.cli.report import read
     from clbench.errors import SpecError, unknown
-    from clbench.experiment import by_method
     from clbench.report.comparing import compare, measures
     from clbench.report.markdown import escape, tables
     from clbench.report.methods import by_setting

@@ -28,9 +28,10 @@ def compare_with_best(setting: Setting) -> Compared:
         if tests.pairs:
             complete = {label: found for label, found in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values)
-            said.append((measure.column.title, verdict(tests, best)))
-            tables.append(table(f"{measure.column.title}: each method minus {best}, which has the best mean", tests,
-                                tests.against(best), len(setting.seeds), best))
+            said.append((measure.column.title, verdict(tests, best, [label for label in values if label != best])))
+            if against := tests.against(best):
+                tables.append(table(f"{measure.column.title}: each method minus {best}, which has the best mean", tests,
+                                    against, len(setting.seeds), best))
     return _together(said), tuple(tables)
 
 
