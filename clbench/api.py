@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from clbench import experiment, overrides
+from clbench import experiment, interrupts, overrides
 from clbench.errors import SpecError, unknown
 from clbench.execution import Listener
 from clbench.plugins import discover
@@ -21,9 +21,9 @@ KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning"))
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, compile: bool = False, set: Mapping[str, Any] | Iterable[str] = (),
-        log: str | Iterable[str] = (), plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False,
-        **settings: Any) -> list[Record]:
+        stack: int | None = None, compile: bool = False, retries: int = 1, shard: str | None = None,
+        set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
+        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -37,6 +37,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         threads: torch threads per worker; None shares the cores out.
         stack: trials of a method (seeds, and values of its `Scalar` options) that train as one; None chooses.
         compile: whether to compile losses by torch.compile, on CUDA as CUDA graphs.
+        retries: how often a trial is tried again whose worker process died.
+        shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
@@ -59,15 +61,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
-    ready = experiment.prepare(found, discover(files=plugins), folder, log)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack,
+    ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
+    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
                             "compile": compile or None, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
-    with _display(ready) if progress else nullcontext(Listener()) as listener:
+    with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
         records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       compiled=compile, data_dir=Path(data) if data is not None else None)
+                                       compiled=compile, retries=retries,
+                                       data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records
 

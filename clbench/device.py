@@ -49,3 +49,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is for want of memory: of the device, of Python, or of torch's CPU allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -19,9 +19,9 @@ class Distilled(Strategy):
     known: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
-        """Start without an old network."""
+        """Start with the network as it is."""
         super().__init__(model, world, options)
-        self.old = nn.ModuleList()  # at most one
+        self.old = nn.ModuleList([copy.deepcopy(model).requires_grad_(False).eval()])  # there already, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
 
     def train(self, mode: bool = True) -> Distilled:
@@ -37,7 +37,7 @@ class Distilled(Strategy):
 
     @torch.no_grad()
     def old_logits(self, x: Tensor) -> Tensor:
-        """Return the old network's logits [N, C]; there is one after the first task."""
+        """Return the old network's logits [N, C]."""
         logits: Tensor = self.old[0](x)
         return logits
 

@@ -6,10 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clbench import tracking
+from clbench import interrupts, tracking
+from clbench.claims import Claims
 from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, StoreError
 from clbench.execution import How, Listener
@@ -17,6 +18,7 @@ from clbench.hookspecs import Tracker
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
 from clbench.records import Record
+from clbench.sharding import part
 from clbench.spec import Spec
 from clbench.store import Problem, Store
 
@@ -54,14 +56,18 @@ class Experiment:
         return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
-def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = ()) -> Experiment:
+def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
+            shard: str | None = None) -> Experiment:
     """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
+
+    `shard` names a part of the experiment (`2/8`); None is all of it.
 
     Raises:
         SpecError: the experiment cannot be run as written, or a tracker's library is missing.
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
-    ready = gather(spec, plan(spec, registry), registry, out)
+    whole = plan(spec, registry)
+    ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
     ready.trackers = tracking.start(log, registry, out)
     return ready
 
@@ -83,7 +89,7 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
               workers: int | None = None, threads: int | None = None, stack: int | None = None,
-              compiled: bool = False) -> list[Record]:
+              compiled: bool = False, retries: int = 1) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
@@ -95,6 +101,7 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         threads: torch threads per worker; None shares the cores out.
         stack: trials of a method that train as one; None chooses.
         compiled: whether losses are compiled.
+        retries: how often a trial is tried again whose worker died.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -115,12 +122,18 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, compiled)
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
+        how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
         try:
-            execute(missing, how, keeper)
+            while missing:
+                execute(missing, how, keeper)
+                missing = keeper.claims.wait()
         except ClbenchError:
+            keeper.claims.close()
             store.forget(made)  # bad input leaves nothing behind
             raise
+        finally:
+            keeper.claims.close()
     return experiment.results()
 
 
@@ -137,7 +150,7 @@ def outdated(experiment: Experiment) -> list[str]:
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None, compiled: bool = False) -> How:
+              stack: int | None) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -150,8 +163,9 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
         threads = max(1, cores // chosen)
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               stack=stack, compiled=compiled, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
-               plugins=tuple(experiment.registry.files), artifacts=experiment.store.artifacts.absolute())
+               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
+               plugins=tuple(experiment.registry.files))
 
 
 class Keeper(Listener):
@@ -162,6 +176,7 @@ class Keeper(Listener):
         self.experiment = experiment
         self.listener = listener
         self.failing: set[str] = set()
+        self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None) -> None:
         """Pass it on."""
@@ -181,7 +196,17 @@ class Keeper(Listener):
 
     def finished(self, record: Record) -> None:
         """Store first: what is told of has been kept."""
-        self.experiment.store.write(record)
+        with interrupts.held():
+            self.experiment.store.write(record)
+            if record.failure is None or record.failure.type != "WorkerDied":  # which may go on when it is run again
+                self.experiment.store.remove_checkpoint(record.key)
+            self.claims.release(record.key)
+            self.experiment.records[record.key] = record
+        self.track(record)
+        self.listener.finished(record)
+
+    def _found(self, record: Record) -> None:
+        """Take in a record that another process has written into the folder."""
         self.experiment.records[record.key] = record
         self.track(record)
         self.listener.finished(record)

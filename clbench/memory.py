@@ -14,6 +14,7 @@ step; `class` needs the labels and waits for them.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -93,14 +94,10 @@ class Rehearsal(Strategy):
         for name, new in zip(FIELDS, (samples.x, samples.y, samples.tasks), strict=True):
             setattr(self, name, placed(getattr(self, name), new, source))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Give the buffers the size of those that are loaded: a memory grows, and a new strategy's is empty."""
-        for name in FIELDS:
-            loaded = state_dict.get(prefix + name)
-            if loaded is not None:
-                setattr(self, name, torch.empty_like(loaded, device=self.memory_y.device))
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as any strategy does, and forget how many samples this one was offered."""
         self._offered = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def placed(old: Tensor, new: Tensor, source: Tensor) -> Tensor:

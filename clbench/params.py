@@ -21,13 +21,13 @@ from clbench.data.scenario import outputs
 from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.errors import SpecError
 from clbench.footprint import Footprint
+from clbench.member import activate
 from clbench.models.network import Block, Network
 from clbench.plan import Planned, Resolved
 from clbench.plugins import Registry
 from clbench.spec import Recipe
 from clbench.strategy import Samples, Scenario, Strategy, Task, World
 from clbench.training import Order, steps_of
-from clbench.trial import activate
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
 

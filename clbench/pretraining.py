@@ -8,11 +8,12 @@ from pathlib import Path
 from clbench.artifacts import save_tensors
 from clbench.errors import ClbenchError
 from clbench.evaluation import evaluate
+from clbench.member import activate
 from clbench.plan import Trial
 from clbench.plugins import Registry
 from clbench.strategy import Samples, Task
 from clbench.training import Trainer
-from clbench.trial import Runner, activate
+from clbench.trial import Runner
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,11 @@ class LiveDisplay(Display):
         self.bars.stop()
 
     def started(self, planned: Planned) -> None:
-        """Add a bar."""
+        """Add a bar, in place of that of an earlier try."""
         super().started(planned)
         key = planned.trial.key
+        if key in self.rows:
+            self.bars.remove_task(self.rows[key])
         self.rows[key] = self.bars.add_task(self.names[key], total=1.0, state="starting")
 
     def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:

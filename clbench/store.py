@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class Store:
         self.directory = directory
         self.records = directory / "records"
         self.artifacts = directory / "artifacts"  # by trial's key: what strategies export (adapters, weights)
+        self.checkpoints = directory / "checkpoints"  # by trial's key: what a trial that is not over goes on from
+        self.locks = directory / "locks"  # a file for each trial that is being run
 
     def path(self, key: str) -> Path:
         """Return where the record of that key is or would be."""
@@ -88,8 +91,8 @@ class Store:
                 probe.flush()
         except OSError as error:
             self.forget(made)
-            raise self._error(error) from None
-        for path in self.records.glob(".*.tmp"):
+            raise self.error(error) from None
+        for path in (*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")):
             with contextlib.suppress(FileNotFoundError):  # another process may be quicker
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
@@ -115,8 +118,14 @@ class Store:
             self.records.mkdir(parents=True, exist_ok=True)
             write_atomically(path, record.model_dump_json(by_alias=True, indent=1) + "\n")
         except OSError as error:
-            raise self._error(error) from None
+            raise self.error(error) from None
         return path
+
+    def remove_checkpoint(self, key: str) -> None:
+        """Remove what the trial of that key would have gone on from."""
+        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # what is left is overwritten, and does no harm
+        with contextlib.suppress(OSError):
+            self.checkpoints.rmdir()  # if it was the last
 
     def relabel(self, record: Record, label: str, reference: bool) -> Record:
         """Give a stored record another label, which is no part of its key, and return it as it now stands."""
@@ -132,7 +141,8 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot read {self.records}: {error.strerror}; choose another folder") from None
 
-    def _error(self, error: OSError) -> StoreError:
+    def error(self, error: OSError) -> StoreError:
+        """Return what went wrong with the folder as an error with the way out."""
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
             return StoreError(f"no space left for {self.records}: free some and run the same command again")
         why = error.strerror or error

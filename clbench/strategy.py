@@ -16,10 +16,10 @@ The defaults are naive fine-tuning, so that a strategy is only its difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +139,9 @@ class Strategy(nn.Module):
     # (name pattern, role) pairs: the first that fits a parameter or buffer (fnmatch) names its role in the footprint,
     # e.g. (("heads.*", "heads"), ("memory_*", "replay")); what no pattern fits is "base".
     roles: tuple[tuple[str, str], ...] = ()
+    # Why a trial cannot go on from a checkpoint of this strategy and starts over instead; empty where it can: all that
+    # changes as it learns is in parameters, buffers and plain attributes (numbers, strings, lists of them).
+    starts_over: ClassVar[str] = ""
     active: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
@@ -200,6 +203,23 @@ class Strategy(nn.Module):
 
     def export(self, folder: Path, task: Task) -> None:
         """Write what is to outlive the run to a folder of the trial's own, after a task. Default: nothing."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as any module does; buffers take the sizes of what is loaded, as a memory grows.
+
+        A buffer of the strategy's own that it does not have yet is registered.
+        """
+        for name, loaded in state_dict.items():
+            where, _, last = name.rpartition(".")
+            try:
+                owner = self.get_submodule(where)
+            except AttributeError:
+                continue  # reported below
+            known = owner._buffers.get(last)
+            own = last in owner._buffers or (owner is self and not hasattr(self, last))
+            if own and (known is None or (known.shape, known.dtype) != (loaded.shape, loaded.dtype)):
+                owner.register_buffer(last, torch.empty_like(loaded, device=self.active.device))
+        return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] over all classes for inputs x [N, *input_shape].

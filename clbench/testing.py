@@ -12,113 +12,29 @@ Each check leads the strategy through a tiny synthetic stream (three tasks of tw
 from __future__ import annotations
 
 import copy
-import inspect
+import datetime
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clbench import options as opt
-from clbench import seeds
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench import checkpoint, seeds
 from clbench.errors import ClbenchError
 from clbench.evaluation import evaluate
 from clbench.hookspecs import StrategyInfo
-from clbench.models.basic import cnn, mlp
-from clbench.models.network import Network
-from clbench.models.options import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
-from clbench.models.resnet import resnet18, resnet20
-from clbench.models.vit import vit
-from clbench.plugins import discover, resolve
-from clbench.spec import Recipe
-from clbench.strategy import Batch, Samples, Scenario, Strategy, Task, World
+from clbench.member import activate
+from clbench.plugins import discover
+from clbench.records import Costs, Timings
+from clbench.resuming import take_up
+from clbench.strategy import Strategy, Task
+from clbench.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training import Trainer
-from clbench.trial import activate
 
-TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
-RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
-
-
-# The built-in models, tiny.
-MODELS: dict[str, Callable[[tuple[int, ...], int], Network]] = {
-    "mlp": partial(mlp, MLPOptions(width=12)),
-    "cnn": partial(cnn, CNNOptions(channels=4)),
-    "resnet18": partial(resnet18, ResNet18Options(width=2)),
-    "resnet20": partial(resnet20, ResNetCIFAR10Options(width=2)),
-    "vit": partial(vit, ViTOptions(patch=4, width=8, depth=2, heads=2)),
-}
-
-
-class NonConforming(AssertionError):
-    """A strategy breaks a rule of the interface; the message says which and how."""
-
-
-@dataclass
-class Bench:
-    """A strategy on a tiny stream."""
-
-    strategy: Strategy
-    stream: Stream
-    scenario: Scenario
-
-    def learn(self, index: int) -> Task:
-        """Train on one task as the harness does and return it."""
-        known = self.stream.tasks[index]
-        task = Task(index, known.classes, known.train)
-        activate(self.strategy, self.stream, index)
-        with seeds.scope(0, "strategy", index):
-            self.strategy.before_task(task)
-            trained = Trainer([self.strategy], RECIPE, [0]).fit([task])[0]
-            if trained.diverged is not None:
-                raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
-            self.strategy.after_task(task)
-        return task
-
-    def batch(self, index: int) -> Batch:
-        """Return the first raw samples of a task as a batch."""
-        part = self.stream.tasks[index].train.take(torch.arange(8))
-        return Batch(part.x, part.y, part.tasks, index)
-
-
-def tiny_stream(scenario: Scenario) -> Stream:
-    """Return three tasks of 24 training and 24 test images [1, 8, 8]: a bright bar per class in noise."""
-    generator = torch.Generator().manual_seed(0)
-    shared = scenario == "domain"
-
-    def samples(task: int) -> Samples:
-        y = torch.arange(SAMPLES) % CLASSES_PER_TASK
-        bar = y + CLASSES_PER_TASK * task
-        x = torch.randint(0, 100, (SAMPLES, 1, 8, 8), generator=generator, dtype=torch.uint8)
-        x[torch.arange(SAMPLES), 0, bar] += 150
-        return Samples(x, y if shared else bar, torch.full((SAMPLES,), task))
-
-    tasks = tuple(
-        StreamTask(tuple(range(CLASSES_PER_TASK)) if shared
-                   else tuple(range(CLASSES_PER_TASK * t, CLASSES_PER_TASK * (t + 1))), samples(t), samples(t))
-        for t in range(TASKS))
-    return Stream(tasks, CLASSES_PER_TASK * (1 if shared else TASKS), (1, 8, 8), Prepare(), "tiny", ())
-
-
-def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
-          model: str = "mlp") -> Bench:
-    """Return a strategy, untrained, on the tiny stream."""
-    stream = tiny_stream(scenario)
-    cls = resolve(info.strategy, f"method {info.name!r}")
-    if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
-        raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
-    with seeds.scope(seed, "init"):
-        network = MODELS[model](stream.input_shape, stream.classes)
-    world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
-                  prepare=stream.prepare)
-    with seeds.scope(seed, "strategy"):
-        strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
-    return Bench(strategy, stream, scenario)
-
-
-Make = Callable[..., Bench]
+__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "tiny_stream"]
 
 
 def check_logits(make: Make) -> None:
@@ -248,6 +164,39 @@ def check_trains(make: Make) -> None:
             raise NonConforming(f"training on task {index} changed no parameter and no buffer")
 
 
+def check_checkpoint(make: Make) -> None:
+    """Check that a trial can go on from a checkpoint after two tasks as if nothing had happened.
+
+    A strategy that says why it starts over instead (`starts_over`) must not be gone on from.
+    """
+    whole, killed, fresh = (make("task") for _ in range(3))
+    for index in range(TASKS - 1):
+        whole.learn(index)
+        killed.learn(index)
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / checkpoint.FILE
+            now = datetime.datetime.now(datetime.timezone.utc)
+            checkpoint.write(path, checkpoint.Facts(
+                key="", code="", versions={}, device="cpu", threads=1, started=now, learned=TASKS - 1, R=[],
+                task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
+            facts = checkpoint.read_facts(path)
+            assert facts is not None
+            take_up(path, facts, fresh.strategy, fresh.stream, seed=0)
+    except checkpoint.Unresumable as error:
+        if killed.strategy.starts_over:
+            return
+        raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in starts_over") from None
+    unchanged(snapshot(whole.strategy), fresh.strategy, "going on from a checkpoint")
+    whole.learn(TASKS - 1)
+    fresh.learn(TASKS - 1)
+    unchanged(snapshot(whole.strategy), fresh.strategy, "learning on from a checkpoint")
+    for index, task in enumerate(whole.stream.tasks):
+        logits = [b.strategy.eval()(b.stream.prepare(task.test.x), index) for b in (whole, fresh)]
+        if not torch.equal(*logits):
+            raise NonConforming(f"after a checkpoint the logits of task {index} are others")
+
+
 CHECKS: dict[str, Callable[[Make], None]] = {
     "logits": check_logits,
     "state": check_state,
@@ -257,6 +206,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "repeatable": check_repeatable,
     "copy": check_copy,
     "trains": check_trains,
+    "checkpoint": check_checkpoint,
 }
 
 

@@ -102,7 +102,7 @@ class Trainer:
         self.strategies = list(strategies)
         self.recipe = recipe
         self.seeds = list(seeds)
-        self._engine: Engine | None = None  # the last one, for optimiser state that is kept
+        self.engine: Engine | None = None  # the last one, for optimiser state that is kept
 
     def fit(self, tasks: Sequence[Task]) -> list[Trained]:
         """Spend the task's budget, phase by phase, on each member's view of the same task."""
@@ -123,8 +123,8 @@ class Trainer:
             drawn = (end - begin) * self.recipe.batch_size
             given = (Inputs(samples, start=0, prepared=False) if self.augment
                      else inputs.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
-            engine = make_engine(self.strategies, self.recipe, self._engine, self.compiler)
-            self._engine = engine
+            engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
+            self.engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
@@ -147,8 +147,8 @@ class Trainer:
             chosen = [i for i, s in enumerate(self.strategies) if any(s is k for k in strategies)]
             self.strategies = [self.strategies[i] for i in chosen]
             self.seeds = [self.seeds[i] for i in chosen]
-            assert self._engine is not None
-            self._engine.narrow(chosen)
+            assert self.engine is not None
+            self.engine.narrow(chosen)
 
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
         """Return whether every member has diverged; looked at now and then, since looking waits for the device."""

@@ -5,25 +5,28 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from clbench import footprint, precision, provenance, seeds
 from clbench.building import build_model, build_strategy
+from clbench.checkpoint import Unresumable
 from clbench.compiling import Compiler
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
-from clbench.device import pick_device, room_for_samples, synchronize
+from clbench.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.evaluation import evaluate
-from clbench.footprint import Footprint
+from clbench.member import Member, activate, task_of
 from clbench.models.network import Network
+from clbench.moments import with_moments
 from clbench.plan import Planned, Trial
 from clbench.plugins import Registry, discover
 from clbench.provenance import PeakMemory
-from clbench.records import SCHEMA, Costs, Failure, Provenance, Record, StreamFacts, Timings
-from clbench.strategy import Strategy, Task, World
+from clbench.records import SCHEMA, Failure, Provenance, Record, StreamFacts, Timings
+from clbench.resuming import Checkpoints
+from clbench.strategy import Strategy, World
 from clbench.training import Trainer
 
 
@@ -37,48 +40,19 @@ class Progress:
     accuracy: float | None
 
 
-@dataclass
-class Member:
-    """One trial in the making: its strategy, and what has been seen of it so far, whatever becomes of it."""
-
-    planned: Planned
-    strategy: Strategy
-    stream: Stream
-    notes: list[str]
-    matrix: list[list[float]] = field(default_factory=list)
-    inference: list[list[float]] = field(default_factory=list)
-    trainable: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    footprints: list[Footprint] = field(default_factory=list)
-    train: list[float] = field(default_factory=list)
-    consolidate: list[float] = field(default_factory=list)
-    evaluate: list[float] = field(default_factory=list)
-    failure: Failure | None = None
-
-    @property
-    def trial(self) -> Trial:
-        """Return what is being run."""
-        return self.planned.trial
-
-    def costs(self, memory: PeakMemory) -> Costs:
-        """Return what has been spent and kept so far."""
-        return Costs(trainable=self.trainable, steps=self.steps, parameters=[f.parameters for f in self.footprints],
-                     bytes=[f.bytes for f in self.footprints],
-                     replay_samples=[f.replay_samples for f in self.footprints], peak_host_bytes=memory.host(),
-                     peak_device_bytes=memory.accelerator())
-
-
 class Runner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
     def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
-                 artifacts: Path | None = None, compiled: bool = False) -> None:
+                 artifacts: Path | None = None, checkpoints: Path | None = None, compiled: bool = False) -> None:
         """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
 
-        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. With `compiled`
-        losses are compiled; SpecError where there is no compiler.
+        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
+        trials' checkpoints to `checkpoints`; trials that have one there go on from it. With `compiled` losses are
+        compiled; SpecError where there is no compiler.
         """
         self.artifacts = artifacts
+        self.checkpoints = checkpoints
         self.compiled = compiled
         self.data_dir = data_dir
         self.device = pick_device(device)
@@ -110,36 +84,56 @@ class Runner:
                   ) -> list[Record]:
         """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
-        Their times are equal shares.
+        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
         """
-        members = [self._member(one) for one in planned]
         plugin = str(self.registry.origins["method", planned[0].trial.method.name])
         origin = provenance.collect(plugin, self.device, self.command)
+        checkpoints = Checkpoints(self.checkpoints, origin) if self.checkpoints else None
+        members = [self._member(one, checkpoints) for one in planned]
+        if len(levels := sorted({member.learned for member in members})) > 1:
+            parts = [[m.planned for m in members if m.learned == level] for level in levels]
+            del members
+            found = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
+            return [found[one.trial.key] for one in planned]
         memory = PeakMemory(self.device)
         try:
             with precision.products(planned[0].trial.recipe):
-                live(members, on_progress, self.artifacts, Compiler(self.device) if self.compiled else None)
+                compiler = Compiler(self.device) if self.compiled else None
+                live(members, on_progress, self.artifacts, checkpoints, compiler)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
-            if len(members) > 1 and isinstance(error, torch.OutOfMemoryError):
-                half = len(planned) // 2
-                del members
-                return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
-            if len(members) > 1:
-                note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
-                records = [self.run(one, on_progress) for one in planned]
-                return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
-            members[0].failure = Failure(type=type(error).__name__, message=str(error),
-                                         traceback=traceback.format_exc())
-        return [self._record(member, origin, memory) for member in members]
+            if len(members) == 1:
+                members[0].failure = Failure(type=type(error).__name__, message=str(error),
+                                             traceback=traceback.format_exc())
+                return [self._record(members[0], origin, memory)]
+            # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
+            half = len(planned) // 2 if out_of_memory(error) else None
+            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
+        else:
+            return [self._record(member, origin, memory) for member in members]
+        del members
+        if half:
+            return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+        records = [self.run(one, on_progress) for one in planned]
+        return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
-    def _member(self, planned: Planned) -> Member:
-        """Return a trial with its stream and strategy, untrained."""
+    def _member(self, planned: Planned, checkpoints: Checkpoints | None = None) -> Member:
+        """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""
+        def untrained() -> Member:
+            strategy, notes = self.build(planned.trial, stream)
+            return Member(planned, strategy, stream, notes)
+
         stream = self.stream(planned.trial)
-        strategy, notes = self.build(planned.trial, stream)
-        return Member(planned, strategy, stream, notes)
+        member = untrained()
+        try:
+            if checkpoints is not None:
+                checkpoints.restore(member)
+        except Unresumable as error:
+            member = untrained()
+            member.notes.append(f"started over after an interruption: {error}")
+        return member
 
     def _record(self, member: Member, origin: Provenance, memory: PeakMemory) -> Record:
         """Return the record of a trial that is over."""
@@ -149,7 +143,8 @@ class Runner:
                       status=status, trial=planned.trial, stream=describe(stream), R=member.matrix,
                       task_inference=member.inference or None, costs=member.costs(memory),
                       timings=Timings(train=member.train, consolidate=member.consolidate, evaluate=member.evaluate),
-                      failure=failure, notes=member.notes, provenance=origin)
+                      failure=failure, notes=member.notes,
+                      provenance=origin.model_copy(update={"started": member.started or origin.started}))
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
@@ -174,7 +169,7 @@ class Runner:
 
 
 def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
-         compiler: Compiler | None = None) -> None:
+         checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
     """Lead the members through their streams together, task by task; one that diverges is left behind.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
@@ -185,24 +180,29 @@ def live(members: Sequence[Member], on_progress: Callable[[Progress], None], art
                       first.stream.augment, compiler)
     for member in members:
         tell(member, on_progress)
-        record_row(member, learned=0)
+        if not member.matrix:
+            record_row(member, learned=0)
+    if first.learned:
+        trainer.engine = with_moments(trainer.strategies, first.trial.recipe, [m.moments for m in members])
     alive = list(members)
-    for index in range(len(first.stream.tasks)):
+    for index in range(first.learned, len(first.stream.tasks)):
         alive = learn(alive, trainer, index)
         for member in alive:
             member.footprints.append(footprint.measure(member.strategy))
             record_row(member, learned=index + 1)
             if artifacts is not None:
-                member.strategy.export(artifacts / member.trial.key, task_of(member, index))
+                member.strategy.export(artifacts / member.trial.key, task_of(member.stream, index))
             tell(member, on_progress)
         if not alive:
             return
         trainer.keep([member.strategy for member in alive])
+        if checkpoints is not None and index + 1 < len(first.stream.tasks):
+            checkpoints.save(alive, trainer.engine)
 
 
 def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Member]:
     """Train the members on task `index`, note its costs, and return those that did not diverge."""
-    tasks = [task_of(member, index) for member in members]
+    tasks = [task_of(member.stream, index) for member in members]
     device = tasks[0].train.y.device
     began = time.perf_counter()
     for member, task in zip(members, tasks, strict=True):
@@ -232,24 +232,6 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     for member in alive:
         member.consolidate.append((ready - began + time.perf_counter() - done) / len(members))
     return alive
-
-
-def task_of(member: Member, index: int) -> Task:
-    """Return a task as the member's strategy sees it."""
-    known = member.stream.tasks[index]
-    return Task(index, known.classes, known.train)
-
-
-def activate(strategy: Strategy, stream: Stream, index: int) -> None:
-    """Switch on the outputs that take part in the loss from task `index` on; later tasks stay unknown."""
-    active = strategy.active
-    if strategy.world.scenario == "domain":
-        active[index] = True
-    elif strategy.world.scenario == "task":
-        active[index, list(stream.tasks[index].classes)] = True
-    else:
-        seen = [c for task in stream.tasks[:index + 1] for c in task.classes]
-        active[:index + 1, seen] = True
 
 
 def record_row(member: Member, learned: int) -> None:

@@ -8,11 +8,12 @@ DECLARATION = """
     @hookimpl
     def clbench_strategies():
         return [StrategyInfo(name, f"hostile_strategies:{name.title()}", "misbehaves")
-                for name in ("boom", "nan", "die", "chatty", "hang", "unbuildable")]
+                for name in ("boom", "nan", "die", "once", "hungry", "noted", "chatty", "hang", "unbuildable")]
 """
 STRATEGIES = """
     import os, signal, sys, time
     from pathlib import Path
+    import torch
     from clbench import Strategy
 
     class Boom(Strategy):
@@ -28,6 +29,29 @@ STRATEGIES = """
         def before_task(self, task):
             print("last words", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+
+    class Once(Strategy):
+        def after_task(self, task):
+            # Kills the first process that comes here.
+            mark = Path(__file__).with_name("died")
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    class Hungry(Strategy):
+        def loss(self, batch):
+            # The kernel's doing, where two or more train at once.
+            if torch._C._functorch.is_batchedtensor(batch.x):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().loss(batch)
+
+    class Noted(Strategy):
+        def before_task(self, task):
+            # Notes who runs it, once a trial, slowly enough for another to come by.
+            if task.index == 0:
+                with Path(__file__).with_name("noted").open("a") as file:
+                    file.write(f"{os.getpid()}\\n")
+                time.sleep(0.5)
 
     class Chatty(Strategy):
         def before_task(self, task):

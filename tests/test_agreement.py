@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from clbench.member import Member
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import build
 from clbench.strategy import Samples
 from clbench.training import Order
-from clbench.trial import Member, Runner, live
+from clbench.trial import Runner, live
 
 SEED, EPOCHS, BATCH = 3, 2, 16
 

@@ -5,12 +5,12 @@ import torch
 
 from clbench import seeds
 from clbench.hookspecs import StrategyInfo
+from clbench.member import activate
 from clbench.plugins import discover
 from clbench.spec import Recipe
 from clbench.strategy import Strategy, Task
 from clbench.testing import bench
 from clbench.training import Trainer
-from clbench.trial import activate
 
 SEEDS = [0, 1, 2]
 

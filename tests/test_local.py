@@ -79,7 +79,7 @@ def test_an_exception_is_kept_with_its_traceback(misbehaved):
 
 def test_a_killed_worker_costs_its_trial_and_is_replaced(misbehaved):
     record = misbehaved[0]["die"]
-    assert record.failure.message == "the worker process was killed by SIGKILL (out of memory?)"
+    assert record.failure.message == "the worker process was killed by SIGKILL (out of memory?), in 2 tries"
     assert "last words" in record.failure.traceback
     assert record.provenance.plugin == "hostile 1.0"
     assert record.provenance.command == "the command"

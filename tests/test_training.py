@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 
 from clbench.hookspecs import StrategyInfo
+from clbench.member import activate
 from clbench.spec import Recipe
 from clbench.strategy import Strategy, Task
 from clbench.testing import bench, tiny_stream
 from clbench.training import Order, Trainer, steps_of
-from clbench.trial import activate
 
 NAIVE = StrategyInfo("naive", Strategy, "")
 
@@ -72,7 +72,7 @@ def first_step_of_second_task(state):
     trainer = Trainer([b.strategy], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state), [0])
     trainer.fit([task])
     trainer.fit([task])
-    return trainer._engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
+    return trainer.engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
 
 
 def test_the_optimiser_forgets_or_keeps_its_state_across_tasks():
@@ -119,7 +119,7 @@ def test_cosine_goes_from_the_rate_to_nothing():
     b, task = prepared()
     trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"), [0])
     trainer.fit([task])
-    assert trainer._engine.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert trainer.engine.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

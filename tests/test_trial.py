@@ -31,10 +31,17 @@ class CannotStack(Strategy):
         return loss if loss.item() > 0 else loss * 0  # looks at a value, which vmap forbids
 
 
+class Large(Strategy):
+    def loss(self, batch):
+        if torch._C._functorch.is_batchedtensor(batch.x):
+            torch.empty(2**60)
+        return super().loss(batch)
+
+
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo("breaks", Breaks, ""), StrategyInfo("diverges", Diverges, ""),
-            StrategyInfo("cannot-stack", CannotStack, "")]
+            StrategyInfo("cannot-stack", CannotStack, ""), StrategyInfo("large", Large, "")]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,15 @@ def test_a_method_that_cannot_stack_runs_one_by_one_and_says_so(runner):
     assert [r.status for r in records] == ["done", "done"]
     assert all("ran alone" in r.notes[-1] for r in records)
     assert records[0].R == runner.run(group[0]).R
+
+
+def test_a_stack_that_finds_no_memory_is_halved_until_it_does(runner, monkeypatch):
+    group, sizes = planned(runner, methods="large", seeds=3), []
+    run_stack = runner.run_stack
+    monkeypatch.setattr(runner, "run_stack", lambda part, *rest: sizes.append(len(part)) or run_stack(part, *rest))
+    records = runner.run_stack(group)
+    assert sizes == [3, 1, 2, 1, 1]
+    assert [(r.trial.seed, r.status, r.notes) for r in records] == [(s, "done", []) for s in range(3)]
 
 
 def test_an_exception_is_kept_with_what_was_seen(runner):

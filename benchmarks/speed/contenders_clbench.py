@@ -16,12 +16,13 @@ from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, spec_of, summary
 
 from clbench import experiment
 from clbench.execution import Listener
+from clbench.member import Member
 from clbench.plan import Planned, plan
 from clbench.plugins import discover
 from clbench.records import Record
 from clbench.spec import Spec
 from clbench.strategy import Samples
-from clbench.trial import Member, Runner, live
+from clbench.trial import Runner, live
 
 COMMAND = "benchmarks/speed"
 

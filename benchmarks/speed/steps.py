@@ -20,10 +20,11 @@ from work import model_of, optimizer_of, spec_of
 from clbench import inputs
 from clbench.data import default_data_dir
 from clbench.ensemble import make_engine
+from clbench.member import activate, task_of
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.training import Order
-from clbench.trial import Runner, activate, task_of
+from clbench.trial import Runner
 
 BLOCKS, STEPS = 60, 25
 
@@ -40,7 +41,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     planned = plan(spec_of(setting), registry)[0]
     runner = Runner(Path(setting.data_dir), setting.device, "benchmarks/speed", registry)
     member = runner._member(planned)
-    task = task_of(member, 0)
+    task = task_of(member.stream, 0)
     activate(member.strategy, member.stream, 0)
     member.strategy.train()
     samples = inputs.once([member.strategy], [task.train], 0, len(task.train)).samples[0]

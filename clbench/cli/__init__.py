@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from clbench import interrupts
 from clbench.errors import ClbenchError, unknown
 
 # Each is clbench.cli.<name>.command, with _ for -.
@@ -49,8 +50,13 @@ def group() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted."""
-    sys.exit(call(sys.argv[1:] if args is None else list(args)))
+    """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted.
+
+    SIGTERM, which clusters send before they kill, interrupts as Ctrl-C does.
+    """
+    with interrupts.caught():
+        code = call(sys.argv[1:] if args is None else list(args))
+    sys.exit(code)
 
 
 def call(args: Sequence[str]) -> int:
@@ -67,7 +73,7 @@ def call(args: Sequence[str]) -> int:
     except click.ClickException as error:
         click.echo(f"Error: {' '.join(error.format_message().split())}", err=True)
         return 2
-    except click.Abort:  # Ctrl-C, before or after the trials
+    except (click.Abort, KeyboardInterrupt):  # before or after the trials
         click.echo("interrupted", err=True)
         return 130
     return code if isinstance(code, int) else 0

@@ -47,13 +47,17 @@ FOLDER = click.Path(path_type=Path)
               "as ewc.strength) that train as one.  [default: 1 on a CPU, as many as fit on an accelerator]")
 @click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
               "seconds to minutes each; for long trainings on CUDA.")
+@click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose "
+              "worker died.  [default: 1]")
+@click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
+              "of an array.  [default: all]")
 @click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, compiled: bool, log: str, plugins: tuple[Path, ...], dry_run: bool,
-            **flags: Any) -> int:
+            threads: int | None, stack: int | None, compiled: bool, retries: int, shard: str | None, log: str,
+            plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -66,7 +70,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     from clbench.progress import display
 
     found = read_spec(spec, {}, flags, options)
-    ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log)
+    ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log, shard)
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
@@ -75,7 +79,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack, compiled=compiled)
+                                 workers=workers, threads=threads, stack=stack, compiled=compiled, retries=retries)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

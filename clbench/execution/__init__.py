@@ -27,6 +27,9 @@ class How:
     plugins: Sequence[Path] = ()  # those that are files
     compiled: bool = False  # whether losses are compiled
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
+    checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
+    retries: int = 1  # how often a trial is tried again whose worker died
+    claim: Callable[[Planned], bool] = lambda _: True  # asked before a trial is run: False where another process has it
 
 
 ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved

@@ -26,13 +26,14 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str
 DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
 
 
-Inbox: TypeAlias = "queue.SimpleQueue[tuple[Process, Message | Exception | None]]"
+Inbox: TypeAlias = "queue.SimpleQueue[tuple[Process, Message | Exception | None] | None]"  # None: stop
 
 
 def start_request(how: How) -> Start:
     """Return what a worker is told first."""
     return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
                  compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
+                 checkpoints=str(how.checkpoints) if how.checkpoints else None,
                  plugins=[str(path) for path in how.plugins])
 
 

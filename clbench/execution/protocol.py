@@ -33,6 +33,7 @@ class Start(Message):
     threads: int | None
     compiled: bool = False
     artifacts: str | None = None
+    checkpoints: str | None = None
     plugins: list[str] = []  # files
 
 

@@ -42,7 +42,9 @@ class Worker:
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
-                             artifacts=Path(start.artifacts) if start.artifacts else None, compiled=start.compiled)
+                             artifacts=Path(start.artifacts) if start.artifacts else None,
+                             checkpoints=Path(start.checkpoints) if start.checkpoints else None,
+                             compiled=start.compiled)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 

@@ -14,8 +14,6 @@ train on all outputs in every scenario and mask at test time in theirs with task
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -87,13 +85,6 @@ class DER(Rehearsal):
         super()._write(samples, source)
         where = torch.where(source >= 0, torch.arange(len(source)), -1)
         self.memory_logits = placed(self.memory_logits, logits, where)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Give the logits the size of those that are loaded."""
-        loaded = state_dict.get(f"{prefix}memory_logits")
-        if loaded is not None:
-            self.memory_logits = torch.empty_like(loaded, device=self.memory_y.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DERPP(DER):

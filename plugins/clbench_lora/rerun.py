@@ -12,9 +12,10 @@ from clbench.data.folder import default_data_dir
 from clbench.data.stream import Stream
 from clbench.errors import DataError, SpecError, StoreError
 from clbench.evaluation import evaluate
+from clbench.member import Member
 from clbench.plan import Planned, Resolved
 from clbench.training import Trainer
-from clbench.trial import Member, Runner, learn
+from clbench.trial import Runner, learn
 from clbench_lora.files import write_adapter
 from clbench_lora.library import Kept
 from clbench_lora.peft_format import Origin

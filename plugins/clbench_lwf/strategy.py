@@ -24,7 +24,7 @@ class LwF(Distilled):
     options: LwFOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
-        """Start without an old network."""
+        """Start with no task learned."""
         super().__init__(model, world, options or LwFOptions())
 
     def loss(self, batch: Batch) -> Tensor:

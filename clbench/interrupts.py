@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM: the first lets what is being written be written, the second stops at once.
+
+Both end in a KeyboardInterrupt. Within `held` the first is put off until the block is left.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class _State:
+    """What has been heard; there is one, as signals come to the process."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.holding = 0
+        self.wake: Callable[[], object] = lambda: None
+
+
+_state = _State()
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """Hear the signals within the block, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    _state.heard = 0
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hear(number: int, frame: Any) -> None:
+    _state.heard += 1
+    if _state.holding and _state.heard == 1:
+        _state.wake()
+    else:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def held(wake: Callable[[], object] | None = None) -> Iterator[None]:
+    """Put a first signal off until the outermost such block is left; `wake` ends a wait in it."""
+    outer = _state.wake
+    if wake is not None:
+        _state.wake = wake
+    _state.holding += 1
+    try:
+        yield
+    finally:
+        _state.holding -= 1
+        _state.wake = outer
+    if _state.heard == 1 and not _state.holding:
+        raise KeyboardInterrupt

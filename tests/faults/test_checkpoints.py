@@ -1,0 +1,193 @@
+import json
+import re
+import types
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from clbench import checkpoint
+from clbench.hookspecs import StrategyInfo, hookimpl
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.spec import build
+from clbench.strategy import Strategy
+from clbench.testing import NonConforming, bench, check
+from clbench.trial import Runner
+
+
+class Killed(BaseException):
+    """Takes the process's death for granted: nothing catches it."""
+
+
+class StartsOver(Strategy):
+    starts_over = "its state is elsewhere"
+
+
+class Hides(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.drawn = iter(range(100))
+
+
+class GrowsLate(Strategy):
+    def after_task(self, task):
+        self.register_parameter(f"late_{task.index}", torch.nn.Parameter(torch.zeros(1)))
+
+
+class Counts(Strategy):
+    """Learns less from task to task, by what it keeps in plain attributes."""
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.seen, self.weights, self.most = 0, {0: (1.0,)}, float("-inf")
+
+    def augment_batch(self, batch):
+        self.seen += len(batch.y)
+        return batch
+
+    def loss(self, batch):
+        return super().loss(batch) * self.weights[batch.task][0]
+
+    def after_task(self, task):
+        self.most = max(self.most, float(task.index))
+        self.weights[task.index + 1] = (100 / (self.seen + self.most),)
+
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo(name, cls, "") for name, cls in (
+        ("starts-over", StartsOver), ("hides", Hides), ("grows-late", GrowsLate), ("counts", Counts))]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    plugin = types.ModuleType("strategies_for_checkpoints")
+    plugin.clbench_strategies = clbench_strategies
+    return discover([plugin])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    return tmp_path / "checkpoints"
+
+
+def planned(registry, method, seeds=1, scenario="class", **recipe):
+    return plan(build({"methods": method, "seeds": seeds, "scenario": scenario, "model": "mlp:width=32",
+                       "recipe": {"iterations": 6, "batch_size": 32, **recipe}}), registry)
+
+
+def run(registry, group, data, checkpoints=None, kill_after=None):
+    """Run trials as a process of their own would; it may be killed when a task is learned."""
+    def hear(progress):
+        if progress.task == kill_after:
+            raise Killed
+
+    runner = Runner(data, "cpu", "a test", registry, data / "artifacts" if checkpoints else None, checkpoints)
+    return runner.run_stack(group, hear)
+
+
+def resumed(registry, group, data, folder, kill_after=3):
+    with pytest.raises(Killed):
+        run(registry, group, data, folder, kill_after)
+    return run(registry, group, data, folder)
+
+
+@pytest.mark.parametrize("method", ["naive", "joint", "er:capacity=40", "ewc", "lora:rank=2", "pnn", "inflora:rank=2",
+                                    "independent", "shared-private:infer=prototype", "counts"])
+def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path, folder, method):
+    group = planned(registry, method, optimizer_state="keep")
+    whole = run(registry, group, tmp_path)
+    again = resumed(registry, group, tmp_path, folder)
+    assert [r.facts() for r in again] == [r.facts() for r in whole]
+    assert len(again[0].timings.train) == 5 and len(again[0].timings.evaluate) == 6
+    facts = checkpoint.read_facts(checkpoint.path_of(folder, group[0].trial.key))
+    assert facts.learned == 4
+    assert facts.started == again[0].provenance.started
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_members_of_a_stack_go_on_together_with_their_moments(registry, tmp_path, folder, optimizer):
+    group = planned(registry, "naive", seeds=2, optimizer_state="keep", optimizer=optimizer)
+    whole = run(registry, group, tmp_path)
+    again = resumed(registry, group, tmp_path, folder)
+    assert [r.facts() for r in again] == [r.facts() for r in whole]
+
+
+def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, tmp_path, folder):
+    group = planned(registry, "naive", seeds=2)
+    alone = [run(registry, [one], tmp_path)[0] for one in group]
+    for one, kill_after in zip(group, (2, 4), strict=True):
+        with pytest.raises(Killed):
+            run(registry, [one], tmp_path, folder, kill_after)
+    again = run(registry, group, tmp_path, folder)
+    assert [r.facts() for r in again] == [r.facts() for r in alone]
+
+
+@pytest.mark.parametrize(("method", "reason"), [
+    ("starts-over", "its state is elsewhere"),
+    ("hides", "its attribute drawn is a range_iterator: keep it in plain attributes, or in parameters and buffers"),
+    ("grows-late", "the checkpoint does not fit: .*|it has other parameters than the checkpoint")])
+def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
+    group = planned(registry, method)
+    whole, = run(registry, group, tmp_path)
+    again, = resumed(registry, group, tmp_path, folder)
+    *notes, last = again.notes
+    assert again.R == whole.R and notes == whole.notes
+    assert re.fullmatch(f"started over after an interruption: ({reason})", last)
+
+
+def test_opting_out_passes_the_check_and_pretending_does_not():
+    check(StrategyInfo("starts-over", StartsOver, ""), "checkpoint")
+    check(StrategyInfo("counts", Counts, ""), "checkpoint")
+    for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in starts_over"),
+                       (GrowsLate, "other parameters|does not fit")):
+        with pytest.raises(NonConforming, match=words):
+            check(StrategyInfo("bad", cls, ""), "checkpoint")
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"code": "0"}, "the code has changed since"), ({"versions": {}}, "the code has changed since"),
+    ({"threads": 99}, "it had 99 threads on cpu, now "), ({"key": "0" * 16}, "the checkpoint is another trial's"),
+    ({"R": []}, "the checkpoint's R is not that of its tasks"), ({"learned": 4}, "the checkpoint's R is not"),
+    ({"attributes": {"": {"_parameters": {"dict": []}}}}, "the checkpoint sets _parameters"),
+    ({"attributes": {"nowhere": {"x": 1}}}, "the checkpoint does not fit"), ({"learned": "x"}, "cannot be read")])
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(registry, tmp_path, folder, change, reason):
+    group = planned(registry, "naive")
+    with pytest.raises(Killed):
+        run(registry, group, tmp_path, folder, kill_after=3)
+    path = checkpoint.path_of(folder, group[0].trial.key)
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["clbench"])
+    save_file(load_file(path), path, {"clbench": json.dumps(facts | change)})
+    record, = run(registry, group, tmp_path, folder)
+    assert record.status == "done"
+    assert record.notes[-1].startswith(f"started over after an interruption: {reason}") or reason in record.notes[-1]
+
+
+def test_short_trials_write_none(registry, tmp_path):
+    run(registry, planned(registry, "naive"), tmp_path, tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_full_disk_stops_no_training(registry, tmp_path, folder, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    record, = run(registry, planned(registry, "naive"), tmp_path, folder)
+    assert record.status == "done"
+    assert record.notes == ["no checkpoint could be written: No space left on device"]
+
+
+@pytest.mark.parametrize("method", ["joint", "er"])
+def test_buffers_that_grew_are_loaded_into_a_new_strategy(method):
+    learned, new = (bench(discover().strategy(method), {}, "task") for _ in range(2))
+    for index in range(2):
+        learned.learn(index)
+    new.strategy.load_state_dict(learned.strategy.state_dict())
+    assert all(torch.equal(t, new.strategy.state_dict()[n]) for n, t in learned.strategy.state_dict().items())
+    with pytest.raises(RuntimeError, match="nowhere"):
+        new.strategy.load_state_dict({**learned.strategy.state_dict(), "nowhere.x": torch.ones(1)})

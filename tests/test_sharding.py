@@ -1,0 +1,38 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clbench.errors import SpecError
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.sharding import part
+from clbench.spec import build
+
+
+def planned(methods, seeds, scenario="task,class"):
+    return plan(build({"methods": methods, "seeds": seeds, "scenario": scenario}), discover())
+
+
+@given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 20))
+def test_parts_are_the_whole_and_even(methods, seeds, parts):
+    whole = planned(["naive", "ewc", "er", "lora"][:methods], seeds)
+    parts = min(parts, len(whole))
+    found = [part(whole, f"{i}/{parts}") for i in range(1, parts + 1)]
+    assert sorted(p.trial.key for shard in found for p in shard) == sorted(p.trial.key for p in whole)
+    sizes = [len(shard) for shard in found]
+    assert max(sizes) - min(sizes) <= 1
+    for kind in {(p.trial.setting, p.label) for p in whole}:
+        counts = [sum((p.trial.setting, p.label) == kind for p in shard) for shard in found]
+        assert max(counts) - min(counts) <= 1
+    assert all(shard == [p for p in whole if p in shard] for shard in found)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
+def test_what_is_no_shard_is_refused(shard):
+    with pytest.raises(SpecError, match=r"write i/n with i from 1 to n, as in 2/8"):
+        part(planned("naive", 2), shard)
+
+
+def test_no_part_is_empty():
+    with pytest.raises(SpecError, match="only 4 trials to share out; take fewer parts"):
+        part(planned("naive", 2), "5/5")
