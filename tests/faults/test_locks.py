@@ -97,8 +97,9 @@ def test_two_processes_share_a_folder_and_run_no_trial_twice(tmp_path):
     install_hostile(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([sys.executable, "-m", "clbench", "run", "--methods", "noted", "--seeds", "4", "--device",
-                              "cpu", "--iterations", "2", "--workers", "1", "--threads", "1", "--out", tmp_path / "run"],
-                             text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                              "cpu", "--iterations", "2", "--workers", "1", "--threads", "1", "--out",
+                              tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
             for _ in range(2)]
     ends = [process.communicate(timeout=100) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends

@@ -66,8 +66,8 @@ def test_sigterm_keeps_what_is_done_and_says_how_to_go_on(tmp_path, workers):
     install_hostile(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([sys.executable, "-m", "clbench", "run", "--methods", "naive,hang", "--seeds", "1",
-                            "--iterations", "2", "--device", "cpu", "--workers", str(workers), "--threads", "1", "--out",
-                            tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
+                            "--iterations", "2", "--device", "cpu", "--workers", str(workers), "--threads", "1",
+                            "--out", tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while not (tmp_path / "site" / "hanging").exists() and time.monotonic() < end:
