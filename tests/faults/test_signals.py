@@ -28,6 +28,8 @@ def test_the_first_signal_waits_until_what_is_held_is_over(number):
             steps.append("written")
         steps.append("not reached")
     assert steps == ["woken", "written"]
+    with interrupts.held():
+        steps.append("later")  # is not interrupted by what is over
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
