@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clbench.api import run
     from clbench.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl
     from clbench.models.network import Block, Network
-    from clbench.options import Options
+    from clbench.options import Options, Scalar
     from clbench.records import Record
     from clbench.strategy import Batch, Prediction, Samples, Strategy, Task, World
 
@@ -21,14 +21,14 @@ _HOME = {
     **dict.fromkeys(("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
                     "clbench.hookspecs"),
     **dict.fromkeys(("Block", "Network"), "clbench.models.network"),
-    "Options": "clbench.options",
+    **dict.fromkeys(("Options", "Scalar"), "clbench.options"),
     "Record": "clbench.records",
     **dict.fromkeys(("Batch", "Prediction", "Samples", "Strategy", "Task", "World"), "clbench.strategy"),
 }
 
 __all__ = [
     "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Prediction", "Record", "ReportFormat",
-    "Samples", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "run",
+    "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "run",
 ]
 
 

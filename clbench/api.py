@@ -21,7 +21,7 @@ KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning"))
 
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, retries: int = 1, shard: str | None = None,
+        stack: int | None = None, compile: bool = False, retries: int = 1, shard: str | None = None,
         set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
         plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
@@ -35,7 +35,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
-        stack: seeds of a method that train as one; None chooses.
+        stack: trials of a method (seeds, and values of its `Scalar` options) that train as one; None chooses.
+        compile: whether to compile losses by torch.compile, on CUDA as CUDA graphs.
         retries: how often a trial is tried again whose worker process died.
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
@@ -62,13 +63,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
     command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
-                            "set": options or None, "log": log or None,
+                            "compile": compile or None, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
         records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       retries=retries, data_dir=Path(data) if data is not None else None)
+                                       compiled=compile, retries=retries,
+                                       data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from clbench.errors import SpecError
 
@@ -22,6 +23,24 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not mps:
         raise SpecError("no device 'mps' here")
     return device
+
+
+def room_for_samples(device: torch.device) -> int | None:
+    """Return the bytes that a stream's samples may take on a device: half of what is free; None where it is the host.
+
+    The rest is the training's.
+    """
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for what the device is doing.
+
+    A copy to CUDA waits for it unless it is from pinned memory and told not to.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How one optimiser step is taken: for one strategy, or for several seeds of it stacked into one.
+"""How one optimiser step is taken: for one strategy, or for several members (seeds, strengths) stacked into one.
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
 the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
@@ -7,7 +7,7 @@ and only `loss` runs once for all, under `torch.func.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from clbench import options as opt
 from clbench import precision
+from clbench.compiling import Compiler
 from clbench.spec import Recipe
 from clbench.strategy import Batch, Strategy
 
@@ -26,6 +28,7 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
     sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
+    loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""
@@ -37,13 +40,18 @@ class Engine(Protocol):
         """Keep the optimiser state of these members only."""
 
 
-def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None) -> Engine:
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None,
+                compiler: Compiler | None = None) -> Engine:
     """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+
+    With a compiler it compiles the loss.
 
     Raises:
         ValueError: no parameter requires a gradient.
     """
     engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    if compiler is not None:
+        engine.loss = compiler(engine.loss)
     if previous is not None and recipe.optimizer_state == "keep":
         for name, parameter in engine.trained.items():
             known = previous.trained.get(name)
@@ -61,6 +69,7 @@ class Alone:
         """Optimise what requires a gradient."""
         self.forward = precision.forward(recipe, strategy.active.device)
         self.strategy = strategy
+        self.loss: Callable[..., Tensor] = strategy.loss
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values())
@@ -69,7 +78,7 @@ class Alone:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
         with self.forward:
-            loss = self.strategy.loss(batches[0])
+            loss = self.loss(batches[0])
         for parameter in self.trained.values():
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -87,6 +96,17 @@ class Alone:
         """Keep the only member."""
 
 
+class Varied:
+    """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
+
+    def __init__(self, options: opt.Options, values: Mapping[str, Tensor]) -> None:
+        self._options, self._values = options, values
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option."""
+        return self._values[name] if name in self._values else getattr(self._options, name)
+
+
 class Loss(nn.Module):
     """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
 
@@ -94,9 +114,18 @@ class Loss(nn.Module):
         super().__init__()
         self.strategy = strategy
 
-    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-        """Return the strategy's loss."""
-        return self.strategy.loss(replace(batch, x=x, y=y, tasks=tasks))
+    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
+        batch = replace(batch, x=x, y=y, tasks=tasks)
+        if not scalars:
+            return self.strategy.loss(batch)
+        own: Any = self.strategy.options
+        self.strategy.options = Varied(own, scalars)  # type: ignore[assignment]
+        try:
+            return self.strategy.loss(batch)
+        finally:
+            self.strategy.options = own
 
 
 class Stack:
@@ -107,6 +136,8 @@ class Stack:
         self.forward = precision.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
+        self.loss: Callable[..., Tensor] = self.losses
+        self.scalars = differing(self.members)
         parameters, buffers = stack_module_state(self.members)
         self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
         self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
@@ -120,20 +151,25 @@ class Stack:
         """Take one step on a batch per member."""
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
-
-        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-            value: Tensor = functional_call(self.call, state, (batches[0], x, y, tasks))
-            return value
-
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         with self.forward:
-            losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks)
+            losses = self.loss(state, batches[0], x, y, tasks, self.scalars)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if self.edits:
             self._edit()
         self.optimizer.step()
         return losses.detach()
+
+    def losses(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+               scalars: dict[str, Tensor]) -> Tensor:
+        """Return the losses [S] of members whose parameters and buffers are `state`, on x [S, N, ...] and so on."""
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, scalars))
+            return value
+
+        losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, scalars)
+        return losses
 
     def close(self) -> None:
         """Give every member storage of its own again."""
@@ -186,6 +222,16 @@ class Stack:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def differing(members: Sequence[Strategy]) -> dict[str, Tensor]:
+    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
+
+    Float32 as the arithmetic is; what they agree on stays a number.
+    """
+    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
+            for name, of in values.items() if len(set(of)) > 1}
 
 
 def make_optimizer(recipe: Recipe, parameters: Any) -> torch.optim.Optimizer:

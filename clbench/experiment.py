@@ -89,7 +89,7 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
               workers: int | None = None, threads: int | None = None, stack: int | None = None,
-              retries: int = 1) -> list[Record]:
+              compiled: bool = False, retries: int = 1) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
@@ -99,7 +99,8 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
         threads: torch threads per worker; None shares the cores out.
-        stack: seeds of a method that train as one; None chooses.
+        stack: trials of a method that train as one; None chooses.
+        compiled: whether losses are compiled.
         retries: how often a trial is tried again whose worker died.
 
     Raises:
@@ -121,8 +122,8 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, retries)
-        how = replace(how, claim=keeper.claims.take)
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
+        how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
         try:
             while missing:
                 execute(missing, how, keeper)
@@ -149,7 +150,7 @@ def outdated(experiment: Experiment) -> list[str]:
 
 
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None, retries: int = 1) -> How:
+              stack: int | None) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -164,7 +165,7 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
-               retries=retries, plugins=tuple(experiment.registry.files))
+               plugins=tuple(experiment.registry.files))
 
 
 class Keeper(Listener):

@@ -62,15 +62,16 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     """Return the samples with what the first blocks make of them in the place of x."""
     parts = []
     with torch.no_grad():
-        for raw in torch.split(samples.x, CHUNK):
-            x = strategy.world.prepare(raw)
+        for raw in samples.chunks(CHUNK):
+            x = strategy.world.prepare(raw.x)
             for block in list(strategy.model.blocks)[:blocks]:
                 x = block(x)
             parts.append(x)
     return Samples(torch.cat(parts), samples.y, samples.tasks)
 
 
-def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int) -> Inputs:
+def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
+         lookups: bool = True) -> Inputs:
     """Return what a phase trains on, with all that would be computed again in each pass computed now.
 
     Args:
@@ -78,6 +79,7 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
         samples: of each member, raw.
         task: the task being trained.
         seen: samples that the phase will draw; fewer than there are would make it a loss.
+        lookups: whether batches may be rows of tables, which a compiler cannot see through.
     """
     raw = Inputs(list(samples), start=0, prepared=False)
     looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
@@ -93,14 +95,14 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
         kept = [ready[id(part)] for part in samples]
     else:
         return raw
-    if len(strategies) == 1:
+    if lookups and len(strategies) == 1:
         kept = [remember(kept[0], strategies[0].frozen(), BYTES - kept[0].x.nbytes)]
     return Inputs(kept, blocks, prepared=True)
 
 
 def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
     """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
-    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].y.device)), blocks)
+    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].index_device)), blocks)
     parts = samples if blocks else {id(part): part for part in samples}.values()
     return first.x.nbytes * sum(map(len, parts)) <= BYTES
 
@@ -110,7 +112,7 @@ def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool
 
     What is trained is moved a little first: a term that starts at zero would say nothing.
     """
-    some = samples.take(torch.arange(min(16, len(samples)), device=samples.y.device))
+    some = samples.take(torch.arange(min(16, len(samples)), device=samples.index_device))
     batch = Batch(some.x, some.y, some.tasks, task)
     losses: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)

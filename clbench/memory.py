@@ -7,17 +7,20 @@ class; a sample of any other class takes the place of one of its own class with 
 part a reservoir of it.
 
 All draws come from the generator on the CPU, two numbers per sample whatever happens to it, so that they depend only
-on how many samples were offered and never on the device.
+on how many samples were offered and never on the device. With `reservoir` nothing is read back from the device in a
+step; `class` needs the labels and waits for them.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from clbench.device import send
 from clbench.models.network import Network
 from clbench.options import Options
 from clbench.strategy import Samples, Strategy, World
@@ -48,6 +51,7 @@ class Rehearsal(Strategy):
         """Start with an empty memory."""
         super().__init__(model, world, options)
         self.capacity, self.balance = capacity, balance
+        self._offered: int | None = None  # the sum of memory_seen, once it is known here
         device = self.active.device
         self.register_buffer("memory_x", torch.empty(0, device=device))
         self.register_buffer("memory_y", torch.empty(0, dtype=torch.int64, device=device))
@@ -63,7 +67,7 @@ class Rehearsal(Strategy):
     def draw(self, count: int) -> Tensor:
         """Return the slots of `count` different samples, or of all in random order where there are fewer."""
         index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
-        return index.to(self.memory_y.device)
+        return send(index, self.memory_y.device)
 
     def recall(self, count: int) -> Samples:
         """Return `count` different samples of the memory, or all in random order where it holds fewer."""
@@ -78,25 +82,36 @@ class Rehearsal(Strategy):
                                           self.capacity, draws)
             self.memory_full.copy_(torch.tensor(full))
         else:
-            source = reservoir_slots(len(self.memory_y), int(self.memory_seen.sum()), self.capacity, draws[:, 0])
-        self.memory_seen += torch.bincount(samples.y, minlength=len(self.memory_seen))
+            if self._offered is None:
+                self._offered = int(self.memory_seen.sum())
+            source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
+            self._offered += len(samples)
+        self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
         self._write(samples, source)
 
     def _write(self, samples: Samples, source: Tensor) -> None:
         """Put sample source[s] into slot s where source[s] >= 0; slots beyond the present end are appended."""
-        source = source.to(self.memory_y.device)
         for name, new in zip(FIELDS, (samples.x, samples.y, samples.tasks), strict=True):
             setattr(self, name, placed(getattr(self, name), new, source))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as any strategy does, and forget how many samples this one was offered."""
+        self._offered = None
+        return super().load_state_dict(state_dict, strict, assign)
+
 
 def placed(old: Tensor, new: Tensor, source: Tensor) -> Tensor:
-    """Return `old` [M, ...] with new[source[s]] in slot s where source[s] >= 0; there may be more slots than M."""
+    """Return `old` [M, ...] with new[source[s]] in slot s where source[s] >= 0; there may be more slots than M.
+
+    `source` is on the CPU, so that nothing about it must be asked of the device.
+    """
     held = len(old)
     if not held:
         old = new.new_empty(0, *new.shape[1:])
-    changed = (source[:held] >= 0).nonzero()[:, 0]
-    kept = torch.cat([old, new[source[held:]].to(old.dtype)]) if len(source) > held else old
-    kept[changed] = new[source[changed]].to(old.dtype)
+    slots = (source[:held] >= 0).nonzero()[:, 0]
+    changed, taken, appended = (send(i, new.device) for i in (slots, source[slots], source[held:]))
+    kept = torch.cat([old, new[appended].to(old.dtype)]) if len(source) > held else old
+    kept[changed] = new[taken].to(old.dtype)
     return kept
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -18,6 +18,15 @@ class Strict(BaseModel):
     """Base of the parts of a spec: unknown keys are mistakes, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PerMember:
+    """Marks an option whose value may differ between the members of a stack."""
+
+
+# A number that `loss` may meet as a tensor of no dimensions: trials that differ in such options alone train as one
+# stack. `loss` takes it for a number only (a factor, say: no `if`, no shape); outside of `loss` it is a plain float.
+Scalar = Annotated[float, PerMember()]
 
 
 class Options(BaseModel):
@@ -42,6 +51,12 @@ class Options(BaseModel):
             elif isinstance(value, bool) and bool not in allowed and {int, float} & set(allowed):
                 raise ValueError(f"{name}: expected a number, got {str(value).lower()}")
         return out
+
+
+def scalars(options: type[Options]) -> list[str]:
+    """Return the names of the options that are declared as `Scalar`."""
+    return [name for name, field in options.model_fields.items()
+            if any(isinstance(m, PerMember) for m in field.metadata)]
 
 
 class NoOptions(Options):

@@ -106,9 +106,9 @@ class PerTaskStrategy(Strategy, ABC):
         training = self.training
         self.eval()
         total: Tensor | float = 0.0
-        for x, y in zip(torch.split(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
-            features = self.shared_features(self.world.prepare(x))
-            total = total + F.one_hot(y, self.world.classes).to(features.dtype).T @ features
+        for part in samples.chunks(CHUNK):
+            features = self.shared_features(self.world.prepare(part.x))
+            total = total + F.one_hot(part.y, self.world.classes).to(features.dtype).T @ features
         self.train(training)
         assert isinstance(total, Tensor)
         count = torch.bincount(samples.y, minlength=self.world.classes)

@@ -85,6 +85,7 @@ class Planned:
     trial: Trial
     label: str
     reference: bool
+    family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`
 
 
 def plan(spec: Spec, registry: Registry) -> list[Planned]:
@@ -115,11 +116,17 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
         Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
                       scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
                       weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
-                label, isinstance(info, StrategyInfo) and info.reference)
+                label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
         for scenario in scenarios
         for seed in spec.seeds
         for row, label, info, method in resolved if row.runs_in(scenario)
     ]
+
+
+def _family(info: Any, method: Resolved) -> str:
+    """Return a method's name and options without those that are numbers in its loss."""
+    free = opt.scalars(info.options)
+    return str(Resolved(name=method.name, options={k: v for k, v in method.options.items() if k not in free}))
 
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:

@@ -52,7 +52,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
     if any(p.is_meta for p in parameters.values()):
         return sums
     with evaluating(strategy), torch.enable_grad():
-        probe = strategy.world.prepare(samples.x[:4]).to(dtype)
+        probe = strategy.world.prepare(next(samples.chunks(4)).x).to(dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
         covered = {name for layer in layers for name in (layer.weight, layer.bias)}
         rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
@@ -64,9 +64,9 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
             return (out.masked_fill(seed == 0, 0.0) * seed).sum()  # log p of an inactive output is -inf
 
         per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))
-        for start in range(0, len(samples), chunk):
-            part = slice(start, start + chunk)
-            x, tasks = strategy.world.prepare(samples.x[part]).to(dtype), samples.tasks[part]
+        for number, some in enumerate(samples.chunks(chunk)):
+            part = slice(number * chunk, (number + 1) * chunk)
+            x, tasks = strategy.world.prepare(some.x).to(dtype), some.tasks
             logits, taps = tapped(strategy, layers, x, task)
             out = read(logits, tasks)
             fed = seeds(out.detach(), part)

@@ -16,7 +16,7 @@ The defaults are naive fine-tuning, so that a strategy is only its difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -62,6 +62,11 @@ class Samples:
         """Return N."""
         return len(self.y)
 
+    @property
+    def index_device(self) -> torch.device:
+        """Return where the indices that `take` is given should lie."""
+        return self.y.device
+
     def take(self, index: Tensor) -> Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
@@ -70,7 +75,12 @@ class Samples:
         """Return `limit` of the samples, drawn without replacement; all where there are no more, or it is None."""
         if limit is None or limit >= len(self):
             return self
-        return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.y.device))
+        return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.index_device))
+
+    def chunks(self, size: int) -> Iterator[Samples]:
+        """Yield the samples in order, so many at a time; of those that are drawn anew, the draw that is kept."""
+        for x, y, tasks in zip(*(torch.split(c, size) for c in (self.x, self.y, self.tasks)), strict=True):
+            yield Samples(x, y, tasks)
 
     @staticmethod
     def concat(*parts: Samples) -> Samples:

@@ -6,12 +6,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from clbench import inputs, seeds
+from clbench.compiling import Compiler
+from clbench.data.ahead import drawn_ahead
 from clbench.data.augment import CropFlip
+from clbench.device import send
 from clbench.ensemble import Engine, make_engine
 from clbench.errors import DivergedError
 from clbench.inputs import Inputs
@@ -54,13 +58,17 @@ class Order:
         self.passes = 0
         self.left: list[Tensor] = []
 
-    def batch(self, samples: Samples) -> Batch:
-        """Return the next batch of the task's samples, in whatever form they are given."""
+    def following(self, device: torch.device) -> Tensor:
+        """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
         if not self.left:
-            order = torch.randperm(self.samples, generator=self.generator).to(samples.y.device)
+            order = send(torch.randperm(self.samples, generator=self.generator), device)
             self.left = list(torch.split(order, self.batch_size))[::-1]
             self.passes += 1
-        part = samples.take(self.left.pop())
+        return self.left.pop()
+
+    def batch(self, samples: Samples) -> Batch:
+        """Return the next batch of the task's samples, in whatever form they are given."""
+        part = samples.take(self.following(samples.index_device))
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
     def ready(self, strategy: Strategy, samples: Samples) -> Batch:
@@ -83,11 +91,13 @@ class Trainer:
         recipe: how they are trained.
         seeds: the seed of each member, for its data order.
         augment: how training images are augmented, None for not at all.
+        compiler: what compiles the losses, None for not at all.
     """
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
-                 augment: CropFlip | None = None) -> None:
+                 augment: CropFlip | None = None, compiler: Compiler | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed."""
+        self.compiler = compiler
         self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
@@ -112,16 +122,18 @@ class Trainer:
                 strategy.train()
             drawn = (end - begin) * self.recipe.batch_size
             given = (Inputs(samples, start=0, prepared=False) if self.augment
-                     else inputs.once(self.strategies, samples, tasks[0].index, drawn))
-            engine = make_engine(self.strategies, self.recipe, self.engine)
+                     else inputs.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
+            engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
             most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
-            with inputs.starting_at(self.strategies, given.start):
+            indices = [partial(o.following, torch.device("cpu")) for o in order]
+            with (inputs.starting_at(self.strategies, given.start),
+                  drawn_ahead(given.samples, indices, end - begin) as ready):
                 for step in range(begin, end):
                     losses.append(engine.step([
                         o.batch(part) if given.prepared else o.ready(strategy, part)
-                        for strategy, o, part in zip(self.strategies, order, given.samples, strict=True)]))
+                        for strategy, o, part in zip(self.strategies, order, ready, strict=True)]))
                     if schedule is not None:
                         schedule.step()
                     if self._hopeless(losses, step):

@@ -13,9 +13,10 @@ import torch
 from clbench import footprint, precision, provenance, seeds
 from clbench.building import build_model, build_strategy
 from clbench.checkpoint import Unresumable
+from clbench.compiling import Compiler
 from clbench.data import cache
 from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
-from clbench.device import out_of_memory, pick_device, synchronize
+from clbench.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.evaluation import evaluate
 from clbench.member import Member, activate, task_of
 from clbench.models.network import Network
@@ -43,19 +44,23 @@ class Runner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
     def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
-                 artifacts: Path | None = None, checkpoints: Path | None = None) -> None:
+                 artifacts: Path | None = None, checkpoints: Path | None = None, compiled: bool = False) -> None:
         """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
 
         What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
-        trials' checkpoints to `checkpoints`; trials that have one there go on from it.
+        trials' checkpoints to `checkpoints`; trials that have one there go on from it. With `compiled` losses are
+        compiled; SpecError where there is no compiler.
         """
         self.artifacts = artifacts
         self.checkpoints = checkpoints
+        self.compiled = compiled
         self.data_dir = data_dir
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
         self._streams: dict[tuple[str, str, float, int], Stream] = {}
+        if compiled:
+            Compiler(self.device).probe()
 
     def prepare(self, trial: Trial) -> list[str]:
         """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
@@ -77,9 +82,9 @@ class Runner:
 
     def run_stack(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None] = lambda _: None,
                   ) -> list[Record]:
-        """Run several seeds of one method as one stack and return their records; their times are equal shares.
+        """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
-        Those that go on from checkpoints after different tasks make several stacks.
+        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
@@ -96,7 +101,8 @@ class Runner:
         memory = PeakMemory(self.device)
         try:
             with precision.products(planned[0].trial.recipe):
-                live(members, on_progress, self.artifacts, checkpoints)
+                compiler = Compiler(self.device) if self.compiled else None
+                live(members, on_progress, self.artifacts, checkpoints, compiler)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = Failure(type=type(error).__name__, message=str(error),
@@ -104,7 +110,7 @@ class Runner:
                 return [self._record(members[0], origin, memory)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
             half = len(planned) // 2 if out_of_memory(error) else None
-            note = f"ran alone: the stack of {len(members)} seeds failed with {type(error).__name__}: {error}"
+            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
         else:
             return [self._record(member, origin, memory) for member in members]
         del members
@@ -147,7 +153,7 @@ class Runner:
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry, trial.validation)
-            self._streams[key] = loaded.to(self.device)
+            self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
     def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:
@@ -163,14 +169,15 @@ class Runner:
 
 
 def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
-         checkpoints: Checkpoints | None = None) -> None:
+         checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
     """Lead the members through their streams together, task by task; one that diverges is left behind.
 
-    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder.
+    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
+    are compiled if there is a compiler.
     """
     first = members[0]
     trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
-                      first.stream.augment)
+                      first.stream.augment, compiler)
     for member in members:
         tell(member, on_progress)
         if not member.matrix:
@@ -205,6 +212,9 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     ready = time.perf_counter()
     with seeds.scope(members[0].trial.seed, "training", index):
         trained = trainer.fit(tasks)
+    said = trainer.compiler.notes if trainer.compiler else []
+    for member in members:
+        member.notes += [note for note in said if note not in member.notes]
     synchronize(device)
     done = time.perf_counter()
     alive = []

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -14,8 +16,9 @@ SEEDS = [0, 1, 2]
 
 
 def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp"):
-    """Train the members together, as trial.learn does, and return the benches."""
-    benches = [bench(info, options, scenario, seed, model) for seed in seeds_]
+    """Train the members together, as trial.learn does, and return the benches; options of each in a list, or of all."""
+    each = options if isinstance(options, list) else [options] * len(seeds_)
+    benches = [bench(info, own, scenario, seed, model) for own, seed in zip(each, seeds_, strict=True)]
     trainer = Trainer([b.strategy for b in benches], recipe, list(seeds_))
     for index in range(tasks):
         known = [b.stream.tasks[index] for b in benches]
@@ -69,6 +72,31 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
         assert ours.keys() == theirs.keys() and any("running_mean" in n for n in ours) is (model == "resnet20")
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("ewc", [{"strength": 30.0}, {"strength": 300.0}, {"strength": 0.0}]),
+    ("ewc", [{"mode": "online", "strength": 200.0, "gamma": 0.1}, {"mode": "online", "strength": 200.0},
+             {"mode": "online", "strength": 20.0}]),
+    ("si", [{"strength": 1.0}, {"strength": 300.0, "damping": 0.1}, {"strength": 30.0}]),
+    ("mas", [{"strength": 1.0}, {"strength": 10.0}, {"strength": 0.0}]),
+    ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
+    ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
+    ("o-lora", [{"rank": 2, "lambda_orth": 0.0}, {"rank": 2, "lambda_orth": 0.5}, {"rank": 2, "lambda_orth": 3.0}]),
+])
+@pytest.mark.parametrize("seeds", [[0, 0, 0], SEEDS])
+def test_a_stack_of_strengths_equals_one_by_one(method, options, seeds):
+    # Not Adam: it steps as far for a gradient that is all float noise, where the penalty holds a weight, as for any.
+    info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+    stacked = lead(info, options, seeds, recipe)
+    ends = []
+    for own, seed, member in zip(options, seeds, stacked, strict=True):
+        ours, theirs = (b.strategy.state_dict() for b in (member, lead(info, own, [seed], recipe)[0]))
+        assert member.strategy.options == bench(info, own, "task").strategy.options
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+        ends.append(torch.cat([p.flatten() for p in member.strategy.parameters()]))
+    assert all((a - b).abs().max() > 3e-4 for a, b in itertools.combinations(ends, 2))  # the options do something
 
 
 def test_members_own_their_storage_again_after_training():

@@ -23,6 +23,21 @@ def test_a_stack_is_seeds_of_one_method_in_one_setting(stack, device, size):
         assert [p.trial.seed for p in group] == sorted({p.trial.seed for p in group})
 
 
+def test_methods_that_differ_in_numbers_of_their_loss_are_one_stack():
+    methods = [{"name": "ewc", "options": {"strength": [1.0, 10.0], "fisher_samples": [None, 20]}}, "naive"]
+    planned = plan(build({"methods": methods, "seeds": 2, "scenario": "task,class"}), discover())
+    how = How(data_dir=Path(), device="cuda", command="", workers=1, threads=1, stack=3, shrink=True, plugin=str)
+    waiting, groups = Waiting(planned), []
+    while waiting.left:
+        groups.append(waiting.take(how, "cuda"))
+        waiting.took(groups[-1], 1.0)
+    assert sorted(p.trial.key for g in groups for p in g) == sorted(p.trial.key for p in planned)
+    rows = [[(p.trial.method.options.get("fisher_samples"), p.trial.method.options.get("strength"), p.trial.seed)
+             for p in group] for group in groups[:len(groups) // 2]]
+    assert rows == [[(None, 1.0, 0), (None, 1.0, 1), (None, 10.0, 0)], [(20, 1.0, 0), (20, 1.0, 1), (20, 10.0, 0)],
+                    [(None, None, 0), (None, None, 1)], [(None, 10.0, 1)], [(20, 10.0, 1)]]
+
+
 def test_long_trials_go_first_once_known_but_settings_stay_together():
     planned = plan(build({"methods": "naive,ewc,er", "seeds": 3, "scenario": "task,class"}), discover())
     how = How(data_dir=Path(), device="cpu", command="", workers=1, threads=1, stack=None, shrink=True, plugin=str)

@@ -18,7 +18,7 @@ ROWS = [
     ["records", "metrics", "sharding", "stats", "strategy"],
     ["data", "device", "memory", "layergrads", "rows", "samplewise", "fisher", "consolidation", "distillation",
      "pertask", "ensemble", "footprint", "inputs", "precision",
-     "building", "artifacts",
+     "building", "artifacts", "compiling",
      "provenance", "member", "moments", "checkpoint"],
     ["training", "evaluation"],
     ["resuming"],

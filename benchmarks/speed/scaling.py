@@ -52,9 +52,9 @@ class Cost:
         return [a + b for a, b in zip(self.train, self.consolidate, strict=True)]
 
 
-def points(quick: bool) -> Iterator[Point]:
+def points(quick: bool, device: str = "cpu") -> Iterator[Point]:
     """Yield all measurements."""
-    digits = {"benchmark": "split-mnist-5k", "scenario": "task", "device": "cpu", "recipe": RECIPE}
+    digits = {"benchmark": "split-mnist-5k", "scenario": "task", "device": device, "recipe": RECIPE}
     for count in (1, 2) if quick else (1, 2, 4, 8, 16, 32):
         for how in ("sequential", "stacked", "workers"):
             yield Point("seeds", how, count, {**digits, "methods": ["naive"], "seeds": count}, how)
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=listed, default=PANELS, help=f"comma-separated, of {', '.join(PANELS)}")
     parser.add_argument("--threads", type=int, default=2, help="cores and threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (not yet run on CUDA)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, help="folder of data sets (default: CLBENCH_DATA, else the cache folder)")
     parser.add_argument("--quick", action="store_true", help="see that it works: few sizes, one repeat, no report")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = found.out or (None if found.quick else REPORTS)
     machine = {k: v for k, v in ask("machine", {}, found.threads).items() if k != "others"}
     costs = []
-    for point in points(found.quick):
+    for point in points(found.quick, found.device):
         if point.panel in found.only:
             costs.append(measure(point, data_dir, found.threads, 1 if found.quick else found.repeats))
             print(f"{point.panel} {point.size}: {point.series}: {costs[-1].whole:.2f} s", file=sys.stderr)

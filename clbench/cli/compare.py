@@ -37,9 +37,9 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
     for setting in settings:
-        said, tested = compare(setting, wanted, baseline)
+        said, found = compare(setting, wanted, baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", tested, said) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", found, said) + "\n")
         else:
-            show_tables(setting.title, tested, said, Console())
+            show_tables(setting.title, found, said, Console())
             click.echo()

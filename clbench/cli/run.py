@@ -43,8 +43,10 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
               "one on an accelerator]")
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
-@click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
-              "as many as fit on an accelerator]")
+@click.option("--stack", type=click.IntRange(min=1), help="Trials of a method (seeds, and values of an option such "
+              "as ewc.strength) that train as one.  [default: 1 on a CPU, as many as fit on an accelerator]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
+              "seconds to minutes each; for long trainings on CUDA.")
 @click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose "
               "worker died.  [default: 1]")
 @click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
@@ -54,7 +56,7 @@ FOLDER = click.Path(path_type=Path)
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, retries: int, shard: str | None, log: str,
+            threads: int | None, stack: int | None, compiled: bool, retries: int, shard: str | None, log: str,
             plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
@@ -77,7 +79,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack, retries=retries)
+                                 workers=workers, threads=threads, stack=stack, compiled=compiled, retries=retries)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from clbench.device import send
+
 PADDING = 4  # pixels of zeros on each side before the crop
 
 
@@ -25,7 +27,7 @@ class CropFlip:
 
     def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
         """Return images [N, C, H, W] shifted and flipped as drawn [N, 3]; x is left as it is."""
-        draws = draws.to(x.device)
+        draws = send(draws, x.device)
         height, width = x.shape[2:]
         rows = draws[:, :1] + torch.arange(height, device=x.device)
         columns = torch.arange(width, device=x.device).expand(len(x), -1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clbench.device import send
 from clbench.strategy import Samples
 
 
@@ -26,10 +27,19 @@ class LiveSamples(Samples):
 
     draw: Callable[[int], Tensor]
 
+    @property
+    def index_device(self) -> torch.device:
+        """Return the host, where samples are drawn one by one."""
+        return torch.device("cpu")
+
+    def drawn(self, index: Tensor) -> Tensor:
+        """Return new draws of the inputs at `index` (int64 [M]), on the host."""
+        return torch.stack([self.draw(i) for i in index.tolist()])
+
     def take(self, index: Tensor) -> Samples:
         """Return new draws of the samples at `index` (int64 [M])."""
-        x = torch.stack([self.draw(i) for i in index.tolist()])
-        return Samples(x.to(self.x.device), self.y[index], self.tasks[index])
+        there = send(index, self.y.device)
+        return Samples(send(self.drawn(index), self.x.device), self.y[there], self.tasks[there])
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be copied to another process: what is under an Avalanche data set often cannot be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clbench.data import cache
 from clbench.data.augment import AUGMENTATIONS, CropFlip
+from clbench.data.host import HostSamples
 from clbench.data.live import LiveSamples
 from clbench.data.permuted import Held, PermutedSamples, permute
 from clbench.data.raw import RawStream, Split
@@ -44,18 +46,23 @@ class Prepare:
         """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
         x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
         if self.mean:
-            x = (x - self._along(self.mean, x)).div_(self._along(self.std, x))
+            x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
         if x.ndim != IMAGE_DIMS:
             return x
         # Channels last: convolutions are faster on this layout, and it changes no value. Written so that it also works
         # under vmap, which knows no memory formats.
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
-    def _along(self, values: tuple[float, ...], x: Tensor) -> Tensor | float:
-        """Return one number, or numbers shaped to go along the channels of x."""
-        if len(values) == 1:
-            return values[0]
-        return torch.tensor(values, device=x.device).view(-1, *[1] * (x.ndim - CHANNEL_AXIS - 1))
+
+@functools.cache
+def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
+    """Return one number, or numbers shaped to go along the channels of what has so many dimensions.
+
+    They are sent to the device once, since sending waits for it.
+    """
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, device=device).view(-1, *[1] * (dims - CHANNEL_AXIS - 1))
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,12 @@ class Stream:
                      torch.cat([torch.full_like(part.y, index) for index, part in enumerate(parts)]),
                      tuple(map(len, parts)), self.prepare if prepared is None else None)
 
-    def to(self, device: torch.device | str) -> Stream:
-        """Return the stream with all its tensors on a device; tensors that tasks share stay shared."""
+    def to(self, device: torch.device | str, room: int | None = None) -> Stream:
+        """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
+
+        Where all samples take more than `room` bytes (None: no limit), training inputs stay on the host, from which
+        batches are copied; permuted tasks share theirs, which go to the device all the same.
+        """
         moved: dict[int, Tensor] = {}
         held = Held()
 
@@ -131,15 +142,27 @@ class Stream:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        def samples(part: Samples) -> Samples:
+        size = sum({id(x): x.nbytes for task in self.tasks for x in (stored(task.train), task.test.x)}.values())
+        streamed = room is not None and size > room
+
+        def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, held)
             if isinstance(part, LiveSamples):
                 return LiveSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
+            if streamed:
+                return HostSamples(part.x, move(part.y), move(part.tasks))
             return Samples(move(part.x), move(part.y), move(part.tasks))
 
-        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train), samples(t.test))
-                                         for t in self.tasks))
+        note = (f"training inputs stay on the host: all samples take {size / 1e9:.1f} GB, more than the "
+                f"{(room or 0) / 1e9:.1f} GB they are given on the device")
+        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train, streamed), samples(t.test))
+                                         for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
+
+
+def stored(samples: Samples) -> Tensor:
+    """Return the inputs that samples keep, permuted or not."""
+    return samples.base if isinstance(samples, PermutedSamples) else samples.x
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,

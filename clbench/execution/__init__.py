@@ -21,17 +21,18 @@ class How:
     command: str  # kept in the records
     workers: int  # processes; 0 runs in this one
     threads: int | None  # of torch, in each worker; None leaves torch's own choice (in this process only)
-    stack: int | None  # seeds of a method that train as one; None: one by one on a CPU, together on an accelerator
+    stack: int | None  # trials of a strategy that train as one; None: one by one on a CPU, together on an accelerator
     shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
     plugins: Sequence[Path] = ()  # those that are files
+    compiled: bool = False  # whether losses are compiled
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
     checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
     retries: int = 1  # how often a trial is tried again whose worker died
     claim: Callable[[Planned], bool] = lambda _: True  # asked before a trial is run: False where another process has it
 
 
-ACCELERATOR_STACK = 32  # seeds that are tried together; a stack that does not fit in memory is halved
+ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved
 
 
 Kind = tuple[tuple[str, ...], str]
@@ -53,21 +54,30 @@ class Waiting:
         self.seconds: dict[Kind, float] = {}
 
     def take(self, how: How, device: str) -> list[Planned]:
-        """Remove the next trial and, up to the size of a stack, the other seeds of its method in its setting."""
+        """Remove the next trial and, up to the size of a stack, others of its setting that may train with it.
+
+        These are the other seeds of its method, then those of methods that differ in `Scalar` options only.
+        """
         setting, here = next(iter(self.left.items()))
         kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # the earliest of several
         size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
-        group = [planned for _, planned in here[kind][:size]]
-        del here[kind][:size]
-        if not here[kind]:
-            del here[kind]
+        family = here[kind][0][1].family
+        kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
+        group: list[Planned] = []
+        for k in (kind, *kin):
+            count = size - len(group)
+            group += [planned for _, planned in here[k][:count]]
+            del here[k][:count]
+            if not here[k]:
+                del here[k]
         if not here:
             del self.left[setting]
         return group
 
     def took(self, group: Sequence[Planned], seconds: float) -> None:
         """Hear how long trials took."""
-        self.seconds[self._kind(group[0])] = seconds / len(group)
+        for planned in group:
+            self.seconds[self._kind(planned)] = seconds / len(group)
 
     def _kind(self, planned: Planned) -> Kind:
         """Return what trials have in common that differ in their seed only."""

@@ -31,6 +31,7 @@ class Start(Message):
     device: str
     command: str
     threads: int | None
+    compiled: bool = False
     artifacts: str | None = None
     checkpoints: str | None = None
     plugins: list[str] = []  # files

@@ -27,7 +27,7 @@ class Worker:
         """Import torch and get ready to run on the device.
 
         Raises:
-            SpecError: there is no such device.
+            SpecError: there is no such device, or no compiler where losses are to be compiled.
             PluginError: a plugin's file cannot be used any more.
         """
         import torch
@@ -43,7 +43,8 @@ class Worker:
         self.send = send
         self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
                              artifacts=Path(start.artifacts) if start.artifacts else None,
-                             checkpoints=Path(start.checkpoints) if start.checkpoints else None)
+                             checkpoints=Path(start.checkpoints) if start.checkpoints else None,
+                             compiled=start.compiled)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 

@@ -37,7 +37,7 @@ def _section(section: Section) -> Iterator[str]:
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes)
-    if section.comparisons:
+    if section.verdicts:
         yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
     for picture in (p for p in section.pictures if p.brief):
         yield from _picture(picture)

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 
 
 class DEROptions(Options):
     """Options of `der`; the default weight is what the authors chose for Split-CIFAR-10 with 200 samples."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
-    alpha: float = Field(0.3, ge=0, description="weight of the squared error to the logits that were kept")
+    alpha: Scalar = Field(0.3, ge=0, description="weight of the squared error to the logits that were kept")
 
 
 class DERPPOptions(DEROptions):
     """Options of `der++`; likewise."""
 
-    alpha: float = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
-    beta: float = Field(0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
+    alpha: Scalar = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
+    beta: Scalar = Field(0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
 
 
 @hookimpl

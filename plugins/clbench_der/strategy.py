@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, World
+from clbench.device import send
 from clbench.memory import Rehearsal, placed
 from clbench.samplewise import evaluating
 from clbench_der import DEROptions, DERPPOptions
@@ -75,14 +76,14 @@ class DER(Rehearsal):
 
     def _write(self, samples: Samples, source: Tensor) -> None:
         """Keep the logits of samples that are kept."""
-        source = source.to(self.memory_y.device)
-        taken = source >= 0
+        taken = (source >= 0).nonzero()[:, 0]
         logits = self.memory_logits.new_empty(len(source), self.world.classes)
-        if taken.any():
+        if len(taken):
+            slots, rows = (send(i, logits.device) for i in (taken, source[taken]))
             with torch.no_grad(), evaluating(self):
-                logits[taken] = self(self.world.prepare(samples.x[source[taken]])).to(logits.dtype)
+                logits[slots] = self(self.world.prepare(samples.x[rows])).to(logits.dtype)
         super()._write(samples, source)
-        where = torch.where(taken, torch.arange(len(source), device=source.device), -1)
+        where = torch.where(source >= 0, torch.arange(len(source)), -1)
         self.memory_logits = placed(self.memory_logits, logits, where)
 
 

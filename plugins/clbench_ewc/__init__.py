@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 
 
 class EWCOptions(Options):
@@ -17,10 +17,10 @@ class EWCOptions(Options):
     scenario `task`; it was not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
     """
 
-    strength: float = Field(1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
+    strength: Scalar = Field(1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
     mode: Literal["separate", "online"] = Field(
         "separate", description="one quadratic per task (Kirkpatrick 2017), or a running one (Schwarz 2018)")
-    gamma: float = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")
+    gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")
     fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
         "exact", description="labels: the model's distribution, one draw from it, the true ones, or the most probable")
     fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")

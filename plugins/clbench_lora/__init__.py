@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.pertask_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
@@ -79,7 +79,7 @@ class SeqLoRAOptions(AdapterOptions, StartOptions):
 class OLoRAOptions(LowRankOptions, StartOptions):
     """Options of `o-lora`; the default weight of the penalty is that of its reference code's scripts."""
 
-    lambda_orth: float = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
+    lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
 
 
 class InfLoRAOptions(LowRankOptions, StartOptions):

@@ -118,8 +118,8 @@ class InfLoRA(SummedLoRA):
         handles = [layer.register_forward_pre_hook(functools.partial(note, name))
                    for name, layer in self.adapted.items()]
         try:
-            for x in torch.split(samples.x, CHUNK):
-                self.model.features(self.world.prepare(x))
+            for part in samples.chunks(CHUNK):
+                self.model.features(self.world.prepare(part.x))
         finally:
             for handle in handles:
                 handle.remove()

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 
 
 class LwFOptions(Options):
     """Options of `lwf`; the defaults are the paper's."""
 
-    strength: float = Field(1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
-    temperature: float = Field(2.0, gt=0, description="T: softens the outputs that are compared")
+    strength: Scalar = Field(1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
+    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared")
 
 
 @hookimpl

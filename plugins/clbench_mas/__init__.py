@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 
 
 class MASOptions(Options):
     """Options of `mas`."""
 
-    strength: float = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
+    strength: Scalar = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
     samples: int | None = Field(None, ge=1, description="samples per task for the importance, none for all")
 
 

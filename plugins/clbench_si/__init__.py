@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import Options, Scalar, StrategyInfo, hookimpl
 
 
 class SIOptions(Options):
     """Options of `si`; the defaults are those of the paper's Split-MNIST."""
 
-    strength: float = Field(1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
-    damping: float = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
+    strength: Scalar = Field(1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
+    damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
 
 
 @hookimpl

@@ -1,0 +1,85 @@
+"""Measure what drawing random transforms ahead gains: `python benchmarks/speed/transforms.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+STEPS, BATCH, IMAGES = 40, 64, 1000
+
+
+def picture_samples() -> Any:
+    """Return pictures of CIFAR's size, cropped, flipped, jittered and normalised at random by torchvision."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms import ColorJitter, Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
+
+    from clbench.data.live import LiveSamples
+
+    raw = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = [Image.fromarray(x.numpy()) for x in raw]
+    transform = Compose([RandomCrop(32, padding=4), RandomHorizontalFlip(), ColorJitter(0.2, 0.2, 0.2), ToTensor(),
+                         Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))])
+    x = torch.stack([transform(picture) for picture in pictures])
+    y = torch.arange(IMAGES) % 10
+    return LiveSamples(x, y, torch.zeros_like(y), lambda i: transform(pictures[i]))
+
+
+def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
+    """Train for some steps each way, again and again by turns, and return the seconds of each time."""
+    import torch
+
+    from clbench import seeds, training
+    from clbench.building import build_model
+    from clbench.data import ahead
+    from clbench.plan import Resolved
+    from clbench.plugins import discover
+    from clbench.spec import Recipe
+    from clbench.strategy import Strategy, Task, World
+
+    torch.set_num_threads(request["threads"])
+    samples, registry = picture_samples(), discover()
+    info = registry.model(request["model"])
+    found: dict[str, list[float]] = {"here": [], "ahead": []}
+    ends = []
+    for _ in range(request["repeats"]):
+        for how in found:
+            with seeds.scope(0):
+                model, _notes = build_model(Resolved(name=info.name, options=info.options().model_dump()), None,
+                                            (3, 32, 32), 10, registry)
+                strategy = Strategy(model, World(10, 1, "class", (3, 32, 32), torch.Generator()))
+                strategy.active[:] = True
+                ahead.core_to_spare = lambda device, how=how: how == "ahead"
+                trainer = training.Trainer([strategy], Recipe(optimizer="sgd", lr=0.01, batch_size=BATCH,
+                                                              iterations=STEPS), [0])
+                began = time.perf_counter()
+                trainer.fit([Task(0, tuple(range(10)), samples)])
+            found[how].append(time.perf_counter() - began)
+            ends.append(torch.cat([p.detach().flatten() for p in strategy.parameters()]))
+    return {**found, "equal": all(torch.equal(end, ends[0]) for end in ends)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print the ratio."""
+    from processes import ask
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; as many as there are cores leave none free")
+    parser.add_argument("--repeats", type=int, default=3)
+    found = parser.parse_args(argv)
+    seconds = ask("transforms", {"model": found.model, "repeats": found.repeats, "threads": found.threads},
+                  found.cores)
+    middle = {how: statistics.median(seconds[how]) for how in ("here", "ahead")}
+    print(json.dumps({**seconds, "ratio": round(middle["here"] / middle["ahead"], 2)}))
+    return 0 if seconds["equal"] else 1  # both ways draw and learn the same
+
+
+if __name__ == "__main__":
+    sys.exit(main())

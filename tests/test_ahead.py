@@ -1,0 +1,96 @@
+import multiprocessing
+
+import pytest
+import torch
+from test_ensemble import lead
+
+from clbench import seeds, testing, training
+from clbench.data import ahead
+from clbench.data.live import LiveSamples
+from clbench.hookspecs import StrategyInfo
+from clbench.plugins import discover
+from clbench.spec import Recipe
+from clbench.strategy import Strategy
+from clbench.testing import tiny_stream
+
+RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
+
+
+def live(scenario):
+    """Return the tiny stream with noise and flips that are drawn anew."""
+    stream = tiny_stream(scenario)
+
+    def with_noise(part):
+        def draw(i):
+            noise = torch.randint(0, 20, part.x.shape[1:], dtype=torch.uint8)
+            return (part.x[i].flip(-1) if torch.rand(()) < 0.5 else part.x[i]) + noise
+        return LiveSamples(part.x, part.y, part.tasks, draw)
+
+    return testing.replace(stream, tasks=tuple(testing.replace(t, train=with_noise(t.train)) for t in stream.tasks))
+
+
+def ends(method, options, group, monkeypatch, here):
+    with monkeypatch.context() as patch, seeds.scope(0):
+        patch.setattr(testing, "tiny_stream", live)
+        patch.setattr(ahead, "core_to_spare", lambda _: not here)
+        return [b.strategy.state_dict() for b in lead(method, options, group, RECIPE, tasks=2)]
+
+
+@pytest.mark.parametrize(("method", "options"), [("naive", {}), ("er", {"capacity": 9}), ("lora", {"rank": 2})])
+@pytest.mark.parametrize("group", [[0], [0, 1]])
+def test_what_is_drawn_ahead_is_what_would_be_drawn(method, options, group, monkeypatch):
+    info = discover().strategy(method)
+    for ours, theirs in zip(ends(info, options, group, monkeypatch, here=False),
+                            ends(info, options, group, monkeypatch, here=True), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+class Noisy(Strategy):
+    """Draws in its loss, as dropout does."""
+
+    def loss(self, batch):
+        torch.rand(7)
+        return super().loss(batch)
+
+
+def test_draws_do_not_depend_on_what_the_step_draws(monkeypatch):
+    plain, noisy = (ends(StrategyInfo("x", cls, ""), {}, [0], monkeypatch, here=False)[0] for cls in (Strategy, Noisy))
+    assert all(torch.equal(plain[name], noisy[name]) for name in plain)
+
+
+def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
+    assert not ahead.core_to_spare(torch.device("cpu"))
+    assert ahead.core_to_spare(torch.device("cuda")) is (ahead.sys.platform == "linux")
+
+
+def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
+    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
+    samples = live("task").tasks[0].train
+
+    def run(taken):
+        torch.manual_seed(0)
+        order = training.Order(24, 10, 0, 0)
+        with ahead.drawn_ahead([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
+            twin = training.Order(24, 10, 0, 0)
+            batches = [twin.batch(drawn).x for _ in range(taken)]
+        return batches, torch.rand(3)
+
+    assert isinstance(run(0)[1], torch.Tensor)
+    (batches, after), order = run(3), training.Order(24, 10, 0, 0)
+    torch.manual_seed(0)
+    assert all(torch.equal(x, order.batch(samples).x) for x in batches)
+    assert torch.equal(after, torch.rand(3))
+    assert not multiprocessing.active_children()
+
+
+def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
+    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
+    samples = live("task").tasks[0].train
+
+    def draw(i):
+        raise ValueError("no such picture")
+
+    broken = LiveSamples(samples.x, samples.y, samples.tasks, draw)
+    with (pytest.raises(ValueError, match="no such picture"),
+          ahead.drawn_ahead([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
+        drawn.take(torch.arange(2))

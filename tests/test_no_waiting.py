@@ -1,0 +1,89 @@
+"""Within a task no step waits for the device. Tensors on `meta` have no values: whatever reads one back fails."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clbench import inputs, precision, seeds, training
+from clbench.data.augment import CropFlip
+from clbench.plugins import discover
+from clbench.spec import Recipe
+from clbench.strategy import Strategy, Task
+from clbench.testing import bench
+from clbench.training import Trainer
+
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    monkeypatch.setattr(precision, "forward", lambda *_: contextlib.nullcontext())  # which `meta` does not have
+
+
+METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
+           ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("frozen", {}),
+           ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"balance": "reservoir"}),
+           ("der", {"capacity": 10}), ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10})]
+
+
+class Copies(TorchDispatchMode):
+    """Notes the copies to the device that the host would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.waited = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket._qualified_op_name
+        # A plain number becomes a tensor on its way through vmap; that is a kernel's argument and no copy.
+        if (name == "aten::_to_copy" and isinstance(args[0], torch.Tensor) and args[0].device.type == "cpu"
+                and out.device == META and not kwargs.get("non_blocking")):
+            self.waited.append(args[0].shape)
+        return out
+
+
+def on_meta(method, options, seed):
+    """Return a member on the device in its second task, and that task."""
+    b = bench(discover().strategy(method) if isinstance(method, str) else method, options, "task", seed, "cnn")
+    b.learn(0)
+    b.strategy.to(META)
+    stream = b.stream.to(META)
+    task = Task(1, stream.tasks[1].classes, stream.tasks[1].train)
+    with seeds.scope(seed, "strategy", 1):
+        b.strategy.before_task(task)
+    return b.strategy, task
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
+    members = [on_meta(method, options, seed) for seed in range(count)]
+    monkeypatch.setattr(training, "diverged", lambda losses, task: None)  # reads the losses when the task is over
+    monkeypatch.setattr(inputs, "proven", lambda *_: False)  # reads a loss before the first step
+    trainer = Trainer([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
+    with Copies() as copies:
+        trained = trainer.fit([task for _, task in members])
+    assert [t.steps for t in trained] == [9] * count
+    assert copies.waited == []
+
+
+class Peeks(Strategy):
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss if loss > 0 else -loss
+
+
+def test_a_step_that_waits_would_be_seen(monkeypatch):
+    b = bench(discover().strategy("naive"), {}, "task")
+    strategy = b.strategy.to(META)
+    strategy.__class__ = Peeks
+    task = Task(0, b.stream.tasks[0].classes, b.stream.to(META).tasks[0].train)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        Trainer([strategy], Recipe(iterations=1), [0]).fit([task])
+    with Copies() as copies:
+        torch.zeros(2).to(META), torch.ones(3).to(META, non_blocking=True)
+    assert copies.waited == [(2,)]
