@@ -35,6 +35,7 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
+        _state.heard = 0  # or what is held later would be interrupted by what is long over
         for number, handler in before.items():
             signal.signal(number, handler)
 

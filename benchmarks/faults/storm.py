@@ -121,8 +121,9 @@ def main() -> int:
     args = parser.parse_args()
     lay(args.out / "site", args.pause)
     began = time.monotonic()
-    storm = Storm(args.out, args.seeds, began + args.seconds, args.longest, random.Random(args.seed))
+    storm = Storm(args.out, args.seeds, 0.0, args.longest, random.Random(args.seed))
     assert storm.start(args.out / "calm").wait() == 0
+    storm.deadline = time.monotonic() + args.seconds
     calm, rounds, differing = facts(args.out / "calm"), 0, 0
     while sum(storm.kills.values()) < args.kills and time.monotonic() < storm.deadline:
         folder = args.out / f"storm{rounds}"

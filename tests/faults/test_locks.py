@@ -96,13 +96,15 @@ def test_without_file_locks_that_is_said_once(tmp_path, monkeypatch):
 def test_two_processes_share_a_folder_and_run_no_trial_twice(tmp_path):
     install_hostile(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([sys.executable, "-m", "clbench", "run", "--methods", "noted", "--seeds", "6", "--device",
-                              "cpu", "--iterations", "2", "--workers", "1", "--out", tmp_path / "run"], text=True,
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, "-m", "clbench", "run", "--methods", "noted", "--seeds", "4", "--device",
+                              "cpu", "--iterations", "2", "--workers", "1", "--threads", "1", "--out",
+                              tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+            for _ in range(2)]
     ends = [process.communicate(timeout=100) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
-    assert len(Store(tmp_path / "run").read()[0]) == 6
+    assert len(Store(tmp_path / "run").read()[0]) == 4
     runs = (tmp_path / "site" / "noted").read_text().split()
-    assert len(runs) == 6
+    assert len(runs) == 4
     assert all("noted" in out for out, _ in ends)
     assert not (tmp_path / "run" / "locks").exists()

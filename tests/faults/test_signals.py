@@ -28,6 +28,8 @@ def test_the_first_signal_waits_until_what_is_held_is_over(number):
             steps.append("written")
         steps.append("not reached")
     assert steps == ["woken", "written"]
+    with interrupts.held():
+        steps.append("later")  # is not interrupted by what is over
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -66,8 +68,8 @@ def test_sigterm_keeps_what_is_done_and_says_how_to_go_on(tmp_path, workers):
     install_hostile(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([sys.executable, "-m", "clbench", "run", "--methods", "naive,hang", "--seeds", "1",
-                            "--iterations", "2", "--device", "cpu", "--workers", str(workers), "--out",
-                            tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
+                            "--iterations", "2", "--device", "cpu", "--workers", str(workers), "--threads", "1",
+                            "--out", tmp_path / "run"], text=True, env=environment, stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while not (tmp_path / "site" / "hanging").exists() and time.monotonic() < end:
