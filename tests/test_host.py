@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import testing
+from clbench import tiny
 from clbench.data.host import HostSamples
 from clbench.data.permuted import Held, PermutedSamples
+from clbench.data.stream import StreamTask
 from clbench.plugins import discover
 from clbench.spec import Recipe
 from clbench.testing import tiny_stream
@@ -25,9 +28,9 @@ def test_only_what_does_not_fit_stays_on_the_host():
 def test_inputs_of_permuted_tasks_count_once():
     base = torch.zeros(24, 1, 8, 8, dtype=torch.uint8)
     stream = tiny_stream("task")
-    tasks = tuple(testing.StreamTask(t.classes, PermutedSamples(base, torch.arange(64), t.train.y, t.train.tasks,
+    tasks = tuple(StreamTask(t.classes, PermutedSamples(base, torch.arange(64), t.train.y, t.train.tasks,
                                                                 Held()), t.test) for t in stream.tasks)
-    moved = testing.replace(stream, tasks=tasks).to("cpu", 4 * 24 * 64)
+    moved = replace(stream, tasks=tasks).to("cpu", 4 * 24 * 64)
     assert not moved.notes and all(isinstance(t.train, PermutedSamples) for t in moved.tasks)
 
 
@@ -52,7 +55,7 @@ def test_training_from_the_host_is_the_same_training(method, options, budget, mo
     monkeypatch.setattr("clbench.inputs.BYTES", budget)
     info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
     plain = lead(info, options, [0, 1], recipe)
-    monkeypatch.setattr(testing, "tiny_stream", lambda scenario: tiny_stream(scenario).to("cpu", 0))
+    monkeypatch.setattr(tiny, "tiny_stream", lambda scenario: tiny_stream(scenario).to("cpu", 0))
     for ours, theirs in zip(lead(info, options, [0, 1], recipe), plain, strict=True):
         assert isinstance(ours.stream.tasks[0].train, HostSamples)
         for name, tensor in theirs.strategy.state_dict().items():

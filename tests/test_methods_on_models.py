@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clbench import testing
+from clbench import tiny
 from clbench.building import build_model
 from clbench.errors import SpecError
 from clbench.evaluation import evaluate
@@ -19,7 +19,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
 @pytest.mark.parametrize(("method", "options"), METHODS)
 @pytest.mark.parametrize("model", ["resnet18", "resnet20", "vit"])
 def test_every_method_learns_on_every_kind_of_model(method, options, model, monkeypatch):
-    monkeypatch.setattr(testing, "RECIPE", Recipe(lr=0.01, batch_size=8, epochs=10))
+    monkeypatch.setattr(tiny, "RECIPE", Recipe(lr=0.01, batch_size=8, epochs=10))
     b = bench(discover().strategy(method), options, "task", model=model)
     for index in range(2):
         b.learn(index)

@@ -106,10 +106,11 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "hides"
     assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
-    assert lines[9] == f"hides breaks 1 of {len(CHECKS)} rules"
-    assert lines[11] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
+    assert lines[9].startswith("  FAIL  checkpoint: no going on from a checkpoint: its attribute seen is a Tensor")
+    assert lines[10] == f"hides breaks 2 of {len(CHECKS)} rules"
+    assert lines[12] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}, line 15)")
-    assert lines[12] == "  FAIL  state: the same"
+    assert lines[13] == "  FAIL  state: the same"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 

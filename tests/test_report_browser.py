@@ -69,7 +69,7 @@ def show(browser):
     assert browser.get_log("browser") == []
 
 
-def until(condition, seconds=5):
+def until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
