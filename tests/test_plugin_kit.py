@@ -52,6 +52,7 @@ def python(environment, *args, cwd=None):
     return done.stdout
 
 
+@pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path):
     written = scaffold.write("clbench-my-method2", tmp_path / "made", discover())
     assert [str(p.relative_to(tmp_path / "made")) for p in written] == [
@@ -148,6 +149,7 @@ def test_the_check_fixture_is_a_test_for_each_rule(clbench_check, request):
         clbench_check("nave")
 
 
+@pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_the_example_distribution_works(tmp_path):
     example = ROOT / "examples" / "clbench-plugin-example"
     environment = install(example, tmp_path)
