@@ -80,24 +80,26 @@ def test_the_table_of_the_readme_is_that_of_the_committed_report():
 
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
+    from clbench.experiment import by_method
     from clbench.report.markdown import render
     from clbench.store import Store
 
     for path in ROOT.glob("reports/*/report.md"):
         records, problems = Store(path.parent).read()
         assert not problems
-        ours = render(report.build(records)).splitlines()
+        ours = render(report.build(by_method(records))).splitlines()
         assert sorted(ours) == sorted(path.read_text().splitlines())
 
 
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
+    from clbench.experiment import by_method
     from clbench.report.figures import draw
     from clbench.store import Store
 
     for path in ROOT.glob("reports/*/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in
-                 draw(report.build(Store(path.parent).read()[0])).items()}
+                 draw(report.build(by_method(Store(path.parent).read()[0]))).items()}
         kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}
         words = re.compile(r"<!-- .* -->")  # a figure's text; its outlines may differ between versions of matplotlib
         assert {name: words.findall(text) for name, text in kept.items()} == {
