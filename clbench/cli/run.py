@@ -62,15 +62,30 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
 
     What the run folder already holds is not run again; trials that failed are.
     """
-    from rich.console import Console
-
     from clbench import experiment
     from clbench.api import read_spec
     from clbench.plugins import discover
-    from clbench.progress import display
 
     found = read_spec(spec, {}, flags, options)
     ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log, shard)
+    ended = run_missing(ready, dry_run, data_dir=data, workers=workers, threads=threads, stack=stack, compiled=compiled,
+                        retries=retries)
+    return conclude(ready) if ended is None else ended
+
+
+def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
+    """Run the trials that are missing, and return the exit code where that is the end: a dry run, or interrupted.
+
+    Args:
+        ready: the experiment.
+        dry_run: whether to list the trials only.
+        how: what `experiment.carry_out` takes.
+    """
+    from rich.console import Console
+
+    from clbench.experiment import carry_out
+    from clbench.progress import display
+
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
@@ -78,14 +93,13 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
         return 0
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
-            experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack, compiled=compiled, retries=retries)
+            carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), **how)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "
                    "the same command goes on from here", err=True)
         return 130
-    return conclude(ready)
+    return None
 
 
 def conclude(ready: Experiment) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +36,9 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
     at once. Exits with 1 if a number was missed or a trial failed.
     """
-    from rich.console import Console
-
     from clbench import experiment, references, verification
-    from clbench.cli.run import trials
+    from clbench.cli.run import run_missing
     from clbench.plugins import discover
-    from clbench.progress import display
     from clbench.report import verified
     from clbench.store import write_atomically
 
@@ -56,19 +51,9 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
     ready = experiment.gather(reference.spec(chosen[0], given), planned, registry,
                               out or Path("runs") / f"verify-{called}")
-    for problem in ready.problems:
-        click.echo(f"Warning: {problem}", err=True)
-    if dry_run:
-        click.echo(trials(ready))
-        return 0
-    try:
-        with display(Console(stderr=True, highlight=False), ready.missing) as shown:
-            experiment.carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), data_dir=data,
-                                 workers=workers, threads=threads, stack=stack)
-    except KeyboardInterrupt:
-        click.echo(f"interrupted: {len(planned) - len(ready.missing)} of {len(planned)} trials are done and kept in "
-                   f"{ready.store.directory}; the same command goes on from here", err=True)
-        return 130
+    ended = run_missing(ready, dry_run, data_dir=data, workers=workers, threads=threads, stack=stack)
+    if ended is not None:
+        return ended
     cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry)]
     checked = verification.check(reference, cells, list(ready.records.values()))
     path = ready.store.directory / "verify.md"
