@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.execution import execution_options
 from clbench.cli.plugin import plugin_option
 from clbench.cli.recipe import recipe_options
 
@@ -38,13 +39,7 @@ FOLDER = click.Path(path_type=Path)
               "lora.rank=1,2,4, make a row each, several such options every combination.")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="The run folder.  [default: runs/<name of the file or benchmark>]")
-@click.option("--data", type=FOLDER, metavar="DIR",
-              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
-              "one on an accelerator]")
-@click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
-@click.option("--stack", type=click.IntRange(min=1), help="Trials of a method (seeds, and values of an option such "
-              "as ewc.strength) that train as one.  [default: 1 on a CPU, as many as fit on an accelerator]")
+@execution_options
 @click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
               "seconds to minutes each; for long trainings on CUDA.")
 @click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose "

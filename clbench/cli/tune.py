@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.execution import execution_options
 from clbench.cli.plugin import plugin_option
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--device", metavar="DEVICE", help="As for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
-@click.option("--data", type=FOLDER, metavar="DIR", help="As for clbench run.")
-@click.option("--workers", type=click.IntRange(min=0), help="As for clbench run.")
-@click.option("--threads", type=click.IntRange(min=1), help="As for clbench run.")
-@click.option("--stack", type=click.IntRange(min=1), help="As for clbench run.")
+@execution_options
 @plugin_option
 def command(source: Path, methods: str | None, trials: int, out: Path | None, data: Path | None, workers: int | None,
             threads: int | None, stack: int | None, plugins: tuple[Path, ...], **flags: Any) -> int:

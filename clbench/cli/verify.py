@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from clbench.cli.execution import execution_options
+
 FOLDER = click.Path(path_type=Path)
 
 
@@ -21,13 +23,7 @@ def _names(text: str | None) -> list[str]:
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
-@click.option("--data", type=FOLDER, metavar="DIR",
-              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0 runs in this one.  [default: one per core, "
-              "one on an accelerator]")
-@click.option("--threads", type=click.IntRange(min=1), help="torch threads per worker.  [default: cores / workers]")
-@click.option("--stack", type=click.IntRange(min=1), help="Seeds of a method that train as one.  [default: 1 on a CPU, "
-              "as many as fit on an accelerator]")
+@execution_options
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, data: Path | None,
             workers: int | None, threads: int | None, stack: int | None, dry_run: bool, **given: Any) -> int:
