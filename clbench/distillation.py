@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +22,22 @@ class Distilled(Strategy):
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with the network as it is."""
         super().__init__(model, world, options)
-        self.old = nn.ModuleList([copy.deepcopy(model).requires_grad_(False).eval()])  # there already, for checkpoints
+        self.old = kept(model)  # there already, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
 
-    def train(self, mode: bool = True) -> Distilled:
-        """Set the mode of everything but the old network, which stays in eval mode."""
-        super().train(mode)
-        self.old.eval()
-        return self
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the old network."""
+        return (self.old,)
 
     def after_task(self, task: Task) -> None:
         """Keep the network as it is now."""
-        self.old = nn.ModuleList([copy.deepcopy(self.model).requires_grad_(False).eval()])
+        self.old = kept(self.model)
         self.known[task.index] = self.active[task.index]
 
     @torch.no_grad()
     def old_logits(self, x: Tensor) -> Tensor:
         """Return the old network's logits [N, C]."""
-        logits: Tensor = self.old[0](x)
+        logits: Tensor = self.old(x)
         return logits
 
     def old_outputs(self, task: int) -> list[Tensor]:
@@ -47,6 +46,11 @@ class Distilled(Strategy):
         One for each old task where the task is known, else one of all outputs known by then.
         """
         return list(self.known[:task]) if self.world.scenario == "task" else [self.known[task - 1]]
+
+
+def kept(model: Network) -> Network:
+    """Return a copy of a network that no longer learns."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float) -> Tensor:

@@ -77,13 +77,6 @@ class PerTaskStrategy(Strategy, ABC):
         """Return the width of what a task's head reads. Default: the model's features."""
         return self.model.head.in_features
 
-    def train(self, mode: bool = True) -> PerTaskStrategy:
-        """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
-        super().train(mode)
-        for module in self.frozen():
-            module.eval()
-        return self
-
     def before_task(self, task: Task) -> None:
         """Freeze what there is and add the task's head, first of all its new layers: methods share heads of a seed."""
         if task.index != len(self.heads):

@@ -171,6 +171,13 @@ class Strategy(nn.Module):
         """
         return ()
 
+    def train(self, mode: bool = True) -> Strategy:
+        """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
+        super().train(mode)
+        for module in self.frozen():
+            module.eval()
+        return self
+
     def training_samples(self, task: Task) -> Samples:
         """Return the samples that the task's batches are drawn from. Default: the task's own."""
         return task.train

@@ -55,6 +55,6 @@ def test_the_first_task_is_fine_tuning_and_one_old_network_is_kept():
         strategy.train()
     own = sum(p.numel() for p in strategy.model.parameters())
     assert measure(strategy).parameters == {"base": own, "old network": own}
-    assert strategy.model.training and not strategy.old[0].training
+    assert strategy.model.training and not strategy.old.training
     assert {n for n, p in strategy.named_parameters() if p.requires_grad} == {
         f"model.{n}" for n, _ in strategy.model.named_parameters()}
