@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -125,15 +126,13 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
         how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
         try:
-            while missing:
-                execute(missing, how, keeper)
-                missing = keeper.claims.wait()
+            with closing(keeper.claims):
+                while missing:
+                    execute(missing, how, keeper)
+                    missing = keeper.claims.wait()
         except ClbenchError:
-            keeper.claims.close()
             store.forget(made)  # bad input leaves nothing behind
             raise
-        finally:
-            keeper.claims.close()
     return experiment.results()
 
 
