@@ -157,6 +157,25 @@ def test_pointer_and_keyboard_show_the_records_values(show):
     assert tip(browser) == []
 
 
+def test_a_value_reached_by_keyboard_stays_when_the_page_scrolls_and_moves_with_it(show):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show(study())
+    heat = find(browser, "[data-kind=heat] svg")[0]
+    heat.send_keys(Keys.ARROW_RIGHT)
+    named = until(lambda: tip(browser))
+    where = "return document.getElementById('tip').getBoundingClientRect().top"
+    settle = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+    browser.execute_async_script(settle)
+    before = browser.execute_script(where)
+    browser.execute_script("scrollBy(0, -30)")
+    browser.execute_async_script(settle)
+    assert tip(browser) == named and browser.execute_script(where) == before + 30
+    ActionChains(browser).move_by_offset(5, 5).perform()
+    assert tip(browser) == named
+
+
 def test_the_pareto_picture_switches_its_cost(show):
     from selenium.webdriver.common.keys import Keys
 

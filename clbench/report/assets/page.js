@@ -6,6 +6,7 @@ const STYLES = { // what a saved figure carries of the page's styles, and the va
   "stroke-linejoin": "miter", "paint-order": "normal", opacity: "1", "font-family": "", "font-size": "", "font-weight": "400",
 };
 const tip = document.getElementById("tip");
+let follow = null; // puts the tip of a value that the keyboard led to where its mark is now
 
 function draw(figure, stage, width, methods) {
   const svg = document.createElementNS(SVG, "svg");
@@ -44,31 +45,36 @@ function live(figure, methods) {
 // The nearest mark to the pointer, or the one that arrow keys lead to, is named and stands out.
 function explore(svg, marks) {
   let current = -1;
-  const show = (i) => {
+  const show = (i, keyboard = false) => {
     current = i;
     const mark = marks[i];
     svg.querySelector(".ring")?.remove();
     shape(svg, "rect", { x: mark.x0 - 2, y: mark.y0 - 2, width: mark.x1 - mark.x0 + 4, height: mark.y1 - mark.y0 + 4, rx: 4,
       class: "ring" });
     for (const g of svg.querySelectorAll("g.of")) g.classList.toggle("dim", Number(g.dataset.row) !== mark.row);
-    const frame = svg.getBoundingClientRect();
-    showTip(mark, frame.left + (mark.x0 + mark.x1) / 2, frame.top + mark.y0);
+    const place = () => {
+      const frame = svg.getBoundingClientRect();
+      showTip(mark, frame.left + (mark.x0 + mark.x1) / 2, frame.top + mark.y0);
+    };
+    place();
+    follow = keyboard ? place : null;
   };
+  const leave = () => { if (!follow) hide(svg); }; // the pointer does not take away what the keyboard led to
   svg.addEventListener("pointermove", (event) => {
     const frame = svg.getBoundingClientRect();
     const i = nearest(marks, event.clientX - frame.left, event.clientY - frame.top);
-    if (i < 0) hide(svg);
+    if (i < 0) leave();
     else if (i !== current || !tip.classList.contains("shown")) show(i);
   });
-  svg.addEventListener("pointerleave", () => hide(svg));
-  svg.addEventListener("focus", () => { if (marks.length && svg.matches(":focus-visible")) show(Math.max(current, 0)); });
+  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("focus", () => { if (marks.length && svg.matches(":focus-visible")) show(Math.max(current, 0), true); });
   svg.addEventListener("blur", () => hide(svg));
   svg.addEventListener("keydown", (event) => {
     const next = event.key === "Escape" ? -1 : step(marks, current, event.key);
     if (next === null || !marks.length) return;
     event.preventDefault();
     if (next < 0) hide(svg);
-    else show(next);
+    else show(next, true);
   });
 }
 
@@ -106,6 +112,7 @@ function showTip(mark, x, y) {
 
 function hide(within) {
   tip.classList.remove("shown");
+  follow = null;
   within.querySelector(".ring")?.remove();
   for (const g of within.querySelectorAll(".dim")) g.classList.remove("dim");
 }
@@ -157,6 +164,7 @@ for (const figures of document.querySelectorAll(".figures")) {
     });
   }
 }
-document.addEventListener("scroll", () => { // what is named there has moved away
-  if (tip.classList.contains("shown")) document.querySelectorAll(".stage svg").forEach(hide);
+document.addEventListener("scroll", () => { // what is named under the pointer has moved away
+  if (follow) follow(); // a figure that gets the focus is scrolled to, which must not hide its value
+  else if (tip.classList.contains("shown")) document.querySelectorAll(".stage svg").forEach(hide);
 }, { passive: true });
