@@ -6,6 +6,8 @@ import signal
 import socket
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 from hostile import install_hostile, write_distribution
@@ -18,6 +20,7 @@ from clbench.overrides import merge
 from clbench.plugins import discover
 from clbench.spec import build
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are Linux machines")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'clbench[ray]'")
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
@@ -90,9 +93,16 @@ def cluster(site):
     with interrupts.kept():
         found = cluster_utils.Cluster(initialize_head=True, head_node_args={
             **NODE, "include_dashboard": False, "_system_config": SOON})
-    found.others = [found.add_node(**NODE) for _ in range(2)]
+        found.others = [found.add_node(**NODE) for _ in range(2)]
     yield found
     found.shutdown()
+
+
+def until(done):
+    end = time.monotonic() + 30
+    while not done() and time.monotonic() < end:
+        time.sleep(0.05)
+    return done()
 
 
 def carry_out(out, methods, listener, files=(), **how):
@@ -123,16 +133,19 @@ def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluste
     assert {r.status for r in records} == {"done"}
 
 
-def test_sigterm_keeps_what_is_done_and_frees_the_nodes(cluster, tmp_path):
+def test_sigterm_keeps_what_is_done_and_leaves_no_worker(cluster, site, tmp_path):
     class Stop(Listener):
-        def finished(self, record):
+        def finished(self, record):  # of naive: the other worker has been given the one that hangs
+            until((site / "hanging").exists)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt), interrupts.caught():
-        carry_out(tmp_path, "naive,hang", Stop(), executor="ray", address=cluster.address)
+        carry_out(tmp_path, "hang,naive", Stop(), executor="ray", address=cluster.address)
     assert len(list((tmp_path / "records").iterdir())) == 1
     assert not (tmp_path / "locks").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    process, = (site / "hanging").read_text().split()
+    assert until(lambda: not Path("/proc", process).exists())
 
 
 @pytest.mark.parametrize(("how", "words"), [
