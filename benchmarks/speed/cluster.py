@@ -74,11 +74,12 @@ class Rate:
 
 
 class Clock(Listener):
-    """Runs from the end of a third of all trials to that of the last before workers become idle."""
+    """Runs over the last two thirds of the trials, but for the last of each worker."""
 
     def __init__(self, workers: int) -> None:
         """Expect the first record."""
-        self.first, self.last = TRIALS * workers // 3, TRIALS * workers - workers + 1
+        # Workers end their trials almost at once: whole rounds of them are counted.
+        self.first, self.last = workers * (TRIALS // 3), workers * (TRIALS - 1)
         self.records: list[Record] = []
         self.times: list[tuple[float, float]] = []  # by the clock, and of the leading process's CPU
 
