@@ -140,8 +140,8 @@ class Pool:
             self._unprepared(link, request, cause)
         elif link.ready is None and not self._once_more(""):
             if not self.links:
-                raise WorkerError(f"no worker could start: {cause}{link.last_words()}; "
-                                  "--workers 0 runs in this process and shows more")
+                hint = "" if self.nodes else "; --workers 0 runs in this process and shows more"
+                raise WorkerError(f"no worker could start: {cause}{link.last_words()}{hint}")
             self.listener.note(f"{cause} before it was ready{link.last_words()}; "
                                f"going on with {len(self.links)}")
             return
