@@ -146,7 +146,8 @@ def phases(strategy: Strategy, task: Task) -> Iterator[tuple[int, int]]:
     for phase in range(strategy.phases(task)):
         strategy.before_phase(task, phase)
         strategy.train()
-        yield trained(strategy)
+        count, size = trained(strategy)
+        yield strategy.trainable(), size * strategy.trainable() // max(count, 1)
         for _ in range(steps_of(recipe, len(samples))):
             strategy.augment_batch(order.batch(samples))
 

@@ -171,6 +171,10 @@ class Strategy(nn.Module):
         """
         return ()
 
+    def trainable(self) -> int:
+        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def train(self, mode: bool = True) -> Strategy:
         """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
         super().train(mode)

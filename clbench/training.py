@@ -28,7 +28,7 @@ class Trained:
     """What the loop did on one task, for one member."""
 
     steps: int
-    trainable: int  # parameters with requires_grad, in the phase that had most
+    trainable: int  # what the strategy says it trains, in the phase that had most
     diverged: DivergedError | None = None
 
 
@@ -125,7 +125,7 @@ class Trainer:
                      else inputs.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
-            most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
+            most = max(most, self.strategies[0].trainable())
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (inputs.starting_at(self.strategies, given.start),

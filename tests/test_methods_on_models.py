@@ -13,7 +13,8 @@ from clbench.testing import bench
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
-           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {})]
+           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {}),
+           ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5})]
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
