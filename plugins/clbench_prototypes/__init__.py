@@ -26,8 +26,8 @@ class SLDAOptions(StartOptions):
 class RanPACOptions(StartOptions):
     """Options of `ranpac`."""
 
-    projections: int | None = Field(None, ge=1, description="M: random features; none means 13 for each feature of the "
-                                    "network but at most 10000, which is what the paper has for its 768")
+    projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
+                                    "network with 768 features or more, else 5 for each feature")
 
 
 @hookimpl

@@ -7,8 +7,8 @@ squared error on the other 20%, anew for each task, as in the paper's algorithm 
 
 Where this differs from the paper and its code (RanPAC/RanPAC):
 
-- The paper's M is 10,000, for networks with 768 features. G has M^2 numbers, which for a small network would
-  be most of what there is; so M is in proportion to the features below 768.
+- The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, which would be
+  hundreds of times what a small network costs; so M is 5 for each feature where there are fewer than 768.
 - The code keeps G and Q in float32; float64 here, since r may be 10^-8. That doubles the bytes.
 - The first session adapts a pretrained network by a small number of parameters (adapters, prompts, scales). Here
   `base = task1` trains all weights on the first task, pretrained or not, and `base = pretrained` leaves them alone, as
@@ -25,7 +25,7 @@ from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
 
 PROJECTIONS, FEATURES = 10_000, 768  # the paper's, for ViT-B/16
-PER_FEATURE = PROJECTIONS // FEATURES
+PER_FEATURE = 5  # of smaller networks
 FITTED = 0.8  # share of a task's samples that the candidates are fitted to
 RIDGES = [10.0**power for power in range(-8, 9)]
 
@@ -43,7 +43,7 @@ class RanPAC(SecondOrder):
         """Draw the projection, on the CPU so that it does not depend on the device."""
         options = options if options is not None else RanPACOptions()
         features = model.head.in_features
-        width = options.projections or min(PROJECTIONS, PER_FEATURE * features)
+        width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
         super().__init__(model, world, options, width)
         drawn = torch.randn(features, width, generator=world.generator, device="cpu")
         self.register_buffer("projection", drawn.to(self.sums.device))
@@ -87,7 +87,8 @@ class RanPAC(SecondOrder):
         errors = self.sums.new_zeros(len(RIDGES))
         for mapped, own in self.chunks(features, labels):
             errors += (mapped @ candidates - own).square().sum((1, 2))
-        return self.sums.new_tensor(RIDGES)[errors.nan_to_num(nan=float("inf")).argmin()]
+        best = errors.nan_to_num(nan=float("inf")).argmin()
+        return self.sums.new_tensor(RIDGES).gather(0, best[None])[0]  # not read back from the device
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Return (G + r I)^-1 Q and no bias."""
