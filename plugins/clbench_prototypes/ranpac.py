@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clbench import Network, World
+from clbench.device import send
 from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
 
@@ -55,7 +56,7 @@ class RanPAC(SecondOrder):
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
         """Choose the ridge on the task's features, then sum them up."""
-        order = torch.randperm(len(features), generator=self.world.generator, device="cpu").to(features.device)
+        order = send(torch.randperm(len(features), generator=self.world.generator, device="cpu"), features.device)
         fitted, held = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
         self.ridge.copy_(self.best_ridge(self.candidates(features[fitted], labels[fitted]), features[held],
                                          labels[held]))
