@@ -33,6 +33,7 @@ class StrategyInfo:
     options: type[Options] = NoOptions
     paper: str = ""
     reference: bool = False  # a bound such as naive or joint, set apart in tables
+    checked_on: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
 
 
 @dataclass(frozen=True)

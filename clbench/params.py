@@ -131,7 +131,7 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 def learn(strategy: Strategy, task: Task, found: Count) -> None:
     """Lead a strategy through a task, and note what it trains and keeps."""
     strategy.before_task(task)
-    trainable, size = max(phases(strategy, task))
+    trainable, size = max(phases(strategy, task), default=(0, 0))
     found.trainable.append(trainable)
     found.trainable_bytes.append(size)
     strategy.after_task(task)

@@ -157,7 +157,10 @@ class Strategy(nn.Module):
         """Get ready to train on a task: grow, freeze, reset. Default: nothing."""
 
     def phases(self, task: Task) -> int:
-        """Return into how many phases of equal length the task's budget of steps is split. Default: 1."""
+        """Return into how many phases of equal length the task's budget of steps is split. Default: 1.
+
+        With 0 nothing is trained by gradients and the budget is left unused; what is learned, `after_task` learns.
+        """
         return 1
 
     def before_phase(self, task: Task, phase: int) -> None:

@@ -26,11 +26,11 @@ from clbench import checkpoint, seeds
 from clbench.errors import ClbenchError
 from clbench.evaluation import evaluate
 from clbench.hookspecs import StrategyInfo
-from clbench.member import activate
+from clbench.member import activate, task_of
 from clbench.plugins import discover
 from clbench.records import Costs, Timings
 from clbench.resuming import take_up
-from clbench.strategy import Strategy, Task
+from clbench.strategy import Batch, Strategy, Task
 from clbench.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training import Trainer
 
@@ -77,14 +77,11 @@ def check_state(make: Make) -> None:
 
 def check_loss_is_pure(make: Make) -> None:
     """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
-    b = make("task")
-    b.learn(0)
-    task = b.stream.tasks[1]
-    activate(b.strategy, b.stream, 1)
-    with seeds.scope(0, "strategy", 1):
-        b.strategy.before_task(Task(1, task.classes, task.train))
-        b.strategy.before_phase(Task(1, task.classes, task.train), 0)
-    batch = b.strategy.augment_batch(b.batch(1))
+    found = training(make, 1) or training(make, 0)
+    if found is None:
+        return  # it trains nothing by gradients
+    b, batch = found
+    batch = b.strategy.augment_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
     before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
     with seeds.scope(0):
@@ -98,6 +95,21 @@ def check_loss_is_pure(make: Make) -> None:
     unchanged(before, b.strategy, "loss")
     if not torch.equal(drawn, b.strategy.world.generator.get_state()):
         raise NonConforming("loss draws from world.generator: draw in augment_batch, loss must be pure")
+
+
+def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
+    """Return a strategy in the first phase of a task and raw samples of it; None where the task has no phase."""
+    b = make("task")
+    for earlier in range(index):
+        b.learn(earlier)
+    task = task_of(b.stream, index)
+    activate(b.strategy, b.stream, index)
+    with seeds.scope(0, "strategy", index):
+        b.strategy.before_task(task)
+        if not b.strategy.phases(task):
+            return None
+        b.strategy.before_phase(task, 0)
+    return b, b.batch(index)
 
 
 def check_predict_changes_nothing(make: Make) -> None:

@@ -89,14 +89,14 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
-          model: str = "mlp") -> Bench:
-    """Return a strategy, untrained, on the tiny stream."""
+          model: str | None = None) -> Bench:
+    """Return a strategy, untrained, on the tiny stream and a model of `MODELS`; the one it declares unless named."""
     stream = tiny_stream(scenario)
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = MODELS[model](stream.input_shape, stream.classes)
+        network = MODELS[model or info.checked_on](stream.input_shape, stream.classes)
     world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):

@@ -105,12 +105,14 @@ class Trainer:
         self.engine: Engine | None = None  # the last one, for optimiser state that is kept
 
     def fit(self, tasks: Sequence[Task]) -> list[Trained]:
-        """Spend the task's budget, phase by phase, on each member's view of the same task."""
+        """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is."""
+        phases = self.strategies[0].phases(tasks[0])
+        if not phases:
+            return [Trained(steps=0, trainable=0) for _ in tasks]
         samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
         steps = steps_of(self.recipe, len(samples[0]))
         order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
                  for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
-        phases = self.strategies[0].phases(tasks[0])
         if steps < phases:
             raise ValueError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
         bounds = [round(steps * phase / phases) for phase in range(phases + 1)]

@@ -26,7 +26,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("frozen", {}),
            ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"balance": "reservoir"}),
            ("der", {"capacity": 10}), ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
-           ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {})]
+           ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
+           ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 
 class Copies(TorchDispatchMode):
@@ -49,7 +50,7 @@ class Copies(TorchDispatchMode):
 
 def on_meta(method, options, seed):
     """Return a member on the device in its second task, and that task."""
-    b = bench(discover().strategy(method) if isinstance(method, str) else method, options, "task", seed, "cnn")
+    b = bench(discover().strategy(method), options, "task", seed, "vit" if method == "l2p" else "cnn")
     b.learn(0)
     b.strategy.to(META)
     stream = b.stream.to(META)
@@ -69,6 +70,15 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
     with Copies() as copies:
         trained = trainer.fit([task for _, task in members])
     assert [t.steps for t in trained] == [9] * count
+    assert copies.waited == []
+
+
+@pytest.mark.parametrize(("method", "options"), [("ncm", {}), ("slda", {}), ("ranpac", {"projections": 20})])
+def test_what_trains_nothing_does_not_wait_for_the_device_either(method, options):
+    strategy, task = on_meta(method, options, 0)
+    with Copies() as copies:
+        assert Trainer([strategy], Recipe(iterations=9), [0]).fit([task])[0].steps == 0
+        strategy.after_task(task)
     assert copies.waited == []
 
 

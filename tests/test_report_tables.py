@@ -165,6 +165,16 @@ def test_trainable_parameters_that_change_are_spelt_out():
     assert "lora: trainable parameters were 478,410 in task 1, 4,100 in tasks 2-3" in section.notes
 
 
+def test_what_is_fitted_in_closed_form_is_not_said_to_train_the_least():
+    records = [make_record(name, trainable=[9, 9, n]) for name, n in (("slda", 0), ("ncm", 0), ("lora", 5), ("ewc", 9))]
+    section = build(records).sections[0]
+    column = [c.title for c in section.comparison.columns].index("trainable params per task")
+    assert [(r.cells[column].text, r.cells[column].bold) for r in section.comparison.rows] == [
+        ("0", False), ("0", False), ("5", True), ("9", False)]
+    assert any(n.startswith("slda, ncm: nothing was trained by gradients in the last task") for n in section.notes)
+    assert not any("nothing was trained" in n for n in build(records[2:]).sections[0].notes)
+
+
 def test_counts_that_differ_over_seeds_have_an_interval():
     records = [make_record("lora", s, parameters={"base": 1000 + s}) for s in (0, 2)]
     assert cell(only(records), "lora", "total params").text == "1,001 ± 13"

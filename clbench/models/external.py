@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clbench.errors import DataError, SpecError, unknown
-from clbench.models.network import Block, Network
+from clbench.models.network import Block, Network, TokenNetwork
 from clbench.options import NoOptions
 
 
@@ -25,6 +25,25 @@ class Backbone(nn.Module):
         """Return features [N, D] of images x [N, 3, H, W]."""
         features: Tensor = self.model(x)
         return features
+
+
+class TimmTransformer(TokenNetwork):
+    """A plain vision transformer of timm, whose features are its class token."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of images x [N, 3, H, W]."""
+        model = self._model()
+        tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+        return tokens
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] behind the final norm, of tokens [N, L, D]."""
+        model = self._model()
+        encoded: Tensor = model.norm(model.blocks(tokens))
+        return encoded
+
+    def _model(self) -> Any:
+        return self.get_submodule("blocks.0.body.model")
 
 
 def torchvision(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
@@ -67,13 +86,15 @@ def timm(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: 
         home = importlib.import_module("timm")
     except ModuleNotFoundError:
         raise SpecError(f"model {name!r} needs timm: pip install 'clbench[timm]'") from None
+    transformer = home.models.VisionTransformer
     return _network(name, lambda inner: home.create_model(inner, pretrained=False), home.list_models(), input_shape,
-                    classes)
+                    classes, lambda model: TimmTransformer if type(model) is transformer and
+                    model.global_pool == "token" else Network)
 
 
 def _network(name: str, create: Callable[[str], nn.Module], known: list[str], input_shape: tuple[int, ...],
-             classes: int) -> Network:
-    """Return a model cut into body and a new head for so many classes."""
+             classes: int, kind: Callable[[Any], type[Network]] = lambda _: Network) -> Network:
+    """Return a model cut into body and a new head for so many classes; `kind` tells what network suits it."""
     source, _, inner = name.partition(":")
     if inner not in known:
         raise SpecError(unknown(f"{source} model", inner, known, f"{source}'s list_models()"))
@@ -90,5 +111,5 @@ def _network(name: str, create: Callable[[str], nn.Module], known: list[str], in
     aliases = {child: f"blocks.0.body.model.{child}" for child, _ in model.named_children()}
     aliases |= {parameter: f"blocks.0.body.model.{parameter}"
                 for parameter, _ in model.named_parameters(recurse=False)}
-    return Network([Block(Backbone(model), nn.Flatten())], nn.Linear(layer.in_features, classes),
+    return kind(model)([Block(Backbone(model), nn.Flatten())], nn.Linear(layer.in_features, classes),
                    {**aliases, last: "head"})

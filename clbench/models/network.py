@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -69,3 +70,18 @@ class Network(nn.Module):
         """Return logits [N, C]."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+
+class TokenNetwork(Network, ABC):
+    """A network whose first output token makes the features, in two parts between which tokens can be put (prompts).
+
+    In eval mode `features(x) = encode(embed(x))[:, 0]`.
+    """
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of inputs [N, *input_shape], with their positions; the class token is the first."""
+
+    @abstractmethod
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return what all layers make of any number of tokens [N, L, D], normalised, of the same shape."""

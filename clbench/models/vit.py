@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.errors import SpecError
-from clbench.models.network import Block, Network, Ports
+from clbench.models.network import Block, Network, Ports, TokenNetwork
 from clbench.models.options import ViTOptions
 
 EPS = 1e-6  # of the layer norms, as in the reference codes
@@ -90,6 +90,22 @@ class ClassToken(nn.Module):
         return x[:, 0]
 
 
+class VisionTransformer(TokenNetwork):
+    """Blocks as `vit` makes them."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
+        return cast(Tensor, self.blocks[0](x))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, width] behind the final layer norm, of tokens [N, L, width]."""
+        *inner, last = self.blocks[1:]
+        for block in inner:
+            tokens = block(tokens)
+        assert isinstance(last, Block) and isinstance(last.activation, nn.Sequential)
+        return cast(Tensor, last.activation[0](last.body(tokens)))
+
+
 def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Network:
     """Return a vision transformer for square images [channels, side, side].
 
@@ -104,4 +120,4 @@ def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Netw
     hidden = round(options.width * options.mlp_ratio)
     blocks += [Block(Transformer(options.width, options.heads, hidden), nn.Identity()) for _ in range(options.depth)]
     blocks[-1].activation = nn.Sequential(nn.LayerNorm(options.width, EPS), ClassToken())
-    return Network(blocks, nn.Linear(options.width, classes))
+    return VisionTransformer(blocks, nn.Linear(options.width, classes))

@@ -107,6 +107,8 @@ def _column(measure: Measure, setting: Setting) -> list[Cell]:
     if measure.column.direction is None:
         return found
     eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None}
+    if measure is TRAINABLE:  # what is fitted in closed form is not trained for less, but in another way
+        eligible = {i for i in eligible if found[i].mean}
     if measure.column.unit in COUNTED and all(len(set(series[i])) == 1 for i in eligible):
         return mark(measure.column, found, fewest(found, measure.column.unit, eligible), eligible)
     compared = setting.compared(measure)
@@ -158,5 +160,8 @@ def _notes(methods: Sequence[Method]) -> Iterable[str]:
         growth = next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None)
         if growth:
             yield f"{m.label}: trainable parameters were {runs(growth)}"
+    if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
+        yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
+               "fewest trainable parameters; bytes kept has what was fitted instead")
     yield from (f"{m.label}: R is not shown, its seeds have streams of different lengths"
                 for m in methods if len({len(r.R) for r in m.done}) > 1)

@@ -1,0 +1,34 @@
+"""`l2p`: learning to prompt (Wang et al. 2022, arXiv 2112.08654)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.pertask_options import StartOptions
+
+
+class L2POptions(StartOptions):
+    """Options of `l2p`; the defaults are the paper's for Split-CIFAR-100."""
+
+    pool: int = Field(10, ge=1, description="M: prompts in the pool")
+    length: int = Field(5, ge=1, description="L_p: tokens of a prompt")
+    top: int = Field(5, ge=1, description="N: prompts that a sample is given, those whose keys are most like it")
+    pull: Scalar = Field(0.5, ge=0, description="lambda: weight of the loss that draws chosen keys to their samples")
+
+    @model_validator(mode="after")
+    def _enough(self) -> L2POptions:
+        """Refuse to choose more prompts than there are."""
+        if self.top > self.pool:
+            raise ValueError(f"top = {self.top} prompts cannot be chosen from a pool of {self.pool}")
+        return self
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("l2p", "clbench_l2p.strategy:L2P",
+                         "base frozen; a pool of prompts, of which each sample is given those that suit it (vision "
+                         "transformers only)", L2POptions, "Wang et al. 2022, arXiv 2112.08654", checked_on="vit"),)

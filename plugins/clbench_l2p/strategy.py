@@ -1,0 +1,120 @@
+"""Learning to prompt (Wang et al. 2022, arXiv 2112.08654): a pool of prompts beside a frozen vision transformer.
+
+    q = the frozen network's features of x;  s_i = cos(q, key_i);  chosen: the `top` prompts with the largest s_i
+    logits = head(mean over the outputs at the prompts' places of the network on [chosen prompts; tokens of x])
+    loss   = cross-entropy + pull * sum over chosen i of (1 - s_i)
+
+Prompts, keys and head are shared by all tasks and trained on all of them; which prompts a sample is given does not
+depend on the task id. Cross-entropy is over the classes of the task at hand alone, in every scenario, as in all
+reference codes (`train_mask`): the rows of the head that belong to old classes are left alone.
+
+Reference codes differ, from the paper and from each other; this follows the paper and, where that is silent, the
+authors' code (google-research/l2p):
+
+- Prompts stand in front of the class token and have no position, as in the authors' code. In the PyTorch port, which
+  PILOT and Mammoth took over, they stand behind the class token and have its position.
+- All of these let a batch vote and give the most frequent prompts to all its samples (`batchwise_prompt`), at test time
+  too, so that an answer depends on the batch. The paper chooses for each sample, as is done here.
+- The authors' configuration for Split-CIFAR-100 has prompts of 10 tokens, top 4 and pull 1; PILOT's and Mammoth's
+  have 5, 5 and 0.1.
+- Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the ports uniform in [-1, 1).
+- The paper's penalty on prompts that earlier tasks chose often is left out, as in its results and codes.
+- Their head starts at zero; here it is the network's own. Gradients are not clipped.
+
+The paper's network is pretrained (`base = pretrained`). With `base = task1` the first half of the first task's steps
+trains the network as plain fine-tuning does, and the second half prompts, keys and the head, which is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Strategy, Task, World
+from clbench.errors import SpecError
+from clbench.models.network import TokenNetwork
+from clbench.pertask import check_base
+from clbench_l2p import L2POptions
+
+START = 0.01  # prompts and keys start below
+
+
+class L2P(Strategy):
+    """A frozen transformer with `prompts` [M, L_p, D], their `keys` [M, D], and the network's own head.
+
+    `own` [C] marks the classes of the task at hand.
+    """
+
+    roles = (("prompts", "prompts"), ("keys", "prompts"))
+    options: L2POptions
+    model: TokenNetwork
+    own: Tensor
+    prompts: nn.Parameter
+    keys: nn.Parameter
+
+    def __init__(self, model: Network, world: World, options: L2POptions | None = None) -> None:
+        """Draw prompts and keys; SpecError where the model has no tokens."""
+        options = options if options is not None else L2POptions()
+        super().__init__(model, world, options)
+        check_base("l2p", options, world)
+        if not isinstance(model, TokenNetwork):
+            raise SpecError("l2p puts prompts among the tokens of a vision transformer, and this model has none; with "
+                            "--model choose vit-tiny, vit-b16 or a plain vision transformer of timm, timm:vit_...")
+        like = model.head.weight.detach()
+        width = model.head.in_features
+        self.prompts = nn.Parameter(like.new_empty(options.pool, options.length, width).uniform_(0, START))
+        self.keys = nn.Parameter(like.new_empty(options.pool, width).uniform_(0, START))
+        self.register_buffer("own", torch.zeros_like(self.active[0]), persistent=False)
+        self.prompted = False  # whether prompts are in use; the plain network answers before
+        self.train(self.training)
+
+    def before_task(self, task: Task) -> None:
+        """Note the task's classes; train prompts, or the network where the first task is to make it."""
+        self.own = torch.zeros_like(self.own)
+        self.own[list(task.classes)] = True
+        self._learn(base=self.phases(task) == 2)
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: the network first, then prompts."""
+        return self.options.phases(task.index)
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Freeze the network once it has been trained."""
+        if phase == 1:
+            self._learn(base=False)
+
+    def _learn(self, base: bool) -> None:
+        """Train either the network's blocks or prompts and keys; the head is trained with both."""
+        self.prompted = not base
+        self.model.blocks.requires_grad_(base)
+        for parameter in (self.prompts, self.keys):
+            parameter.requires_grad_(not base)
+        self.train(self.training)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the blocks once they are frozen."""
+        return (self.model.blocks,) if self.prompted else ()
+
+    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [N, C] with prompts, and the similarities [N, top] of those that were chosen."""
+        query, keys = F.normalize(self.model.features(x), dim=1), F.normalize(self.keys, dim=1)
+        similarity, chosen = (query @ keys.T).topk(self.options.top, dim=1)
+        prompts = self.prompts[chosen].flatten(1, 2)
+        tokens = self.model.encode(torch.cat([prompts, self.model.embed(x)], 1))
+        logits: Tensor = self.model.head(tokens[:, :prompts.shape[1]].mean(1))
+        return logits, similarity
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the task's own classes plus the pull on the keys."""
+        if not self.prompted:
+            return super().loss(batch)
+        logits, similarity = self.answer(batch.x)
+        own = F.cross_entropy(logits.masked_fill(~self.own, float("-inf")), batch.y)
+        return own + self.options.pull * (1 - similarity).sum(1).mean()
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C], with prompts once they are in use."""
+        return self.answer(x)[0] if self.prompted else super().forward(x, task)

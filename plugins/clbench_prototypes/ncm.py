@@ -1,0 +1,39 @@
+"""Nearest class mean: a sample belongs to the class whose mean feature is nearest.
+
+Mensink et al. 2013 (Distance-Based Image Classification, TPAMI 35(11)) showed that classes can be added to it at almost
+no cost; they also learn a metric, which is not done here: the distance is Euclidean. Janson et al. 2022 (A Simple
+Baseline that Questions the Use of Pretrained-Models in Continual Learning, arXiv 2210.04428) run it on pretrained
+networks, and many methods made for those do no better. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725) scales features
+and means to length 1 (`normalize`), and its means are those of a few exemplars; here they are those of all samples.
+
+The logit of a class with mean m is f.m - |m|^2/2: half the negative squared distance, less |f|^2/2.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench import Network, World
+from clbench_prototypes import NCMOptions
+from clbench_prototypes.closed_form import ClosedForm
+
+
+class NCM(ClosedForm):
+    """The nearest of the class means; it keeps their sums."""
+
+    method = "ncm"
+    options: NCMOptions
+
+    def __init__(self, model: Network, world: World, options: NCMOptions | None = None) -> None:
+        """Start with no class."""
+        super().__init__(model, world, options if options is not None else NCMOptions())
+
+    def map(self, features: Tensor) -> Tensor:
+        """Return the features, scaled to length 1 if that is wanted."""
+        return F.normalize(features, dim=1) if self.options.normalize else features
+
+    def rule(self) -> tuple[Tensor, Tensor]:
+        """Return the means m and -|m|^2/2."""
+        means = self.map(self.means)
+        return means, -means.square().sum(1) / 2

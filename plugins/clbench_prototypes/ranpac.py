@@ -1,0 +1,103 @@
+"""RanPAC (McDonnell et al. 2023, arXiv 2307.02251): ridge regression on random nonlinear projections of features.
+
+Features f are projected to M numbers h = ReLU(R^T f) with R drawn once from N(0, 1). The logits are W h with
+W = (G + r I)^-1 Q, where G = sum h h^T and Q is the sum of h by class: the regression on one-hot labels of all samples
+so far. r is that of 10^-8, 10^-7, ..., 10^8 whose regression on 80% of the task's training samples has the smallest
+squared error on the other 20%, anew for each task, as in the paper's algorithm 1. Test samples play no part in it.
+
+Where this differs from the paper and its code (RanPAC/RanPAC):
+
+- The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, which would be
+  hundreds of times what a small network costs; so M is 5 for each feature where there are fewer than 768.
+- The code keeps G and Q in float32; float64 here, since r may be 10^-8. That doubles the bytes.
+- The first session adapts a pretrained network by a small number of parameters (adapters, prompts, scales). Here
+  `base = task1` trains all weights on the first task, pretrained or not, and `base = pretrained` leaves them alone, as
+  in the paper's results without that step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clbench import Network, World
+from clbench.device import send
+from clbench_prototypes import RanPACOptions
+from clbench_prototypes.closed_form import SecondOrder
+
+PROJECTIONS, FEATURES = 10_000, 768  # the paper's, for ViT-B/16
+PER_FEATURE = 5  # of smaller networks
+FITTED = 0.8  # share of a task's samples that the candidates are fitted to
+RIDGES = [10.0**power for power in range(-8, 9)]
+
+
+class RanPAC(SecondOrder):
+    """Ridge regression; `projection` [D, M] is R, and `ridge` the r of the last task."""
+
+    method = "ranpac"
+    roles = (("projection", "projection"), ("ridge", "heads"), *SecondOrder.roles)
+    options: RanPACOptions
+    projection: Tensor
+    ridge: Tensor
+
+    def __init__(self, model: Network, world: World, options: RanPACOptions | None = None) -> None:
+        """Draw the projection, on the CPU so that it does not depend on the device."""
+        options = options if options is not None else RanPACOptions()
+        features = model.head.in_features
+        width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
+        super().__init__(model, world, options, width)
+        drawn = torch.randn(features, width, generator=world.generator, device="cpu")
+        self.register_buffer("projection", drawn.to(self.sums.device))
+        self.register_buffer("ridge", self.sums.new_zeros(()))
+
+    def map(self, features: Tensor) -> Tensor:
+        """Return ReLU(R^T f)."""
+        return (features @ self.projection.double()).relu_()
+
+    def take_in(self, features: Tensor, labels: Tensor) -> None:
+        """Choose the ridge on the task's features, then sum them up."""
+        order = send(torch.randperm(len(features), generator=self.world.generator, device="cpu"), features.device)
+        fitted, held = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
+        self.ridge.copy_(self.best_ridge(self.candidates(features[fitted], labels[fitted]), features[held],
+                                         labels[held]))
+        super().take_in(features, labels)
+
+    def candidates(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return W^T for each of `RIDGES` from these features alone, [17, M, C]; NaN where rounding forbids it.
+
+        Of (H^T H + r I)^-1 H^T Y = H^T (H H^T + r I)^-1 Y, H [N, M], the side with the smaller system is computed.
+        """
+        few = len(features) < len(self.projection[0])
+        if few:
+            rows = torch.cat([mapped for mapped, _ in self.chunks(features, labels)])
+            system, right = rows @ rows.T, labels
+        else:
+            system, right = self.sums.new_zeros(2 * self.sums.shape[1:]), self.sums.new_zeros(self.sums.T.shape)
+            for mapped, own in self.chunks(features, labels):
+                system.addmm_(mapped.T, mapped)
+                right.addmm_(mapped.T, own)
+        found = []
+        for ridge in RIDGES:
+            factor, failed = torch.linalg.cholesky_ex(shifted(system, ridge))
+            solution = torch.cholesky_solve(right, factor).masked_fill(failed > 0, float("nan"))
+            found.append(rows.T @ solution if few else solution)
+        return torch.stack(found)
+
+    def best_ridge(self, candidates: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the ridge whose candidate has the smallest squared error on other features [N, D]."""
+        errors = self.sums.new_zeros(len(RIDGES))
+        for mapped, own in self.chunks(features, labels):
+            errors += (mapped @ candidates - own).square().sum((1, 2))
+        best = errors.nan_to_num(nan=float("inf")).argmin()
+        return self.sums.new_tensor(RIDGES).gather(0, best[None])[0]  # not read back from the device
+
+    def rule(self) -> tuple[Tensor, Tensor]:
+        """Return (G + r I)^-1 Q and no bias."""
+        return torch.linalg.solve(shifted(self.moment, self.ridge), self.sums.T).T, torch.zeros_like(self.bias)
+
+
+def shifted(symmetric: Tensor, ridge: float | Tensor) -> Tensor:
+    """Return a square matrix with a number added to its diagonal."""
+    out = symmetric.clone()
+    out.diagonal().add_(ridge)
+    return out
