@@ -33,6 +33,7 @@ class StrategyInfo:
     options: type[Options] = NoOptions
     paper: str = ""
     reference: bool = False  # a bound such as naive or joint, set apart in tables
+    unusable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
 
 
 @dataclass(frozen=True)
