@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from clbench_avalanche.experience import places
 # The model and the optimiser are the harness's; results of the last step are no memory of the past; what a data loader
 # reads is found where it is kept.
 PASSED_BY = frozenset({
-    "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader", "buffer_dataloader",
-    "buffer_dliter", "mbatch", "mb_output", "loss", "batch_logits", "mb_buffer_x", "mb_buffer_y", "mb_buffer_tid",
-    "mb_buffer_out", "reference_gradients", "led"})
+    "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader",
+    "buffer_dataloader", "buffer_dliter", "mbatch", "mb_output", "loss", "batch_logits", "mb_buffer_x", "mb_buffer_y",
+    "mb_buffer_tid", "mb_buffer_out", "reference_gradients", "led"})
+STORED = ("*_items", "*_memory_x_*", "*_ext_mem_list_x")
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Kept:
     """Tensors by the attributes that lead to them, samples of the stream, and logits of samples."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)  # which of the tensors are parameters of a network
+    stored: list[Tensor] = field(default_factory=list)  # inputs or features [M, ...] that are no samples of the stream
     places: set[int] = field(default_factory=set)
     logits: list[Tensor] = field(default_factory=list)
 
@@ -35,12 +39,15 @@ def found(agent: Any) -> Kept:
     own = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
     kept, seen = Kept(), {id(agent.model)}
     reached = [*_walk(agent, "", seen, kept)]
-    reached += [pair for name, value in vars(agent.model).items() if name not in vars(nn.Module())
+    reached += [pair for name, value in vars(agent.model).items() if name not in {*vars(nn.Module()), "features"}
                 for pair in _walk(value, f"_{name}", seen, kept)]  # CWR* keeps weights as attributes of the model
     for name, tensor in reached:
         if tensor.numel() and storage(tensor) not in own:
             own.add(storage(tensor))
-            kept.tensors[name] = tensor
+            if any(fnmatchcase(name, pattern) for pattern in STORED):
+                kept.stored.append(tensor)
+            else:
+                kept.tensors[name] = tensor
     return kept
 
 
@@ -59,11 +66,17 @@ def _walk(value: Any, name: str, seen: set[int], kept: Kept) -> Iterator[tuple[s
         return
     elif isinstance(value, AvalancheDataset):
         seen.add(id(value))
-        kept.places.update(places(value))
+        known = places(value)
+        kept.places.update(known)
+        if len(value) and not known:  # not samples of the stream, but features
+            items = [*value]
+            yield f"{name}_items", torch.stack([item[0] for item in items])
+            yield f"{name}_labels", torch.tensor([int(item[1]) for item in items])
         if len(value) and hasattr(value, "logits"):
             kept.logits.append(torch.stack(list(value.logits)))
     elif isinstance(value, nn.Module):
         seen.add(id(value))
+        kept.weights.update(f"{name}_{inner}" for inner, _ in value.named_parameters())
         yield from ((f"{name}_{inner}", tensor) for inner, tensor in value.state_dict().items())
     else:
         seen.add(id(value))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from avalanche.models import PNN, MultiTaskModule
 from avalanche.models.base_model import BaseModel
+from avalanche.models.utils import FeatureExtractorModel
 from torch import Tensor, nn
 
 from clbench import Network
@@ -14,7 +15,7 @@ from clbench.errors import SpecError
 
 MASKED = -1000.0  # what Avalanche's own multi-head classifier gives for outputs of other tasks; finite, for DER's sake
 
-ONE_HEAD = frozenset({"DER", "GSS_greedy"})
+ONE_HEAD = frozenset({"DER", "FeatureReplay", "GSS_greedy"})
 
 
 class Single(BaseModel, nn.Module):  # type: ignore[misc]
@@ -38,7 +39,7 @@ class Single(BaseModel, nn.Module):  # type: ignore[misc]
 
     def logits(self, x: Tensor, label: int) -> Tensor:
         """Return logits [N, C]; there is nothing that a task label could tell."""
-        return self(x)
+        return self.forward(x)
 
 
 class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
@@ -94,8 +95,7 @@ class Columns(PNN):  # type: ignore[misc]
             SpecError: the network is no multilayer perceptron with hidden layers of one width.
         """
         layers = [m for m in network.modules() if isinstance(m, nn.Linear)][:-1]
-        plain = all(isinstance(m, nn.Linear | nn.Flatten | nn.ReLU | nn.Sequential) or not [*m.parameters(recurse=False)]
-                    for m in network.blocks.modules())
+        plain = all(isinstance(m, nn.Linear) or not [*m.parameters(recurse=False)] for m in network.blocks.modules())
         if len(layers) != len(network.blocks) or not plain or len({layer.out_features for layer in layers}) != 1:
             raise SpecError("avalanche:PNNStrategy has columns of linear layers only, all of one width; take the model "
                             "mlp")
@@ -121,3 +121,9 @@ def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Singl
     if strategy == "PNNStrategy":
         return Columns(network)
     return MultiHead(network, tasks) if scenario == "task" and strategy not in ONE_HEAD else Single(network)
+
+
+def forget_features(model: nn.Module) -> None:
+    """Let go of the last batch's features, which the model that `FeatureReplay` puts in place holds on to."""
+    if isinstance(model, FeatureExtractorModel):
+        model.features = None

@@ -163,6 +163,34 @@ class ERACEOptions(AvalancheOptions):
     batch_size_mem: int = Field(10, ge=1, description="samples that are replayed in each step")
 
 
+class ERAMLOptions(AvalancheOptions):
+    """Options of `ER_AML`."""
+
+    strategy = "ER_AML"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    batch_size_mem: int = Field(10, ge=1, description="samples that are replayed in each step")
+    temp: float = Field(0.1, gt=0, description="temperature of the loss between features")
+    base_temp: float = Field(0.07, gt=0, description="what that loss is divided by, in units of temp")
+    same_task_neg: bool = Field(True, description="whether other samples push away those of their own task only")
+
+
+class FeatureReplayOptions(AvalancheOptions):
+    """Options of `FeatureReplay`."""
+
+    strategy = "FeatureReplay"
+    mem_size: int = Field(200, ge=1, description="features in the memory, for all tasks together")
+    batch_size_mem: int = Field(10, ge=1, description="features that are replayed in each step")
+
+
+class GEMOptions(AvalancheOptions):
+    """Options of `GEM`; the default memory is that of `a-gem` for five tasks."""
+
+    strategy = "GEM"
+    open = frozenset({"patterns_per_exp"})
+    patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
+    memory_strength: float = Field(0.5, ge=0, description="how much the projection favours old tasks")
+
+
 class CWRStarOptions(AvalancheOptions):
     """Options of `CWRStar`."""
 
