@@ -16,6 +16,7 @@ from clbench.errors import SpecError
 from clbench.evaluation import evaluate
 from clbench.footprint import measure
 from clbench.member import activate, task_of
+from clbench.params import count, stream_of_shapes
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import Recipe, build
@@ -219,6 +220,13 @@ def test_does_not_stack_and_says_so(tmp_path):
     assert [r.status for r in records] == ["done", "done"], records[0].failure
     assert "ran alone" in records[0].notes[-1] and "a loop of its own" in records[0].notes[-1]
     assert records[0].costs.steps == [5, 5, 5] and len(set(records[0].costs.trainable)) == 1
+
+
+def test_counting_without_training_says_why_not():
+    registry = discover()
+    planned, = plan(build({"methods": ["avalanche:EWC"], "scenario": "task", "seeds": 1}), registry)
+    found = count(planned, stream_of_shapes(2, 4, (1, 8, 8), "task", 10), registry)
+    assert not found.kept and "a loop of its own" in found.note
 
 
 def test_divergence_is_noticed(methods):

@@ -30,8 +30,8 @@ class Avalanche(Strategy):
     starts_over = "Avalanche keeps its state in objects of its own, which no checkpoint holds"
     roles = (("replay__*", "replay"), ("kept__*buffer_weights", "counters"), ("kept__*buffer_score", "counters"),
              ("kept__*_labels", "counters"), ("kept__*ext_mem_list_y", "counters"), ("kept__*memory_[yt]*", "counters"),
- ("kept__*prev_model*", "old network"),
-             ("kept__*init_model*", "old network"), ("kept__*initial_weights*", "old network"),
+             ("kept__*prev_model*", "old network"), ("kept__*init_model*", "old network"),
+             ("kept__*initial_weights*", "old network"),
              ("kept__saved_weights*", "heads"), ("kept__*", "importance"),
              ("model.classifier.active_units_*", "counters"), ("model.layers.*", "columns"),
              ("model.classifier.classifiers.*", "heads"))
@@ -126,7 +126,7 @@ class Avalanche(Strategy):
             return
         places = torch.tensor(sorted(kept.places), device=new.index_device)
         own = new.take(places[places >= self.samples] - self.samples)
-        if before:
+        if "replay__places" in before:
             old = torch.isin(before["replay__places"], places)
             own = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), own)
         for field, column in (("x", own.x), ("y", own.y), ("tasks", own.tasks)):
