@@ -130,6 +130,8 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 
 def learn(strategy: Strategy, task: Task, found: Count) -> None:
     """Lead a strategy through a task, and note what it trains and keeps."""
+    if strategy.owns_loop:
+        raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
     strategy.before_task(task)
     trainable, size = max(phases(strategy, task), default=(0, 0))
     found.trainable.append(trainable)
