@@ -9,6 +9,7 @@ author = "the clbench authors"
 release = metadata.version("clbench")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+smartquotes = False  # quotes in docstrings are code
 highlight_language = "bash"  # of indented blocks, which are commands
 myst_heading_anchors = 3  # links to headings work as on GitHub
 
@@ -31,6 +32,6 @@ def plain(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines:
 
 
 def setup(app: Any) -> None:
-    """Hook into the build."""
+    """Have both called by the build."""
     app.connect("source-read", lead_out)
     app.connect("autodoc-process-docstring", plain)

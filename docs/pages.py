@@ -15,6 +15,15 @@ from clbench.report.markdown import escape
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by `make docs-pages` from the code; what is written here is lost. -->"
+COMMANDS = """\
+What `clbench COMMAND --help` says, for every command. Exit codes: 0 all done; 1 a trial failed or diverged, a number
+was missed, runs differ, a rule is broken; 2 the input is wrong, with a line for each mistake; 130 interrupted by Ctrl-C
+or SIGTERM."""
+METHODS = """\
+What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
+trackers` print the same of all that is installed. Options are set as in `ewc:strength=1e4`, by `--set
+ewc.strength=1e4`, or in a file. `--benchmark package.module:function` takes any function that returns an Avalanche
+benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries."""
 KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
     ("Methods", "method", "strategies", ("paper", "reference")),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
@@ -35,9 +44,7 @@ def commands() -> str:
     found = list(walk(group, context))
     overview = [[f"[{c.command_path}](#{c.command_path.replace(' ', '-')})", escape(c.command.get_short_help_str(200))]
                 for c in found]
-    blocks = [MADE, "# Commands", "What `clbench COMMAND --help` says, for every command. Exit codes: 0 all done; 1 a "
-              "trial failed or diverged, a number was missed, runs differ, a rule is broken; 2 the input is wrong, with "
-              "a line for each mistake; 130 interrupted by Ctrl-C or SIGTERM.", table(["command", "what it does"], overview)]
+    blocks = [MADE, "# Commands", COMMANDS, table(["command", "what it does"], overview)]
     for one in found:
         blocks += section(one)
     return "\n\n".join(blocks) + "\n"
@@ -75,11 +82,7 @@ def section(context: click.Context) -> Iterator[str]:
 def methods() -> str:
     """Return methods.md: all that comes with clbench, with every option."""
     registry = discover()
-    blocks = [MADE, "# Methods, benchmarks, models", "What comes with clbench, with every option; `clbench methods`, "
-              "`clbench benchmarks`, `clbench models` and `clbench trackers` print the same of what is installed, "
-              "plugins too. Options are set as in `ewc:strength=1e4`, by `--set ewc.strength=1e4`, or in a file. "
-              "`--benchmark package.module:function` takes any function that returns an Avalanche benchmark, `--model "
-              "torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) the models of these libraries."]
+    blocks = [MADE, "# Methods, benchmarks, models", METHODS]
     for heading, kind, attribute, extra in KINDS:
         blocks += [f"## {heading}", *listing(registry, kind, attribute, extra)]
     formats = [[code(i.name), code(i.suffix), escape(i.summary)] for i in registry.formats.values()

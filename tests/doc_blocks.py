@@ -12,15 +12,14 @@ import importlib.util
 import os
 import re
 import shlex
-import tomllib
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from markdown_it import MarkdownIt
 
-from clbench import api, cli, references, spec
+from clbench import cli, references, spec
+from clbench.compat import tomllib
 from clbench.plan import plan
 from clbench.plugins import discover
 
@@ -95,8 +94,10 @@ def follow_command(words, not_run):
     """Run a command in this process with a small budget, or see that it could be run."""
     command, name = cli.group, "clbench"
     while isinstance(command, click.Group):
-        assert words and (found := command.get_command(click.Context(command), words[0])), f"no command {name} {words}"
-        command, name, words = found, f"{name} {words[0]}", words[1:]
+        assert words, f"{name}: which command?"
+        name, found, words = f"{name} {words[0]}", command.get_command(click.Context(command), words[0]), words[1:]
+        assert found is not None, f"no command {name}"
+        command = found
     with command.make_context(name, list(words)) as context:
         given = context.params
         if not_run:
@@ -106,7 +107,8 @@ def follow_command(words, not_run):
             stand_in(given)
         else:
             given |= {key: value for key, value in SMALL.items() if key in given}
-        assert not command.invoke(context), f"{name} {shlex.join(words)}"
+        code = command.invoke(context)
+        assert not code, f"{name} {shlex.join(words)}: exit code {code}"
 
 
 def stand_in(given):

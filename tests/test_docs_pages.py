@@ -1,6 +1,7 @@
 """The documentation as Sphinx builds it, and its pages that are made from the code."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from doc_blocks import ROOT
 
 from clbench import cli
 from clbench.plugins import discover
+from clbench.report.markdown import escape
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +37,14 @@ def test_every_command_and_option_is_on_its_page(pages):
 
 
 def test_everything_that_comes_with_clbench_is_on_its_page(pages):
-    text, registry = pages.methods(), discover()
-    for kind in (registry.strategies, registry.benchmarks, registry.models, registry.trackers):
-        for name, info in kind.items():
-            assert f"\n### {name}\n" in text
-            assert all(f"\n| `{option}` |" in text for option in info.options.model_fields)
+    sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
+    registry = discover()
+    for _, kind, attribute, _ in pages.KINDS:
+        for name, info in getattr(registry, attribute).items():
+            if pages.ours(registry, kind, name):
+                assert escape(info.summary) in sections[name]
+                assert re.findall(r"^\| `(\w+)` \|", sections[name].split("\n## ")[0], re.MULTILINE) == list(
+                    info.options.model_fields)
 
 
 def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
