@@ -31,11 +31,12 @@ def alike(ours, theirs):
             torch.testing.assert_close(a.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_model_that_grows_is_compiled_anew_for_each_phase(monkeypatch):
+@pytest.mark.parametrize("method", sorted(discover().strategies))
+def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method, monkeypatch):
     # Without the machine code, which takes most of the time.
-    info, compiler = discover().strategy("lora"), Compiler(CPU, "eager")
-    alike(compiled(compiler, monkeypatch, info, {"rank": 2}, [0], RECIPE, tasks=2),
-          lead(info, {"rank": 2}, [0], RECIPE, tasks=2))
+    info, compiler = discover().strategy(method), Compiler(CPU, "eager")
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
+    alike(compiled(compiler, monkeypatch, info, {}, [0], recipe, tasks=2), lead(info, {}, [0], recipe, tasks=2))
     assert compiler.notes == []
 
 

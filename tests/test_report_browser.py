@@ -13,6 +13,7 @@ from clbench import metrics
 from clbench.report import build
 from clbench.report.html import render
 from clbench.report.text import number
+from clbench.stats import rank_methods
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (clbench[test])")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -208,6 +209,29 @@ def test_the_legend_takes_a_method_out_of_every_figure(show):
     assert find(browser, ".stage g.of") == []
     button.click()
     assert find(browser, f".stage g[data-row='{row}']")
+
+
+def test_average_ranks_stand_beside_the_critical_difference(show):
+    from selenium.webdriver.common.keys import Keys
+
+    records = [make_record(m, s, make_matrix(shift=0.01 * gain + 0.001 * s), benchmark=f"b{b}")
+               for b in range(6) for m, (gain, _) in METHODS.items() for s in (0, 1)]
+    browser = show(records, 700)
+    figure = find(browser, "#ranks figure")[0]
+    average = [e.text for e in find(browser, "#ranks-1 tr:last-child td")]
+    labels = [e.text for e in find(browser, "#ranks-1 thead th")][1:]
+    best_first = sorted(labels, key=lambda label: float(average[labels.index(label)]))
+    assert [e.text for e in figure.find_elements("css selector", "text.label")] == best_first
+    dots = [e.rect["x"] for e in figure.find_elements("css selector", ".marker")]
+    assert dots == sorted(dots)
+    bars = figure.find_elements("css selector", ".interval")
+    one_rank = (dots[1] - dots[0]) / (float(average[labels.index(best_first[1])]) - 1)
+    critical = rank_methods([[0.9, 0.8, 0.7]] * 6).critical
+    assert bars[0].rect["width"] == pytest.approx(critical * one_rank, rel=0.02)
+    browser.execute_script("arguments[0].focus()", figure.find_element("css selector", "svg"))
+    figure.find_element("css selector", "svg").send_keys(Keys.ARROW_RIGHT)
+    assert tip(browser) == [best_first[1], f"average rank: {average[labels.index(best_first[1])]}"]
+    assert len(find(browser, "#ranks .legend button")) == 3, "references are not ranked"
 
 
 def test_every_figure_is_saved_as_an_svg_that_stands_alone(show):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
-NAMES = ("compare", "floor", "measure", "processes", "scaling", "table")
+NAMES = ("compare", "floor", "measure", "processes", "scaling", "table", "work")
 sys.path.insert(0, str(SPEED))  # as for a script that is started there
-compare, floor, measure, processes, scaling, table = map(importlib.import_module, NAMES)
+compare, floor, measure, processes, scaling, table, work = map(importlib.import_module, NAMES)
 sys.path.remove(str(SPEED))
 FLOOR, LOOP, STOCK = measure.FLOOR, measure.LOOP, measure.STOCK
 Outcome, Row, Setting = measure.Outcome, measure.Row, measure.Setting
@@ -61,6 +61,23 @@ def test_products_are_timed_as_they_were_asked_for():
         assert (a @ b).shape == (product.m, product.n)
         assert (a.stride(), b.stride()) == product.strides
     assert any(p.strides[0][0] == 1 for p in products)  # a transposed factor of the backward pass
+
+
+@pytest.mark.parametrize(("benchmark", "shape"), [("split-mnist", (1, 28, 28)), ("split-cifar100", (3, 32, 32))])
+def test_all_contenders_see_the_same_inputs(benchmark, shape):
+    images = work.Images(torch.randint(0, 256, (4, *shape), dtype=torch.uint8), torch.arange(4))
+    one_by_one = work.Pictures(images, work.to_input(benchmark))
+    together = work.as_input(images.x, benchmark)
+    assert work.STREAMS[benchmark].shape == shape
+    torch.testing.assert_close(torch.stack([one_by_one[i][0] for i in range(4)]), together, rtol=0, atol=1e-6)
+
+
+def test_each_model_is_measured_on_images_of_its_kind(tmp_path):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    found = compare.arguments(["--data", str(tmp_path), "--device", "cuda"])
+    assert {m: compare.benchmark_of(m, found) for m in found.model} == {
+        "mlp": "split-mnist", "mlp:width=256": "split-mnist", "cnn": "split-mnist", "resnet18": "split-cifar100"}
+    assert "resnet18" not in compare.arguments([]).model
 
 
 def test_rates_and_ratios():
@@ -116,9 +133,9 @@ def test_exponents_are_those_of_power_laws():
 
 
 def test_every_repeat_has_seeds_of_its_own():
-    common = {"benchmark": "split-mnist-5k", "data_dir": "", "threads": 1}
+    common = {"data_dir": "", "threads": 1}
     groups = [("mlp", "naive", 128, [("clbench", 1), ("clbench stacked", 5)])]
-    rounds = [measure.settings_of(groups, common, repeat) for repeat in range(3)]
+    rounds = [measure.settings_of(groups, common, {"mlp": "split-mnist-5k"}, repeat) for repeat in range(3)]
     assert [s.seeds for s in rounds[2]] == [(2,), (10, 11, 12, 13, 14)]
     stacked = [seed for one in rounds for seed in one[1].seeds]
     assert len(set(stacked)) == 15

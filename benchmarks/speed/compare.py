@@ -7,7 +7,7 @@ import datetime
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from table import render
 from clbench.data.folder import default_data_dir
 from clbench.execution.process import ALLOCATOR
 
-MODELS = ("mlp", "mlp:width=256", "cnn")
+MODELS = ("mlp", "mlp:width=256", "cnn", "resnet18")
 METHODS = ("naive", "ewc", "er")
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "speed"
 Group = tuple[str, str, int, list[tuple[str, int]]]
@@ -29,7 +29,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=listed, default=MODELS, help=f"comma-separated, of {', '.join(MODELS)} or any of clbench's")
+    add("--model", type=listed, help=f"comma-separated, of {', '.join(MODELS)} or any of clbench's (default: these; on "
+        "a CPU without resnet18, which takes days)")
     add("--methods", type=listed, default=METHODS, help=f"comma-separated, of {', '.join(METHODS)}")
     add("--only", type=listed, default=(), help="contenders whose names contain one of these, comma-separated")
     add("--seeds", type=listed, default=("5", "10"), help="numbers of seeds of the rows with several")
@@ -47,6 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(argv)
     if found.methods and (strange := set(found.methods) - set(METHODS)):
         parser.error(f"no contenders for method {', '.join(sorted(strange))}; there are {', '.join(METHODS)}")
+    found.model = found.model or (MODELS[:-1] if found.device == "cpu" else MODELS)
     found.lr = found.lr or {"sgd": 0.05, "adam": 0.001}[found.optimizer]
     found.data = (found.data or default_data_dir()).resolve()
     if found.quick:
@@ -100,12 +102,22 @@ def rows_of(measured: Sequence[tuple[Setting, Outcome | str]]) -> dict[tuple[str
             for group, rows in groups.items()}
 
 
-def describe(found: argparse.Namespace, benchmark: str) -> dict[str, Any]:
+def benchmark_of(model: str, found: argparse.Namespace) -> str:
+    """Return the benchmark that a model is measured on: images of its own kind, all of them where they are laid."""
+    if found.quick:
+        return "split-mnist-5k"
+    if model.startswith("resnet"):
+        return "split-cifar100"
+    return "split-mnist" if (found.data / "MNIST" / "raw").is_dir() else "split-mnist-5k"
+
+
+def describe(found: argparse.Namespace, benchmarks: Mapping[str, str]) -> dict[str, Any]:
     """Return the machine and the run, for the report."""
     machine = ask("machine", {}, found.threads)
+    streams = ", ".join(f"{benchmark} ({model})" for model, benchmark in benchmarks.items())
     del machine["others"]
     return {**machine, "command": shlex.join(["python", *sys.argv]),
-            "date": datetime.date.today().isoformat(), "benchmark": f"{benchmark}, scenario class",
+            "date": datetime.date.today().isoformat(), "benchmark": f"{streams}, scenario class",
             "device": found.device, "cores and threads": found.threads,
             "recipe": f"{found.optimizer}, lr {found.lr:g}, {found.epochs} epoch(s) per task, seeds new in each repeat",
             "repeats": f"{found.repeats}, round robin over all contenders"}
@@ -114,14 +126,13 @@ def describe(found: argparse.Namespace, benchmark: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all contenders round by round, and write after each of them."""
     found = arguments(argv)
-    laid = (found.data / "MNIST" / "raw").is_dir() and not found.quick
-    benchmark = "split-mnist" if laid else "split-mnist-5k"
-    common = {"benchmark": benchmark, "data_dir": str(found.data), "epochs": found.epochs, "lr": found.lr,
-              "optimizer": found.optimizer, "threads": found.threads, "device": found.device}
-    machine = describe(found, benchmark)
+    benchmarks = {model: benchmark_of(model, found) for model in found.model}
+    common = {"data_dir": str(found.data), "epochs": found.epochs, "lr": found.lr, "optimizer": found.optimizer,
+              "threads": found.threads, "device": found.device}
+    machine = describe(found, benchmarks)
     measured: list[tuple[Setting, Outcome | str]] = []
     for repeat in range(found.repeats):
-        for setting in settings_of(groups_of(found), common, repeat):
+        for setting in settings_of(groups_of(found), common, benchmarks, repeat):
             outcome = measure(setting)
             measured.append((setting, outcome))
             said = outcome if isinstance(outcome, str) else f"{outcome.whole:.2f} s"

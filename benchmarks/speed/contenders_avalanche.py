@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +14,10 @@ from avalanche.training.supervised import EWC, Naive, Replay
 from measure import Outcome, Setting
 from torch.nn import CrossEntropyLoss
 from work import (
-    CLASSES,
     EVAL_BATCH,
     EWC_LAMBDA,
     MEMORY,
-    TASKS,
+    STREAMS,
     Clock,
     Pictures,
     device_bytes,
@@ -37,16 +37,23 @@ DEVIATION: dict[str, dict[str, Any]] = {"er": {"drop_last": True}}
 
 
 def benchmark_of(setting: Setting) -> Any:
-    """Return the stream: Avalanche's SplitMNIST where MNIST is laid, else the same cut of the 5,000 images."""
+    """Return the stream: Avalanche's SplitMNIST for all of MNIST, else the same cut of other images.
+
+    Avalanche's own SplitCIFAR100 looks for its files on the network, and would add random crops and flips.
+    """
+    facts = STREAMS[setting.benchmark]
     if setting.benchmark == "split-mnist":
-        return SplitMNIST(TASKS, fixed_class_order=list(range(CLASSES)), shuffle=False, dataset_root=setting.data_dir)
-    return small_benchmark(*images_of(setting), TASKS)
+        return SplitMNIST(facts.tasks, fixed_class_order=list(range(facts.classes)), shuffle=False,
+                          dataset_root=setting.data_dir)
+    return cut(images_of(setting), facts.tasks, setting.benchmark)
 
 
-def small_benchmark(train: Images, test: Images, tasks: int) -> Any:
-    """Return a stream of images by class, transformed as SplitMNIST does."""
-    return nc_benchmark(Pictures(train), Pictures(test), tasks, task_labels=False, shuffle=False,
-                        fixed_class_order=list(range(CLASSES)), train_transform=to_input(), eval_transform=to_input())
+def cut(images: Sequence[Images], tasks: int, benchmark: str) -> Any:
+    """Return a stream of training and test images by class, transformed as Avalanche does by default."""
+    transform = to_input(benchmark)
+    return nc_benchmark(*map(Pictures, images), tasks, task_labels=False, shuffle=False,
+                        fixed_class_order=list(range(STREAMS[benchmark].classes)), train_transform=transform,
+                        eval_transform=transform)
 
 
 def strategy_of(setting: Setting) -> Any:
@@ -81,9 +88,10 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     device = torch.device(setting.device)
-    count = 4 * max(EVAL_BATCH, setting.batch_size)  # for two experiences with full batches
+    # Enough for two experiences with full batches, and for each class to be there.
+    count = max(4 * EVAL_BATCH, 4 * setting.batch_size, 20 * STREAMS[setting.benchmark].classes)
     few = [Images(part.x[:count], part.y[:count]) for part in shuffled(setting)]
-    live(strategy_of(setting), small_benchmark(few[0], few[1], 2), Clock(device), setting.method)  # warm-up
+    live(strategy_of(setting), cut(few, 2, setting.benchmark), Clock(device), setting.method)  # warm-up
     benchmark, strategy = benchmark_of(setting), strategy_of(setting)
     torch.manual_seed(setting.seeds[0])
     ready = time.time() - started

@@ -38,8 +38,8 @@ class Loaders:
         """Make the data sets."""
         self.setting = setting
         pictures = "PIL" in setting.contender
-        self.sets: list[Any] = [Pictures(p, to_input()) if pictures else TensorDataset(as_input(p.x), p.y)
-                                for p in parts]
+        self.sets: list[Any] = [Pictures(p, to_input(setting.benchmark)) if pictures else
+                                TensorDataset(as_input(p.x, setting.benchmark), p.y) for p in parts]
 
     def training(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of one pass."""
@@ -60,7 +60,7 @@ class Tensors:
         """Put the tensors on the device."""
         self.batch_size = setting.batch_size
         self.device = setting.device
-        self.x = [as_input(p.x).to(setting.device) for p in parts]
+        self.x = [as_input(p.x, setting.benchmark).to(setting.device) for p in parts]
         self.y = [p.y.to(setting.device) for p in parts]
         if "channels-last" in setting.contender:
             self.x = [x.to(memory_format=torch.channels_last) for x in self.x]
@@ -124,7 +124,7 @@ def live(setting: Setting, training: list[Images], test: list[Images]) -> tuple[
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
-    training, test = (split(part) for part in images_of(setting))
+    training, test = (split(part, setting.benchmark) for part in images_of(setting))
     few = 2 * setting.batch_size
     live(setting, [Images(p.x[:few], p.y[:few]) for p in training],
          [Images(p.x[:TENSOR_EVAL_BATCH], p.y[:TENSOR_EVAL_BATCH]) for p in test])  # warm-up

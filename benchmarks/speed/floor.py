@@ -111,11 +111,11 @@ def seconds_of(product: Product, device: torch.device) -> float:
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure the floor of a model at a batch size."""
-    from work import model_of
+    from work import STREAMS, model_of
 
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     device = torch.device(setting.device)
-    x = torch.rand(setting.batch_size, 1, 28, 28, device=device)
+    x = torch.rand(setting.batch_size, *STREAMS[setting.benchmark].shape, device=device)
     y = torch.zeros(setting.batch_size, dtype=torch.int64, device=device)
     products = products_of(model_of(setting), x, y)
     ready, began = time.time() - started, time.perf_counter()

@@ -19,10 +19,10 @@ class Setting:
 
     contender: str
     method: str  # naive | ewc | er
-    model: str  # as clbench names it: mlp | mlp:width=256 | cnn
+    model: str  # as clbench names it: mlp | mlp:width=256 | cnn | resnet18
     batch_size: int
     seeds: tuple[int, ...]
-    benchmark: str  # split-mnist | split-mnist-5k
+    benchmark: str  # split-mnist | split-mnist-5k | split-cifar100
     data_dir: str
     epochs: int = 1
     optimizer: str = "sgd"
@@ -117,12 +117,17 @@ def contenders(method: str, model: str, seed_counts: Sequence[int]) -> list[tupl
     names = [(STOCK, 1)]
     if method == "naive":
         names += [("torch PIL loader", 1), ("torch TensorDataset", 1), (LOOP, 1)]
-        names += [(f"{LOOP} channels-last", 1)] if model.startswith("cnn") else []
+        names += [(f"{LOOP} channels-last", 1)] if convolutional(model) else []
         names += [(FLOOR, 1)]
     names += [("clbench", 1)]
     names += [("clbench exact Fisher", 1)] if method == "ewc" else []
-    names += [("clbench bf16", 1)] if method == "naive" and model.startswith("cnn") else []
+    names += [("clbench bf16", 1)] if method == "naive" and convolutional(model) else []
     return names + [(f"clbench {how}", count) for count in seed_counts for how in ("stacked", "workers")]
+
+
+def convolutional(model: str) -> bool:
+    """Return whether a model is one of convolutions."""
+    return not model.startswith("mlp")
 
 
 def small_batch_contenders(seed_count: int) -> list[tuple[str, int]]:
@@ -143,8 +148,11 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def settings_of(groups: Iterable[tuple[str, str, int, list[tuple[str, int]]]], common: Mapping[str, Any],
-                repeat: int) -> list[Setting]:
-    """Return the settings of one round over all contenders; each repeat takes seeds of its own."""
-    return [Setting(contender=name, method=method, model=model, batch_size=batch,
+                benchmarks: Mapping[str, str], repeat: int) -> list[Setting]:
+    """Return the settings of one round over all contenders; each repeat takes seeds of its own.
+
+    `benchmarks` has each model's.
+    """
+    return [Setting(contender=name, method=method, model=model, batch_size=batch, benchmark=benchmarks[model],
                     seeds=tuple(range(repeat * count, (repeat + 1) * count)), **common)
             for model, method, batch, names in groups for name, count in names]

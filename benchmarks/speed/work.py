@@ -23,7 +23,21 @@ from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.spec import Spec, build
 
-TASKS, CLASSES = 5, 10
+
+@dataclass(frozen=True)
+class Facts:
+    """A stream: its data set, classes, tasks, the shape of an image, and its options in clbench."""
+
+    data: str
+    classes: int
+    tasks: int
+    shape: tuple[int, int, int]
+    options: dict[str, Any]
+
+
+MNIST = Facts("MNIST", 10, 5, (1, 28, 28), {"normalize": True})
+STREAMS = {"split-mnist": MNIST, "split-mnist-5k": MNIST,
+           "split-cifar100": Facts("CIFAR100", 100, 10, (3, 32, 32), {"normalize": "dataset", "augment": False})}
 EVAL_BATCH = 128  # of the loaders; tensors at hand are taken in larger pieces
 TENSOR_EVAL_BATCH = 1000
 MEMORY = 200  # samples
@@ -67,7 +81,8 @@ def spec_of(setting: Setting) -> Spec:
     strength = 2 * EWC_LAMBDA / setting.batch_size
     options = {"ewc": {"fisher": fisher, "strength": strength},
                "er": {"capacity": MEMORY, "update": "task"}}.get(setting.method, {})
-    return build({"benchmark": {"name": setting.benchmark, "options": {"normalize": True}}, "scenario": "class",
+    return build({"benchmark": {"name": setting.benchmark, "options": STREAMS[setting.benchmark].options},
+                  "scenario": "class",
                   "model": setting.model, "methods": [{"name": setting.method, "options": options}],
                   "seeds": list(setting.seeds), "device": setting.device,
                   "recipe": {"optimizer": setting.optimizer, "lr": setting.lr, "epochs": setting.epochs,
@@ -80,7 +95,8 @@ def model_of(setting: Setting) -> nn.Module:
     registry = discover()
     trial = plan(spec_of(setting), registry)[0].trial
     with seeds.scope(trial.seed, "init"):
-        model, _ = build_model(trial.model, None, (1, 28, 28), CLASSES, registry)
+        facts = STREAMS[setting.benchmark]
+        model, _ = build_model(trial.model, None, facts.shape, facts.classes, registry)
     return model.to(setting.device)
 
 
@@ -92,29 +108,31 @@ def optimizer_of(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
 
 def images_of(setting: Setting) -> tuple[Images, Images]:
     """Return the training and test images, uint8."""
-    if setting.benchmark == "split-mnist":
-        return datasets.mnist_like("MNIST", Path(setting.data_dir))
-    return datasets.mnist_5k()
+    if setting.benchmark == "split-mnist-5k":
+        return datasets.mnist_5k()
+    read = datasets.mnist_like if setting.benchmark == "split-mnist" else datasets.cifar
+    return read(STREAMS[setting.benchmark].data, Path(setting.data_dir))
 
 
-def split(images: Images) -> list[Images]:
+def split(images: Images, benchmark: str) -> list[Images]:
     """Return the images of each task, in the data set's order."""
-    per = CLASSES // TASKS
-    chosen = [(images.y // per == task).nonzero().flatten() for task in range(TASKS)]
+    facts = STREAMS[benchmark]
+    per = facts.classes // facts.tasks
+    chosen = [(images.y // per == task).nonzero().flatten() for task in range(facts.tasks)]
     return [Images(images.x[i], images.y[i]) for i in chosen]
 
 
-def to_input() -> Any:
-    """Return Avalanche's default transform of MNIST for PIL images: ToTensor and Normalize."""
+def to_input(benchmark: str) -> Any:
+    """Return Avalanche's default transform for PIL images: ToTensor and Normalize."""
     from torchvision.transforms import Compose, Normalize, ToTensor
 
-    return Compose([ToTensor(), Normalize(*STATISTICS["MNIST"])])
+    return Compose([ToTensor(), Normalize(*STATISTICS[STREAMS[benchmark].data])])
 
 
-def as_input(x: Tensor) -> Tensor:
+def as_input(x: Tensor, benchmark: str) -> Tensor:
     """Return what `to_input` makes of the images, all at once."""
-    mean, std = STATISTICS["MNIST"]
-    return (x.float() / 255 - mean[0]) / std[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[STREAMS[benchmark].data])
+    return (x.float() / 255 - mean) / std
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
@@ -134,7 +152,8 @@ class Pictures(torch.utils.data.Dataset[Any]):
         """Return one image and its label."""
         from PIL import Image
 
-        image = Image.fromarray(self.images.x[index, 0].numpy())
+        pixels = self.images.x[index]
+        image = Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 

@@ -8,10 +8,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from clbench.compat import uncollected
+
 
 def import_avalanche() -> None:
     """Import Avalanche's benchmarks without the warnings that its import raises (absent QP solvers, deprecations)."""
-    with warnings.catch_warnings(), chatter_to_stderr():
+    with warnings.catch_warnings(), chatter_to_stderr(), uncollected():
         warnings.simplefilter("ignore")
         importlib.import_module("avalanche.benchmarks.classic")
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clbench.compat import uncollected
 from clbench.errors import ClbenchError
 from clbench.execution import protocol
 from clbench.execution.protocol import Finished, Message, Prepare, Prepared, Ready, Refused, Run, Running, Start
@@ -94,7 +95,8 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     start = protocol.REQUESTS.validate_json(inbox.get())
     try:
-        worker = Worker(start, send)
+        with uncollected():
+            worker = Worker(start, send)
     except ClbenchError as error:
         send(Refused(kind=type(error).__name__, message=str(error)))
         sys.exit(2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clbench.report import drawing
 from clbench.report.model import Report
-from clbench.report.page import view
+from clbench.report.page import ranked, view
 from clbench.report.pictures import file_names
 from clbench.report.scheme import css
 
@@ -30,7 +30,8 @@ def render(report: Report) -> str:
              for i, (name, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
-        report=report, sections=views, script=script, style=_asset("report.css") + css()) + "\n"
+        report=report, sections=views, ranked=ranked(report, looks), script=script,
+        style=_asset("report.css") + css()) + "\n"
 
 
 @cache

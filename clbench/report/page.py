@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from clbench.report import drawing, series
 from clbench.report.columns import ACC, COSTS
-from clbench.report.model import Result, Section, Table
+from clbench.report.model import Report, Result, Section, Table
 from clbench.report.pictures import front
 from clbench.report.scheme import colour_class
 from clbench.report.text import number
+from clbench.stats import ALPHA
 
 _DASHES = 5  # in report.css, for the methods of one strategy
 
@@ -61,6 +62,15 @@ class Figure:
     axis: str = ""
     wide: bool = False
     choices: tuple[Choice, ...] = ()
+    critical: float | None = None  # of ranks
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The methods of the table of ranks, a column each, and their figure."""
+
+    methods: list[Method]
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,23 @@ def view(name: str, file: str, section: Section, looks: Mapping[str, drawing.Loo
                 for i, (table, result) in enumerate(zip(section.matrices, shown, strict=True))]
     return View(name, section, f"{name}-comparison", _methods(results, looks), list(tables.items()), matrices,
                  _figures(name, file, section, tables, matrices) if shown else [])
+
+
+def ranked(report: Report, looks: Mapping[str, drawing.Look]) -> Ranked | None:
+    """Return how the page shows the methods that are ranked across the report's sections, the best first."""
+    picture = next((p for p in report.pictures if p.kind == "critical-difference"), None)
+    if picture is None:
+        return None
+    labels = [column.title for column in report.rankings[0].columns]
+    methods: list[Method] = []
+    for p in picture.points:
+        look, variant = looks[p.strategy], sum(m.strategy == p.strategy for m in methods) % _DASHES
+        methods.append(Method(labels.index(p.label), p.label, p.strategy, colour_class(look.colour), look.marker,
+                              variant, p.reference, None))
+    caption = ("Average rank by ACC over the settings, 1 is the best. Bars reach half the critical difference "
+               f"(Nemenyi, {100 * ALPHA:g}%) to each side: methods whose bars overlap cannot be told apart.")
+    return Ranked(methods, Figure("ranks", picture.title, caption, picture.alt, ("ranks-1",), picture.name, wide=True,
+                                  critical=picture.critical))
 
 
 def _methods(results: Sequence[Result], looks: Mapping[str, drawing.Look]) -> list[Method]:

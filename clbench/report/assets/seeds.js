@@ -5,29 +5,16 @@ function drawSeeds(svg, width, figure, methods) {
   const found = methods.map((method) => ({ method, cells: rows.get(method.row) }))
     .map(({ method, cells }) => ({ method, seeds: cells.slice(0, -1), mean: cells[cells.length - 1] }))
     .filter(({ mean }) => mean.value !== null);
-  const beside = width >= 520;
-  const left = beside ? Math.max(40, ...found.map(({ method }) => textWidth(fit(method.label, width * 0.36)) + 30)) : 8;
-  const each = beside ? 32 : 46;
-  const box = { left, right: width - 14, top: 8, bottom: 12 + found.length * each };
   const ends = found.flatMap(({ seeds, mean }) => [mean.low, mean.high,
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
   const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(1, Math.max(...ends)), 0.04);
-  const x = linear(Math.max(low, 0), Math.min(high, 1.002), box.left, box.right);
-  const back = shape(svg, "g", { class: "frame" });
-  const ticks = x.ticks(beside ? 8 : 5);
-  for (const tick of ticks) shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom, class: "grid" });
-  frame(svg, box, { x, y: x, xTicks: ticks, xText: (v) => tickText(v, "percent"), yTicks: [], xTitle: "ACC (%)" });
+  const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), Math.max(low, 0), Math.min(high, 1.002),
+    { xText: (v) => tickText(v, "percent"), xTitle: "ACC (%)" });
   const marks = [];
   found.forEach(({ method, seeds, mean }, i) => {
-    const y = box.top + i * each + (beside ? each / 2 : each * 0.72);
-    const within = group(svg, method);
-    if (beside) shape(within, "text", { x: left - 16, y: y + 4, "text-anchor": "end", class: "label" }, fit(method.label, width * 0.36));
-    else shape(within, "text", { x: left, y: y - 16, class: "label" }, fit(method.label, width - 20));
+    const { within, y } = lanes[i];
     const [a, b] = [mean.low, mean.high].map((end) => x(Math.max(x.low, Math.min(1, end))));
-    shape(within, "line", { x1: a, x2: b, y1: y, y2: y, class: "interval" });
-    shape(within, "line", { x1: x(mean.value), x2: x(mean.value), y1: y - 9, y2: y + 9, class: "mean" });
-    marks.push({ x0: x(mean.value) - 2, x1: x(mean.value) + 2, y0: y - 9, y1: y + 9, row: method.row, step: columns.length,
-      title: method.label, lines: [`mean: ${withUnit(mean, "percent")}`] });
+    marks.push(bar(within, method, y, a, x(mean.value), b, columns.length, `mean: ${withUnit(mean, "percent")}`));
     const taken = [];
     seeds.forEach((cell, j) => {
       if (cell.value === null) return;
@@ -37,7 +24,53 @@ function drawSeeds(svg, width, figure, methods) {
         lines: [`${columns[j].title}: ${withUnit(cell, "percent")}`] });
     });
   });
-  return { height: box.bottom + 46, marks };
+  return { height, marks };
+}
+
+// A row for each method, the best on top: its average rank, and half the critical difference to each side.
+function drawRanks(svg, width, figure, methods) {
+  const { rows } = readTable(figure.dataset.tables);
+  const average = rows.get(rows.size - 1);
+  const half = Number(figure.dataset.critical) / 2;
+  const ranked = methods.map((method) => ({ method, rank: average[method.row] })).sort((p, q) => p.rank.value - q.rank.value);
+  const ends = ranked.flatMap(({ rank }) => [rank.value - half, rank.value + half]);
+  const { x, lanes, height } = laneFrame(svg, width, ranked.map(({ method }) => method), ...padded(Math.min(...ends), Math.max(...ends)),
+    { xText: String, xTitle: "average rank", least: 1, most: average.length });
+  const marks = ranked.map(({ method, rank }, i) => {
+    const { within, y } = lanes[i];
+    const mark = bar(within, method, y, x(rank.value - half), x(rank.value), x(rank.value + half), 0, `average rank: ${rank.text}`);
+    marker(within, method, x(rank.value), y, 4.5);
+    return mark;
+  });
+  return { height, marks };
+}
+
+// The rows of methods on a common scale: a grid, the names, and for each row its group and its middle.
+function laneFrame(svg, width, methods, low, high, { xText, xTitle, least = -Infinity, most = Infinity }) {
+  const beside = width >= 520;
+  const left = beside ? Math.max(40, ...methods.map(({ label }) => textWidth(fit(label, width * 0.36)) + 30)) : 8;
+  const each = beside ? 32 : 46;
+  const box = { left, right: width - 14, top: 8, bottom: 12 + methods.length * each };
+  const x = linear(low, high, box.left, box.right);
+  const back = shape(svg, "g", { class: "frame" });
+  const ticks = x.ticks(beside ? 8 : 5).filter((tick) => tick >= least && tick <= most);
+  for (const tick of ticks) shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom, class: "grid" });
+  frame(svg, box, { x, y: x, xTicks: ticks, xText, yTicks: [], xTitle });
+  const lanes = methods.map((method, i) => {
+    const y = box.top + i * each + (beside ? each / 2 : each * 0.72);
+    const within = group(svg, method);
+    if (beside) shape(within, "text", { x: left - 16, y: y + 4, "text-anchor": "end", class: "label" }, fit(method.label, width * 0.36));
+    else shape(within, "text", { x: left, y: y - 16, class: "label" }, fit(method.label, width - 20));
+    return { within, y };
+  });
+  return { x, lanes, height: box.bottom + 46 };
+}
+
+// A mean with its interval.
+function bar(within, method, y, low, mean, high, step, line) {
+  shape(within, "line", { x1: low, x2: high, y1: y, y2: y, class: "interval" });
+  shape(within, "line", { x1: mean, x2: mean, y1: y - 9, y2: y + 9, class: "mean" });
+  return { x0: mean - 2, x1: mean + 2, y0: y - 9, y1: y + 9, row: method.row, step, title: method.label, lines: [line] };
 }
 
 // Where a dot stands that would cover another: above or below it.
