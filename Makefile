@@ -1,4 +1,4 @@
-.PHONY: install test check
+.PHONY: install test check docs docs-pages
 
 install:  ## install clbench with everything that developing it needs
 	python -m pip install --quiet -e ".[dev]"
@@ -9,3 +9,9 @@ test:  ## run the tests
 check:  ## lint and type-check
 	python -m ruff check .
 	python -m mypy
+
+docs-pages:  ## write the pages of docs/ that are made from the code: commands, methods
+	python docs/pages.py
+
+docs:  ## build the documentation into build/docs
+	python -m sphinx -W --keep-going -q -b html docs build/docs

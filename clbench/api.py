@@ -23,7 +23,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
         stack: int | None = None, compile: bool = False, retries: int = 1, shard: str | None = None,
         set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
-        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
+        plugins: Iterable[str | os.PathLike[str]] = (), executor: str = "local", address: str | None = None,
+        gpus: float | None = None, progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -34,7 +35,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         out: the run folder; None for `runs/<name of the file or the benchmark>`.
         data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
-        threads: torch threads per worker; None shares the cores out.
+        threads: torch threads per worker; None shares the cores out, or takes one each on a cluster.
         stack: trials of a method (seeds, and values of its `Scalar` options) that train as one; None chooses.
         compile: whether to compile losses by torch.compile, on CUDA as CUDA graphs.
         retries: how often a trial is tried again whose worker process died.
@@ -43,6 +44,9 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
             `["lora.rank=1,2"]`) make a row each.
         log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
+        executor: `local`, or `ray` for a Ray cluster.
+        address: of the cluster, HOST:PORT; None for RAY_ADDRESS, or one that was started on this machine.
+        gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
         progress: whether to show progress on standard error, as the command does.
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
             epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
@@ -63,13 +67,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
     command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
+                            "executor": executor if executor != "local" else None, "address": address, "gpus": gpus,
                             "compile": compile or None, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
         records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       compiled=compile, retries=retries,
+                                       compiled=compile, retries=retries, executor=executor, address=address, gpus=gpus,
                                        data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)
     return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections import Counter
@@ -13,8 +14,8 @@ from pathlib import Path
 from clbench import interrupts, tracking
 from clbench.claims import Claims
 from clbench.data.folder import default_data_dir
-from clbench.errors import ClbenchError, StoreError
-from clbench.execution import How, Listener
+from clbench.errors import ClbenchError, SpecError, StoreError, unknown
+from clbench.execution import How, Listener, OnRay
 from clbench.hookspecs import Tracker
 from clbench.plan import Planned, plan
 from clbench.plugins import Registry
@@ -24,6 +25,7 @@ from clbench.spec import Spec
 from clbench.store import Problem, Store
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
+EXECUTORS = ("local", "ray")
 
 
 @dataclass
@@ -90,7 +92,8 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
 
 def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
               workers: int | None = None, threads: int | None = None, stack: int | None = None,
-              compiled: bool = False, retries: int = 1) -> list[Record]:
+              compiled: bool = False, retries: int = 1, executor: str = "local", address: str | None = None,
+              gpus: float | None = None) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
@@ -99,18 +102,20 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
         command: what the user typed, kept in the records.
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         workers: processes; 0 runs in this one, None chooses.
-        threads: torch threads per worker; None shares the cores out.
+        threads: torch threads per worker; None shares the cores out, or takes one each on a cluster.
         stack: trials of a method that train as one; None chooses.
         compiled: whether losses are compiled.
         retries: how often a trial is tried again whose worker died.
+        executor: `local`, or `ray` for a Ray cluster.
+        address: of the cluster, HOST:PORT; None for RAY_ADDRESS, or one that was started on this machine.
+        gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
 
     Raises:
         StoreError: the folder cannot be written.
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
-    from clbench.execution.local import execute
-
     store, missing = experiment.store, experiment.missing
+    ray = on_ray(executor, address, gpus, workers)
     made = store.check_writable()
     for planned in experiment.planned:
         record = experiment.records.get(planned.trial.key)
@@ -123,8 +128,9 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack)
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, ray)
         how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
+        execute = importlib.import_module(f"clbench.execution.{'cluster' if ray else 'local'}").execute
         try:
             with closing(keeper.claims):
                 while missing:
@@ -148,23 +154,41 @@ def outdated(experiment: Experiment) -> list[str]:
             "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
+def on_ray(executor: str, address: str | None, gpus: float | None, workers: int | None) -> OnRay | None:
+    """Return the cluster to run on; None for this machine.
+
+    Raises:
+        SpecError: there is no such executor, or the others do not go with it.
+    """
+    if executor not in EXECUTORS:
+        raise SpecError(unknown("executor", executor, EXECUTORS, "clbench run --help"))
+    if executor == "local" and (address is not None or gpus is not None):
+        raise SpecError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
+    if executor == "ray" and workers == 0:
+        raise SpecError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
+    return OnRay(address, gpus) if executor == "ray" else None
+
+
 def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None) -> How:
+              stack: int | None, ray: OnRay | None = None) -> How:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
     last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
     """
     cores, device = usable_cores(), experiment.spec.device
-    automatic = min(cores, len(experiment.planned)) if device in ("auto", "cpu") else 1
+    automatic = len(experiment.planned) if ray else min(cores, len(experiment.planned)) if device in (
+        "auto", "cpu") else 1
     chosen = automatic if workers is None else workers
+    if threads is None and ray:
+        threads = 1
     if threads is None and chosen > 0:
         threads = max(1, cores // chosen)
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
-               plugins=tuple(experiment.registry.files))
+               plugins=tuple(experiment.registry.files), ray=ray)
 
 
 class Keeper(Listener):
@@ -177,9 +201,9 @@ class Keeper(Listener):
         self.failing: set[str] = set()
         self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
 
-    def ready(self, device: str, workers: int, threads: int | None) -> None:
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Pass it on."""
-        self.listener.ready(device, workers, threads)
+        self.listener.ready(device, workers, threads, nodes)
 
     def note(self, text: str) -> None:
         """Pass it on."""

@@ -34,6 +34,7 @@ class StrategyInfo:
     paper: str = ""
     reference: bool = False  # a bound such as naive or joint, set apart in tables
     checked_on: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
+    unusable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
 
 
 @dataclass(frozen=True)

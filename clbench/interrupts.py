@@ -49,6 +49,18 @@ def _hear(number: int, frame: Any) -> None:
 
 
 @contextmanager
+def kept() -> Iterator[None]:
+    """Put the handlers back, after the block, that somebody else's code sets within it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def held(wake: Callable[[], object] | None = None) -> Iterator[None]:
     """Put a first signal off until the outermost such block is left; `wake` ends a wait in it."""
     outer = _state.wake

@@ -1,5 +1,8 @@
 """Replay memory: a base of the strategies that keep a few samples of the stream, in buffers, and draw from them.
 
+`Stored` has the buffers and the draws, and leaves it to a strategy which samples it stores; `Rehearsal` decides that as
+the stream goes by, in one of two ways.
+
 `reservoir` is Algorithm R (Vitter 1985): after n samples each of them is kept with the same probability capacity/n.
 `class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from Imbalanced
 Data"): once the memory is full, a sample of a class that has never been the largest there replaces one of the largest
@@ -26,23 +29,56 @@ from clbench.options import Options
 from clbench.strategy import Samples, Strategy, World
 
 Balance = Literal["reservoir", "class"]
-FIELDS = ("memory_x", "memory_y", "memory_tasks")
 
 
-class Rehearsal(Strategy):
-    """Base of strategies with a replay memory: `remember` offers samples to it, `recall` draws from it.
+class Stored(Strategy):
+    """Base of strategies that keep samples: `store` says which, `draw` and `recall` pick some of them at random.
 
     The buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and memory_tasks [M] hold the M samples
-    that are kept and grow up to the capacity; memory_seen [C] counts the samples offered so far, by class, and
-    memory_full [C] marks the classes that have been the largest (for `class` only).
+    that are kept.
     """
 
-    # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
-    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"),
-                                          ("memory_*", "replay"))
+    roles: tuple[tuple[str, str], ...] = (("memory_*", "replay"),)
     memory_x: Tensor
     memory_y: Tensor
     memory_tasks: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory."""
+        super().__init__(model, world, options)
+        device = self.active.device
+        self.register_buffer("memory_x", torch.empty(0, device=device))
+        self.register_buffer("memory_y", torch.empty(0, dtype=torch.int64, device=device))
+        self.register_buffer("memory_tasks", torch.empty(0, dtype=torch.int64, device=device))
+
+    @property
+    def memory(self) -> Samples:
+        """Return the samples that are kept."""
+        return Samples(self.memory_x, self.memory_y, self.memory_tasks)
+
+    def store(self, samples: Samples) -> None:
+        """Keep these raw samples and no others."""
+        self.memory_x, self.memory_y, self.memory_tasks = samples.x, samples.y, samples.tasks
+
+    def draw(self, count: int) -> Tensor:
+        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
+        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
+        return send(index, self.memory_y.device)
+
+    def recall(self, count: int) -> Samples:
+        """Return `count` different samples of the memory, or all in random order where it holds fewer."""
+        return self.memory.take(self.draw(count))
+
+
+class Rehearsal(Stored):
+    """Base of strategies with a memory of the stream so far: `remember` offers samples to it.
+
+    It grows up to the capacity; memory_seen [C] counts the samples offered so far, by class, and memory_full [C] marks
+    the classes that have been the largest (for `class` only).
+    """
+
+    # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
+    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *Stored.roles)
     memory_seen: Tensor
     memory_full: Tensor
 
@@ -53,25 +89,8 @@ class Rehearsal(Strategy):
         self.capacity, self.balance = capacity, balance
         self._offered: int | None = None  # the sum of memory_seen, once it is known here
         device = self.active.device
-        self.register_buffer("memory_x", torch.empty(0, device=device))
-        self.register_buffer("memory_y", torch.empty(0, dtype=torch.int64, device=device))
-        self.register_buffer("memory_tasks", torch.empty(0, dtype=torch.int64, device=device))
         self.register_buffer("memory_seen", torch.zeros(world.classes, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
-
-    @property
-    def memory(self) -> Samples:
-        """Return the samples that are kept."""
-        return Samples(self.memory_x, self.memory_y, self.memory_tasks)
-
-    def draw(self, count: int) -> Tensor:
-        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
-        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
-        return send(index, self.memory_y.device)
-
-    def recall(self, count: int) -> Samples:
-        """Return `count` different samples of the memory, or all in random order where it holds fewer."""
-        return self.memory.take(self.draw(count))
 
     def remember(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other in their order."""
@@ -91,8 +110,8 @@ class Rehearsal(Strategy):
 
     def _write(self, samples: Samples, source: Tensor) -> None:
         """Put sample source[s] into slot s where source[s] >= 0; slots beyond the present end are appended."""
-        for name, new in zip(FIELDS, (samples.x, samples.y, samples.tasks), strict=True):
-            setattr(self, name, placed(getattr(self, name), new, source))
+        self.store(Samples(placed(self.memory_x, samples.x, source), placed(self.memory_y, samples.y, source),
+                           placed(self.memory_tasks, samples.tasks, source)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as any strategy does, and forget how many samples this one was offered."""

@@ -130,6 +130,8 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 
 def learn(strategy: Strategy, task: Task, found: Count) -> None:
     """Lead a strategy through a task, and note what it trains and keeps."""
+    if strategy.owns_loop:
+        raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
     strategy.before_task(task)
     trainable, size = max(phases(strategy, task), default=(0, 0))
     found.trainable.append(trainable)
@@ -146,7 +148,8 @@ def phases(strategy: Strategy, task: Task) -> Iterator[tuple[int, int]]:
     for phase in range(strategy.phases(task)):
         strategy.before_phase(task, phase)
         strategy.train()
-        yield trained(strategy)
+        count, size = trained(strategy)
+        yield strategy.trainable(), size * strategy.trainable() // max(count, 1)
         for _ in range(steps_of(recipe, len(samples))):
             strategy.augment_batch(order.batch(samples))
 

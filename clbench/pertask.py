@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.classmeans import class_means
 from clbench.errors import SpecError
 from clbench.models.network import Network
 from clbench.pertask_options import Infer, InferOptions, StartOptions
 from clbench.strategy import Prediction, Samples, Strategy, Task, World
-
-CHUNK = 1024  # samples per step of the pass that computes prototypes
 
 
 class TaskHead(nn.Linear):
@@ -93,19 +92,10 @@ class PerTaskStrategy(Strategy, ABC):
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
         self.learned = task.index + 1
 
-    @torch.no_grad()
     def class_means(self, samples: Samples) -> Tensor:
         """Return the mean shared features [K, D] of each of the K classes that occur in raw samples."""
-        training = self.training
-        self.eval()
-        total: Tensor | float = 0.0
-        for part in samples.chunks(CHUNK):
-            features = self.shared_features(self.world.prepare(part.x))
-            total = total + F.one_hot(part.y, self.world.classes).to(features.dtype).T @ features
-        self.train(training)
-        assert isinstance(total, Tensor)
-        count = torch.bincount(samples.y, minlength=self.world.classes)
-        return total[count > 0] / count[count > 0, None]
+        means, count = class_means(self, samples, self.shared_features)
+        return means[count > 0]
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] for inputs [N, *input_shape]; `task` None means that it must be inferred."""

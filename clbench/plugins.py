@@ -45,6 +45,7 @@ class Registry:
     models: dict[str, ModelInfo] = field(default_factory=dict)
     formats: dict[str, ReportFormat] = field(default_factory=dict)
     trackers: dict[str, TrackerInfo] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
     broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
     disabled: list[str] = field(default_factory=list)  # entry points that CLBENCH_DISABLE_PLUGINS names
@@ -79,10 +80,12 @@ class Registry:
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
+        if kind == "method" and name in self.unusable:
+            raise SpecError(f"method {name!r} cannot be run: {self.unusable[name]}")
         states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),
                   **{entry: f"broken: {error}" for entry, error in self.broken.items()}}
         for entry, state in states.items():
-            if entry in (name, f"clbench_{name.replace('-', '_')}"):
+            if entry in (name, f"clbench_{name.partition(':')[0].replace('-', '_')}"):
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
         raise SpecError(unknown(kind, name, known, listing))
@@ -157,6 +160,9 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
         registry.broken[origin.plugin] = _one_line(error)
         return
     for kind, known, info in found:
+        if isinstance(info, StrategyInfo) and info.unusable:
+            registry.unusable[info.name] = info.unusable
+            continue
         known[info.name] = info
         registry.origins[kind, info.name] = origin
 

@@ -89,10 +89,11 @@ class Display(Listener):
                  + (f"{' x '.join(counts)} = " if every else f"{', '.join(counts)}, ")
                  + f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
 
-    def ready(self, device: str, workers: int, threads: int | None) -> None:
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Say how the trials are run."""
         where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
-        self.say(f"{where} on {device}", "dim")
+        cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
+        self.say(f"{where} on {device}{cluster}", "dim")
 
     def note(self, text: str) -> None:
         """Say it."""

@@ -11,6 +11,8 @@ data order, the optimiser, the budget, the evaluation and the clock, and calls, 
     after_task(task)                        consolidate: Fisher, memory, prototypes
     export(folder, task)                    write what is to outlive the run: adapters, say
 
+A strategy whose loop is its own (one from another library, say) overrides `fit`, which takes the place of the steps.
+
 The defaults are naive fine-tuning, so that a strategy is only its difference.
 """
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from clbench.models.network import Network
 from clbench.options import NoOptions, Options
+from clbench.spec import Recipe
 
 Scenario = Literal["task", "class", "domain"]
 
@@ -120,6 +123,26 @@ class Batch:
         return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What the recipe gives a task, for a strategy that trains by a loop of its own (`Strategy.fit`).
+
+    Args:
+        recipe: epochs or iterations, batch size, precision, whether the optimiser's state is kept.
+        following: returns the places of the next batch in the task's samples, int64 [N] on the CPU; pass after pass,
+            in the order in which every other method meets them.
+        optimizer: makes the recipe's optimiser over parameters.
+        schedule: makes the recipe's schedule of an optimiser over so many steps, None where the rate is constant.
+        augment: augments raw training images [N, C, H, W], None where the benchmark does not.
+    """
+
+    recipe: Recipe
+    following: Callable[[], Tensor]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler | None]
+    augment: Callable[[Tensor], Tensor] | None = None
+
+
 class Prediction(NamedTuple):
     """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
 
@@ -174,6 +197,10 @@ class Strategy(nn.Module):
         """
         return ()
 
+    def trainable(self) -> int:
+        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def train(self, mode: bool = True) -> Strategy:
         """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
         super().train(mode)
@@ -207,6 +234,19 @@ class Strategy(nn.Module):
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients to step with, by parameter name. Default: unchanged."""
         return gradients
+
+    def fit(self, task: Task, budget: Budget) -> Tensor:
+        """Train on a task by a loop of its own and return the losses of its steps [steps], none left out.
+
+        Who overrides it spends the budget itself; none of the methods that a step calls is called by the harness then,
+        and seeds of the strategy are not stacked. Everything else stays as it is.
+        """
+        raise NotImplementedError
+
+    @property
+    def owns_loop(self) -> bool:
+        """Tell whether the strategy trains by `fit` and not by the harness's steps."""
+        return type(self).fit is not Strategy.fit
 
     def after_task(self, task: Task) -> None:
         """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing."""

@@ -16,11 +16,11 @@ from clbench.compiling import Compiler
 from clbench.data.ahead import drawn_ahead
 from clbench.data.augment import CropFlip
 from clbench.device import send
-from clbench.ensemble import Engine, make_engine
+from clbench.ensemble import Engine, make_engine, make_optimizer
 from clbench.errors import DivergedError
 from clbench.inputs import Inputs
 from clbench.spec import Recipe
-from clbench.strategy import Batch, Samples, Strategy, Task
+from clbench.strategy import Batch, Budget, Samples, Strategy, Task
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Trained:
     """What the loop did on one task, for one member."""
 
     steps: int
-    trainable: int  # parameters with requires_grad, in the phase that had most
+    trainable: int  # what the strategy says it trains, in the phase that had most
     diverged: DivergedError | None = None
 
 
@@ -71,6 +71,11 @@ class Order:
         part = samples.take(self.following(samples.index_device))
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
+    def augmented(self, x: Tensor) -> Tensor:
+        """Return raw images of the task [N, C, H, W], augmented by the next draws."""
+        assert self.augment is not None
+        return self.augment(x, self.augment.draw(len(x), self.draws[0]))
+
     def ready(self, strategy: Strategy, samples: Samples) -> Batch:
         """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
         batch = self.batch(samples)
@@ -96,7 +101,13 @@ class Trainer:
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
                  augment: CropFlip | None = None, compiler: Compiler | None = None) -> None:
-        """Train `strategies` by `recipe`, each in the data order of its seed."""
+        """Train `strategies` by `recipe`, each in the data order of its seed.
+
+        Raises:
+            ValueError: several that train by a loop of their own, which cannot be stacked.
+        """
+        if len(strategies) > 1 and strategies[0].owns_loop:
+            raise ValueError(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.augment = augment
         self.strategies = list(strategies)
@@ -106,6 +117,8 @@ class Trainer:
 
     def fit(self, tasks: Sequence[Task]) -> list[Trained]:
         """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is."""
+        if self.strategies[0].owns_loop:
+            return [self._by_itself(self.strategies[0], tasks[0])]
         phases = self.strategies[0].phases(tasks[0])
         if not phases:
             return [Trained(steps=0, trainable=0) for _ in tasks]
@@ -127,7 +140,7 @@ class Trainer:
                      else inputs.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
-            most = max(most, sum(p.numel() for p in engine.trained.values()) // len(self.strategies))
+            most = max(most, self.strategies[0].trainable())
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (inputs.starting_at(self.strategies, given.start),
@@ -142,6 +155,16 @@ class Trainer:
                         break
             engine.close()
         return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
+
+    def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
+        """Let a strategy spend the task's budget in a loop of its own."""
+        order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
+        strategy.train()
+        losses = strategy.fit(task, Budget(
+            self.recipe, partial(order.following, torch.device("cpu")), partial(make_optimizer, self.recipe),
+            partial(make_schedule, self.recipe), order.augmented if self.augment else None))
+        trainable = sum(p.numel() for p in strategy.parameters() if p.requires_grad)
+        return Trained(len(losses), trainable, diverged(losses, task.index))
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
         """Go on with these of the members."""

@@ -156,7 +156,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         registry: what is installed.
         out: the run folder of the search.
         show: makes the listener of a round.
-        how: command, data_dir, workers, threads, stack: see `experiment.carry_out`.
+        how: command, data_dir, workers, threads, stack, ...: see `experiment.carry_out`.
 
     Raises:
         ClbenchError: as `experiment.prepare` and `carry_out`, or no candidate of a row gave a result.

@@ -13,6 +13,8 @@ METHODS = [
     ("independent", {"base": "random", "infer": "prototype"}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 10}), ("der", {"capacity": 10}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
+    ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
+    ("packnet", {"prune": 0.5, "infer": "prototype"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
 ]

@@ -63,14 +63,6 @@ def test_the_committed_experiments_are_valid(path):
     assert plan(spec.build(spec.load(path), str(path)), discover())
 
 
-def test_the_python_of_the_tour_runs(tmp_path):
-    text, = blocks("docs/tour.md", "python")
-    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "CLBENCH_DATA": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("lora 0 [")
-
-
 def test_the_table_of_the_readme_is_that_of_the_committed_report():
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "±" in line]
     report = (ROOT / "reports/split_mnist/report.md").read_text().splitlines()

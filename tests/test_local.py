@@ -18,7 +18,7 @@ class Log(Listener):
     def __init__(self):
         self.events = []
 
-    def ready(self, device, workers, threads):
+    def ready(self, device, workers, threads, nodes=0):
         self.events.append(("ready", device, workers, threads))
 
     def note(self, text):
@@ -135,4 +135,4 @@ def test_how_a_process_ended_is_put_into_words():
     process = Process.__new__(Process)
     process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
     process.popen.wait()
-    assert process.cause_of_death() == "was killed by SIGABRT"
+    assert process.cause_of_death() == "the worker process was killed by SIGABRT"

@@ -13,8 +13,9 @@ from clbench.testing import bench
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
-           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {}), ("ncm", {}),
-           ("slda", {}), ("ranpac", {}), ("l2p", {"pool": 4, "top": 2, "length": 2})]
+           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {}),
+           ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
+           ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)

@@ -26,6 +26,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("frozen", {}),
            ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"balance": "reservoir"}),
            ("der", {"capacity": 10}), ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
+           ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 

@@ -113,7 +113,7 @@ def test_prototypes_are_class_means_and_kept_only_when_used():
 
 
 def test_prototypes_are_taken_in_eval_mode_from_prepared_samples_in_chunks(monkeypatch):
-    monkeypatch.setattr("clbench.pertask.CHUNK", 7)
+    monkeypatch.setattr("clbench.classmeans.CHUNK", 7)
     strategy = heads_only(infer="prototype")
     strategy.world = dataclasses.replace(strategy.world, prepare=lambda x: x / 2)
     strategy.model.blocks[1].body = nn.Sequential(strategy.model.blocks[1].body, nn.Dropout(0.5))

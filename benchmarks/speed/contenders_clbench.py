@@ -33,7 +33,7 @@ class Stopwatch(Listener):
     workers = 1
     began = ended = 0.0
 
-    def ready(self, device: str, workers: int, threads: int | None) -> None:
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Hear that workers are there."""
         self.workers = workers
 

@@ -50,9 +50,9 @@ FOLDER = click.Path(path_type=Path)
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
-def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, compiled: bool, retries: int, shard: str | None, log: str,
-            plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
+def command(spec: Path | None, options: tuple[str, ...], out: Path | None, compiled: bool, retries: int,
+            shard: str | None, log: str, plugins: tuple[Path, ...], dry_run: bool, how: dict[str, Any],
+            **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -63,8 +63,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, data:
 
     found = read_spec(spec, {}, flags, options)
     ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log, shard)
-    ended = run_missing(ready, dry_run, data_dir=data, workers=workers, threads=threads, stack=stack, compiled=compiled,
-                        retries=retries)
+    ended = run_missing(ready, dry_run, **how, compiled=compiled, retries=retries)
     return conclude(ready) if ended is None else ended
 
 

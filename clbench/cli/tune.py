@@ -47,8 +47,8 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
               "[default: runs/<name of the file>-tuning]")
 @execution_options
 @plugin_option
-def command(source: Path, methods: str | None, trials: int, out: Path | None, data: Path | None, workers: int | None,
-            threads: int | None, stack: int | None, plugins: tuple[Path, ...], **flags: Any) -> int:
+def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],
+            how: dict[str, Any], **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
     The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
@@ -71,8 +71,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, da
     rows = tuning.rows_of(spec, registry, trials, names)
     out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
-        records = tuning.search(rows, spec, registry, out, _shown, command=called, data_dir=data, workers=workers,
-                                threads=threads, stack=stack)
+        records = tuning.search(rows, spec, registry, out, _shown, command=called, **how)
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
         return 130

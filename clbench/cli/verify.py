@@ -25,8 +25,8 @@ def _names(text: str | None) -> list[str]:
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
 @execution_options
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
-def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, data: Path | None,
-            workers: int | None, threads: int | None, stack: int | None, dry_run: bool, **given: Any) -> int:
+def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, dry_run: bool,
+            how: dict[str, Any], **given: Any) -> int:
     """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.
 
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
@@ -47,7 +47,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
     ready = experiment.gather(reference.spec(chosen[0], given), planned, registry,
                               out or Path("runs") / f"verify-{called}")
-    ended = run_missing(ready, dry_run, data_dir=data, workers=workers, threads=threads, stack=stack)
+    ended = run_missing(ready, dry_run, **how)
     if ended is not None:
         return ended
     cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry)]

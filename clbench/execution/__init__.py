@@ -1,4 +1,7 @@
-"""Execution: where trials run. Workers are processes of their own; the process that leads them never imports torch."""
+"""Execution: where trials run. Workers are processes of their own; the process that leads them never imports torch.
+
+`local` runs them on this machine, `cluster` on those of a Ray cluster; both by the same pool of the same workers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,14 @@ from clbench.records import Record
 
 
 @dataclass(frozen=True)
+class OnRay:
+    """A Ray cluster to run on, and what a worker takes of it beside a CPU for each of its threads."""
+
+    address: str | None = None  # HOST:PORT; None for RAY_ADDRESS, or Ray's own port on this machine
+    gpus: float | None = None  # a fraction of one, or whole ones; None: one, if a node has any and the device may be it
+
+
+@dataclass(frozen=True)
 class How:
     """How trials are run: nothing here is part of a trial's key."""
 
@@ -22,7 +33,7 @@ class How:
     workers: int  # processes; 0 runs in this one
     threads: int | None  # of torch, in each worker; None leaves torch's own choice (in this process only)
     stack: int | None  # trials of a strategy that train as one; None: one by one on a CPU, together on an accelerator
-    shrink: bool  # whether one worker is enough where `auto` turns out to be an accelerator
+    shrink: bool  # whether fewer will do: one, where `auto` is an accelerator; as many as a cluster has room for
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
     plugins: Sequence[Path] = ()  # those that are files
     compiled: bool = False  # whether losses are compiled
@@ -30,6 +41,7 @@ class How:
     checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
     retries: int = 1  # how often a trial is tried again whose worker died
     claim: Callable[[Planned], bool] = lambda _: True  # asked before a trial is run: False where another process has it
+    ray: OnRay | None = None  # the cluster to run on; None: this machine
 
 
 ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved
@@ -90,8 +102,8 @@ class Listener:
     def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
         """Hear what the experiment consists of, and which of its trials are to be run now."""
 
-    def ready(self, device: str, workers: int, threads: int | None) -> None:
-        """Hear that workers are there, and the device they use."""
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Hear that workers are there, the device they use, and on how many nodes of a cluster; 0: this machine."""
 
     def note(self, text: str) -> None:
         """Hear of something the user should know."""

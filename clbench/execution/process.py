@@ -1,24 +1,20 @@
-"""One worker process, as the process that leads it sees it."""
+"""A worker that is a process on this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from typing import TypeAlias
 
 from pydantic import ValidationError
 
-from clbench.execution import How, protocol
-from clbench.execution.protocol import Message, Prepare, Ready, Run, Start
+from clbench.execution import protocol
+from clbench.execution.link import Inbox, Link
+from clbench.execution.protocol import Message, Start
 
-TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
 # glibc gives large activations back to the kernel after every step and takes page faults to get them again; with these
 # it keeps them (a small CNN on one thread: training 1.4, evaluation 3.4 times as fast). Other C libraries ignore them.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -26,36 +22,22 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str
 DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
 
 
-Inbox: TypeAlias = "queue.SimpleQueue[tuple[Process, Message | Exception | None] | None]"  # None: stop
-
-
-def start_request(how: How) -> Start:
-    """Return what a worker is told first."""
-    return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
-                 compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
-                 checkpoints=str(how.checkpoints) if how.checkpoints else None,
-                 plugins=[str(path) for path in how.plugins])
-
-
-class Process:
+class Process(Link):
     """One worker process, as seen from here."""
 
-    def __init__(self, how: How, inbox: Inbox) -> None:
+    def __init__(self, start: Start, inbox: Inbox) -> None:
         """Start it; what it says goes to `inbox`, and None when it has died."""
-        threads = {} if how.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(how.threads))
+        super().__init__(inbox)
+        number = str(start.threads)
+        threads = {} if start.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "clbench.execution.worker"], env={**ALLOCATOR, **os.environ, **threads},
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             errors="replace", start_new_session=True)
-        self.inbox = inbox
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.ready: Ready | None = None
-        self.request: Prepare | Run | None = None
-        self.since = datetime.datetime.now(datetime.timezone.utc)
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._hear, self._collect)]
         for thread in (*self._readers, threading.Thread(target=self._wait, daemon=True)):
             thread.start()
-        self.send(start_request(how))
+        self.send(start)
 
     def _hear(self) -> None:
         assert self.popen.stdout
@@ -88,11 +70,6 @@ class Process:
             self.popen.stdin.write(message.line())
             self.popen.stdin.flush()
 
-    def ask(self, request: Prepare | Run) -> None:
-        """Send a request and remember it until it is answered."""
-        self.request, self.since = request, datetime.datetime.now(datetime.timezone.utc)
-        self.send(request)
-
     def end(self) -> None:
         """Make an end of the worker, and of what it may have started, whatever it is doing."""
         if self.popen.poll() is None:
@@ -110,11 +87,6 @@ class Process:
         """Return how the process ended, in words."""
         code = self.popen.returncode
         if code >= 0:
-            return f"exited with code {code}"
+            return f"the worker process exited with code {code}"
         name = signal.Signals(-code).name
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-    def last_words(self) -> str:
-        """Return the last line it wrote to standard error, if any."""
-        lines = [line.strip() for line in self.tail if line.strip()]
-        return f": {lines[-1]}" if lines else ""
+        return f"the worker process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

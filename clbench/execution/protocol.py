@@ -79,6 +79,21 @@ class Refused(Message):
         return kind(self.message) if issubclass(kind, ClbenchError) else ClbenchError(self.message)
 
 
+class Note(Message):
+    """From a node of a cluster: something the user should know."""
+
+    type: Literal["note"] = "note"
+    text: str
+
+
+class Died(Message):
+    """From a node of a cluster: its worker has died."""
+
+    type: Literal["died"] = "died"
+    cause: str  # as `Link.cause_of_death`
+    tail: list[str]  # the last lines of its standard error
+
+
 class Running(Message):
     """From a worker: how far a trial has come."""
 

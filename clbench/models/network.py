@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class Ports(NamedTuple):
@@ -54,10 +55,15 @@ class Network(nn.Module):
         self.aliases = dict(aliases or {})
         self.start = 0  # the block that inputs go to: the harness runs frozen first blocks once and starts behind them
 
-    def features(self, x: Tensor) -> Tensor:
-        """Return features [N, D] of inputs [N, *input_shape]."""
-        for block in itertools.islice(self.blocks, self.start, None):
-            x = block(x)
+    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return features [N, D] of inputs [N, *input_shape].
+
+        `weights` take the place of the blocks' own parameters, by name in this network.
+        """
+        for number, block in itertools.islice(enumerate(self.blocks), self.start, None):
+            prefix = f"blocks.{number}."
+            given = {n.removeprefix(prefix): w for n, w in (weights or {}).items() if n.startswith(prefix)}
+            x = functional_call(block, given, (x,)) if given else block(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:

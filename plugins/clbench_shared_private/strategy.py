@@ -3,7 +3,7 @@
 This is feature extraction as CL papers use it for a baseline (Li & Hoiem 2016, arXiv 1606.09282, call it so): no
 forgetting, and no plasticity but that of the private layers. Adversarial Continual Learning (Ebrahimi et al. 2020,
 arXiv 2003.09553) is the trained variant of the division: its shared module learns on every task, kept task-invariant
-by an adversarial and an orthogonality loss, beside private modules that read the input; none of that is done here.
+by an adversarial and an orthogonality loss, beside private modules that read the input; that is `acl`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,212 @@
+"""Measure what a trial costs beside itself on a Ray cluster: `python benchmarks/speed/cluster.py --help`.
+
+The cluster is one node on this machine. Its trials mostly sleep (half a second, and some milliseconds of work), so
+that more workers than cores can run and what is measured is not their training but the way to it and back. The same is
+measured with worker processes of this machine, without Ray. Then the parts of a run that grow with the number of its
+trials are timed by themselves, and all of it is extrapolated to 10,000 trials on 100 GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compare import REPORTS
+from processes import ask
+from tabulate import tabulate
+
+from clbench import experiment
+from clbench.execution import How, Listener, Waiting
+from clbench.plan import plan
+from clbench.plugins import discover
+from clbench.records import Record
+from clbench.spec import build
+from clbench.store import Store
+
+SLEEP = 0.5  # seconds of a trial
+TRIALS = 18  # for each worker; the clock runs over the last two thirds, when every worker is warm
+RECORDS = 500  # that are written and read
+MANY, GPUS, MINUTES = 10_000, 100, 10.0  # of the extrapolation: trials, GPUs, and what a trial takes on one
+PLUGIN = f"""
+    import time
+    from clbench import Strategy, StrategyInfo, hookimpl
+
+    class Sleeper(Strategy):
+        def before_task(self, task):
+            time.sleep({SLEEP} if task.index == 0 else 0)
+
+    @hookimpl
+    def clbench_strategies():
+        return [StrategyInfo("sleeper", Sleeper, "sleeps before its first task")]
+"""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Trials on so many workers, by one executor."""
+
+    executor: str
+    workers: int
+    trials: int  # while the clock ran
+    seconds: float
+    own: float  # seconds that a trial takes by its own clock
+    leading: float  # CPU seconds of the leading process for each trial
+
+    @property
+    def throughput(self) -> float:
+        """Return the trials per second."""
+        return self.trials / self.seconds
+
+    @property
+    def beside(self) -> float:
+        """Return the seconds of a worker that go by for each trial, beside what the trial's own clock shows."""
+        return self.workers / self.throughput - self.own
+
+
+class Clock(Listener):
+    """Runs over the last two thirds of the trials, but for the last of each worker."""
+
+    def __init__(self, workers: int) -> None:
+        """Expect the first record."""
+        # Workers end their trials almost at once: whole rounds of them are counted.
+        self.first, self.last = workers * (TRIALS // 3), workers * (TRIALS - 1)
+        self.records: list[Record] = []
+        self.times: list[tuple[float, float]] = []  # by the clock, and of the leading process's CPU
+
+    def finished(self, record: Record) -> None:
+        """Look at the clocks."""
+        self.records.append(record)
+        if len(self.records) in (self.first, self.last):
+            self.times.append((time.perf_counter(), time.process_time()))
+
+
+def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate, Record]:
+    """Return the rate of one executor, and one of the records."""
+    spec = build({"methods": "sleeper", "seeds": TRIALS * workers, "device": "cpu", "model": "mlp:width=10",
+                  "recipe": {"iterations": 1, "batch_size": 8}})
+    clock = Clock(workers)
+    with tempfile.TemporaryDirectory() as folder:
+        ready = experiment.prepare(spec, discover(files=[file]), Path(folder))
+        experiment.carry_out(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
+                             address=address if executor == "ray" else None)
+    (began, cpu_began), (ended, cpu_ended) = clock.times
+    trials = clock.last - clock.first
+    timed = [r.timings for r in clock.records[clock.first:]]
+    own = statistics.fmean(sum(t.train) + sum(t.consolidate) + sum(t.evaluate) for t in timed)
+    return Rate(executor, workers, trials, ended - began, own, (cpu_ended - cpu_began) / trials), clock.records[0]
+
+
+def growing(record: Record) -> dict[str, float]:
+    """Return the seconds that each trial costs a run of `MANY`: planned, given out, its record written and read."""
+    registry, seconds = discover(), {}
+
+    def timed(name: str, count: int, began: float) -> None:
+        seconds[name] = (time.perf_counter() - began) / count
+
+    methods = [{"name": "ewc", "options": {"strength": [float(n) for n in range(1, 51)]}}]
+    spec = build({"methods": methods, "seeds": MANY // 100, "scenario": "task,class"})
+    began = time.perf_counter()
+    planned = plan(spec, registry)
+    timed("planned", len(planned), began)
+    assert len(planned) == MANY
+    how = How(Path(), "cpu", "", workers=GPUS, threads=1, stack=None, shrink=True, plugin=str)
+    waiting, began = Waiting(planned), time.perf_counter()
+    while waiting.left:
+        waiting.took(waiting.take(how, "cpu"), 1.0)
+    timed("given out", MANY, began)
+    trials = [record.trial.model_copy(update={"seed": seed}) for seed in range(RECORDS)]
+    records = [record.model_copy(update={"trial": trial, "key": trial.key}) for trial in trials]
+    with tempfile.TemporaryDirectory() as folder:
+        store, began = Store(Path(folder)), time.perf_counter()
+        for one in records:
+            store.write(one)
+        timed("record written", RECORDS, began)
+        began = time.perf_counter()
+        assert len(store.read()[0]) == RECORDS
+        timed("record read", RECORDS, began)
+    return seconds
+
+
+def extrapolation(rates: Sequence[Rate], growth: dict[str, float]) -> dict[str, float]:
+    """Return what the measured figures come to for `MANY` trials of `MINUTES` on `GPUS` GPUs.
+
+    The leading process does one thing after the other: besides its CPU time, it waits for each record to be on disk.
+    """
+    ray = [r for r in rates if r.executor == "ray"]
+    beside = max(r.beside for r in ray)
+    leading = max(r.leading for r in ray) + growth["given out"] + growth["record written"]
+    return {"hours": MANY * (60 * MINUTES + beside) / GPUS / 3600, "lost on the way (%)": 100 * beside / (60 * MINUTES),
+            "leading process, busy (%)": 100 * leading * GPUS / (60 * MINUTES),
+            "trials per second that keep it busy": 1 / leading,
+            "shortest trial that keeps the GPUs busy (s)": GPUS * leading,
+            "before the first trial (s)": MANY * (growth["planned"] + growth["record read"])}
+
+
+def render(rates: Sequence[Rate], growth: dict[str, float], far: dict[str, float], machine: dict[str, Any]) -> str:
+    """Return the report."""
+    rows = [[r.executor, r.workers, r.trials, f"{r.throughput:.2f}", f"{1000 * r.own:.0f}", f"{1000 * r.beside:.0f}",
+             f"{1000 * r.leading:.1f}"] for r in rates]
+    head = ["executor", "workers", "trials", "trials/s", "a trial's own time (ms)", "beside it, per trial (ms)",
+            "leading process, CPU per trial (ms)"]
+    parts = [["each of 10,000 trials " + name, f"{1000 * value:.2f} ms"] for name, value in growth.items()]
+    more = [[name, f"{value:.3g}"] for name, value in far.items()]
+    return "\n".join([
+        "# A Ray cluster: what a trial costs beside itself", "",
+        f"Trials that sleep {SLEEP:g} s and train five steps, on one node; `local` is the same without Ray. "
+        f"{machine['machine']}; "
+        f"Ray {machine['ray']}, Python {machine['python']}, commit {machine['commit']}.", "",
+        tabulate(rows, head, "pipe"), "", tabulate(parts, ["grows with the trials", "takes"], "pipe"), "",
+        f"Extrapolated to {MANY:,} trials of {MINUTES:g} minutes on {GPUS} GPUs, one worker each:", "",
+        tabulate(more, ["what", "comes to"], "pipe"), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it with the raw numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", default="1,2,4", help="numbers of workers")
+    parser.add_argument("--out", type=Path, default=REPORTS, help="folder of cluster.md and cluster.json")
+    found = parser.parse_args(argv)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    counts = [int(part) for part in found.workers.split(",")]
+    facts = ask("machine", {}, experiment.usable_cores())
+    machine = {**{k: v for k, v in facts.items() if k != "others"}, "ray": ray.__version__}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as worker processes without Ray
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(counts), "include_dashboard": False})
+    rates = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "sleeping_plugin.py"
+            file.write_text(textwrap.dedent(PLUGIN))
+            for workers in counts:
+                for executor in ("local", "ray"):
+                    rate, record = measure(executor, workers, file, cluster.address)
+                    rates.append(rate)
+                    print(f"{executor} {workers}: {rate.throughput:.2f} trials/s", file=sys.stderr)
+    finally:
+        cluster.shutdown()
+    growth = growing(record)
+    far = extrapolation(rates, growth)
+    text = render(rates, growth, far, machine)
+    print(text)
+    found.out.mkdir(parents=True, exist_ok=True)
+    (found.out / "cluster.md").write_text(text)
+    (found.out / "cluster.json").write_text(json.dumps({
+        "machine": machine, "command": " ".join(["python", *sys.argv]), "rates": [asdict(r) for r in rates],
+        "growing": growth, "extrapolation": far}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""How Sphinx builds these pages into build/docs: `make docs`."""
+
+import re
+from importlib import metadata
+from typing import Any
+
+project = "clbench"
+author = "the clbench authors"
+release = metadata.version("clbench")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+smartquotes = False  # quotes in docstrings are code
+highlight_language = "bash"  # of indented blocks, which are commands
+myst_heading_anchors = 3  # links to headings work as on GitHub
+
+html_theme = "furo"
+html_title = f"clbench {release}"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings give shapes and units, which types do not
+default_role = "code"  # in docstrings `x` is code
+
+
+def lead_out(_app: Any, _page: str, source: list[str]) -> None:
+    """Make links to files outside docs/ downloads; on GitHub they lead to the file."""
+    source[0] = re.sub(r"(?<!!)(\[[^\]]*\]\()(?=\.\./)", r"\1path:", source[0])
+
+
+def plain(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Take what stands in docstrings as it is: `*` and `|` mark nothing up but code."""
+    lines[:] = [re.sub(r"(`[^`]*`)|([*|])", lambda found: found[1] or "\\" + found[2], line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Have both called by the build."""
+    app.connect("source-read", lead_out)
+    app.connect("autodoc-process-docstring", plain)

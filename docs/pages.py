@@ -1,0 +1,129 @@
+"""Write commands.md and methods.md from the code: `make docs-pages`. A test says whether they are current."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from clbench.cli import group
+from clbench.cli.listing import describe
+from clbench.options import format_value
+from clbench.plugins import Registry, discover
+from clbench.report.markdown import escape
+
+HERE = Path(__file__).parent
+MADE = "<!-- Made by `make docs-pages` from the code; what is written here is lost. -->"
+COMMANDS = """\
+What `clbench COMMAND --help` says, for every command. Exit codes: 0 all done; 1 a trial failed or diverged, a number
+was missed, runs differ, a rule is broken; 2 the input is wrong, with a line for each mistake; 130 interrupted by Ctrl-C
+or SIGTERM."""
+METHODS = """\
+What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
+trackers` print the same of all that is installed. Options are set as in `ewc:strength=1e4`, by `--set
+ewc.strength=1e4`, or in a file. `--benchmark package.module:function` takes any function that returns an Avalanche
+benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries."""
+KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
+    ("Methods", "method", "strategies", ("paper", "reference")),
+    ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
+    ("Models", "model", "models", ()),
+    ("Trackers", "tracker", "trackers", ()),
+)
+
+
+def main() -> None:
+    """Write both pages."""
+    for name, text in (("commands.md", commands()), ("methods.md", methods())):
+        (HERE / name).write_text(text, encoding="utf-8")
+
+
+def commands() -> str:
+    """Return commands.md: every command with what `--help` says of it."""
+    context = click.Context(group, info_name="clbench")
+    found = list(walk(group, context))
+    overview = [[f"[{c.command_path}](#{c.command_path.replace(' ', '-')})", escape(c.command.get_short_help_str(200))]
+                for c in found]
+    blocks = [MADE, "# Commands", COMMANDS, table(["command", "what it does"], overview)]
+    for one in found:
+        blocks += section(one)
+    return "\n\n".join(blocks) + "\n"
+
+
+def walk(command: click.Command, context: click.Context) -> Iterator[click.Context]:
+    """Yield a context for every command below a group, groups before what is in them."""
+    if not isinstance(command, click.Group):
+        return
+    for name in command.list_commands(context):
+        inner = command.get_command(context, name)
+        assert inner is not None
+        below = click.Context(inner, parent=context, info_name=name)
+        yield below
+        yield from walk(inner, below)
+
+
+def section(context: click.Context) -> Iterator[str]:
+    """Yield the blocks of one command: usage, help, options."""
+    command = context.command
+    yield f"## {context.command_path}"
+    yield f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
+    for paragraph in (command.help or "").split("\n\n"):
+        if paragraph.startswith("\b"):  # what click leaves as it is: examples
+            lines = paragraph.strip("\b\n").splitlines()
+            yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"
+        else:
+            yield escape(paragraph)
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    records = [record for option in options if (record := option.get_help_record(context))]
+    if records:
+        yield table(["option", "meaning"], ([code(names), escape(text)] for names, text in records))
+
+
+def methods() -> str:
+    """Return methods.md: all that comes with clbench, with every option."""
+    registry = discover()
+    blocks = [MADE, "# Methods, benchmarks, models", METHODS]
+    for heading, kind, attribute, extra in KINDS:
+        blocks += [f"## {heading}", *listing(registry, kind, attribute, extra)]
+    formats = [[code(i.name), code(i.suffix), escape(i.summary)] for i in registry.formats.values()
+               if ours(registry, "report format", i.name)]
+    blocks += ["## Report formats", table(["format", "ending", "what it is"], formats)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str]) -> Iterator[str]:
+    """Yield the blocks of all that there is of one kind."""
+    for name, info in sorted(getattr(registry, attribute).items()):
+        if not ours(registry, kind, name):
+            continue
+        thing = describe(registry, kind, info, extra)
+        about = thing["summary"]
+        if thing.get("reference"):
+            about += "; a reference, set apart in tables"
+        if thing.get("scenarios"):
+            about += f"; scenarios {', '.join(thing['scenarios'])}"
+        yield f"### {name}"
+        yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
+        if thing["options"]:
+            yield table(["option", "type", "default", "meaning"],
+                        ([code(o["name"]), escape(o["type"]), code(format_value(o["default"])), escape(o["meaning"])]
+                         for o in thing["options"]))
+
+
+def ours(registry: Registry, kind: str, name: str) -> bool:
+    """Return whether something comes with clbench; other plugins may be installed where the pages are made."""
+    return registry.origins[kind, name].distribution == "clbench"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of cells that are markdown already."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows))
+
+
+def code(text: str) -> str:
+    """Return a cell with text as code."""
+    return f"`{text.replace('|', chr(92) + '|')}`"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Adversarial continual learning: a shared module that every task trains, and a private module and head for each.
+
+    cross-entropy(head_t(S(x), P_t(x)), y) + cross-entropy(D(R(S(x))), t) + cross-entropy(D(z'), noise)
+        + orthogonality |S^T P_t / N|^2
+
+S should hold what tasks have in common: the discriminator D learns to tell from S(x) which task a sample comes from,
+and R, the gradient reversal of Ganin & Lempitsky (arXiv 1409.7495) that the paper names, hands its gradient on to S
+times -adversarial. D also learns to tell features from noise z' ~ N(0, 1), a label of its own, without which it would
+see a single label where nothing is kept of earlier tasks. The last term (Bousmalis et al. 2016, arXiv 1608.06019) keeps
+what is private apart from what is shared: rows of S and P are one sample's features at unit length, the norm is
+Frobenius'. After a task its private module and head are fixed. S goes on learning, so old tasks can be forgotten.
+
+S is the model without its head, whatever it is. P_t is a narrow network of the same kind, which reads the inputs: where
+the model has convolutions, stages of convolution and pooling (the model `cnn`, with half as many channels at first as
+`private_width`) down to maps of about 8 x 8, and a dense layer; else one dense layer, as the authors' for MNIST. So it
+needs nothing of the model but its inputs. Heads are linear like those of the other methods (theirs: two hidden layers).
+
+With `memory`, each batch has about as many kept samples behind it as are new, of each earlier task equally many, and
+every term counts them: the old private modules and heads answer for them. The authors mix them into the epoch and let
+the new task's private module answer.
+
+Differences: the authors take several steps of S and then one of D, with a learning rate and optimiser of its own; with
+the reversal one step does both, as in Ganin & Lempitsky, and the recipe has one optimiser. D is new for each task, as
+in their code. That takes the mean of (s_i . p_j)^2 over pairs of samples in the last term, where the paper has S^T P,
+as here; and without it (`diff: no`, their Split-MNIST) has no reversal either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Samples, Task, World
+from clbench.device import send
+from clbench.memory import Stored
+from clbench.models.basic import cnn
+from clbench.models.options import CNNOptions
+from clbench.pertask import PerTaskStrategy
+from clbench_acl import ACLOptions
+
+UNITS = 175  # of the discriminator's hidden layers, the authors'
+NOISE = 0  # the discriminator's label for z'; that of task t is t + 1
+SIDE = 8  # of the maps that a private module's convolutions end with, if four stages are enough
+
+
+class ACL(Stored, PerTaskStrategy):
+    """The model's blocks are S, `private` holds P_t, `heads` their heads; `noise` [N, D] is drawn for each batch."""
+
+    roles = (("private.*", "private"), ("discriminator.*", "discriminator"), *Stored.roles, *PerTaskStrategy.roles)
+    options: ACLOptions
+    noise: Tensor
+
+    def __init__(self, model: Network, world: World, options: ACLOptions | None = None) -> None:
+        """Start with no private modules."""
+        super().__init__(model, world, options if options is not None else ACLOptions())
+        self.private = nn.ModuleList()
+        self.discriminator: nn.Module = nn.Identity()
+        self.kept: list[int] = []  # samples of each task, in the order of tasks
+        self.register_buffer("noise", self.model.head.weight.new_empty(0), persistent=False)
+
+    @property
+    def head_inputs(self) -> int:
+        """Return the width of the shared and private features together."""
+        return super().head_inputs + self.options.private_width
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head and private module, and a new discriminator; the shared module learns on."""
+        super().before_task(task)
+        like, width = self.model.head.weight, super().head_inputs
+        self.private.append(private_module(self.model, self.world.input_shape, self.options.private_width).to(like))
+        self.discriminator = nn.Sequential(nn.Linear(width, UNITS), nn.LeakyReLU(), nn.Linear(UNITS, UNITS),
+                                           nn.Linear(UNITS, task.index + 2)).to(like)
+        self.model.blocks.requires_grad_(True)
+        self.train(self.training)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the private modules of learned tasks."""
+        return self.private[:self.learned]
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch with samples of earlier tasks behind, task by task, and draw noise for it."""
+        counts = self.replays(len(batch.y))
+        if sum(counts):
+            slots = [start + torch.randperm(held, generator=self.world.generator)[:count]
+                     for start, held, count in zip(self._starts(), self.kept, counts, strict=True)]
+            batch = batch.extended(self.memory.take(send(torch.cat(slots), self.memory_y.device)))
+        like = self.model.head.weight
+        noise = torch.randn(len(batch.y), self.model.head.in_features, generator=self.world.generator)
+        self.noise = send(noise.to(like.dtype), like.device)
+        return batch
+
+    def replays(self, new: int) -> list[int]:
+        """Return how many samples of each earlier task go with so many new ones."""
+        return [min(held, math.ceil(new / len(self.kept))) for held in self.kept]
+
+    def _starts(self) -> list[int]:
+        """Return where each task's samples begin in the memory."""
+        return [sum(self.kept[:task]) for task in range(len(self.kept))]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the sum of all four terms; the part of the batch that is replayed is answered by its own tasks."""
+        new = len(batch.y) - batch.replayed
+        sizes = [new, *self.replays(new)] if batch.replayed else [new]
+        tasks = [batch.task, *range(len(sizes) - 1)]
+        shared = self.model.features(batch.x)
+        private = torch.cat([self.private[t](x) for t, x in zip(tasks, torch.split(batch.x, sizes), strict=True)])
+        both = torch.split(torch.cat([shared, private], 1), sizes)
+        logits = torch.cat([self.heads[t](features) for t, features in zip(tasks, both, strict=True)])
+        told = self.discriminator(reversed_gradient(shared, self.options.adversarial))
+        noise = self.discriminator(self.noise)
+        return (self.cross_entropy(logits, batch) + F.cross_entropy(told, batch.tasks + 1)
+                + F.cross_entropy(noise, torch.full_like(batch.tasks, NOISE))
+                + self.options.orthogonality * overlap(shared, private))
+
+    def after_task(self, task: Task) -> None:
+        """Take the task among the learned ones, and keep some of its samples."""
+        super().after_task(task)
+        self.train(self.training)
+        if self.options.memory:
+            new = task.train.some(self.options.memory, self.world.generator)
+            self.store(Samples.concat(self.memory, new) if self.kept else new)
+            self.kept.append(len(new))
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the shared module as it is now, and of the task's private one and head."""
+        return self._answer(x, self.model.features(x), task)
+
+    def learned_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [learned tasks, N, C] of all private parts on shared features computed once."""
+        shared = self.model.features(x)
+        return torch.stack([self._answer(x, shared, task) for task in range(self.learned)])
+
+    def _answer(self, x: Tensor, shared: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of a task's private module and head."""
+        logits: Tensor = self.heads[task](torch.cat([shared, self.private[task](x)], 1))
+        return logits
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the shared features [N, D], which later tasks change: nothing is inferred from them."""
+        return self.model.features(x)
+
+
+def private_module(model: Network, input_shape: tuple[int, ...], width: int) -> nn.Module:
+    """Return a narrow network of the kind of the model, from inputs to `width` numbers of at least 0."""
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        stages = math.ceil(math.log2(max(input_shape[1:]) / SIDE))
+        options = CNNOptions(channels=max(1, width // 2), depth=min(max(1, stages), 4))
+        return nn.Sequential(cnn(options, input_shape, width), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), width), nn.ReLU())
+
+
+def reversed_gradient(x: Tensor, weight: float) -> Tensor:
+    """Return x, whose gradient is that of the result times -weight."""
+    return x.detach() - weight * (x - x.detach())
+
+
+def overlap(shared: Tensor, private: Tensor) -> Tensor:
+    """Return |S^T P / N|^2 of features [N, D] and [N, E], a scalar in [0, 1]; rows of S and P have unit length."""
+    s, p = F.normalize(shared), F.normalize(private)
+    return (s.T @ p / len(s)).square().sum()

@@ -1,0 +1,70 @@
+"""A task of the stream as an Avalanche experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLExperience
+from avalanche.benchmarks.utils.classification_dataset import TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clbench import Samples, Task
+
+PLACE = "place"  # the attribute of a data set that says which samples of the stream, counted from its beginning, it has
+
+
+class Items(Dataset[tuple[Tensor, int]]):
+    """Training samples one by one, as inputs of the model."""
+
+    def __init__(self, samples: Samples, prepare: Callable[[Tensor], Tensor],
+                 augment: Callable[[Tensor], Tensor] | None) -> None:
+        """Prepare all samples once where each would come out the same every time."""
+        self.samples, self.prepare, self.augment = samples, prepare, augment
+        self.ready = None
+        self.labels: list[int] = samples.y.tolist()
+        if augment is None and not samples.redrawn:
+            self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        """Return an input of the model, on the CPU as Avalanche's loaders expect, and its label."""
+        if self.ready is not None:
+            return self.ready[place], self.labels[place]
+        x = self.samples.take(torch.tensor([place], device=self.samples.index_device)).x
+        return self.prepare(x if self.augment is None else self.augment(x))[0].cpu(), self.labels[place]
+
+
+class Experience(CLExperience):  # type: ignore[misc]
+    """An experience with all that strategies ask of one."""
+
+    def __init__(self, task: Task, items: Items, label: int, begin: int, seen: set[int]) -> None:
+        """Make an experience of a task.
+
+        Args:
+            task: the task.
+            items: its samples.
+            label: its task label: its index in scenario `task`, else 0, as in Avalanche's class-incremental streams.
+            begin: how many samples of the stream come before it.
+            seen: classes met before.
+        """
+        super().__init__(current_experience=task.index, origin_stream=None)
+        self.dataset: Any = TaskAwareSupervisedClassificationDataset([items], data_attributes=[
+            DataAttribute(items.labels, "targets"), TaskLabels(ConstantSequence(label, len(items))),
+            DataAttribute(range(begin, begin + len(items)), PLACE)])
+        self.task_label, self.task_labels = label, [label]
+        self.classes_in_this_experience = list(task.classes)
+        self.previous_classes = set(seen)
+        self.classes_seen_so_far = seen | set(task.classes)
+
+
+def places(dataset: Any) -> list[int]:
+    """Return which samples of the stream a data set has; none where it was made of something else."""
+    return list(getattr(dataset, PLACE, ()))

@@ -1,0 +1,135 @@
+"""An Avalanche strategy that takes the recipe's steps: in the harness's data order, counted, and silent."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.logging import BaseLogger
+from avalanche.training import supervised
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from clbench.strategy import Budget
+from clbench_avalanche.experience import places
+
+
+class Masked(nn.CrossEntropyLoss):
+    """Cross-entropy over the outputs that take part: all that are in `active` [C], or all where that is None."""
+
+    active: Tensor | None = None
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of logits [N, C] and labels [N]."""
+        return super().forward(logits if self.active is None else logits.masked_fill(~self.active, float("-inf")), y)
+
+
+class Batches(Sampler[list[int]]):
+    """One pass over a task's samples in batches that the harness gives."""
+
+    def __init__(self, following: Callable[[], Tensor], count: int) -> None:
+        """Give `count` batches in each pass."""
+        self.following, self.count = following, count
+
+    def __len__(self) -> int:
+        """Return the batches of a pass."""
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the places of each batch's samples."""
+        return (self.following().tolist() for _ in range(self.count))
+
+
+class Watch(SupervisedPlugin):  # type: ignore[misc]
+    """Notes the losses of a task's steps, follows the recipe's schedule and ends the task after its iterations."""
+
+    def __init__(self, budget: Budget) -> None:
+        """Watch one task."""
+        super().__init__()
+        self.budget = budget
+        self.losses: list[Tensor] = []
+        self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    def before_training_epoch(self, strategy: Any, **_: Any) -> None:
+        """Begin the schedule, once it is known how many steps there will be."""
+        if not self.losses and self.budget.recipe.schedule != "constant":
+            steps = self.budget.recipe.iterations or strategy.train_epochs * len(strategy.dataloader)
+            self.schedule = self.budget.schedule(strategy.optimizer, steps)
+
+    def after_training_iteration(self, strategy: Any, **_: Any) -> None:
+        """Note the step."""
+        self.losses.append(strategy.loss.detach().reshape(()))
+        if self.schedule is not None:
+            self.schedule.step()
+        if len(self.losses) == self.budget.recipe.iterations:
+            strategy.stop_training()
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Where a task's samples stand in the stream, and what gives the places in them of the next batch."""
+
+    places: list[int]
+    following: Callable[[], Tensor]
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Seed the generators of Python and numpy, which Avalanche uses beside torch's, and restore them afterwards."""
+    before = random.getstate(), np.random.get_state()
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Keep back what Avalanche has to say of its own deprecated parts, which no filter stops; pass on the rest."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    for one in said:
+        if not issubclass(one.category, DeprecationWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device: torch.device,
+          forward: AbstractContextManager[object], options: dict[str, Any]) -> Any:
+    """Return the strategy of that name around a model; `forward` is the context of its forward passes."""
+    base: Any = getattr(supervised, name)
+
+    def make_train_dataloader(self: Any, **arguments: Any) -> None:
+        """Take the harness's batches where what is trained on are the task's own samples and no others."""
+        if places(self.adapted_dataset) == self.led.places:
+            count = math.ceil(len(self.adapted_dataset) / self.train_mb_size)
+            self.dataloader = DataLoader(self.adapted_dataset, collate_fn=self.adapted_dataset.collate_fn,
+                                         batch_sampler=Batches(self.led.following, count))
+        else:
+            base.make_train_dataloader(self, **arguments)
+
+    def in_precision(self: Any) -> Tensor:
+        """Run the model on the batch in the recipe's precision."""
+        with forward:
+            logits: Tensor = base.forward(self)
+        return logits
+
+    led = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
+                               "__module__": __name__})
+    return led(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
+               train_mb_size=budget.recipe.batch_size, device=device,
+               train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has a step at least
+               evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)

@@ -1,0 +1,129 @@
+"""The harness's network in the forms that Avalanche's strategies expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.models import PNN, MultiTaskModule
+from avalanche.models.base_model import BaseModel
+from avalanche.models.utils import FeatureExtractorModel
+from torch import Tensor, nn
+
+from clbench import Network
+from clbench.errors import SpecError
+
+MASKED = -1000.0  # what Avalanche's own multi-head classifier gives for outputs of other tasks; finite, for DER's sake
+
+ONE_HEAD = frozenset({"DER", "FeatureReplay", "GSS_greedy"})
+
+
+class Single(BaseModel, nn.Module):  # type: ignore[misc]
+    """One head for everything, as Avalanche has it where a stream gives no task labels."""
+
+    def __init__(self, network: Network) -> None:
+        """Take the network apart, under the names that Avalanche's strategies look for."""
+        super().__init__()
+        self.features = nn.Sequential(*network.blocks)
+        self.classifier = network.head
+
+    def get_features(self, x: Tensor) -> Tensor:
+        """Return features [N, D]."""
+        features: Tensor = self.features(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, C]."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+    def logits(self, x: Tensor, label: int) -> Tensor:
+        """Return logits [N, C]; there is nothing that a task label could tell."""
+        return self.forward(x)
+
+
+class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
+    """A network whose outputs belong to tasks: those of other tasks are masked by task label."""
+
+    active: Tensor
+
+    def __init__(self, network: Network, tasks: int) -> None:
+        """Begin with no output active."""
+        super().__init__()
+        self.features = nn.Sequential(*network.blocks)
+        self.classifier = network.head
+        classes = network.head.out_features
+        self.register_buffer("active", torch.zeros(tasks, classes, dtype=torch.bool), persistent=False)
+
+    def adaptation(self, experience: Any) -> None:
+        """Note an experience's classes, as Avalanche asks before it trains on one."""
+        super().adaptation(experience)
+        self.active[experience.task_label, experience.classes_in_this_experience] = True
+
+    def get_features(self, x: Tensor) -> Tensor:
+        """Return features [N, D]."""
+        features: Tensor = self.features(x)
+        return features
+
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Tensor | dict[int, Tensor]:
+        """Return logits [N, C]; of all tasks met, by label, where no label is given."""
+        if task_labels is None:
+            by_label: dict[int, Tensor] = self.forward_all_tasks(x)
+            return by_label
+        labels = task_labels.to(x.device) if isinstance(task_labels, Tensor) else task_labels
+        return self.logits(x, 0).masked_fill(~self.active[labels], MASKED)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Return logits [N, C] of a task."""
+        logits = self.forward(x, task_label)
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def logits(self, x: Tensor, label: int) -> Tensor:
+        """Return logits [N, C], none masked: which outputs take part in a test is the harness's business."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class Columns(PNN):  # type: ignore[misc]
+    """Avalanche's progressive network, its first column beginning with the weights of the harness's network."""
+
+    def __init__(self, network: Network) -> None:
+        """Build columns of the network's depth and width.
+
+        Raises:
+            SpecError: the network is no multilayer perceptron with hidden layers of one width.
+        """
+        layers = [m for m in network.modules() if isinstance(m, nn.Linear)][:-1]
+        plain = all(isinstance(m, nn.Linear) or not [*m.parameters(recurse=False)] for m in network.blocks.modules())
+        if len(layers) != len(network.blocks) or not plain or len({layer.out_features for layer in layers}) != 1:
+            raise SpecError("avalanche:PNNStrategy has columns of linear layers only, all of one width; take the model "
+                            "mlp")
+        super().__init__(num_layers=len(layers), in_features=layers[0].in_features,
+                         hidden_features_per_column=layers[0].out_features)
+        self.classes = network.head.out_features
+        for own, layer in zip(self.layers, layers, strict=True):
+            own.columns[0].itoh.load_state_dict(layer.state_dict())
+
+    def logits(self, x: Tensor, label: int) -> Tensor:
+        """Return logits [N, C]: those of the task's column, MASKED beyond its head; zeros for a task not met."""
+        if label not in self.layers[-1].task_to_module_idx:
+            return x.new_zeros(len(x), self.classes)
+        own: Tensor = self.forward_single_task(x, label)
+        return nn.functional.pad(own, (0, self.classes - own.shape[1]), value=MASKED)
+
+
+def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Single | MultiHead | Columns:
+    """Return the model for a strategy: `PNNStrategy` has its own, scenario `task` an output mask by task label.
+
+    Strategies that run the model without task labels have one head in scenario `task` too.
+    """
+    if strategy == "PNNStrategy":
+        return Columns(network)
+    return MultiHead(network, tasks) if scenario == "task" and strategy not in ONE_HEAD else Single(network)
+
+
+def forget_features(model: nn.Module) -> None:
+    """Let go of the last batch's features, which the model that `FeatureReplay` puts in place holds on to."""
+    if isinstance(model, FeatureExtractorModel):
+        model.features = None

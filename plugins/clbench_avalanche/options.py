@@ -1,0 +1,203 @@
+"""The options of Avalanche's strategies, as their constructors have them; written down, since importing takes seconds.
+
+A test compares the table with the constructors. Left out is what is no choice of method: the training arguments, which
+are the recipe's; layer names and shapes, which follow from the model; and `verbose`. A list with a number for each
+experience, which some take, is not offered. A default that Avalanche leaves open is named as such below.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from clbench import Options
+
+MEM_SIZE = "samples in the memory, for all tasks together"
+
+
+class AvalancheOptions(Options):
+    """Options of a strategy; those whose class names no other are of one that has none."""
+
+    strategy: ClassVar[str]
+    open: ClassVar[frozenset[str]] = frozenset()  # options to which Avalanche gives no default
+
+
+class NaiveOptions(AvalancheOptions):
+    """Options of `Naive`."""
+
+    strategy = "Naive"
+
+
+class CumulativeOptions(AvalancheOptions):
+    """Options of `Cumulative`."""
+
+    strategy = "Cumulative"
+
+
+class JointTrainingOptions(AvalancheOptions):
+    """Options of `JointTraining`."""
+
+    strategy = "JointTraining"
+
+
+class FromScratchTrainingOptions(AvalancheOptions):
+    """Options of `FromScratchTraining`."""
+
+    strategy = "FromScratchTraining"
+    reset_optimizer: bool = Field(True, description="whether the optimiser forgets its moments with each task")
+
+
+class EWCOptions(AvalancheOptions):
+    """Options of `EWC`.
+
+    The default strength is that of `ewc` at a batch size of 128, had the gradients of a batch no common part: without
+    the 1/2, times the batch size by which squares of a batch's mean gradient are smaller than means of squares.
+    """
+
+    strategy = "EWC"
+    open = frozenset({"ewc_lambda"})
+    ewc_lambda: float = Field(6.4e6, ge=0, description="weight of the penalty sum F (theta - theta*)^2, without 1/2")
+    mode: Literal["separate", "online"] = Field("separate", description="a penalty per task, or a decaying sum")
+    decay_factor: float | None = Field(None, ge=0, description="what is left of the old importances (mode=online)")
+    keep_importance_data: bool = Field(False, description="keep old importances in mode=online too")
+
+    @model_validator(mode="after")
+    def _decay_goes_with_online(self) -> EWCOptions:
+        """Refuse what Avalanche refuses when it is built."""
+        if (self.mode == "online") != (self.decay_factor is not None):
+            raise ValueError("mode=online needs a decay_factor, and mode=separate has none")
+        return self
+
+
+class LwFOptions(AvalancheOptions):
+    """Options of `LwF`; the defaults are those of Avalanche's plugin."""
+
+    strategy = "LwF"
+    open = frozenset({"alpha", "temperature"})
+    alpha: float = Field(1.0, ge=0, description="weight of the distillation loss")
+    temperature: float = Field(2.0, gt=0, description="softens the outputs that are compared")
+
+
+class SynapticIntelligenceOptions(AvalancheOptions):
+    """Options of `SynapticIntelligence`; the default strength is that of `si`, whose penalty lacks the 1/2."""
+
+    strategy = "SynapticIntelligence"
+    open = frozenset({"si_lambda"})
+    si_lambda: float = Field(2.0, ge=0, description="weight of the penalty 1/2 sum Omega (theta - theta*)^2")
+    eps: float = Field(1e-7, gt=0, description="keeps the importance of weights that hardly moved finite")
+
+
+class MASOptions(AvalancheOptions):
+    """Options of `MAS`."""
+
+    strategy = "MAS"
+    lambda_reg: float = Field(1.0, ge=0, description="weight of the penalty sum Omega (theta - theta*)^2")
+    alpha: float = Field(0.5, ge=0, le=1, description="share of the old importance when a task's is added")
+
+
+class LFLOptions(AvalancheOptions):
+    """Options of `LFL`; the default weight is nobody's choice."""
+
+    strategy = "LFL"
+    open = frozenset({"lambda_e"})
+    lambda_e: float = Field(1.0, ge=0, description="weight of the squared distance to the old network's features")
+
+
+class ReplayOptions(AvalancheOptions):
+    """Options of `Replay`."""
+
+    strategy = "Replay"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+
+
+class GDumbOptions(AvalancheOptions):
+    """Options of `GDumb`."""
+
+    strategy = "GDumb"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+
+
+class GSSGreedyOptions(AvalancheOptions):
+    """Options of `GSS_greedy`."""
+
+    strategy = "GSS_greedy"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    mem_strength: int = Field(1, ge=1, description="batches of the memory whose gradients are compared with a sample's")
+
+
+class MIROptions(AvalancheOptions):
+    """Options of `MIR`; the defaults of mem_size and subsample are those of Avalanche's plugin."""
+
+    strategy = "MIR"
+    open = frozenset({"mem_size", "subsample"})
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    subsample: int = Field(200, ge=1, description="samples of the memory among which the most interfered are sought")
+    batch_size_mem: int = Field(1, ge=1, description="samples that are replayed in each step")
+
+
+class AGEMOptions(AvalancheOptions):
+    """Options of `AGEM`; the default memory is that of `a-gem` for five tasks."""
+
+    strategy = "AGEM"
+    open = frozenset({"patterns_per_exp"})
+    patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
+    sample_size: int = Field(64, ge=1, description="samples drawn from the memory for the reference gradient")
+
+
+class DEROptions(AvalancheOptions):
+    """Options of `DER`, which is DER++ where beta is not 0."""
+
+    strategy = "DER"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    batch_size_mem: int | None = Field(None, ge=1, description="samples replayed in each step, none for a batch")
+    alpha: float = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
+    beta: float = Field(0.5, ge=0, description="weight of the cross-entropy on replayed samples")
+
+
+class ERACEOptions(AvalancheOptions):
+    """Options of `ER_ACE`."""
+
+    strategy = "ER_ACE"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    batch_size_mem: int = Field(10, ge=1, description="samples that are replayed in each step")
+
+
+class ERAMLOptions(AvalancheOptions):
+    """Options of `ER_AML`."""
+
+    strategy = "ER_AML"
+    mem_size: int = Field(200, ge=1, description=MEM_SIZE)
+    batch_size_mem: int = Field(10, ge=1, description="samples that are replayed in each step")
+    temp: float = Field(0.1, gt=0, description="temperature of the loss between features")
+    base_temp: float = Field(0.07, gt=0, description="what that loss is divided by, in units of temp")
+    same_task_neg: bool = Field(True, description="whether other samples push away those of their own task only")
+
+
+class FeatureReplayOptions(AvalancheOptions):
+    """Options of `FeatureReplay`."""
+
+    strategy = "FeatureReplay"
+    mem_size: int = Field(200, ge=1, description="features in the memory, for all tasks together")
+    batch_size_mem: int = Field(10, ge=1, description="features that are replayed in each step")
+
+
+class GEMOptions(AvalancheOptions):
+    """Options of `GEM`; the default memory is that of `a-gem` for five tasks."""
+
+    strategy = "GEM"
+    open = frozenset({"patterns_per_exp"})
+    patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
+    memory_strength: float = Field(0.5, ge=0, description="how much the projection favours old tasks")
+
+
+class CWRStarOptions(AvalancheOptions):
+    """Options of `CWRStar`."""
+
+    strategy = "CWRStar"
+
+
+class PNNStrategyOptions(AvalancheOptions):
+    """Options of `PNNStrategy`."""
+
+    strategy = "PNNStrategy"

@@ -1,0 +1,136 @@
+"""Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
+
+What is the harness's stays the harness's: the stream, its samples as inputs of the model, the batches and their order,
+the optimiser and its schedule, the budget, the outputs that take part, the evaluation. A strategy's own code does the
+rest: its loop, its losses, its plugins and loaders. What it keeps is looked up in its attributes after each task and
+becomes buffers (parameters where it is a network's), so that it is counted. docs/avalanche.md says what differs from
+clbench's own methods.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Network, Options, Samples, Strategy, Task, World, precision
+from clbench.strategy import Budget
+from clbench_avalanche.experience import Experience, Items
+from clbench_avalanche.kept import Kept, found
+from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations
+from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
+from clbench_avalanche.options import AvalancheOptions
+
+
+class Avalanche(Strategy):
+    """A strategy of Avalanche, built when the first task begins, since it takes its optimiser at once."""
+
+    options: AvalancheOptions
+    starts_over = "Avalanche keeps its state in objects of its own, which no checkpoint holds"
+    roles = (("replay__*", "replay"), ("kept__*buffer_weights", "counters"), ("kept__*buffer_score", "counters"),
+             ("kept__*_labels", "counters"), ("kept__*ext_mem_list_y", "counters"), ("kept__*memory_[yt]*", "counters"),
+             ("kept__*prev_model*", "old network"), ("kept__*init_model*", "old network"),
+             ("kept__*initial_weights*", "old network"),
+             ("kept__saved_weights*", "heads"), ("kept__*", "importance"),
+             ("model.classifier.active_units_*", "counters"), ("model.layers.*", "columns"),
+             ("model.classifier.classifiers.*", "heads"))
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Give the model the form that the strategy expects.
+
+        Raises:
+            SpecError: the strategy does not fit the model.
+        """
+        assert isinstance(options, AvalancheOptions)
+        super().__init__(model, world, options)
+        self.model = adapted(model, options.strategy, world.tasks, world.scenario)
+        self.agent: Any = None
+        self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
+        self.samples = 0  # that the stream had so far
+        self.seen: set[int] = set()  # classes
+
+    def fit(self, task: Task, budget: Budget) -> Tensor:
+        """Let Avalanche train on the task."""
+        items = Items(task.train, self.world.prepare, budget.augment)
+        experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
+        joint = self.options.strategy == "JointTraining"
+        if self.agent is None or joint:  # JointTraining trains once; it goes on from the weights that there are
+            self.agent = self._build(budget)
+        elif budget.recipe.optimizer_state == "reset":
+            self.agent.optimizer = budget.optimizer(self.agent.model.parameters())
+            self.agent.optimized_param_id = None
+        self.experiences = [*self.experiences, experience] if joint else []
+        if not isinstance(self.model, Columns | MultiHead):  # those mask by task label
+            self.agent._criterion.active = self.active[:task.index + 1].any(0)
+        watch = Watch(budget)
+        self.agent.plugins.append(watch)
+        self.agent.led = Lead([*range(self.samples, self.samples + len(items))], budget.following)
+        with seeded(self.world.generator), without_deprecations():
+            self.agent.train(self.experiences if joint else experience, eval_streams=[])
+        self.agent._train_cleanup()  # JointTraining leaves its last batch behind
+        self.agent.plugins.remove(watch)
+        self.agent.led = None
+        self.model = self.agent.model  # GDumb takes another one for each task
+        forget_features(self.model)
+        self._keep(found(self.agent), task.train)
+        self.samples += len(items)
+        self.seen |= set(task.classes)
+        return torch.stack(watch.losses)
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C] for inputs x [N, *input_shape], as the strategy's plugins correct them in a test."""
+        model: Any = self.model
+        logits: Tensor = model.logits(x, self._label(task or 0)) if hasattr(model, "logits") else model(x)
+        forget_features(model)
+        if self.agent is None:
+            return logits
+        self.agent.mb_output = logits
+        self.agent._after_eval_forward()
+        logits, self.agent.mb_output = self.agent.mb_output, None
+        return logits
+
+    def _label(self, task: int) -> int:
+        """Return the task label that Avalanche is given; class-incremental streams have none but 0."""
+        return task if self.world.scenario == "task" else 0
+
+    def _build(self, budget: Budget) -> Any:
+        """Return the strategy, untrained."""
+        name = self.options.strategy
+        follow: dict[str, dict[str, Any]] = {  # arguments that follow from the model
+            "CWRStar": {"cwr_layer_name": "classifier"},
+            "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
+            "GSS_greedy": {"input_size": self.world.input_shape}}
+        options = {**self.options.model_dump(), **follow.get(name, {})}
+        device = self.active.device
+        return build(name, self.model, Masked(), budget, device, precision.forward(budget.recipe, device), options)
+
+    def _keep(self, kept: Kept, new: Samples) -> None:
+        """Register what the strategy keeps as buffers and parameters.
+
+        Its memories hold on to whole data sets of which they use a few samples; these are what is counted. They are
+        taken from those kept before and from the task's own.
+        """
+        before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
+        for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
+            delattr(self, name)
+        for name, tensor in kept.tensors.items():
+            own_name = "kept_" + name.replace(".", "_")
+            if name in kept.weights:
+                self.register_parameter(own_name, nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(own_name, tensor)
+        if kept.stored:
+            self.register_buffer("replay__stored", torch.cat(kept.stored))
+        if not kept.places:
+            return
+        places = torch.tensor(sorted(kept.places), device=new.index_device)
+        own = new.take(places[places >= self.samples] - self.samples)
+        if "replay__places" in before:
+            old = torch.isin(before["replay__places"], places)
+            own = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), own)
+        for field, column in (("x", own.x), ("y", own.y), ("tasks", own.tasks)):
+            self.register_buffer(f"replay__{field}", column)
+        self.register_buffer("replay__places", places, persistent=False)  # ours, to find them by: not counted
+        if kept.logits:
+            self.register_buffer("replay__logits", torch.cat(kept.logits))

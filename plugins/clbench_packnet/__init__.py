@@ -1,0 +1,25 @@
+"""`packnet`: tasks packed into one network by pruning (Mallya & Lazebnik 2018, arXiv 1711.05769)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.pertask_options import InferOptions
+
+
+class PackNetOptions(InferOptions):
+    """Options of `packnet`."""
+
+    prune: float = Field(0.75, gt=0, lt=1, description="share of a task's weights in each layer that is pruned, and so "
+                         "is free for the next task (the paper: 0.5 and 0.75)")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("packnet", "clbench_packnet.strategy:PackNet",
+                         "each task trains the free weights, keeps the largest and leaves the rest to the next",
+                         PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769"),)

@@ -1,0 +1,140 @@
+"""PackNet: one network in which every weight belongs to a task, or is free for those to come.
+
+A task trains all free weights of the dense and convolution layers beside those of earlier tasks, which stay as they
+are. Then the smallest of them are pruned, a share of each layer; what is left is trained again with the pruned ones at
+0, and belongs to the task from then on. A task is answered with its own weights and those of the tasks before it, so
+what it answers never changes. The head is the task's own. Biases, normalisation layers with their statistics, and
+whatever else has no such weight (a vision transformer's positions) are trained by the first task and fixed after it.
+
+Kept is one byte per weight, its task's number. The task must be known at test time; where it is not, it is inferred as
+with the other methods that have a part per task (`infer`), which the paper does not do.
+
+As in the authors' code, the smallest are counted exactly in each layer, free weights start at 0 in the next task, and
+the last task is pruned too. Differences: the two trainings have half of the task's steps each (the paper: 20 epochs,
+then 10); the authors zero the gradients of fixed weights, which leaves them to weight decay and to momentum, while here
+they are not in the loss at all. Avalanche's ranks biases together with the weights of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from clbench import Network, Task, World
+from clbench.consolidation import slot
+from clbench.errors import SpecError
+from clbench.pertask import PerTaskStrategy
+from clbench_packnet import PackNetOptions
+
+FREE = 255  # the owner of weights that are nobody's; tasks are numbers below
+
+
+class PackNet(PerTaskStrategy):
+    """The model's blocks, shared out; the buffers `owner__*` (uint8, one for each weight) say to whom.
+
+    While a task learns, `learning__*` mark the weights that do and `fixed__*` hold the values of all others.
+    """
+
+    roles = (("owner__*", "masks"), *PerTaskStrategy.roles)
+    options: PackNetOptions
+
+    def __init__(self, model: Network, world: World, options: PackNetOptions | None = None) -> None:
+        """Let all weights be free; SpecError where there are more tasks than a byte can name."""
+        super().__init__(model, world, options if options is not None else PackNetOptions())
+        if world.tasks > FREE:
+            raise SpecError(f"packnet: a byte per weight names at most {FREE} tasks, and there are {world.tasks}")
+        self.phase = 0
+        for name, weight in self.packed().items():
+            self.register_buffer(f"owner__{slot(name)}", torch.full_like(weight, FREE, dtype=torch.uint8))
+            for part in ("learning", "fixed"):
+                self.register_buffer(f"{part}__{slot(name)}", None, persistent=False)
+
+    def packed(self) -> dict[str, Tensor]:
+        """Return the weights that are shared out, by name in the model."""
+        return {f"blocks.{name}.weight": module.weight for name, module in self.model.blocks.named_modules()
+                if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head and open the weights; with the first task, everything."""
+        super().before_task(task)
+        if task.index == 0:
+            self.model.blocks.requires_grad_(True)
+        for weight in self.packed().values():
+            weight.requires_grad_(True)
+        self.train(self.training)
+
+    def phases(self, task: Task) -> int:
+        """Return 2: all that is free, then what pruning leaves."""
+        return 2
+
+    @torch.no_grad()
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Set apart what learns: the free weights, of which the second phase has the largest."""
+        self.phase = phase
+        for name, weight in self.packed().items():
+            owner = self._part("owner", name)
+            if phase == 0:
+                learning = owner == FREE
+                setattr(self, f"fixed__{slot(name)}", weight.masked_fill(learning, 0.0))
+            else:
+                size = weight.abs().masked_fill(~self._part("learning", name), -1.0).flatten()
+                kept = free(size.numel(), task.index, self.options.prune) - free(
+                    size.numel(), task.index + 1, self.options.prune)
+                owner.view(-1)[size.topk(kept).indices] = task.index
+                learning = owner == task.index
+            setattr(self, f"learning__{slot(name)}", learning)
+
+    def trainable(self) -> int:
+        """Return how many numbers the phase can change, of the weights only those that learn."""
+        numbers = super().trainable()
+        task = len(self.heads) - 1
+        for weight in self.packed().values():
+            size, prune = weight.numel(), self.options.prune
+            open_ = free(size, task, prune) - (free(size, task + 1, prune) if self.phase else 0)
+            numbers -= size - open_
+        return numbers
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Fix what the task has learned; what was pruned is 0."""
+        for name, weight in self._weights(task.index).items():
+            self.packed()[name].copy_(weight)
+        super().after_task(task)
+        for name in self.packed():
+            for part in ("learning", "fixed"):
+                setattr(self, f"{part}__{slot(name)}", None)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the layers with running statistics, after the first task."""
+        return [m for m in self.model.blocks.modules() if isinstance(m, _NormBase)] if len(self.heads) > 1 else ()
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the task's weights and its head."""
+        logits: Tensor = self.heads[task](self.model.features(x, self._weights(task)))
+        return logits
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] of the first task's weights."""
+        return self.model.features(x, self._weights(0))
+
+    def _weights(self, task: int) -> dict[str, Tensor]:
+        """Return the weights that a task is answered with, by name in the model."""
+        if task >= self.learned:
+            return {name: torch.where(self._part("learning", name), weight, self._part("fixed", name))
+                    for name, weight in self.packed().items()}
+        return {name: weight.masked_fill(self._part("owner", name) > task, 0.0)
+                for name, weight in self.packed().items()}
+
+    def _part(self, part: str, name: str) -> Tensor:
+        """Return a buffer that belongs to a weight."""
+        return self.get_buffer(f"{part}__{slot(name)}")
+
+
+def free(size: int, tasks: int, prune: float) -> int:
+    """Return how many of a layer's weights are free after so many tasks."""
+    for _ in range(tasks):
+        size = round(prune * size)
+    return size
