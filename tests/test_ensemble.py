@@ -16,7 +16,7 @@ from clbench.training import Trainer
 SEEDS = [0, 1, 2]
 
 
-def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp", double=False):
+def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model=None, double=False):
     """Train the members together, as trial.learn does, and return the benches; options of each in a list, or of all."""
     each = options if isinstance(options, list) else [options] * len(seeds_)
     benches = [bench(info, own, scenario, seed, model) for own, seed in zip(each, seeds_, strict=True)]
@@ -44,7 +44,7 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model="mlp", d
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
-    ("packnet", {}),
+    ("packnet", {}), ("ncm", {}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
