@@ -8,8 +8,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: threads of torc
 
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):
-    """Keep what the tests cache out of the user's cache, in one folder for the session, unless one is named."""
+    """Keep what the tests cache out of the user's cache, in one folder for all their processes, unless one is named."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         if "CLBENCH_DATA" not in os.environ:
-            patch.setenv("CLBENCH_DATA", str(tmp_path_factory.mktemp("clbench-data")))
+            folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "clbench-data"
+            folder.mkdir(exist_ok=True)
+            patch.setenv("CLBENCH_DATA", str(folder))
         yield

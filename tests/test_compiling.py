@@ -7,6 +7,7 @@ from test_ensemble import lead
 
 from clbench import trial
 from clbench.compiling import Compiler
+from clbench.data import default_data_dir
 from clbench.errors import SpecError
 from clbench.hookspecs import StrategyInfo
 from clbench.plan import plan
@@ -64,9 +65,9 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_is_noted(monkeypatch):
     assert "\n" not in compiler.notes[0]
 
 
-def test_notes_go_into_the_record(tmp_path, monkeypatch):
+def test_notes_go_into_the_record(monkeypatch):
     monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
-    runner = Runner(tmp_path, "cpu", "a test", compiled=True)
+    runner = Runner(default_data_dir(), "cpu", "a test", compiled=True)
     planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
     plain = Strategy.loss
     monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) * (1 if batch.x.sum().item() else 2))

@@ -36,7 +36,7 @@ def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
                             text=True, check=True).stdout
     assert "clbench-l2 0.1.0" in " ".join(listed.split())
     run = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "l2,l2:strength=100", "--seeds", "1",
-                          "--iterations", "10", "--out", tmp_path, "--data", tmp_path], env=installed,
+                          "--iterations", "10", "--out", tmp_path], env=installed,
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "l2:strength=100" in (tmp_path / "report.md").read_text()
