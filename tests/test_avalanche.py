@@ -240,3 +240,8 @@ def test_divergence_is_noticed(methods):
 def test_only_the_adapter_can_be_loaded():
     with pytest.raises(AttributeError):
         load.__getattr__("Anything")
+
+
+def test_er_aml_is_not_left_waiting_for_batches_that_its_memory_cannot_give(methods):
+    with pytest.raises(SpecError, match="mem_size = 48 at least, or a smaller batch_size"):
+        learned(methods["avalanche:ER_AML"], "task", options={"mem_size": 47})

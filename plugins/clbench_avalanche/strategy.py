@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Options, Samples, Strategy, Task, World, precision
+from clbench.errors import SpecError
 from clbench.strategy import Budget
 from clbench_avalanche.experience import Experience, Items
 from clbench_avalanche.kept import Kept, found
 from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
-from clbench_avalanche.options import AvalancheOptions
+from clbench_avalanche.options import AvalancheOptions, ERAMLOptions
 
 
 class Avalanche(Strategy):
@@ -95,8 +96,16 @@ class Avalanche(Strategy):
         return task if self.world.scenario == "task" else 0
 
     def _build(self, budget: Budget) -> Any:
-        """Return the strategy, untrained."""
+        """Return the strategy, untrained.
+
+        Raises:
+            SpecError: it would wait forever for a batch of the memory.
+        """
         name = self.options.strategy
+        least = self.world.classes * budget.recipe.batch_size
+        if isinstance(self.options, ERAMLOptions) and self.options.mem_size < least:
+            raise SpecError(f"avalanche:ER_AML takes a whole batch of each class from its memory, and Avalanche waits "
+                            f"forever where there is none: mem_size = {least} at least, or a smaller batch_size")
         follow: dict[str, dict[str, Any]] = {  # arguments that follow from the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
