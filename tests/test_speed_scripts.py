@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from factories import make_record
 from torch import nn
 
+from clbench.store import Store
+
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
-NAMES = ("compare", "floor", "measure", "processes", "scaling", "table", "work")
+NAMES = ("compare", "floor", "measure", "processes", "scaling", "start", "table", "work")
 sys.path.insert(0, str(SPEED))  # as for a script that is started there
-compare, floor, measure, processes, scaling, table, work = map(importlib.import_module, NAMES)
+compare, floor, measure, processes, scaling, start, table, work = map(importlib.import_module, NAMES)
 sys.path.remove(str(SPEED))
 FLOOR, LOOP, STOCK = measure.FLOOR, measure.LOOP, measure.STOCK
 Outcome, Row, Setting = measure.Outcome, measure.Row, measure.Setting
@@ -190,6 +194,18 @@ def test_quick_runs_leave_the_reports_alone():
 def test_a_process_that_fails_is_an_error_with_its_last_words():
     with pytest.raises(processes.MeasurementError, match="no_such_module"):
         processes.ask("no_such_module", {}, 1)
+
+
+def test_waits_are_medians_with_their_spread():
+    text = start.render({"`clbench --help`": [0.3, 0.1, 0.25]}, {"machine": "a small one"})
+    assert re.search(r"\| `clbench --help` \| +0\.25 \| +0\.10 to 0\.30 \|", text) and "a small one" in text
+
+
+def test_many_records_are_trials_of_their_own(tmp_path):
+    Store(tmp_path / "few").write(make_record(seed=7))
+    start.many_records(tmp_path / "few", tmp_path / "many")
+    records = Store(tmp_path / "many").read()[0]
+    assert len({r.key for r in records}) == len({r.trial.seed for r in records}) == start.RECORDS
 
 
 def cost(panel, series, size, learning, parameters=100):
