@@ -9,7 +9,7 @@ from statistics import fmean
 
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.report.text import NONE, interval, number
-from clbench.stats import ALPHA, ROUNDING, effect_size, holm, mean_intervals, seeds_needed, sign_flip_p, smallest_p
+from clbench.stats import ALPHA, ROUNDING, effect_size, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
 
 Values = Mapping[str, Mapping[int, float]]  # a figure by method and seed
 
@@ -115,8 +115,9 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
                Column(f"p, corrected for {len(tests.pairs)}", "number"), Column("effect size", "number"),
                Column("verdict", "text"))
     rows = []
-    for pair, over in zip(pairs, mean_intervals([p.differences for p in pairs]), strict=True):
-        n, effect = over.n, effect_size(pair.differences)
+    for pair in pairs:
+        over, effect = mean_interval(pair.differences), effect_size(pair.differences)
+        n = over.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
             Cell(str(n) if n == seeds else f"{n} of {seeds}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
