@@ -98,6 +98,8 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
                        + (f"about {enough} seeds would do" if enough else "more seeds would not do"))
     elif tolerance is not None:
         verdict = "reproduced"
+        if tolerance > reference.tolerance.widest:
+            remarks.append(f"agreement within {tolerance:.1f} points shows little")
     return replace(found, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
 
 
