@@ -153,13 +153,14 @@ def undecided(tests: Family) -> str | None:
             + (f"{needed} would do" if needed else "compare fewer methods"))
 
 
-def verdict(tests: Family, best: str, others: Collection[str]) -> str:
+def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str:
     """Say in a sentence how the method with the best mean compares with each of the others.
 
     Args:
         tests: at least one pair.
         best: the method.
         others: all that are compared, whether they share seeds with it or not.
+        rank: which mean it has, in words.
     """
     if (why := undecided(tests)) is not None:
         return f"which method is best {why}"
@@ -173,4 +174,4 @@ def verdict(tests: Family, best: str, others: Collection[str]) -> str:
               ("no difference shown to", [p.first for p in pairs if p.decidable and not p.shown and not p.equal]),
               ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
               ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
-    return f"{best} has the best mean; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
+    return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
