@@ -69,7 +69,8 @@ class OptionDoc:
 
     name: str
     type: str
-    default: Any
+    default: Any  # None where there is none
+    required: bool
     meaning: str
 
 
@@ -79,7 +80,8 @@ def document(options: type[Options]) -> list[OptionDoc]:
     for name, field in options.model_fields.items():
         bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
                   for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
-        docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), field.default,
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), default, field.is_required(),
                               field.description or ""))
     return docs
 
@@ -162,7 +164,7 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields, listing))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-            given = "" if item["type"] == "value_error" else f", got {shown(item['input'])}"
+            given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
             lines.append(f"{where}: {message}{given}")
     return lines
 
@@ -175,5 +177,6 @@ def shown(value: Any) -> str:
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
     """Return `name:option=value` with options that differ from their defaults or are in `always`, none in `never`."""
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
-               if k not in never and (k in always or getattr(options, k) != f.default)]
+               if k not in never and (k in always or f.is_required()
+                                      or getattr(options, k) != f.get_default(call_default_factory=True))]
     return ":".join([name, *changed])

@@ -72,6 +72,11 @@ class Trial(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def seedless(self) -> str:
+        """Return a key that trials share which differ in nothing but the seed."""
+        return self.model_copy(update={"seed": 0}).key
+
+    @property
     def setting(self) -> tuple[str, ...]:
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",

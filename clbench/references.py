@@ -58,6 +58,7 @@ class Tolerance(Strict):
     level: float = Field(0.99, gt=0.5, lt=1)  # of the interval of the difference of the means
     rounding: float = Field(0.005, ge=0)  # half a unit of the last published digit
     widest: float = Field(2.0, gt=0)  # a wider tolerance would be met by chance: it decides nothing
+    amended: str = ""  # what was changed of the rule after the first runs all the same, and why
 
 
 class Reference(Strict):

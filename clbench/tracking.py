@@ -78,18 +78,29 @@ def run_id(record: Record) -> str:
 
 
 def run_name(record: Record) -> str:
-    """Return what a run is called in a list of runs."""
-    return f"{record.label} {record.trial.scenario} seed {record.trial.seed}"
+    """Return what a run is called in a list of runs; one on validation samples says so."""
+    trial = record.trial
+    return f"{record.label} {trial.scenario} seed {trial.seed}" + (" validation" if trial.validation else "")
+
+
+def group_name(record: Record) -> str:
+    """Return what the runs of a method in a setting share, whatever their seed, and no others."""
+    return f"{record.label} {record.trial.scenario} {record.trial.seedless[:8]}"
 
 
 def parameters(record: Record) -> dict[str, Value]:
-    """Return what defines the trial, flat: the setting, the method, every option (`method.rank`) and the seed."""
+    """Return what defines the trial, flat: the setting, the method, every option (`method.rank`) and the seed.
+
+    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set.
+    """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
                             **_named("benchmark", trial.benchmark), "scenario": trial.scenario,
                             **_named("model", trial.model),
                             "weights": trial.weights.path if trial.weights else None,
-                            **{f"recipe.{k}": v for k, v in trial.recipe.model_dump().items()}, "seed": trial.seed}
+                            "weights.sha256": trial.weights.sha256 if trial.weights else None,
+                            **{f"recipe.{k}": v for k, v in trial.recipe.model_dump().items()}, "seed": trial.seed,
+                            "validation": trial.validation}
     return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
 
 

@@ -93,7 +93,8 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     """Return the rows that are to be tuned: those with a space, or `only` those of these labels or names.
 
     Raises:
-        SpecError: no space, one for a method that is not there, or options that a method does not take.
+        SpecError: no space, none in the experiment's scenarios, one for a method that is not there, or options that a
+            method does not take.
     """
     scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
@@ -116,6 +117,9 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
             own = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
             if own:
                 rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials)))
+    if not rows and not problems:
+        problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
+                        "[tune.*] tables is for another one")
     if problems:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     return rows

@@ -72,13 +72,9 @@ def check(reference: Reference, trials: Sequence[Sequence[Trial]], records: Sequ
     """
     by_setting: dict[str, list[Record]] = {}
     for record in records:
-        by_setting.setdefault(_seedless(record.trial), []).append(record)
-    return [_judge(reference, cell, by_setting.get(_seedless(own[0]), []))
+        by_setting.setdefault(record.trial.seedless, []).append(record)
+    return [_judge(reference, cell, by_setting.get(own[0].seedless, []))
             for cell, own in zip(reference.cells, trials, strict=True)]
-
-
-def _seedless(trial: Trial) -> str:
-    return trial.model_copy(update={"seed": 0}).key
 
 
 def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Checked:
@@ -102,6 +98,8 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
                        + (f"about {enough} seeds would do" if enough else "more seeds would not do"))
     elif tolerance is not None:
         verdict = "reproduced"
+        if tolerance > reference.tolerance.widest:
+            remarks.append(f"agreement within {tolerance:.1f} points shows little")
     return replace(found, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
 
 

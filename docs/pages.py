@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from clbench.cli import group
-from clbench.cli.listing import describe
-from clbench.options import format_value
+from clbench.cli.listing import default, describe
 from clbench.plugins import Registry, discover
 from clbench.report.markdown import escape
 
@@ -106,7 +105,7 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
         if thing["options"]:
             yield table(["option", "type", "default", "meaning"],
-                        ([code(o["name"]), escape(o["type"]), code(format_value(o["default"])), escape(o["meaning"])]
+                        ([code(o["name"]), escape(o["type"]), code(default(o)), escape(o["meaning"])]
                          for o in thing["options"]))
 
 

@@ -29,8 +29,32 @@ def test_json_gives_type_default_and_meaning(capsys):
     cli.call(["methods", "lora", "--json"])
     (lora,) = json.loads(capsys.readouterr().out)["methods"]
     rank = next(o for o in lora["options"] if o["name"] == "rank")
-    assert rank.keys() == {"name", "type", "default", "meaning"}
+    assert rank.keys() == {"name", "type", "default", "required", "meaning"}
     assert (rank["type"], rank["default"]) == ("int >= 1", 4)
+
+
+def test_options_without_a_plain_default_are_listed(tmp_path, monkeypatch, capsys):
+    write_distribution(tmp_path, "mine", ["clbench_mine"], clbench_mine="""
+        from pydantic import Field
+        from clbench import Options, Strategy, StrategyInfo, hookimpl
+
+        class MineOptions(Options):
+            needed: int = Field(description="has no default")
+            several: list[int] = Field(default_factory=lambda: [1, 2], description="has one that is made anew")
+
+        @hookimpl
+        def clbench_strategies():
+            return [StrategyInfo("mine", Strategy, "a method", MineOptions)]
+        """)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.call(["methods", "mine", "--json"]) == 0
+    (mine,) = json.loads(capsys.readouterr().out)["methods"]
+    assert [(o["default"], o["required"]) for o in mine["options"]] == [(None, True), ([1, 2], False)]
+    assert cli.call(["methods", "mine"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
+    assert rows["needed"][1:3] == ["int", "required"] and rows["several"][2:4] == ["[1,", "2]"]
+    assert cli.call(["run", "--methods", "mine", "--dry-run"]) == 2
+    assert capsys.readouterr().err == "Error: mine.needed: Field required\n"
 
 
 def test_an_unknown_name_is_an_error_with_near_names(capsys):

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from clbench import spec
+from clbench import references, spec, verification
+from clbench.compat import tomllib
 from clbench.plan import plan
 from clbench.plugins import discover
+from clbench.report import verified
+from clbench.store import Store
 from clbench.testing import CHECKS
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +54,6 @@ def test_the_method_of_the_guide_passes_the_tests_of_the_guide(installed, tmp_pa
 
 
 def test_the_experiment_of_the_tour_is_one():
-    import tomllib
-
     text, = blocks("docs/tour.md", "toml")
     planned = plan(spec.build(tomllib.loads(text)), discover())
     assert len(planned) == 2 * 5 * 4
@@ -74,20 +75,26 @@ def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.experiment import by_method
     from clbench.report.markdown import render
-    from clbench.store import Store
 
     for path in ROOT.glob("reports/*/report.md"):
         records, problems = Store(path.parent).read()
         assert not problems
-        ours = render(report.build(by_method(records))).splitlines()
-        assert sorted(ours) == sorted(path.read_text().splitlines())
+        assert render(report.build(by_method(records))) == path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/verify/*/verify.md")), ids=lambda p: p.parent.name)
+def test_the_committed_verdicts_are_what_their_records_give(path):
+    _, reference = references.find(path.parent.name)
+    records, problems = Store(path.parent).read()
+    assert not problems
+    trials = [[one.trial for one in cell] for cell in reference.plan(reference.cells, discover())]
+    assert verified.markdown(reference, verification.check(reference, trials, records)) == path.read_text()
 
 
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
     from clbench.experiment import by_method
     from clbench.report.figures import draw
-    from clbench.store import Store
 
     for path in ROOT.glob("reports/*/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in

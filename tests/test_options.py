@@ -57,6 +57,15 @@ def test_labels_show_what_differs_from_the_defaults():
     assert label("lora", Sample(rank=8, alpha=1e5)) == "lora:rank=8:alpha=1e5"
 
 
+def test_labels_know_defaults_that_are_made_anew_and_options_that_have_none():
+    class Made(Options):
+        needed: int
+        several: list[int] = Field(default_factory=lambda: [1, 2])
+
+    assert label("x", Made(needed=3)) == "x:needed=3"
+    assert label("x", Made(needed=3, several=[4])) == "x:needed=3:several=[4]"
+
+
 def test_documentation_has_type_bounds_default_and_meaning():
     docs = {d.name: d for d in document(Sample)}
     assert docs["rank"].type == "int >= 1"

@@ -114,6 +114,18 @@ def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     assert texts(section.comparisons[0], "er")["verdict"] == "cannot be decided"
 
 
+def test_the_best_mean_is_not_claimed_where_a_method_that_lost_a_seed_has_a_better_one():
+    records = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": 0.1}, range(9))
+               if (r.label, r.trial.seed) != ("er", 3)]
+    section = build(records).sections[0]
+    said = "has the best mean of those with all seeds"
+    assert section.verdicts[0] == f"ACC: lora {said}; better than ewc; worse on shared seeds than er"
+    assert section.comparisons[0].title == f"ACC: each method minus lora, which {said}"
+    worse = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
+             if (r.label, r.trial.seed) != ("er", 3)]
+    assert build(worse).sections[0].comparisons[0].title.endswith("which has the best mean")
+
+
 def test_methods_without_a_common_seed_are_not_compared():
     apart = [*study({"lora": 0.0}, range(6)), *study({"ewc": 0.0}, range(6, 9))]
     section = build(apart).sections[0]
@@ -138,7 +150,8 @@ def test_unknown_baselines_and_metrics_are_errors_that_name_near_ones(run, capsy
 def test_a_metric_that_a_setting_does_not_have_is_said(run, capsys):
     folder = run([make_record(m, s, tasks=1) for m in ("lora", "ewc") for s in range(2)])
     assert cli.call(["compare", folder, "--metric", "forgetting"]) == 0
-    assert "forgetting: nothing to compare" in capsys.readouterr().out
+    title, said = capsys.readouterr().out.split("\n", 1)
+    assert title == "split-mnist-5k, scenario task, mlp" and said.startswith("forgetting: nothing to compare")
 
 
 def test_differences_stand_in_the_markdown_report():

@@ -162,6 +162,20 @@ def test_the_table_shows_ratios_void_rows_and_failures():
     assert "64,000.0 MFLOP" in text and "1,000.0 GFLOP/s" in text
 
 
+def test_one_repeat_is_no_median():
+    once, twice = ([row("clbench", *[outcome()] * k)] for k in (1, 2))
+    text = table.render({GROUP: once}, {})
+    assert "Samples per second, one repeat: no spread known." in text and " 500 to 500 " not in text
+    text = table.render({GROUP: twice}, {})
+    assert "Samples per second, medians over repeats." in text and " 500 to 500 " in text
+
+
+@pytest.mark.parametrize("path", sorted(compare.REPORTS.glob("*/compare.json")), ids=lambda p: p.parent.name)
+def test_the_committed_tables_are_what_their_measurements_give(path):
+    machine, measured = compare.load(path)
+    assert table.render(compare.rows_of(measured), machine) == path.with_suffix(".md").read_text()
+
+
 def test_a_failed_repeat_leaves_the_others():
     setting = Setting("clbench", "naive", "mlp", 128, (0,), "split-mnist-5k", "")
     rows = compare.rows_of([(setting, outcome()), (setting, "exit code 1"), (setting, outcome())])

@@ -138,6 +138,19 @@ def test_wandb_has_the_records_offline(tmp_path, monkeypatch):
         assert next(r.exit.exit_code for r in told if r.HasField("exit")) == (status != "done")
 
 
+def test_what_a_killed_wandb_tracker_left_is_written_anew(tmp_path):
+    pytest.importorskip("wandb", reason="needs wandb (clbench[wandb])")
+    record = RECORDS["done"]
+    own = tracking.run_id(record)
+    half = tmp_path / "wandb" / f"offline-run-20260101_000000-{own}"
+    half.mkdir(parents=True)
+    (half / f"run-{own}.wandb").write_text("cut off")
+    tracking.start("wandb", discover(), tmp_path)["wandb"].log(record)
+    whole, = (tmp_path / "wandb").glob(f"offline-run-*-{own}")
+    run = next(r.run for r in wandb_records(whole / f"run-{own}.wandb") if r.HasField("run"))
+    assert (run.run_id, run.run_group) == (own, tracking.group_name(record))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow asks of SQLAlchemy
 def test_mlflow_has_the_records(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny (clbench[mlflow])")

@@ -10,9 +10,9 @@ from clbench.execution import Listener
 from clbench.experiment import Keeper
 from clbench.hookspecs import TrackerInfo, hookimpl
 from clbench.options import Options
-from clbench.plan import plan
+from clbench.plan import Resolved, Trial, Weights, plan
 from clbench.plugins import discover
-from clbench.spec import build
+from clbench.spec import Recipe, build
 from clbench.store import Store
 
 R = [[0.5, 0.4], [0.75, 0.25], [0.25, 1.0]]
@@ -96,6 +96,28 @@ def test_parameters_are_the_trial_flat():
     assert found | {"method": "lora", "method.rank": 8, "method.layers": "none", "method.dora": False, "seed": 4,
                     "benchmark": "split-mnist-5k", "benchmark.tasks": 2, "scenario": "task", "model": "mlp",
                     "recipe.lr": 1e-3, "recipe.iterations": "none", "weights": "none", "label": "lora"} == found
+
+
+def test_whatever_defines_a_trial_is_among_its_parameters():
+    record = make_record("lora", 4, options={"rank": 8})
+    other = {"benchmark": Resolved(name="other"), "scenario": "class", "model": Resolved(name="cnn"),
+             "weights": Weights(path="w", sha256="1"), "recipe": Recipe(lr=1.0), "method": Resolved(name="ewc"),
+             "seed": 5, "validation": 0.1}
+    assert other.keys() == Trial.model_fields.keys()
+    for name, value in other.items():
+        changed = record.model_copy(update={"trial": record.trial.model_copy(update={name: value})})
+        assert tracking.parameters(changed) != tracking.parameters(record), name
+        assert (tracking.run_name(changed) != tracking.run_name(record)) == (name in ("scenario", "seed", "validation"))
+    first, second = (record.model_copy(update={"trial": record.trial.model_copy(
+        update={"weights": Weights(path="w", sha256=sha256)})}) for sha256 in ("1", "2"))
+    assert tracking.parameters(first) != tracking.parameters(second)
+
+
+def test_a_group_is_what_differs_in_the_seed_only():
+    same = {tracking.group_name(make_record("lora", s, options={"rank": 8})) for s in range(3)}
+    others = {tracking.group_name(make_record("lora", options={"rank": 4})),
+              tracking.group_name(make_record("lora", options={"rank": 8}, model="cnn"))}
+    assert len(same) == 1 and len(same | others) == 3
 
 
 def test_steps_count_the_tasks_learned():

@@ -66,7 +66,7 @@ def tune(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text(FILE)
 
     def call(*args, file=tmp_path / "mine.toml"):
-        code = cli.call(["tune", str(file), "--out", str(tmp_path / "search"), "--seeds", "1000", "--workers", "0",
+        code = cli.call(["tune", str(file), "--out", str(tmp_path / "search"), "--seeds", "1", "--workers", "0",
                          "--device", "cpu", *args])
         return code, *capsys.readouterr()
 
@@ -132,9 +132,12 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob.values"),
     ("{low = 1.0, high = 1e8, log = true}", '["a", 1.0]', (), "tune.planted.knob: should be a valid number"),
     ("", "", ("--seeds", "0,1000"), "--seeds: 0 is among the experiment's own seeds; tune with others"),
+    ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
+    ("seeds = 1\n", "seeds = [7, 1001]\n", ("--seeds", "2"), "--seeds: 1001 is among the experiment's own seeds"),
     ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
     ("", "", ("--methods", "lora"), "--methods lora: no method 'lora' in this experiment, only planted, naive"),
     ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", (), "nothing says what to search; add a table"),
+    ("knob = {low", 'knob = {scenario = "class", low', (), "nothing is left to search in scenario task"),
     ("", "", ("--validation", "1"), "Invalid value for '--validation'"),
 ])
 def test_bad_input_is_a_line_and_nothing_is_written(tune, tmp_path, old, new, args, line):

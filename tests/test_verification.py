@@ -79,7 +79,8 @@ def test_within_a_tolerance_that_is_too_wide_nothing_is_told_but_how_many_seeds_
 def test_a_cell_may_be_allowed_a_wider_tolerance(reference):
     wide = reference.model_copy(update={"cells": (reference.cells[0].model_copy(update={"widest": 60.0}),)})
     first, = judged(wide, [[80.0, 99.0, 91.0]])
-    assert (first.verdict, first.remarks) == ("reproduced", ())
+    assert first.verdict == "reproduced"
+    assert first.remarks == (f"agreement within {first.tolerance:.1f} points shows little",)
     assert "naive, scenario task: decides up to a tolerance of 60 points" in verified.markdown(wide, [first])
 
 
@@ -113,6 +114,13 @@ def test_the_report_has_every_cell_the_rule_and_the_source(reference):
     assert r"\| hand" in text
     plain = verified.plain(reference, checked)
     assert len([line for line in plain.splitlines() if line.startswith(("task", "class"))]) == len(CELLS)
+
+
+def test_what_was_changed_of_the_rule_is_told_where_the_rule_stands(reference):
+    assert "stated before the runs.\n" in verified.markdown(reference, [])
+    rule = reference.tolerance.model_copy(update={"amended": "widest was 5."})
+    text = verified.markdown(reference.model_copy(update={"tolerance": rule}), [])
+    assert "stated before the runs, except: widest was 5.\n" in text
 
 
 def test_a_report_of_nothing_has_no_setting(reference):

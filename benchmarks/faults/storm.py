@@ -10,9 +10,11 @@ Every folder's records are compared with those of a run that nobody disturbed. L
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench import provenance
 from clbench.store import Store
 
 DECLARATION = """
@@ -132,7 +135,10 @@ def main() -> int:
         differing += sum(found.get(key) != value for key, value in calm.items()) + len(found.keys() - calm.keys())
         assert not (folder / "locks").exists() and not (folder / "checkpoints").exists()
         rounds += 1
-    print(json.dumps({"kills of the main process": storm.kills["main"], "kills of a worker": storm.kills["worker"],
+    print(json.dumps({"command": shlex.join(["python", *sys.argv]), "commit": provenance.git_commit(),
+                      "machine": provenance.machine(), "versions": provenance.versions(),
+                      "date": datetime.date.today().isoformat(),
+                      "kills of the main process": storm.kills["main"], "kills of a worker": storm.kills["worker"],
                       "starts of the command": storm.starts, "folders": rounds, "records compared": rounds * len(calm),
                       "records that differ": differing, "seconds": round(time.monotonic() - began)}, indent=1))
     return int(differing > 0)

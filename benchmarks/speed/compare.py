@@ -45,6 +45,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="see that it works: 5,000 images, one repeat, 2 and 3 seeds, no report")
     add("--out", type=Path, help=f"folder of compare.md and compare.json (default: {REPORTS.name} under reports)")
     add("--json", type=Path, help="file for the raw measurements, besides")
+    add("--again", type=Path, metavar="FILE", help="measure nothing: write the table of this compare.json anew")
     found = parser.parse_args(argv)
     if found.methods and (strange := set(found.methods) - set(METHODS)):
         parser.error(f"no contenders for method {', '.join(sorted(strange))}; there are {', '.join(METHODS)}")
@@ -124,8 +125,12 @@ def describe(found: argparse.Namespace, benchmarks: Mapping[str, str]) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all contenders round by round, and write after each of them."""
+    """Measure all contenders round by round, and write after each of them; or write an old table anew."""
     found = arguments(argv)
+    if found.again:
+        machine, measured = load(found.again)
+        found.again.with_suffix(".md").write_text(render(rows_of(measured), machine))
+        return 0
     benchmarks = {model: benchmark_of(model, found) for model in found.model}
     common = {"data_dir": str(found.data), "epochs": found.epochs, "lr": found.lr, "optimizer": found.optimizer,
               "threads": found.threads, "device": found.device}
@@ -141,6 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(found, machine, measured)
     print(render(rows_of(measured), machine))
     return 1 if any(isinstance(outcome, str) for _, outcome in measured) else 0
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[tuple[Setting, Outcome | str]]]:
+    """Return the machine and the measurements of a compare.json."""
+    raw = json.loads(path.read_text())
+    return raw["machine"], [
+        (Setting(**{**one["setting"], "seeds": tuple(one["setting"]["seeds"])}),
+         one["error"] if "error" in one else Outcome(**one["outcome"])) for one in raw["measurements"]]
 
 
 def write(found: argparse.Namespace, machine: dict[str, Any],

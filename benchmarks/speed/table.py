@@ -12,7 +12,7 @@ from tabulate import tabulate
 HEAD = ["contender", "training /s", "evaluation /s", "whole trial /s", "(min to max)", "whole ÷ stock", "eval. ÷ stock",
         "training ÷ loop", "of floor", "final acc.", "learned acc.", "peak MB", "ready after s"]
 LEGEND = """\
-Samples per second, medians over repeats. *whole trial*: new training samples over the wall time of training,
+Samples per second, {repeats}. *whole trial*: new training samples over the wall time of training,
 consolidation and all evaluations (before training and after each task, whole test stream). *÷ stock*: over Avalanche
 with its defaults. *÷ loop*: over the hand-written tensor loop. *of floor*: the time that the step's matrix products
 alone take at the rate measured in the same run, over the training time. *final*: mean accuracy over the tasks at the
@@ -25,7 +25,9 @@ def render(groups: Mapping[tuple[str, str, int], Sequence[Row]], machine: Mappin
     """Return the report."""
     busy = [o.others for rows in groups.values() for row in rows for o in row.outcomes if o.others is not None]
     told = f"kept {statistics.median(busy):.2f} cores busy (median), up to {max(busy):.2f}" if busy else "unknown"
-    parts = ["# Speed, side by side", LEGEND, facts({**machine, "other processes": told})]
+    once = all(len(row.outcomes) < 2 for rows in groups.values() for row in rows)
+    legend = LEGEND.format(repeats="one repeat: no spread known" if once else "medians over repeats")
+    parts = ["# Speed, side by side", legend, facts({**machine, "other processes": told})]
     floors = {(model, batch): row for (model, _, batch), rows in groups.items() for row in rows
               if row.contender == FLOOR and row.outcomes}
     for (model, method, batch), rows in groups.items():
@@ -63,7 +65,8 @@ def table(rows: Sequence[Row], floor: Row | None, batch_size: int) -> str:
         lines.append([
             row.contender + (" **void**" if row.contender in refused else ""),
             amount(row.rates("train")), amount(row.rates("evaluate")), amount(whole),
-            f"{min(whole):,.0f} to {max(whole):,.0f}", times(median_ratio(whole, stock.rates("whole"))),
+            f"{min(whole):,.0f} to {max(whole):,.0f}" if len(whole) > 1 else "-",
+            times(median_ratio(whole, stock.rates("whole"))),
             times(median_ratio(row.rates("evaluate"), stock.rates("evaluate"))),
             times(median_ratio(row.rates("train"), loop.rates("train"))),
             f"{fraction:.0%}" if fraction is not None else "-",

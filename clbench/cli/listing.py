@@ -58,11 +58,16 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
             "version": origin.version, "plugin": origin.plugin, **more, "options": as_json(document(info.options))}
 
 
+def default(option: Mapping[str, Any]) -> str:
+    """Return an option's default as a command line takes it, or that it has none."""
+    from clbench.options import format_value
+
+    return "required" if option["required"] else format_value(option["default"])
+
+
 def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Return what there is to know of one thing as text."""
     from tabulate import tabulate
-
-    from clbench.options import format_value
 
     origin = f"{thing['distribution']} {thing['version']}".strip()
     lines = [f"{thing['name']}  ({origin})", f"  {thing['summary']}"]
@@ -72,7 +77,7 @@ def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
             lines.append(f"  {key}")
         elif value:
             lines.append(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
-    rows = [[o["name"], o["type"], format_value(o["default"]), o["meaning"]] for o in thing["options"]]
+    rows = [[o["name"], o["type"], default(o), o["meaning"]] for o in thing["options"]]
     if rows:
         lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))
     return "\n".join(lines)

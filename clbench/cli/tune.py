@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from clbench.tuning import Row
 
 FOLDER = click.Path(path_type=Path)
+FIRST_SEED = 1000
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    """Read a list; unlike for `clbench run`, one number is one seed, as 0, 1, 2, ... are those of results."""
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"expected a list such as 1000,1001, got {value!r}") from None
+    """Read a number of seeds or a list, as `clbench run` does, but count from 1000: 0, 1, 2, ... are of results."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts) or parts == ["0"]:
+        raise click.BadParameter(f"expected a number of seeds or a list such as 1000,1001, got {value!r}")
+    numbers = list(map(int, parts))
+    return numbers if len(numbers) > 1 else list(range(FIRST_SEED, FIRST_SEED + numbers[0]))
 
 
 @click.command("tune", short_help="Search methods' options on a validation split.")
@@ -37,8 +39,9 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
               "[tune.METHOD] table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
               help="Candidates per method and scenario; the same for all.")
-@click.option("--seeds", metavar="LIST", default="1000,1001", show_default=True, callback=_seeds,
-              help="Seeds of every candidate, a list; none of the experiment's own.")
+@click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
+              help=f"Of every candidate: a number of seeds, {FIRST_SEED} being the first, or a list; none of the "
+              "experiment's own.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
               show_default=True, help="Share of the training samples that is held out and evaluated on.")
 @click.option("--weights", metavar="FILE", help="As for clbench run.")

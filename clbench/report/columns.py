@@ -10,7 +10,7 @@ from clbench import metrics
 from clbench.records import Record
 from clbench.report.model import Cell, Column, Unit
 from clbench.report.text import NONE, clean, interval, number
-from clbench.stats import ALPHA, BOOTSTRAP_FROM, mean_intervals
+from clbench.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes")
 
@@ -86,7 +86,8 @@ DEFINITIONS = (
     "on the task and before the last task, minus the final one (Chaudhry 2018). BWT: mean of final accuracy minus that "
     "just after training (Lopez-Paz & Ranzato 2017). Points are percentage points. docs/metrics.md gives formulas.",
     f"± is half the width of the 95% confidence interval of the mean over seeds: Student t with fewer than "
-    f"{BOOTSTRAP_FROM} seeds, BCa bootstrap from {BOOTSTRAP_FROM} on. ↑ higher is better, ↓ lower is better.",
+    f"{BOOTSTRAP_FROM} seeds, from {BOOTSTRAP_FROM} on BCa bootstrap at a level expanded for few seeds (Hesterberg "
+    "2015). ↑ higher is better, ↓ lower is better.",
     "Bold: shown to be better than every other method that has all its seeds, references left out. Parameters and "
     "bytes that are the same for every seed are facts; for all that is measured a test must show it (see differences), "
     "and with few seeds none can.",
@@ -113,7 +114,8 @@ def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
     known = [[v for v in values if v is not None] for values in series]
     whole = [i for i, values in enumerate(known) if values and len(values) == len(series[i])]
     found = [Cell(NONE, values=tuple(values)) for values in series]
-    for i, over in zip(whole, mean_intervals([known[i] for i in whole]), strict=True):
+    for i in whole:
+        over = mean_interval(known[i])
         exact = unit in COUNTED and len(set(known[i])) == 1
         text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
         found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(series[i]))

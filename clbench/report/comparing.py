@@ -28,9 +28,12 @@ def compare_with_best(setting: Setting) -> Compared:
         if tests.pairs:
             complete = {label: found for label, found in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values)
-            said.append((measure.column.title, verdict(tests, best, [label for label in values if label != best])))
+            first = {best: values[best], **values}  # of equal means the first leads
+            rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
+            others = [label for label in values if label != best]
+            said.append((measure.column.title, verdict(tests, best, others, rank)))
             if against := tests.against(best):
-                tables.append(table(f"{measure.column.title}: each method minus {best}, which has the best mean", tests,
+                tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
                                     against, len(setting.seeds), best))
     return _together(said), tuple(tables)
 

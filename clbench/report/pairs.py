@@ -9,7 +9,7 @@ from statistics import fmean
 
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.report.text import NONE, interval, number
-from clbench.stats import ALPHA, ROUNDING, effect_size, holm, mean_intervals, seeds_needed, sign_flip_p, smallest_p
+from clbench.stats import ALPHA, ROUNDING, effect_size, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
 
 Values = Mapping[str, Mapping[int, float]]  # a figure by method and seed
 
@@ -115,8 +115,9 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
                Column(f"p, corrected for {len(tests.pairs)}", "number"), Column("effect size", "number"),
                Column("verdict", "text"))
     rows = []
-    for pair, over in zip(pairs, mean_intervals([p.differences for p in pairs]), strict=True):
-        n, effect = over.n, effect_size(pair.differences)
+    for pair in pairs:
+        over, effect = mean_interval(pair.differences), effect_size(pair.differences)
+        n = over.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
             Cell(str(n) if n == seeds else f"{n} of {seeds}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
@@ -152,13 +153,14 @@ def undecided(tests: Family) -> str | None:
             + (f"{needed} would do" if needed else "compare fewer methods"))
 
 
-def verdict(tests: Family, best: str, others: Collection[str]) -> str:
+def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str:
     """Say in a sentence how the method with the best mean compares with each of the others.
 
     Args:
         tests: at least one pair.
         best: the method.
         others: all that are compared, whether they share seeds with it or not.
+        rank: which mean it has, in words.
     """
     if (why := undecided(tests)) is not None:
         return f"which method is best {why}"
@@ -172,4 +174,4 @@ def verdict(tests: Family, best: str, others: Collection[str]) -> str:
               ("no difference shown to", [p.first for p in pairs if p.decidable and not p.shown and not p.equal]),
               ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
               ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
-    return f"{best} has the best mean; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
+    return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)

@@ -39,10 +39,11 @@ def show(report: Report, console: Console | None = None) -> None:
 
 
 def show_tables(title: str, tables: Iterable[Table], said: Iterable[str], console: Console) -> None:
-    """Print tables under one title, each with its own, and what is said of them."""
-    for number, table in enumerate(tables):
-        if not number:
-            _line(title, console, "bold")
+    """Print tables under one title, each with its own, and what is said of them; nothing where there is neither."""
+    tables, said = list(tables), list(said)
+    if tables or said:
+        _line(title, console, "bold")
+    for table in tables:
         _line(table.title, console, "dim")
         show_table(table, console)
     _lines("", said, console, "")

@@ -47,7 +47,7 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
                f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
                f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
                f"below. A tolerance beyond {rule.widest:g} points decides nothing. The rule is part of the reference's "
-               "file, written before the runs."]
+               "file, stated before the runs" + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
     granted = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
     granted += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
     if granted:

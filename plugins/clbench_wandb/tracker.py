@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from clbench import tracking
 from clbench.records import Record
 from clbench_wandb import WandBOptions
+
+WHOLE = "clbench-whole"  # an empty file in the folder of a run that was finished; wandb sync does not send it
 
 
 class WandB:
@@ -21,20 +24,23 @@ class WandB:
         self.folder = folder
 
     def log(self, record: Record) -> None:
-        """Write the run of a record; a group is what differs in the seed only."""
+        """Write the run of a record; one that was cut off is written anew."""
         own = tracking.run_id(record)
-        if any((self.folder / "wandb").glob(f"offline-run-*-{own}")):
-            return
+        for folder in list((self.folder / "wandb").glob(f"offline-run-*-{own}")):
+            if (folder / WHOLE).exists():
+                return
+            shutil.rmtree(folder)
         # The trial is over: what this process is and does would say nothing about it.
         quiet = self.wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True,
                                     x_disable_stats=True, x_disable_meta=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         run = self.wandb.init(
             mode="offline", dir=str(self.folder), project=self.options.project, id=own, settings=quiet,
-            name=tracking.run_name(record), group=f"{record.label} {record.trial.scenario}",
+            name=tracking.run_name(record), group=tracking.group_name(record),
             config={**tracking.parameters(record), "key": record.key, "plugin": record.provenance.plugin,
                     "device": record.provenance.device, "command": record.provenance.command}, reinit="create_new")
         for step in tracking.steps(record):
             run.log(dict(step.values), step=step.tasks)
         run.summary.update({**tracking.final(record), "status": record.status})
         run.finish(exit_code=0 if record.status == "done" else 1)
+        (Path(run.dir).parent / WHOLE).touch()
