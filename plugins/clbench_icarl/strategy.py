@@ -109,7 +109,7 @@ class ICaRL(Stored, Distilled):
     def after_task(self, task: Task) -> None:
         """Keep the network, shorten the sets of exemplars there are, add the task's, and take all means anew."""
         super().after_task(task)
-        train = Samples(task.train.x, task.train.y, task.train.tasks) if task.train.redrawn else task.train
+        train = task.train.fixed()
         parts = [found.double() for _, found in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]
