@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from clbench.builtin import EXTERNAL_MODELS
+from clbench.data.stream import IMAGE_DIMS
 from clbench.errors import ClbenchError, SpecError
 from clbench.models import external
 from clbench.models.network import Network
@@ -52,3 +55,12 @@ def build_strategy(method: Resolved, model: Network, world: World, registry: Reg
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy
+
+
+def channels_last(model: Network) -> Network:
+    """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
+    for parameter in model.parameters():
+        if parameter.dim() == IMAGE_DIMS:
+            # Not `contiguous`, which leaves the weights of a first layer on grey images as they are.
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return model

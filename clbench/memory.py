@@ -106,12 +106,14 @@ class Rehearsal(Stored):
             source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
             self._offered += len(samples)
         self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
-        self._write(samples, source)
+        slots = (source >= 0).nonzero()[:, 0]
+        if len(slots):  # no others are taken: all inputs of a task may be more than the device has room for
+            self._write(samples.fixed().take(send(source[slots], samples.index_device)), slots)
 
-    def _write(self, samples: Samples, source: Tensor) -> None:
-        """Put sample source[s] into slot s where source[s] >= 0; slots beyond the present end are appended."""
-        self.store(Samples(placed(self.memory_x, samples.x, source), placed(self.memory_y, samples.y, source),
-                           placed(self.memory_tasks, samples.tasks, source)))
+    def _write(self, new: Samples, slots: Tensor) -> None:
+        """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the present end are appended."""
+        self.store(Samples(placed(self.memory_x, new.x, slots), placed(self.memory_y, new.y, slots),
+                           placed(self.memory_tasks, new.tasks, slots)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as any strategy does, and forget how many samples this one was offered."""
@@ -119,18 +121,16 @@ class Rehearsal(Stored):
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def placed(old: Tensor, new: Tensor, source: Tensor) -> Tensor:
-    """Return `old` [M, ...] with new[source[s]] in slot s where source[s] >= 0; there may be more slots than M.
+def placed(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """Return `old` [M, ...] with new[i] in slot slots[i], where slots M, M + 1, ... are appended.
 
-    `source` is on the CPU, so that nothing about it must be asked of the device.
+    `slots` ascend and are on the CPU, so that nothing about them must be asked of the device.
     """
-    held = len(old)
-    if not held:
+    if not len(old):
         old = new.new_empty(0, *new.shape[1:])
-    slots = (source[:held] >= 0).nonzero()[:, 0]
-    changed, taken, appended = (send(i, new.device) for i in (slots, source[slots], source[held:]))
-    kept = torch.cat([old, new[appended].to(old.dtype)]) if len(source) > held else old
-    kept[changed] = new[taken].to(old.dtype)
+    changed = slots[slots < len(old)]
+    kept = torch.cat([old, new[len(changed):].to(old.dtype)]) if len(changed) < len(slots) else old
+    kept[send(changed, new.device)] = new[:len(changed)].to(old.dtype)
     return kept
 
 

@@ -11,9 +11,10 @@ from clbench.spec import Recipe
 
 
 def forward(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context for forward passes and losses; it may be entered many times.
+    """Return the context for losses in training and for predictions; it may be entered many times.
 
-    With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32.
+    With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32. So does all
+    that strategies compute beside their loss: squares of small gradients and sums over a task would lose most there.
     """
     return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
 

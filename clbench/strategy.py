@@ -74,6 +74,10 @@ class Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
+    def fixed(self) -> Samples:
+        """Return the samples as `take` gives them every time: of those that are drawn anew, the draw that is kept."""
+        return Samples(self.x, self.y, self.tasks) if self.redrawn else self
+
     def some(self, limit: int | None, generator: torch.Generator) -> Samples:
         """Return `limit` of the samples, drawn without replacement; all where there are no more, or it is None."""
         if limit is None or limit >= len(self):

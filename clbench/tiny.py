@@ -12,6 +12,7 @@ import torch
 
 from clbench import options as opt
 from clbench import seeds
+from clbench.building import channels_last
 from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.hookspecs import StrategyInfo
 from clbench.member import activate, task_of
@@ -90,13 +91,16 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
           model: str | None = None) -> Bench:
-    """Return a strategy, untrained, on the tiny stream and a model of `MODELS`; the one it declares unless named."""
+    """Return a strategy, untrained, on the tiny stream and a model of `MODELS`; the one it declares unless named.
+
+    The model's weights lie as they do in a run.
+    """
     stream = tiny_stream(scenario)
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = MODELS[model or info.checked_on](stream.input_shape, stream.classes)
+        network = channels_last(MODELS[model or info.checked_on](stream.input_shape, stream.classes))
     world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):

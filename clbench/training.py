@@ -116,13 +116,19 @@ class Trainer:
         self.engine: Engine | None = None  # the last one, for optimiser state that is kept
 
     def fit(self, tasks: Sequence[Task]) -> list[Trained]:
-        """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is."""
+        """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is.
+
+        Raises:
+            ValueError: members have tasks of different sizes, or there are fewer steps than phases.
+        """
         if self.strategies[0].owns_loop:
             return [self._by_itself(self.strategies[0], tasks[0])]
         phases = self.strategies[0].phases(tasks[0])
         if not phases:
             return [Trained(steps=0, trainable=0) for _ in tasks]
         samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
+        if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
+            raise ValueError(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
         steps = steps_of(self.recipe, len(samples[0]))
         order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
                  for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]

@@ -8,18 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from clbench import footprint, precision, provenance, seeds
-from clbench.building import build_model, build_strategy
+from clbench.building import build_model, build_strategy, channels_last
 from clbench.checkpoint import Unresumable
 from clbench.compiling import Compiler
 from clbench.data import cache
-from clbench.data.stream import IMAGE_DIMS, Stream, load_stream
+from clbench.data.stream import Stream, load_stream
 from clbench.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.evaluation import evaluate
 from clbench.member import Member, activate, task_of
-from clbench.models.network import Network
 from clbench.moments import with_moments
 from clbench.plan import Planned, Trial
 from clbench.plugins import Registry, discover
@@ -250,15 +247,6 @@ def tell(member: Member, on_progress: Callable[[Progress], None]) -> None:
     learned = max(len(member.matrix) - 1, 0)
     accuracy = sum(member.matrix[-1][:learned]) / learned if learned else None
     on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
-
-
-def channels_last(model: Network) -> Network:
-    """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
-    for parameter in model.parameters():
-        if parameter.dim() == IMAGE_DIMS:
-            # Not `contiguous`, which leaves the weights of a first layer on grey images as they are.
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
-    return model
 
 
 def describe(stream: Stream) -> StreamFacts:

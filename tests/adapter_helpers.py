@@ -8,12 +8,11 @@ from factories import make_record
 from pertask_helpers import TASKS, learn, make_task, make_world
 
 from clbench import seeds
-from clbench.building import build_model
+from clbench.building import build_model, channels_last
 from clbench.plan import Resolved
 from clbench.plugins import discover
 from clbench.records import Record
 from clbench.store import Store
-from clbench.trial import channels_last
 
 MODELS = {"mlp": {"width": 12, "depth": 2}, "cnn": {"channels": 4, "depth": 2}, "resnet20": {"width": 4},
           "vit-tiny": {"width": 12, "depth": 2, "heads": 3}}

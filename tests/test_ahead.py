@@ -1,10 +1,11 @@
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import seeds, testing, training
+from clbench import seeds, tiny, training
 from clbench.data import ahead
 from clbench.data.live import LiveSamples
 from clbench.hookspecs import StrategyInfo
@@ -26,17 +27,20 @@ def live(scenario):
             return (part.x[i].flip(-1) if torch.rand(()) < 0.5 else part.x[i]) + noise
         return LiveSamples(part.x, part.y, part.tasks, draw)
 
-    return testing.replace(stream, tasks=tuple(testing.replace(t, train=with_noise(t.train)) for t in stream.tasks))
+    return replace(stream, tasks=tuple(replace(t, train=with_noise(t.train)) for t in stream.tasks))
 
 
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
-        patch.setattr(testing, "tiny_stream", live)
+        patch.setattr(tiny, "tiny_stream", live)
         patch.setattr(ahead, "core_to_spare", lambda _: not here)
-        return [b.strategy.state_dict() for b in lead(method, options, group, RECIPE, tasks=2)]
+        benches = lead(method, options, group, RECIPE, tasks=2)
+        assert all(isinstance(task.train, LiveSamples) for b in benches for task in b.stream.tasks)
+        return [b.strategy.state_dict() for b in benches]
 
 
-@pytest.mark.parametrize(("method", "options"), [("naive", {}), ("er", {"capacity": 9}), ("lora", {"rank": 2})])
+@pytest.mark.parametrize(("method", "options"), [("naive", {}), ("er", {"capacity": 9}), ("lora", {"rank": 2}),
+                                                ("joint", {})])
 @pytest.mark.parametrize("group", [[0], [0, 1]])
 def test_what_is_drawn_ahead_is_what_would_be_drawn(method, options, group, monkeypatch):
     info = discover().strategy(method)

@@ -96,7 +96,7 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
 
 @pytest.mark.parametrize(("method", "options"), [
     ("ewc", [{"strength": 30.0}, {"strength": 300.0}, {"strength": 0.0}]),
-    ("ewc", [{"mode": "online", "strength": 200.0, "gamma": 0.1}, {"mode": "online", "strength": 200.0},
+    ("ewc", [{"mode": "online", "strength": 200.0, "gamma": 0.5}, {"mode": "online", "strength": 200.0},
              {"mode": "online", "strength": 20.0}]),
     ("si", [{"strength": 1.0}, {"strength": 300.0, "damping": 0.1}, {"strength": 30.0}]),
     ("mas", [{"strength": 10.0}, {"strength": 100.0}, {"strength": 0.0}]),

@@ -96,13 +96,13 @@ def test_the_first_penalty_by_hand_for_softmax_regression():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.7, 1.0])
-def test_online_decays_the_fisher_and_anchors_at_the_latest_parameters(gamma):
+def test_online_decays_what_it_holds_for_every_new_task_and_anchors_at_the_latest_parameters(gamma):
     strategy = make(mode="online", gamma=gamma)
     history = learn(strategy)
     latest = history[-1][1]
     expected = torch.zeros((), dtype=torch.float64)
     for name, p in strategy.named_parameters():
-        fisher = sum(gamma ** (TASKS - 1 - t) * f[name] for t, (f, _) in enumerate(history))
+        fisher = sum(gamma ** (TASKS - t) * f[name] for t, (f, _) in enumerate(history))  # Schwarz 2018: gamma F*
         expected = expected + (fisher * (p - latest[name]).square()).sum()
     torch.testing.assert_close(strategy.penalty(), 1.5 * expected, rtol=1e-12, atol=0)
     assert strategy.offset == 0

@@ -10,7 +10,7 @@ from method_helpers import CLASSES, activate, batch, deep_model, make, move, tas
 from clbench.data.live import LiveSamples
 from clbench.errors import SpecError
 from clbench.footprint import measure
-from clbench.strategy import Task
+from clbench.strategy import Batch, Task
 
 
 def algorithm_4(features, count):
@@ -110,7 +110,7 @@ def test_the_loss_is_the_papers(scenario):
     activate(strategy, 2)
     strategy.before_task(task(2))
     b = strategy.augment_batch(batch(2))
-    assert b.replayed == math.ceil(6 * 8 / 12) and set(b.tasks.tolist()) <= {0, 1, 2}
+    assert b.replayed == 6 * 8 // 12 and set(b.tasks.tolist()) <= {0, 1, 2}
     move(strategy, 9)
     own = {2: [4, 5], **({0: [], 1: []} if scenario == "task" else {0: [4, 5], 1: [4, 5]})}
     expected = papers_loss(strategy, b, own, [0, 1, 2, 3])
@@ -121,6 +121,18 @@ def test_the_loss_is_the_papers(scenario):
     assert not first.augment_batch(batch(0)).replayed
     expected = papers_loss(first, batch(0), {0: [0, 1]}, [])
     torch.testing.assert_close(first.loss(batch(0)), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 5, 7])
+def test_over_a_pass_as_many_exemplars_are_replayed_as_there_are(size):
+    strategy, train = learned("class"), task(2).train  # 8 exemplars, 12 samples
+    activate(strategy, 2)
+    for _ in range(2):
+        strategy.before_task(task(2))
+        for passes in range(1, 4):
+            replayed = [strategy.augment_batch(Batch(part.x, part.y, part.tasks, 2)).replayed
+                        for part in train.chunks(size)]
+            assert sum(replayed) == 8 and all(n in (8 * size // 12, 8 * size // 12 + 1) for n in replayed[:-1]), passes
 
 
 def test_labels_teach_what_every_task_brings_anew():
@@ -143,6 +155,17 @@ def test_there_is_an_exemplar_of_every_class_or_none_starts():
         make(ICaRL, ICaRLOptions(capacity=5), "class", deep_model)
     with pytest.raises(SpecError, match="at least 18"):
         make(ICaRL, ICaRLOptions(capacity=17), "domain", deep_model)
+
+
+def test_classes_that_return_until_there_are_more_sets_than_exemplars_end_the_trial_with_words():
+    strategy = make(ICaRL, ICaRLOptions(capacity=7), "class", deep_model)
+    activate(strategy, 0)
+    for held in (6, 4, 6):
+        strategy.before_task(task(0))
+        strategy.after_task(task(0))
+        assert len(strategy.memory_y) == held
+    with pytest.raises(SpecError, match=r"capacity = 7 cannot hold .* the 8 sets after task 0 .* at least 8"):
+        strategy.before_task(task(0))
 
 
 def test_samples_that_are_drawn_anew_are_kept_as_they_were_herded():

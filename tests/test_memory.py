@@ -5,6 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
+from clbench.data.host import HostSamples
+from clbench.data.live import LiveSamples
 from clbench.memory import Rehearsal, class_balanced_slots, reservoir_slots
 from clbench.models.basic import mlp
 from clbench.models.options import MLPOptions
@@ -180,6 +182,22 @@ def test_samples_are_stored_as_they_come():
     floats.remember(Samples(part.x.float(), part.y, part.tasks))
     floats.double().remember(Samples(part.x.float(), part.y, part.tasks))
     assert floats.memory_x.dtype == torch.float64 and len(floats.memory) == 10
+
+
+def test_of_a_task_on_the_host_only_what_is_kept_is_copied(monkeypatch):
+    plain, (ours, theirs) = stream(60), (make(), make())
+    theirs.remember(plain)
+    monkeypatch.setattr(HostSamples, "x", property(lambda _: pytest.fail("all inputs were copied")))
+    ours.remember(HostSamples(plain.x, plain.y, plain.tasks))
+    for name in ("memory_x", "memory_y", "memory_tasks", "memory_seen"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_samples_that_are_drawn_anew_are_kept_as_they_were_drawn_first():
+    plain, (ours, theirs) = stream(60), (make(), make())
+    theirs.remember(plain)
+    ours.remember(LiveSamples(plain.x, plain.y, plain.tasks, lambda i: pytest.fail("drawn anew")))
+    assert torch.equal(ours.memory_x, theirs.memory_x)
 
 
 @pytest.mark.parametrize("balance", ["reservoir", "class"])

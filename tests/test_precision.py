@@ -1,9 +1,14 @@
+import types
+
 import pytest
 import torch
 
 from clbench import precision
+from clbench.hookspecs import StrategyInfo, hookimpl
 from clbench.plan import plan
+from clbench.plugins import discover
 from clbench.spec import Recipe, build
+from clbench.strategy import Strategy
 from clbench.trial import Runner
 
 
@@ -20,6 +25,26 @@ def test_tf32_is_switched_on_inside_only():
     with precision.products(Recipe(precision="tf32")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_only_losses_and_predictions_are_rounded(tmp_path_factory):
+    rounded = {}
+
+    def noting(name):
+        def call(self, *args):
+            rounded.setdefault(name, set()).add(torch.is_autocast_enabled("cpu"))
+            return getattr(Strategy, name)(self, *args)
+        return call
+
+    names = ("before_task", "augment_batch", "loss", "edit_gradients", "after_task", "predict")
+    cls = type("Notes", (Strategy,), {name: noting(name) for name in names})
+    plugin = types.ModuleType("notes")
+    plugin.clbench_strategies = hookimpl(specname="clbench_strategies")(lambda: [StrategyInfo("notes", cls, "")])
+    runner = Runner(tmp_path_factory.getbasetemp() / "precision", "cpu", "a test", discover([plugin]))
+    one = plan(build({"methods": "notes", "model": "mlp:width=8", "seeds": 1,
+                      "recipe": {"precision": "bf16", "iterations": 2}}), runner.registry)[0]
+    assert runner.run(one).status == "done"
+    assert rounded == {name: {name in ("loss", "predict")} for name in names}
 
 
 @pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "joint"])

@@ -4,7 +4,7 @@ import torch
 from clbench.errors import ClbenchError
 from clbench.hookspecs import StrategyInfo
 from clbench.strategy import Strategy
-from clbench.testing import CHECKS, NonConforming, check
+from clbench.testing import CHECKS, NonConforming, bench, check
 
 
 class HidesATensor(Strategy):
@@ -83,6 +83,13 @@ def test_each_check_catches_what_it_is_for(cls, name, words):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_base_passes(name):
     check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet20"])
+def test_the_weights_that_are_checked_lie_as_those_of_a_run(model):
+    strategy = bench(StrategyInfo("good", Strategy, "fine-tuning"), {}, "task", model=model).strategy
+    kernels = [p for p in strategy.parameters() if p.dim() == 4]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def test_what_is_no_strategy_is_refused():

@@ -108,6 +108,16 @@ def test_a_budget_too_small_for_the_phases_is_refused():
         Trainer([b.strategy], Recipe(iterations=1), [0]).fit([task])
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 12])
+def test_tasks_of_different_sizes_do_not_train_as_one(batch_size):
+    (one, task), (two, _) = prepared(), prepared()
+    smaller = Task(0, task.classes, task.train.take(torch.arange(12)))
+    before = [p.clone() for p in one.strategy.parameters()]
+    with pytest.raises(ValueError, match="tasks of 12 to 24 training samples do not go in one stack"):
+        Trainer([one.strategy, two.strategy], Recipe(epochs=1, batch_size=batch_size), [0, 1]).fit([task, smaller])
+    assert all(map(torch.equal, before, one.strategy.parameters()))
+
+
 def test_nothing_to_train_is_refused():
     b, task = prepared()
     b.strategy.requires_grad_(False)

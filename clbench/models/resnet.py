@@ -34,6 +34,14 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
+class GlobalAverage(nn.Module):
+    """The mean of every map: AdaptiveAvgPool2d(1) to the bit, which runs stacks of channels-last maps in a loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features [N, C] of maps x [N, C, H, W]."""
+        return x.mean((-2, -1))
+
+
 class Residual(nn.Module):
     """The sum of two 3x3 convolutions (batch norm after each, ReLU between) and a shortcut; the ReLU after it is left.
 
@@ -91,5 +99,5 @@ def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], u
         aliases[f"layer{stage + 1}.{unit}"] = f"blocks.{len(blocks)}.body"
         blocks.append(Block(Residual(channels, width, stride, padded), nn.ReLU()))
         channels = width
-    blocks[-1].activation = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    blocks[-1].activation = nn.Sequential(nn.ReLU(), GlobalAverage())
     return Network(blocks, nn.Linear(channels, classes), aliases)

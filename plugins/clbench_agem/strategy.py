@@ -5,7 +5,7 @@ g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one pe
 
 The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
 gradient wants; classes share it equally, like the paper's ring buffers of equal size. Samples of the memory are not
-augmented. Mammoth fills it with the last batches of each task instead.
+augmented. Mammoth offers its reservoir one random batch of each task instead, when the task ends.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, World
-from clbench.device import send
 from clbench.memory import Rehearsal, placed
 from clbench.samplewise import evaluating
 from clbench_der import DEROptions, DERPPOptions
@@ -74,17 +73,12 @@ class DER(Rehearsal):
         """Return the cross-entropy of some of the batch's rows."""
         return F.cross_entropy(self.mask(logits[rows], batch.tasks[rows]), batch.y[rows])
 
-    def _write(self, samples: Samples, source: Tensor) -> None:
+    def _write(self, new: Samples, slots: Tensor) -> None:
         """Keep the logits of samples that are kept."""
-        taken = (source >= 0).nonzero()[:, 0]
-        logits = self.memory_logits.new_empty(len(source), self.world.classes)
-        if len(taken):
-            slots, rows = (send(i, logits.device) for i in (taken, source[taken]))
-            with torch.no_grad(), evaluating(self):
-                logits[slots] = self(self.world.prepare(samples.x[rows])).to(logits.dtype)
-        super()._write(samples, source)
-        where = torch.where(source >= 0, torch.arange(len(source)), -1)
-        self.memory_logits = placed(self.memory_logits, logits, where)
+        with torch.no_grad(), evaluating(self):
+            logits = self(self.world.prepare(new.x))
+        super()._write(new, slots)
+        self.memory_logits = placed(self.memory_logits, logits, slots)
 
 
 class DERPP(DER):

@@ -2,7 +2,11 @@
 
 So that the first samples of new classes do not push the outputs of old ones down, which no new sample would pull up
 again (eq. 4 and 5). The two losses are added, each a mean over its samples, as in the authors' code; `er` takes one
-mean over both. Mammoth's version leaves classes not seen yet in the denominator; here they are not active.
+mean over both.
+
+Where reference codes differ: the authors' and Mammoth's leave classes not met yet in the denominator of new samples;
+here they are not active. Mammoth masks and replays from the second task on; here, and in the authors' code (earlier
+versions of which masked from the second task on), it is from the first step on.
 """
 
 from __future__ import annotations

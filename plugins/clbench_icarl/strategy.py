@@ -13,18 +13,20 @@ exemplars that a sample is compared with (algorithm 1).
 With unit vectors, algorithm 4 picks the largest phi(x) . (k mu - sum of those picked), which is how the authors' code
 and Avalanche herd. As in PyCIL and Mammoth, nothing is picked twice.
 
-Where reference codes differ. Loss: the authors' code, Avalanche, PyCIL and Mammoth take the mean over outputs, a factor
-in the learning rate (the authors' is 2), and the authors' and Avalanche's push the outputs of classes not seen yet
-towards 0, which here are not active. Means: the authors' and Avalanche's add each exemplar's mirror image; Mammoth does
-not normalise features. Capacity: the authors' and Avalanche's round K / classes up, so that the memory may exceed K.
+Where reference codes differ. Loss: the authors' code, Avalanche, Mammoth and PyCIL's first version (2021) take the mean
+over outputs, a factor in the learning rate (the authors' is 2), and the authors' and Avalanche's push the outputs of
+classes not seen yet towards 0, which here are not active; later versions of PyCIL have another loss, cross-entropy and
+a distillation of the softmax at temperature 2. Means: the authors' and Avalanche's add each exemplar's mirror image;
+Mammoth does not normalise features. Capacity: the authors' and Avalanche's round K / classes up, so that the memory may
+exceed K.
 
-Exemplars are mixed into the training samples in proportion: a batch of new samples has as many exemplars behind it as
-lets them be met as often. In all reference codes they lengthen the epoch instead; here steps are the same for every
-method, and so are the new samples of each.
+Exemplars are mixed into the training samples in proportion, so that they are met as often: over a pass as many are
+replayed as there are, shared out among its batches (small ones may have none). In all reference codes they lengthen the
+epoch instead; here steps are the same for every method, and so are the new samples of each.
 
 Beyond the paper: where the task is known, the mean must be of one of its classes, and a sample's new outputs are those
 of its own task. In scenario `domain` every task brings samples of all classes anew. Labels say what these outputs
-should be then, so nothing is distilled; a class has a set of exemplars from each task.
+should be then, so nothing is distilled. A class has a set of exemplars from each task that brings it.
 """
 
 from __future__ import annotations
@@ -66,20 +68,33 @@ class ICaRL(Stored, Distilled):
         like = model.head.weight
         self.sizes: list[int] = []  # of the sets of exemplars
         self.learned = 0  # tasks
-        self.share = 0.0  # exemplars per sample of the task
+        self.samples = 0  # of the task
+        self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
         self.register_buffer("means", like.new_full((world.classes, model.head.in_features), math.inf))
         taught = torch.zeros(world.classes, dtype=torch.bool, device=like.device)
         self.register_buffer("taught", taught, persistent=False)  # [C]: outputs of the task's classes
 
     def before_task(self, task: Task) -> None:
-        """Note which outputs labels teach, and how many exemplars there are for each sample."""
+        """Note which outputs labels teach, and begin to share the exemplars out among the task's samples.
+
+        Raises:
+            SpecError: there will be more sets of exemplars than exemplars, which only a stream with classes that return
+                leaves to be seen here.
+        """
+        if self.options.capacity < (sets := len(self.sizes) + len(task.classes)):
+            raise SpecError(f"icarl: capacity = {self.options.capacity} cannot hold an exemplar of each of the {sets} "
+                            f"sets after task {task.index} (a class that returns has a set from each of its tasks); "
+                            f"choose at least {sets}")
         self.taught.zero_()
         self.taught[list(task.classes)] = True
-        self.share = sum(self.sizes) / len(task.train)
+        self.samples, self.owed = len(task.train), 0
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its share of exemplars behind."""
-        return batch.extended(self.recall(math.ceil(self.share * len(batch.y)))) if self.sizes else batch
+        if not self.sizes:
+            return batch
+        count, self.owed = divmod(self.owed + sum(self.sizes) * len(batch.y), self.samples)
+        return batch.extended(self.recall(count))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the binary cross-entropies of new outputs with the labels, and of old ones with what they were."""
@@ -94,7 +109,7 @@ class ICaRL(Stored, Distilled):
     def after_task(self, task: Task) -> None:
         """Keep the network, shorten the sets of exemplars there are, add the task's, and take all means anew."""
         super().after_task(task)
-        train = Samples(task.train.x, task.train.y, task.train.tasks) if task.train.redrawn else task.train
+        train = task.train.fixed()
         parts = [found.double() for _, found in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]

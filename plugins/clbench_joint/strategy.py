@@ -2,14 +2,21 @@
 
 The data it keeps count as replay memory. With a budget in iterations each task gets the same number of steps (as van
 de Ven & Tolias 2019, arXiv 1904.07734); with a budget in epochs the number of steps grows with the data.
+
+Where a benchmark's transforms are random, samples of old tasks are drawn anew for every batch, as the new ones are. One
+draw of each is kept, and counted.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from clbench import Network, Options, Samples, Strategy, Task, World
+from clbench.data.live import LiveSamples
 
 
 class Joint(Strategy):
@@ -25,13 +32,32 @@ class Joint(Strategy):
         super().__init__(model, world, options)
         for name in ("kept_x", "kept_y", "kept_tasks"):
             self.register_buffer(name, torch.empty(0))
+        self.ends: list[int] = []  # where each task's samples end among those kept
+        self.draws: list[Callable[[int], Tensor] | None] = []  # of each task, what draws its samples anew
 
     def before_task(self, task: Task) -> None:
         """Add the task's samples to those kept."""
         new = task.train
-        kept = Samples.concat(Samples(self.kept_x, self.kept_y, self.kept_tasks), new) if task.index else new
+        kept = Samples.concat(self.kept, new) if task.index else new
         self.kept_x, self.kept_y, self.kept_tasks = kept.x, kept.y, kept.tasks
+        self.ends.append(len(kept))
+        self.draws.append(new.draw if isinstance(new, LiveSamples) else None)
+
+    @property
+    def kept(self) -> Samples:
+        """Return the samples that are kept."""
+        return Samples(self.kept_x, self.kept_y, self.kept_tasks)
 
     def training_samples(self, task: Task) -> Samples:
         """Return the samples of all tasks so far."""
-        return Samples(self.kept_x, self.kept_y, self.kept_tasks)
+        kept = self.kept
+        if not any(self.draws):
+            return kept
+        host = kept.x.cpu()  # samples are drawn there, where no device may be touched
+
+        def draw(index: int) -> Tensor:
+            number = bisect_right(self.ends, index)
+            begin, own = self.ends[number - 1] if number else 0, self.draws[number]
+            return host[index] if own is None else own(index - begin)
+
+        return LiveSamples(kept.x, kept.y, kept.tasks, draw)

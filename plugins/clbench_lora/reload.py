@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from clbench import Task, World, seeds
-from clbench.building import build_model, build_strategy
+from clbench.building import build_model, build_strategy, channels_last
 from clbench.data.stream import Prepare
 from clbench.errors import SpecError, StoreError
 from clbench.pertask import TaskHead
 from clbench.plugins import Registry, discover
 from clbench.strategy import Samples
-from clbench.trial import channels_last
 from clbench_lora.layers import LoRALayer
 from clbench_lora.library import Kept
 from clbench_lora.peft_format import Adapter

@@ -83,7 +83,9 @@ class PackNet(PerTaskStrategy):
                 size = weight.abs().masked_fill(~self._part("learning", name), -1.0).flatten()
                 kept = free(size.numel(), task.index, self.options.prune) - free(
                     size.numel(), task.index + 1, self.options.prune)
-                owner.view(-1)[size.topk(kept).indices] = task.index
+                chosen = torch.zeros_like(size, dtype=torch.bool)
+                chosen[size.topk(kept).indices] = True
+                owner.masked_fill_(chosen.view(owner.shape), task.index)
                 learning = owner == task.index
             setattr(self, f"learning__{slot(name)}", learning)
 
