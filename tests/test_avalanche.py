@@ -242,6 +242,14 @@ def test_only_the_adapter_can_be_loaded():
         load.__getattr__("Anything")
 
 
-def test_er_aml_is_not_left_waiting_for_batches_that_its_memory_cannot_give(methods):
-    with pytest.raises(SpecError, match="mem_size = 48 at least, or a smaller batch_size"):
-        learned(methods["avalanche:ER_AML"], "task", options={"mem_size": 47})
+@pytest.mark.parametrize(("name", "options", "batch_size"), [
+    ("ER_AML", {"mem_size": 47}, 8), ("ER_AML", {"mem_size": 1000}, 16),  # a class has 12 samples
+    ("FeatureReplay", {"mem_size": 5}, 8), ("FeatureReplay", {"batch_size_mem": 256}, 8)], ids=str)
+def test_a_memory_that_cannot_fill_a_batch_is_an_error_and_no_endless_wait(name, options, batch_size, methods):
+    import_avalanche()
+    from avalanche.training.supervised import er_aml, feature_replay
+    from avalanche.training.utils import cycle
+
+    with pytest.raises(SpecError, match=f"^avalanche:{name}: its memory cannot fill a batch .* a larger mem_size"):
+        learned(methods[f"avalanche:{name}"], "task", Recipe(batch_size=batch_size, epochs=1), options)
+    assert er_aml.cycle is feature_replay.cycle is cycle

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Options, Samples, Strategy, Task, World, precision
-from clbench.errors import SpecError
 from clbench.strategy import Budget
 from clbench_avalanche.experience import Experience, Items
 from clbench_avalanche.kept import Kept, found
-from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations
+from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations, without_waiting
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
-from clbench_avalanche.options import AvalancheOptions, ERAMLOptions
+from clbench_avalanche.options import AvalancheOptions
 
 
 class Avalanche(Strategy):
@@ -52,7 +51,11 @@ class Avalanche(Strategy):
         self.seen: set[int] = set()  # classes
 
     def fit(self, task: Task, budget: Budget) -> Tensor:
-        """Let Avalanche train on the task."""
+        """Let Avalanche train on the task.
+
+        Raises:
+            SpecError: the memory is too small for the strategy (`without_waiting`).
+        """
         items = Items(task.train, self.world.prepare, budget.augment)
         experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
         joint = self.options.strategy == "JointTraining"
@@ -67,7 +70,7 @@ class Avalanche(Strategy):
         watch = Watch(budget)
         self.agent.plugins.append(watch)
         self.agent.led = Lead([*range(self.samples, self.samples + len(items))], budget.following)
-        with seeded(self.world.generator), without_deprecations():
+        with seeded(self.world.generator), without_deprecations(), without_waiting(self.agent):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining leaves its last batch behind
         self.agent.plugins.remove(watch)
@@ -96,16 +99,8 @@ class Avalanche(Strategy):
         return task if self.world.scenario == "task" else 0
 
     def _build(self, budget: Budget) -> Any:
-        """Return the strategy, untrained.
-
-        Raises:
-            SpecError: it would wait forever for a batch of the memory.
-        """
+        """Return the strategy, untrained."""
         name = self.options.strategy
-        least = self.world.classes * budget.recipe.batch_size
-        if isinstance(self.options, ERAMLOptions) and self.options.mem_size < least:
-            raise SpecError(f"avalanche:ER_AML takes a whole batch of each class from its memory, and Avalanche waits "
-                            f"forever where there is none: mem_size = {least} at least, or a smaller batch_size")
         follow: dict[str, dict[str, Any]] = {  # arguments that follow from the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
