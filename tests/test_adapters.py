@@ -318,6 +318,17 @@ def test_a_task_of_another_benchmark_is_added_and_the_others_stay(finished):
     adapters.remove(source, 5)
 
 
+def test_a_task_of_a_benchmark_with_fewer_classes_is_added_and_tested(tmp_path):
+    record, = clbench.run(benchmark="tiny_benchmarks:shifting", methods="lora:rank=2", model="mlp:width=8", seeds=1,
+                          iterations=4, workers=0, threads=1, device="cpu", out=tmp_path)
+    source = find(tmp_path)
+    assert source.outputs == 12
+    assert add(source, 1, Resolved(name="tiny_benchmarks:flipping"), device="cpu") == 3  # four classes in two tasks
+    accuracy = evaluate_tasks(source, device="cpu")
+    assert [accuracy[task] for task in range(3)] == record.R[-1]
+    assert 0 <= accuracy[3] <= 1
+
+
 def test_what_cannot_be_added_is_refused(finished):
     source = find(finished[0])
     with pytest.raises(SpecError, match="has tasks 0 to 4, not 5"):
