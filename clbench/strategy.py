@@ -198,7 +198,10 @@ class Strategy(nn.Module):
         return ()
 
     def trainable(self) -> int:
-        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad."""
+        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad.
+
+        Of a strategy with a loop of its own it is asked after `fit`, about the task that was trained.
+        """
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> Strategy:

@@ -163,8 +163,7 @@ class Trainer:
         losses = strategy.fit(task, Budget(
             self.recipe, partial(order.following, torch.device("cpu")), partial(make_optimizer, self.recipe),
             partial(make_schedule, self.recipe), order.augmented if self.augment else None))
-        trainable = sum(p.numel() for p in strategy.parameters() if p.requires_grad)
-        return Trained(len(losses), trainable, diverged(losses, task.index))
+        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index))
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
         """Go on with these of the members."""

@@ -47,9 +47,9 @@ def methods():
 
 
 def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="mlp"):
-    """Return a strategy after some tasks, with its accuracy on each right after it was learned, and the steps."""
+    """Return a strategy after some tasks, with its accuracy on each right after it was learned, and what was done."""
     b = bench(info, options or {}, scenario, model=model)
-    trainer, right, steps = Trainer([b.strategy], recipe, [0]), [], []
+    trainer, right, done = Trainer([b.strategy], recipe, [0]), [], []
     for index in range(tasks):
         activate(b.strategy, b.stream, index)
         b.strategy.before_task(task_of(b.stream, index))
@@ -57,9 +57,9 @@ def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="ml
             torch.manual_seed(index)
             trained, = trainer.fit([task_of(b.stream, index)])
         b.strategy.after_task(task_of(b.stream, index))
-        steps.append(trained.steps)
+        done.append(trained)
         right.append(evaluate(b.strategy, b.stream, scenario, index + 1).accuracy[index])
-    return b.strategy, right, steps
+    return b.strategy, right, done
 
 
 def annotation_fits(own, theirs):
@@ -98,9 +98,9 @@ def test_every_strategy_is_there_or_says_why_not(supervised):
 @pytest.mark.parametrize("scenario", ["task", "domain"])
 @pytest.mark.parametrize("name", NAMES)
 def test_learns(name, scenario, methods):
-    strategy, right, steps = learned(methods[f"avalanche:{name}"], scenario, tasks=2)
+    strategy, right, done = learned(methods[f"avalanche:{name}"], scenario, tasks=2)
     assert right[0] >= 0.9, right
-    assert steps[0] == AT_ONCE.epochs * SAMPLES // AT_ONCE.batch_size
+    assert done[0].steps == AT_ONCE.epochs * SAMPLES // AT_ONCE.batch_size
     assert strategy.agent.led is None, "what led the last task is held on to"
 
 
@@ -110,11 +110,16 @@ def test_learns(name, scenario, methods):
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
 def test_naive_is_naive(scenario, recipe, methods):
     recipe = Recipe(batch_size=7, **recipe)
-    ours, right, steps = learned(methods["naive"], scenario, recipe)
-    theirs, their_right, their_steps = learned(methods["avalanche:Naive"], scenario, recipe)
-    assert (right, steps) == (their_right, their_steps)
+    ours, right, done = learned(methods["naive"], scenario, recipe)
+    theirs, their_right, their_done = learned(methods["avalanche:Naive"], scenario, recipe)
+    assert (right, done) == (their_right, their_done)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_task_freezes_at_its_end_was_trained_by_it(methods):
+    *_, done = learned(methods["avalanche:LFL"], "task", Recipe(batch_size=8, epochs=1))
+    assert [d.trainable for d in done] == [PARAMETERS, *[PARAMETERS - 12 * 6 - 6] * 2]
 
 
 def test_si_is_naive_on_a_cpu(methods):

@@ -48,6 +48,7 @@ class Avalanche(Strategy):
         self.agent: Any = None
         self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
         self.samples = 0  # that the stream had so far
+        self.trained = 0  # numbers that the last task's steps could change
         self.seen: set[int] = set()  # classes
 
     def fit(self, task: Task, budget: Budget) -> Tensor:
@@ -79,8 +80,13 @@ class Avalanche(Strategy):
         forget_features(self.model)
         self._keep(found(self.agent), task.train)
         self.samples += len(items)
+        self.trained = watch.trainable
         self.seen |= set(task.classes)
         return torch.stack(watch.losses)
+
+    def trainable(self) -> int:
+        """Return how many numbers the last task's steps could change."""
+        return self.trained
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] for inputs x [N, *input_shape], as the strategy's plugins correct them in a test."""
