@@ -133,14 +133,16 @@ class Budget:
             in the order in which every other method meets them.
         optimizer: makes the recipe's optimiser over parameters.
         schedule: makes the recipe's schedule of an optimiser over so many steps, None where the rate is constant.
-        augment: augments raw training images [N, C, H, W], None where the benchmark does not.
+        augment: augments raw training images [N, C, H, W], None where the benchmark does not; the flag says that they
+            are replayed. What is drawn for the batches of `following`, each as a whole, is as for every other method;
+            for all else there are other draws.
     """
 
     recipe: Recipe
     following: Callable[[], Tensor]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler | None]
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, bool], Tensor] | None = None
 
 
 class Prediction(NamedTuple):

@@ -11,6 +11,8 @@ from clbench_avalanche import options as o
 from torch import nn
 
 from clbench import options as opt
+from clbench import seeds
+from clbench.data.augment import CropFlip
 from clbench.data.quiet import import_avalanche
 from clbench.errors import SpecError
 from clbench.evaluation import evaluate
@@ -46,10 +48,10 @@ def methods():
     return discover().strategies
 
 
-def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="mlp"):
+def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="mlp", augment=None):
     """Return a strategy after some tasks, with its accuracy on each right after it was learned, and what was done."""
     b = bench(info, options or {}, scenario, model=model)
-    trainer, right, done = Trainer([b.strategy], recipe, [0]), [], []
+    trainer, right, done = Trainer([b.strategy], recipe, [0], augment), [], []
     for index in range(tasks):
         activate(b.strategy, b.stream, index)
         b.strategy.before_task(task_of(b.stream, index))
@@ -183,15 +185,42 @@ def test_progressive_columns(methods):
         bench(methods["avalanche:PNNStrategy"], {}, "task", model="cnn")
 
 
-def test_augmented_samples_are_drawn_one_by_one(methods):
-    from clbench.data.augment import CropFlip
-
+def test_memories_keep_augmented_samples_as_they_are_stored(methods):
     b = bench(methods["avalanche:Replay"], {"mem_size": 6}, "task", model="cnn")
     trainer = Trainer([b.strategy], Recipe(batch_size=8, epochs=2), [0], CropFlip())
     activate(b.strategy, b.stream, 0)
     assert trainer.fit([task_of(b.stream, 0)])[0].steps == 6
     kept = b.strategy.get_buffer("replay__x")
     assert all(any(torch.equal(x, raw) for raw in b.stream.tasks[0].train.x) for x in kept), "kept as they are stored"
+
+
+class Noted(CropFlip):
+    """Notes how many samples it draws for, by the seed of what they are drawn from."""
+
+    def __init__(self):
+        self.drawn = {}
+
+    def draw(self, count, generator):
+        self.drawn.setdefault(generator.initial_seed(), []).append(count)
+        return super().draw(count, generator)
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_new_samples_are_augmented_as_every_methods_are(scenario, methods):
+    recipe = Recipe(batch_size=7, epochs=2)
+    ours, *_ = learned(methods["naive"], scenario, recipe, model="cnn", augment=CropFlip())
+    theirs, *_ = learned(methods["avalanche:Naive"], scenario, recipe, model="cnn", augment=CropFlip())
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_replayed_is_augmented_by_draws_of_its_own(methods):
+    """ER_ACE's memory has samples of the task at hand, too."""
+    noted = Noted()
+    learned(methods["avalanche:ER_ACE"], "task", Recipe(batch_size=8, epochs=2), tasks=2, augment=noted)
+    for task in range(2):
+        assert noted.drawn.pop(seeds.generator(0, "augmentation", task).initial_seed()) == [8] * 6
+    assert noted.drawn and all({*counts} == {1} for counts in noted.drawn.values())
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -1,10 +1,10 @@
 """Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
 
-What is the harness's stays the harness's: the stream, its samples as inputs of the model, the batches and their order,
-the optimiser and its schedule, the budget, the outputs that take part, the evaluation. A strategy's own code does the
-rest: its loop, its losses, its plugins and loaders. What it keeps is looked up in its attributes after each task and
-becomes buffers (parameters where it is a network's), so that it is counted. docs/avalanche.md says what differs from
-clbench's own methods.
+What is the harness's stays the harness's: the stream, its samples as inputs of the model, the optimiser and its
+schedule, the budget, the outputs that take part, the evaluation; and the batches and their order, but for strategies
+with a loader of their own. A strategy's own code does the rest: its loop, its losses, its plugins. What it keeps is
+looked up in its attributes after each task and becomes buffers (parameters where it is a network's), so that it is
+counted. docs/avalanche.md says what differs from clbench's own methods.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Avalanche(Strategy):
             self.agent._criterion.active = self.active[:task.index + 1].any(0)
         watch = Watch(budget)
         self.agent.plugins.append(watch)
-        self.agent.led = Lead([*range(self.samples, self.samples + len(items))], budget.following)
+        self.agent.led = Lead([*range(self.samples, self.samples + len(items))],
+                              lambda: items.batch(budget.following()))
         with seeded(self.world.generator), without_deprecations(), without_waiting(self.agent):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining leaves its last batch behind
