@@ -107,6 +107,15 @@ def test_removing_a_task_leaves_the_others_bitwise_as_they_were(tmp_path):
         adapters.remove(source, 1)
 
 
+def test_a_removal_that_crashed_is_not_in_the_way_of_the_next(tmp_path):
+    _, source = keep(tmp_path)
+    rest = source.folder / ".task1.removed"
+    rest.mkdir()
+    (rest / "adapter_model.safetensors").touch()
+    adapters.remove(source, 1)
+    assert {p.name for p in source.folder.iterdir()} == {"base.safetensors", "task0", "task2"}
+
+
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
 def test_merged_weights_load_into_the_plain_model_and_answer_the_same(tmp_path, kind, options):
     strategy, source = keep(tmp_path, kind, **options)
