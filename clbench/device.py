@@ -9,18 +9,20 @@ from clbench.errors import SpecError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
+    """Return the device of that name; `auto` takes CUDA, or else the CPU.
+
+    MPS is for who asks for it: nobody has run clbench there, and methods that need float64 cannot.
 
     Raises:
         SpecError: this machine or this build of torch has no such device.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = "cuda" if cuda else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
         raise SpecError(f"no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
-    if device.type == "mps" and not mps:
+    if device.type == "mps" and not torch.backends.mps.is_available():
         raise SpecError("no device 'mps' here")
     return device
 

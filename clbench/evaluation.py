@@ -53,7 +53,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     infers = True
                     own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))
     strategy.train(training)
-    shares = (torch.stack([right, own]).double().cpu() / torch.tensor(tests.sizes)).tolist()
+    shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
     return Row(shares[0], shares[1] if infers else None)
 
 

@@ -137,14 +137,16 @@ class Budget:
             in the order in which every other method meets them.
         optimizer: makes the recipe's optimiser over parameters.
         schedule: makes the recipe's schedule of an optimiser over so many steps, None where the rate is constant.
-        augment: augments raw training images [N, C, H, W], None where the benchmark does not.
+        augment: augments raw training images [N, C, H, W], None where the benchmark does not; the flag says that they
+            are replayed. What is drawn for the batches of `following`, each as a whole, is as for every other method;
+            for all else there are other draws.
     """
 
     recipe: Recipe
     following: Callable[[], Tensor]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler | None]
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, bool], Tensor] | None = None
 
 
 class Prediction(NamedTuple):
@@ -202,7 +204,10 @@ class Strategy(nn.Module):
         return ()
 
     def trainable(self) -> int:
-        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad."""
+        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad.
+
+        Of a strategy with a loop of its own it is asked after `fit`, about the task that was trained.
+        """
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> Strategy:

@@ -71,10 +71,10 @@ class Order:
         part = samples.take(self.following(samples.index_device))
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
-    def augmented(self, x: Tensor) -> Tensor:
-        """Return raw images of the task [N, C, H, W], augmented by the next draws."""
+    def augmented(self, x: Tensor, replayed: bool) -> Tensor:
+        """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
         assert self.augment is not None
-        return self.augment(x, self.augment.draw(len(x), self.draws[0]))
+        return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
 
     def ready(self, strategy: Strategy, samples: Samples) -> Batch:
         """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
@@ -169,8 +169,7 @@ class Trainer:
         losses = strategy.fit(task, Budget(
             self.recipe, partial(order.following, torch.device("cpu")), partial(make_optimizer, self.recipe),
             partial(make_schedule, self.recipe), order.augmented if self.augment else None))
-        trainable = sum(p.numel() for p in strategy.parameters() if p.requires_grad)
-        return Trained(len(losses), trainable, diverged(losses, task.index))
+        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index))
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
         """Go on with these of the members."""

@@ -107,6 +107,15 @@ def test_removing_a_task_leaves_the_others_bitwise_as_they_were(tmp_path):
         adapters.remove(source, 1)
 
 
+def test_a_removal_that_crashed_is_not_in_the_way_of_the_next(tmp_path):
+    _, source = keep(tmp_path)
+    rest = source.folder / ".task1.removed"
+    rest.mkdir()
+    (rest / "adapter_model.safetensors").touch()
+    adapters.remove(source, 1)
+    assert {p.name for p in source.folder.iterdir()} == {"base.safetensors", "task0", "task2"}
+
+
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
 def test_merged_weights_load_into_the_plain_model_and_answer_the_same(tmp_path, kind, options):
     strategy, source = keep(tmp_path, kind, **options)
@@ -316,6 +325,17 @@ def test_a_task_of_another_benchmark_is_added_and_the_others_stay(finished):
     assert accuracy[0] == record.R[-1][0]
     assert accuracy[5] > 0.5  # of five classes
     adapters.remove(source, 5)
+
+
+def test_a_task_of_a_benchmark_with_fewer_classes_is_added_and_tested(tmp_path):
+    record, = clbench.run(benchmark="tiny_benchmarks:shifting", methods="lora:rank=2", model="mlp:width=8", seeds=1,
+                          iterations=4, workers=0, threads=1, device="cpu", out=tmp_path)
+    source = find(tmp_path)
+    assert source.outputs == 12
+    assert add(source, 1, Resolved(name="tiny_benchmarks:flipping"), device="cpu") == 3  # four classes in two tasks
+    accuracy = evaluate_tasks(source, device="cpu")
+    assert [accuracy[task] for task in range(3)] == record.R[-1]
+    assert 0 <= accuracy[3] <= 1
 
 
 def test_what_cannot_be_added_is_refused(finished):

@@ -1,8 +1,14 @@
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from clbench.device import pick_device
 from clbench.errors import SpecError
+from clbench.evaluation import evaluate
+from clbench.hookspecs import StrategyInfo
+from clbench.rows import alike
+from clbench.strategy import Strategy
+from clbench.testing import bench
 
 
 def test_devices():
@@ -10,3 +16,36 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(SpecError, match="no device 'cuda:3' here"):
             pick_device("cuda:3")
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_or_the_cpu_and_never_mps(cuda, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == device
+    assert pick_device("mps").type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SpecError, match="no device 'mps' here"):
+        pick_device("mps")
+
+
+class WithoutFloat64(TorchFunctionMode):
+    """Refuses float64, as MPS does, to what has not been brought to the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double and not getattr(args[0], "brought", False):
+            raise TypeError("the MPS framework doesn't support float64")
+        out = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            out.brought = True
+        return out
+
+
+def test_accuracies_and_tables_need_no_float64_on_the_device():
+    b = bench(StrategyInfo("x", Strategy, ""), {}, "class")
+    with WithoutFloat64():
+        with pytest.raises(TypeError, match="float64"):
+            torch.ones(2).double().cpu()
+        assert len(evaluate(b.strategy, b.stream, "class", learned=0).accuracy) == len(b.stream.tasks)
+        assert alike(torch.ones(2), torch.ones(2))

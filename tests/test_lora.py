@@ -337,6 +337,9 @@ def test_layers_choose():
     assert list(select(mlp, r"blocks\.0\..*")) == ["blocks.0.body.1"]
     with pytest.raises(SpecError, match=r"layers = blocks fits no layer.*blocks\.0\.body\.1, blocks\.1\.body"):
         select(mlp, "blocks")  # the whole name must fit
+    for number in (0, 3):
+        with pytest.raises(SpecError, match=f"layers = last:{number}, but .* 2 .* choose from last:1 to last:2"):
+            select(mlp, f"last:{number}")
     attention = Network([Block(Attention(4), nn.Identity())], nn.Linear(4, 2))
     assert list(select(attention, "attention")) == [f"blocks.0.body.attn.{n}" for n in ("q", "k", "v", "proj")]
     patches = Network([Block(nn.ModuleDict({"patch_embed": nn.ModuleDict({"proj": nn.Linear(4, 4)})}), nn.Identity())],

@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 from adapter_helpers import keep, plain
-from clbench_lora import adapters
+from clbench_lora import AdapterOptions, adapters
 from clbench_lora.arithmetic import merged
+from clbench_lora.layers import adapt
 from pertask_helpers import answer, inputs
 from safetensors.torch import load_file
 from torch import nn
@@ -55,6 +56,19 @@ def test_peft_gives_the_same_logits(tmp_path, kind, options):
     assert torch.equal(theirs.isfinite(), ours.isfinite())
     assert (theirs - ours)[:, 2:4].abs().max() <= 1e-5 * max(1.0, ours[:, 2:4].abs().max().item())
     assert (unadapted - ours)[:, 2:4].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"bias": True}, {"layers": "last"}], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_peft_counts_as_many_parameters_on_the_same_layers(kind, rank, options):
+    wanted = AdapterOptions(rank=rank, **options)
+    layers = adapt(plain(kind)[0], wanted)
+    for layer in layers.values():
+        layer.add()
+    config = peft.LoraConfig(r=rank, target_modules=[*layers], use_dora=wanted.dora, lora_bias=wanted.bias)
+    theirs, _ = peft.get_peft_model(plain(kind)[0], config).get_nb_trainable_parameters()
+    assert theirs == sum(p.numel() for layer in layers.values() for p in layer.parameters_of(0).values())
 
 
 @pytest.mark.parametrize(("kind", "options"), [("mlp", {}), ("mlp", {"dora": True}), ("cnn", {"dora": True}),

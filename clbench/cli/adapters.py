@@ -16,8 +16,8 @@ FOLDER = click.Path(path_type=Path)
 task = click.option("--task", type=click.IntRange(min=0), required=True, metavar="T", help="The task, from 0.")
 data = click.option("--data", type=FOLDER, metavar="DIR", help="Where data sets are kept.  [default: CLBENCH_DATA, or "
                     "the user's cache folder]")
-device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:1, "
-                      "mps.")
+device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto (CUDA or else "
+                      "the CPU), cpu, cuda, cuda:1, mps.")
 
 
 def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -19,7 +19,8 @@ OPTIONS = (
     click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new "
                  "task begins.  [default: reset]"),
     click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]"),
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
+    click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+                 "[default: auto]"),
 )
 
 

@@ -21,7 +21,8 @@ def _names(text: str | None) -> list[str]:
 @click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
 @click.option("--methods", metavar="LIST", help="Run the cells of these methods only.  [default: all]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.  [default: the reference's, auto]")
+@click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+              "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
 @execution_options
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")

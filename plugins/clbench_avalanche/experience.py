@@ -19,13 +19,18 @@ PLACE = "place"  # the attribute of a data set that says which samples of the st
 
 
 class Items(Dataset[tuple[Tensor, int]]):
-    """Training samples one by one, as inputs of the model."""
+    """Training samples one by one, as inputs of the model.
+
+    Those of a batch of the harness's are made together (`batch`), so that they are augmented as every other method's
+    are; any others have draws of their own.
+    """
 
     def __init__(self, samples: Samples, prepare: Callable[[Tensor], Tensor],
-                 augment: Callable[[Tensor], Tensor] | None) -> None:
+                 augment: Callable[[Tensor, bool], Tensor] | None) -> None:
         """Prepare all samples once where each would come out the same every time."""
         self.samples, self.prepare, self.augment = samples, prepare, augment
         self.ready = None
+        self.made: dict[int, Tensor] = {}  # what has not been taken yet of the last batch, by place
         self.labels: list[int] = samples.y.tolist()
         if augment is None and not samples.redrawn:
             self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
@@ -37,9 +42,23 @@ class Items(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         """Return an input of the model, on the CPU as Avalanche's loaders expect, and its label."""
         if self.ready is not None:
-            return self.ready[place], self.labels[place]
-        x = self.samples.take(torch.tensor([place], device=self.samples.index_device)).x
-        return self.prepare(x if self.augment is None else self.augment(x))[0].cpu(), self.labels[place]
+            x = self.ready[place]
+        elif place in self.made:
+            x = self.made.pop(place)
+        else:
+            x = self._inputs(torch.tensor([place]), replayed=True)[0]
+        return x, self.labels[place]
+
+    def batch(self, places: Tensor) -> Tensor:
+        """Make the items at the places [N] of a batch, which are asked for next, and return the places."""
+        if self.ready is None:
+            self.made = dict(zip(places.tolist(), self._inputs(places, replayed=False), strict=True))
+        return places
+
+    def _inputs(self, places: Tensor, replayed: bool) -> Tensor:
+        """Return inputs of the model [N, ...], on the CPU."""
+        x = self.samples.take(places.to(self.samples.index_device)).x
+        return self.prepare(x if self.augment is None else self.augment(x, replayed)).cpu()
 
 
 class Experience(CLExperience):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from clbench.errors import SpecError
 from clbench.strategy import Budget
 from clbench_avalanche.experience import places
 
@@ -50,18 +52,22 @@ class Batches(Sampler[list[int]]):
 
 
 class Watch(SupervisedPlugin):  # type: ignore[misc]
-    """Notes the losses of a task's steps, follows the recipe's schedule and ends the task after its iterations."""
+    """Notes the losses of a task's steps and what they train, follows the schedule, and ends the task in time."""
 
     def __init__(self, budget: Budget) -> None:
         """Watch one task."""
         super().__init__()
         self.budget = budget
         self.losses: list[Tensor] = []
+        self.trainable = 0  # numbers that the first step can change; some strategies freeze more when the task ends
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
 
     def before_training_epoch(self, strategy: Any, **_: Any) -> None:
-        """Begin the schedule, once it is known how many steps there will be."""
-        if not self.losses and self.budget.recipe.schedule != "constant":
+        """Count what is trained, and begin the schedule, once it is known how many steps there will be."""
+        if self.losses:
+            return
+        self.trainable = sum(p.numel() for p in strategy.model.parameters() if p.requires_grad)
+        if self.budget.recipe.schedule != "constant":
             steps = self.budget.recipe.iterations or strategy.train_epochs * len(strategy.dataloader)
             self.schedule = self.budget.schedule(strategy.optimizer, steps)
 
@@ -105,6 +111,33 @@ def without_deprecations() -> Iterator[None]:
     for one in said:
         if not issubclass(one.category, DeprecationWarning):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+@contextmanager
+def without_waiting(agent: Any) -> Iterator[None]:
+    """Let a strategy fail that would wait forever for a batch that its memory is too small to fill.
+
+    `cycle`, by which Avalanche's modules go round and round a loader, does not return where the loader has no batch.
+
+    Raises:
+        SpecError: such a batch was asked for.
+    """
+    def cycle(loader: DataLoader[Any]) -> Iterator[Any]:
+        if not len(loader):
+            raise SpecError(f"avalanche:{type(agent).__name__}: its memory cannot fill a batch and Avalanche would "
+                            "wait forever; choose a larger mem_size, or a smaller batch_size_mem or batch_size")
+        while True:
+            yield from loader
+
+    module: Any = sys.modules[type(agent).__base__.__module__]
+    if not hasattr(module, "cycle"):
+        yield
+        return
+    before, module.cycle = module.cycle, cycle
+    try:
+        yield
+    finally:
+        module.cycle = before
 
 
 def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device: torch.device,

@@ -1,10 +1,10 @@
 """Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
 
-What is the harness's stays the harness's: the stream, its samples as inputs of the model, the batches and their order,
-the optimiser and its schedule, the budget, the outputs that take part, the evaluation. A strategy's own code does the
-rest: its loop, its losses, its plugins and loaders. What it keeps is looked up in its attributes after each task and
-becomes buffers (parameters where it is a network's), so that it is counted. docs/avalanche.md says what differs from
-clbench's own methods.
+What is the harness's stays the harness's: the stream, its samples as inputs of the model, the optimiser and its
+schedule, the budget, the outputs that take part, the evaluation; and the batches and their order, but for strategies
+with a loader of their own. A strategy's own code does the rest: its loop, its losses, its plugins. What it keeps is
+looked up in its attributes after each task and becomes buffers (parameters where it is a network's), so that it is
+counted. docs/avalanche.md says what differs from clbench's own methods.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Options, Samples, Strategy, Task, World, precision
-from clbench.errors import SpecError
 from clbench.strategy import Budget
 from clbench_avalanche.experience import Experience, Items
 from clbench_avalanche.kept import Kept, found
-from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations
+from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations, without_waiting
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
-from clbench_avalanche.options import AvalancheOptions, ERAMLOptions
+from clbench_avalanche.options import AvalancheOptions
 
 
 class Avalanche(Strategy):
@@ -49,10 +48,15 @@ class Avalanche(Strategy):
         self.agent: Any = None
         self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
         self.samples = 0  # that the stream had so far
+        self.trained = 0  # numbers that the last task's steps could change
         self.seen: set[int] = set()  # classes
 
     def fit(self, task: Task, budget: Budget) -> Tensor:
-        """Let Avalanche train on the task."""
+        """Let Avalanche train on the task.
+
+        Raises:
+            SpecError: the memory is too small for the strategy (`without_waiting`).
+        """
         items = Items(task.train, self.world.prepare, budget.augment)
         experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
         joint = self.options.strategy == "JointTraining"
@@ -66,8 +70,9 @@ class Avalanche(Strategy):
             self.agent._criterion.active = self.active[:task.index + 1].any(0)
         watch = Watch(budget)
         self.agent.plugins.append(watch)
-        self.agent.led = Lead([*range(self.samples, self.samples + len(items))], budget.following)
-        with seeded(self.world.generator), without_deprecations():
+        self.agent.led = Lead([*range(self.samples, self.samples + len(items))],
+                              lambda: items.batch(budget.following()))
+        with seeded(self.world.generator), without_deprecations(), without_waiting(self.agent):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining leaves its last batch behind
         self.agent.plugins.remove(watch)
@@ -76,8 +81,13 @@ class Avalanche(Strategy):
         forget_features(self.model)
         self._keep(found(self.agent), task.train)
         self.samples += len(items)
+        self.trained = watch.trainable
         self.seen |= set(task.classes)
         return torch.stack(watch.losses)
+
+    def trainable(self) -> int:
+        """Return how many numbers the last task's steps could change."""
+        return self.trained
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] for inputs x [N, *input_shape], as the strategy's plugins correct them in a test."""
@@ -96,16 +106,8 @@ class Avalanche(Strategy):
         return task if self.world.scenario == "task" else 0
 
     def _build(self, budget: Budget) -> Any:
-        """Return the strategy, untrained.
-
-        Raises:
-            SpecError: it would wait forever for a batch of the memory.
-        """
+        """Return the strategy, untrained."""
         name = self.options.strategy
-        least = self.world.classes * budget.recipe.batch_size
-        if isinstance(self.options, ERAMLOptions) and self.options.mem_size < least:
-            raise SpecError(f"avalanche:ER_AML takes a whole batch of each class from its memory, and Avalanche waits "
-                            f"forever where there is none: mem_size = {least} at least, or a smaller batch_size")
         follow: dict[str, dict[str, Any]] = {  # arguments that follow from the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},

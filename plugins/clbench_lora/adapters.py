@@ -105,6 +105,8 @@ def remove(source: Kept, task: int) -> None:
     folder = task_folder(source.folder, task)
     gone = folder.with_name(f".{folder.name}.removed")
     try:
+        if gone.exists():  # left by a crash, and in the way of `replace`
+            shutil.rmtree(gone)
         folder.replace(gone)  # at once; what is left of it after a crash is no adapter
         shutil.rmtree(gone)
     except OSError as error:

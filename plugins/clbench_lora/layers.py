@@ -190,14 +190,18 @@ def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Li
             `target_modules`).
 
     Raises:
-        SpecError: no layer fits, or one that fits cannot be adapted.
+        SpecError: no layer fits, there are fewer than N, or one that fits cannot be adapted.
     """
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)}
     last = re.fullmatch(r"last(?::(\d+))?", layers)
     if last:
-        chosen = dict(list(candidates.items())[-int(last[1] or 1):])
+        count = int(last[1] or 1)
+        if candidates and not 1 <= count <= len(candidates):
+            raise SpecError(f"{method}: layers = {layers}, but this model's blocks have {len(candidates)} Linear and "
+                            f"Conv2d layers; choose from last:1 to last:{len(candidates)}")
+        chosen = dict([*candidates.items()][-count:])
     else:
         pattern = re.compile({"all": ".*", "attention": ATTENTION}.get(layers, layers))
         chosen = {name: layer for name, layer in candidates.items() if pattern.fullmatch(name)}

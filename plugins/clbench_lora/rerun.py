@@ -54,7 +54,7 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
         same_data(stream, homes[members[0]])
-        part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members))
+        part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
         strategy = load(source, members, stream.prepare, runner.registry).to(runner.device)
         with precision.products(trial.recipe), precision.forward(trial.recipe, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))

@@ -89,14 +89,13 @@ class SummedLoRA(Strategy):
                 part.requires_grad_(True)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> SummedLoRA:
-        """Set the mode; frozen blocks stay in eval mode, so that normalisation does not drift, their dropout does not.
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the blocks, but for the adapters that learn in them, once W is frozen."""
+        return () if self.base_learns else (self.model.blocks,)
 
-        That dropout is the adapters' own.
-        """
+    def train(self, mode: bool = True) -> SummedLoRA:
+        """Set the mode; the adapters' dropout follows it though the blocks around it stay in eval mode."""
         super().train(mode)
-        if not self.base_learns:
-            self.model.blocks.eval()
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
         return self

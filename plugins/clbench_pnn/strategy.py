@@ -5,10 +5,11 @@ These are dense and convolution layers, residual units and transformer blocks.
 From the second block through the head, column k computes
 h_i^(k) = act_i(body_i(h_{i-1}^(k)) + U relu(V [a_j h_{i-1}^(j)]_{j<k})), with one scalar a_j per earlier column.
 
-Avalanche's `PNN` differs: multilayer perceptrons only, its classifier has no lateral connection (the paper's output
-layer has), V reduces to the layer's own width n_i (the paper's V: n_{i-1}), U has a bias, the scalars are drawn from
-N(0, 1) (the paper: small random values), and all columns have the weights of torch's initialiser, while here the first
-column starts from the weights that all methods start from (pretrained ones too; later columns start anew).
+Avalanche's `PNN` differs: multilayer perceptrons only; its first layer has a lateral too, reading the raw input once
+for each earlier column, and its classifier has none (the paper's output layer has); V reduces to the layer's own width
+n_i (the paper's V: n_{i-1}), U has a bias, the scalars are drawn from N(0, 1) (the paper: small random values); and all
+columns have the weights of torch's initialiser, while here the first column starts from the weights that all methods
+start from (pretrained ones too; later columns start anew).
 """
 
 from __future__ import annotations
