@@ -12,11 +12,9 @@ this strategy, and the trial starts over.
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from clbench import digests
 from clbench.artifacts import save_tensors
 from clbench.records import Costs, Provenance, Timings
 from clbench.strategy import Strategy, World
@@ -247,23 +246,5 @@ def code_of(strategy: Strategy) -> str:
         packages |= {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     digest = hashlib.sha256()
     for package in sorted(packages - {"torch", "builtins"}):
-        digest.update(_sources(package))
+        digest.update(digests.of_code(sys.modules[package]).encode())
     return digest.hexdigest()
-
-
-@functools.cache
-def _sources(package: str) -> bytes:
-    digest = hashlib.sha256()
-    for path in _files(package):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.digest()
-
-
-def _files(package: str) -> Iterator[Path]:
-    file = getattr(sys.modules[package], "__file__", None)
-    if file is None:
-        return
-    if os.path.basename(file) == "__init__.py":
-        yield from sorted(Path(file).parent.rglob("*.py"))
-    else:
-        yield Path(file)
