@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from clbench import digests
 from clbench import options as opt
 from clbench.errors import ClbenchError, SpecError
 from clbench.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
@@ -158,7 +159,7 @@ def _weights(path: str | None, problems: list[str]) -> Weights | None:
     if re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists():
         return Weights(path=path, sha256=_of_name(path))
     try:
-        return Weights(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return Weights(path=path, sha256=digests.of_file(path))
     except OSError as error:
         problems.append(f"cannot read weights {path}: {error.strerror}")
         return None
