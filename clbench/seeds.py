@@ -6,6 +6,8 @@ The name of the method is no axis: all methods of a seed see the same batches an
 from __future__ import annotations
 
 import hashlib
+import pickle
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -29,9 +31,38 @@ def generator(seed: int, *axes: str | int) -> torch.Generator:
 
 @contextmanager
 def scope(seed: int, *axes: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block (layer initialisation uses them) and restore them after it."""
+    """Seed the global generators of Python, NumPy and torch inside the block and restore them after it.
+
+    Layers are initialised from torch's; the random transforms of a data set may draw from any.
+    """
+    import numpy as np
     import torch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, *axes))
-        yield
+    number, before = derive(seed, *axes), state()
+    with torch.random.fork_rng():  # those of accelerators too
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.manual_seed(number)
+        try:
+            yield
+        finally:
+            restore(before)
+
+
+def state() -> bytes:
+    """Return the state of the global generators of Python, NumPy and torch (of the CPU); equal states are equal."""
+    import numpy as np
+    import torch
+
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
+
+
+def restore(state: bytes) -> None:
+    """Set the global generators to what `state` returned."""
+    import numpy as np
+    import torch
+
+    python, numpy, own = pickle.loads(state)
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(torch.from_numpy(own))
