@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -122,10 +122,11 @@ def described(strategy: Strategy) -> dict[str, Any]:
         Unresumable: it has an attribute that cannot be written down.
     """
     known = {id(module) for module in strategy.modules()}
-    for name, value in vars(strategy).items():
-        if name not in INNER and not lasting(value, known):
-            raise Unresumable(f"its attribute {name} is a {type(value).__name__}: keep it in plain attributes, or in "
-                              "parameters and buffers")
+    for where, module in own_modules(strategy):
+        for name, value in vars(module).items():
+            if name not in INNER and not lasting(value, known):
+                raise Unresumable(f"its attribute {f'{where}.{name}'.lstrip('.')} is a {type(value).__name__}: keep it "
+                                  "in plain attributes, or in parameters and buffers")
     attributes = {}
     for where, module in strategy.named_modules():
         attributes[where] = {name: encode(value) for name, value in vars(module).items()
@@ -133,6 +134,18 @@ def described(strategy: Strategy) -> dict[str, Any]:
     named = dict(strategy.named_parameters(remove_duplicate=False))
     return {"parameters": sorted(named), "trained": sorted(n for n, p in named.items() if p.requires_grad),
             "attributes": attributes, "empty": [n for n, buffer in buffers_of(strategy).items() if buffer is None]}
+
+
+def own_modules(strategy: Strategy) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules, by name, whose classes the method brings: they may keep anything.
+
+    Torch's are known, and the model's are built anew: they do not learn but by their tensors. Nor do copies of them.
+    """
+    known = {type(module) for module in strategy.model.modules()}
+    for where, module in strategy.named_modules():
+        cls = type(module)
+        if module is strategy or not (cls in known or cls.__module__.partition(".")[0] == "torch"):
+            yield where, module
 
 
 def buffers_of(strategy: Strategy) -> dict[str, Tensor | None]:

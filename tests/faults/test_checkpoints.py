@@ -1,6 +1,7 @@
 import json
 import re
 import types
+from collections import Counter
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ class Hides(Strategy):
         self.drawn = iter(range(100))
 
 
+class HidesInside(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.parts = torch.nn.ModuleList([Counting(), torch.nn.ReLU()])
+
+    def after_task(self, task):
+        self.parts[0].met[task.index] += 1
+
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.met = Counter()
+
+
 class GrowsLate(Strategy):
     def after_task(self, task):
         self.register_parameter(f"late_{task.index}", torch.nn.Parameter(torch.zeros(1)))
@@ -58,7 +74,8 @@ class Counts(Strategy):
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo(name, cls, "") for name, cls in (
-        ("starts-over", StartsOver), ("hides", Hides), ("grows-late", GrowsLate), ("counts", Counts))]
+        ("starts-over", StartsOver), ("hides", Hides), ("hides-inside", HidesInside), ("grows-late", GrowsLate),
+        ("counts", Counts))]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +146,7 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
 @pytest.mark.parametrize(("method", "reason"), [
     ("starts-over", "its state is elsewhere"),
     ("hides", "its attribute drawn is a range_iterator: keep it in plain attributes, or in parameters and buffers"),
+    ("hides-inside", "its attribute parts.0.met is a Counter: keep it in .*"),
     ("grows-late", "the checkpoint does not fit: .*|it has other parameters than the checkpoint")])
 def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
     group = planned(registry, method)
@@ -143,6 +161,7 @@ def test_opting_out_passes_the_check_and_pretending_does_not():
     check(StrategyInfo("starts-over", StartsOver, ""), "checkpoint")
     check(StrategyInfo("counts", Counts, ""), "checkpoint")
     for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in starts_over"),
+                       (HidesInside, "attribute parts.0.met is a Counter"),
                        (GrowsLate, "other parameters|does not fit")):
         with pytest.raises(NonConforming, match=words):
             check(StrategyInfo("bad", cls, ""), "checkpoint")
