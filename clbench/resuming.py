@@ -57,11 +57,12 @@ class Checkpoints:
         Raises:
             Unresumable: that cannot be done; the member is then spoilt.
         """
+        code = checkpoint.code_of(member.strategy)  # now: by the first save the files may be others than were imported
         path = checkpoint.path_of(self.folder, member.trial.key)
         facts = checkpoint.read_facts(path)
         if facts is None:
             return
-        checkpoint.check(facts, member.trial.key, checkpoint.code_of(member.strategy), self.origin)
+        checkpoint.check(facts, member.trial.key, code, self.origin)
         tasks = len(member.stream.tasks)
         if not 0 < facts.learned < tasks or len(facts.R) != facts.learned + 1 or any(len(r) != tasks for r in facts.R):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")

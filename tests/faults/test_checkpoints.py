@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 import types
 from collections import Counter
 
@@ -184,6 +185,34 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(registry, tmp_path, 
     record, = run(registry, group, tmp_path, folder)
     assert record.status == "done"
     assert record.notes[-1].startswith(f"started over after an interruption: {reason}") or reason in record.notes[-1]
+
+
+def test_the_code_is_what_was_imported_and_not_what_an_edit_made_of_it(tmp_path, folder):
+    file = tmp_path / "edited_method.py"
+    file.write_text("""
+from pathlib import Path
+
+from clbench import Strategy, StrategyInfo, hookimpl
+
+
+class Edited(Strategy):
+    def after_task(self, task):
+        if task.index == 0:
+            with Path(__file__).open("a") as file:
+                file.write("# edited while it is trained")
+
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo("edited", Edited, "")]
+""")
+    registry = discover(files=[file])
+    group = planned(registry, "edited")
+    with pytest.raises(Killed):
+        run(registry, group, tmp_path, folder, kill_after=3)
+    record, = run(discover(files=[file]), group, tmp_path, folder)
+    assert record.notes == ["started over after an interruption: the code has changed since"]
+    sys.modules.pop("edited_method")
 
 
 def test_short_trials_write_none(registry, tmp_path):
