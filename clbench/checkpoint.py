@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from clbench import digests
 from clbench.artifacts import save_tensors
+from clbench.device import out_of_memory
 from clbench.records import Costs, Provenance, Timings
 from clbench.strategy import Strategy, World
 
@@ -234,6 +235,8 @@ def load(path: Path, facts: Facts, strategy: Strategy) -> dict[str, Tensor]:
             parameter.requires_grad_(name in facts.trained)
         strategy.world.generator.set_state(tensors[GENERATOR])
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):  # which says nothing of the checkpoint
+            raise
         raise Unresumable(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
     return _below(OPTIMIZER, tensors)
 

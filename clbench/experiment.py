@@ -26,6 +26,7 @@ from clbench.store import Problem, Store
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS = ("local", "ray")
+PASSING = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # failures that the next run may not meet: it goes on then
 
 
 @dataclass
@@ -221,7 +222,7 @@ class Keeper(Listener):
         """Store first: what is told of has been kept."""
         with interrupts.held():
             self.experiment.store.write(record)
-            if record.failure is None or record.failure.type != "WorkerDied":  # which may go on when it is run again
+            if record.failure is None or record.failure.type not in PASSING:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record

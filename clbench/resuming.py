@@ -11,6 +11,7 @@ from torch import Tensor
 from clbench import checkpoint, seeds
 from clbench.checkpoint import Facts
 from clbench.data.stream import Stream
+from clbench.device import out_of_memory
 from clbench.ensemble import Engine
 from clbench.footprint import Footprint
 from clbench.member import Member, activate, task_of
@@ -99,6 +100,8 @@ def take_up(path: Path, facts: Facts, strategy: Strategy, stream: Stream, seed: 
     try:
         lead(strategy, stream, seed, facts.learned)
     except Exception as error:  # of a plugin, which may not expect to be led without training
+        if out_of_memory(error):
+            raise
         raise checkpoint.Unresumable(f"{type(error).__name__} when led without training: {error}") from None
     return checkpoint.load(path, facts, strategy)
 

@@ -6,6 +6,7 @@ from clbench.errors import StoreError
 from clbench.execution import Listener
 from clbench.plan import plan
 from clbench.plugins import discover
+from clbench.records import Failure
 from clbench.spec import build
 from clbench.store import Store
 
@@ -51,6 +52,18 @@ def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
     records = experiment.carry_out(ready, Listener(), command="")
     assert [r.label for r in records] == ["new"]
     assert [r.label for r in Store(tmp_path).read()[0]] == ["new"]
+
+
+@pytest.mark.parametrize(("failure", "kept"), [(None, False), ("ValueError", False), ("WorkerDied", True),
+                                               ("OutOfMemoryError", True)])
+def test_a_trial_that_the_next_run_may_finish_keeps_its_checkpoint(registry, spec, tmp_path, failure, kept):
+    ready = experiment.prepare(spec, registry, tmp_path)
+    record = record_of(ready.planned[0]) if failure is None else record_of(
+        ready.planned[0], status="failed", failure=Failure(type=failure, message=""))
+    folder = ready.store.checkpoints / record.key
+    folder.mkdir(parents=True)
+    experiment.Keeper(ready, Listener()).finished(record)
+    assert folder.exists() is kept
 
 
 def test_a_corrupt_file_in_the_way_stops_the_run_and_another_does_not(registry, spec, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clbench import checkpoint
+from clbench import checkpoint, resuming
 from clbench.hookspecs import StrategyInfo, hookimpl
 from clbench.plan import plan
 from clbench.plugins import discover
@@ -142,6 +142,22 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
             run(registry, [one], tmp_path, folder, kill_after)
     again = run(registry, group, tmp_path, folder)
     assert [r.facts() for r in again] == [r.facts() for r in alone]
+
+
+@pytest.mark.parametrize(("home", "name"), [(resuming, "lead"), (Strategy, "load_state_dict")])
+def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
+    def hungry(*args):
+        raise torch.OutOfMemoryError
+
+    group = planned(registry, "naive")
+    with pytest.raises(Killed):
+        run(registry, group, tmp_path, folder, kill_after=3)
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(home, name, hungry)
+        run(registry, group, tmp_path, folder)
+    facts = checkpoint.read_facts(checkpoint.path_of(folder, group[0].trial.key))
+    record, = run(registry, group, tmp_path, folder)
+    assert (record.notes, record.provenance.started) == ([], facts.started)
 
 
 @pytest.mark.parametrize(("method", "reason"), [
