@@ -17,7 +17,7 @@ from clbench.errors import SpecError, unknown
 class Strict(BaseModel):
     """Base of the parts of a spec: unknown keys are mistakes, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class PerMember:

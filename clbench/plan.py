@@ -53,7 +53,7 @@ def _of_name(name: str) -> str:
 class Trial(BaseModel):
     """One training to be done: everything that defines its result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
     benchmark: Resolved
     scenario: Literal["task", "class", "domain"]
     model: Resolved

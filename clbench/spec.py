@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
@@ -39,6 +39,7 @@ class Named(Strict):
 class Recipe(Strict):
     """How every method is trained on each task."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")

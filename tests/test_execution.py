@@ -1,9 +1,12 @@
+import math
 from pathlib import Path
 
 import pytest
+from factories import make_record
 
-from clbench.execution import ACCELERATOR_STACK, How, Waiting
-from clbench.plan import plan
+from clbench.execution import ACCELERATOR_STACK, How, Waiting, protocol
+from clbench.execution.protocol import Finished, Run
+from clbench.plan import Planned, plan
 from clbench.plugins import discover
 from clbench.spec import build
 
@@ -36,6 +39,13 @@ def test_methods_that_differ_in_numbers_of_their_loss_are_one_stack():
              for p in group] for group in groups[:len(groups) // 2]]
     assert rows == [[(None, 1.0, 0), (None, 1.0, 1), (None, 10.0, 0)], [(20, 1.0, 0), (20, 1.0, 1), (20, 10.0, 0)],
                     [(None, None, 0), (None, None, 1)], [(None, 10.0, 1)], [(20, 10.0, 1)]]
+
+
+def test_infinite_options_reach_workers_and_come_back():
+    record = make_record(options={"most": math.inf})
+    asked, answer = Run(group=[Planned(record.trial, "x", False)]), Finished(records=[record])
+    assert protocol.REQUESTS.validate_json(asked.line()) == asked
+    assert protocol.EVENTS.validate_json(answer.line()) == answer
 
 
 def test_long_trials_go_first_once_known_but_settings_stay_together():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from clbench.errors import SpecError
@@ -42,6 +44,12 @@ def test_bad_seeds_are_refused(seeds):
 def test_one_budget():
     assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_recipe_is_finite(name):
+    assert mistakes({"methods": "a", "recipe": {name: math.inf}}) == [
+        f"x.toml: recipe.{name}: should be a finite number, got inf"]
 
 
 def test_methods_are_needed():

@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,14 @@ def test_what_is_written_is_read_again(store):
     assert problems == []
     assert store.get(records[1].key) == records[1]
     assert {p.name for p in store.records.iterdir()} == {f"{r.key}.json" for r in records}
+
+
+def test_infinite_options_are_kept(store):
+    records = [make_record(options={"least": -math.inf, "deep": {"most": most}}) for most in (math.inf, 2.0, None)]
+    for record in records:
+        store.write(record)
+    assert [store.get(record.key) for record in records] == records
+    assert len({record.key for record in records}) == 3
 
 
 def test_an_absent_folder_is_empty_and_reading_makes_nothing(store):

@@ -16,7 +16,7 @@ from clbench.records import Failure, Provenance, Record
 class Message(BaseModel):
     """Base of all messages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def line(self) -> str:
         """Return the message as the line that is sent."""
