@@ -52,6 +52,14 @@ def test_a_recipe_is_finite(name):
         f"x.toml: recipe.{name}: should be a finite number, got inf"]
 
 
+@pytest.mark.parametrize("values", [
+    {"recipe": {"weight_decay": True}}, {"recipe": {"epochs": True}}, {"validation": False},
+    {"tune": {"a": {"rank": {"low": True, "high": 3}}}}])
+def test_a_boolean_is_no_number(values):
+    line, = mistakes({"methods": "a", **values})
+    assert "expected a number, got " in line
+
+
 def test_methods_are_needed():
     assert mistakes({}) == ['x.toml: methods: is needed, e.g. methods = ["lora", "ewc"]']
     assert mistakes({"methods": []})
