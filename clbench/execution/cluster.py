@@ -132,8 +132,9 @@ class Cluster:
         for node in self._resources():
             room = int(node.get("CPU", 0) // self.cpus)
             if self.gpus:
-                have = node.get("GPU", 0)  # a fraction is of one GPU, whatever is left of the others
-                room = min(room, int(have // self.gpus if self.gpus >= 1 else have * (1 // self.gpus)))
+                have = int(node.get("GPU", 0))
+                # A fraction is of one GPU, whatever is left of the others; 1 // 0.2 is 4, as 0.2 is a little more.
+                room = min(room, have // int(self.gpus) if self.gpus >= 1 else have * int(1 / self.gpus + 1e-9))
             rooms.append(room)
         return [room for room in rooms if room]
 
