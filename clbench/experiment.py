@@ -181,13 +181,15 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     automatic = len(experiment.planned) if ray else min(cores, len(experiment.planned)) if device in (
         "auto", "cpu") else 1
     chosen = automatic if workers is None else workers
+    alone = None
     if threads is None and ray:
         threads = 1
     if threads is None and chosen > 0:
         threads = max(1, cores // chosen)
+        alone = cores if workers is None else None
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               alone=alone, stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                plugins=tuple(experiment.registry.files), ray=ray)
 

@@ -84,16 +84,16 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
 
     def shares(workers=None, threads=None):
         how = experiment.share_out(ready, "", tmp_path, workers, threads, None)
-        return how.workers, how.threads, how.shrink
+        return how.workers, how.threads, how.alone, how.shrink
 
-    assert shares() == (4, 2, True)
+    assert shares() == (4, 2, 8, True)
     ready.records = {p.trial.key: record_of(p) for p in ready.planned[:3]}
-    assert shares() == (4, 2, True)
-    assert shares(workers=3) == (3, 2, False)
-    assert shares(workers=0) == (0, None, False)
-    assert shares(threads=1) == (4, 1, True)
+    assert shares() == (4, 2, 8, True)
+    assert shares(workers=3) == (3, 2, None, False)
+    assert shares(workers=0) == (0, None, None, False)
+    assert shares(threads=1) == (4, 1, None, True)
     ready.spec = build({"methods": "naive", "device": "cuda"})
-    assert shares() == (1, 8, True)
+    assert shares() == (1, 8, 8, True)
 
 
 def test_the_default_run_folder_is_named_after_the_file_or_the_benchmark(tmp_path):

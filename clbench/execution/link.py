@@ -19,7 +19,7 @@ Inbox: TypeAlias = "queue.SimpleQueue[tuple[Link, Message | Exception | None] | 
 def start_request(how: How) -> Start:
     """Return what a worker is told first."""
     return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
-                 compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
+                 alone=how.alone, compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
                  checkpoints=str(how.checkpoints) if how.checkpoints else None,
                  plugins=[str(path) for path in how.plugins])
 

@@ -87,7 +87,7 @@ class Pool:
                 self.device = event.device
                 if event.device != "cpu" and self.how.shrink:
                     self.keep_only(link)
-                self.listener.ready(event.device, len(self.links), self.how.threads, self.nodes)
+                self.listener.ready(event.device, len(self.links), event.provenance.threads, self.nodes)
         elif isinstance(event, Note):
             self.checks.passed([event.text])
         elif isinstance(event, Running):

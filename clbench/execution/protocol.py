@@ -31,6 +31,7 @@ class Start(Message):
     device: str
     command: str
     threads: int | None
+    alone: int | None = None  # threads on an accelerator, if others
     compiled: bool = False
     artifacts: str | None = None
     checkpoints: str | None = None
