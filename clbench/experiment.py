@@ -118,14 +118,11 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     store, missing = experiment.store, experiment.missing
     ray = on_ray(executor, address, gpus, workers)
     made = store.check_writable()
-    for planned in experiment.planned:
-        record = experiment.records.get(planned.trial.key)
-        if record and (record.label, record.reference) != (planned.label, planned.reference):
-            experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    keeper = Keeper(experiment, listener)
+    keeper.relabel()
     for note in outdated(experiment):
         listener.note(note)
-    keeper = Keeper(experiment, listener)
     for record in experiment.results():
         keeper.track(record)
     if missing:
@@ -202,6 +199,7 @@ class Keeper(Listener):
         self.experiment = experiment
         self.listener = listener
         self.failing: set[str] = set()
+        self.planned = {planned.trial.key: planned for planned in experiment.planned}
         self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
@@ -231,9 +229,34 @@ class Keeper(Listener):
         self.track(record)
         self.listener.finished(record)
 
+    def relabel(self) -> None:
+        """Give the records of finished trials the labels that these have now; of others it is written with the record.
+
+        What is relabelled is the record as it stands, which another process may have written since it was read.
+        """
+        kept = self.experiment.records
+        for key in [key for key in self.planned if key in kept and kept[key].status != "failed"]:
+            if self._labelled(kept[key]) != kept[key]:
+                with self.claims.alone(key):
+                    record = self.experiment.store.get(key)
+                    if record is not None:
+                        kept[key] = self._relabelled(record)
+
+    def _labelled(self, record: Record) -> Record:
+        """Return a record under the label that its trial has in this experiment."""
+        planned = self.planned[record.key]
+        return record.model_copy(update={"label": planned.label, "reference": planned.reference})
+
+    def _relabelled(self, record: Record) -> Record:
+        """Store a record under the label that its trial has here, where that is another, and return it."""
+        labelled = self._labelled(record)
+        if labelled != record:
+            self.experiment.store.write(labelled)
+        return labelled
+
     def _found(self, record: Record) -> None:
-        """Take in a record that another process has written into the folder."""
-        self.experiment.records[record.key] = record
+        """Take in a record that another process has written into the folder, perhaps under another label."""
+        record = self.experiment.records[record.key] = self._relabelled(record)
         self.track(record)
         self.listener.finished(record)
 

@@ -127,12 +127,6 @@ class Store:
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
 
-    def relabel(self, record: Record, label: str, reference: bool) -> Record:
-        """Give a stored record another label, which is no part of its key, and return it as it now stands."""
-        renamed = record.model_copy(update={"label": label, "reference": reference})
-        self.write(renamed)
-        return renamed
-
     def _files(self) -> Sequence[Path]:
         try:
             return sorted(p for p in self.records.iterdir() if not p.name.startswith("."))

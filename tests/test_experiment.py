@@ -1,9 +1,12 @@
+import threading
+
 import pytest
 from factories import make_record
 
 from clbench import experiment
 from clbench.errors import StoreError
 from clbench.execution import Listener
+from clbench.locks import lock
 from clbench.plan import plan
 from clbench.plugins import discover
 from clbench.records import Failure
@@ -51,7 +54,23 @@ def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
     ready = experiment.prepare(second, registry, tmp_path)
     records = experiment.carry_out(ready, Listener(), command="")
     assert [r.label for r in records] == ["new"]
-    assert [r.label for r in Store(tmp_path).read()[0]] == ["new"]
+    assert Store(tmp_path).read()[0] == records == [record_of(ready.planned[0])]
+
+
+def test_a_record_that_another_process_wrote_meanwhile_is_relabelled_as_it_stands(registry, tmp_path):
+    store, spec = Store(tmp_path), build({"methods": [{"name": "ewc", "label": "mine"}], "seeds": 2})
+    read, unread = (record_of(p, label="theirs") for p in plan(spec, registry))
+    store.write(read)
+    ready = experiment.prepare(spec, registry, tmp_path)
+    for record in (read, unread):
+        store.write(record.model_copy(update={"notes": ["written meanwhile"]}))
+    keeper, busy = experiment.Keeper(ready, Listener()), lock(store.locks / f"{read.key}.lock")
+    threading.Timer(0.1, busy.release).start()
+    keeper.relabel()
+    assert not keeper.claims.take(ready.planned[1])
+    assert [(r.label, r.notes) for r in ready.results()] == [("mine", ["written meanwhile"])] * 2
+    assert sorted(store.read()[0], key=lambda r: r.trial.seed) == ready.results()
+    assert not store.locks.exists()
 
 
 @pytest.mark.parametrize(("failure", "kept"), [(None, False), ("ValueError", False), ("WorkerDied", True),

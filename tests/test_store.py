@@ -115,14 +115,6 @@ def test_a_record_of_a_later_schema_is_a_problem(store):
     assert "schema 2, this clbench reads 1" in load(path).reason
 
 
-def test_relabelling_changes_the_label_and_nothing_else(store):
-    record = make_record(reference=False)
-    store.write(record)
-    renamed = store.relabel(record, "LoRA (ours)", True)
-    assert store.get(record.key) == renamed
-    assert renamed == record.model_copy(update={"label": "LoRA (ours)", "reference": True})
-
-
 def test_stores_merge_by_copying_files(tmp_path):
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
     one.write(make_record(seed=0))
