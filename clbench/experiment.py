@@ -17,7 +17,7 @@ from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, SpecError, StoreError, unknown
 from clbench.execution import How, Listener, OnRay
 from clbench.hookspecs import Tracker
-from clbench.plan import Planned, plan
+from clbench.plan import Planned, plan, refuse_doubles
 from clbench.plugins import Registry
 from clbench.records import Record
 from clbench.sharding import part
@@ -71,6 +71,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
     whole = plan(spec, registry)
+    refuse_doubles(whole)
     ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
     ready.trackers = tracking.start(log, registry, out)
     return ready

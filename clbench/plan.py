@@ -124,6 +124,22 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     ]
 
 
+def refuse_doubles(planned: Sequence[Planned]) -> None:
+    """Check that no trial stands in two rows: its one record can have one label.
+
+    Of what is to be run, not of every plan: `clbench tune` may begin with rows that differ in what it searches only.
+
+    Raises:
+        SpecError: some do; a line for each such group of rows.
+    """
+    rows: dict[str, list[str]] = {}
+    for one in planned:
+        rows.setdefault(one.trial.key, []).append(one.label)
+    same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
+    if same:
+        raise SpecError("\n".join(f"methods {labels} have the same options; leave one of them out" for labels in same))
+
+
 def _family(info: Any, method: Resolved) -> str:
     """Return a method's name and options without those that are numbers in its loss."""
     free = opt.scalars(info.options)

@@ -4,7 +4,7 @@ import pytest
 from factories import make_record
 
 from clbench import experiment
-from clbench.errors import StoreError
+from clbench.errors import SpecError, StoreError
 from clbench.execution import Listener
 from clbench.locks import lock
 from clbench.plan import plan
@@ -46,6 +46,14 @@ def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry,
     ready = experiment.prepare(spec, registry, tmp_path)
     assert [(r.label, r.trial.seed) for r in ready.results()] == [("naive", 0), ("naive", 1), ("ewc", 0), ("ewc", 1)]
     assert ready.study() == [*ready.results(), other]
+
+
+def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
+    methods = ["naive", {"name": "ewc", "label": "a"}, {"name": "ewc", "options": {"gamma": 1.0}, "label": "b"}]
+    with pytest.raises(SpecError, match=r"^methods 'a' and 'b' have the same options; leave one of them out$"):
+        experiment.prepare(build({"methods": methods}), registry, tmp_path)
+    apart = [{**method, "scenario": scenario} for method, scenario in zip(methods[1:], ("task", "class"), strict=True)]
+    assert len(experiment.prepare(build({"methods": apart, "scenario": "task,class"}), registry, tmp_path).planned) == 6
 
 
 def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):

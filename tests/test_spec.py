@@ -41,6 +41,11 @@ def test_bad_seeds_are_refused(seeds):
     assert mistakes({"methods": "lora", "seeds": seeds})
 
 
+def test_a_scenario_is_named_once():
+    assert mistakes({"methods": "lora", "scenario": "task,class,task"}) == [
+        "x.toml: scenario: each once, and at least one, got task, class, task"]
+
+
 def test_one_budget():
     assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
