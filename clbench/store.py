@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clbench.errors import StoreError
+from clbench.leftovers import sweep
 from clbench.records import Record
 
-STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process, not by one that is writing
+MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
+MARK_SECONDS = 30 * 86400.0  # longer than any run
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,8 @@ class Store:
         except OSError as error:
             self.forget(made)
             raise self.error(error) from None
-        for path in (*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")):
-            with contextlib.suppress(FileNotFoundError):  # another process may be quicker
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
+        sweep((*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")))
+        sweep(self.directory.glob(f"{MARK}*"), MARK_SECONDS)
         return made
 
     @staticmethod

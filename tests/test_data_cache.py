@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -148,6 +149,17 @@ def test_a_failing_write_leaves_nothing_behind(registry, tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", full)
     stream = load(registry, tmp_path)
     assert "No space left on device" in stream.notes[0] and not list((tmp_path / "streams").iterdir())
+
+
+def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(registry, tmp_path):
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    old, new = folder / ".0123.abc.tmp", folder / ".0123.def.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half a stream")
+    os.utime(old, (time.time() - 7200,) * 2)
+    load(registry, tmp_path)
+    assert not old.exists() and new.exists()
 
 
 def test_a_failing_build_leaves_nothing_behind(registry, tmp_path):

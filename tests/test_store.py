@@ -49,13 +49,13 @@ def test_a_probe_leaves_the_folder_and_nothing_in_it(store):
 def test_what_a_killed_process_left_half_written_is_ignored_and_cleared_when_old(store):
     store.check_writable()
     old, new = store.records / ".abc-1.tmp", store.records / ".abc-2.tmp"
-    for path in (old, new):
+    mark, live = store.directory / ".seen-by-nodes-1", store.directory / ".seen-by-nodes-2"  # that of a long run
+    for path, hours in ((old, 2), (new, 0), (mark, 24 * 40), (live, 24 * 5)):
         path.write_text('{"schema": 1, "ke')
-    os.utime(old, (time.time() - 7200,) * 2)
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
     assert store.read() == ([], [])
     store.check_writable()
-    assert not old.exists()
-    assert new.exists()
+    assert [path.exists() for path in (old, new, mark, live)] == [False, True, False, True]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path):

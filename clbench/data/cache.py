@@ -27,6 +27,7 @@ from clbench import digests
 from clbench.artifacts import save_tensors
 from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
+from clbench.leftovers import sweep
 from clbench.plan import Resolved
 from clbench.plugins import Registry
 
@@ -65,6 +66,7 @@ def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
 def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
     """Return the stream after another process wrote it while this one waited, or build and write it."""
     notes = []
+    sweep(path.parent.glob(".*.tmp"))
     try:
         return read(path, source_files(name, data_dir))
     except FileNotFoundError:

@@ -29,6 +29,7 @@ from clbench.execution.link import Inbox, Link, start_request
 from clbench.execution.pool import Pool
 from clbench.execution.protocol import Died, Message
 from clbench.plan import Planned
+from clbench.store import MARK
 
 PORT = 6379  # of `ray start --head`, where no other is asked for
 REACH_SECONDS = 5.0  # for the address to answer; Ray itself would try for minutes
@@ -47,7 +48,7 @@ def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
         ClusterError: no cluster answers, or none of its nodes has what a worker needs.
         ClbenchError: as `local.execute`.
     """
-    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=".seen-by-nodes-") as mark:
+    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=MARK) as mark:
         cluster = Cluster(ray, how, Path(mark.name))
         workers = min(how.workers, cluster.room()) if how.shrink else how.workers
         pool = Pool(replace(how, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
