@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TypeAlias
@@ -38,6 +39,7 @@ class Link(ABC):
         self.ready: Ready | None = None
         self.request: Prepare | Run | None = None
         self.since = datetime.datetime.now(datetime.timezone.utc)
+        self.clock = time.monotonic()
 
     @abstractmethod
     def send(self, message: Message) -> None:
@@ -54,7 +56,13 @@ class Link(ABC):
     def ask(self, request: Prepare | Run) -> None:
         """Send a request and remember it until it is answered."""
         self.request, self.since = request, datetime.datetime.now(datetime.timezone.utc)
+        self.clock = time.monotonic()
         self.send(request)
+
+    @property
+    def seconds(self) -> float:
+        """Return for how long it has had its last request; the clock on the wall may jump meanwhile."""
+        return time.monotonic() - self.clock
 
     def last_words(self) -> str:
         """Return the last line it wrote to standard error, if any."""

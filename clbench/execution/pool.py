@@ -6,7 +6,6 @@ most likely for want of memory, is tried again as two halves.
 
 from __future__ import annotations
 
-import datetime
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -102,8 +101,7 @@ class Pool:
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):
                 if isinstance(request, Run):
-                    now = datetime.datetime.now(datetime.timezone.utc)
-                    self.waiting.took(request.group, (now - link.since).total_seconds())
+                    self.waiting.took(request.group, link.seconds)
                 for record in event.records:
                     self.listener.finished(record)
 
