@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from clbench import digests
 from clbench.builtin import EXTERNAL_MODELS
 from clbench.data.stream import IMAGE_DIMS
-from clbench.errors import ClbenchError, SpecError
+from clbench.errors import ClbenchError, DataError, SpecError
 from clbench.models import external
 from clbench.models.network import Network
 from clbench.models.pretrained import fill, load_weights
@@ -24,7 +25,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
 
     Raises:
         SpecError: the model cannot be built for such inputs.
-        DataError: the weights do not fit it.
+        DataError: the weights do not fit it, or are not those that were planned.
     """
     info = registry.model(model.name)
     build = resolve(info.build, f"model {info.name!r}")
@@ -40,7 +41,18 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         return network, []
     if weights.named:
         return network, fill(network, external.named_weights(info.name, weights.path), weights.path)
-    return network, load_weights(network, Path(weights.path))
+    return network, load_weights(network, _as_planned(weights))
+
+
+def _as_planned(weights: Weights) -> Path:
+    """Return the file of weights, whose content may be another since it was planned, or on another machine."""
+    try:
+        found = digests.of_file(weights.path)
+    except OSError as error:
+        raise DataError(f"cannot read weights {weights.path}: {error.strerror}") from None
+    if found != weights.sha256:
+        raise DataError(f"weights {weights.path} are not those that were planned; run again")
+    return Path(weights.path)
 
 
 def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:

@@ -12,9 +12,7 @@ this strategy, and the trial starts over.
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from clbench import digests
 from clbench.artifacts import save_tensors
+from clbench.device import out_of_memory
 from clbench.records import Costs, Provenance, Timings
 from clbench.strategy import Strategy, World
 
@@ -123,10 +123,11 @@ def described(strategy: Strategy) -> dict[str, Any]:
         Unresumable: it has an attribute that cannot be written down.
     """
     known = {id(module) for module in strategy.modules()}
-    for name, value in vars(strategy).items():
-        if name not in INNER and not lasting(value, known):
-            raise Unresumable(f"its attribute {name} is a {type(value).__name__}: keep it in plain attributes, or in "
-                              "parameters and buffers")
+    for where, module in own_modules(strategy):
+        for name, value in vars(module).items():
+            if name not in INNER and not lasting(value, known):
+                raise Unresumable(f"its attribute {f'{where}.{name}'.lstrip('.')} is a {type(value).__name__}: keep it "
+                                  "in plain attributes, or in parameters and buffers")
     attributes = {}
     for where, module in strategy.named_modules():
         attributes[where] = {name: encode(value) for name, value in vars(module).items()
@@ -134,6 +135,18 @@ def described(strategy: Strategy) -> dict[str, Any]:
     named = dict(strategy.named_parameters(remove_duplicate=False))
     return {"parameters": sorted(named), "trained": sorted(n for n, p in named.items() if p.requires_grad),
             "attributes": attributes, "empty": [n for n, buffer in buffers_of(strategy).items() if buffer is None]}
+
+
+def own_modules(strategy: Strategy) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules, by name, whose classes the method brings: they may keep anything.
+
+    Torch's are known, and the model's are built anew: they do not learn but by their tensors. Nor do copies of them.
+    """
+    known = {type(module) for module in strategy.model.modules()}
+    for where, module in strategy.named_modules():
+        cls = type(module)
+        if module is strategy or not (cls in known or cls.__module__.partition(".")[0] == "torch"):
+            yield where, module
 
 
 def buffers_of(strategy: Strategy) -> dict[str, Tensor | None]:
@@ -222,6 +235,8 @@ def load(path: Path, facts: Facts, strategy: Strategy) -> dict[str, Tensor]:
             parameter.requires_grad_(name in facts.trained)
         strategy.world.generator.set_state(tensors[GENERATOR])
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):  # which says nothing of the checkpoint
+            raise
         raise Unresumable(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
     return _below(OPTIMIZER, tensors)
 
@@ -247,23 +262,5 @@ def code_of(strategy: Strategy) -> str:
         packages |= {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     digest = hashlib.sha256()
     for package in sorted(packages - {"torch", "builtins"}):
-        digest.update(_sources(package))
+        digest.update(digests.of_code(sys.modules[package]).encode())
     return digest.hexdigest()
-
-
-@functools.cache
-def _sources(package: str) -> bytes:
-    digest = hashlib.sha256()
-    for path in _files(package):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.digest()
-
-
-def _files(package: str) -> Iterator[Path]:
-    file = getattr(sys.modules[package], "__file__", None)
-    if file is None:
-        return
-    if os.path.basename(file) == "__init__.py":
-        yield from sorted(Path(file).parent.rglob("*.py"))
-    else:
-        yield Path(file)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from clbench.locks import Lock, NoLocks, lock
 from clbench.plan import Planned
@@ -19,7 +20,7 @@ class Claims:
     Args:
         store: the run folder.
         known: its records by key, as they were read; what is written later is another process's, or our own.
-        found: hears of a record that another process has written.
+        found: hears of a record that another process has written, while its trial is locked.
         note: hears of something the user should know.
     """
 
@@ -48,9 +49,20 @@ class Claims:
         record = self.store.get(key)
         if record is None or record == self.known.get(key):
             return True
-        self.release(key)
         self.found(record)
+        self.release(key)
         return False
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Lock a trial whose record is there, for a moment: others that have it locked only look at the record too."""
+        while (taken := self._lock(key)) is None and self.locks:
+            time.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            if taken:
+                taken.release()
 
     def release(self, key: str) -> None:
         """Let go of a trial whose record is written."""

@@ -17,7 +17,7 @@ from clbench.data.folder import default_data_dir
 from clbench.errors import ClbenchError, SpecError, StoreError, unknown
 from clbench.execution import How, Listener, OnRay
 from clbench.hookspecs import Tracker
-from clbench.plan import Planned, plan
+from clbench.plan import Planned, plan, refuse_doubles
 from clbench.plugins import Registry
 from clbench.records import Record
 from clbench.sharding import part
@@ -26,6 +26,7 @@ from clbench.store import Problem, Store
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS = ("local", "ray")
+PASSING = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # failures that the next run may not meet: it goes on then
 
 
 @dataclass
@@ -70,6 +71,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
         StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
     """
     whole = plan(spec, registry)
+    refuse_doubles(whole)
     ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
     ready.trackers = tracking.start(log, registry, out)
     return ready
@@ -117,14 +119,11 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     store, missing = experiment.store, experiment.missing
     ray = on_ray(executor, address, gpus, workers)
     made = store.check_writable()
-    for planned in experiment.planned:
-        record = experiment.records.get(planned.trial.key)
-        if record and (record.label, record.reference) != (planned.label, planned.reference):
-            experiment.records[record.key] = store.relabel(record, planned.label, planned.reference)
     listener.begun(experiment.planned, missing)
+    keeper = Keeper(experiment, listener)
+    keeper.relabel()
     for note in outdated(experiment):
         listener.note(note)
-    keeper = Keeper(experiment, listener)
     for record in experiment.results():
         keeper.track(record)
     if missing:
@@ -180,13 +179,15 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
     automatic = len(experiment.planned) if ray else min(cores, len(experiment.planned)) if device in (
         "auto", "cpu") else 1
     chosen = automatic if workers is None else workers
+    alone = None
     if threads is None and ray:
         threads = 1
     if threads is None and chosen > 0:
         threads = max(1, cores // chosen)
+        alone = cores if workers is None else None
     origins = experiment.registry.origins
     return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               alone=alone, stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                plugins=tuple(experiment.registry.files), ray=ray)
 
@@ -199,6 +200,7 @@ class Keeper(Listener):
         self.experiment = experiment
         self.listener = listener
         self.failing: set[str] = set()
+        self.planned = {planned.trial.key: planned for planned in experiment.planned}
         self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
@@ -221,16 +223,41 @@ class Keeper(Listener):
         """Store first: what is told of has been kept."""
         with interrupts.held():
             self.experiment.store.write(record)
-            if record.failure is None or record.failure.type != "WorkerDied":  # which may go on when it is run again
+            if record.failure is None or record.failure.type not in PASSING:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
         self.track(record)
         self.listener.finished(record)
 
+    def relabel(self) -> None:
+        """Give the records of finished trials the labels that these have now; of others it is written with the record.
+
+        What is relabelled is the record as it stands, which another process may have written since it was read.
+        """
+        kept = self.experiment.records
+        for key in [key for key in self.planned if key in kept and kept[key].status != "failed"]:
+            if self._labelled(kept[key]) != kept[key]:
+                with self.claims.alone(key):
+                    record = self.experiment.store.get(key)
+                    if record is not None:
+                        kept[key] = self._relabelled(record)
+
+    def _labelled(self, record: Record) -> Record:
+        """Return a record under the label that its trial has in this experiment."""
+        planned = self.planned[record.key]
+        return record.model_copy(update={"label": planned.label, "reference": planned.reference})
+
+    def _relabelled(self, record: Record) -> Record:
+        """Store a record under the label that its trial has here, where that is another, and return it."""
+        labelled = self._labelled(record)
+        if labelled != record:
+            self.experiment.store.write(labelled)
+        return labelled
+
     def _found(self, record: Record) -> None:
-        """Take in a record that another process has written into the folder."""
-        self.experiment.records[record.key] = record
+        """Take in a record that another process has written into the folder, perhaps under another label."""
+        record = self.experiment.records[record.key] = self._relabelled(record)
         self.track(record)
         self.listener.finished(record)
 

@@ -47,6 +47,7 @@ class BenchmarkInfo:
     options: type[Options] = NoOptions
     scenarios: Sequence[Scenario] = ("task", "class", "domain")  # the first is the default
     seeded: bool = False  # whether the stream itself depends on the seed whatever its options
+    cached: bool = False  # whether it is kept on disk: only where options, seed and its package's code define all of it
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,32 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
 
 
 class Strict(BaseModel):
-    """Base of the parts of a spec: unknown keys are mistakes, values do not change."""
+    """Base of the parts of a spec: unknown keys are mistakes, so is true/false for a number, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true/false where a number is wanted; pydantic takes them for 1 and 0."""
+        if isinstance(value, bool):
+            allowed = _allowed(cls, info.field_name)
+            if bool not in allowed and {int, float} & allowed:
+                raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
+
+
+def _allowed(model: type[BaseModel], field: str | None) -> set[Any]:
+    """Return the types that a field of a model may have."""
+    annotation = model.model_fields[field or ""].annotation
+    return set(get_args(annotation) or (annotation,))
 
 
 class PerMember:
@@ -29,28 +45,16 @@ class PerMember:
 Scalar = Annotated[float, PerMember()]
 
 
-class Options(BaseModel):
+class Options(Strict):
     """Base of every options class: fields carry type, bounds, default and a `description`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _plain_values(cls, data: Any) -> Any:
-        """Read 'none' as None where that is allowed, and refuse true/false where a number is wanted."""
-        if not isinstance(data, Mapping):
-            return data
-        out = dict(data)
-        for name, value in data.items():
-            field = cls.model_fields.get(name)
-            if field is None:
-                continue
-            allowed = get_args(field.annotation) or (field.annotation,)
-            if value == "none" and type(None) in allowed:
-                out[name] = None
-            elif isinstance(value, bool) and bool not in allowed and {int, float} & set(allowed):
-                raise ValueError(f"{name}: expected a number, got {str(value).lower()}")
-        return out
+    def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read 'none' as None where that is allowed."""
+        return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
 
 
 def scalars(options: type[Options]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from clbench import digests
 from clbench import options as opt
 from clbench.errors import ClbenchError, SpecError
 from clbench.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
@@ -52,7 +53,7 @@ def _of_name(name: str) -> str:
 class Trial(BaseModel):
     """One training to be done: everything that defines its result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
     benchmark: Resolved
     scenario: Literal["task", "class", "domain"]
     model: Resolved
@@ -128,6 +129,22 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     ]
 
 
+def refuse_doubles(planned: Sequence[Planned]) -> None:
+    """Check that no trial stands in two rows: its one record can have one label.
+
+    Of what is to be run, not of every plan: `clbench tune` may begin with rows that differ in what it searches only.
+
+    Raises:
+        SpecError: some do; a line for each such group of rows.
+    """
+    rows: dict[str, list[str]] = {}
+    for one in planned:
+        rows.setdefault(one.trial.key, []).append(one.label)
+    same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
+    if same:
+        raise SpecError("\n".join(f"methods {labels} have the same options; leave one of them out" for labels in same))
+
+
 def _family(info: Any, method: Resolved) -> str:
     """Return a method's name and options without those that are numbers in its loss."""
     free = opt.scalars(info.options)
@@ -163,7 +180,7 @@ def _weights(path: str | None, problems: list[str]) -> Weights | None:
     if re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists():
         return Weights(path=path, sha256=_of_name(path))
     try:
-        return Weights(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return Weights(path=path, sha256=digests.of_file(path))
     except OSError as error:
         problems.append(f"cannot read weights {path}: {error.strerror}")
         return None

@@ -38,7 +38,8 @@ def load(path: Path) -> tuple[ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # "name:attribute" in its declarations leads here
     try:
-        exec(compile(code, str(file), "exec"), module.__dict__)
+        # Not inherited: `from __future__ import annotations` above, which would make text of the plugin's annotations.
+        exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:  # whatever somebody else's file raises becomes one line
         del sys.modules[name]
         raise PluginError(f"plugin {path}: {_where(error, file)}") from error

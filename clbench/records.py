@@ -92,7 +92,8 @@ class Record(Facts):
     notes: list[str] = []
     provenance: Provenance
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:

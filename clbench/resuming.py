@@ -11,6 +11,7 @@ from torch import Tensor
 from clbench import checkpoint, seeds
 from clbench.checkpoint import Facts
 from clbench.data.stream import Stream
+from clbench.device import out_of_memory
 from clbench.ensemble import Engine
 from clbench.footprint import Footprint
 from clbench.member import Member, activate, task_of
@@ -57,11 +58,12 @@ class Checkpoints:
         Raises:
             Unresumable: that cannot be done; the member is then spoilt.
         """
+        code = checkpoint.code_of(member.strategy)  # now: by the first save the files may be others than were imported
         path = checkpoint.path_of(self.folder, member.trial.key)
         facts = checkpoint.read_facts(path)
         if facts is None:
             return
-        checkpoint.check(facts, member.trial.key, checkpoint.code_of(member.strategy), self.origin)
+        checkpoint.check(facts, member.trial.key, code, self.origin)
         tasks = len(member.stream.tasks)
         if not 0 < facts.learned < tasks or len(facts.R) != facts.learned + 1 or any(len(r) != tasks for r in facts.R):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
@@ -98,6 +100,8 @@ def take_up(path: Path, facts: Facts, strategy: Strategy, stream: Stream, seed: 
     try:
         lead(strategy, stream, seed, facts.learned)
     except Exception as error:  # of a plugin, which may not expect to be led without training
+        if out_of_memory(error):
+            raise
         raise checkpoint.Unresumable(f"{type(error).__name__} when led without training: {error}") from None
     return checkpoint.load(path, facts, strategy)
 

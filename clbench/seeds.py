@@ -6,9 +6,11 @@ The name of the method is no axis: all methods of a seed see the same batches an
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +31,49 @@ def generator(seed: int, *axes: str | int) -> torch.Generator:
 
 @contextmanager
 def scope(seed: int, *axes: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block (layer initialisation uses them) and restore them after it."""
+    """Seed the global generators of Python, NumPy and torch inside the block and restore them after it.
+
+    Layers are initialised from torch's; the random transforms of a data set may draw from any.
+    """
+    import numpy as np
     import torch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, *axes))
-        yield
+    number, before = derive(seed, *axes), state()
+    with torch.random.fork_rng():  # those of accelerators too
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.manual_seed(number)
+        try:
+            yield
+        finally:
+            restore(before)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the global generators of Python, NumPy and torch (of the CPU) are; can be compared, and sent."""
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    torch: bytes
+
+
+def state() -> State:
+    """Return where the global generators are."""
+    import numpy as np
+    import torch
+
+    numpy: Any = np.random.get_state()
+    name, keys, *rest = numpy
+    return State(random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes())
+
+
+def restore(state: State) -> None:
+    """Set the global generators to what `state` returned."""
+    import numpy as np
+    import torch
+
+    name, keys, *rest = state.numpy
+    random.setstate(state.python)
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+    torch.set_rng_state(torch.frombuffer(bytearray(state.torch), dtype=torch.uint8))

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from clbench.compat import tomllib
 from clbench.errors import SpecError, unknown
@@ -39,6 +48,7 @@ class Named(Strict):
 class Recipe(Strict):
     """How every method is trained on each task."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
@@ -115,13 +125,13 @@ class Spec(Strict):
     tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
     tuning: tuple[Search, ...] = ()  # where the methods' options come from; nothing here changes a run
 
-    @field_validator("seeds")
+    @field_validator("seeds", "scenario")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        """Refuse a seed that is named twice."""
-        if len(set(seeds)) != len(seeds) or not seeds:
-            raise ValueError(f"seeds must be distinct and at least one, got {list(seeds)}")
-        return seeds
+    def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        """Refuse a seed or a scenario that is named twice, and no seed at all."""
+        if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
+            raise ValueError(f"each once, and at least one, got {', '.join(map(str, values)) or 'none'}")
+        return values
 
 
 def load(path: Path) -> dict[str, Any]:

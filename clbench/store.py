@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clbench.errors import StoreError
+from clbench.leftovers import sweep
 from clbench.records import Record
 
-STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process, not by one that is writing
+MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
+MARK_SECONDS = 30 * 86400.0  # longer than any run
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,8 @@ class Store:
         except OSError as error:
             self.forget(made)
             raise self.error(error) from None
-        for path in (*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")):
-            with contextlib.suppress(FileNotFoundError):  # another process may be quicker
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
+        sweep((*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")))
+        sweep(self.directory.glob(f"{MARK}*"), MARK_SECONDS)
         return made
 
     @staticmethod
@@ -126,12 +125,6 @@ class Store:
         shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # what is left is overwritten, and does no harm
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
-
-    def relabel(self, record: Record, label: str, reference: bool) -> Record:
-        """Give a stored record another label, which is no part of its key, and return it as it now stands."""
-        renamed = record.model_copy(update={"label": label, "reference": reference})
-        self.write(renamed)
-        return renamed
 
     def _files(self) -> Sequence[Path]:
         try:

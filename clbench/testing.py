@@ -118,15 +118,15 @@ def check_predict_changes_nothing(make: Make) -> None:
         b = make(scenario)
         b.learn(0)
         before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
-        rng = torch.get_rng_state()
+        global_ones = seeds.state()
         evaluate(b.strategy, b.stream, scenario, learned=1)
         unchanged(before, b.strategy, "predict")
-        if not (torch.equal(drawn, b.strategy.world.generator.get_state()) and torch.equal(rng, torch.get_rng_state())):
+        if not torch.equal(drawn, b.strategy.world.generator.get_state()) or global_ones != seeds.state():
             raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
 
 
 def check_given_generator(make: Make) -> None:
-    """Check that `augment_batch` and `after_task` draw from `world.generator` only, not from torch's global one."""
+    """Check that `augment_batch` and `after_task` draw from `world.generator` only, not from any global one."""
     b = make("task")
     b.learn(0)
     index = 1
@@ -137,10 +137,11 @@ def check_given_generator(make: Make) -> None:
         Trainer([b.strategy], RECIPE, [0]).fit([task])
     for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
                        ("after_task", lambda: b.strategy.after_task(task))):
-        rng = torch.get_rng_state()
+        before = seeds.state()
         call()
-        if not torch.equal(rng, torch.get_rng_state()):
-            raise NonConforming(f"{what} draws from torch's global generator: use generator=self.world.generator")
+        if before != seeds.state():
+            raise NonConforming(f"{what} draws from a global generator of torch, NumPy or Python: use "
+                                "generator=self.world.generator")
 
 
 def check_repeatable(make: Make) -> None:

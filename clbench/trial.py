@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -81,7 +82,8 @@ class Runner:
                   ) -> list[Record]:
         """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
-        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks.
+        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks. One
+        that finds no memory, to be built or to train, is halved.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
@@ -89,7 +91,9 @@ class Runner:
         plugin = str(self.registry.origins["method", planned[0].trial.method.name])
         origin = provenance.collect(plugin, self.device, self.command)
         checkpoints = Checkpoints(self.checkpoints, origin) if self.checkpoints else None
-        members = [self._member(one, checkpoints) for one in planned]
+        members = self._members(planned, checkpoints)
+        if members is None:
+            return self._halved(planned, on_progress)
         if len(levels := sorted({member.learned for member in members})) > 1:
             parts = [[m.planned for m in members if m.learned == level] for level in levels]
             del members
@@ -106,15 +110,30 @@ class Runner:
                                              traceback=traceback.format_exc())
                 return [self._record(members[0], origin, memory)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
-            half = len(planned) // 2 if out_of_memory(error) else None
+            starved = out_of_memory(error)
             note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
         else:
             return [self._record(member, origin, memory) for member in members]
         del members
-        if half:
-            return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+        if starved:
+            return self._halved(planned, on_progress)
         records = [self.run(one, on_progress) for one in planned]
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
+
+    def _halved(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None]) -> list[Record]:
+        """Run trials as two stacks, after what circles of references still hold of the whole one is gone."""
+        gc.collect()
+        half = len(planned) // 2
+        return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+
+    def _members(self, planned: Sequence[Planned], checkpoints: Checkpoints | None) -> list[Member] | None:
+        """Return trials ready to train, None where there is no memory for all of several."""
+        try:
+            return [self._member(one, checkpoints) for one in planned]
+        except Exception as error:
+            if len(planned) == 1 or not out_of_memory(error):
+                raise
+        return None
 
     def _member(self, planned: Planned, checkpoints: Checkpoints | None = None) -> Member:
         """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -6,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hostile import write_distribution
 from test_data_stream import permuted, raw
 
 from clbench import options as opt
@@ -63,6 +65,46 @@ def test_custom_benchmarks_are_not_cached(registry):
     assert cache.key_of(Resolved(name="package.module:function"), 0, registry) is None
 
 
+def declaration(build, cached):
+    return ("from clbench import BenchmarkInfo, hookimpl\n\n@hookimpl\ndef clbench_benchmarks():\n"
+            f"    return [BenchmarkInfo('of-a-plugin', {build!r}, '', cached={cached})]\n")
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Return a function that installs a package with a benchmark, and returns its key."""
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "streams_of_mine"
+    folder.mkdir()
+    write_distribution(tmp_path, "streams", ["streams_of_mine"])
+
+    def key(cached=True, helper="x = 1"):
+        (folder / "__init__.py").write_text(declaration("streams_of_mine.made:build", cached))
+        (folder / "helper.py").write_text(helper)
+        sys.modules.pop("streams_of_mine", None)  # as a new process begins
+        return cache.key_of(Resolved(name="of-a-plugin"), 0, discover())
+
+    yield key
+    sys.modules.pop("streams_of_mine", None)
+
+
+def test_a_plugins_stream_is_cached_where_it_says_so_and_for_one_state_of_its_package(plugin):
+    assert plugin(cached=False) is None
+    keys = [plugin(), plugin(helper="x = 22"), plugin(), plugin(helper="x = 23")]
+    assert keys[0] == keys[2] and len(set(keys)) == 3 and None not in keys
+
+
+def test_a_plugin_that_is_a_file_finds_its_stream_wherever_the_file_lies(tmp_path):
+    keys = []
+    for place, text in (("a", ""), ("b", ""), ("c", "x = 1\n")):
+        file = tmp_path / place / "a_files_stream.py"
+        file.parent.mkdir()
+        file.write_text(text + declaration("a_files_stream:build", True))
+        keys.append(cache.key_of(Resolved(name="of-a-plugin"), 0, discover(files=[file])))
+        del sys.modules["a_files_stream"]
+    assert keys[0] == keys[1] != keys[2] and None not in keys
+
+
 @pytest.mark.parametrize("damage", [
     lambda data: data[:-7],
     lambda data: b"",
@@ -107,6 +149,17 @@ def test_a_failing_write_leaves_nothing_behind(registry, tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", full)
     stream = load(registry, tmp_path)
     assert "No space left on device" in stream.notes[0] and not list((tmp_path / "streams").iterdir())
+
+
+def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(registry, tmp_path):
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    old, new = folder / ".0123.abc.tmp", folder / ".0123.def.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half a stream")
+    os.utime(old, (time.time() - 7200,) * 2)
+    load(registry, tmp_path)
+    assert not old.exists() and new.exists()
 
 
 def test_a_failing_build_leaves_nothing_behind(registry, tmp_path):

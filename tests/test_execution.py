@@ -1,9 +1,13 @@
+import math
 from pathlib import Path
 
 import pytest
+from factories import make_record
 
-from clbench.execution import ACCELERATOR_STACK, How, Waiting
-from clbench.plan import plan
+from clbench.execution import ACCELERATOR_STACK, How, OnRay, Waiting, protocol
+from clbench.execution.cluster import Cluster
+from clbench.execution.protocol import Finished, Run
+from clbench.plan import Planned, plan
 from clbench.plugins import discover
 from clbench.spec import build
 
@@ -36,6 +40,26 @@ def test_methods_that_differ_in_numbers_of_their_loss_are_one_stack():
              for p in group] for group in groups[:len(groups) // 2]]
     assert rows == [[(None, 1.0, 0), (None, 1.0, 1), (None, 10.0, 0)], [(20, 1.0, 0), (20, 1.0, 1), (20, 10.0, 0)],
                     [(None, None, 0), (None, None, 1)], [(None, 10.0, 1)], [(20, 10.0, 1)]]
+
+
+def test_infinite_options_reach_workers_and_come_back():
+    record = make_record(options={"most": math.inf})
+    asked, answer = Run(group=[Planned(record.trial, "x", False)]), Finished(records=[record])
+    assert protocol.REQUESTS.validate_json(asked.line()) == asked
+    assert protocol.EVENTS.validate_json(answer.line()) == answer
+
+
+@pytest.mark.parametrize(("gpus", "rooms"), [
+    (1, [1, 4]), (2, [2]), (4, [1]), (0.5, [2, 8]), (0.3, [3, 12]), (0.2, [5, 20]), (0.1, [10, 40]), (0.6, [1, 4])])
+def test_a_node_has_room_for_whole_workers_on_each_of_its_gpus(tmp_path, gpus, rooms):
+    class Ray:
+        def nodes(self):
+            return [{"Alive": alive, "Resources": {"CPU": 64.0, "GPU": there}}
+                    for alive, there in ((True, 1.0), (True, 4.0), (False, 8.0), (True, 0.0))]
+
+    how = How(data_dir=tmp_path, device="cuda", command="", workers=1, threads=1, stack=None, shrink=True, plugin=str,
+              ray=OnRay(gpus=gpus))
+    assert Cluster(Ray(), how, tmp_path).nodes() == rooms
 
 
 def test_long_trials_go_first_once_known_but_settings_stay_together():

@@ -1,11 +1,15 @@
+import threading
+
 import pytest
 from factories import make_record
 
 from clbench import experiment
-from clbench.errors import StoreError
+from clbench.errors import SpecError, StoreError
 from clbench.execution import Listener
+from clbench.locks import lock
 from clbench.plan import plan
 from clbench.plugins import discover
+from clbench.records import Failure
 from clbench.spec import build
 from clbench.store import Store
 
@@ -44,13 +48,49 @@ def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry,
     assert ready.study() == [*ready.results(), other]
 
 
+def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
+    methods = ["naive", {"name": "ewc", "label": "a"}, {"name": "ewc", "options": {"gamma": 1.0}, "label": "b"}]
+    with pytest.raises(SpecError, match=r"^methods 'a' and 'b' have the same options; leave one of them out$"):
+        experiment.prepare(build({"methods": methods}), registry, tmp_path)
+    apart = [{**method, "scenario": scenario} for method, scenario in zip(methods[1:], ("task", "class"), strict=True)]
+    assert len(experiment.prepare(build({"methods": apart, "scenario": "task,class"}), registry, tmp_path).planned) == 6
+
+
 def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
     first, second = (build({"methods": [{"name": "ewc", "label": label}], "seeds": 1}) for label in ("old", "new"))
     Store(tmp_path).write(record_of(plan(first, registry)[0]))
     ready = experiment.prepare(second, registry, tmp_path)
     records = experiment.carry_out(ready, Listener(), command="")
     assert [r.label for r in records] == ["new"]
-    assert [r.label for r in Store(tmp_path).read()[0]] == ["new"]
+    assert Store(tmp_path).read()[0] == records == [record_of(ready.planned[0])]
+
+
+def test_a_record_that_another_process_wrote_meanwhile_is_relabelled_as_it_stands(registry, tmp_path):
+    store, spec = Store(tmp_path), build({"methods": [{"name": "ewc", "label": "mine"}], "seeds": 2})
+    read, unread = (record_of(p, label="theirs") for p in plan(spec, registry))
+    store.write(read)
+    ready = experiment.prepare(spec, registry, tmp_path)
+    for record in (read, unread):
+        store.write(record.model_copy(update={"notes": ["written meanwhile"]}))
+    keeper, busy = experiment.Keeper(ready, Listener()), lock(store.locks / f"{read.key}.lock")
+    threading.Timer(0.1, busy.release).start()
+    keeper.relabel()
+    assert not keeper.claims.take(ready.planned[1])
+    assert [(r.label, r.notes) for r in ready.results()] == [("mine", ["written meanwhile"])] * 2
+    assert sorted(store.read()[0], key=lambda r: r.trial.seed) == ready.results()
+    assert not store.locks.exists()
+
+
+@pytest.mark.parametrize(("failure", "kept"), [(None, False), ("ValueError", False), ("WorkerDied", True),
+                                               ("OutOfMemoryError", True)])
+def test_a_trial_that_the_next_run_may_finish_keeps_its_checkpoint(registry, spec, tmp_path, failure, kept):
+    ready = experiment.prepare(spec, registry, tmp_path)
+    record = record_of(ready.planned[0]) if failure is None else record_of(
+        ready.planned[0], status="failed", failure=Failure(type=failure, message=""))
+    folder = ready.store.checkpoints / record.key
+    folder.mkdir(parents=True)
+    experiment.Keeper(ready, Listener()).finished(record)
+    assert folder.exists() is kept
 
 
 def test_a_corrupt_file_in_the_way_stops_the_run_and_another_does_not(registry, spec, tmp_path):
@@ -71,16 +111,16 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
 
     def shares(workers=None, threads=None):
         how = experiment.share_out(ready, "", tmp_path, workers, threads, None)
-        return how.workers, how.threads, how.shrink
+        return how.workers, how.threads, how.alone, how.shrink
 
-    assert shares() == (4, 2, True)
+    assert shares() == (4, 2, 8, True)
     ready.records = {p.trial.key: record_of(p) for p in ready.planned[:3]}
-    assert shares() == (4, 2, True)
-    assert shares(workers=3) == (3, 2, False)
-    assert shares(workers=0) == (0, None, False)
-    assert shares(threads=1) == (4, 1, True)
+    assert shares() == (4, 2, 8, True)
+    assert shares(workers=3) == (3, 2, None, False)
+    assert shares(workers=0) == (0, None, None, False)
+    assert shares(threads=1) == (4, 1, None, True)
     ready.spec = build({"methods": "naive", "device": "cuda"})
-    assert shares() == (1, 8, True)
+    assert shares() == (1, 8, 8, True)
 
 
 def test_the_default_run_folder_is_named_after_the_file_or_the_benchmark(tmp_path):

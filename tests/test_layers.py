@@ -10,7 +10,7 @@ import clbench
 ROOT = Path(clbench.__file__).parent
 # A module may import modules of its own row and of the rows above it, never of those below.
 ROWS = [
-    ["compat", "errors", "interrupts", "locks", "options", "seeds"],
+    ["compat", "digests", "errors", "interrupts", "leftovers", "locks", "options", "seeds"],
     ["search"],
     ["hookspecs", "spec", "samplers", "models", "data.options", "pertask_options"],
     ["builtin", "pluginfile", "plugins"],

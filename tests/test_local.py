@@ -1,13 +1,19 @@
+import datetime
 import subprocess
 import sys
 
 import pytest
+import torch
 from hostile import install_hostile
 
 from clbench import experiment
 from clbench.errors import SpecError
-from clbench.execution import Checks, Listener
+from clbench.execution import Checks, How, Listener, Waiting
+from clbench.execution.link import Link
+from clbench.execution.pool import Pool
 from clbench.execution.process import Process
+from clbench.execution.protocol import Finished, Run, Start
+from clbench.execution.worker import Worker
 from clbench.overrides import merge
 from clbench.plan import plan
 from clbench.plugins import discover
@@ -108,6 +114,41 @@ def test_bad_input_that_shows_late_stops_before_any_trial(plugins, tmp_path, wor
     with pytest.raises(SpecError, match="rank"):
         carry_out(plugins, tmp_path, "naive,lora:rank=5000", workers)
     assert not (tmp_path / "records").exists()
+
+
+class Silent(Link):
+    send = end = cause_of_death = lambda self, *_: None
+
+
+def pool_of(folder, log):
+    return Pool(How(data_dir=folder, device="auto", command="", workers=2, threads=2, stack=None, shrink=True,
+                    plugin=str), log, Silent)
+
+
+def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tmp_path):
+    todo, pool = plan(build({"methods": "naive", "seeds": 1}), plugins), pool_of(tmp_path, Log())
+    pool.waiting, link = Waiting(todo), Silent(pool.inbox)
+    link.ask(Run(group=todo))
+    link.since -= datetime.timedelta(days=1)
+    pool.hear(link, Finished(records=[]))
+    assert 0 <= max(pool.waiting.seconds.values()) < 3600
+
+
+@pytest.mark.parametrize(("device", "alone", "threads"), [("cpu", 5, 2), ("meta", 5, 5), ("meta", None, 2)])
+def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypatch, tmp_path, device, alone, threads):
+    said, given = [], torch.get_num_threads()
+    monkeypatch.setattr("clbench.trial.pick_device", lambda _: torch.device(device))
+    try:
+        worker = Worker(Start(data_dir=str(tmp_path), device="auto", command="", threads=2, alone=alone), said.append)
+        assert said[0].provenance.threads == torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(given)
+
+    log = Log()
+    pool = pool_of(tmp_path, log)
+    pool.links = [Silent(pool.inbox), Silent(pool.inbox)]
+    pool.hear(pool.links[1], said[0])
+    assert log.named("ready") == [(str(worker.runner.device), 2 if device == "cpu" else 1, threads)]
 
 
 def test_what_is_prepared_is_one_trial_of_each_setting_and_method(plugins):

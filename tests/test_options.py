@@ -48,7 +48,7 @@ def test_every_mistake_is_named_with_its_place():
 
 
 def test_a_boolean_is_no_number():
-    with pytest.raises(SpecError, match="expected a number, got true"):
+    with pytest.raises(SpecError, match=r"^lora.rank: expected a number, got true$"):
         validate(Sample, {"rank": True}, "lora", "x")
 
 

@@ -127,6 +127,12 @@ def test_a_file_that_fails_is_not_left_among_the_modules(written):
     assert "fails_at_once" not in sys.modules
 
 
+def test_a_files_annotations_are_what_it_wrote(written):
+    module, _ = pluginfile.load(written("annotated.py", "def f(x: int): ...\n"))
+    assert module.f.__annotations__ == {"x": int}
+    del sys.modules["annotated"]
+
+
 def test_the_commands_take_a_file(file, capsys, tmp_path):
     assert cli.call(["methods", "decay", "--plugin", str(file)]) == 0
     assert f"decay  ({file} sha256:" in capsys.readouterr().out

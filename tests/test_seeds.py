@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import torch
 
 from clbench import seeds
@@ -9,12 +12,23 @@ def test_axes_are_independent_and_stable():
     assert 0 <= seeds.derive(3, "x") < 2**63
 
 
-def test_a_scope_seeds_and_restores():
-    before = torch.get_rng_state()
-    with seeds.scope(0, "init"):
-        first = torch.rand(3)
-    assert torch.equal(before, torch.get_rng_state())
-    with seeds.scope(0, "init"):
-        assert torch.equal(first, torch.rand(3))
-    with seeds.scope(1, "init"):
-        assert not torch.equal(first, torch.rand(3))
+def drawn(seed):
+    with seeds.scope(seed, "init"):
+        return [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
+
+
+def test_a_scope_seeds_all_global_generators_and_restores_them():
+    before = seeds.state()
+    first = drawn(0)
+    assert seeds.state() == before
+    assert first == drawn(0) and not any(a == b for a, b in zip(first, drawn(1), strict=True))
+
+
+def test_the_state_of_the_generators_is_that_of_each():
+    before = seeds.state()
+    for draw in (torch.rand, np.random.rand, lambda _: random.random()):
+        first = draw(2)
+        assert seeds.state() != before
+        seeds.restore(before)
+        assert (draw(2) == first).all() if hasattr(first, "all") else draw(2) == first
+        seeds.restore(before)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from clbench.errors import SpecError
@@ -39,9 +41,28 @@ def test_bad_seeds_are_refused(seeds):
     assert mistakes({"methods": "lora", "seeds": seeds})
 
 
+def test_a_scenario_is_named_once():
+    assert mistakes({"methods": "lora", "scenario": "task,class,task"}) == [
+        "x.toml: scenario: each once, and at least one, got task, class, task"]
+
+
 def test_one_budget():
     assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_recipe_is_finite(name):
+    assert mistakes({"methods": "a", "recipe": {name: math.inf}}) == [
+        f"x.toml: recipe.{name}: should be a finite number, got inf"]
+
+
+@pytest.mark.parametrize("values", [
+    {"recipe": {"weight_decay": True}}, {"recipe": {"epochs": True}}, {"validation": False},
+    {"tune": {"a": {"rank": {"low": True, "high": 3}}}}])
+def test_a_boolean_is_no_number(values):
+    line, = mistakes({"methods": "a", **values})
+    assert "expected a number, got " in line
 
 
 def test_methods_are_needed():

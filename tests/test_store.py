@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 import shutil
 import time
@@ -26,6 +27,14 @@ def test_what_is_written_is_read_again(store):
     assert {p.name for p in store.records.iterdir()} == {f"{r.key}.json" for r in records}
 
 
+def test_infinite_options_are_kept(store):
+    records = [make_record(options={"least": -math.inf, "deep": {"most": most}}) for most in (math.inf, 2.0, None)]
+    for record in records:
+        store.write(record)
+    assert [store.get(record.key) for record in records] == records
+    assert len({record.key for record in records}) == 3
+
+
 def test_an_absent_folder_is_empty_and_reading_makes_nothing(store):
     assert store.read() == ([], [])
     assert store.get("0" * 16) is None
@@ -40,13 +49,13 @@ def test_a_probe_leaves_the_folder_and_nothing_in_it(store):
 def test_what_a_killed_process_left_half_written_is_ignored_and_cleared_when_old(store):
     store.check_writable()
     old, new = store.records / ".abc-1.tmp", store.records / ".abc-2.tmp"
-    for path in (old, new):
+    mark, live = store.directory / ".seen-by-nodes-1", store.directory / ".seen-by-nodes-2"  # that of a long run
+    for path, hours in ((old, 2), (new, 0), (mark, 24 * 40), (live, 24 * 5)):
         path.write_text('{"schema": 1, "ke')
-    os.utime(old, (time.time() - 7200,) * 2)
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
     assert store.read() == ([], [])
     store.check_writable()
-    assert not old.exists()
-    assert new.exists()
+    assert [path.exists() for path in (old, new, mark, live)] == [False, True, False, True]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path):
@@ -104,14 +113,6 @@ def test_a_record_of_a_later_schema_is_a_problem(store):
     path = store.write(make_record())
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     assert "schema 2, this clbench reads 1" in load(path).reason
-
-
-def test_relabelling_changes_the_label_and_nothing_else(store):
-    record = make_record(reference=False)
-    store.write(record)
-    renamed = store.relabel(record, "LoRA (ours)", True)
-    assert store.get(record.key) == renamed
-    assert renamed == record.model_copy(update={"label": "LoRA (ours)", "reference": True})
 
 
 def test_stores_merge_by_copying_files(tmp_path):

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 
@@ -43,6 +45,11 @@ class GlobalRandomness(Strategy):
         return batch
 
 
+class PythonsRandomness(Strategy):
+    def after_task(self, task):
+        random.random()
+
+
 class WrongShape(Strategy):
     def forward(self, x, task=None):
         return super().forward(x, task)[:, :2]
@@ -69,7 +76,8 @@ class TrainsNothing(Strategy):
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
-    (GlobalRandomness, "given-generator", "augment_batch draws from torch's global generator"),
+    (GlobalRandomness, "given-generator", "augment_batch draws from a global generator of torch"),
+    (PythonsRandomness, "given-generator", "after_task draws from a global generator of torch, NumPy or Python"),
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),

@@ -1,4 +1,5 @@
 import types
+import weakref
 
 import pytest
 import torch
@@ -31,6 +32,23 @@ class CannotStack(Strategy):
         return loss if loss.item() > 0 else loss * 0  # looks at a value, which vmap forbids
 
 
+class Wide(Strategy):
+    """There is memory for two of it."""
+
+    there = 0
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        if Wide.there == 2:
+            raise torch.OutOfMemoryError("no memory for a third")
+        Wide.there += 1
+        weakref.finalize(self, Wide.gone)
+
+    @staticmethod
+    def gone():
+        Wide.there -= 1
+
+
 class Large(Strategy):
     def loss(self, batch):
         if torch._C._functorch.is_batchedtensor(batch.x):
@@ -41,7 +59,8 @@ class Large(Strategy):
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo("breaks", Breaks, ""), StrategyInfo("diverges", Diverges, ""),
-            StrategyInfo("cannot-stack", CannotStack, ""), StrategyInfo("large", Large, "")]
+            StrategyInfo("cannot-stack", CannotStack, ""), StrategyInfo("large", Large, ""),
+            StrategyInfo("wide", Wide, "")]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +132,11 @@ def test_a_stack_that_finds_no_memory_is_halved_until_it_does(runner, monkeypatc
     records = runner.run_stack(group)
     assert sizes == [3, 1, 2, 1, 1]
     assert [(r.trial.seed, r.status, r.notes) for r in records] == [(s, "done", []) for s in range(3)]
+
+
+def test_a_stack_that_finds_no_memory_to_be_built_is_halved(runner):
+    records = runner.run_stack(planned(runner, methods="wide", seeds=5))
+    assert [(r.trial.seed, r.status, r.notes) for r in records] == [(s, "done", []) for s in range(5)]
 
 
 def test_an_exception_is_kept_with_what_was_seen(runner):

@@ -204,6 +204,20 @@ def test_torchvisions_weights_by_name(monkeypatch):
         named_weights("torchvision:resnet18", "IMAGENET1K_V1")
 
 
+def test_a_file_of_weights_that_changed_since_it_was_planned_is_refused(tmp_path):
+    file, registry = tmp_path / "w.safetensors", discover()
+    save_file(resnet20(ResNetCIFAR10Options(width=2), IMAGE, 10).state_dict(), file)
+    spec = build({"methods": "naive", "benchmark": "split-cifar10", "model": "resnet20:width=2", "weights": str(file)})
+    trial = plan(spec, registry)[0].trial
+    assert build_model(trial.model, trial.weights, IMAGE, 10, registry)[1] == []
+    save_file(resnet20(ResNetCIFAR10Options(width=2), IMAGE, 10).state_dict(), file)
+    with pytest.raises(DataError, match=rf"weights {file} are not those that were planned; run again"):
+        build_model(trial.model, trial.weights, IMAGE, 10, registry)
+    file.unlink()
+    with pytest.raises(DataError, match=f"cannot read weights {file}: No such file"):
+        build_model(trial.model, trial.weights, IMAGE, 10, registry)
+
+
 def test_the_published_resnet20(request):
     where = os.environ.get("CLBENCH_RESNET20")
     if not where:

@@ -1,5 +1,8 @@
 """Benchmarks for the tests, used as `tiny_benchmarks:NAME`."""
 
+import random
+
+import numpy as np
 import torch
 
 
@@ -13,16 +16,22 @@ def flat():
 
 
 def flipping():
-    """Return two tasks of images whose training samples are flipped at random."""
+    """Return two tasks of images whose training samples are flipped and shifted sideways at random."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset
-    from torchvision.transforms import RandomHorizontalFlip
+    from torchvision.transforms import Compose, RandomHorizontalFlip
+
+    def flipped(x):
+        return x.flip(-1) if random.random() < 0.5 else x
+
+    def shifted(x):
+        return x.roll(np.random.randint(6), -1)
 
     x = torch.rand(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, torch.arange(80) % 4)
     data.targets = data.tensors[1].tolist()
-    return nc_benchmark(data, data, 2, task_labels=False, shuffle=False, train_transform=RandomHorizontalFlip(),
-                        eval_transform=None)
+    return nc_benchmark(data, data, 2, task_labels=False, shuffle=False, eval_transform=None,
+                        train_transform=Compose([RandomHorizontalFlip(), flipped, shifted]))
 
 
 def shifting():

@@ -7,11 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from clbench import seeds
 from clbench.data.live import LiveSamples
 from clbench.device import send
 from clbench.strategy import Samples
@@ -20,18 +22,18 @@ DEPTH = 4  # steps whose inputs are ready at most
 Next = Callable[[], Tensor]  # the indices of a member's next batch
 
 
-class Ahead(IterableDataset[list[Tensor]]):
-    """The inputs of every member's batch, step by step, and the state of torch's generator after each step."""
+class Ahead(IterableDataset[list[Tensor | seeds.State]]):
+    """The inputs of every member's batch, step by step, and the state of the global generators after each step."""
 
     def __init__(self, samples: Sequence[LiveSamples], indices: Sequence[Next], steps: int) -> None:
         """Draw, for so many steps, the samples of each member that its indices name."""
         self.samples, self.indices, self.steps = samples, indices, steps
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[list[Tensor | seeds.State]]:
         """Draw in the order in which training would: a step's members one after the other."""
         for _ in range(self.steps):
             inputs = [part.drawn(following()) for part, following in zip(self.samples, self.indices, strict=True)]
-            yield [*inputs, torch.get_rng_state()]
+            yield [*inputs, seeds.state()]
 
 
 class Drawn(Samples):
@@ -69,9 +71,9 @@ def core_to_spare(device: torch.device) -> bool:
 def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
     """Give samples of which those with random transforms are drawn in another process, before they are asked for.
 
-    What is drawn is what would be drawn here: the process starts with the state of torch's generator, and this one goes
-    on from where it came to. It is a fork, since what is under an Avalanche data set often cannot be sent elsewhere; it
-    runs one thread and never touches the device. Without `core_to_spare`, samples are drawn here.
+    What is drawn is what would be drawn here: the process starts with the state of the global generators, and this one
+    goes on from where it came to. It is a fork, since what is under an Avalanche data set often cannot be sent
+    elsewhere; it runs one thread and never touches the device. Without `core_to_spare`, samples are drawn here.
 
     Args:
         samples: of each member.
@@ -82,18 +84,18 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
     if len(live) < len(samples) or not core_to_spare(samples[0].y.device):
         yield list(samples)
         return
-    state = torch.get_rng_state()
+    state = seeds.state()
     loader = DataLoader(
         Ahead(live, indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
         multiprocessing_context="fork", pin_memory=samples[0].y.device.type == "cuda",
-        worker_init_fn=lambda _: torch.set_rng_state(state),
-        generator=torch.Generator().manual_seed(torch.initial_seed()))  # for Python's and NumPy's generators there
+        worker_init_fn=lambda _: seeds.restore(state),
+        generator=torch.Generator())  # which the loader draws a seed from: not ours
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # of forks, from Python 3.12 on
         batches = iter(loader)  # forks now, before any batch's indices are asked for here
 
-    def inputs(batches: Iterator[list[Tensor]]) -> Generator[Tensor, None, None]:
+    def inputs(batches: Iterator[Any]) -> Generator[Tensor, None, None]:
         nonlocal state
         for batch in batches:
             *drawn, state = batch
@@ -105,4 +107,4 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
         yield [Drawn(part, queue) for part in live]
     finally:
         queue.close()  # ends the process
-    torch.set_rng_state(state)
+    seeds.restore(state)

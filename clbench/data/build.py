@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clbench import seeds
@@ -38,7 +36,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     import_avalanche()
     where = f"benchmark {info.name!r}"
     build = partial(custom, info.name) if info.build == CUSTOM_BENCHMARK else resolve(info.build, where)
-    with _importable_here(), chatter_to_stderr(), _seeded(seed):
+    with _importable_here(), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
             return as_raw(build(info.options.model_validate(options), data_dir, seed), where)
         except ClbenchError:
@@ -113,17 +111,3 @@ def _importable_here() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch inside, and restore them after."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seeds.derive(seed, "stream"))
-    np.random.seed(seeds.derive(seed, "stream") % 2**32)
-    try:
-        with seeds.scope(seed, "stream"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

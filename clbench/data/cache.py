@@ -1,30 +1,33 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (distribution, version, content of its module) and this format. Beside the tensors it keeps their hash, which
-is checked when it is read, and the size and time of the data files it was made from: where those are there and
-changed, the stream is built again. Random transforms need the data set itself, so such a stream is not cached. Nor is a
-benchmark given as `package.module:function`, or registered by a plugin of this session alone: nothing tells whether the
-code and data behind it are still the same.
+builds it (plugin, version, all source files of its package) and this format. Beside the tensors it keeps their hash,
+which is checked when it is read, and the size and time of the data files it was made from: where those are there and
+changed, the stream is built again. That is known of built-in benchmarks only, so a plugin's stream is cached where its
+declaration says that nothing but its code defines it (`BenchmarkInfo.cached`). A benchmark given as
+`package.module:function` is not, nor one that a plugin of this session alone registers, whose code nothing can tell the
+version of. Random transforms need the data set itself, so such a stream is not cached either.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from clbench import digests
 from clbench.artifacts import save_tensors
-from clbench.builtin import CUSTOM_BENCHMARK
 from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
+from clbench.leftovers import sweep
 from clbench.plan import Resolved
 from clbench.plugins import Registry
 
@@ -63,6 +66,7 @@ def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
 def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
     """Return the stream after another process wrote it while this one waited, or build and write it."""
     notes = []
+    sweep(path.parent.glob(".*.tmp"))
     try:
         return read(path, source_files(name, data_dir))
     except FileNotFoundError:
@@ -85,20 +89,26 @@ def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream])
 def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
     """Return the name of a stream's file, 16 hexadecimal digits; None for a benchmark that is not cached."""
     info = registry.benchmark(benchmark.name)
-    origin = registry.origins.get(("benchmark", benchmark.name))
-    if info.build == CUSTOM_BENCHMARK or origin is None or not origin.version:
+    if not info.cached:
         return None
-    module = info.build.partition(":")[0] if isinstance(info.build, str) else info.build.__module__
+    origin = registry.origins["benchmark", benchmark.name]
     try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # building it will say so
+        code = digests.of_code(_package(info.build))
+    except Exception:  # whatever somebody else's module raises: building it will say so
         return None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    if not (origin.version and code):
         return None
-    code = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    # Not the origin's distribution: of a plugin that is a file it is the path, another one on each node of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
-             str(origin), code]
+             origin.plugin, origin.version, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _package(build: str | Callable[..., Any]) -> ModuleType:
+    """Return the package whose code builds a stream: the outermost one, of clbench itself that of its data."""
+    module = build.partition(":")[0] if isinstance(build, str) else build.__module__
+    outermost = module.partition(".")[0]
+    return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
 
 
 def source_files(name: str, data_dir: Path) -> Files:

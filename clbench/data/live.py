@@ -15,7 +15,7 @@ from clbench.strategy import Samples
 class LiveSamples(Samples):
     """Samples that an Avalanche data set draws anew for every batch; `x` is one draw of each, and stays that.
 
-    Draws come from torch's global generator, which the harness seeds for every task of every trial.
+    Draws come from the global generators, which the harness seeds for every task of every trial.
     """
 
     redrawn = True

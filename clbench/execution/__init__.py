@@ -35,6 +35,7 @@ class How:
     stack: int | None  # trials of a strategy that train as one; None: one by one on a CPU, together on an accelerator
     shrink: bool  # whether fewer will do: one, where `auto` is an accelerator; as many as a cluster has room for
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
+    alone: int | None = None  # threads of the only worker that `shrink` leaves on an accelerator; None: as many
     plugins: Sequence[Path] = ()  # those that are files
     compiled: bool = False  # whether losses are compiled
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere

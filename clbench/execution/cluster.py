@@ -29,6 +29,7 @@ from clbench.execution.link import Inbox, Link, start_request
 from clbench.execution.pool import Pool
 from clbench.execution.protocol import Died, Message
 from clbench.plan import Planned
+from clbench.store import MARK
 
 PORT = 6379  # of `ray start --head`, where no other is asked for
 REACH_SECONDS = 5.0  # for the address to answer; Ray itself would try for minutes
@@ -47,7 +48,7 @@ def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
         ClusterError: no cluster answers, or none of its nodes has what a worker needs.
         ClbenchError: as `local.execute`.
     """
-    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=".seen-by-nodes-") as mark:
+    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=MARK) as mark:
         cluster = Cluster(ray, how, Path(mark.name))
         workers = min(how.workers, cluster.room()) if how.shrink else how.workers
         pool = Pool(replace(how, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
@@ -132,8 +133,9 @@ class Cluster:
         for node in self._resources():
             room = int(node.get("CPU", 0) // self.cpus)
             if self.gpus:
-                have = node.get("GPU", 0)  # a fraction is of one GPU, whatever is left of the others
-                room = min(room, int(have // self.gpus if self.gpus >= 1 else have * (1 // self.gpus)))
+                have = int(node.get("GPU", 0))
+                # A fraction is of one GPU, whatever is left of the others; 1 // 0.2 is 4, as 0.2 is a little more.
+                room = min(room, have // int(self.gpus) if self.gpus >= 1 else have * int(1 / self.gpus + 1e-9))
             rooms.append(room)
         return [room for room in rooms if room]
 

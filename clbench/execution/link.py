@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TypeAlias
@@ -19,7 +20,7 @@ Inbox: TypeAlias = "queue.SimpleQueue[tuple[Link, Message | Exception | None] | 
 def start_request(how: How) -> Start:
     """Return what a worker is told first."""
     return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
-                 compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
+                 alone=how.alone, compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
                  checkpoints=str(how.checkpoints) if how.checkpoints else None,
                  plugins=[str(path) for path in how.plugins])
 
@@ -38,6 +39,7 @@ class Link(ABC):
         self.ready: Ready | None = None
         self.request: Prepare | Run | None = None
         self.since = datetime.datetime.now(datetime.timezone.utc)
+        self.clock = time.monotonic()
 
     @abstractmethod
     def send(self, message: Message) -> None:
@@ -54,7 +56,13 @@ class Link(ABC):
     def ask(self, request: Prepare | Run) -> None:
         """Send a request and remember it until it is answered."""
         self.request, self.since = request, datetime.datetime.now(datetime.timezone.utc)
+        self.clock = time.monotonic()
         self.send(request)
+
+    @property
+    def seconds(self) -> float:
+        """Return for how long it has had its last request; the clock on the wall may jump meanwhile."""
+        return time.monotonic() - self.clock
 
     def last_words(self) -> str:
         """Return the last line it wrote to standard error, if any."""

@@ -6,7 +6,6 @@ most likely for want of memory, is tried again as two halves.
 
 from __future__ import annotations
 
-import datetime
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -87,7 +86,7 @@ class Pool:
                 self.device = event.device
                 if event.device != "cpu" and self.how.shrink:
                     self.keep_only(link)
-                self.listener.ready(event.device, len(self.links), self.how.threads, self.nodes)
+                self.listener.ready(event.device, len(self.links), event.provenance.threads, self.nodes)
         elif isinstance(event, Note):
             self.checks.passed([event.text])
         elif isinstance(event, Running):
@@ -102,8 +101,7 @@ class Pool:
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):
                 if isinstance(request, Run):
-                    now = datetime.datetime.now(datetime.timezone.utc)
-                    self.waiting.took(request.group, (now - link.since).total_seconds())
+                    self.waiting.took(request.group, link.seconds)
                 for record in event.records:
                     self.listener.finished(record)
 

@@ -16,7 +16,7 @@ from clbench.records import Failure, Provenance, Record
 class Message(BaseModel):
     """Base of all messages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def line(self) -> str:
         """Return the message as the line that is sent."""
@@ -31,6 +31,7 @@ class Start(Message):
     device: str
     command: str
     threads: int | None
+    alone: int | None = None  # threads on an accelerator, if others
     compiled: bool = False
     artifacts: str | None = None
     checkpoints: str | None = None

@@ -37,8 +37,6 @@ class Worker:
         from clbench.plugins import discover
         from clbench.trial import Runner
 
-        if start.threads is not None:
-            torch.set_num_threads(start.threads)
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
@@ -46,6 +44,10 @@ class Worker:
                              artifacts=Path(start.artifacts) if start.artifacts else None,
                              checkpoints=Path(start.checkpoints) if start.checkpoints else None,
                              compiled=start.compiled)
+        accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
+        threads = start.alone if accelerated and start.alone is not None else start.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 

@@ -1,13 +1,15 @@
 import json
 import re
+import sys
 import types
+from collections import Counter
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clbench import checkpoint
+from clbench import checkpoint, resuming
 from clbench.hookspecs import StrategyInfo, hookimpl
 from clbench.plan import plan
 from clbench.plugins import discover
@@ -29,6 +31,21 @@ class Hides(Strategy):
     def __init__(self, model, world, options):
         super().__init__(model, world, options)
         self.drawn = iter(range(100))
+
+
+class HidesInside(Strategy):
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.parts = torch.nn.ModuleList([Counting(), torch.nn.ReLU()])
+
+    def after_task(self, task):
+        self.parts[0].met[task.index] += 1
+
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.met = Counter()
 
 
 class GrowsLate(Strategy):
@@ -58,7 +75,8 @@ class Counts(Strategy):
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo(name, cls, "") for name, cls in (
-        ("starts-over", StartsOver), ("hides", Hides), ("grows-late", GrowsLate), ("counts", Counts))]
+        ("starts-over", StartsOver), ("hides", Hides), ("hides-inside", HidesInside), ("grows-late", GrowsLate),
+        ("counts", Counts))]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +144,26 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
     assert [r.facts() for r in again] == [r.facts() for r in alone]
 
 
+@pytest.mark.parametrize(("home", "name"), [(resuming, "lead"), (Strategy, "load_state_dict")])
+def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
+    def hungry(*args):
+        raise torch.OutOfMemoryError
+
+    group = planned(registry, "naive")
+    with pytest.raises(Killed):
+        run(registry, group, tmp_path, folder, kill_after=3)
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(home, name, hungry)
+        run(registry, group, tmp_path, folder)
+    facts = checkpoint.read_facts(checkpoint.path_of(folder, group[0].trial.key))
+    record, = run(registry, group, tmp_path, folder)
+    assert (record.notes, record.provenance.started) == ([], facts.started)
+
+
 @pytest.mark.parametrize(("method", "reason"), [
     ("starts-over", "its state is elsewhere"),
     ("hides", "its attribute drawn is a range_iterator: keep it in plain attributes, or in parameters and buffers"),
+    ("hides-inside", "its attribute parts.0.met is a Counter: keep it in .*"),
     ("grows-late", "the checkpoint does not fit: .*|it has other parameters than the checkpoint")])
 def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
     group = planned(registry, method)
@@ -143,6 +178,7 @@ def test_opting_out_passes_the_check_and_pretending_does_not():
     check(StrategyInfo("starts-over", StartsOver, ""), "checkpoint")
     check(StrategyInfo("counts", Counts, ""), "checkpoint")
     for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in starts_over"),
+                       (HidesInside, "attribute parts.0.met is a Counter"),
                        (GrowsLate, "other parameters|does not fit")):
         with pytest.raises(NonConforming, match=words):
             check(StrategyInfo("bad", cls, ""), "checkpoint")
@@ -165,6 +201,34 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(registry, tmp_path, 
     record, = run(registry, group, tmp_path, folder)
     assert record.status == "done"
     assert record.notes[-1].startswith(f"started over after an interruption: {reason}") or reason in record.notes[-1]
+
+
+def test_the_code_is_what_was_imported_and_not_what_an_edit_made_of_it(tmp_path, folder):
+    file = tmp_path / "edited_method.py"
+    file.write_text("""
+from pathlib import Path
+
+from clbench import Strategy, StrategyInfo, hookimpl
+
+
+class Edited(Strategy):
+    def after_task(self, task):
+        if task.index == 0:
+            with Path(__file__).open("a") as file:
+                file.write("# edited while it is trained")
+
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo("edited", Edited, "")]
+""")
+    registry = discover(files=[file])
+    group = planned(registry, "edited")
+    with pytest.raises(Killed):
+        run(registry, group, tmp_path, folder, kill_after=3)
+    record, = run(discover(files=[file]), group, tmp_path, folder)
+    assert record.notes == ["started over after an interruption: the code has changed since"]
+    sys.modules.pop("edited_method")
 
 
 def test_short_trials_write_none(registry, tmp_path):

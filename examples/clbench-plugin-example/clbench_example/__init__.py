@@ -26,7 +26,7 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     """Declare the benchmark; all tasks have the same labels, so the scenario is `domain`."""
     return [BenchmarkInfo("noisy-digits", "clbench_example.benchmark:noisy_digits",
                           "the ten digits of 5,000 MNIST images under ever more noise; offline", NoisyOptions,
-                          scenarios=("domain",))]
+                          scenarios=("domain",), cached=True)]
 
 
 @hookimpl
