@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import processes
 from compare import REPORTS
-from processes import ask
 from tabulate import tabulate
 
 from clbench import experiment
@@ -180,8 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ray.cluster_utils import Cluster
 
     counts = [int(part) for part in found.workers.split(",")]
-    facts = ask("machine", {}, experiment.usable_cores())
-    machine = {**{k: v for k, v in facts.items() if k != "others"}, "ray": ray.__version__}
+    machine = {**processes.machine(experiment.usable_cores()), "ray": ray.__version__}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as worker processes without Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(counts), "include_dashboard": False})
     rates = []

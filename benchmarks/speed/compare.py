@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import processes
 from measure import FLOOR, SMALL_BATCH, Outcome, Row, Setting, contenders, settings_of, small_batch_contenders, titled
 from processes import MeasurementError, ask
 from table import render
@@ -114,10 +115,8 @@ def benchmark_of(model: str, found: argparse.Namespace) -> str:
 
 def describe(found: argparse.Namespace, benchmarks: Mapping[str, str]) -> dict[str, Any]:
     """Return the machine and the run, for the report."""
-    machine = ask("machine", {}, found.threads)
     streams = ", ".join(f"{benchmark} ({model})" for model, benchmark in benchmarks.items())
-    del machine["others"]
-    return {**machine, "command": shlex.join(["python", *sys.argv]),
+    return {**processes.machine(found.threads), "command": shlex.join(["python", *sys.argv]),
             "date": datetime.date.today().isoformat(), "benchmark": f"{streams}, scenario class",
             "device": found.device, "cores and threads": found.threads,
             "recipe": f"{found.optimizer}, lr {found.lr:g}, {found.epochs} epoch(s) per task, seeds new in each repeat",

@@ -46,6 +46,11 @@ def ask(module: str, request: Mapping[str, Any], threads: int, env: Mapping[str,
     return {**answer, "others": None if before is None or after is None else max(0.0, after - before) / wall}
 
 
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the measurements are made on and with."""
+    return {name: fact for name, fact in ask("machine", {}, threads).items() if name != "others"}
+
+
 def busy_elsewhere() -> float | None:
     """Return the seconds that all cores have worked so far, but for this process and its children; Linux only."""
     stat = Path("/proc/stat")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import processes
 from compare import REPORTS, listed
 from measure import exponent
 from processes import ask
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no panel {', '.join(sorted(strange))}; there are {', '.join(PANELS)}")
     data_dir = (found.data or default_data_dir()).resolve()
     out = found.out or (None if found.quick else REPORTS)
-    machine = {k: v for k, v in ask("machine", {}, found.threads).items() if k != "others"}
+    machine = processes.machine(found.threads)
     costs = []
     for point in points(found.quick, found.device):
         if point.panel in found.only:

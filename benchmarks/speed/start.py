@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import processes
 from compare import REPORTS
-from processes import ask, busy_elsewhere
+from processes import busy_elsewhere
 from tabulate import tabulate
 
 from clbench.data import default_data_dir
+from clbench.experiment import usable_cores
 from clbench.store import Store
 
 METHODS = "naive,ewc,er,lora,pnn,shared-private"
@@ -124,12 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of start.md and start.json")
     given = parser.parse_args(argv)
-    described = ask("machine", {}, os.cpu_count() or 1)
+    described = processes.machine(usable_cores())
     before, began = busy_elsewhere(), time.perf_counter()
     found = repeated(lambda folder: waits(given.data, folder), given.repeats)
     after = busy_elsewhere()
     busy = "unknown" if before is None or after is None else f"{(after - before) / (time.perf_counter() - began):.2f}"
-    del described["others"]
     machine = {**described, "command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"),
                "repeats": str(given.repeats), "cores that other processes kept busy": busy}
     given.out.mkdir(parents=True, exist_ok=True)
