@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 from tabulate import tabulate
 
-from clbench.stats import mean_interval
+from clbench.results.stats import mean_interval
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.float64]]
 DRAWS: dict[str, tuple[Draw, float]] = {  # what draws accuracies, and their mean

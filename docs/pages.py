@@ -9,8 +9,8 @@ import click
 
 from clbench.cli import group
 from clbench.cli.listing import default, describe
-from clbench.plugins import Registry, discover
-from clbench.report.markdown import escape
+from clbench.core.registry import Registry, discover
+from clbench.report.formats.markdown import escape
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by `make docs-pages` from the code; what is written here is lost. -->"

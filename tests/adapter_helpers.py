@@ -7,12 +7,12 @@ from clbench_lora.strategy import LoRA
 from factories import make_record
 from pertask_helpers import TASKS, learn, make_task, make_world
 
-from clbench import seeds
-from clbench.building import build_model, channels_last
-from clbench.plan import Resolved
-from clbench.plugins import discover
-from clbench.records import Record
-from clbench.store import Store
+from clbench.core import seeds
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved
+from clbench.results.records import Record
+from clbench.results.store import Store
+from clbench.training.trials.building import build_model, channels_last
 
 MODELS = {"mlp": {"width": 12, "depth": 2}, "cnn": {"channels": 4, "depth": 2}, "resnet20": {"width": 4},
           "vit-tiny": {"width": 12, "depth": 2, "heads": 3}}

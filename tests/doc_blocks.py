@@ -18,10 +18,11 @@ from pathlib import Path
 import click
 from markdown_it import MarkdownIt
 
-from clbench import cli, references, spec
-from clbench.compat import tomllib
-from clbench.plan import plan
-from clbench.plugins import discover
+from clbench import cli
+from clbench.core.compat import tomllib
+from clbench.core.registry import discover
+from clbench.experiment import references, spec
+from clbench.experiment.plan import plan
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]

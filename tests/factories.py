@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clbench.plan import Resolved, Trial
-from clbench.records import Costs, Failure, Provenance, Record, StreamFacts, Timings
-from clbench.spec import Recipe
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved, Trial
+from clbench.results.records import Costs, Failure, Provenance, Record, StreamFacts, Timings
 
 VERSIONS = {"python": "3.11.7", "clbench": "0.1.0", "torch": "2.13.0"}
 STARTED = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from clbench.data.samples import Samples
 from clbench.models.network import Block, Network
-from clbench.strategy import Batch, Samples, Task, World
+from clbench.strategy.base import Batch, Task, World
 
 TASKS, CLASSES, FEATURES = 3, 6, 5
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from clbench.models.basic import cnn, mlp
-from clbench.models.options import CNNOptions, MLPOptions
-from clbench.strategy import Batch, Samples, Task, World
+from clbench.data.samples import Samples
+from clbench.models.builtin import CNNOptions, MLPOptions
+from clbench.models.mlp_cnn import cnn, mlp
+from clbench.strategy.base import Batch, Task, World
 
 IMAGE = (1, 8, 8)
 TASKS, CLASSES = 3, 6

@@ -10,8 +10,8 @@ from method_helpers import FEATURES, activate, batch, deep_model, make, move, ta
 from pydantic import ValidationError
 from torch import nn
 
-from clbench.footprint import measure
-from clbench.testing import MODELS
+from clbench.testing.checks import MODELS
+from clbench.training.trials.costs import measure
 
 
 def learned(options, tasks=2, scenario="task"):

@@ -15,10 +15,10 @@ from pertask_helpers import answer, inputs, make_task
 from safetensors.torch import load_file, save_file
 
 import clbench
-from clbench.errors import DataError, SpecError, StoreError
-from clbench.models.pretrained import load_weights
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved
+from clbench.models.weights import load_weights
 
 OPTIONS = [
     {}, {"alpha": 5.0, "rank": 3}, {"scaling": "rslora", "rank": 3}, {"dora": True}, {"layers": "last"},

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clbench.member import Member
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.strategy import Samples
-from clbench.training import Order
-from clbench.trial import Runner, live
+from clbench.core.registry import discover
+from clbench.data.samples import Samples
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.training.trainer import Order
+from clbench.training.trials.runner import Runner, live
+from clbench.training.trials.state import Member
 
 SEED, EPOCHS, BATCH = 3, 2, 16
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import seeds, tiny, training
-from clbench.data import ahead
-from clbench.data.live import LiveSamples
-from clbench.hookspecs import StrategyInfo
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import Strategy
-from clbench.testing import tiny_stream
+from clbench.core import seeds
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.data import prefetch
+from clbench.data.samples import LiveSamples
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy
+from clbench.testing import tiny
+from clbench.testing.checks import tiny_stream
+from clbench.training import trainer
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 
@@ -35,7 +37,7 @@ def live(scenario):
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
         patch.setattr(tiny, "tiny_stream", live)
-        patch.setattr(ahead, "core_to_spare", lambda _: not here)
+        patch.setattr(prefetch, "core_to_spare", lambda _: not here)
         benches = lead(method, options, group, RECIPE, tasks=2)
         assert all(isinstance(task.train, LiveSamples) for b in benches for task in b.stream.tasks)
         return [b.strategy.state_dict() for b in benches]
@@ -65,23 +67,23 @@ def test_draws_do_not_depend_on_what_the_step_draws(monkeypatch):
 
 
 def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
-    assert not ahead.core_to_spare(torch.device("cpu"))
-    assert ahead.core_to_spare(torch.device("cuda")) is (ahead.sys.platform == "linux")
+    assert not prefetch.core_to_spare(torch.device("cpu"))
+    assert prefetch.core_to_spare(torch.device("cuda")) is (prefetch.sys.platform == "linux")
 
 
 def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
-    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
+    monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
     samples = live("task").tasks[0].train
 
     def run(taken):
-        order = training.Order(24, 10, 0, 0)
+        order = trainer.Order(24, 10, 0, 0)
         with seeds.scope(0):
-            with ahead.drawn_ahead([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
-                twin = training.Order(24, 10, 0, 0)
+            with prefetch.drawn_ahead([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
+                twin = trainer.Order(24, 10, 0, 0)
                 batches = [twin.batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
 
-    (batches, after), order = run(3), training.Order(24, 10, 0, 0)
+    (batches, after), order = run(3), trainer.Order(24, 10, 0, 0)
     with seeds.scope(0):
         assert run(0)[1] == seeds.state()
         assert all(torch.equal(x, order.batch(samples).x) for x in batches)
@@ -90,7 +92,7 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
 
 
 def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
-    monkeypatch.setattr(ahead, "core_to_spare", lambda _: True)
+    monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
     samples = live("task").tasks[0].train
 
     def draw(i):
@@ -98,5 +100,5 @@ def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
 
     broken = LiveSamples(samples.x, samples.y, samples.tasks, draw)
     with (pytest.raises(ValueError, match="no such picture"),
-          ahead.drawn_ahead([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
+          prefetch.drawn_ahead([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
         drawn.take(torch.arange(2))

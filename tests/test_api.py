@@ -1,9 +1,9 @@
 import pytest
 
 import clbench
-from clbench.api import called
-from clbench.errors import SpecError
-from clbench.store import Store
+from clbench.core.errors import SpecError
+from clbench.execution.api import called
+from clbench.results.store import Store
 
 SMALL = {"seeds": 2, "iterations": 2, "device": "cpu", "workers": 0, "threads": 1}
 

@@ -1,12 +1,13 @@
 import torch
 import torchvision.transforms.functional as TF
 
-from clbench.data.augment import CropFlip
-from clbench.hookspecs import StrategyInfo
-from clbench.plugins import discover
-from clbench.strategy import Samples, Strategy
-from clbench.testing import bench, tiny_stream
-from clbench.training import Order
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.data.augmentation import CropFlip
+from clbench.data.samples import Samples
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench, tiny_stream
+from clbench.training.trainer import Order
 
 
 def images(count, seed=0, channels=3, side=8):

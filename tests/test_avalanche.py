@@ -10,21 +10,21 @@ from clbench_avalanche import UNUSABLE, USABLE, load
 from clbench_avalanche import options as o
 from torch import nn
 
-from clbench import options as opt
-from clbench import seeds
-from clbench.data.augment import CropFlip
-from clbench.data.quiet import import_avalanche
-from clbench.errors import SpecError
-from clbench.evaluation import evaluate
-from clbench.footprint import measure
-from clbench.member import activate, task_of
-from clbench.params import count, stream_of_shapes
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, build
-from clbench.testing import CHECKS, SAMPLES, TASKS, bench, check
-from clbench.training import Trainer
-from clbench.trial import Runner
+from clbench.core import options as opt
+from clbench.core import seeds
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.data.augmentation import CropFlip
+from clbench.data.avalanche.build import import_avalanche
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
+from clbench.training.evaluation import evaluate
+from clbench.training.trainer import Trainer
+from clbench.training.trials.costs import measure
+from clbench.training.trials.counting import count, stream_of_shapes
+from clbench.training.trials.runner import Runner
+from clbench.training.trials.state import activate, task_of
 
 NAMES = [options.strategy for options, _ in USABLE]
 PARAMETERS, PIXELS = 64 * 12 + 12 + 12 * 12 + 12 + 12 * 6 + 6, 64

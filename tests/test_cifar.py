@@ -2,13 +2,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clbench.core.errors import DataError, SpecError
+from clbench.core.files import default_data_dir
+from clbench.core.options import validate
+from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.folder import default_data_dir
 from clbench.data.stream import load_stream
-from clbench.errors import DataError, SpecError
-from clbench.options import validate
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.experiment.trial import Resolved
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_tasks_and_their_images(registry, laid, name, options, sizes):
 def test_the_second_time_comes_from_the_cache_with_its_augmentation(registry, laid, monkeypatch):
     first = stream(registry, "split-cifar10", laid)
     with monkeypatch.context() as patch:
-        patch.setattr("clbench.data.build.build_raw", None)
+        patch.setattr("clbench.data.avalanche.build.build_raw", None)
         again = stream(registry, "split-cifar10", laid)
     assert again.fingerprint == first.fingerprint and again.augment is first.augment
     assert stream(registry, "split-cifar10", laid, augment=False).augment is None

@@ -1,11 +1,11 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from clbench import cli
-from clbench.builtin import version
 
 
 def run(capsys, *args):
@@ -23,7 +23,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
-    assert run(capsys, "--version") == (0, f"clbench, version {version()}\n", "")
+    assert run(capsys, "--version") == (0, f"clbench, version {version('clbench')}\n", "")
 
 
 def test_main_exits_with_the_code():
@@ -54,7 +54,7 @@ def test_ctrl_c_outside_a_run_is_no_traceback(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clbench.plugins.discover", interrupted)
+    monkeypatch.setattr("clbench.core.registry.discover", interrupted)
     code, out, err = run(capsys, "methods")
     assert (code, out, err.strip()) == (130, "", "interrupted")
 
@@ -63,6 +63,6 @@ def test_a_bug_shows_its_traceback(monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("clbench.plugins.discover", broken)
+    monkeypatch.setattr("clbench.core.registry.discover", broken)
     with pytest.raises(ZeroDivisionError):
         cli.call(["methods"])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import clbench
 from clbench import cli
-from clbench.models.pretrained import load_weights
+from clbench.models.weights import load_weights
 
 
 def call(capsys, *args):

@@ -2,8 +2,9 @@ import pytest
 from factories import VERSIONS, make_matrix, make_record
 from test_merging import folder
 
-from clbench import changes, cli
-from clbench.spec import Recipe
+from clbench import cli
+from clbench.experiment.spec import Recipe
+from clbench.results import diff as changes
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 import json
+from importlib.metadata import version
 
 import pytest
 from hostile import write_distribution
 
-from clbench import builtin, cli
-from clbench.options import document
-from clbench.plugins import discover
+from clbench import cli
+from clbench.core.options import document
+from clbench.core.registry import discover
 
 
 @pytest.mark.parametrize(("command", "attribute"), [("methods", "strategies"), ("benchmarks", "benchmarks"),
@@ -21,7 +22,7 @@ def test_everything_is_listed_with_every_option(command, attribute, capsys):
         docs = document(info.options)
         assert [o["name"] for o in listed[name]["options"]] == [d.name for d in docs]
         assert listed[name]["distribution"] == "clbench"
-        assert f"{name}  (clbench {builtin.version()})" in text
+        assert f"{name}  (clbench {version('clbench')})" in text
         assert all(d.meaning and d.meaning in text for d in docs)
 
 

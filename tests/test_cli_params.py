@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from clbench import cli
-from clbench.cli.counts import ratio, scaled, size
-from clbench.params import Count
-from clbench.report.text import NONE
+from clbench.cli.params import ratio, scaled, size
+from clbench.report.formatting import NONE
+from clbench.training.trials.counting import Count
 
 
 def call(capsys, *args):

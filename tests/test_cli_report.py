@@ -2,7 +2,7 @@ import pytest
 from factories import make_record
 
 from clbench import cli
-from clbench.store import Store
+from clbench.results.store import Store
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from hostile import install_hostile
 
 from clbench import cli
 from clbench.cli.run import command as run_command
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, Spec, build
-from clbench.store import Store
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, Spec, build
+from clbench.results.store import Store
 
 
 def call(capsys, *args):

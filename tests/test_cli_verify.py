@@ -5,7 +5,7 @@ import pytest
 from reference_helpers import write
 
 from clbench import cli
-from clbench.store import Store
+from clbench.results.store import Store
 
 
 def call(capsys, *args):

@@ -5,17 +5,17 @@ import test_ensemble
 import torch
 from test_ensemble import lead
 
-from clbench import trial
-from clbench.compiling import Compiler
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
 from clbench.data import default_data_dir
-from clbench.errors import SpecError
-from clbench.hookspecs import StrategyInfo
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, build
-from clbench.strategy import Strategy
-from clbench.training import Trainer
-from clbench.trial import Runner
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.strategy.base import Strategy
+from clbench.training.numerics import Compiler
+from clbench.training.trainer import Trainer
+from clbench.training.trials import runner as trial
+from clbench.training.trials.runner import Runner
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes

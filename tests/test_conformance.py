@@ -1,6 +1,6 @@
 import pytest
 
-from clbench.testing import CHECKS, check
+from clbench.testing.checks import CHECKS, check
 
 METHODS = [
     ("naive", {}), ("joint", {}), ("ewc", {}), ("ewc", {"mode": "online", "fisher": "sampled", "gamma": 0.9}),

@@ -10,11 +10,11 @@ import torch
 from hostile import write_distribution
 from test_data_stream import permuted, raw
 
-from clbench import options as opt
+from clbench.core import options as opt
+from clbench.core.files import default_data_dir
+from clbench.core.registry import discover
 from clbench.data import cache
-from clbench.data.folder import default_data_dir
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.experiment.trial import Resolved
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +200,8 @@ def test_a_cached_stream_needs_neither_avalanche_nor_torchvision(registry, tmp_p
     code = f"""
 import pathlib, sys
 from clbench.data.stream import load_stream
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.experiment.trial import Resolved
+from clbench.core.registry import discover
 benchmark = Resolved.model_validate_json({named(registry).model_dump_json()!r})
 stream = load_stream(benchmark, "task", 0, pathlib.Path({str(tmp_path)!r}), discover())
 print(stream.classes, [m for m in ("avalanche", "torchvision", "mlxtend") if m in sys.modules])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torchvision.transforms import Normalize
 
+from clbench.core.errors import DataError
+from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.registry import discover
 from clbench.data.raw import RawStream, Split
+from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, load_stream, present
-from clbench.errors import DataError
-from clbench.hookspecs import BenchmarkInfo
-from clbench.plan import Resolved
-from clbench.plugins import discover
-from clbench.strategy import Samples
+from clbench.experiment.trial import Resolved
 
 
 def raw(orders=((0, 1), (2, 3)), n=8, **extra):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torchvision.transforms import functional as TF
 
-from clbench import options as opt
+from clbench.core import options as opt
+from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.build import build_raw
+from clbench.data.avalanche.build import build_raw
 from clbench.data.datasets import MNIST_FILES, folder
 from clbench.data.stream import load_stream
-from clbench.errors import DataError, SpecError
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.experiment.trial import Resolved
 
 TRAIN, TEST = 60, 30
 

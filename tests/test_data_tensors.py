@@ -5,11 +5,11 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import transforms as T
 
-from clbench.data import tensors
-from clbench.data.quiet import import_avalanche
-from clbench.data.tensors import materialise
-from clbench.data.transforms import ToBytes
-from clbench.errors import DataError
+from clbench.core.errors import DataError
+from clbench.data.avalanche import tensors
+from clbench.data.avalanche.build import import_avalanche
+from clbench.data.avalanche.tensors import materialise
+from clbench.data.avalanche.transforms import ToBytes
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from clbench.device import pick_device
-from clbench.errors import SpecError
-from clbench.evaluation import evaluate
-from clbench.hookspecs import StrategyInfo
-from clbench.rows import alike
-from clbench.strategy import Strategy
-from clbench.testing import bench
+from clbench.core.device import pick_device
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench
+from clbench.training.evaluation import evaluate
+from clbench.training.lookup import alike
 
 
 def test_devices():

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from clbench import references, spec, verification
-from clbench.compat import tomllib
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.report import verified
-from clbench.store import Store
-from clbench.testing import CHECKS
+from clbench.core.compat import tomllib
+from clbench.core.registry import discover
+from clbench.experiment import references, spec
+from clbench.experiment.plan import plan
+from clbench.report.formats import verified
+from clbench.results import verification
+from clbench.results.store import Store
+from clbench.testing.checks import CHECKS
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,8 +74,8 @@ def test_the_table_of_the_readme_is_that_of_the_committed_report():
 
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
-    from clbench.experiment import by_method
-    from clbench.report.markdown import render
+    from clbench.execution.run import by_method
+    from clbench.report.formats.markdown import render
 
     for path in ROOT.glob("reports/*/report.md"):
         records, problems = Store(path.parent).read()
@@ -93,8 +94,8 @@ def test_the_committed_verdicts_are_what_their_records_give(path):
 
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
-    from clbench.experiment import by_method
-    from clbench.report.figures import draw
+    from clbench.execution.run import by_method
+    from clbench.report.figures.draw import draw
 
     for path in ROOT.glob("reports/*/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in

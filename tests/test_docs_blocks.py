@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from doc_blocks import PAGES, ROOT, blocks, commands, follow, small_run
 
-from clbench import api
+from clbench.execution import api
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from doc_blocks import ROOT
 
 from clbench import cli
-from clbench.plugins import discover
-from clbench.report.markdown import escape
+from clbench.core.registry import discover
+from clbench.report.formats.markdown import escape
 
 
 @pytest.fixture(scope="module")

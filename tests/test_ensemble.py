@@ -4,14 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clbench import seeds
-from clbench.hookspecs import StrategyInfo
-from clbench.member import activate
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import Strategy, Task
-from clbench.testing import bench
-from clbench.training import Trainer
+from clbench.core import seeds
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy, Task
+from clbench.testing.checks import bench
+from clbench.training.trainer import Trainer
+from clbench.training.trials.state import activate
 
 SEEDS = [0, 1, 2]
 

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from clbench_er import EROptions
 from clbench_er.strategy import ER
 
-from clbench.errors import SpecError
-from clbench.footprint import measure
-from clbench.models.basic import mlp
-from clbench.models.options import MLPOptions
-from clbench.options import label, validate
-from clbench.strategy import Batch, Samples, Task, World
+from clbench.core.errors import SpecError
+from clbench.core.options import label, validate
+from clbench.data.samples import Samples
+from clbench.models.builtin import MLPOptions
+from clbench.models.mlp_cnn import mlp
+from clbench.strategy.base import Batch, Task, World
+from clbench.training.trials.costs import measure
 
 
 def make(seed=0, **options):

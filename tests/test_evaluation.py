@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from clbench import evaluation
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.scenario import scenario_rules
 from clbench.data import stream
-from clbench.evaluation import evaluate, offered_outputs
-from clbench.hookspecs import StrategyInfo
-from clbench.strategy import Prediction, Strategy
-from clbench.testing import SAMPLES, bench, tiny_stream
+from clbench.strategy.base import Prediction, Strategy
+from clbench.testing.checks import SAMPLES, bench, tiny_stream
+from clbench.training import evaluation
+from clbench.training.evaluation import evaluate
 
 
 class Oracle(Strategy):
@@ -71,4 +72,5 @@ def test_batches_and_the_budget_for_prepared_tests_change_nothing(scenario, budg
     ("class", 1, 0, [0, 1, 2, 3]),
 ])
 def test_the_outputs_offered_at_test_time(scenario, task, learned, outputs):
-    assert offered_outputs(tiny_stream(scenario), scenario, task, learned).nonzero().flatten().tolist() == outputs
+    tasks = [known.classes for known in tiny_stream(scenario).tasks]
+    assert sorted(scenario_rules(scenario).at_test(tasks, task, learned)) == outputs

@@ -7,13 +7,14 @@ from clbench_ewc.strategy import EWC
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from clbench.errors import PluginError, SpecError
-from clbench.fisher import diagonal_fisher
-from clbench.models.basic import mlp
+from clbench.core.errors import PluginError, SpecError
+from clbench.core.options import label, validate
+from clbench.data.samples import Samples
+from clbench.models.builtin import MLPOptions
+from clbench.models.mlp_cnn import mlp
 from clbench.models.network import Block, Network
-from clbench.models.options import MLPOptions
-from clbench.options import label, validate
-from clbench.strategy import Batch, Samples, Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.fisher import diagonal_fisher
 
 SHAPE, CLASSES, TASKS = (1, 3, 3), 6, 3
 

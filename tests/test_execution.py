@@ -4,12 +4,15 @@ from pathlib import Path
 import pytest
 from factories import make_record
 
-from clbench.execution import ACCELERATOR_STACK, How, OnRay, Waiting, protocol
-from clbench.execution.cluster import Cluster
-from clbench.execution.protocol import Finished, Run
-from clbench.plan import Planned, plan
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.registry import discover
+from clbench.execution.workers import protocol
+from clbench.execution.workers.protocol import Finished, Run
+from clbench.execution.workers.ray_cluster import Cluster
+from clbench.execution.workers.schedule import ACCELERATOR_STACK, Waiting
+from clbench.execution.workers.settings import How, OnRay
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Planned
 
 
 @pytest.mark.parametrize(("stack", "device", "size"), [(None, "cpu", 1), (None, "cuda:0", 5), (2, "cpu", 2),

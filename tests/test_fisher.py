@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clbench.errors import DivergedError
-from clbench.fisher import diagonal_fisher, draw_labels
-from clbench.layergrads import per_sample_layers
-from clbench.models.basic import cnn, mlp
+from clbench.core.errors import DivergedError
+from clbench.data.samples import Samples
+from clbench.models.builtin import CNNOptions, MLPOptions
+from clbench.models.mlp_cnn import cnn, mlp
 from clbench.models.network import Block, Network
-from clbench.models.options import CNNOptions, MLPOptions
-from clbench.strategy import Samples, Strategy, World
+from clbench.strategy.base import Strategy, World
+from clbench.strategy.fisher import diagonal_fisher, draw_labels
+from clbench.strategy.per_sample_gradients import per_sample_layers
 
 CLASSES, TASKS = 5, 2
 
@@ -260,9 +261,9 @@ def test_chunks_do_not_change_the_result(monkeypatch, kind, layerwise):
     torch.manual_seed(0)
     strategy, samples = make(small_cnn()), data(7)
     whole = diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise)
-    monkeypatch.setattr("clbench.samplewise.LARGEST_CHUNK", 3)
+    monkeypatch.setattr("clbench.strategy.per_sample_gradients.LARGEST_CHUNK", 3)
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
-    monkeypatch.setattr("clbench.samplewise.BUDGET", 1)  # one sample at a time
+    monkeypatch.setattr("clbench.strategy.per_sample_gradients.BUDGET", 1)  # one sample at a time
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
 
 

@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from clbench.footprint import measure, role
-from clbench.hookspecs import StrategyInfo
-from clbench.strategy import Strategy
-from clbench.testing import bench
+from clbench.core.hookspecs import StrategyInfo
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench
+from clbench.training.trials.costs import measure, role
 
 
 class Keeps(Strategy):

@@ -8,9 +8,9 @@ from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
 from pertask_helpers import answer, check_stacking, inputs, learn, make_model, make_task, make_world
 
-from clbench.errors import SpecError
-from clbench.footprint import measure
-from clbench.plugins import discover
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.training.trials.costs import measure
 
 BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import tiny
-from clbench.data.host import HostSamples
-from clbench.data.permuted import Held, PermutedSamples
+from clbench.core.registry import discover
+from clbench.data.samples import Held, HostSamples, PermutedSamples
 from clbench.data.stream import StreamTask
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.testing import tiny_stream
+from clbench.experiment.spec import Recipe
+from clbench.testing import tiny
+from clbench.testing.checks import tiny_stream
 
 SIZE = 3 * 2 * 24 * 64  # bytes of all samples of the tiny stream
 
@@ -52,7 +51,7 @@ def test_batches_and_chunks_are_the_samples_and_go_to_the_device():
     ("er", {"capacity": 9, "update": "task"}), ("lora", {"rank": 2, "infer": "prototype"}), ("inflora", {"rank": 2})])
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_training_from_the_host_is_the_same_training(method, options, budget, monkeypatch):
-    monkeypatch.setattr("clbench.inputs.BYTES", budget)
+    monkeypatch.setattr("clbench.training.precompute.BYTES", budget)
     info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
     plain = lead(info, options, [0, 1], recipe)
     monkeypatch.setattr(tiny, "tiny_stream", lambda scenario: tiny_stream(scenario).to("cpu", 0))

@@ -7,10 +7,10 @@ from clbench_icarl import ICaRLOptions
 from clbench_icarl.strategy import ICaRL, herding
 from method_helpers import CLASSES, activate, batch, deep_model, make, move, task
 
-from clbench.data.live import LiveSamples
-from clbench.errors import SpecError
-from clbench.footprint import measure
-from clbench.strategy import Batch, Task
+from clbench.core.errors import SpecError
+from clbench.data.samples import LiveSamples
+from clbench.strategy.base import Batch, Task
+from clbench.training.trials.costs import measure
 
 
 def algorithm_4(features, count):

@@ -11,11 +11,11 @@ from pertask_helpers import answer, begin, check_stacking, inputs, learn, make_m
 from safetensors.torch import load_file
 from torch import nn
 
-from clbench.building import build_model, build_strategy
-from clbench.errors import SpecError
-from clbench.footprint import measure
-from clbench.plan import Resolved
-from clbench.plugins import discover
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved
+from clbench.training.trials.building import build_model, build_strategy
+from clbench.training.trials.costs import measure
 
 BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from test_ensemble import lead
 
-from clbench import inputs
-from clbench.hookspecs import StrategyInfo
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import Strategy
-from clbench.testing import bench
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench
+from clbench.training import precompute
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 
@@ -20,14 +20,14 @@ RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 def test_training_behind_frozen_blocks_is_the_same_training(method, options, blocks, model, monkeypatch):
     info = discover().strategy(method)
     starts = []
-    once = inputs.once
-    monkeypatch.setattr(inputs, "once", lambda *a: starts.append((r := once(*a)).start) or r)
+    once = precompute.once
+    monkeypatch.setattr(precompute, "once", lambda *a: starts.append((r := once(*a)).start) or r)
     for seeds in ([0], [0, 1]):
         starts.clear()
         fast = lead(info, options, seeds, RECIPE, model=model)
         assert max(starts) == blocks
         with monkeypatch.context() as patch:
-            patch.setattr(inputs, "frozen_blocks", lambda _: 0)
+            patch.setattr(precompute, "frozen_blocks", lambda _: 0)
             slow = lead(info, options, seeds, RECIPE, model=model)
         for a, b in zip(fast, slow, strict=True):
             assert a.strategy.model.start == 0
@@ -53,10 +53,10 @@ def test_a_strategy_that_uses_its_inputs_otherwise_is_left_alone():
     b.learn(0)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert inputs.frozen_blocks(b.strategy) == 2
+    assert precompute.frozen_blocks(b.strategy) == 2
     with torch.no_grad():
         b.strategy.model.head.bias.zero_()  # the term is 0 now, and will not stay so
-    assert inputs.once([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 0
 
 
 def test_no_more_is_kept_than_the_budget(monkeypatch):
@@ -65,7 +65,7 @@ def test_no_more_is_kept_than_the_budget(monkeypatch):
     b.strategy.requires_grad_(False)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert inputs.once([b.strategy], [samples], 0, len(samples)).start == 2
-    assert inputs.once([b.strategy], [samples], 0, len(samples) - 1).start == 0
-    monkeypatch.setattr(inputs, "BYTES", 100)
-    assert inputs.once([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 2
+    assert precompute.once([b.strategy], [samples], 0, len(samples) - 1).start == 0
+    monkeypatch.setattr(precompute, "BYTES", 100)
+    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 0

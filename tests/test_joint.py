@@ -4,11 +4,11 @@ from clbench_joint.strategy import Joint
 from method_helpers import make, task
 from test_ahead import live
 
-from clbench import tiny
-from clbench.data.live import LiveSamples
-from clbench.footprint import measure
-from clbench.strategy import Samples, Task
-from clbench.testing import check
+from clbench.data.samples import LiveSamples, Samples
+from clbench.strategy.base import Task
+from clbench.testing import tiny
+from clbench.testing.checks import check
+from clbench.training.trials.costs import measure
 
 
 def drawing(index, drawn):

@@ -7,15 +7,15 @@ from clbench_l2p import L2POptions
 from clbench_l2p.strategy import L2P
 from pertask_helpers import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
 
-from clbench.building import build_model
-from clbench.errors import SpecError
-from clbench.footprint import measure
+from clbench.core.errors import SpecError
+from clbench.core.options import validate
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved
 from clbench.models.network import TokenNetwork
-from clbench.options import validate
-from clbench.plan import Resolved
-from clbench.plugins import discover
-from clbench.strategy import World
-from clbench.tiny import MODELS
+from clbench.strategy.base import World
+from clbench.testing.tiny import MODELS
+from clbench.training.trials.building import build_model
+from clbench.training.trials.costs import measure
 
 D, C = 8, 6
 

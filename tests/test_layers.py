@@ -1,6 +1,9 @@
+"""The structure of the code: packages in an order, imports that only go up it, and no plugin's name in the core."""
+
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,82 +11,97 @@ import pytest
 import clbench
 
 ROOT = Path(clbench.__file__).parent
-# A module may import modules of its own row and of the rows above it, never of those below.
-ROWS = [
-    ["compat", "digests", "errors", "interrupts", "leftovers", "locks", "options", "seeds"],
-    ["search"],
-    ["hookspecs", "spec", "samplers", "models", "data.options", "pertask_options"],
-    ["builtin", "pluginfile", "plugins"],
-    ["plan", "overrides", "sweeps", "references"],
-    ["records", "metrics", "sharding", "stats", "strategy"],
-    ["data", "device", "memory", "layergrads", "rows", "samplewise", "classmeans", "fisher", "consolidation",
-     "distillation", "pertask", "ensemble", "footprint", "inputs", "precision",
-     "building", "artifacts", "compiling",
-     "provenance", "member", "moments", "checkpoint"],
-    ["training", "evaluation"],
-    ["resuming"],
-    ["trial"],
-    ["testing", "pytest_plugin", "scaffold", "tiny", "pretraining", "store", "report", "params", "tracking",
-     "changes", "merging", "verification"],
-    ["claims"],
-    ["execution", "tuned"],
-    ["experiment", "progress"],
-    ["tuning"],
-    ["api", "cli"],
+# A package imports packages of the lines above its own, never one of its own line or below.
+LINES = [
+    ["core"],
+    ["experiment", "models"],
+    ["data", "results"],
+    ["strategy", "report"],
+    ["training"],
+    ["execution", "testing"],
+    ["cli"],
+    ["__main__"],
 ]
-TORCH_FREE = ["clbench", "clbench.cli", "clbench.plan", "clbench.store", "clbench.report", "clbench.execution.local",
-              "clbench.plugins"]
-
-
-def row_of(module):
-    for number, names in enumerate(ROWS):
-        for name in names:
-            if module == name:
-                return number, len(name)
-    parent = module.rpartition(".")[0]
-    return row_of(parent) if parent else None
+LINE = {package: number for number, packages in enumerate(LINES) for package in packages}
+LAZY = {"clbench", "clbench.report", "clbench.strategy", "clbench.testing"}  # names for users, imported when first used
+MODULES = {".".join(["clbench", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): p
+           for p in sorted(ROOT.rglob("*.py"))}
+TORCH_FREE = ["clbench", "clbench.cli", "clbench.experiment.plan", "clbench.results.store", "clbench.report",
+              "clbench.report.figures.draw", "clbench.execution.run", "clbench.execution.workers.local",
+              "clbench.core.registry", "clbench.strategy.per_task_options", "clbench.testing.pytest_plugin"]
 
 
 def imports(path):
-    tree = ast.parse(path.read_text())
-    typing_only = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If)
-                   and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "clbench":
+    """Yield every module that a file imports, those for type checkers and inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not used here"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                file = ROOT.parent / Path(*inner.split("."))
-                yield inner if file.with_suffix(".py").exists() or file.is_dir() else node.module
+                yield inner if inner in MODULES else node.module
         elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.split(".")[0] == "clbench")
+            yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(p for p in ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_lower_layer_never_imports_a_higher_one(path):
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    if name in ("__init__", "__main__"):
-        return
-    own = row_of(name)
-    assert own is not None, f"{name} has no row in ROWS: give it one"
-    for target in imports(path):
-        inner = target.removeprefix("clbench").removeprefix(".")
-        if inner:
-            other = row_of(inner)
-            assert other is not None and other[0] <= own[0], f"{name} imports {target}, a higher layer"
+def graph():
+    """Return which modules of clbench each of them imports; the lazy names of packages lead to their own modules."""
+    return {name: {target for target in imports(path) if target in MODULES} - {name}
+            for name, path in MODULES.items() if name not in LAZY}
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - LAZY))
+def test_imports_only_go_up_the_list_of_packages(name):
+    own = name.split(".")[1]
+    assert own in LINE, f"{own} has no line in LINES: give it one"
+    for target in imports(MODULES[name]):
+        if target.split(".")[0] == "clbench":
+            assert target in MODULES, f"{name} imports {target}, which is not there"
+            other = [*target.split("."), ""][1]
+            assert other == own or ((other or "core") in LINE and LINE[other or "core"] < LINE[own]), \
+                f"{name} imports {target}, which is not above it"
+
+
+@pytest.mark.parametrize("package", sorted(LAZY))
+def test_what_packages_bring_lazily_is_of_their_own_line_or_above(package):
+    own = LINE[package.split(".")[1]] if "." in package else len(LINES)
+    for target in imports(MODULES[package]):
+        if target.startswith("clbench."):
+            assert LINE[target.split(".")[1]] <= own
+
+
+def test_there_is_no_circle():
+    try:
+        order = list(TopologicalSorter(graph()).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(reversed(error.args[1]))}")
+    assert set(order) == set(graph()) | {t for targets in graph().values() for t in targets}
+
+
+def test_packages_stand_on_at_most_nine_floors():
+    above = {}
+    for name, targets in graph().items():
+        above.setdefault(name.split(".")[1], set()).update(t.split(".")[1] for t in targets if t.count("."))
+    above = {package: targets - {package} for package, targets in above.items()}
+    floors = {}
+    for package in TopologicalSorter(above).static_order():
+        floors[package] = 1 + max((floors[target] for target in above.get(package, ())), default=0)
+    assert max(floors.values()) <= 9, floors
+
+
+def test_no_core_module_imports_a_plugin():
+    found = [(name, target) for name, path in MODULES.items() for target in imports(path)
+             if target.startswith("clbench_")]
+    assert not found
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_the_command_line_and_the_report_import_no_torch(module):
-    code = (f"import sys, {module}\nfrom clbench.plugins import discover\nassert not discover().broken\n"
+    code = (f"import sys, {module}\nfrom clbench.core.registry import discover\nassert not discover().broken\n"
             "print([m for m in ('torch', 'torchvision', 'avalanche') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_only_the_stream_layer_imports_avalanche():
-    users = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py")
-             if any(line.strip().startswith(("import avalanche", "from avalanche")) for line in
-                    p.read_text().splitlines())}
-    assert all(user.startswith("data/") for user in users), users
+def test_only_one_package_imports_avalanche():
+    users = {name for name, path in MODULES.items() for target in imports(path) if target.split(".")[0] == "avalanche"}
+    assert all(user.startswith("clbench.data.avalanche.") for user in users), users

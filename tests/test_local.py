@@ -6,18 +6,19 @@ import pytest
 import torch
 from hostile import install_hostile
 
-from clbench import experiment
-from clbench.errors import SpecError
-from clbench.execution import Checks, How, Listener, Waiting
-from clbench.execution.link import Link
-from clbench.execution.pool import Pool
-from clbench.execution.process import Process
-from clbench.execution.protocol import Finished, Run, Start
-from clbench.execution.worker import Worker
-from clbench.overrides import merge
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.execution import run
+from clbench.execution.workers.handle import Link
+from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.process import Process
+from clbench.execution.workers.protocol import Finished, Run, Start
+from clbench.execution.workers.schedule import Checks, Waiting
+from clbench.execution.workers.settings import How, Listener
+from clbench.execution.workers.worker import Worker
+from clbench.experiment.overrides import merge
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
 
 
 class Log(Listener):
@@ -57,7 +58,7 @@ def plugins(tmp_path_factory):
 def carry_out(registry, out, methods, workers, **settings):
     spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2, **settings}))
     log = Log()
-    records = experiment.carry_out(experiment.prepare(spec, registry, out), log, command="the command",
+    records = run.carry_out(run.prepare(spec, registry, out), log, command="the command",
                                    workers=workers, threads=1)
     return {r.label: r for r in records}, log
 
@@ -137,7 +138,7 @@ def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tm
 @pytest.mark.parametrize(("device", "alone", "threads"), [("cpu", 5, 2), ("meta", 5, 5), ("meta", None, 2)])
 def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypatch, tmp_path, device, alone, threads):
     said, given = [], torch.get_num_threads()
-    monkeypatch.setattr("clbench.trial.pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr("clbench.training.trials.runner.pick_device", lambda _: torch.device(device))
     try:
         worker = Worker(Start(data_dir=str(tmp_path), device="auto", command="", threads=2, alone=alone), said.append)
         assert said[0].provenance.threads == torch.get_num_threads() == threads
@@ -167,7 +168,7 @@ def test_all_refusals_are_told_at_once(plugins):
 
 
 def test_a_worker_ends_when_nobody_listens():
-    worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.worker"], stdin=subprocess.PIPE)
+    worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.worker"], stdin=subprocess.PIPE)
     worker.stdin.close()
     assert worker.wait(timeout=20) == 0
 

@@ -10,11 +10,11 @@ from clbench_lora.strategy import LoRA
 from pertask_helpers import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world, steps
 from torch import nn
 
-from clbench.errors import SpecError
-from clbench.footprint import measure
+from clbench.core.errors import SpecError
+from clbench.core.options import validate
 from clbench.models.network import Block, Network
-from clbench.options import validate
-from clbench.strategy import World
+from clbench.strategy.base import World
+from clbench.training.trials.costs import measure
 
 CONVOLUTIONS = [
     {},

@@ -25,16 +25,18 @@ from pertask_helpers import (
 )
 from torch import nn
 
-from clbench.building import build_model, build_strategy
-from clbench.errors import SpecError
-from clbench.footprint import measure
+from clbench.core.errors import SpecError
+from clbench.core.options import validate
+from clbench.core.registry import discover
+from clbench.data.samples import Samples
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
-from clbench.options import validate
-from clbench.params import count, stream_of_shapes
-from clbench.plan import Resolved, plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.strategy import Samples, Task, World
+from clbench.strategy.base import Task, World
+from clbench.training.trials.building import build_model, build_strategy
+from clbench.training.trials.costs import measure
+from clbench.training.trials.counting import count, stream_of_shapes
 
 VARIANTS = {"seq-lora": (SeqLoRA, SeqLoRAOptions), "o-lora": (OLoRA, OLoRAOptions),
             "inflora": (InfLoRA, InfLoRAOptions)}

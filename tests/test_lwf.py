@@ -5,8 +5,8 @@ from clbench_lwf import LwFOptions
 from clbench_lwf.strategy import LwF
 from method_helpers import activate, batch, deep_model, make, move, task
 
-from clbench.distillation import distillation
-from clbench.footprint import measure
+from clbench.strategy.distillation import distillation
+from clbench.training.trials.costs import measure
 
 
 def papers_loss(logits, old, columns, temperature):

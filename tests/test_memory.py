@@ -5,12 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
-from clbench.data.host import HostSamples
-from clbench.data.live import LiveSamples
-from clbench.memory import Rehearsal, class_balanced_slots, reservoir_slots
-from clbench.models.basic import mlp
-from clbench.models.options import MLPOptions
-from clbench.strategy import Samples, World
+from clbench.data.samples import HostSamples, LiveSamples, Samples
+from clbench.models.builtin import MLPOptions
+from clbench.models.mlp_cnn import mlp
+from clbench.strategy.base import World
+from clbench.strategy.replay import Rehearsal, class_balanced_slots, reservoir_slots
 
 CLASSES = 4
 

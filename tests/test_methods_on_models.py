@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from clbench import tiny
-from clbench.building import build_model
-from clbench.errors import SpecError
-from clbench.evaluation import evaluate
-from clbench.plan import Resolved
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import World
-from clbench.testing import bench
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved
+from clbench.strategy.base import World
+from clbench.testing import tiny
+from clbench.testing.checks import bench
+from clbench.training.evaluation import evaluate
+from clbench.training.trials.building import build_model
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clbench import metrics
-from clbench.errors import ClbenchError
+from clbench.core.errors import ClbenchError
+from clbench.results import metrics
 
 # Three tasks: task 1 peaks after task 2, task 2 is best just after its training.
 R = [

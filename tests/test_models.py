@@ -2,10 +2,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clbench.errors import DataError
-from clbench.models.basic import cnn, mlp
-from clbench.models.options import CNNOptions, MLPOptions
-from clbench.models.pretrained import load_weights
+from clbench.core.errors import DataError
+from clbench.models.builtin import CNNOptions, MLPOptions
+from clbench.models.mlp_cnn import cnn, mlp
+from clbench.models.weights import load_weights
 
 
 def test_the_mlp_is_the_published_one():

@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clbench import inputs, precision, seeds, training
-from clbench.data.augment import CropFlip
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import Strategy, Task
-from clbench.testing import bench
-from clbench.training import Trainer
+from clbench.core import seeds
+from clbench.core.registry import discover
+from clbench.data.augmentation import CropFlip
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy, Task
+from clbench.testing.checks import bench
+from clbench.training import numerics, precompute
+from clbench.training import trainer as training
+from clbench.training.trainer import Trainer
 
 META = torch.device("meta")
 
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    monkeypatch.setattr(precision, "forward", lambda *_: contextlib.nullcontext())  # which `meta` does not have
+    monkeypatch.setattr(numerics, "forward", lambda *_: contextlib.nullcontext())  # which `meta` does not have
 
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
@@ -65,7 +67,7 @@ def on_meta(method, options, seed):
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
     members = [on_meta(method, options, seed) for seed in range(count)]
     monkeypatch.setattr(training, "diverged", lambda losses, task: None)  # reads the losses when the task is over
-    monkeypatch.setattr(inputs, "proven", lambda *_: False)  # reads a loss before the first step
+    monkeypatch.setattr(precompute, "proven", lambda *_: False)  # reads a loss before the first step
     trainer = Trainer([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
     with Copies() as copies:
         trained = trainer.fit([task for _, task in members])

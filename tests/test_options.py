@@ -1,8 +1,8 @@
 import pytest
 from pydantic import Field
 
-from clbench.errors import SpecError
-from clbench.options import Options, document, format_value, label, parse_named, parse_value, validate
+from clbench.core.errors import SpecError
+from clbench.core.options import Options, document, format_value, label, parse_named, parse_value, validate
 
 
 class Sample(Options):

@@ -1,8 +1,8 @@
 import pytest
 
-from clbench.errors import SpecError
-from clbench.overrides import merge, set_options
-from clbench.spec import build
+from clbench.core.errors import SpecError
+from clbench.experiment.overrides import merge, set_options
+from clbench.experiment.spec import build
 
 FILE = {"methods": ["lora", {"name": "ewc", "label": "mild", "options": {"strength": 10.0}},
                     {"name": "ewc", "options": {"strength": 1e5}}],

@@ -9,13 +9,13 @@ from clbench_packnet.strategy import FREE, PackNet, free
 from pertask_helpers import answer, as_batch, begin, learn, make_model, make_task, make_world
 from torch import nn
 
-from clbench import tiny
-from clbench.errors import SpecError
-from clbench.footprint import measure
-from clbench.plugins import discover
-from clbench.spec import Recipe
-from clbench.strategy import World
-from clbench.testing import bench
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import World
+from clbench.testing import tiny
+from clbench.testing.checks import bench
+from clbench.training.trials.costs import measure
 
 HARSH = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=0.1, batch_size=8, epochs=4,
                optimizer_state="keep")

@@ -6,14 +6,15 @@ import types
 import pytest
 import torch
 
-from clbench.errors import SpecError
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.params import count, count_layer, stream_of_shapes
-from clbench.plan import Resolved, plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.strategy import Strategy
-from clbench.trial import Runner
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved
+from clbench.strategy.base import Strategy
+from clbench.training.trials.counting import count, count_layer, stream_of_shapes
+from clbench.training.trials.runner import Runner
 
 REGISTRY = discover()
 MNIST = (1, 28, 28)

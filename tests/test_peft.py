@@ -13,8 +13,8 @@ from pertask_helpers import answer, inputs
 from safetensors.torch import load_file
 from torch import nn
 
-from clbench.errors import SpecError
-from clbench.models.pretrained import load_weights
+from clbench.core.errors import SpecError
+from clbench.models.weights import load_weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what PEFT's own imports complain about

@@ -7,9 +7,9 @@ import torch
 from pertask_helpers import answer, begin, inputs, learn, make_model, make_task, make_world
 from torch import nn
 
-from clbench.errors import SpecError
-from clbench.pertask import PerTaskStrategy, TaskHead, conv_like, infer_task
-from clbench.pertask_options import InferOptions
+from clbench.core.errors import SpecError
+from clbench.strategy.per_task import PerTaskStrategy, TaskHead, conv_like, infer_task
+from clbench.strategy.per_task_options import InferOptions
 
 INF = float("inf")
 
@@ -113,7 +113,7 @@ def test_prototypes_are_class_means_and_kept_only_when_used():
 
 
 def test_prototypes_are_taken_in_eval_mode_from_prepared_samples_in_chunks(monkeypatch):
-    monkeypatch.setattr("clbench.classmeans.CHUNK", 7)
+    monkeypatch.setattr("clbench.strategy.class_means.CHUNK", 7)
     strategy = heads_only(infer="prototype")
     strategy.world = dataclasses.replace(strategy.world, prepare=lambda x: x / 2)
     strategy.model.blocks[1].body = nn.Sequential(strategy.model.blocks[1].body, nn.Dropout(0.5))

@@ -1,9 +1,9 @@
 import pytest
 
-from clbench.errors import SpecError
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from clbench import cli, scaffold
-from clbench.errors import SpecError
-from clbench.plugins import discover
-from clbench.testing import CHECKS
+from clbench import cli
+from clbench.cli import new_plugin
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.testing.checks import CHECKS
 
 ROOT = Path(__file__).parent.parent
 BROKEN = """
@@ -54,7 +55,7 @@ def python(environment, *args, cwd=None):
 
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path):
-    written = scaffold.write("clbench-my-method2", tmp_path / "made", discover())
+    written = new_plugin.write("clbench-my-method2", tmp_path / "made", discover())
     assert [str(p.relative_to(tmp_path / "made")) for p in written] == [
         "pyproject.toml", "README.md", "clbench_my_method2/__init__.py", "clbench_my_method2/strategy.py",
         "tests/test_clbench_my_method2.py"]
@@ -64,7 +65,7 @@ def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path
     assert f"{len(CHECKS) + 2} passed" in out
     out = python(environment, "-m", "clbench", "check", "my-method2:strength=10")
     assert out.splitlines()[-1] == f"my-method2:strength=10 keeps all {len(CHECKS)} rules"
-    listed = python(environment, "-c", "import sys\nfrom clbench.plugins import discover\nr = discover()\n"
+    listed = python(environment, "-c", "import sys\nfrom clbench.core.registry import discover\nr = discover()\n"
                     "print(r.origins['method', 'my-method2'], 'torch' in sys.modules)")
     assert listed.split("\n")[0] == "clbench-my-method2 0.1.0 False"
 
@@ -72,7 +73,7 @@ def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path
 @pytest.mark.parametrize("name", ["mine", "a" * 40])
 def test_a_new_plugin_is_clean(name, tmp_path):
     pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
-    scaffold.write(name, tmp_path / "made", discover())
+    new_plugin.write(name, tmp_path / "made", discover())
     python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path / "made")
 
 
@@ -82,7 +83,7 @@ def test_a_new_plugin_is_clean(name, tmp_path):
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        scaffold.write(name, tmp_path / "made", discover())
+        new_plugin.write(name, tmp_path / "made", discover())
     assert not (tmp_path / "made").exists()
 
 
@@ -130,7 +131,7 @@ def test_check_of_what_is_not_there_is_one_line(targets, words, capsys):
 
 
 def test_the_pytest_plugin_imports_nothing_heavy():
-    code = ("import sys, clbench.pytest_plugin\n"
+    code = ("import sys, clbench.testing.pytest_plugin\n"
             "print([m for m in ('torch', 'pydantic', 'pluggy', 'click', 'numpy') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", f"import pytest\nsys_before = 0\n{code}"], capture_output=True,
                           text=True, check=True)

@@ -8,12 +8,14 @@ import pytest
 from hostile import install_hostile, write_distribution
 
 import clbench
-from clbench import cli, experiment, pluginfile
-from clbench.errors import PluginError, SpecError
-from clbench.execution import Listener
-from clbench.plugins import DISABLE, discover
-from clbench.spec import build
-from clbench.store import Store
+from clbench import cli
+from clbench.core.entry_points import DISABLE
+from clbench.core.errors import PluginError, SpecError
+from clbench.core.registry import discover, load_file
+from clbench.execution import run
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.spec import build
+from clbench.results.store import Store
 
 DECAY = """
 from pydantic import Field
@@ -80,7 +82,7 @@ def test_a_changed_file_is_read_anew_and_its_old_records_are_told_of(file, tmp_p
 
     def notes(registry):
         heard = Notes()
-        experiment.carry_out(experiment.prepare(spec, registry, tmp_path / "run"), heard, command="")
+        run.carry_out(run.prepare(spec, registry, tmp_path / "run"), heard, command="")
         return heard
 
     assert notes(before) == []
@@ -94,9 +96,9 @@ def test_a_file_moved_elsewhere_is_the_same_code(file, tmp_path):
     moved.parent.mkdir()
     file.rename(moved)
     del sys.modules["decay_method"]
-    ready = experiment.prepare(build({"methods": "decay", "seeds": 1, "recipe": {"iterations": 2}}),
+    ready = run.prepare(build({"methods": "decay", "seeds": 1, "recipe": {"iterations": 2}}),
                                discover(files=[moved]), tmp_path / "run")
-    assert (len(ready.missing), experiment.outdated(ready)) == (0, [])
+    assert (len(ready.missing), run.outdated(ready)) == (0, [])
 
 
 @pytest.mark.parametrize(("name", "text", "words"), [
@@ -123,12 +125,12 @@ def test_a_file_that_cannot_be_used_is_one_line(name, text, words, written, tmp_
 
 def test_a_file_that_fails_is_not_left_among_the_modules(written):
     with pytest.raises(PluginError):
-        pluginfile.load(written("fails_at_once.py", "1 / 0"))
+        load_file(written("fails_at_once.py", "1 / 0"))
     assert "fails_at_once" not in sys.modules
 
 
 def test_a_files_annotations_are_what_it_wrote(written):
-    module, _ = pluginfile.load(written("annotated.py", "def f(x: int): ...\n"))
+    module, _ = load_file(written("annotated.py", "def f(x: int): ...\n"))
     assert module.f.__annotations__ == {"x": int}
     del sys.modules["annotated"]
 

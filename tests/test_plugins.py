@@ -2,9 +2,10 @@ import types
 
 import pytest
 
-from clbench.errors import PluginError, SpecError, unknown
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.plugins import discover, resolve
+from clbench.core.entry_points import resolve
+from clbench.core.errors import PluginError, SpecError, unknown
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
 
 
 def plugin(name, strategies):

@@ -8,9 +8,9 @@ from clbench_pnn.strategy import PNN
 from pertask_helpers import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world
 from torch import nn
 
-from clbench.errors import SpecError
-from clbench.footprint import measure
+from clbench.core.errors import SpecError
 from clbench.models.network import Block, Network
+from clbench.training.trials.costs import measure
 
 
 def pnn(kind="mlp", scenario="task", dtype=torch.float32, seed=0, **options):

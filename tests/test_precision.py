@@ -3,26 +3,26 @@ import types
 import pytest
 import torch
 
-from clbench import precision
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, build
-from clbench.strategy import Strategy
-from clbench.trial import Runner
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.strategy.base import Strategy
+from clbench.training import numerics
+from clbench.training.trials.runner import Runner
 
 
 def test_bf16_rounds_products_and_keeps_weights():
     x, w = torch.rand(8, 64), torch.rand(64, 8)
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
+    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu")):
         assert (x @ w).dtype == torch.bfloat16
-    with precision.forward(Recipe(), torch.device("cpu")):
+    with numerics.forward(Recipe(), torch.device("cpu")):
         assert (x @ w).dtype == torch.float32
 
 
 def test_tf32_is_switched_on_inside_only():
     before = torch.get_float32_matmul_precision()
-    with precision.products(Recipe(precision="tf32")):
+    with numerics.products(Recipe(precision="tf32")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 

@@ -4,8 +4,8 @@ import pytest
 from factories import make_record
 from rich.console import Console
 
-from clbench import progress
-from clbench.plan import Planned
+from clbench.execution import progress
+from clbench.experiment.trial import Planned
 
 
 def console(**kwargs):
@@ -19,7 +19,7 @@ def planned(record):
 @pytest.fixture
 def now(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("clbench.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("clbench.execution.progress.time.monotonic", lambda: clock[0])
     return clock
 
 

@@ -13,16 +13,16 @@ from clbench_prototypes.ranpac import RIDGES, RanPAC
 from clbench_prototypes.slda import SLDA
 from pertask_helpers import answer, inputs, learn, make_model, make_task, make_world
 
-from clbench.errors import SpecError
-from clbench.evaluation import evaluate
-from clbench.footprint import measure
-from clbench.member import task_of
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, build
-from clbench.testing import bench
-from clbench.training import Trainer
-from clbench.trial import Runner
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.testing.checks import bench
+from clbench.training.evaluation import evaluate
+from clbench.training.trainer import Trainer
+from clbench.training.trials.costs import measure
+from clbench.training.trials.runner import Runner
+from clbench.training.trials.state import task_of
 
 KINDS = {"ncm": (NCM, NCMOptions), "slda": (SLDA, SLDAOptions), "ranpac": (RanPAC, RanPACOptions)}
 D, C = 12, 6

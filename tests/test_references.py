@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from reference_helpers import CELLS, HEAD, text, write
 
-from clbench import references
-from clbench.errors import SpecError
-from clbench.plugins import discover
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment import references
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "benchmarks" / "reference").glob("*.toml"))
@@ -54,7 +54,7 @@ def test_a_wheel_carries_the_references(tmp_path):
 def test_an_installed_clbench_reads_those_beside_it(tmp_path, monkeypatch):
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "mine.toml").write_text(text())
-    monkeypatch.setattr(references, "__file__", str(tmp_path / "references.py"))
+    monkeypatch.setattr(references, "PACKAGE", tmp_path)
     assert list(references.shipped()) == ["mine"]
     assert references.find("mine")[1].title == "Tiny"
 

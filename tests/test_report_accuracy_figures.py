@@ -3,7 +3,8 @@ import pytest
 from factories import make_matrix, make_record
 from test_report_figures import NASTY, figure
 
-from clbench.report import build, series
+from clbench.report import build
+from clbench.report.figures import data
 
 FIRST = [[0.5, 0.5, 0.5], [0.9, 0.4, 0.5], [0.8, 0.7, 0.5], [0.6, 0.7, 0.8]]
 SECOND = [[0.5, 0.5, 0.5], [0.7, 0.4, 0.5], [0.8, 0.9, 0.5], [0.7, 0.6, 0.9]]
@@ -46,7 +47,7 @@ def test_forgetting_stands_side_by_side_for_each_task():
 def test_an_interval_need_not_have_the_mean_in_its_middle():
     accuracies = (0.5, 0.52, 0.53, 0.55, 0.6, 0.95)
     report = build([make_record("lora", s, [[0.1, 0.1], [a, 0.1], [a - 0.3, 0.8]]) for s, a in enumerate(accuracies)])
-    (row,) = series.accuracy_over_tasks(report.sections[0].results).rows
+    (row,) = data.accuracy_over_tasks(report.sections[0].results).rows
     first = row.cells[0]
     assert first.high - first.mean > 1.2 * (first.mean - first.low), "six skewed seeds: BCa"
     axes, = figure(report, "curves")[0].axes

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pytest
 from factories import make_matrix, make_record
 
-from clbench import metrics
 from clbench.report import build
-from clbench.report.html import render
-from clbench.report.text import number
-from clbench.stats import rank_methods
+from clbench.report.formats.html import render
+from clbench.report.formatting import number
+from clbench.results import metrics
+from clbench.results.stats import rank_methods
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (clbench[test])")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -5,10 +5,10 @@ import json as json_module
 import pytest
 from factories import make_matrix, make_record
 
-from clbench import metrics
 from clbench.report import build
-from clbench.report.csv import HEADER, inert, render
-from clbench.report.json import render as render_json
+from clbench.report.formats.csv import HEADER, inert, render
+from clbench.report.formats.json import render as render_json
+from clbench.results import metrics
 
 R = [[0.1 + 0.2, 1 / 3], [0.9, 2 / 7], [0.7, 0.8]]
 

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 import pytest
 from factories import make_record
 
-from clbench.errors import StoreError
-from clbench.report import build, drawing, figures, write_figures
+from clbench.core.errors import StoreError
+from clbench.report import build, write_figures
+from clbench.report.figures import draw, style
 from clbench.report.model import FILE_FORMATS, Picture, Point
 
 NASTY = "a$b_c$ <i>&-- \\frac{x} \u6f22"
@@ -29,9 +30,9 @@ def study(ranks=(1, 2, 4), strategies=("ewc", "er", "naive", "joint"), label=Non
 
 def figure(report, kind):
     picture, = [p for s in report.sections for p in s.pictures if p.kind == kind]
-    looks = drawing.looks([(r.strategy, r.reference) for s in report.sections for r in s.results])
-    with drawing.styled():
-        drawn = figures.KINDS[kind](picture, looks)
+    looks = style.looks([(r.strategy, r.reference) for s in report.sections for r in s.results])
+    with style.styled():
+        drawn = draw.KINDS[kind](picture, looks)
         drawn.canvas.draw()
     return drawn, looks
 
@@ -85,8 +86,8 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
             for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
                                                     ("er", 0.5, None, None, 100.0))]
     picture = Picture("pareto", "x", "", "", "", "", tuple(wide))
-    with drawing.styled():
-        axes, = figures.pareto(picture, drawing.looks([(p.strategy, False) for p in wide])).axes
+    with style.styled():
+        axes, = draw.pareto(picture, style.looks([(p.strategy, False) for p in wide])).axes
     spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
     assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
 
@@ -104,16 +105,16 @@ def test_growth_over_orders_of_magnitude_is_logarithmic():
     grown = Picture("growth", "x", "", "", "", "", tuple(
         Point(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
         (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
-    with drawing.styled():
-        axes, = figures.growth(grown, drawing.looks([("pnn", False), ("ewc", False)])).axes
+    with style.styled():
+        axes, = draw.growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
     assert axes.get_yscale() == "log"
     assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
 
 
 def test_looks_are_distinct_and_references_grey():
-    found = drawing.looks([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True), ("m1", False)])
+    found = style.looks([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True), ("m1", False)])
     assert len({(look.colour, look.marker) for look in found.values()}) == 22
-    assert found["naive"].colour == found["joint"].colour == drawing.PALE
+    assert found["naive"].colour == found["joint"].colour == style.PALE
     assert found["m0"].colour == "#0072B2"
 
 
@@ -125,14 +126,14 @@ def test_the_same_records_give_the_same_file_in_any_process(tmp_path):
             "assert 'matplotlib.pyplot' not in sys.modules\n"
             "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, __file__.rpartition("/")[0], tmp_path], check=True)
-    ours = figures.draw(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
+    ours = draw.draw(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
     assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == ours
     assert {Path(name).suffix for name in ours} == {".svg", ".pdf", ".png"} and len(ours) == 3 * 5
     assert not any(re.search(rb"20\d\d-?\d\d-?\d\d|[Mm]atplotlib v", data) for data in ours.values())
 
 
 def test_what_comes_from_a_record_is_text_only():
-    for svg in map(bytes.decode, figures.draw(study(ranks=(1,), label=NASTY), ["svg"]).values()):
+    for svg in map(bytes.decode, draw.draw(study(ranks=(1,), label=NASTY), ["svg"]).values()):
         root = ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
         assert not [e for e in root.iter() if e.tag.endswith(("}i", "}script"))]
@@ -151,7 +152,7 @@ def test_a_report_without_figures_makes_no_folder(tmp_path):
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = ("import sys, clbench.report, clbench.report.figures, clbench.cli.report\n"
+    code = ("import sys, clbench.report, clbench.report.figures.draw, clbench.cli.report\n"
             "print([m for m in ('matplotlib', 'torch') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -161,15 +162,15 @@ def test_importing_the_module_does_not_import_matplotlib():
     (500, 3e6, ["1 k", "10 k", "100 k", "1 M"]), (700, 6000, ["1 k", "2 k", "5 k"]),
     (1.1e6, 2.2e6, ["1.5 M", "2 M"])])
 def test_axes_have_round_ticks(low, high, expected):
-    with drawing.styled():
-        drawn, axes = drawing.canvas("")
+    with style.styled():
+        drawn, axes = style.canvas("")
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        drawing.log_counts(axes.xaxis, low, high)
+        style.log_counts(axes.xaxis, low, high)
         drawn.canvas.draw()
     assert [t.get_text() for t in axes.get_xticklabels()] == expected
 
 
 def test_long_labels_are_shortened_in_the_middle():
-    assert drawing.shorten("x" * 34) == "x" * 34
-    assert drawing.shorten("lora:rank=4:" + "y" * 50 + ":bias=true", 20) == "lora:rank=…bias=true"
+    assert style.shorten("x" * 34) == "x" * 34
+    assert style.shorten("lora:rank=4:" + "y" * 50 + ":bias=true", 20) == "lora:rank=…bias=true"

@@ -11,12 +11,14 @@ from statistics import fmean
 import pytest
 from factories import make_matrix, make_record
 
-from clbench.plugins import discover
-from clbench.report import build, scheme, series
-from clbench.report.drawing import PALE, PALETTE, looks
-from clbench.report.html import render
-from clbench.report.text import NONE
-from clbench.stats import mean_interval
+from clbench.core.registry import discover
+from clbench.report import build
+from clbench.report.figures import data as series
+from clbench.report.figures.style import PALE, PALETTE, looks
+from clbench.report.formats import page as scheme
+from clbench.report.formats.html import render
+from clbench.report.formatting import NONE
+from clbench.results.stats import mean_interval
 
 NASTY = "</script><img src=x onerror='alert(1)'>\u2028{{ 7 * 7 }} \"a\" &lt; <b>"
 EMPTY = {"meta", "link", "input", "wbr"}
@@ -183,5 +185,5 @@ def test_a_built_wheel_holds_what_the_page_is_made_of(tmp_path):
                    capture_output=True)
     wheel, = tmp_path.glob("clbench-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    assets = {f"clbench/report/assets/{p.name}" for p in (root / "clbench/report/assets").iterdir()}
+    assets = {f"clbench/report/formats/assets/{p.name}" for p in (root / "clbench/report/formats/assets").iterdir()}
     assert assets <= packed and len(assets) == 10

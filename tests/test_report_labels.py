@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clbench.report.labels import Box, along, place, side_by_side, spread
+from clbench.report.figures.labels import Box, along, place, side_by_side, spread
 
 PAGE = Box(0, 0, 400, 300)
 NOTHING = np.zeros((0, 2)), np.zeros(0)

@@ -7,9 +7,8 @@ import pytest
 from factories import make_matrix, make_record
 
 from clbench.report import build
-from clbench.report.latex import render, table
+from clbench.report.formats.latex import escape, render, table
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.report.tex import escape
 
 NASTY = "[a_b] 50% $x$ #1 {z} ~^ \\end{tabular} & * -- ,, <t> \"q\" 'r' `s` é ł ß λ ± → † 漢 \N{GRINNING FACE} e\u0301"
 

@@ -3,11 +3,11 @@ import re
 import pytest
 from factories import make_record
 
-from clbench.errors import PluginError, StoreError
-from clbench.hookspecs import ReportFormat
-from clbench.plugins import discover
+from clbench.core.errors import PluginError, StoreError
+from clbench.core.hookspecs import ReportFormat
+from clbench.core.registry import discover
 from clbench.report import build, write
-from clbench.report.markdown import escape, render
+from clbench.report.formats.markdown import escape, render
 
 NASTY = "a|b`c`<script>alert(1)</script>\n# head\n*x* _y_ [z](http://q) $m$ &lt; @team ~~s~~ \\"
 

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from factories import make_matrix, make_record
 
-from clbench import cli, stats
+from clbench import cli
 from clbench.report import build
+from clbench.report.analysis.paired_tests import family
 from clbench.report.columns import ACC
-from clbench.report.figures import draw
-from clbench.report.html import render as html
-from clbench.report.json import render as as_json
-from clbench.report.latex import render as latex
-from clbench.report.markdown import render
-from clbench.report.pairs import family
-from clbench.report.ranks_figure import groups
-from clbench.store import Store
+from clbench.report.figures.draw import draw
+from clbench.report.figures.ranks import groups
+from clbench.report.formats.html import render as html
+from clbench.report.formats.json import render as as_json
+from clbench.report.formats.latex import render as latex
+from clbench.report.formats.markdown import render
+from clbench.results import stats
+from clbench.results.store import Store
 
 COLUMN = ACC.column
 

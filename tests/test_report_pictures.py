@@ -4,8 +4,8 @@ import pytest
 from factories import make_matrix, make_record
 
 from clbench.report import build
-from clbench.report.markdown import render
-from clbench.report.pictures import file_names, front
+from clbench.report.figures.data import file_names, front
+from clbench.report.formats.markdown import render
 
 
 def study(*methods, seeds=(0, 1), tasks=3, **kwargs):

@@ -4,11 +4,11 @@ import time
 import pytest
 from factories import VERSIONS, make_matrix, make_record
 
-from clbench.errors import StoreError
+from clbench.core.errors import StoreError
+from clbench.experiment.spec import Recipe
 from clbench.report import build
-from clbench.report.markdown import render
-from clbench.report.text import clean, interval, listed, number, runs
-from clbench.spec import Recipe
+from clbench.report.formats.markdown import render
+from clbench.report.formatting import clean, interval, listed, number, runs
 
 
 def row(table, label):

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clbench.report import build
-from clbench.report.terminal import fit, show
+from clbench.report.formats.terminal import fit, show
 
 
 def study():

@@ -4,13 +4,14 @@ import torch.nn.functional as F
 from test_ensemble import lead
 from torch import nn
 
-from clbench import inputs
-from clbench.hookspecs import StrategyInfo
-from clbench.plugins import discover
-from clbench.rows import Memo, Remembered, Rows, remember
-from clbench.spec import Recipe
-from clbench.strategy import Samples, Strategy
-from clbench.testing import bench
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.data.samples import Samples
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench
+from clbench.training import precompute
+from clbench.training.lookup import Memo, Remembered, Rows, remember
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 N = 40
@@ -142,12 +143,12 @@ def test_training_on_rows_is_the_same_training(method, options, tables, model, m
             super().__init__(*args)
             memos.append(self)
 
-    monkeypatch.setattr("clbench.rows.Memo", Noted)
+    monkeypatch.setattr("clbench.training.lookup.Memo", Noted)
     torch.manual_seed(0)  # for dropout
     (fast,) = lead(info, options, [0], RECIPE, model=model)
     found = [sum(n is not None and n.table is not None for n in memo.nodes.values()) for memo in memos]
     assert found[-1] == tables
-    monkeypatch.setattr(inputs, "remember", lambda samples, *_: samples)
+    monkeypatch.setattr(precompute, "remember", lambda samples, *_: samples)
     torch.manual_seed(0)
     (slow,) = lead(info, options, [0], RECIPE, model=model)
     for name, tensor in fast.strategy.state_dict().items():
@@ -162,5 +163,5 @@ class Looks(Strategy):
 def test_a_strategy_that_freezes_nothing_gets_ordinary_tensors():
     b = bench(StrategyInfo("x", Looks, ""), {}, "task")
     samples = b.stream.tasks[0].train
-    (given,) = inputs.once([b.strategy], [samples], 0, len(samples)).samples
+    (given,) = precompute.once([b.strategy], [samples], 0, len(samples)).samples
     assert not isinstance(given, Remembered)

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from clbench import seeds
+from clbench.core import seeds
 
 
 def test_axes_are_independent_and_stable():

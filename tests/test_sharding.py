@@ -2,11 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clbench.errors import SpecError
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.sharding import part
-from clbench.spec import build
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.plan import part, plan
+from clbench.experiment.spec import build
 
 
 def planned(methods, seeds, scenario="task,class"):

@@ -7,8 +7,8 @@ from clbench_shared_private.strategy import SharedPrivate
 from pertask_helpers import answer, check_stacking, inputs, learn, make_model, make_task, make_world
 from torch import nn
 
-from clbench.errors import SpecError
-from clbench.footprint import measure
+from clbench.core.errors import SpecError
+from clbench.training.trials.costs import measure
 
 ENCODER, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -9,8 +9,8 @@ from clbench_si import SIOptions
 from clbench_si.strategy import SI
 from method_helpers import CLASSES, deep_model, linear_model, make, move, task
 
-from clbench.spec import Recipe
-from clbench.training import Trainer
+from clbench.experiment.spec import Recipe
+from clbench.training.trainer import Trainer
 
 
 def fit(strategy, index, **recipe):

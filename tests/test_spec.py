@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from clbench.errors import SpecError
-from clbench.spec import build, load
+from clbench.core.errors import SpecError
+from clbench.experiment.spec import build, load
 
 
 def mistakes(values):

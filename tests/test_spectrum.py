@@ -20,14 +20,14 @@ from factories import make_matrix, make_record
 from safetensors.torch import load_file
 
 from clbench import cli
-from clbench.artifacts import save_tensors
-from clbench.data.folder import default_data_dir
-from clbench.errors import StoreError
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.store import Store
-from clbench.trial import Runner
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import StoreError
+from clbench.core.files import default_data_dir
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.results.store import Store
+from clbench.training.trials.runner import Runner
 
 SHAPES = {"blocks.0.body.1": (12, 30), "blocks.1.body": (8, 3, 3, 3)}
 RANKS = {"blocks.0.body.1": 3, "blocks.1.body": 2}

@@ -12,7 +12,7 @@ import torch
 from factories import make_record
 from torch import nn
 
-from clbench.store import Store
+from clbench.results.store import Store
 
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
 NAMES = ("compare", "floor", "measure", "processes", "scaling", "start", "table", "work")

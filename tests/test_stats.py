@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from clbench import stats
-from clbench.errors import ClbenchError
-from clbench.stats import effect_size, holm, mean_interval, rank_methods, sign_flip_p, welch_half_width
+from clbench.core.errors import ClbenchError
+from clbench.results import stats
+from clbench.results.stats import effect_size, holm, mean_interval, rank_methods, sign_flip_p, welch_half_width
 
 
 def test_three_values_worked_by_hand():

@@ -7,8 +7,8 @@ import time
 import pytest
 from factories import make_record
 
-from clbench.errors import StoreError
-from clbench.store import Store, load
+from clbench.core.errors import StoreError
+from clbench.results.store import Store, load
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_folders_made_for_a_probe_that_fails_are_removed(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("clbench.store.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("clbench.results.store.tempfile.NamedTemporaryFile", full)
     with pytest.raises(StoreError, match="no space left"):
         Store(tmp_path / "a" / "b").check_writable()
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +83,7 @@ def test_a_full_disk_keeps_the_old_record_and_no_half_file(store, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("clbench.store.os.fsync", full)
+        patch.setattr("clbench.results.store.os.fsync", full)
         with pytest.raises(StoreError, match=r"^no space left for .*run the same command again$"):
             store.write(make_record())
     assert store.read() == ([old], [])

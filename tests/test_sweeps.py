@@ -2,13 +2,13 @@ from typing import Any, Literal
 
 import pytest
 
-from clbench.errors import SpecError
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.options import Options
-from clbench.overrides import set_options
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.options import Options
+from clbench.core.registry import discover
+from clbench.experiment.overrides import set_options
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
 
 
 class ManyOptions(Options):

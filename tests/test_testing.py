@@ -3,10 +3,10 @@ import random
 import pytest
 import torch
 
-from clbench.errors import ClbenchError
-from clbench.hookspecs import StrategyInfo
-from clbench.strategy import Strategy
-from clbench.testing import CHECKS, NonConforming, bench, check
+from clbench.core.errors import ClbenchError
+from clbench.core.hookspecs import StrategyInfo
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import CHECKS, NonConforming, bench, check
 
 
 class HidesATensor(Strategy):

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from factories import make_record
 
-from clbench import tracking
-from clbench.plugins import discover
-from clbench.records import Costs, Timings
+from clbench.core.registry import discover
+from clbench.results import tracking
+from clbench.results.records import Costs, Timings
 
 RECORDS = {
     "done": make_record("ewc", 3, label="ewc:strength=10", options={"strength": 10.0, "gamma": None}),

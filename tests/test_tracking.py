@@ -4,16 +4,18 @@ import sys
 import pytest
 from factories import make_record
 
-from clbench import experiment, tracking
-from clbench.errors import SpecError
-from clbench.execution import Listener
-from clbench.experiment import Keeper
-from clbench.hookspecs import TrackerInfo, hookimpl
-from clbench.options import Options
-from clbench.plan import Resolved, Trial, Weights, plan
-from clbench.plugins import discover
-from clbench.spec import Recipe, build
-from clbench.store import Store
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import TrackerInfo, hookimpl
+from clbench.core.options import Options
+from clbench.core.registry import discover
+from clbench.execution import run
+from clbench.execution.run import Keeper
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.experiment.trial import Resolved, Trial, Weights
+from clbench.results import tracking
+from clbench.results.store import Store
 
 R = [[0.5, 0.4], [0.75, 0.25], [0.25, 1.0]]
 
@@ -51,7 +53,7 @@ class Notes(Listener):
 def test_a_tracker_sees_each_record_and_a_failing_one_is_reported_once(tmp_path):
     plugin, listener = Tracking(), Notes()
     spec = build({"methods": "naive", "seeds": 1})
-    ready = experiment.prepare(spec, discover([plugin]), tmp_path, "bad,good:start=3")
+    ready = run.prepare(spec, discover([plugin]), tmp_path, "bad,good:start=3")
     assert plugin.made == (3, tmp_path)
     records = [make_record(seed=s) for s in range(2)]
     keeper = Keeper(ready, listener)
@@ -70,13 +72,13 @@ def test_what_was_done_before_is_shown_too_and_nothing_of_other_experiments(tmp_
     own = make_record("naive", tasks=5).model_copy(update={"trial": trial, "key": trial.key})
     for record in (own, make_record("lora")):
         Store(tmp_path).write(record)
-    experiment.carry_out(experiment.prepare(spec, registry, tmp_path, ["good"]), Listener(), command="")
+    run.carry_out(run.prepare(spec, registry, tmp_path, ["good"]), Listener(), command="")
     assert plugin.seen == [own]
 
 
 def test_no_tracker_is_made_that_no_run_names(tmp_path):
     plugin = Tracking()
-    experiment.prepare(build({"methods": "naive"}), discover([plugin]), tmp_path)
+    run.prepare(build({"methods": "naive"}), discover([plugin]), tmp_path)
     assert not hasattr(plugin, "made")
 
 
@@ -153,8 +155,9 @@ def test_two_trainings_of_a_trial_are_two_runs():
 
 
 def test_tensorboard_is_imported_only_when_asked_for_and_torch_never(tmp_path):
-    code = ("import sys, pathlib\nfrom clbench import experiment\nfrom clbench.plugins import discover\n"
-            "from clbench.spec import build\nregistry, spec = discover(), build({'methods': 'naive'})\n"
+    code = ("import sys, pathlib\nfrom clbench.execution import run as experiment\n"
+            "from clbench.core.registry import discover\n"
+            "from clbench.experiment.spec import build\nregistry, spec = discover(), build({'methods': 'naive'})\n"
             f"for log in ('', 'tensorboard'):\n    experiment.prepare(spec, registry, pathlib.Path({str(tmp_path)!r}),"
             " log)\n    print([m for m in ('torch', 'wandb', 'mlflow', 'tensorboard') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

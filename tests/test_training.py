@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.hookspecs import StrategyInfo
-from clbench.member import activate
-from clbench.spec import Recipe
-from clbench.strategy import Strategy, Task
-from clbench.testing import bench, tiny_stream
-from clbench.training import Order, Trainer, steps_of
+from clbench.core.hookspecs import StrategyInfo
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy, Task
+from clbench.testing.checks import bench, tiny_stream
+from clbench.training.trainer import Order, Trainer, steps_of
+from clbench.training.trials.state import activate
 
 NAIVE = StrategyInfo("naive", Strategy, "")
 

@@ -4,13 +4,13 @@ import weakref
 import pytest
 import torch
 
-from clbench.errors import SpecError
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.strategy import Strategy
-from clbench.trial import Runner
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.strategy.base import Strategy
+from clbench.training.trials.runner import Runner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
 

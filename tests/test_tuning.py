@@ -6,16 +6,16 @@ from factories import make_record
 from hostile import write_distribution
 
 from clbench import cli
-from clbench.compat import tomllib
-from clbench.errors import ClbenchError, SpecError
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.search import Choices, Range, Search, Tried
-from clbench.spec import MethodSpec, build
-from clbench.store import Store
-from clbench.tuned import write
-from clbench.tuning import _at_end, chosen, rows_of
+from clbench.core.compat import tomllib
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.registry import discover
+from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
+from clbench.execution.tuning import _at_end, chosen, rows_of
+from clbench.experiment.plan import plan
+from clbench.experiment.search import Choices, Range, Search, Tried
+from clbench.experiment.spec import MethodSpec, build
+from clbench.experiment.toml_file import write
+from clbench.results.store import Store
 
 PLUGIN = """
     import math

@@ -6,14 +6,14 @@ import torch
 from test_data_stream import permuted, raw
 
 from clbench import report
-from clbench.data.raw import RawStream, Split
+from clbench.core.errors import DataError
+from clbench.core.registry import discover
+from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.stream import load_stream, present
-from clbench.data.validation import hold_out
-from clbench.errors import DataError
-from clbench.plan import Resolved, Trial, plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.trial import Runner
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved, Trial
+from clbench.training.trials.runner import Runner
 
 ROOT = Path(__file__).parent.parent
 TINY = {"benchmark": "split-mnist-5k", "model": "mlp:width=8", "recipe": {"iterations": 1}, "seeds": 1}
@@ -120,7 +120,7 @@ def test_keys_without_a_validation_split_are_what_they_were():
 
 @pytest.mark.parametrize("share", [1, -0.1, "some"])
 def test_a_share_is_a_share(share):
-    from clbench.errors import SpecError
+    from clbench.core.errors import SpecError
 
     with pytest.raises(SpecError, match="validation: "):
         build({"methods": "naive", "validation": share})

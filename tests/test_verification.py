@@ -5,10 +5,10 @@ import pytest
 from factories import make_record
 from reference_helpers import CELLS, write
 
-from clbench import references
-from clbench.plugins import discover
-from clbench.report import verified
-from clbench.verification import allowed, check, seeds_needed
+from clbench.core.registry import discover
+from clbench.experiment import references
+from clbench.report.formats import verified
+from clbench.results.verification import allowed, check, seeds_needed
 
 TASKS = 5
 

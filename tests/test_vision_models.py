@@ -8,16 +8,17 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from clbench.building import build_model
-from clbench.errors import DataError, SpecError
+from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved
+from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
 from clbench.models.external import named_weights
-from clbench.models.options import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
-from clbench.models.pretrained import load_weights
 from clbench.models.resnet import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
-from clbench.plan import Resolved, plan
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.models.weights import load_weights
+from clbench.training.trials.building import build_model
 
 IMAGE = (3, 32, 32)
 

@@ -24,8 +24,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clbench import provenance
-from clbench.store import Store
+from clbench.results import provenance
+from clbench.results.store import Store
 
 DECLARATION = """
     from clbench import StrategyInfo, hookimpl
@@ -37,7 +37,7 @@ DECLARATION = """
 """
 STRATEGIES = """
     import time
-    from clbench import checkpoint
+    from clbench.training.trials import checkpoint
     from clbench_er.strategy import ER
 
     checkpoint.SECONDS = 0.0

@@ -25,13 +25,14 @@ import processes
 from compare import REPORTS
 from tabulate import tabulate
 
-from clbench import experiment
-from clbench.execution import How, Listener, Waiting
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.records import Record
-from clbench.spec import build
-from clbench.store import Store
+from clbench.core.registry import discover
+from clbench.execution import run
+from clbench.execution.workers.schedule import Waiting
+from clbench.execution.workers.settings import How, Listener
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.results.records import Record
+from clbench.results.store import Store
 
 SLEEP = 0.5  # seconds of a trial
 TRIALS = 18  # for each worker; the clock runs over the last two thirds, when every worker is warm
@@ -96,8 +97,8 @@ def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate
                   "recipe": {"iterations": 1, "batch_size": 8}})
     clock = Clock(workers)
     with tempfile.TemporaryDirectory() as folder:
-        ready = experiment.prepare(spec, discover(files=[file]), Path(folder))
-        experiment.carry_out(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
+        ready = run.prepare(spec, discover(files=[file]), Path(folder))
+        run.carry_out(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
                              address=address if executor == "ray" else None)
     (began, cpu_began), (ended, cpu_ended) = clock.times
     trials = clock.last - clock.first
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ray.cluster_utils import Cluster
 
     counts = [int(part) for part in found.workers.split(",")]
-    machine = {**processes.machine(experiment.usable_cores()), "ray": ray.__version__}
+    machine = {**processes.machine(run.usable_cores()), "ray": ray.__version__}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as worker processes without Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(counts), "include_dashboard": False})
     rates = []

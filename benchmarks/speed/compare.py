@@ -17,8 +17,8 @@ from measure import FLOOR, SMALL_BATCH, Outcome, Row, Setting, contenders, setti
 from processes import MeasurementError, ask
 from table import render
 
-from clbench.data.folder import default_data_dir
-from clbench.execution.process import ALLOCATOR
+from clbench.core.files import default_data_dir
+from clbench.execution.workers.process import ALLOCATOR
 
 MODELS = ("mlp", "mlp:width=256", "cnn", "resnet18")
 METHODS = ("naive", "ewc", "er")

@@ -14,15 +14,16 @@ from typing import Any
 from measure import Outcome, Setting
 from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, spec_of, summary
 
-from clbench import experiment
-from clbench.execution import Listener
-from clbench.member import Member
-from clbench.plan import Planned, plan
-from clbench.plugins import discover
-from clbench.records import Record
-from clbench.spec import Spec
-from clbench.strategy import Samples
-from clbench.trial import Runner, live
+from clbench.core.registry import discover
+from clbench.data.samples import Samples
+from clbench.execution import run as experiment
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Spec
+from clbench.experiment.trial import Planned
+from clbench.results.records import Record
+from clbench.training.trials.runner import Runner, live
+from clbench.training.trials.state import Member
 
 COMMAND = "benchmarks/speed"
 

@@ -91,7 +91,7 @@ def products_of(model: nn.Module, x: Tensor, y: Tensor) -> list[Product]:
 
 def seconds_of(product: Product, device: torch.device) -> float:
     """Return the time of a product, the best of several blocks; the result's memory is there beforehand."""
-    from clbench.device import synchronize
+    from clbench.core.device import synchronize
 
     a, b = product.factors(device)
     out = torch.empty(product.m, product.n, device=device)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from clbench import provenance
+from clbench.results import provenance
 
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from contenders_clbench import carry_out
 
-from clbench.spec import build
+from clbench.experiment.spec import build
 
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from compare import REPORTS, listed
 from measure import exponent
 from processes import ask
 
-from clbench.data.folder import default_data_dir
+from clbench.core.files import default_data_dir
 
 PANELS = ("seeds", "tasks", "capacity", "width")
 METHODS = ("naive", "ewc", "er", "lora", "pnn", "shared-private")

@@ -26,8 +26,8 @@ from processes import busy_elsewhere
 from tabulate import tabulate
 
 from clbench.data import default_data_dir
-from clbench.experiment import usable_cores
-from clbench.store import Store
+from clbench.execution.run import usable_cores
+from clbench.results.store import Store
 
 METHODS = "naive,ewc,er,lora,pnn,shared-private"
 RECORDS = 100

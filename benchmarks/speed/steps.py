@@ -17,14 +17,14 @@ from measure import Setting
 from torch import Tensor
 from work import model_of, optimizer_of, spec_of
 
-from clbench import inputs
+from clbench.core.registry import discover
 from clbench.data import default_data_dir
-from clbench.ensemble import make_engine
-from clbench.member import activate, task_of
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.training import Order
-from clbench.trial import Runner
+from clbench.experiment.plan import plan
+from clbench.training import precompute
+from clbench.training.stacking import make_engine
+from clbench.training.trainer import Order
+from clbench.training.trials.runner import Runner
+from clbench.training.trials.state import activate, task_of
 
 BLOCKS, STEPS = 60, 25
 
@@ -44,7 +44,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     task = task_of(member.stream, 0)
     activate(member.strategy, member.stream, 0)
     member.strategy.train()
-    samples = inputs.once([member.strategy], [task.train], 0, len(task.train)).samples[0]
+    samples = precompute.once([member.strategy], [task.train], 0, len(task.train)).samples[0]
     order = Order(len(samples), setting.batch_size, seed=0, task=0)
     engine = make_engine([member.strategy], planned.trial.recipe, None)
     model, losses = model_of(setting), list[Tensor]()

@@ -19,7 +19,7 @@ def picture_samples() -> Any:
     from PIL import Image
     from torchvision.transforms import ColorJitter, Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    from clbench.data.live import LiveSamples
+    from clbench.data.samples import LiveSamples
 
     raw = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pictures = [Image.fromarray(x.numpy()) for x in raw]
@@ -34,13 +34,14 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Train for some steps each way, again and again by turns, and return the seconds of each time."""
     import torch
 
-    from clbench import seeds, training
-    from clbench.building import build_model
-    from clbench.data import ahead
-    from clbench.plan import Resolved
-    from clbench.plugins import discover
-    from clbench.spec import Recipe
-    from clbench.strategy import Strategy, Task, World
+    from clbench.core import seeds
+    from clbench.core.registry import discover
+    from clbench.data import prefetch
+    from clbench.experiment.spec import Recipe
+    from clbench.experiment.trial import Resolved
+    from clbench.strategy.base import Strategy, Task, World
+    from clbench.training import trainer as training
+    from clbench.training.trials.building import build_model
 
     torch.set_num_threads(request["threads"])
     samples, registry = picture_samples(), discover()
@@ -54,7 +55,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
                                             (3, 32, 32), 10, registry)
                 strategy = Strategy(model, World(10, 1, "class", (3, 32, 32), torch.Generator()))
                 strategy.active[:] = True
-                ahead.core_to_spare = lambda device, how=how: how == "ahead"
+                prefetch.core_to_spare = lambda device, how=how: how == "ahead"
                 trainer = training.Trainer([strategy], Recipe(optimizer="sgd", lr=0.01, batch_size=BATCH,
                                                               iterations=STEPS), [0])
                 began = time.perf_counter()

@@ -19,15 +19,15 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from work import spec_of
 
-from clbench import inputs
+from clbench.core.device import synchronize
+from clbench.core.registry import discover
 from clbench.data import default_data_dir
-from clbench.device import synchronize
-from clbench.ensemble import make_engine
-from clbench.member import activate, task_of
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.training import Order
-from clbench.trial import Runner
+from clbench.experiment.plan import plan
+from clbench.training import precompute
+from clbench.training.stacking import make_engine
+from clbench.training.trainer import Order
+from clbench.training.trials.runner import Runner
+from clbench.training.trials.state import activate, task_of
 
 STEPS = 50
 
@@ -46,7 +46,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
         member.strategy.before_task(task)
         member.strategy.train()
     strategies = [member.strategy for member in members]
-    given = inputs.once(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
+    given = precompute.once(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
     orders = [Order(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
     engine = make_engine(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []

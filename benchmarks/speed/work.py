@@ -14,14 +14,14 @@ import torch
 from measure import Setting
 from torch import Tensor, nn
 
-from clbench import seeds
-from clbench.building import build_model
+from clbench.core import seeds
+from clbench.core.device import synchronize
+from clbench.core.registry import discover
 from clbench.data import datasets
 from clbench.data.datasets import STATISTICS, Images
-from clbench.device import synchronize
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import Spec, build
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Spec, build
+from clbench.training.trials.building import build_model
 
 
 @dataclass(frozen=True)

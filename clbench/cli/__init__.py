@@ -2,40 +2,78 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 
 import click
 
-from clbench import interrupts
-from clbench.errors import ClbenchError, unknown
+from clbench.core import entry_points
+from clbench.core.errors import ClbenchError, PluginError, unknown
+from clbench.execution import interrupts
 
-# Each is clbench.cli.<name>.command, with _ for -.
-COMMANDS = ("run", "tune", "report", "compare", "diff", "verify", "adapters", "lora", "pretrain", "params", "methods",
-            "benchmarks", "models", "trackers", "check", "new-plugin")
+COMMANDS = {  # where each is, and what it is for
+    "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
+    "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),
+    "report": ("clbench.cli.report:command", "Render a report again from its records, or one of several runs."),
+    "compare": ("clbench.cli.compare:command", "Test the differences between methods, paired by seed."),
+    "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
+    "verify": ("clbench.cli.verify:command", "Repeat published numbers, with a verdict on each."),
+    "pretrain": ("clbench.cli.pretrain:command", "Train a base that methods can build on."),
+    "params": ("clbench.cli.params:command", "Count what methods train, keep and compute; nothing is trained."),
+    "methods": ("clbench.cli.listing:methods", "List the installed methods and their options."),
+    "benchmarks": ("clbench.cli.listing:benchmarks", "List the installed benchmarks and their options."),
+    "models": ("clbench.cli.listing:models", "List the installed models and their options."),
+    "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
+    "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
+    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a method of your own, as a distribution to install."),
+}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of their own, which import nothing heavy until they are called."""
+    """A group whose commands live in modules of their own, which import nothing heavy until they are called.
+
+    Plugins bring more by the entry-point group `clbench.commands`. Its names are read, and nothing is loaded until a
+    command is called, so that no plugin can slow down or break `clbench --help`.
+    """
+
+    @cached_property
+    def of_plugins(self) -> dict[str, str]:
+        """Return the commands that installed plugins bring, `module:attribute` by name."""
+        return {name: value for name, value in entry_points.read("clbench.commands").items()
+                if name not in COMMANDS and not entry_points.disabled(name, value)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which they are shown."""
-        return list(COMMANDS)
+        """Return the names of clbench's own commands, then those of plugins."""
+        return [*COMMANDS, *self.of_plugins]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in COMMANDS:
+        target = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else self.of_plugins.get(cmd_name)
+        if target is None:
             return None
-        command: click.Command = importlib.import_module(f"clbench.cli.{cmd_name.replace('-', '_')}").command
+        command = entry_points.resolve(target, f"command {cmd_name!r}")
+        if not isinstance(command, click.Command):
+            raise PluginError(f"command {cmd_name!r}: {target} is a {type(command).__name__}, not a click.Command")
+        if cmd_name in COMMANDS:
+            command.short_help = COMMANDS[cmd_name][1]
         return command
 
     def resolve_command(self, ctx: click.Context,
                         args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which one may have been meant."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(unknown("command", args[0], COMMANDS, "clbench --help"))
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            raise click.UsageError(unknown("command", args[0], self.list_commands(ctx), "clbench --help"))
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command is for; of a plugin's, which is not loaded for this, where it comes from."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        if self.of_plugins:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, f"of {value.partition('.')[0]}; see clbench {name} --help")
+                                    for name, value in self.of_plugins.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

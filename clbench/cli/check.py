@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.plugin import plugin_option
+from clbench.cli.common_options import plugin_option
 
 if TYPE_CHECKING:
-    from clbench.hookspecs import StrategyInfo
-    from clbench.plugins import Registry
+    from clbench.core.hookspecs import StrategyInfo
+    from clbench.core.registry import Registry
 
 
-@click.command("check", short_help="Check that a method keeps the rules of the interface.")
+@click.command("check")
 @click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
 @plugin_option
 def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
@@ -28,9 +28,9 @@ def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
     clbench check lora:rank=2      an installed method, with options
     clbench check my_method.py     every method of a file, which need not be installed
     """
-    from clbench.errors import SpecError
-    from clbench.options import parse_named
-    from clbench.plugins import discover
+    from clbench.core.errors import SpecError
+    from clbench.core.options import parse_named
+    from clbench.core.registry import discover
 
     files = [Path(t) for t in targets if t.endswith(".py")]
     registry = discover(files=[*plugins, *files])
@@ -55,8 +55,8 @@ def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
 
 def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
     """Print what each check of a method says; return 1 if one failed."""
-    from clbench.options import validate
-    from clbench.testing import CHECKS, check
+    from clbench.core.options import validate
+    from clbench.testing.checks import CHECKS, check
 
     validate(info.options, options, info.name, "clbench methods")
     click.echo(text)
@@ -76,9 +76,9 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
 
 def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     """Return what a check finds wrong as one line; where the method itself raised, with the place."""
-    from clbench.errors import ClbenchError
-    from clbench.plugins import resolve
-    from clbench.testing import NonConforming
+    from clbench.core.entry_points import resolve
+    from clbench.core.errors import ClbenchError
+    from clbench.testing.checks import NonConforming
 
     try:
         call()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command("compare", short_help="Test the differences between methods, paired by seed.")
+@click.command("compare")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
               "all pairs; fewer tests need fewer seeds.")
@@ -25,11 +25,11 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from rich.console import Console
 
     from clbench.cli.report import read
-    from clbench.errors import SpecError, unknown
-    from clbench.report.comparing import compare, measures
-    from clbench.report.markdown import escape, tables
-    from clbench.report.methods import by_setting
-    from clbench.report.terminal import show_tables
+    from clbench.core.errors import SpecError, unknown
+    from clbench.report.analysis.grouping import by_setting
+    from clbench.report.analysis.paired_tests import compare, measures
+    from clbench.report.formats.markdown import escape, tables
+    from clbench.report.formats.terminal import show_tables
 
     wanted = measures(metrics)
     settings = by_setting(read([directory]))

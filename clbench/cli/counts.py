@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from clbench.options import format_value
-from clbench.report.markdown import escape
-from clbench.report.text import NONE, runs
+from clbench.core.options import format_value
+from clbench.report.formats.markdown import escape
+from clbench.report.formatting import NONE, runs
 
 if TYPE_CHECKING:
-    from clbench.params import Count
+    from clbench.training.trials.counting import Count
 
 FIGURES = ("method", "parameters", "trainable", "bytes per task", "ratio to full")
 MEANING = ("trainable: parameters that one task (of several the last) trains; bytes per task: what those take, 1 KB = "

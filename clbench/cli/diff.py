@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from clbench.records import Record
-    from clbench.report.beside import Pair
+    from clbench.report.analysis.run_diff import Pair
+    from clbench.results.records import Record
 
 FOLDER = click.Path(path_type=Path)
 _SHOWN = 40  # changed trials that are listed
 
 
-@click.command("diff", short_help="Show what changed between two runs.")
+@click.command("diff")
 @click.argument("before", type=FOLDER, metavar="A")
 @click.argument("after", type=FOLDER, metavar="B")
 def command(before: Path, after: Path) -> int:
@@ -31,29 +31,29 @@ def command(before: Path, after: Path) -> int:
     """
     from rich.console import Console
 
-    from clbench import changes, merging
-    from clbench.experiment import by_method
-    from clbench.progress import plural
-    from clbench.report import beside
-    from clbench.report.terminal import show_lines, show_table
+    from clbench.execution.progress import plural
+    from clbench.execution.run import by_method
+    from clbench.report.analysis import run_diff
+    from clbench.report.formats.terminal import show_lines, show_table
+    from clbench.results import diff, merge
 
     console = Console()
-    runs = [merging.read([folder]) for folder in (before, after)]
+    runs = [merge.read([folder]) for folder in (before, after)]
     for problem in (p for run in runs for p in run.problems):
         click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
-    found = changes.between(a, b)
+    found = diff.between(a, b)
     both = found.same + len(found.changed)
     show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
                 f"{plural(both, 'trial')} in both, {len(found.changed)} with different facts"], console)
-    pairs = [pair for pair in beside.pairs(a, b) if pair.differs]
-    for table in beside.tables(pairs):
+    pairs = [pair for pair in run_diff.pairs(a, b) if pair.differs]
+    for table in run_diff.tables(pairs):
         show_lines(["", table.title], console, "bold")
         show_table(table, console)
     for heading, lines in (("only in A", _trials(found.only_before)), ("only in B", _trials(found.only_after)),
                            ("settings, A -> B", _settings(pairs)),
                            ("facts, A -> B", [line for c in found.changed[:_SHOWN] for line in (
-                               merging.name(c.before), *(f"  {fact}" for fact in c.facts))]),
+                               merge.name(c.before), *(f"  {fact}" for fact in c.facts))]),
                            ("provenance, A -> B", _provenance(a, b))):
         listed = list(lines)
         if listed:
@@ -66,36 +66,36 @@ def command(before: Path, after: Path) -> int:
 
 def _trials(records: Sequence[Record]) -> Iterator[str]:
     """Name trials, those of a method in a setting on one line."""
-    from clbench.report import facts
-    from clbench.report.text import clean, listed
+    from clbench.report.analysis import notes
+    from clbench.report.formatting import clean, listed
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((*record.trial.setting, record.label), []).append(record)
     for group in groups.values():
-        yield f"{clean(group[0].label)}, {facts.title(group[0])}: seed(s) {listed([r.trial.seed for r in group])}"
+        yield f"{clean(group[0].label)}, {notes.title(group[0])}: seed(s) {listed([r.trial.seed for r in group])}"
 
 
 def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
     """Say in what the settings of methods differ that are compared all the same, equal differences together."""
-    from clbench import changes
-    from clbench.report import facts
-    from clbench.report.text import clean
+    from clbench.report.analysis import notes
+    from clbench.report.formatting import clean
+    from clbench.results import diff
 
     groups: dict[str, list[str]] = {}
     for pair in pairs:
-        if lines := list(changes.setting(pair.before[0], pair.after[0])):
-            what = f"{facts.title(pair.before[0])}: {'; '.join(lines)}"
+        if lines := list(diff.setting(pair.before[0], pair.after[0])):
+            what = f"{notes.title(pair.before[0])}: {'; '.join(lines)}"
             groups.setdefault(what, []).append(pair.before[0].label)
     for what, labels in groups.items():
         yield clean(f"{what} ({', '.join(labels)})")
 
 
 def _provenance(a: Sequence[Record], b: Sequence[Record]) -> Iterator[str]:
-    from clbench.report import facts
+    from clbench.report.analysis import notes
 
-    old, new = ({**{f"version of {name}": " / ".join(found) for name, found in facts.package_versions(side).items()},
-                 **dict(facts.provenance(side))} for side in (a, b))
+    old, new = ({**{f"version of {name}": " / ".join(found) for name, found in notes.package_versions(side).items()},
+                 **dict(notes.provenance(side))} for side in (a, b))
     for name in dict.fromkeys([*old, *new]):
         if name not in ("versions", "started") and old.get(name) != new.get(name):
             yield f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"

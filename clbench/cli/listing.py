@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.plugin import plugin_option
+from clbench.cli.common_options import plugin_option
 
 if TYPE_CHECKING:
-    from clbench.plugins import Registry
+    from clbench.core.registry import Registry
 
 COLUMNS = ("option", "type", "default", "meaning")
 
@@ -22,8 +22,9 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
     """Return a command that lists `Registry.<attribute>`, each thing with its fields `extra` and its options."""
 
     def run(names: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
-        from clbench.errors import SpecError, unknown
-        from clbench.plugins import DISABLE, discover
+        from clbench.core.entry_points import DISABLE
+        from clbench.core.errors import SpecError, unknown
+        from clbench.core.registry import discover
 
         registry = discover(files=plugins)
         known: Mapping[str, Any] = getattr(registry, attribute)
@@ -39,7 +40,7 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
         for plugin in registry.disabled:
             click.echo(f"\n{plugin}  disabled by {DISABLE}")
 
-    return click.command(name, help=text, short_help=f"List the installed {name} and their options.")(_options(run))
+    return click.command(name, help=text)(_options(run))
 
 
 def _options(run: Callable[..., None]) -> Callable[..., None]:
@@ -50,7 +51,7 @@ def _options(run: Callable[..., None]) -> Callable[..., None]:
 
 def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:
     """Return what there is to know of one thing as plain values."""
-    from clbench.options import as_json, document
+    from clbench.core.options import as_json, document
 
     origin = registry.origins[kind, info.name]
     more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
@@ -60,7 +61,7 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
 
 def default(option: Mapping[str, Any]) -> str:
     """Return an option's default as a command line takes it, or that it has none."""
-    from clbench.options import format_value
+    from clbench.core.options import format_value
 
     return "required" if option["required"] else format_value(option["default"])
 
@@ -81,3 +82,18 @@ def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
     if rows:
         lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))
     return "\n".join(lines)
+
+
+benchmarks = list_command("benchmarks", "benchmark", "benchmarks", ("scenarios",),
+                       "List the installed benchmarks, their scenarios and options.")
+
+
+methods = list_command("methods", "method", "strategies", ("paper", "reference"),
+                       "List the installed methods, where each comes from, and its options.")
+
+
+models = list_command("models", "model", "models", (), "List the installed models and their options.")
+
+
+trackers = list_command("trackers", "tracker", "trackers", (),
+                       "List the installed trackers, which clbench run --log shows records to, and their options.")

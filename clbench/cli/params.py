@@ -6,16 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from click.core import ParameterSource
 
-from clbench.cli.plugin import plugin_option
+from clbench.cli.common_options import plugin_option
+from clbench.core.scenario import Scenario
 
 if TYPE_CHECKING:
-    from clbench.plan import Planned
-    from clbench.plugins import Registry
+    from clbench.core.registry import Registry
+    from clbench.experiment.trial import Planned
 
 FULL = "full fine-tuning"
 FOR_LAYERS = {"layer", "rank", "form"}  # options that go with --layer; all but its own go with --model
@@ -45,7 +46,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
     return value
 
 
-@click.command("params", short_help="Count what methods train, keep and compute; nothing is trained.")
+@click.command("params")
 @click.option("--layer", callback=dimensions, metavar="OUTxIN", help="Count for one layer without bias: OUTxIN "
               "(Linear) or OUTxINxHxW (Conv2d).")
 @click.option("--rank", callback=ranks, default="4,8,16", metavar="LIST", show_default=True,
@@ -61,7 +62,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
               help="Of one sample.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
               help="Training samples of each task, which a replay memory fills up with.")
-@click.option("--scenario", type=click.Choice(["task", "class", "domain"]), default="task", show_default=True,
+@click.option("--scenario", type=click.Choice(get_args(Scenario)), default="task", show_default=True,
               help="What the test gives away.")
 @click.option("--pretrained", is_flag=True, help="Take the model for a pretrained one, as after clbench run --weights.")
 @plugin_option
@@ -94,8 +95,8 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
 
 def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str) -> None:
     from clbench.cli.counts import show
-    from clbench.params import count_layer
-    from clbench.plugins import discover
+    from clbench.core.registry import discover
+    from clbench.training.trials.counting import count_layer
 
     registry = discover()
     wanted = {FULL: "naive", "frozen": "frozen:base=pretrained",
@@ -109,16 +110,16 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
              input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plugins: tuple[Path, ...],
              plot: Path | None, form: str) -> None:
     from clbench.cli.counts import show
-    from clbench.params import count, stream_of_shapes
-    from clbench.plugins import discover
-    from clbench.report.growth import draw
+    from clbench.core.registry import discover
+    from clbench.report.figures.draw import draw_growth
+    from clbench.training.trials.counting import count, stream_of_shapes
 
     registry = discover(files=plugins)
     full, *planned = [*_plan(registry, ["naive"], model, scenario), *_plan(registry, methods, model, scenario, options)]
     stream = stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples)
     counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
     if plot is not None:
-        draw({c.method: c.bytes for c in counts}, [FULL], f"{full.trial.model}, scenario {scenario}", plot)
+        draw_growth({c.method: c.bytes for c in counts}, [FULL], f"{full.trial.model}, scenario {scenario}", plot)
     setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes, "inputs": list(input_shape),
                "samples": samples, "scenario": scenario, "pretrained": pretrained}
     click.echo(show(setting, counts, form))
@@ -127,8 +128,8 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
 def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
           options: Sequence[str] = ()) -> list[Planned]:
     """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
-    from clbench.api import read_spec
-    from clbench.plan import plan
+    from clbench.experiment.overrides import read_spec
+    from clbench.experiment.plan import plan
 
     return plan(read_spec(None, {}, {"methods": methods, "model": model, "scenario": scenario, "seeds": 1}, options),
                 registry)

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from clbench.cli.recipe import recipe_options
+from clbench.cli.common_options import recipe_options
 
 
-@click.command("pretrain", short_help="Train a base that methods can build on.")
+@click.command("pretrain")
 @click.argument("benchmark", metavar="BENCHMARK")
 @click.option("--model", metavar="NAME", help="A model, as in resnet20 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Start from these weights.")
@@ -30,12 +30,12 @@ def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: An
 
     A benchmark that holds no classes out is trained on whole: all tasks at once.
     """
-    from clbench.api import read_spec
-    from clbench.data.folder import default_data_dir
-    from clbench.errors import SpecError
-    from clbench.options import format_value, parse_named
-    from clbench.plan import plan
-    from clbench.plugins import discover
+    from clbench.core.errors import SpecError
+    from clbench.core.files import default_data_dir
+    from clbench.core.options import format_value, parse_named
+    from clbench.core.registry import discover
+    from clbench.experiment.overrides import read_spec
+    from clbench.experiment.plan import plan
 
     if out.suffix != ".safetensors":
         raise SpecError(f"--out {out}: weights are kept as safetensors; give it a name that ends in .safetensors")
@@ -47,7 +47,7 @@ def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: An
     device = flags.pop("device") or "auto"
     spec = read_spec(None, {"methods": "naive", "seeds": [seed], "scenario": "class"}, {**flags, "benchmark": text}, ())
     trial = plan(spec, registry)[0].trial
-    from clbench.pretraining import pretrain
+    from clbench.training.trials.pretraining import pretrain
 
     began = time.monotonic()
     click.echo(f"training {trial.model.name} on {text}", err=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.plugin import plugin_option
+from clbench.cli.common_options import plugin_option
 
 if TYPE_CHECKING:
-    from clbench.records import Record
+    from clbench.results.records import Record
 
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command("report", short_help="Render a report again from its records, or one of several runs.")
+@click.command("report")
 @click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
 @click.option("--format", "formats", multiple=True, metavar="LIST",
               help="Formats, as in md,html,latex,csv,json; repeatable. Plugins may bring more.  [default: md,html]")
@@ -36,11 +36,11 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from rich.console import Console
 
     from clbench import report
-    from clbench.errors import SpecError, unknown
-    from clbench.experiment import FORMATS
-    from clbench.plugins import discover
+    from clbench.core.errors import SpecError, unknown
+    from clbench.core.registry import discover
+    from clbench.execution.run import FORMATS
+    from clbench.report.formats.terminal import show
     from clbench.report.model import FILE_FORMATS
-    from clbench.report.terminal import show
 
     registry = discover(files=plugins)
     wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
@@ -67,10 +67,10 @@ def read(folders: Sequence[Path]) -> list[Record]:
     Raises:
         StoreError: there are no records, or folders disagree on a trial.
     """
-    from clbench import merging
-    from clbench.experiment import by_method
+    from clbench.execution.run import by_method
+    from clbench.results import merge
 
-    merged = merging.read(folders)
+    merged = merge.read(folders)
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

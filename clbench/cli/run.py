@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.execution import execution_options
-from clbench.cli.plugin import plugin_option
-from clbench.cli.recipe import recipe_options
+from clbench.cli.common_options import execution_options, plugin_option, recipe_options
 
 if TYPE_CHECKING:
-    from clbench.experiment import Experiment
+    from clbench.execution.run import Experiment
 
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command("run", short_help="Run an experiment and compare its methods.")
+@click.command("run")
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
 @click.option("--methods", metavar="LIST", help="Methods, as in lora:rank=4,ewc. With a file, a bare name picks the "
               "file's methods of that name or label.")
@@ -57,12 +55,12 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, compi
 
     What the run folder already holds is not run again; trials that failed are.
     """
-    from clbench import experiment
-    from clbench.api import read_spec
-    from clbench.plugins import discover
+    from clbench.core.registry import discover
+    from clbench.execution import run
+    from clbench.experiment.overrides import read_spec
 
     found = read_spec(spec, {}, flags, options)
-    ready = experiment.prepare(found, discover(files=plugins), out or experiment.default_out(found, spec), log, shard)
+    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard)
     ended = run_missing(ready, dry_run, **how, compiled=compiled, retries=retries)
     return conclude(ready) if ended is None else ended
 
@@ -77,8 +75,8 @@ def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
     """
     from rich.console import Console
 
-    from clbench.experiment import carry_out
-    from clbench.progress import display
+    from clbench.execution.progress import display
+    from clbench.execution.run import carry_out
 
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
@@ -101,9 +99,9 @@ def conclude(ready: Experiment) -> int:
     from rich.console import Console
 
     from clbench import report
-    from clbench.experiment import write_report
-    from clbench.progress import plural
-    from clbench.report.terminal import show
+    from clbench.execution.progress import plural
+    from clbench.execution.run import write_report
+    from clbench.report.formats.terminal import show
 
     results = ready.results()
     paths = write_report(ready)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.execution import execution_options
-from clbench.cli.plugin import plugin_option
+from clbench.cli.common_options import execution_options, plugin_option
 
 if TYPE_CHECKING:
-    from clbench.execution import Listener
-    from clbench.experiment import Experiment
-    from clbench.spec import Spec
-    from clbench.tuning import Row
+    from clbench.execution.run import Experiment
+    from clbench.execution.tuning import Row
+    from clbench.execution.workers.settings import Listener
+    from clbench.experiment.spec import Spec
 
 FOLDER = click.Path(path_type=Path)
 FIRST_SEED = 1000
@@ -33,7 +32,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
     return numbers if len(numbers) > 1 else list(range(FIRST_SEED, FIRST_SEED + numbers[0]))
 
 
-@click.command("tune", short_help="Search methods' options on a validation split.")
+@click.command("tune")
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
 @click.option("--methods", metavar="LIST", help="Tune only these methods, by name or label.  [default: all with a "
               "[tune.METHOD] table]")
@@ -61,11 +60,12 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
     """
     from importlib.metadata import version
 
-    from clbench import tuned, tuning
-    from clbench.api import read_spec
-    from clbench.plugins import discover
+    from clbench.core.registry import discover
+    from clbench.execution import tuning
+    from clbench.experiment import toml_file
+    from clbench.experiment.overrides import read_spec
 
-    tuned.tomlkit()  # says what is missing before hours of search, not after
+    toml_file.tomlkit()  # says what is missing before hours of search, not after
     registry = discover(files=plugins)
     original = read_spec(source, {}, {}, ())
     spec = read_spec(source, {}, flags, ())
@@ -80,7 +80,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     made = tuning.account(rows, spec, trials, called, versions)
-    tuned.write(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    toml_file.write(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
     click.echo(table(rows))
     for row in rows:
         for option in row.at_edge:
@@ -92,8 +92,8 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
 
 def _check_seeds(original: Spec, spec: Spec) -> None:
     """Refuse seeds that are reported with: options would fit their batches and initial weights."""
-    from clbench.errors import SpecError
-    from clbench.report.text import listed
+    from clbench.core.errors import SpecError
+    from clbench.report.formatting import listed
 
     if shared := sorted(set(original.seeds) & set(spec.seeds)):
         raise SpecError(f"--seeds: {listed(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
@@ -101,7 +101,7 @@ def _check_seeds(original: Spec, spec: Spec) -> None:
 
 
 def _by_optuna(rows: Sequence[Row]) -> bool:
-    from clbench.samplers import TPE
+    from clbench.execution.samplers import TPE
 
     return any(isinstance(row.sampler, TPE) for row in rows)
 
@@ -110,8 +110,8 @@ def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
     """Return the display of a round; none where all is there already."""
     from rich.console import Console
 
-    from clbench.execution import Listener
-    from clbench.progress import display
+    from clbench.execution.progress import display
+    from clbench.execution.workers.settings import Listener
 
     return display(Console(stderr=True, highlight=False), ready.missing) if ready.missing else nullcontext(Listener())
 
@@ -120,8 +120,8 @@ def table(rows: Sequence[Row]) -> str:
     """Return the best options of each row, what they gave, and how much hung on them."""
     from tabulate import tabulate
 
-    from clbench.options import format_value
-    from clbench.tuning import score
+    from clbench.core.options import format_value
+    from clbench.execution.tuning import score
 
     lines = []
     for row in rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clbench.cli.execution import execution_options
+from clbench.cli.common_options import execution_options
 
 FOLDER = click.Path(path_type=Path)
 
@@ -16,7 +16,7 @@ def _names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-@click.command("verify", short_help="Repeat published numbers, with a verdict on each.")
+@click.command("verify")
 @click.argument("name", required=False, metavar="[NAME]")
 @click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
 @click.option("--methods", metavar="LIST", help="Run the cells of these methods only.  [default: all]")
@@ -33,11 +33,13 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
     at once. Exits with 1 if a number was missed or a trial failed.
     """
-    from clbench import experiment, references, verification
     from clbench.cli.run import run_missing
-    from clbench.plugins import discover
-    from clbench.report import verified
-    from clbench.store import write_atomically
+    from clbench.core.files import write_atomically
+    from clbench.core.registry import discover
+    from clbench.execution import run
+    from clbench.experiment import references
+    from clbench.report.formats import verified
+    from clbench.results import verification
 
     if name is None:
         click.echo(verified.listing({key: references.load(path) for key, path in references.shipped().items()}))
@@ -46,7 +48,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     registry, given = discover(), {key: value for key, value in given.items() if value is not None}
     chosen = reference.choose(_names(scenario), _names(methods))
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
-    ready = experiment.gather(reference.spec(chosen[0], given), planned, registry,
+    ready = run.gather(reference.spec(chosen[0], given), planned, registry,
                               out or Path("runs") / f"verify-{called}")
     ended = run_missing(ready, dry_run, **how)
     if ended is not None:

@@ -1,5 +1,5 @@
 """Streams of tasks as tensors: data sets, Avalanche benchmarks built from them, and their cache."""
 
-from clbench.data.folder import default_data_dir
+from clbench.core.files import default_data_dir
 
 __all__ = ["default_data_dir"]

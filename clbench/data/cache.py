@@ -23,13 +23,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from clbench import digests
-from clbench.artifacts import save_tensors
+from clbench.core import files as digests
+from clbench.core.artifacts import save_tensors
+from clbench.core.files import sweep
+from clbench.core.registry import Registry
 from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
-from clbench.leftovers import sweep
-from clbench.plan import Resolved
-from clbench.plugins import Registry
+from clbench.experiment.trial import Resolved
 
 FORMAT = 2
 SOURCES = {"split-mnist": "MNIST", "permuted-mnist": "MNIST", "rotated-mnist": "MNIST",
@@ -93,7 +93,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
         return None
     origin = registry.origins["benchmark", benchmark.name]
     try:
-        code = digests.of_code(_package(info.build))
+        code = digests.hash_code(_package(info.build))
     except Exception:  # whatever somebody else's module raises: building it will say so
         return None
     if not (origin.version and code):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench.artifacts import save_tensors
-from clbench.data.quiet import chatter_to_stderr
-from clbench.errors import DataError
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import DataError
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 OFFLINE = "split-mnist-5k"
@@ -151,3 +152,10 @@ def _impatient() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def chatter_to_stderr() -> Iterator[None]:
+    """Send what is printed inside to stderr: stdout belongs to the tables."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -12,18 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clbench.core.errors import DataError
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
-from clbench.data.augment import AUGMENTATIONS, CropFlip
-from clbench.data.host import HostSamples
-from clbench.data.live import LiveSamples
-from clbench.data.permuted import Held, PermutedSamples, permute
-from clbench.data.raw import RawStream, Split
-from clbench.data.scenario import outputs
-from clbench.data.validation import hold_out
-from clbench.errors import DataError
-from clbench.plan import Resolved
-from clbench.plugins import Registry
-from clbench.strategy import Samples, Scenario
+from clbench.data.augmentation import AUGMENTATIONS, CropFlip
+from clbench.data.raw import RawStream, Split, hold_out
+from clbench.data.samples import Held, HostSamples, LiveSamples, PermutedSamples, Samples, permute
+from clbench.experiment.trial import Resolved
 
 CHANNEL_AXIS = 1
 TEST_BYTES = 2**30  # up to so many bytes of test samples are kept as inputs of the model, more as they are stored
@@ -181,7 +177,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         DataError: no data, or a benchmark that fails, is empty or does not fit the scenario.
     """
     def build() -> RawStream:
-        from clbench.data.build import build_raw  # imports Avalanche
+        from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
@@ -192,7 +188,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
-    maps = outputs(raw.orders, scenario, name)
+    maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len({output for table in maps for output in table.values()})
     held = Held()
     total = hashlib.sha256(raw.digest.encode())

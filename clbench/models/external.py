@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clbench.errors import DataError, SpecError, unknown
+from clbench.core.errors import DataError, SpecError, unknown
+from clbench.core.options import NoOptions
 from clbench.models.network import Block, Network, TokenNetwork
-from clbench.options import NoOptions
 
 
 class Backbone(nn.Module):

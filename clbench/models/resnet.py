@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options
 from clbench.models.network import Block, Network, Ports
-from clbench.models.options import ResNet18Options, ResNetCIFAR10Options
 
 
 def conv3x3(channels: int, out: int, stride: int = 1) -> nn.Conv2d:

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clbench.errors import SpecError
+from clbench.core.errors import SpecError
+from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network, Ports, TokenNetwork
-from clbench.models.options import ViTOptions
 
 EPS = 1e-6  # of the layer norms, as in the reference codes
 

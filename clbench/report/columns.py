@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from clbench import metrics
-from clbench.records import Record
+from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
-from clbench.report.text import NONE, clean, interval, number
-from clbench.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
+from clbench.results import metrics
+from clbench.results.records import Record
+from clbench.results.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes")
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from clbench.records import Record
-from clbench.report import facts
+from clbench.core.scenario import scenario_rules
+from clbench.report.analysis import notes
+from clbench.report.analysis.grouping import Method, Setting, by_setting
+from clbench.report.analysis.paired_tests import compare_with_best, family, winners
+from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
     ACC,
     COMPARISON,
@@ -24,13 +27,10 @@ from clbench.report.columns import (
     kept_in,
     mark,
 )
-from clbench.report.comparing import compare_with_best
-from clbench.report.methods import Method, Setting, by_setting
+from clbench.report.figures.data import file_names, pictures, point
+from clbench.report.formatting import clean, listed, number, runs
 from clbench.report.model import Cell, Column, Report, Result, Row, Section, Table
-from clbench.report.pairs import family, winners
-from clbench.report.pictures import file_names, pictures, point
-from clbench.report.ranking import ranking
-from clbench.report.text import clean, listed, number, runs
+from clbench.results.records import Record
 
 
 def build(records: Sequence[Record]) -> Report:
@@ -60,18 +60,19 @@ def _section(setting: Setting, file_name: str) -> Section:
     comparison = _table("Comparison", measures, setting)
     return Section(
         title=setting.title,
-        summary=clean(f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}, {facts.recipe(trial.recipe)}, "
+        summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
+                      f"{notes.recipe(trial.recipe)}, "
                       f"seeds {listed(list(seeds))}"
-                      + (f", accuracies on {facts.held_out(trial)}" if trial.validation else "")),
+                      + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
         details=(_table("More metrics", metrics, setting), _table("More costs", costs, setting),
                  *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], setting)] if roles else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*_notes(methods), *facts.differences(records), *facts.remarks(records)]),
-        settings=facts.settings(records, seeds),
-        provenance=facts.provenance(records),
+        notes=tuple([*_notes(methods), *notes.differences(records), *notes.remarks(records)]),
+        settings=notes.settings(records, seeds),
+        provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
         pictures=pictures(setting.title, file_name, [
             point(m, *(row.cells[1 + measures.index(x)] for x in (ACC, TRAINABLE)))

@@ -35,11 +35,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Task, World
-from clbench.device import send
-from clbench.memory import Stored
-from clbench.models.basic import cnn
-from clbench.models.options import CNNOptions
-from clbench.pertask import PerTaskStrategy
+from clbench.core.device import send
+from clbench.models.builtin import CNNOptions
+from clbench.models.mlp_cnn import cnn
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench.strategy.replay import Stored
 from clbench_acl import ACLOptions
 
 UNITS = 175  # of the discriminator's hidden layers, the authors'

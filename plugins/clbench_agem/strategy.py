@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Network, Options, Task, World
-from clbench.memory import Rehearsal
+from clbench.strategy.replay import Rehearsal
 from clbench_agem import AGEMOptions
 
 

@@ -20,8 +20,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from clbench.errors import SpecError
-from clbench.strategy import Budget
+from clbench.core.errors import SpecError
+from clbench.strategy.base import Budget
 from clbench_avalanche.experience import places
 
 

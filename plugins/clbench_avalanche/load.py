@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clbench.data.quiet import import_avalanche
+from clbench.data.avalanche.build import import_avalanche
 
 
 def __getattr__(name: str) -> object:

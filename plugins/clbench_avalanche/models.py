@@ -11,7 +11,7 @@ from avalanche.models.utils import FeatureExtractorModel
 from torch import Tensor, nn
 
 from clbench import Network
-from clbench.errors import SpecError
+from clbench.core.errors import SpecError
 
 MASKED = -1000.0  # what Avalanche's own multi-head classifier gives for outputs of other tasks; finite, for DER's sake
 

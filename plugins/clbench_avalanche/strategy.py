@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Options, Samples, Strategy, Task, World, precision
-from clbench.strategy import Budget
+from clbench import Network, Options, Samples, Strategy, Task, World
+from clbench.strategy.base import Budget
+from clbench.training import numerics
 from clbench_avalanche.experience import Experience, Items
 from clbench_avalanche.kept import Kept, found
 from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations, without_waiting
@@ -103,7 +104,7 @@ class Avalanche(Strategy):
 
     def _label(self, task: int) -> int:
         """Return the task label that Avalanche is given; class-incremental streams have none but 0."""
-        return task if self.world.scenario == "task" else 0
+        return task if self.world.task_given else 0
 
     def _build(self, budget: Budget) -> Any:
         """Return the strategy, untrained."""
@@ -114,7 +115,7 @@ class Avalanche(Strategy):
             "GSS_greedy": {"input_size": self.world.input_shape}}
         options = {**self.options.model_dump(), **follow.get(name, {})}
         device = self.active.device
-        return build(name, self.model, Masked(), budget, device, precision.forward(budget.recipe, device), options)
+        return build(name, self.model, Masked(), budget, device, numerics.forward(budget.recipe, device), options)
 
     def _keep(self, kept: Kept, new: Samples) -> None:
         """Register what the strategy keeps as buffers and parameters.

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, World
-from clbench.memory import Rehearsal, placed
-from clbench.samplewise import evaluating
+from clbench.strategy.per_sample_gradients import evaluating
+from clbench.strategy.replay import Rehearsal, placed
 from clbench_der import DEROptions, DERPPOptions
 
 

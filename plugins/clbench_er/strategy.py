@@ -2,7 +2,7 @@
 
 As in Chaudhry et al. 2019 (arXiv 1902.10486): draw the replay batch, take one step on the mean loss over both, and
 offer the new samples to the memory. Each sample is offered once however many epochs there are, as in the single pass
-they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.memory.
+they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.strategy.replay.
 
 With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
 replayed in the first task, and none of the task at hand in any.
@@ -11,7 +11,7 @@ replayed in the first task, and none of the task at hand in any.
 from __future__ import annotations
 
 from clbench import Batch, Network, Options, Samples, Task, World
-from clbench.memory import Rehearsal
+from clbench.strategy.replay import Rehearsal
 from clbench_er import EROptions
 
 

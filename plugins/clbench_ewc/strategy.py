@@ -1,6 +1,6 @@
 """Elastic weight consolidation: after each task, a quadratic penalty that holds what the task needs.
 
-Loss: cross-entropy + strength/2 sum_i F_i (theta_i - theta*_i)^2, F the diagonal Fisher per sample (clbench.fisher).
+Loss: cross-entropy + strength/2 sum_i F_i (theta_i - theta*_i)^2, F the diagonal Fisher (clbench.strategy.fisher).
 
 `separate` is Kirkpatrick et al. 2017 (arXiv 1612.00796): one such sum for each old task t, with F_t taken at theta*_t.
 Kept as it stands there it takes 2 T numbers per parameter after T tasks; `Consolidated.hold_too` keeps the same loss
@@ -21,8 +21,8 @@ there means something else here.
 from __future__ import annotations
 
 from clbench import Network, Options, Task, World
-from clbench.consolidation import Consolidated
-from clbench.fisher import diagonal_fisher
+from clbench.strategy.fisher import diagonal_fisher
+from clbench.strategy.regularization import Consolidated
 from clbench_ewc import EWCOptions
 
 

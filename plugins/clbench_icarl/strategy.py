@@ -38,10 +38,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, Task, World
-from clbench.classmeans import class_means, features_of
-from clbench.distillation import Distilled
-from clbench.errors import SpecError
-from clbench.memory import Stored
+from clbench.core.errors import SpecError
+from clbench.strategy.class_means import class_means, features_of
+from clbench.strategy.distillation import Distilled
+from clbench.strategy.replay import Stored
 from clbench_icarl import ICaRLOptions
 
 
@@ -61,7 +61,7 @@ class ICaRL(Stored, Distilled):
         options = options or ICaRLOptions()
         assert isinstance(options, ICaRLOptions)
         super().__init__(model, world, options)
-        sets = world.classes * (world.tasks if world.scenario == "domain" else 1)
+        sets = world.classes * (world.tasks if world.shared_outputs else 1)
         if options.capacity < sets:
             raise SpecError(f"icarl: capacity = {options.capacity} cannot hold an exemplar of each class (and, in "
                             f"scenario domain, task); choose at least {sets}")

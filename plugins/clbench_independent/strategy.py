@@ -18,8 +18,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.artifacts import BASE, save_tensors, task_folder
-from clbench.pertask import PerTaskStrategy, TaskHead, check_base
+from clbench.core.artifacts import BASE, save_tensors, task_folder
+from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_independent import IndependentOptions
 
 MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Samples, Strategy, Task, World
-from clbench.data.live import LiveSamples
+from clbench.data.samples import LiveSamples
 
 
 class Joint(Strategy):

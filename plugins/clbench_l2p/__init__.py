@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from clbench import Scalar, StrategyInfo, hookimpl
-from clbench.pertask_options import StartOptions
+from clbench.strategy.per_task_options import StartOptions
 
 
 class L2POptions(StartOptions):

@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Strategy, Task, World
-from clbench.errors import SpecError
+from clbench.core.errors import SpecError
 from clbench.models.network import TokenNetwork
-from clbench.pertask import check_base
+from clbench.strategy.per_task import check_base
 from clbench_l2p import L2POptions
 
 START = 0.01  # prompts and keys start below

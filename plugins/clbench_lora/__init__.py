@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
-from clbench.pertask_options import BaseOptions, StartOptions
+from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
 

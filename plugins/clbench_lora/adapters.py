@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clbench.artifacts import BASE, save_tensors, task_folder
-from clbench.building import build_model
-from clbench.errors import SpecError, StoreError
-from clbench.plugins import Registry, discover
+from clbench.core.artifacts import BASE, save_tensors, task_folder
+from clbench.core.errors import SpecError, StoreError
+from clbench.core.registry import Registry, discover
+from clbench.training.trials.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.files import write_adapter, write_base
 from clbench_lora.library import Kept, find, kept

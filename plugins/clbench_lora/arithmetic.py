@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from clbench.errors import SpecError
+from clbench.core.errors import SpecError
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, configure
 
 

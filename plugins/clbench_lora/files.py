@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench.artifacts import save_tensors
-from clbench.errors import StoreError
-from clbench.store import write_atomically
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import StoreError
+from clbench.core.files import write_atomically
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, PeftConfig, fingerprint
 
 CONFIG, MODEL, FACTS, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Task, World
-from clbench.pertask import TaskHead
+from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.subspace import design, grown, packed, rows, unpacked

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Network
-from clbench.errors import SpecError
-from clbench.pertask import conv_like
+from clbench.core.errors import SpecError
+from clbench.strategy.per_task import conv_like
 from clbench_lora import AdapterOptions, Init
 
 # q, k, v and the output projection under a module whose name says attention, in the spellings that models use.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clbench.artifacts import BASE, task_folder
-from clbench.errors import StoreError
-from clbench.records import Record, StreamFacts
-from clbench.store import Store
+from clbench.core.artifacts import BASE, task_folder
+from clbench.core.errors import StoreError
+from clbench.results.records import Record, StreamFacts
+from clbench.results.store import Store
 from clbench_lora.files import check_base, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
 

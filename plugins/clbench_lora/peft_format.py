@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from clbench import Network
-from clbench.pertask import TaskHead
-from clbench.plan import Resolved
+from clbench.experiment.trial import Resolved
+from clbench.strategy.per_task import TaskHead
 from clbench_lora import AdapterOptions
 from clbench_lora.layers import LoRALayer
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from clbench import Task, World, seeds
-from clbench.building import build_model, build_strategy, channels_last
+from clbench import Task, World
+from clbench.core import seeds
+from clbench.core.errors import SpecError, StoreError
+from clbench.core.registry import Registry, discover
+from clbench.data.samples import Samples
 from clbench.data.stream import Prepare
-from clbench.errors import SpecError, StoreError
-from clbench.pertask import TaskHead
-from clbench.plugins import Registry, discover
-from clbench.strategy import Samples
+from clbench.strategy.per_task import TaskHead
+from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench_lora.layers import LoRALayer
 from clbench_lora.library import Kept
 from clbench_lora.peft_format import Adapter

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clbench import Task, precision
-from clbench.artifacts import task_folder
-from clbench.data.folder import default_data_dir
+from clbench import Task
+from clbench.core.artifacts import task_folder
+from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.files import default_data_dir
 from clbench.data.stream import Stream
-from clbench.errors import DataError, SpecError, StoreError
-from clbench.evaluation import evaluate
-from clbench.member import Member
-from clbench.plan import Planned, Resolved
-from clbench.training import Trainer
-from clbench.trial import Runner, learn
+from clbench.experiment.trial import Planned, Resolved
+from clbench.training import numerics
+from clbench.training.evaluation import evaluate
+from clbench.training.trainer import Trainer
+from clbench.training.trials.runner import Runner, learn
+from clbench.training.trials.state import Member
 from clbench_lora.files import write_adapter
 from clbench_lora.library import Kept
 from clbench_lora.peft_format import Origin
@@ -56,7 +57,7 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
         same_data(stream, homes[members[0]])
         part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
         strategy = load(source, members, stream.prepare, runner.registry).to(runner.device)
-        with precision.products(trial.recipe), precision.forward(trial.recipe, runner.device):
+        with numerics.products(trial.recipe), numerics.forward(trial.recipe, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         found.update(zip(members, row.accuracy, strict=True))
     return {n: found[n] for n in numbers}
@@ -113,7 +114,7 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
         reserve(strategy, earlier.classes)
     member = Member(Planned(trial, source.record.label, False), strategy, stream, [])
-    with precision.products(trial.recipe):
+    with numerics.products(trial.recipe):
         alive = learn([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
     if not alive:
         raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench import metrics
-from clbench.artifacts import BASE, task_folder
-from clbench.errors import StoreError
-from clbench.records import Record
-from clbench.stats import Interval, mean_interval
-from clbench.store import Store
+from clbench.core.artifacts import BASE, task_folder
+from clbench.core.errors import StoreError
+from clbench.results import metrics
+from clbench.results.records import Record
+from clbench.results.stats import Interval, mean_interval
+from clbench.results.store import Store
 
 SHARES = (0.90, 0.95, 0.99)  # of the energy
 MODEL = "model.safetensors"  # what `independent` exports for each task

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from clbench.errors import StoreError
-from clbench.report import drawing
-from clbench.report.markdown import escape
-from clbench.report.text import NONE, interval, number
+from clbench.core.errors import StoreError
+from clbench.report.figures import style
+from clbench.report.formats.markdown import escape
+from clbench.report.formatting import NONE, interval, number
 from clbench_lora.spectrum import SHARES, Change, Reached, Spectrum, energy_shares
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def draw(spectra: Sequence[Spectrum], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with drawing.styled():
+    with style.styled():
         figure = Figure(figsize=(10, 3.9 * len(spectra)), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, s in zip(figure.subplots(len(spectra), 2, squeeze=False), spectra, strict=True):
@@ -119,11 +119,11 @@ def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
         axes.plot(range(1, len(mean) + 1), mean, color=colours(0.9 * i / max(len(layers) - 1, 1)), label=layer,
                   linewidth=1.4, marker=".")
     for share in SHARES:
-        axes.axhline(share, color=drawing.PALE, linewidth=0.7, linestyle=":")
+        axes.axhline(share, color=style.PALE, linewidth=0.7, linestyle=":")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawing.percentages(axes.yaxis)
-    axes.set(xlabel="rank", ylabel="energy held (%)", ylim=(None, 1.01), title=drawing.shorten(s.label, 60))
+    style.percentages(axes.yaxis)
+    axes.set(xlabel="rank", ylabel="energy held (%)", ylim=(None, 1.01), title=style.shorten(s.label, 60))
     axes.grid(True)
     if len(layers) <= MOST_NAMES:
         axes.legend(loc="lower right")
@@ -137,14 +137,14 @@ def _accuracies(axes: Axes, s: Spectrum) -> None:
     for i, method in enumerate(dict.fromkeys(r.method for r in s.reached if r.rank is not None)):
         points = [(r.rank, r.accuracy) for r in s.reached if r.method == method and r.rank is not None]
         axes.errorbar([rank for rank, _ in points], [a.mean for _, a in points],
-                      [a.half_width or 0.0 for _, a in points], color=drawing.PALETTE[i], marker=drawing.MARKERS[i],
+                      [a.half_width or 0.0 for _, a in points], color=style.PALETTE[i], marker=style.MARKERS[i],
                       linestyle="none", capsize=3, label=method)
     full = next(r for r in s.reached if r.method == "independent")
-    axes.axhline(full.accuracy.mean, color=drawing.PALE, linewidth=1.2, linestyle="--", label="independent (full rank)")
+    axes.axhline(full.accuracy.mean, color=style.PALE, linewidth=1.2, linestyle="--", label="independent (full rank)")
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawing.percentages(axes.yaxis)
-    axes.set(xlabel="rank", ylabel="ACC (%)", title=drawing.shorten(s.setting, 60))
+    style.percentages(axes.yaxis)
+    axes.set(xlabel="rank", ylabel="ACC (%)", title=style.shorten(s.setting, 60))
     axes.set_xlim(left=-0.3)
     axes.grid(True)
     axes.legend(loc="lower right")

@@ -16,8 +16,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.artifacts import BASE, task_folder
-from clbench.pertask import PerTaskStrategy, TaskHead, check_base
+from clbench.core.artifacts import BASE, task_folder
+from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
 from clbench_lora.layers import adapt

@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import nn
 
 from clbench import Network, Strategy, Task, World
-from clbench.pertask import check_base
+from clbench.strategy.per_task import check_base
 from clbench_lora import AdapterOptions, InfLoRAOptions, LowRankOptions, OLoRAOptions, SeqLoRAOptions
 from clbench_lora.layers import LoRALayer, adapt
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clbench import Batch, Network, Options, World
-from clbench.distillation import Distilled, distillation
+from clbench.strategy.distillation import Distilled, distillation
 from clbench_lwf import LwFOptions
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Task, World
-from clbench.consolidation import Consolidated
-from clbench.samplewise import mean_gradients
+from clbench.strategy.per_sample_gradients import mean_gradients
+from clbench.strategy.regularization import Consolidated
 from clbench_mas import MASOptions
 
 

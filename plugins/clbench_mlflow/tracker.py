@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clbench import tracking
-from clbench.records import Record
+from clbench.results import tracking
+from clbench.results.records import Record
 from clbench_mlflow import MLflowOptions
 
 RUN = "clbench.run"  # the tag that tells a training from every other

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from clbench import Network, Task, World
-from clbench.consolidation import slot
-from clbench.errors import SpecError
-from clbench.pertask import PerTaskStrategy
+from clbench.core.errors import SpecError
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench.strategy.regularization import slot
 from clbench_packnet import PackNetOptions
 
 FREE = 255  # the owner of weights that are nobody's; tasks are numbers below

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Block, Network
-from clbench.errors import SpecError
+from clbench.core.errors import SpecError
 from clbench.models.network import Ports
-from clbench.pertask import conv_like
+from clbench.strategy.per_task import conv_like
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 ALPHA = 0.1  # the scalars start uniform between 0 and this

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.errors import SpecError
-from clbench.pertask import PerTaskStrategy
+from clbench.core.errors import SpecError
+from clbench.strategy.per_task import PerTaskStrategy
 from clbench_pnn import PNNOptions
 from clbench_pnn.lateral import Join, Lateral, joins
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
-from clbench.pertask_options import StartOptions
+from clbench.strategy.per_task_options import StartOptions
 
 
 class NCMOptions(StartOptions):

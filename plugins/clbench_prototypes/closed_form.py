@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Network, Strategy, Task, World
-from clbench.pertask import check_base
-from clbench.pertask_options import StartOptions
-from clbench.samplewise import evaluating
+from clbench.strategy.per_sample_gradients import evaluating
+from clbench.strategy.per_task import check_base
+from clbench.strategy.per_task_options import StartOptions
 
 CHUNK = 1024  # samples per step of a pass
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clbench import Network, World
-from clbench.device import send
+from clbench.core.device import send
 from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
 

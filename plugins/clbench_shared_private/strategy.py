@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.pertask import PerTaskStrategy, check_base
+from clbench.strategy.per_task import PerTaskStrategy, check_base
 from clbench_shared_private import SharedPrivateOptions
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Task, World
-from clbench.consolidation import Consolidated, slot
+from clbench.strategy.regularization import Consolidated, slot
 from clbench_si import SIOptions
 
 

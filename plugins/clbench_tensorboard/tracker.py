@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clbench import tracking
-from clbench.options import Options
-from clbench.records import Record
+from clbench.core.options import Options
+from clbench.results import tracking
+from clbench.results.records import Record
 
 
 class TensorBoard:

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from clbench import tracking
-from clbench.records import Record
+from clbench.results import tracking
+from clbench.results.records import Record
 from clbench_wandb import WandBOptions
 
 WHOLE = "clbench-whole"  # an empty file in the folder of a run that was finished; wandb sync does not send it

@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clbench import checkpoint, resuming
-from clbench.hookspecs import StrategyInfo, hookimpl
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.spec import build
-from clbench.strategy import Strategy
-from clbench.testing import NonConforming, bench, check
-from clbench.trial import Runner
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import NonConforming, bench, check
+from clbench.training.trials import checkpoint, resume
+from clbench.training.trials.runner import Runner
 
 
 class Killed(BaseException):
@@ -144,7 +144,7 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
     assert [r.facts() for r in again] == [r.facts() for r in alone]
 
 
-@pytest.mark.parametrize(("home", "name"), [(resuming, "lead"), (Strategy, "load_state_dict")])
+@pytest.mark.parametrize(("home", "name"), [(resume, "lead"), (Strategy, "load_state_dict")])
 def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
     def hungry(*args):
         raise torch.OutOfMemoryError

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import ones
 
-from clbench import checkpoint
-from clbench.errors import ClbenchError, StoreError
-from clbench.plan import plan
-from clbench.plugins import discover
-from clbench.records import Record
-from clbench.spec import build
-from clbench.store import Problem, Store, load
+from clbench.core.errors import ClbenchError, StoreError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.results.records import Record
+from clbench.results.store import Problem, Store, load
+from clbench.training.trials import checkpoint
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "marshal.load", "shelve.open",
              "joblib.load", "dill.load", "dill.loads", "yaml.load", "eval", "exec"}
-RUNS_WHAT_THE_USER_NAMES = {("clbench/pluginfile.py", "exec")}  # --plugin FILE is code, and says so
+RUNS_WHAT_THE_USER_NAMES = {("clbench/core/registry.py", "exec")}  # --plugin FILE is code, and says so
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) |
                       st.sampled_from(["../../x", "lora", "1e400", "0" * 16, "\x00"]),

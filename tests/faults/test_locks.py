@@ -9,13 +9,14 @@ import pytest
 from factories import make_record
 from hostile import install_hostile
 
-from clbench import locks
-from clbench.claims import Claims
-from clbench.locks import NoLocks, lock
-from clbench.plan import Planned
-from clbench.store import Store
+from clbench.core import files
+from clbench.core.files import NoLocks, lock
+from clbench.execution.claims import Claims
+from clbench.experiment.trial import Planned
+from clbench.results.store import Store
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom clbench.locks import lock\nheld = lock(Path(sys.argv[1]))\n" \
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom clbench.core.files import lock\n" \
+       "held = lock(Path(sys.argv[1]))\n" \
        "print(held is not None, flush=True)\ntime.sleep(60)"
 
 
@@ -85,7 +86,7 @@ def test_a_trial_whose_owner_left_it_undone_is_run_here(tmp_path):
 
 
 def test_without_file_locks_that_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with pytest.raises(NoLocks):
         lock(tmp_path / "a.lock")
     folder = Folder(tmp_path)

@@ -9,7 +9,7 @@ import time
 import pytest
 from hostile import install_hostile
 
-from clbench.store import Store
+from clbench.results.store import Store
 
 JUMPING = """
 import datetime, itertools, time

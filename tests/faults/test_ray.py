@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hostile import install_hostile, write_distribution
 
-from clbench import experiment, interrupts
-from clbench.errors import ClbenchError, SpecError
-from clbench.execution import How, Listener, OnRay
-from clbench.execution.cluster import ClusterError, gpus_of
-from clbench.overrides import merge
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.registry import discover
+from clbench.execution import interrupts, run
+from clbench.execution.workers.ray_cluster import ClusterError, gpus_of
+from clbench.execution.workers.settings import How, Listener, OnRay
+from clbench.experiment.overrides import merge
+from clbench.experiment.spec import build
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are Linux machines")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'clbench[ray]'")
@@ -105,8 +105,8 @@ def until(done):
 
 def carry_out(out, methods, listener, files=(), **how):
     spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2}))
-    ready = experiment.prepare(spec, discover(files=files), out)
-    return experiment.carry_out(ready, listener, command="", threads=how.pop("threads", 1), **how)
+    ready = run.prepare(spec, discover(files=files), out)
+    return run.carry_out(ready, listener, command="", threads=how.pop("threads", 1), **how)
 
 
 def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluster, site, tmp_path):

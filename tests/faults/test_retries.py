@@ -1,11 +1,11 @@
 import pytest
 from hostile import install_hostile
 
-from clbench import experiment
-from clbench.execution import Listener
-from clbench.overrides import merge
-from clbench.plugins import discover
-from clbench.spec import build
+from clbench.core.registry import discover
+from clbench.execution import run as experiment
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.overrides import merge
+from clbench.experiment.spec import build
 
 
 class Notes(Listener):

@@ -8,8 +8,8 @@ import time
 import pytest
 from hostile import install_hostile
 
-from clbench import interrupts
-from clbench.store import Store
+from clbench.execution import interrupts
+from clbench.results.store import Store
 
 
 def send(number=signal.SIGINT):

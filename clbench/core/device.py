@@ -1,0 +1,59 @@
+"""Devices by name, and waiting for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clbench.core.errors import SpecError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes CUDA, or else the CPU.
+
+    MPS is for who asks for it: nobody has run clbench there, and methods that need float64 cannot.
+
+    Raises:
+        SpecError: this machine or this build of torch has no such device.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise SpecError(f"no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SpecError("no device 'mps' here")
+    return device
+
+
+def room_for_samples(device: torch.device) -> int | None:
+    """Return the bytes that a stream's samples may take on a device: half of what is free; None where it is the host.
+
+    The rest is the training's.
+    """
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for what the device is doing.
+
+    A copy to CUDA waits for it unless it is from pinned memory and told not to.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given, so that the clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is for want of memory: of the device, of Python, or of torch's CPU allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -1,0 +1,171 @@
+"""Files: whole-or-nothing writes, locks, hashes, what killed processes left, and the folder of data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PACKAGE = Path(__file__).resolve().parents[1]  # the folder of clbench itself
+ATTEMPTS = 100  # at a file that others make and remove at the same time
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without them
+STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process, not by one that is writing
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content; a file whose size and time are as they were is not read again.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = os.stat(path)
+    return _hash_content(os.path.abspath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _hash_content(path: str, _mtime_ns: int, _size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@functools.cache
+def hash_code(module: ModuleType) -> str:
+    """Return a hash of all source files of a package, or of a module that is a file; empty where there are none.
+
+    They are read once: a process goes on with the code that it has imported, whatever becomes of the files.
+    """
+    digest, found = hashlib.sha256(), False
+    for name, path in _sources(module):
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+        found = True
+    return digest.hexdigest() if found else ""
+
+
+def _sources(module: ModuleType) -> Iterator[tuple[str, Path]]:
+    """Yield the source files of a module, each with its name in the package."""
+    file = getattr(module, "__file__", None)
+    if hasattr(module, "__path__"):
+        for folder in module.__path__:
+            for path in sorted(Path(folder).rglob("*.py")):
+                yield path.relative_to(folder).as_posix(), path
+    elif file is not None:
+        yield Path(file).name, Path(file)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader, or a crash at any moment, sees the old or the whole new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    if os.name == "posix":  # the new name itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def default_data_dir() -> Path:
+    """Return the folder that CLBENCH_DATA names, else `clbench` in the user's cache folder."""
+    named = os.environ.get("CLBENCH_DATA")
+    if named:
+        return Path(named).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg:
+        return Path(xdg).expanduser() / "clbench"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "clbench"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "clbench"
+    return Path.home() / ".cache" / "clbench"
+
+
+def sweep(paths: Iterable[Path], age: float = STALE_SECONDS) -> None:
+    """Remove those of the files that have not been written for `age` seconds; what cannot be removed stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process may be quicker
+            if time.time() - path.stat().st_mtime > age:
+                path.unlink()
+
+
+class NoLocks(Exception):
+    """The system or the file system has no file locks."""
+
+
+class Lock:
+    """A lock that this process holds until `release`, or its end."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Hold what `lock` took."""
+        self.path = path
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        """Remove the file while it is still locked, then let go."""
+        with contextlib.suppress(OSError):  # the folder may be gone; closing is what frees the lock
+            self.path.unlink()
+        os.close(self.descriptor)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()  # if it was the last
+
+
+def lock(path: Path) -> Lock | None:
+    """Take the lock of that path, or return None at once where another holds it.
+
+    Raises:
+        NoLocks: there is no such thing here.
+        OSError: the file cannot be made.
+    """
+    if fcntl is None:
+        raise NoLocks
+    for attempt in range(ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileExistsError, FileNotFoundError):  # another made or removed the folder just now
+            if attempt == ATTEMPTS - 1:
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in NO_LOCKS:
+                raise NoLocks from None
+            raise
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return Lock(path, descriptor)
+        os.close(descriptor)  # its holder removed the file while we opened it: what we locked is no longer there
+    return None

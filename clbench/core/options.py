@@ -1,0 +1,186 @@
+"""Typed options: one pydantic class is the command line, the TOML, the documentation and the label of a thing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from clbench.core.compat import tomllib
+from clbench.core.errors import SpecError, unknown
+
+
+class Strict(BaseModel):
+    """Base of the parts of a spec: unknown keys are mistakes, so is true/false for a number, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true/false where a number is wanted; pydantic takes them for 1 and 0."""
+        if isinstance(value, bool):
+            allowed = _allowed(cls, info.field_name)
+            if bool not in allowed and {int, float} & allowed:
+                raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
+
+
+def _allowed(model: type[BaseModel], field: str | None) -> set[Any]:
+    """Return the types that a field of a model may have."""
+    annotation = model.model_fields[field or ""].annotation
+    return set(get_args(annotation) or (annotation,))
+
+
+class PerMember:
+    """Marks an option whose value may differ between the members of a stack."""
+
+
+# A number that `loss` may meet as a tensor of no dimensions: trials that differ in such options alone train as one
+# stack. `loss` takes it for a number only (a factor, say: no `if`, no shape); outside of `loss` it is a plain float.
+Scalar = Annotated[float, PerMember()]
+
+
+class Options(Strict):
+    """Base of every options class: fields carry type, bounds, default and a `description`."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read 'none' as None where that is allowed."""
+        return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
+
+
+def scalars(options: type[Options]) -> list[str]:
+    """Return the names of the options that are declared as `Scalar`."""
+    return [name for name, field in options.model_fields.items()
+            if any(isinstance(m, PerMember) for m in field.metadata)]
+
+
+class NoOptions(Options):
+    """For things that have no options."""
+
+
+@dataclass(frozen=True)
+class OptionDoc:
+    """One option as the list commands show it."""
+
+    name: str
+    type: str
+    default: Any  # None where there is none
+    required: bool
+    meaning: str
+
+
+def document(options: type[Options]) -> list[OptionDoc]:
+    """Return what there is to know of each option of a class, in the order of declaration."""
+    docs = []
+    for name, field in options.model_fields.items():
+        bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
+                  for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), default, field.is_required(),
+                              field.description or ""))
+    return docs
+
+
+def _type_name(annotation: Any) -> str:
+    """Name a type as a user would write its values: `int`, `entropy | prototype`, `int | none`."""
+    if isinstance(annotation, type):
+        return "none" if annotation is type(None) else annotation.__name__
+    parts = get_args(annotation)
+    names = [p if isinstance(p, str) else _type_name(p) for p in parts]
+    return " | ".join(names) if names else str(annotation)
+
+
+def as_json(docs: list[OptionDoc]) -> list[dict[str, Any]]:
+    """Return option documents as plain dictionaries."""
+    return [asdict(d) for d in docs]
+
+
+def parse_named(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name:option=value:option=value` into the name and typed values.
+
+    A part without `=` belongs to the name, so that `package.module:function` and `torchvision:resnet18` are names.
+
+    >>> parse_named("lora:rank=4:alpha=8.0")
+    ('lora', {'rank': 4, 'alpha': 8.0})
+    """
+    head, *rest = text.split(":")
+    name, options = [head], {}
+    for i, part in enumerate(rest):
+        key, eq, value = part.partition("=")
+        if eq:
+            options[key.strip()] = parse_value(value)
+        elif options:
+            raise SpecError(f"{text!r}: {':'.join(rest[i:])!r} is not option=value")
+        else:
+            name.append(part)
+    if not all(name):
+        raise SpecError(f"{text!r}: expected name or name:option=value")
+    return ":".join(name), options
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as TOML would (numbers, true/false, lists, quoted text), anything else as plain text.
+
+    >>> parse_value("1e5"), parse_value("true"), parse_value("entropy")
+    (100000.0, True, 'entropy')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def format_value(value: Any) -> str:
+    """Write a value so that `parse_value` reads it back."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):
+        short = [f"{value:g}", re.sub(r"\.?0*e\+?(-?)0*(\d)", r"e\1\2", f"{value:e}")]
+        return min((text for text in short if float(text) == value), key=len, default=repr(value))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
+    return str(value)
+
+
+def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str) -> Options:
+    """Build an options object; every mistake becomes a line of one `SpecError` that begins with `owner`."""
+    try:
+        return options.model_validate(dict(raw))
+    except ValidationError as error:
+        raise SpecError("\n".join(explain(error, options, owner, listing))) from None
+
+
+def explain(error: ValidationError, options: type[Options], owner: str, listing: str) -> list[str]:
+    """Turn pydantic's mistakes about an options class into our lines, with near names for unknown options."""
+    lines = []
+    for item in error.errors():
+        where = ".".join([owner, *map(str, item["loc"][:1])])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields, listing))
+        else:
+            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
+            lines.append(f"{where}: {message}{given}")
+    return lines
+
+
+def shown(value: Any) -> str:
+    """Write a given value into an error: text in quotes, numbers as they are."""
+    return repr(value) if isinstance(value, str) else format_value(value)
+
+
+def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
+    """Return `name:option=value` with options that differ from their defaults or are in `always`, none in `never`."""
+    changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
+               if k not in never and (k in always or f.is_required()
+                                      or getattr(options, k) != f.get_default(call_default_factory=True))]
+    return ":".join([name, *changed])

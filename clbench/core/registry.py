@@ -1,0 +1,231 @@
+"""Find, load and isolate plugins: a broken one is shown as broken and stops only a run that asked for it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+import pluggy
+
+from clbench.core import hookspecs
+from clbench.core.entry_points import DISABLE, disabled
+from clbench.core.errors import PluginError, SpecError, unknown
+from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
+
+GROUP = "clbench"
+Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin came from: its entry point, distribution and version; of a file its name, path and hash."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        """Return `distribution version`."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass
+class Registry:
+    """Everything that is installed, by name, with its origin; and what is broken, with its error."""
+
+    strategies: dict[str, StrategyInfo] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
+    models: dict[str, ModelInfo] = field(default_factory=dict)
+    formats: dict[str, ReportFormat] = field(default_factory=dict)
+    trackers: dict[str, TrackerInfo] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
+    patterns: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> what answers for many names, by pattern
+    origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
+    broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
+    disabled: list[str] = field(default_factory=list)  # entry points that CLBENCH_DISABLE_PLUGINS names
+    files: list[Path] = field(default_factory=list)  # plugins that are files, absolute
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
+
+    def strategy(self, name: str) -> StrategyInfo:
+        """Return the strategy of that name or raise a `SpecError` with near names."""
+        return self._find("method", self.strategies, name)
+
+    def model(self, name: str) -> ModelInfo:
+        """Return the model of that name (`torchvision:NAME` and `timm:NAME` too) or raise a `SpecError`."""
+        return self._find("model", self.models, name)
+
+    def report_format(self, name: str) -> ReportFormat:
+        """Return the report format of that name or raise a `SpecError` with near names."""
+        return self._find("report format", self.formats, name)
+
+    def tracker(self, name: str) -> TrackerInfo:
+        """Return the tracker of that name or raise a `SpecError` with near names."""
+        return self._find("tracker", self.trackers, name)
+
+    def benchmark(self, name: str) -> BenchmarkInfo:
+        """Return the benchmark of that name; `package.module:function` is taken as the function's own benchmark."""
+        return self._find("benchmark", self.benchmarks, name)
+
+    def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
+        if name in known:
+            return known[name]
+        for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the narrowest first
+            if fnmatchcase(name, pattern):
+                return replace(cast(Info, self.patterns[kind][pattern]), name=name)
+        if kind == "method" and name in self.unusable:
+            raise SpecError(f"method {name!r} cannot be run: {self.unusable[name]}")
+        states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),
+                  **{entry: f"broken: {error}" for entry, error in self.broken.items()}}
+        for entry, state in states.items():
+            if entry in (name, f"clbench_{name.partition(':')[0].replace('-', '_')}"):
+                raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
+        listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
+        raise SpecError(unknown(kind, name, known, listing))
+
+
+def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
+    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what they bring.
+
+    Args:
+        extra: modules or objects with hook implementations to register as well (tests, notebooks).
+        files: Python files with hook implementations; unlike an installed plugin, one that is broken is an error.
+
+    Raises:
+        PluginError: a file cannot be used.
+    """
+    registry = Registry()
+    registry.manager.add_hookspecs(hookspecs)
+    found = [(_origin(entry), entry) for entry in entry_points(group=GROUP)]
+    for origin, entry in sorted(found, key=lambda f: (f[0].distribution != "clbench", f[0].plugin)):  # ours first
+        if disabled(entry.name, entry.value):
+            registry.disabled.append(entry.name)
+            continue
+        try:
+            module = entry.load()
+        except (Exception, SystemExit) as error:  # isolation: what a plugin raises must not stop the others
+            registry.broken[entry.name] = _one_line(error)
+            continue
+        _register(registry, module, origin)
+    for plugin in extra:
+        _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
+    for path in dict.fromkeys(Path(file).absolute() for file in files):
+        if registry.manager.has_plugin(path.stem):
+            raise PluginError(f"plugin {path}: {path.stem!r} is installed; name what it brings without --plugin, "
+                              f"or leave it out with {DISABLE}={path.stem}")
+        module, sha256 = load_file(path)
+        _register(registry, module, Origin(module.__name__, str(path), f"sha256:{sha256}"))
+        if module.__name__ in registry.broken:
+            raise PluginError(f"plugin {path}: {registry.broken[module.__name__]}")
+        if not registry.manager.get_hookcallers(module):
+            raise PluginError(f"plugin {path} has no hook, such as clbench_strategies with @hookimpl "
+                              "(docs/writing-a-strategy.md)")
+        registry.files.append(path)
+    return registry
+
+
+def _register(registry: Registry, plugin: object, origin: Origin) -> None:
+    """Register one plugin and take what its hooks return; any failure marks it as broken and takes nothing."""
+    manager = registry.manager
+    try:
+        manager.register(plugin, origin.plugin)
+        manager.check_pending()
+        found: list[tuple[str, dict[str, Any], Any]] = []
+        for hook, kind, known, type_ in (
+            ("clbench_strategies", "method", registry.strategies, StrategyInfo),
+            ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
+            ("clbench_models", "model", registry.models, ModelInfo),
+            ("clbench_report_formats", "report format", registry.formats, ReportFormat),
+            ("clbench_trackers", "tracker", registry.trackers, TrackerInfo),
+        ):
+            function = getattr(plugin, hook, None)
+            for info in function() if function else ():
+                if not isinstance(info, type_):
+                    raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
+                if info.name in known or info.name in registry.patterns.get(kind, {}):
+                    raise PluginError(f"{kind} {info.name!r} is already brought by "
+                                      f"{registry.origins[kind, info.name].plugin}")
+                found.append((kind, known, info))
+    except Exception as error:  # isolation, as above
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
+        registry.broken[origin.plugin] = _one_line(error)
+        return
+    for kind, known, info in found:
+        if isinstance(info, StrategyInfo) and info.unusable:
+            registry.unusable[info.name] = info.unusable
+            continue
+        named = registry.patterns.setdefault(kind, {}) if getattr(info, "any_name", False) else known
+        named[info.name] = info
+        registry.origins[kind, info.name] = origin
+
+
+def _origin(entry: EntryPoint) -> Origin:
+    dist = entry.dist
+    return Origin(entry.name, dist.name if dist else entry.value, dist.version if dist else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(traceback.format_exception_only(type(error), error)[-1].split())
+
+
+def load_file(path: Path) -> tuple[ModuleType, str]:
+    """Run a plugin's file as a module named after it; return the module and the SHA-256 of what was run.
+
+    A file that was loaded before is run anew: it may have changed. Its folder is not searched for imports, so the hash
+    covers all of the plugin.
+
+    Raises:
+        PluginError: it cannot be read, raises, or has a name that does not do for a module or is another module's.
+    """
+    name, file = path.stem, path.absolute()
+    try:
+        code = file.read_bytes()
+    except OSError as error:
+        raise PluginError(f"cannot read the plugin {path}: {error.strerror or error}") from None
+    if not name.isidentifier():
+        raise PluginError(f"plugin {path}: {name!r} does not do as a module's name; letters, digits and _ do")
+    taken = _home(name)
+    if taken and not (Path(taken).exists() and file.samefile(taken)):
+        raise PluginError(f"plugin {path}: {name!r} is the name of another module ({taken}); rename the file")
+    loader = SourceFileLoader(name, str(file))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # "name:attribute" in its declarations leads here
+    try:
+        # Not inherited: `from __future__ import annotations` above, which would make text of the plugin's annotations.
+        exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:  # whatever somebody else's file raises becomes one line
+        del sys.modules[name]
+        raise PluginError(f"plugin {path}: {_where(error, file)}") from error
+    return module, hashlib.sha256(code).hexdigest()
+
+
+def _home(name: str) -> str | None:
+    """Return where the module of that name comes from, None where there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec, such as __main__
+        return name
+    return (spec.origin or name) if spec else None
+
+
+def _where(error: BaseException, file: Path) -> str:
+    """Return an error as one line, with the file's line that led to it."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")

@@ -1,0 +1,103 @@
+"""The three scenarios: which output each class has, which take part in the loss and at the test, what the test tells.
+
+They are those of van de Ven & Tolias 2019 ("Three scenarios for continual learning"). Another one is a name in
+`Scenario` and an entry in `SCENARIOS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from clbench.core.errors import DataError
+
+Scenario = Literal["task", "class", "domain"]
+
+
+@dataclass(frozen=True)
+class ScenarioRules:
+    """What a scenario makes of a stream; outputs are numbered 0..C-1, tasks 0..T-1."""
+
+    name: Scenario
+    task_given: bool  # whether the test tells which task a sample comes from
+    shared_outputs: bool  # whether all tasks use the same outputs
+    seen_compete: bool  # whether the classes of all tasks so far compete
+
+    @property
+    def title(self) -> str:
+        """Return what tables call it."""
+        return f"scenario {self.name}"
+
+    def outputs(self, orders: Sequence[Sequence[int]], benchmark: str) -> list[dict[int, int]]:
+        """Return, for each task, the output of each of its classes, in the order of the stream.
+
+        Args:
+            orders: the benchmark's own labels of each task, in the order of the stream.
+            benchmark: its name, for errors.
+
+        Raises:
+            DataError: outputs are shared, and tasks have neither all the same classes nor as many classes of their own.
+
+        >>> scenario_rules("domain").outputs([(0, 1), (2, 3)], "split")
+        [{0: 0, 1: 1}, {2: 0, 3: 1}]
+        >>> scenario_rules("task").outputs([(0, 1), (0, 1)], "permuted")
+        [{0: 0, 1: 1}, {0: 2, 1: 3}]
+        """
+        every = list(dict.fromkeys(chain.from_iterable(orders)))  # in order of appearance
+        same = all(set(order) == set(every) for order in orders)
+        ranks = {c: c for c in every} if set(every) == set(range(len(every))) else {c: i for i, c in enumerate(every)}
+        if self.shared_outputs:
+            return ([{c: ranks[c] for c in order} for order in orders] if same
+                    else self._shared(orders, len(every), benchmark))
+        if same and len(orders) > 1:
+            return [{c: ranks[c] + t * len(every) for c in order} for t, order in enumerate(orders)]
+        return [{c: ranks[c] for c in order} for order in orders]
+
+    def _shared(self, orders: Sequence[Sequence[int]], classes: int, benchmark: str) -> list[dict[int, int]]:
+        """Return the outputs of tasks that have classes of their own and share the outputs."""
+        where = f"benchmark {benchmark!r}: scenario {self.name!r}"
+        if sum(map(len, orders)) != classes:
+            raise DataError(f"{where} needs tasks that have all the same classes or none "
+                            "in common, and here some classes return; use scenario 'class' or 'task'")
+        if len({len(order) for order in orders}) > 1:
+            raise DataError(f"{where} needs as many classes in every task, here "
+                            f"{', '.join(str(len(order)) for order in orders)}; use scenario 'class' or 'task'")
+        return [{c: i for i, c in enumerate(order)} for order in orders]
+
+    def in_loss(self, tasks: Sequence[Sequence[int]], index: int) -> tuple[range, list[int]]:
+        """Return for which tasks' samples which outputs take part in the loss, once task `index` has begun.
+
+        Args:
+            tasks: the outputs of each task's classes.
+            index: of the task that begins.
+        """
+        if self.shared_outputs:
+            return range(index, index + 1), sorted({c for task in tasks for c in task})
+        if self.seen_compete:
+            return range(index + 1), [c for task in tasks[:index + 1] for c in task]
+        return range(index, index + 1), list(tasks[index])
+
+    def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
+        """Return the outputs among which the answer is chosen when task `index` is tested after `learned` tasks.
+
+        A task that is still to come is tested among the classes seen and those of the tasks up to it.
+        """
+        if self.shared_outputs:
+            return sorted({c for task in tasks for c in task})
+        if self.seen_compete:
+            return [c for task in tasks[:max(learned, index + 1)] for c in task]
+        return list(tasks[index])
+
+
+SCENARIOS: dict[Scenario, ScenarioRules] = {rules.name: rules for rules in (
+    ScenarioRules("task", task_given=True, shared_outputs=False, seen_compete=False),
+    ScenarioRules("class", task_given=False, shared_outputs=False, seen_compete=True),
+    ScenarioRules("domain", task_given=False, shared_outputs=True, seen_compete=False),
+)}
+
+
+def scenario_rules(name: Scenario) -> ScenarioRules:
+    """Return the rules of a scenario by its name."""
+    return SCENARIOS[name]

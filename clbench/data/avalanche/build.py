@@ -1,0 +1,124 @@
+"""A benchmark built by Avalanche and read into tensors, whole; imported on a cache miss only."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clbench.core import seeds
+from clbench.core.compat import uncollected
+from clbench.core.entry_points import resolve
+from clbench.core.errors import ClbenchError, DataError
+from clbench.core.hookspecs import BenchmarkInfo
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout
+from clbench.data.avalanche.tensors import Experience, materialise
+from clbench.data.datasets import chatter_to_stderr
+from clbench.data.raw import RawStream, Split
+from clbench.data.samples import permute
+
+
+def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, seed: int) -> RawStream:
+    """Build a benchmark with Avalanche and return it as tensors.
+
+    Global random generators are seeded while it is built, so that a function that draws without a seed of its own gives
+    every method the same stream.
+
+    Raises:
+        DataError: a builder that raises or returns something else, and all that `materialise` raises.
+    """
+    import_avalanche()
+    where = f"benchmark {info.name!r}"
+    build = resolve(info.build, where)
+    if info.any_name:
+        build = partial(build, info.name)
+    with _importable_here(), chatter_to_stderr(), seeds.scope(seed, "stream"):
+        try:
+            return as_raw(build(info.options.model_validate(options), data_dir, seed), where)
+        except ClbenchError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever somebody else's builder raises becomes one line
+            raise DataError(f"{where} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def as_raw(benchmark: Any, where: str) -> RawStream:
+    """Return an Avalanche benchmark as tensors; `where` names it in errors."""
+    if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
+        raise DataError(f"{where} returned {type(benchmark).__name__}, expected an Avalanche benchmark "
+                        "(train_stream, test_stream)")
+    train, test = list(benchmark.train_stream), list(benchmark.test_stream)
+    if not train:
+        raise DataError(f"{where} has no experiences")
+    if len(train) != len(test):
+        raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
+                        "every task needs both")
+    layout: Layout = getattr(benchmark, LAYOUT, Layout())
+    splits: dict[str, list[Split]] = {"training": [], "test": []}
+    notes = []
+    for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
+        for task, experience in enumerate(experiences):
+            read = materialise(experience.dataset, group, f"{where}: {kind} experience {task}")
+            first = splits[kind][0].x if task else read.x
+            _alike(read.x, splits["training"][0].x if splits["training"] else read.x,
+                   f"{where}: {kind} experience {task}")
+            if read.note:
+                notes.append(read.note)
+            splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
+    orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
+    return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
+                     tuple(_merged(notes)), layout.augment)
+
+
+def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
+    """Check that inputs have the shape and type of the first task's."""
+    if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
+        raise DataError(f"{where} has inputs {x.dtype} {list(x.shape[1:])}, the first task has {first.dtype} "
+                        f"{list(first.shape[1:])}")
+
+
+def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
+    """Return an experience as it is kept; where it is the first one permuted, only the permutation is."""
+    if permutation is None or read.x is first:
+        return Split(read.x, read.y, draw=read.draw)
+    if not torch.equal(read.x, permute(first, permutation)):
+        raise DataError("a permuted task is not the first task permuted: this is an error in clbench")
+    return Split(first, read.y, permutation)
+
+
+def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
+    """Return the classes of an experience in the order it gives, if it gives one, else sorted."""
+    given = getattr(experience, "classes_in_this_experience", None)
+    if isinstance(given, (list, tuple)) and sorted(given) == present:
+        return tuple(int(c) for c in given)
+    return tuple(present)
+
+
+def _merged(notes: list[str]) -> list[str]:
+    """Return at most the first note of many, with how many there are."""
+    return notes if len(notes) < 2 else [f"{notes[0]} (and {len(notes) - 1} more experiences)"]
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Let modules of the current directory be imported, as `python -m` does."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def import_avalanche() -> None:
+    """Import Avalanche's benchmarks without the warnings that its import raises (absent QP solvers, deprecations)."""
+    with warnings.catch_warnings(), chatter_to_stderr(), uncollected():
+        warnings.simplefilter("ignore")
+        importlib.import_module("avalanche.benchmarks.classic")

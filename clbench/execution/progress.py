@@ -1,0 +1,212 @@
+"""What is shown while trials run: live bars on a terminal, one plain line per finished trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.trial import Planned
+from clbench.results import metrics
+from clbench.results.records import Record
+
+SHOWN_LINES = 12  # of the traceback of a failed trial; the record keeps all of it
+
+
+class Tally:
+    """How far the trials of a run have come, and how long it takes."""
+
+    def __init__(self, total: int) -> None:
+        """Count up to `total` trials."""
+        self.total = total
+        self.done = 0
+        self.shares: dict[str, float] = {}  # of each running trial: the share that is over
+        self.began: float | None = None
+
+    def start(self, key: str) -> None:
+        """Count a trial as running; the clock starts with the first."""
+        self.began = time.monotonic() if self.began is None else self.began
+        self.shares[key] = 0.0
+
+    def finish(self, key: str) -> None:
+        """Count a trial as done."""
+        self.shares.pop(key, None)
+        self.done += 1
+
+    @property
+    def share(self) -> float:
+        """Return the share of all trials that is over."""
+        return (self.done + sum(self.shares.values())) / self.total
+
+    def times(self) -> str:
+        """Return the time since the first trial began and an estimate of what is left, in words."""
+        if self.began is None:
+            return "getting ready"
+        elapsed = time.monotonic() - self.began
+        left = clock(elapsed / self.share - elapsed) if self.share > 0 else "?"
+        return f"{clock(elapsed)} elapsed" + (f", about {left} left" if self.done < self.total else "")
+
+
+class Display(Listener):
+    """What both displays share: plain lines for what is said once. Used as a context manager."""
+
+    def __init__(self, console: Console, todo: Sequence[Planned]) -> None:
+        """Show the trials `todo` on a console."""
+        self.console = console
+        self.tally = Tally(len(todo))
+        several = len({p.trial.scenario for p in todo}) > 1
+        self.names = {p.trial.key: f"{p.label} {f'{p.trial.scenario} ' if several else ''}seed {p.trial.seed}"
+                      for p in todo}
+        self.explained: set[tuple[str, str, str]] = set()
+
+    def __enter__(self) -> Display:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End."""
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line as it is."""
+        self.console.print(Text(text, style), soft_wrap=True)
+
+    def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
+        """Say what is going to be run."""
+        trials = [p.trial for p in planned]
+        scenarios = list(dict.fromkeys(t.scenario for t in trials))
+        counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
+                  *([plural(len(scenarios), "scenario")] if len(scenarios) > 1 else [])]
+        every = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
+        done = len(planned) - len(todo)
+        self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}"
+                 f"{f', {100 * trials[0].validation:g}% validation' if trials[0].validation else ''}: "
+                 + (f"{' x '.join(counts)} = " if every else f"{', '.join(counts)}, ")
+                 + f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
+
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Say how the trials are run."""
+        where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
+        cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
+        self.say(f"{where} on {device}{cluster}", "dim")
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self.say(text, "dim")
+
+    def started(self, planned: Planned) -> None:
+        """Count it."""
+        self.tally.start(planned.trial.key)
+
+    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+        """Count it."""
+        self.tally.shares[key] = task / tasks
+
+    def finished(self, record: Record) -> None:
+        """Count it, and say what went wrong, if it did."""
+        self.tally.finish(record.key)
+        if record.failure:
+            failure = record.failure
+            self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}", "bold red")
+            same = (record.label, failure.type, failure.message)
+            if failure.traceback and same not in self.explained:
+                self.explained.add(same)
+                self.say("\n".join("    " + line for line in failure.traceback.splitlines()[-SHOWN_LINES:]), "red")
+
+
+class PlainDisplay(Display):
+    """One line per finished trial."""
+
+    def finished(self, record: Record) -> None:
+        """Say how the trial ended, and how far the run has come."""
+        super().finished(record)
+        result = f"ACC {100 * metrics.acc(record.R):.1f}" if record.status == "done" else record.status
+        self.say(f"[{self.tally.done}/{self.tally.total}] {self.names[record.key]}: {result}, {self.tally.times()}")
+
+
+class State(ProgressColumn):
+    """The words behind a bar; those of the whole run change with the clock."""
+
+    def __init__(self, tally: Tally) -> None:
+        """Read the whole run's words from its tally."""
+        super().__init__()
+        self.tally = tally
+
+    def render(self, task: Task) -> Text:
+        """Return the words."""
+        state = task.fields.get("state")
+        return Text(f"{self.tally.done}/{self.tally.total} done, {self.tally.times()}" if state is None else state)
+
+
+class LiveDisplay(Display):
+    """A bar for the whole run and one for each running trial."""
+
+    def __init__(self, console: Console, todo: Sequence[Planned]) -> None:
+        """Show the trials `todo` on a terminal."""
+        super().__init__(console, todo)
+        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+                             State(self.tally), console=console, transient=True)
+        self.whole = self.bars.add_task("trials", total=1.0, state=None)
+        self.rows: dict[str, TaskID] = {}
+
+    def __enter__(self) -> LiveDisplay:
+        """Begin to draw."""
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Leave the terminal as it was."""
+        self.bars.stop()
+
+    def started(self, planned: Planned) -> None:
+        """Add a bar, in place of that of an earlier try."""
+        super().started(planned)
+        key = planned.trial.key
+        if key in self.rows:
+            self.bars.remove_task(self.rows[key])
+        self.rows[key] = self.bars.add_task(self.names[key], total=1.0, state="starting")
+
+    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+        """Move the bars."""
+        super().progress(key, task, tasks, accuracy)
+        seen = "" if accuracy is None else f", accuracy {100 * accuracy:.1f}"
+        self.bars.update(self.rows[key], completed=task / tasks, state=f"task {min(task + 1, tasks)}/{tasks}{seen}")
+        self.bars.update(self.whole, completed=self.tally.share)
+
+    def finished(self, record: Record) -> None:
+        """Take the trial's bar away."""
+        super().finished(record)
+        if record.key in self.rows:
+            self.bars.remove_task(self.rows.pop(record.key))
+        self.bars.update(self.whole, completed=self.tally.share)
+
+
+def display(console: Console, todo: Sequence[Planned]) -> Display:
+    """Return the display that suits a console."""
+    return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss or m:ss.
+
+    >>> clock(75), clock(3600)
+    ('1:15', '1:00:00')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return `1 worker`, `2 workers`.
+
+    >>> plural(1, "worker"), plural(3, "thread")
+    ('1 worker', '3 threads')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,297 @@
+"""An experiment as it is carried out: plan, see what is missing, execute, store, report."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
+from clbench.core.files import default_data_dir
+from clbench.core.registry import Registry
+from clbench.execution import interrupts
+from clbench.execution.claims import Claims
+from clbench.execution.workers.settings import How, Listener, OnRay
+from clbench.experiment.plan import part, plan, refuse_doubles
+from clbench.experiment.spec import Spec
+from clbench.experiment.trial import Planned
+from clbench.results import tracking
+from clbench.results.records import Record
+from clbench.results.store import Problem, Store
+
+FORMATS = ("md", "html")  # of a report, where none is asked for
+EXECUTORS = ("local", "ray")
+PASSING = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # failures that the next run may not meet: it goes on then
+
+
+@dataclass
+class Experiment:
+    """The trials of a spec, the run folder they go to, and the records that are already there."""
+
+    spec: Spec
+    registry: Registry
+    store: Store
+    planned: list[Planned]
+    records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
+    problems: list[Problem] = field(default_factory=list)
+    trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[Planned]:
+        """Return the trials to run: without a record, or failed. A diverged one would diverge again."""
+        kept = {key for key, record in self.records.items() if record.status != "failed"}
+        return [p for p in self.planned if p.trial.key not in kept]
+
+    def results(self) -> list[Record]:
+        """Return the records of the experiment's own trials, in the order of the methods, as far as they are there."""
+        labels = list(dict.fromkeys(p.label for p in self.planned))
+        own = sorted(self.planned, key=lambda p: labels.index(p.label))
+        return [self.records[p.trial.key] for p in own if p.trial.key in self.records]
+
+    def study(self) -> list[Record]:
+        """Return all records of the folder, the experiment's own first."""
+        own = self.results()
+        keys = {record.key for record in own}
+        return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
+
+
+def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
+            shard: str | None = None) -> Experiment:
+    """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
+
+    `shard` names a part of the experiment (`2/8`); None is all of it.
+
+    Raises:
+        SpecError: the experiment cannot be run as written, or a tracker's library is missing.
+        StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
+    """
+    whole = plan(spec, registry)
+    refuse_doubles(whole)
+    ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
+    ready.trackers = tracking.start(log, registry, out)
+    return ready
+
+
+def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
+    """Read the run folder of trials that are planned already; `spec` says on which device they run.
+
+    Raises:
+        StoreError: as `prepare`.
+    """
+    store = Store(out)
+    records, problems = store.read()
+    taken = {store.path(p.trial.key) for p in planned}
+    in_the_way = [p for p in problems if p.path in taken]
+    if in_the_way:
+        raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
+    return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
+
+
+def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
+              workers: int | None = None, threads: int | None = None, stack: int | None = None,
+              compiled: bool = False, retries: int = 1, executor: str = "local", address: str | None = None,
+              gpus: float | None = None) -> list[Record]:
+    """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
+
+    Args:
+        experiment: from `prepare`.
+        listener: hears how it goes on.
+        command: what the user typed, kept in the records.
+        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        workers: processes; 0 runs in this one, None chooses.
+        threads: torch threads per worker; None shares the cores out, or takes one each on a cluster.
+        stack: trials of a method that train as one; None chooses.
+        compiled: whether losses are compiled.
+        retries: how often a trial is tried again whose worker died.
+        executor: `local`, or `ray` for a Ray cluster.
+        address: of the cluster, HOST:PORT; None for RAY_ADDRESS, or one that was started on this machine.
+        gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
+    """
+    store, missing = experiment.store, experiment.missing
+    ray = on_ray(executor, address, gpus, workers)
+    made = store.check_writable()
+    listener.begun(experiment.planned, missing)
+    keeper = Keeper(experiment, listener)
+    keeper.relabel()
+    for note in outdated(experiment):
+        listener.note(note)
+    for record in experiment.results():
+        keeper.track(record)
+    if missing:
+        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, ray)
+        how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
+        execute = importlib.import_module(f"clbench.execution.workers.{'ray_cluster' if ray else 'local'}").execute
+        try:
+            with closing(keeper.claims):
+                while missing:
+                    execute(missing, how, keeper)
+                    missing = keeper.claims.wait()
+        except ClbenchError:
+            store.forget(made)  # bad input leaves nothing behind
+            raise
+    return experiment.results()
+
+
+def outdated(experiment: Experiment) -> list[str]:
+    """Return a note for each method whose records are of other code than what is installed (or in its file) now."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for record in experiment.results():
+        origin, made_by = experiment.registry.origins["method", record.trial.method.name], record.provenance.plugin
+        same_file = origin.version.startswith("sha256:") and made_by.endswith(origin.version)
+        if record.status != "failed" and made_by != str(origin) and not same_file:
+            found[record.label, made_by, str(origin)] += 1
+    return [f"{label}: {count} of its records were made by {made_by}, and it is now {now}; they are kept: "
+            "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
+
+
+def on_ray(executor: str, address: str | None, gpus: float | None, workers: int | None) -> OnRay | None:
+    """Return the cluster to run on; None for this machine.
+
+    Raises:
+        SpecError: there is no such executor, or the others do not go with it.
+    """
+    if executor not in EXECUTORS:
+        raise SpecError(unknown("executor", executor, EXECUTORS, "clbench run --help"))
+    if executor == "local" and (address is not None or gpus is not None):
+        raise SpecError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
+    if executor == "ray" and workers == 0:
+        raise SpecError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
+    return OnRay(address, gpus) if executor == "ray" else None
+
+
+def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
+              stack: int | None, ray: OnRay | None = None) -> How:
+    """Decide on workers and threads.
+
+    The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
+    last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
+    """
+    cores, device = usable_cores(), experiment.spec.device
+    automatic = len(experiment.planned) if ray else min(cores, len(experiment.planned)) if device in (
+        "auto", "cpu") else 1
+    chosen = automatic if workers is None else workers
+    alone = None
+    if threads is None and ray:
+        threads = 1
+    if threads is None and chosen > 0:
+        threads = max(1, cores // chosen)
+        alone = cores if workers is None else None
+    origins = experiment.registry.origins
+    return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
+               alone=alone, stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
+               artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
+               plugins=tuple(experiment.registry.files), ray=ray)
+
+
+class Keeper(Listener):
+    """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
+
+    def __init__(self, experiment: Experiment, listener: Listener) -> None:
+        """Stand between the executor and the listener."""
+        self.experiment = experiment
+        self.listener = listener
+        self.failing: set[str] = set()
+        self.planned = {planned.trial.key: planned for planned in experiment.planned}
+        self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
+
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Pass it on."""
+        self.listener.ready(device, workers, threads, nodes)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.listener.note(text)
+
+    def started(self, planned: Planned) -> None:
+        """Pass it on."""
+        self.listener.started(planned)
+
+    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+        """Pass it on."""
+        self.listener.progress(key, task, tasks, accuracy)
+
+    def finished(self, record: Record) -> None:
+        """Store first: what is told of has been kept."""
+        with interrupts.held():
+            self.experiment.store.write(record)
+            if record.failure is None or record.failure.type not in PASSING:
+                self.experiment.store.remove_checkpoint(record.key)
+            self.claims.release(record.key)
+            self.experiment.records[record.key] = record
+        self.track(record)
+        self.listener.finished(record)
+
+    def relabel(self) -> None:
+        """Give the records of finished trials the labels that these have now; of others it is written with the record.
+
+        What is relabelled is the record as it stands, which another process may have written since it was read.
+        """
+        kept = self.experiment.records
+        for key in [key for key in self.planned if key in kept and kept[key].status != "failed"]:
+            if self._labelled(kept[key]) != kept[key]:
+                with self.claims.alone(key):
+                    record = self.experiment.store.get(key)
+                    if record is not None:
+                        kept[key] = self._relabelled(record)
+
+    def _labelled(self, record: Record) -> Record:
+        """Return a record under the label that its trial has in this experiment."""
+        planned = self.planned[record.key]
+        return record.model_copy(update={"label": planned.label, "reference": planned.reference})
+
+    def _relabelled(self, record: Record) -> Record:
+        """Store a record under the label that its trial has here, where that is another, and return it."""
+        labelled = self._labelled(record)
+        if labelled != record:
+            self.experiment.store.write(labelled)
+        return labelled
+
+    def _found(self, record: Record) -> None:
+        """Take in a record that another process has written into the folder, perhaps under another label."""
+        record = self.experiment.records[record.key] = self._relabelled(record)
+        self.track(record)
+        self.listener.finished(record)
+
+    def track(self, record: Record) -> None:
+        """Show a record to every tracker; one that fails is reported once and stops nothing."""
+        for name, tracker in self.experiment.trackers.items():
+            try:
+                tracker.log(record)
+            except Exception as error:  # somebody else's code and service: the records are what counts
+                if name not in self.failing:
+                    self.failing.add(name)
+                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
+
+
+def write_report(experiment: Experiment) -> list[Path]:
+    """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
+    from clbench import report
+
+    whole, folder = report.build(experiment.study()), experiment.store.directory
+    report.write_figures(whole, folder)
+    return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_out(spec: Spec, source: Path | None) -> Path:
+    """Return the run folder of an experiment that names none: after its file, else after its benchmark."""
+    return Path("runs") / (source.stem if source else re.sub(r"[^A-Za-z0-9._-]+", "-", spec.benchmark.name))
+
+
+def by_method(records: Sequence[Record]) -> list[Record]:
+    """Return records with those of a method together, methods in the order in which they were first run."""
+    labels = list(dict.fromkeys(r.label for r in records))
+    return sorted(records, key=lambda r: labels.index(r.label))

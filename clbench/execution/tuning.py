@@ -1,0 +1,221 @@
+"""Tuning: each method's options are searched by itself, on validation samples, as one experiment after another.
+
+A row is a method in a scenario; every round asks each row's sampler for candidates, runs them all as one experiment in
+the tuning's run folder and tells the samplers the scores. Trials that are there already are not run again, so the same
+search goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from clbench.core import options as opt
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
+from clbench.execution import run
+from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Sampler, corners, sampler_for
+from clbench.execution.workers.settings import Listener
+from clbench.experiment.plan import plan
+from clbench.experiment.search import Choices, Range, Search, Space, Tried
+from clbench.experiment.spec import MethodSpec, Spec
+from clbench.experiment.sweeps import expand, types_of
+from clbench.results import metrics
+from clbench.results.records import Record
+
+EDGE = 0.02  # of a range: what is so near to an end may have its best value beyond
+EXAMPLE = "[tune.ewc] with strength = {low = 1e1, high = 1e7, log = true} (docs/tuning.md)"
+
+
+@dataclass
+class Row:
+    """A method in a scenario, and what has been tried of it."""
+
+    entry: int  # which of the experiment's methods, sweeps taken apart
+    method: MethodSpec
+    label: str  # without the options that are searched
+    scenario: Scenario
+    space: Space
+    sampler: Sampler
+    tried: list[Tried] = field(default_factory=list)
+
+    def candidate(self, chosen: Candidate) -> MethodSpec:
+        """Return the method with options chosen, as a row of its own."""
+        written = [f"{option}={opt.format_value(value)}" for option, value in chosen.items()]
+        return self.method.model_copy(update={"options": {**self.method.options, **chosen},
+                                              "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
+
+    def hear(self, asked: Sequence[Candidate], records: Sequence[Record]) -> None:
+        """Take in what candidates gave, and tell the sampler; without a result from every seed, 0 is the score."""
+        fresh = []
+        for chosen in asked:
+            label = self.candidate(chosen).label
+            own = [r for r in records if r.label == label and r.trial.scenario == self.scenario]
+            bad = [f"seed {r.trial.seed} {r.status}" for r in own if r.status != "done"]
+            fresh.append(Tried(method=self.label, scenario=self.scenario, options=chosen, failure=", ".join(bad),
+                               acc=() if bad else tuple(round(metrics.acc(r.R), 6) for r in own)))
+        self.tried += fresh
+        self.sampler.tell([score(t) for t in fresh])
+
+    @property
+    def ranking(self) -> list[Tried]:
+        """Return what was tried, each candidate once, the best mean first; of equal ones the one tried first."""
+        once = {self.candidate(t.options).label: t for t in reversed(self.tried) if t.acc}
+        first = [t for t in self.tried if once.get(self.candidate(t.options).label) is t]
+        return sorted(first, key=score, reverse=True)
+
+    @property
+    def at_edge(self) -> list[str]:
+        """Return the options whose best value is at an end of the numbers that were searched."""
+        best = self.ranking[0].options
+        return [option for option, axis in self.space.items() if _at_end(best[option], axis)]
+
+
+def score(tried: Tried) -> float:
+    """Return the mean ACC over seeds, the lowest there is where a seed gave none."""
+    return fmean(tried.acc) if tried.acc else 0.0
+
+
+def _at_end(value: Any, axis: Range | Choices) -> bool:
+    """Tell whether a number is the first or last of several that were searched, or nearly the end of a range."""
+    if isinstance(axis, Range):
+        if axis.log:
+            return not axis.low * (axis.high / axis.low) ** EDGE < value < axis.high * (axis.low / axis.high) ** EDGE
+        return not EDGE < (value - axis.low) / (axis.high - axis.low) < 1 - EDGE
+    numbers = [v for v in axis.values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(axis.values) > 2 and value in (min(numbers), max(numbers))
+
+
+def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = ()) -> list[Row]:
+    """Return the rows that are to be tuned: those with a space, or `only` those of these labels or names.
+
+    Raises:
+        SpecError: no space, none in the experiment's scenarios, one for a method that is not there, or options that a
+            method does not take.
+    """
+    scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
+    methods = [m for m, _ in expand(spec.methods, registry, [])]
+    problems = _strangers(spec, methods, only)
+    rows: list[Row] = []
+    for entry, method in enumerate(methods):
+        space = _space(method, spec)
+        if not space or (only and not {method.label, method.name} & set(only)):
+            continue
+        try:
+            label = _label(method, space, registry)
+        except SpecError as error:
+            problems += str(error).splitlines()
+            continue
+        whole = [option for option in space if float not in types_of(method, option, registry)]
+        here = list(filter(method.runs_in, scenarios))
+        if any(row.label == label and row.scenario in here for row in rows):
+            problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
+        for scenario in here:
+            own = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
+            if own:
+                rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials)))
+    if not rows and not problems:
+        problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
+                        "[tune.*] tables is for another one")
+    if problems:
+        raise SpecError("\n".join(dict.fromkeys(problems)))
+    return rows
+
+
+def _strangers(spec: Spec, methods: Sequence[MethodSpec], only: Sequence[str]) -> list[str]:
+    """Return a line for each name that is no method's, or that of one without a space."""
+    known = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
+    without = {name for name in only if not any(name in (m.label, m.name) and _space(m, spec) for m in methods)}
+    return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(known)}"
+              for name in spec.tune if name not in known),
+            *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
+              f"--methods {name}: no method {name!r} in this experiment, only {', '.join(known)}" for name in only
+              if name in without),
+            *([] if spec.tune else [f"nothing says what to search; add a table for each method, such as {EXAMPLE}"])]
+
+
+def _label(method: MethodSpec, space: Space, registry: Registry) -> str:
+    """Return how a method is called without what is searched, having checked that it takes all of the space."""
+    options = registry.strategy(method.name).options
+    for corner in corners(space):
+        valid = opt.validate(options, {**method.options, **corner}, f"tune.{method.name}", "clbench methods")
+    return method.label or opt.label(method.name, valid, never=space)
+
+
+def _space(method: MethodSpec, spec: Spec) -> Space:
+    """Return the space of a method: that of its label, else that of its strategy."""
+    return spec.tune.get(method.label or "") or spec.tune.get(method.name, {})
+
+
+def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
+           show: Callable[[run.Experiment], AbstractContextManager[Listener]], **how: Any) -> list[Record]:
+    """Try what the rows' samplers propose, round by round, and return all records, in the order of the rounds.
+
+    Args:
+        rows: from `rows_of`; they hear the results.
+        spec: the experiment, with the seeds and the validation share of the search.
+        registry: what is installed.
+        out: the run folder of the search.
+        show: makes the listener of a round.
+        how: command, data_dir, workers, threads, stack, ...: see `experiment.carry_out`.
+
+    Raises:
+        ClbenchError: as `experiment.prepare` and `carry_out`, or no candidate of a row gave a result.
+    """
+    found: list[Record] = []
+    while any(asked := [row.sampler.ask() for row in rows]):
+        methods = {(row.scenario, method.label): method for row, candidates in zip(rows, asked, strict=True)
+                   for method in map(row.candidate, candidates)}
+        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out)
+        with show(ready) as listener:
+            records = run.carry_out(ready, listener, **how)
+        for row, candidates in zip(rows, asked, strict=True):
+            row.hear(candidates, records)
+        found += records
+    run.write_report(ready)
+    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate gave a result from every seed; "
+                f"{out / 'report.md'} says why" for row in rows if not row.ranking]
+    if hopeless:
+        raise ClbenchError("\n".join(hopeless))
+    return found
+
+
+def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
+    """Return the experiment's methods with the best options found; one that differs by scenario has several rows."""
+    methods: list[MethodSpec] = []
+    scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
+    for entry, (method, _) in enumerate(expand(spec.methods, registry, [])):
+        own = [row for row in rows if row.entry == entry]
+        best: list[tuple[Candidate, list[Scenario]]] = []
+        for row in own:
+            options = row.ranking[0].options
+            same = next((here for other, here in best if other == options), None)
+            if same is None:
+                best.append((options, [row.scenario]))
+            else:
+                same.append(row.scenario)
+        rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in own}]
+        if best and rest:  # where nothing was searched, it stays as it is
+            best.append(({}, rest))
+        methods += [method.model_copy(update={
+            "options": {**method.options, **options},
+            "scenario": tuple(here) if len(best) > 1 else method.scenario}) for options, here in best] or [method]
+    return methods
+
+
+def account(rows: Sequence[Row], spec: Spec, trials: int, command: str, versions: dict[str, str]) -> Search:
+    """Return what was done, to be kept with the options that were chosen."""
+    tpe = any(isinstance(row.sampler, TPE) for row in rows)
+    ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
+            *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
+    spaces: dict[str, Space] = {}
+    for row in rows:
+        spaces.setdefault(row.label, {}).update(row.space)
+    return Search(command=command, versions=versions, validation=spec.validation, seeds=spec.seeds, trials=trials,
+                  sampler="; ".join(ways), space=spaces,
+                  tried=tuple(t for row in rows for t in row.tried))

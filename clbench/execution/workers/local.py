@@ -1,0 +1,62 @@
+"""The embedded executor: worker processes on this machine, or none but this one.
+
+Workers are plain subprocesses in a session of their own, so Ctrl-C reaches only this process; they end when it does,
+however it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from clbench.execution.workers.handle import start_request
+from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.process import Process
+from clbench.execution.workers.protocol import Finished, Message, Prepared, Ready, Refused, Running
+from clbench.execution.workers.schedule import Checks, Waiting
+from clbench.execution.workers.settings import How, Listener
+from clbench.experiment.trial import Planned
+
+
+def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+    """Run trials and tell the listener of each; returns when all are over.
+
+    Raises:
+        ClbenchError: bad input that shows only with the data or torch at hand; no trial has started then.
+        WorkerError: no worker could be started.
+    """
+    if how.workers == 0:
+        in_process(todo, how, listener)
+    else:
+        Pool(how, listener, partial(Process, start_request(how))).run(todo)
+
+
+def in_process(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+    """Run trials in this process, one after the other (debugging, notebooks)."""
+    from clbench.execution.workers.worker import Worker
+
+    checks, current = Checks(todo, listener), todo[0]
+
+    def hear(event: Message) -> None:
+        if isinstance(event, Ready):
+            listener.ready(event.device, 0, how.threads)
+        elif isinstance(event, Prepared):
+            checks.passed(event.notes)
+        elif isinstance(event, Refused):
+            checks.refused(current, event.error())
+        elif isinstance(event, Running):
+            listener.progress(event.key, event.task, event.tasks, event.accuracy)
+        elif isinstance(event, Finished):
+            for record in event.records:
+                listener.finished(record)
+
+    worker = Worker(start_request(how), hear)
+    while planned := checks.next():
+        current = planned
+        worker.prepare(planned)
+    waiting = Waiting(todo)
+    while waiting.left:
+        if group := [p for p in waiting.take(how, str(worker.runner.device)) if how.claim(p)]:
+            for planned in group:
+                listener.started(planned)
+            worker.run(group)

@@ -1,0 +1,203 @@
+"""A pool of workers, each running one trial after the other; what kind they are it does not know.
+
+The trial of a worker that dies is tried again, and then it has failed; nothing else is lost. A stack whose worker dies,
+most likely for want of memory, is tried again as two halves.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from clbench.core.errors import ClbenchError
+from clbench.execution import interrupts
+from clbench.execution.workers import protocol
+from clbench.execution.workers.handle import Inbox, Link
+from clbench.execution.workers.protocol import (
+    Finished,
+    Message,
+    Note,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    Run,
+    Running,
+)
+from clbench.execution.workers.schedule import Checks, Waiting
+from clbench.execution.workers.settings import How, Listener
+from clbench.experiment.trial import Planned
+from clbench.results.records import Failure
+
+
+class WorkerError(ClbenchError):
+    """Workers that do not start, or die before any trial has."""
+
+
+class Pool:
+    """Workers and the trials that wait for them.
+
+    Args:
+        how: the settings.
+        listener: hears how it goes on.
+        start: starts a worker, which is to speak to an inbox.
+        nodes: of how many nodes of a cluster the listener is told; 0 is this machine.
+    """
+
+    def __init__(self, how: How, listener: Listener, start: Callable[[Inbox], Link], nodes: int = 0) -> None:
+        """Take the settings; `run` starts the workers."""
+        self.how = how
+        self.listener = listener
+        self.start = start
+        self.nodes = nodes
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.links: list[Link] = []
+        self.device: str | None = None
+        self.checker: Link | None = None
+        self.again: deque[Sequence[Planned]] = deque()  # trials to be tried again, before those that wait
+        self.deaths: Counter[str] = Counter()  # of workers: by the key of the trial, "" for those that were not ready
+
+    def run(self, todo: Sequence[Planned]) -> None:
+        """Prepare, then run all trials; no worker is left when this returns or raises."""
+        self.waiting = Waiting(todo)
+        self.checks = Checks(todo, self.listener)
+        self.checked = False
+        try:
+            # A signal waits its turn in the inbox: what came before it is taken in and written.
+            with interrupts.held(wake=lambda: self.inbox.put(None)):
+                for _ in range(min(self.how.workers, len(todo))):
+                    self.links.append(self.start(self.inbox))
+                while self.left or any(p.request for p in self.links):
+                    said = self.inbox.get()
+                    if said is None:
+                        break
+                    link, event = said
+                    if link in self.links:  # not one that was sent away
+                        self.hear(link, event)
+                        self.assign()
+        finally:
+            for link in self.links:
+                link.end()
+
+    @property
+    def left(self) -> bool:
+        """Tell whether trials are still to be given out."""
+        return bool(self.again or self.waiting.left)
+
+    def hear(self, link: Link, event: Message | Exception | None) -> None:
+        """Take in what a worker says."""
+        if event is None:
+            self.bury(link)
+        elif isinstance(event, Exception):
+            raise event
+        elif isinstance(event, Ready):
+            link.ready = event
+            self.checker = self.checker or link
+            if self.device is None:
+                self.device = event.device
+                if event.device != "cpu" and self.how.shrink:
+                    self.keep_only(link)
+                self.listener.ready(event.device, len(self.links), event.provenance.threads, self.nodes)
+        elif isinstance(event, Note):
+            self.checks.passed([event.text])
+        elif isinstance(event, Running):
+            self.listener.progress(event.key, event.task, event.tasks, event.accuracy)
+        elif isinstance(event, Refused) and link.request is None:
+            raise event.error()
+        else:
+            request, link.request = link.request, None
+            if isinstance(event, Prepared):
+                self.checks.passed(event.notes)
+            elif isinstance(event, Refused) and isinstance(request, Prepare):
+                self.checks.refused(request.planned, event.error())
+            elif isinstance(event, Finished):
+                if isinstance(request, Run):
+                    self.waiting.took(request.group, link.seconds)
+                for record in event.records:
+                    self.listener.finished(record)
+
+    def assign(self) -> None:
+        """Give each idle worker something to do: one prepares, and when that is done all run trials."""
+        if not self.checked and self.checker and self.checker.request is None:
+            if planned := self.checks.next():
+                self.checker.ask(Prepare(planned=planned))
+            else:
+                self.checked = True
+        if self.checked:
+            for link in self.links:
+                if link.ready and link.request is None and (group := self._next(link.ready.device)):
+                    link.ask(Run(group=group))
+                    for planned in group:
+                        self.listener.started(planned)
+
+    def _next(self, device: str) -> list[Planned]:
+        """Return the trials to run next, none where all are given out or taken by other processes."""
+        group: list[Planned] = []
+        while self.left and not group:
+            waiting = self.again.popleft() if self.again else self.waiting.take(self.how, device)
+            group = [planned for planned in waiting if self.how.claim(planned)]
+        return group
+
+    def bury(self, link: Link) -> None:
+        """Deal with a worker's death: what it was doing is tried again or has failed, a new one takes its place."""
+        self.links.remove(link)
+        link.end()
+        cause, request = link.cause_of_death(), link.request
+        if isinstance(request, Run):
+            self._lost(link, request.group, cause)
+        elif link is self.checker and not self.checked:
+            self._unprepared(link, request, cause)
+        elif link.ready is None and not self._once_more(""):
+            if not self.links:
+                hint = "" if self.nodes else "; --workers 0 runs in this process and shows more"
+                raise WorkerError(f"no worker could start: {cause}{link.last_words()}{hint}")
+            self.listener.note(f"{cause} before it was ready{link.last_words()}; "
+                               f"going on with {len(self.links)}")
+            return
+        if self.left:
+            self.links.append(self.start(self.inbox))
+
+    def _once_more(self, key: str) -> bool:
+        """Count a death and return whether what it cost may be tried again."""
+        self.deaths[key] += 1
+        return self.deaths[key] <= self.how.retries
+
+    def _lost(self, link: Link, group: Sequence[Planned], cause: str) -> None:
+        """Try the trials of a dead worker again, a stack as two halves, or take them for failed."""
+        names = f"{group[0].label} seed {', '.join(str(p.trial.seed) for p in group)}"
+        if len(group) > 1:
+            half = len(group) // 2
+            self.again.extend((group[:half], group[half:]))
+            self.listener.note(f"{names}: {cause}; trying again with half the stack")
+        elif self._once_more(group[0].trial.key):
+            self.again.append(group)
+            self.listener.note(f"{names}: {cause}; trying again")
+        else:
+            assert link.ready
+            origin = link.ready.provenance.model_copy(
+                update={"plugin": self.how.plugin(group[0].trial.method.name)})
+            tries = f", in {self.deaths[group[0].trial.key]} tries" if self.how.retries else ""
+            failure = Failure(type="WorkerDied", message=cause + tries, traceback="".join(link.tail))
+            self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
+
+    def _unprepared(self, link: Link, request: Message | None, cause: str) -> None:
+        """Let another worker prepare what a dead one was preparing.
+
+        Raises:
+            WorkerError: that has been tried often enough.
+        """
+        asked = request.planned if isinstance(request, Prepare) else None
+        if not self._once_more(asked.trial.key if asked else ""):
+            what = f"{asked.label!r} on {asked.trial.benchmark.name}" if asked else "nothing"
+            raise WorkerError(f"{cause} while it prepared {what}{link.last_words()}")
+        if asked:
+            self.checks.left.insert(0, asked)
+        self.checker = next((p for p in self.links if p.ready), None)
+
+    def keep_only(self, link: Link) -> None:
+        """Send all other workers away: on one accelerator they would be in each other's way."""
+        others = [p for p in self.links if p is not link]
+        self.links = [link]
+        for other in others:
+            other.end()

@@ -1,0 +1,125 @@
+"""What the leading process and its workers say to each other: one JSON object a line."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from clbench.core import errors
+from clbench.core.errors import ClbenchError
+from clbench.experiment.trial import Planned
+from clbench.results.records import Failure, Provenance, Record
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    def line(self) -> str:
+        """Return the message as the line that is sent."""
+        return self.model_dump_json(by_alias=True) + "\n"
+
+
+class Start(Message):
+    """To a worker, first: import torch and get ready."""
+
+    type: Literal["start"] = "start"
+    data_dir: str
+    device: str
+    command: str
+    threads: int | None
+    alone: int | None = None  # threads on an accelerator, if others
+    compiled: bool = False
+    artifacts: str | None = None
+    checkpoints: str | None = None
+    plugins: list[str] = []  # files
+
+
+class Prepare(Message):
+    """To a worker: get the stream of a trial and see whether its method can be built."""
+
+    type: Literal["prepare"] = "prepare"
+    planned: Planned
+
+
+class Run(Message):
+    """To a worker: run a trial, or several seeds of one method as one stack."""
+
+    type: Literal["run"] = "run"
+    group: list[Planned]
+
+
+class Ready(Message):
+    """From a worker: it can take requests. `provenance` is that of its records, but for plugin and time."""
+
+    type: Literal["ready"] = "ready"
+    device: str
+    provenance: Provenance
+
+
+class Prepared(Message):
+    """From a worker: the answer to `Prepare` where all is well."""
+
+    type: Literal["prepared"] = "prepared"
+    notes: list[str]
+
+
+class Refused(Message):
+    """From a worker: the answer to `Start` or `Prepare` where the user has something to mend."""
+
+    type: Literal["refused"] = "refused"
+    kind: str
+    message: str
+
+    def error(self) -> ClbenchError:
+        """Return the error as it was raised in the worker."""
+        kind = getattr(errors, self.kind, ClbenchError)
+        return kind(self.message) if issubclass(kind, ClbenchError) else ClbenchError(self.message)
+
+
+class Note(Message):
+    """From a node of a cluster: something the user should know."""
+
+    type: Literal["note"] = "note"
+    text: str
+
+
+class Died(Message):
+    """From a node of a cluster: its worker has died."""
+
+    type: Literal["died"] = "died"
+    cause: str  # as `Link.cause_of_death`
+    tail: list[str]  # the last lines of its standard error
+
+
+class Running(Message):
+    """From a worker: how far a trial has come."""
+
+    type: Literal["running"] = "running"
+    key: str
+    task: int
+    tasks: int
+    accuracy: float | None
+
+
+class Finished(Message):
+    """From a worker: the answer to `Run`, whatever became of the trials."""
+
+    type: Literal["finished"] = "finished"
+    records: list[Record]
+
+
+Request = Annotated[Start | Prepare | Run, Field(discriminator="type")]
+Event = Annotated[Ready | Prepared | Refused | Running | Finished, Field(discriminator="type")]
+REQUESTS: TypeAdapter[Any] = TypeAdapter(Request)
+EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
+
+
+def failed(planned: Planned, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
+    """Return the record of a trial that ended before it could leave one itself."""
+    return Record.model_validate({
+        "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
+        "trial": planned.trial, "failure": failure, "provenance": provenance.model_copy(update={"started": started})})

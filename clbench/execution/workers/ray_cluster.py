@@ -1,0 +1,286 @@
+"""The executor for a Ray cluster: the same pool of the same workers, on the cluster's nodes.
+
+A worker is the process it is on one machine, led by an actor on its node that passes on what is said. So streams and
+imports stay warm from trial to trial, a process that dies is told from a node that does, with its last words, and
+what a plugin does to its process cannot reach Ray's. Actors ask Ray for a CPU for each of a worker's threads, and
+for GPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.execution import interrupts
+from clbench.execution.workers.handle import Inbox, Link, start_request
+from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.process import Process
+from clbench.execution.workers.protocol import Died, Message, Note, Start
+from clbench.execution.workers.settings import How, Listener
+from clbench.experiment.trial import Planned
+from clbench.results.store import MARK
+
+PORT = 6379  # of `ray start --head`, where no other is asked for
+REACH_SECONDS = 5.0  # for the address to answer; Ray itself would try for minutes
+END_SECONDS = 2.0  # for an actor to end its worker, before Ray kills both
+CALLS = 3  # that an actor serves at once: it listens for long, and is sent to and ended meanwhile
+
+
+class ClusterError(ClbenchError):
+    """A cluster that is not there, or has no room for what is asked of it."""
+
+
+def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+    """Run trials on the cluster and tell the listener of each; returns when all are over.
+
+    Raises:
+        ClusterError: no cluster answers, or none of its nodes has what a worker needs.
+        ClbenchError: as `local.execute`.
+    """
+    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=MARK) as mark:
+        cluster = Cluster(ray, how, Path(mark.name))
+        workers = min(how.workers, cluster.room()) if how.shrink else how.workers
+        pool = Pool(replace(how, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it has to say, even into a table
+            pool.run(todo)
+
+
+def run_folder(how: How) -> Path | None:
+    """Return the run folder, None where nothing is kept."""
+    return how.artifacts.parent if how.artifacts else None
+
+
+@contextlib.contextmanager
+def connected(how: How) -> Iterator[Any]:
+    """Yield the library, connected; a connection that the user's code has made is used, and left open.
+
+    Raises:
+        ClusterError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise ClusterError("--executor ray needs Ray: pip install 'clbench[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    assert how.ray
+    address = how.ray.address or os.environ.get("RAY_ADDRESS") or f"127.0.0.1:{PORT}"
+    reach(address)
+    try:
+        with interrupts.kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from None
+    try:
+        yield ray
+    finally:
+        with interrupts.kept():
+            ray.shutdown()
+
+
+def reach(address: str) -> None:
+    """Raise `ClusterError` where nobody listens at an address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"{address!r} is no address of a Ray cluster: HOST:PORT, as in 10.0.0.1:{PORT}")
+    try:
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address} ({error}): start one with ray start --head "
+                           "(docs/scaling.md), or name another --address") from None
+
+
+class Cluster:
+    """Where workers are started, and what each takes."""
+
+    def __init__(self, ray: Any, how: How, mark: Path) -> None:
+        """Decide on GPUs.
+
+        Args:
+            ray: the library, connected.
+            how: the settings; its device says whether GPUs are wanted.
+            mark: a file in the run folder, by which a node sees whether it has that folder too.
+
+        Raises:
+            SpecError: device and GPUs contradict each other.
+            ClusterError: no node has what a worker needs.
+        """
+        self.ray = ray
+        self.cpus = how.threads or 1
+        self.gpus, device = gpus_of(how, any(node.get("GPU") for node in self._resources()))
+        start = start_request(replace(how, device=device, data_dir=how.data_dir.absolute()))
+        self.begin = Begin(start, {path.name: path.read_bytes() for path in how.plugins}, os.getcwd(), str(mark))
+        self.room()
+
+    def _resources(self) -> list[Mapping[str, float]]:
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def nodes(self) -> list[int]:
+        """Return for how many workers each node that can take any has room, whatever else runs there now."""
+        rooms = []
+        for node in self._resources():
+            room = int(node.get("CPU", 0) // self.cpus)
+            if self.gpus:
+                have = int(node.get("GPU", 0))
+                # A fraction is of one GPU, whatever is left of the others; 1 // 0.2 is 4, as 0.2 is a little more.
+                room = min(room, have // int(self.gpus) if self.gpus >= 1 else have * int(1 / self.gpus + 1e-9))
+            rooms.append(room)
+        return [room for room in rooms if room]
+
+    def room(self) -> int:
+        """Return how many workers the cluster has room for.
+
+        Raises:
+            ClusterError: for none.
+        """
+        if rooms := self.nodes():
+            return sum(rooms)
+        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in self._resources())
+        need = f"{self.cpus} CPUs (--threads)" + (f" and {self.gpus:g} GPUs (--gpus)" if self.gpus else "")
+        raise ClusterError(f"no node of the Ray cluster has the {need} that a worker takes, only {have or 'none'}")
+
+    def start(self, inbox: Inbox) -> Link:
+        """Ask for a worker; while the cluster has no room for it, it waits.
+
+        Raises:
+            ClusterError: no node is left that could take it.
+        """
+        self.room()
+        actor = self.ray.remote(Host).options(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=CALLS).remote()
+        return Remote(self, actor, inbox)
+
+
+def gpus_of(how: How, there: bool) -> tuple[float, str]:
+    """Return the GPUs of each worker and the device it is told; `there` says whether the cluster has any.
+
+    Raises:
+        SpecError: the device is not what is asked for, or half of one GPU and the whole of another.
+    """
+    assert how.ray
+    asked, kind = how.ray.gpus, how.device.partition(":")[0]
+    if ":" in how.device:
+        raise SpecError(f"--device {how.device}: Ray chooses among a node's GPUs; --device {kind}")
+    gpus = asked if asked is not None else float(kind == "cuda" or (kind == "auto" and there))
+    if gpus > 1 and gpus != int(gpus):
+        raise SpecError(f"--gpus {gpus:g}: a fraction of one, or whole ones")
+    if gpus and kind not in ("auto", "cuda"):
+        raise SpecError(f"--gpus {gpus:g} with --device {kind}: leave one of them out")
+    if not gpus and kind == "cuda":
+        raise SpecError("--gpus 0 with --device cuda: leave one of them out")
+    return gpus, "cuda" if gpus else "cpu" if kind == "auto" else kind
+
+
+class Remote(Link):
+    """A worker on a node of the cluster, as seen from here."""
+
+    def __init__(self, cluster: Cluster, actor: Any, inbox: Inbox) -> None:
+        """Listen to an actor that has been asked for."""
+        super().__init__(inbox)
+        self.cluster, self.actor = cluster, actor
+        self.name, self.death = "", "the worker ended"
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        ray = self.cluster.ray
+        try:
+            self.name = ray.get(self.actor.begin.remote(self.cluster.begin))
+            while True:
+                for said in ray.get(self.actor.hear.remote()):
+                    if isinstance(said, Died):
+                        self.death = said.cause.replace("the worker process", f"the worker process on node {self.name}")
+                        self.tail.extend(said.tail)
+                        self.inbox.put((self, None))
+                        return
+                    self.inbox.put((self, said))
+        except ray.exceptions.RayTaskError as error:  # a bug; raised where it is seen, not in this thread
+            self.inbox.put((self, error))
+        except ray.exceptions.RayError as error:  # the node has died, or only Ray's process there
+            where = f" on node {self.name}" if self.name else ""
+            self.death = f"Ray lost the worker{where} ({type(error).__name__})"
+            self.tail.extend(f"{line}\n" for line in str(error).splitlines())
+            self.inbox.put((self, None))
+
+    def send(self, message: Message) -> None:
+        """Send a message, as `Link` says."""
+        self.actor.send.remote(message)
+
+    def end(self) -> None:
+        """Make an end of the worker and its actor, as `Link` says."""
+        ray = self.cluster.ray
+        if self.name:
+            ray.wait([self.actor.end.remote()], timeout=END_SECONDS)
+        ray.kill(self.actor)
+        self.listener.join(END_SECONDS)
+
+    def cause_of_death(self) -> str:
+        """Return how the worker ended, as `Link` says."""
+        return self.death
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What an actor needs to start its worker."""
+
+    start: Start
+    plugins: Mapping[str, bytes]  # those that are files, by their names
+    folder: str  # where the command was started
+    mark: str  # a file in the run folder
+
+
+class Host:
+    """The actor: leads a worker process on a node of the cluster."""
+
+    def begin(self, begin: Begin) -> str:
+        """Start the worker where the command was started, if the node has that folder, and return the node's name.
+
+        A node without the run folder keeps no artifacts and checkpoints; a note says so.
+        """
+        name = socket.gethostname()
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.files = tempfile.TemporaryDirectory(prefix="clbench-plugins-")
+        for file, code in begin.plugins.items():
+            Path(self.files.name, file).write_bytes(code)
+        start = begin.start.model_copy(update={"plugins": [str(Path(self.files.name, file)) for file in begin.plugins]})
+        if Path(begin.folder).is_dir():
+            os.chdir(begin.folder)
+        self.said: list[Message] = []
+        if not Path(begin.mark).exists():
+            start = start.model_copy(update={"artifacts": None, "checkpoints": None})
+            self.said.append(Note(text=f"node {name} has not the run folder: what is trained there leaves records, but "
+                                       "no adapters and no checkpoints (docs/scaling.md)"))
+        self.process = Process(start, self.inbox)
+        return name
+
+    def send(self, message: Message) -> None:
+        """Pass a message on to the worker."""
+        self.process.send(message)
+
+    def hear(self) -> list[Message]:
+        """Wait until the worker says something, and return all it has said; the last of all is `Died`."""
+        said, self.said = self.said, []
+        while not said or not self.inbox.empty():
+            heard = self.inbox.get()
+            event = heard[1] if heard else None
+            if isinstance(event, Exception):
+                raise event
+            said.append(event or Died(cause=self.process.cause_of_death(), tail=list(self.process.tail)))
+        return said
+
+    def end(self) -> None:
+        """Make an end of the worker."""
+        self.process.end()
+        self.files.cleanup()

@@ -1,0 +1,127 @@
+"""A worker: runs the trials it is given, one at a time.
+
+`python -m clbench.execution.workers.worker` speaks JSON lines.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clbench.core.compat import uncollected
+from clbench.core.errors import ClbenchError
+from clbench.execution.workers import protocol
+from clbench.execution.workers.protocol import (
+    Finished,
+    Message,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    Run,
+    Running,
+    Start,
+)
+from clbench.experiment.trial import Planned
+from clbench.results.records import Failure
+
+Send = Callable[[Message], None]
+
+
+class Worker:
+    """Answers requests; the same object serves in a process of its own and in the user's."""
+
+    def __init__(self, start: Start, send: Send) -> None:
+        """Import torch and get ready to run on the device.
+
+        Raises:
+            SpecError: there is no such device, or no compiler where losses are to be compiled.
+            PluginError: a plugin's file cannot be used any more.
+        """
+        import torch
+
+        from clbench.core.registry import discover
+        from clbench.results import provenance
+        from clbench.training.trials.runner import Runner
+
+        # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        self.send = send
+        self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
+                             artifacts=Path(start.artifacts) if start.artifacts else None,
+                             checkpoints=Path(start.checkpoints) if start.checkpoints else None,
+                             compiled=start.compiled)
+        accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
+        threads = start.alone if accelerated and start.alone is not None else start.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.provenance = provenance.collect("", self.runner.device, start.command)
+        send(Ready(device=str(self.runner.device), provenance=self.provenance))
+
+    def prepare(self, planned: Planned) -> None:
+        """Answer `Prepare`. What is not the user's mistake is left to the trial itself, whose record keeps it."""
+        try:
+            self.send(Prepared(notes=self.runner.prepare(planned.trial)))
+        except ClbenchError as error:
+            self.send(Refused(kind=type(error).__name__, message=str(error)))
+        except Exception:
+            traceback.print_exc()
+            self.send(Prepared(notes=[]))
+
+    def run(self, group: Sequence[Planned]) -> None:
+        """Answer `Run`; an exception that the trials did not turn into records themselves becomes some here."""
+        started = datetime.datetime.now(datetime.timezone.utc)
+        try:
+            records = self.runner.run_stack(group, lambda p: self.send(
+                Running(key=p.key, task=p.task, tasks=p.tasks, accuracy=p.accuracy)))
+        except Exception as error:
+            plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
+            origin = self.provenance.model_copy(update={"plugin": plugin})
+            facts = Failure(type=type(error).__name__, message=str(error),
+                            traceback="" if isinstance(error, ClbenchError) else traceback.format_exc())
+            records = [protocol.failed(planned, origin, started, facts) for planned in group]
+        self.send(Finished(records=records))
+
+
+def main() -> None:
+    """Serve the process that started this one until it closes our standard input or dies."""
+    lines = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What a plugin prints or reads must not get into the conversation.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in lines:
+            inbox.put(line)
+        os._exit(0)  # the leader has gone: a trial that is running has nobody left to report to
+
+    def send(message: Message) -> None:
+        answers.write(message.line())
+        answers.flush()
+
+    threading.Thread(target=listen, daemon=True).start()
+    start = protocol.REQUESTS.validate_json(inbox.get())
+    try:
+        with uncollected():
+            worker = Worker(start, send)
+    except ClbenchError as error:
+        send(Refused(kind=type(error).__name__, message=str(error)))
+        sys.exit(2)
+    while True:
+        request = protocol.REQUESTS.validate_json(inbox.get())
+        if isinstance(request, Prepare):
+            worker.prepare(request.planned)
+        elif isinstance(request, Run):
+            worker.run(request.group)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is to be run: Spec -> plan -> Trial. Nothing here imports torch."""

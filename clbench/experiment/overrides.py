@@ -1,0 +1,104 @@
+"""What flags, or arguments in Python, change in an experiment that a file describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clbench.core.errors import SpecError
+from clbench.core.options import format_value, parse_value
+from clbench.experiment import overrides
+from clbench.experiment.spec import MethodSpec, Recipe, Spec, build, load
+
+
+def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file with those that were given in their place; None means not given.
+
+    The recipe's keys stand beside the others in `given`. A budget in epochs replaces one in iterations and the other
+    way round. A method given by its bare name is the file's, with its options, where the file has it.
+    """
+    out = dict(values)
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in Recipe.model_fields:
+            recipe = out.get("recipe", {})
+            if not isinstance(recipe, Mapping):
+                continue  # a mistake in the file, which validation names
+            recipe = {k: v for k, v in recipe.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
+            out["recipe"] = {**recipe, key: value}
+        elif key == "methods":
+            out["methods"] = _pick(values.get("methods"), value)
+        else:
+            out[key] = value
+    return out
+
+
+def _pick(known: Any, wanted: Any) -> Any:
+    """Replace bare names among the wanted methods by the file's methods of that label or name."""
+    if isinstance(wanted, str):
+        wanted = [part.strip() for part in wanted.split(",") if part.strip()]
+    if not isinstance(known, list) or not isinstance(wanted, list | tuple):
+        return wanted
+    chosen: list[Any] = []
+    for method in wanted:
+        same = [k for k in known if isinstance(method, str) and method in _calls(k)]
+        chosen += same or [method]
+    return chosen
+
+
+def _calls(method: Any) -> set[str]:
+    """Return how a method of a file, as it stands there, can be called."""
+    if isinstance(method, str):
+        return {method, method.partition(":")[0]}
+    return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
+
+
+def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:
+    """Apply `METHOD.OPTION=VALUE` settings to every method of that label or strategy name.
+
+    A mapping has `METHOD.OPTION` as its keys. Several values of an option become a row each when the experiment is
+    planned (`clbench.experiment.sweeps`).
+
+    Raises:
+        SpecError: a setting is not of that form or names no method of the experiment; all of them, a line each.
+    """
+    methods, problems = list(spec.methods), []
+    for setting in settings:
+        names = {name for m in methods for name in _names(m)}
+        fitting = [name for name in names if setting.startswith(f"{name}.")]
+        target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
+        option, eq, text = setting[len(target) + 1:].partition("=")
+        given = settings[setting] if isinstance(settings, Mapping) else parse_value(text)
+        if not (target and option) or bool(eq) == isinstance(settings, Mapping):
+            problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
+        elif target not in names:
+            problems.append(f"--set {setting}: no method {target!r} in this experiment, only "
+                            + ", ".join(sorted(names)))
+        else:
+            new = {option.strip().replace("-", "_"): given}
+            methods = [m.model_copy(update={"options": {**m.options, **new}}) if target in _names(m) else m
+                       for m in methods]
+    if problems:
+        raise SpecError("\n".join(problems))
+    return spec.model_copy(update={"methods": tuple(methods)})
+
+
+def _names(method: MethodSpec) -> set[str]:
+    """Return how a method can be called: its label, its strategy's name, and the name with options as given."""
+    written = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.options.items())])
+    return {name for name in (method.label, method.name, written) if name}
+
+
+def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],
+              options: Mapping[str, Any] | Iterable[str]) -> Spec:
+    """Return the experiment of a file (or of `values`) with what was given in its place.
+
+    Raises:
+        SpecError: it is not a valid experiment; every mistake is a line.
+    """
+    if source:
+        values = load(source)
+    spec = build(overrides.merge(values, given), str(source) if source else "")
+    return overrides.set_options(spec, options)

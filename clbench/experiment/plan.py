@@ -1,0 +1,129 @@
+"""Spec -> Trials: names resolved, options validated and completed, and a key for each trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clbench.core import files
+from clbench.core import options as opt
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
+from clbench.experiment.spec import MethodSpec, Named, Spec
+from clbench.experiment.sweeps import expand
+from clbench.experiment.trial import Planned, Resolved, Trial, Weights, _of_name
+
+
+def plan(spec: Spec, registry: Registry) -> list[Planned]:
+    """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
+
+    Raises:
+        SpecError: names unknown, options wrong, scenarios the benchmark has not; all of them, a line each.
+    """
+    problems: list[str] = []
+    benchmark = _resolve(spec.benchmark, "benchmark", registry.benchmark, problems)
+    model = _resolve(spec.model, "model", registry.model, problems)
+    methods = [(m, swept, _resolve(m, "method", registry.strategy, problems))
+               for m, swept in expand(spec.methods, registry, problems)]
+    if benchmark:
+        info, _ = benchmark
+        assert isinstance(info, BenchmarkInfo)
+        problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
+                     for s in spec.scenario if s not in info.scenarios]
+    weights = _weights(spec.weights, problems)
+    rows = [(m, m.label or opt.label(m.name, found[1], swept)) for m, swept, found in methods if found]
+    scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
+    problems += _rows(scenarios, rows)
+    if problems or benchmark is None or model is None:
+        raise SpecError("\n".join(dict.fromkeys(problems)))
+    resolved = [(m, label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
+                for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
+    return [
+        Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
+                      scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
+                      weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
+                label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
+        for scenario in scenarios
+        for seed in spec.seeds
+        for row, label, info, method in resolved if row.runs_in(scenario)
+    ]
+
+
+def refuse_doubles(planned: Sequence[Planned]) -> None:
+    """Check that no trial stands in two rows: its one record can have one label.
+
+    Of what is to be run, not of every plan: `clbench tune` may begin with rows that differ in what it searches only.
+
+    Raises:
+        SpecError: some do; a line for each such group of rows.
+    """
+    rows: dict[str, list[str]] = {}
+    for one in planned:
+        rows.setdefault(one.trial.key, []).append(one.label)
+    same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
+    if same:
+        raise SpecError("\n".join(f"methods {labels} have the same options; leave one of them out" for labels in same))
+
+
+def _family(info: Any, method: Resolved) -> str:
+    """Return a method's name and options without those that are numbers in its loss."""
+    free = opt.scalars(info.options)
+    return str(Resolved(name=method.name, options={k: v for k, v in method.options.items() if k not in free}))
+
+
+def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
+    """Return what is wrong with the rows of the tables: two of one label in a scenario, and methods without any."""
+    labels = [[label for m, label in rows if m.runs_in(s)] for s in scenarios]
+    twice = {label for here in labels for label in here if here.count(label) > 1}
+    met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
+    return [*(f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
+              for name in sorted(twice)),
+            *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)}, the experiment has "
+              f"{' and '.join(scenarios)}; give the method's options for that one, or leave it out"
+              for m, _ in rows if scenarios and m.name not in met)]
+
+
+def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[Any, opt.Options] | None:
+    """Find a declaration by name and validate its options; mistakes are added to `problems`."""
+    try:
+        info: StrategyInfo | BenchmarkInfo | ModelInfo = find(named.name)
+        return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
+    except ClbenchError as error:
+        problems.extend(str(error).splitlines())
+        return None
+
+
+def _weights(path: str | None, problems: list[str]) -> Weights | None:
+    """Hash the file of weights; a mistake is added to `problems`. What looks like a name is taken for torchvision's."""
+    if path in (None, "none"):
+        return None
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists():
+        return Weights(path=path, sha256=_of_name(path))
+    try:
+        return Weights(path=path, sha256=files.hash_file(path))
+    except OSError as error:
+        problems.append(f"cannot read weights {path}: {error.strerror}")
+        return None
+
+
+def part(planned: Sequence[Planned], shard: str) -> list[Planned]:
+    """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
+
+    Trials are dealt out setting by setting and in it method by method, so that every part has its share of each.
+
+    Raises:
+        SpecError: `shard` is no such thing.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise SpecError(f"shard {shard!r}: write i/n with i from 1 to n, as in 2/8")
+    index, parts = int(found[1]) - 1, int(found[2])
+    if parts > len(planned):
+        raise SpecError(f"shard {shard!r}: there are only {len(planned)} trials to share out; take fewer parts")
+    kinds = list(dict.fromkeys((p.trial.setting, p.label) for p in planned))
+    dealt = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.setting, planned[i].label)))
+    return [planned[i] for i in sorted(dealt[index::parts])]

@@ -1,0 +1,168 @@
+"""Reference: a published setting with its numbers, from TOML, and the trials that repeat it.
+
+Each cell of a published table is a method in a scenario, with a recipe of its own where the paper's differ. What counts
+as reproduced is stated in the file, before anything is run: see `Tolerance` and docs/verify.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from clbench.core.errors import SpecError, unknown
+from clbench.core.files import PACKAGE
+from clbench.core.options import Strict
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
+from clbench.experiment import spec
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import MethodSpec, Spec
+from clbench.experiment.trial import Planned
+
+LISTING = "clbench verify"
+
+
+class Cell(Strict):
+    """A published number: the final average accuracy of a method in a scenario, in percent."""
+
+    scenario: Scenario
+    method: MethodSpec
+    published: float = Field(ge=0, le=100)
+    sem: float | None = Field(None, gt=0)  # standard error of the mean over the reference's seeds
+    sd: float | None = Field(None, gt=0)  # or their standard deviation
+    allowance: float = Field(0.0, ge=0)  # points granted beyond both spreads and the rounding, for a stated reason
+    reason: str = ""  # or where a spread comes from that the paper does not give
+    widest: float | None = Field(None, gt=0)  # instead of the reference's, where the published spread is large
+    recipe: dict[str, Any] = Field({})  # what differs from the experiment's
+
+    @property
+    def label(self) -> str:
+        """Return how the method is called in the table."""
+        return self.method.label or self.method.name
+
+    @model_validator(mode="after")
+    def _one_spread(self) -> Cell:
+        """Refuse two spreads, none without an allowance, and an allowance without its reason."""
+        if self.sem is not None and self.sd is not None:
+            raise ValueError("give sem or sd, not both")
+        if self.sem is None and self.sd is None and not self.allowance:
+            raise ValueError("a number without its spread (sem or sd) needs an allowance in points, and its reason")
+        if self.allowance and not self.reason:
+            raise ValueError("an allowance needs its reason")
+        return self
+
+
+class Tolerance(Strict):
+    """How far our mean may lie from the published one, in points; fixed before the reference is run."""
+
+    level: float = Field(0.99, gt=0.5, lt=1)  # of the interval of the difference of the means
+    rounding: float = Field(0.005, ge=0)  # half a unit of the last published digit
+    widest: float = Field(2.0, gt=0)  # a wider tolerance would be met by chance: it decides nothing
+    amended: str = ""  # what was changed of the rule after the first runs all the same, and why
+
+
+class Reference(Strict):
+    """A published table and how to repeat it."""
+
+    title: str
+    paper: str
+    source: str  # which table of it
+    url: str
+    code: str = ""
+    seeds: int = Field(ge=2)  # behind each published number
+    notes: tuple[str, ...] = ()  # how the setting is known to differ from the paper's
+    tolerance: Tolerance = Tolerance()
+    experiment: dict[str, Any]  # as `clbench run` takes it, without scenario and methods
+    cells: tuple[Cell, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Reference:
+        """Refuse cells that are named twice and keys that the cells give."""
+        names = [f"{c.label} in scenario {c.scenario}" for c in self.cells]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two cells are {twice[0]}; give one of their methods a label")
+        if given := sorted({"scenario", "methods"} & set(self.experiment)):
+            raise ValueError(f"experiment: {given[0]} is given by the cells")
+        return self
+
+    def spec(self, cell: Cell, given: dict[str, Any] | None = None) -> Spec:
+        """Return a cell as an experiment, with what was `given` (seeds, device) in the file's place.
+
+        Raises:
+            SpecError: the experiment is not a valid one.
+        """
+        recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
+        return spec.build({**self.experiment, **(given or {}), "recipe": recipe, "scenario": cell.scenario,
+                           "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
+
+    def widest(self, cell: Cell) -> float:
+        """Return the tolerance of a cell, in points, beyond which it decides nothing."""
+        return cell.widest or self.tolerance.widest
+
+    def choose(self, scenarios: Iterable[str] = (), methods: Iterable[str] = ()) -> list[Cell]:
+        """Return the cells of these scenarios and labels; all where none are named.
+
+        Raises:
+            SpecError: the reference has no such scenario or method.
+        """
+        problems = []
+        for kind, wanted, known in (("scenario", scenarios, [c.scenario for c in self.cells]),
+                                    ("method", methods, [c.label for c in self.cells])):
+            problems += [f"{unknown(kind, name, known, LISTING)}: {', '.join(dict.fromkeys(known))}"
+                         for name in wanted if name not in known]
+        if problems:
+            raise SpecError("\n".join(problems))
+        return [c for c in self.cells if (not scenarios or c.scenario in scenarios)
+                and (not methods or c.label in methods)]
+
+    def plan(self, cells: Sequence[Cell], registry: Registry,
+             given: dict[str, Any] | None = None) -> list[list[Planned]]:
+        """Return the trials of each cell.
+
+        Raises:
+            SpecError: a cell cannot be run as written.
+        """
+        return [plan(self.spec(cell, given), registry) for cell in cells]
+
+
+def load(path: Path) -> Reference:
+    """Read a reference from its file.
+
+    Raises:
+        SpecError: it cannot be read or is not one; every mistake is a line.
+    """
+    try:
+        return Reference.model_validate(spec.load(path))
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, item['loc'])) or 'reference'}: "
+                 + item["msg"].removeprefix("Value error, ") for item in error.errors()]
+        raise SpecError("\n".join(dict.fromkeys(lines))) from None
+
+
+def find(name: str) -> tuple[str, Reference]:
+    """Return a reference by its name or the path of its TOML file, and the name.
+
+    Raises:
+        SpecError: there is none, or it is not valid.
+    """
+    if name.endswith(".toml"):
+        return Path(name).stem, load(Path(name))
+    known = shipped()
+    if name not in known:
+        raise SpecError(unknown("reference", name, known, LISTING))
+    return name, load(known[name])
+
+
+def shipped() -> dict[str, Path]:
+    """Return the files of the references that come with clbench, by name.
+
+    They lie in the package of an installed wheel and in benchmarks/reference in a checkout.
+    """
+    for folder in (PACKAGE / "reference", PACKAGE.parent / "benchmarks" / "reference"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}

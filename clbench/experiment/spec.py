@@ -1,0 +1,173 @@
+"""Spec: an experiment as the user wrote it, from a TOML file or the command line, validated whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from clbench.core.compat import tomllib
+from clbench.core.errors import SpecError, unknown
+from clbench.core.options import Strict, parse_named, shown
+from clbench.core.scenario import Scenario
+from clbench.experiment.search import Range, Search, Space
+
+DEFAULT_BENCHMARK = "split-mnist-5k"
+
+
+class Named(Strict):
+    """A benchmark, model or method by name with its options; as text `name:option=value`."""
+
+    name: str
+    options: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """Accept `name:option=value` for the table."""
+        if isinstance(value, str):
+            try:
+                name, options = parse_named(value)
+            except SpecError as error:
+                raise ValueError(str(error)) from None
+            return {"name": name, "options": options}
+        return value
+
+
+class Recipe(Strict):
+    """How every method is trained on each task."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient (adam, sgd)")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over a task's steps")
+    epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
+    iterations: int | None = Field(None, ge=1, description="optimiser steps per task, instead of epochs")
+    batch_size: int = Field(128, ge=1, description="new samples per step (replay comes on top)")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        "reset", description="whether moments are forgotten or kept when a new task begins")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of the arithmetic; tf32 on CUDA only, bf16 is mixed precision over float32 weights")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Recipe:
+        """Refuse two budgets, and options that the optimiser would ignore."""
+        if self.epochs is not None and self.iterations is not None:
+            raise ValueError("give epochs or iterations, not both")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("momentum is an option of sgd; adam has its own (0.9, 0.999)")
+        if self.epochs is None and self.iterations is None:
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        return self
+
+
+DEFAULT_EPOCHS = 10
+
+
+def _seed_list(value: Any) -> Any:
+    """Read `3` as 0, 1, 2 and `"0,4"` or `[0, 4]` as a list."""
+    if isinstance(value, str):
+        parts = value.split(",")
+        if not all(p.strip().isdecimal() for p in parts):
+            raise ValueError(f"expected a number of seeds or a list such as 0,1,2, got {value!r}")
+        value = int(value) if len(parts) == 1 else [int(p) for p in parts]
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"at least one seed is needed, got {value}")
+        return tuple(range(value))
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """Read `"a,b"` as a list."""
+    return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+
+Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(_listed)]
+
+
+class MethodSpec(Named):
+    """A method: a strategy's name, its options, and the label of its row (made from them if not given)."""
+
+    label: str | None = None
+    scenario: Scenarios = ()  # in which it is run, as options that suit one may not suit another; empty: in all
+
+    def runs_in(self, scenario: Scenario) -> bool:
+        """Tell whether the method has a row in a scenario."""
+        return not self.scenario or scenario in self.scenario
+
+
+class Spec(Strict):
+    """An experiment: every combination of its methods, scenarios and seeds is a trial."""
+
+    benchmark: Named = Named(name=DEFAULT_BENCHMARK)
+    scenario: Scenarios = ()  # empty: the benchmark's own default
+    model: Named = Named(name="mlp")
+    weights: str | None = None
+    recipe: Recipe = Recipe()
+    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    validation: float = Field(0.0, ge=0, lt=1)  # share of the training samples that stands in for the test set
+    tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
+    tuning: tuple[Search, ...] = ()  # where the methods' options come from; nothing here changes a run
+
+    @field_validator("seeds", "scenario")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        """Refuse a seed or a scenario that is named twice, and no seed at all."""
+        if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
+            raise ValueError(f"each once, and at least one, got {', '.join(map(str, values)) or 'none'}")
+        return values
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a TOML experiment into the plain values that `build` takes."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text())
+        return values
+    except FileNotFoundError:
+        raise SpecError(f"no experiment file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not TOML: {error}") from None
+
+
+def build(values: Mapping[str, Any], source: str = "") -> Spec:
+    """Validate plain values into a Spec; all mistakes are listed, each with its place (`source: key.key`)."""
+    try:
+        return Spec.model_validate(dict(values))
+    except ValidationError as error:
+        prefix = f"{source}: " if source else ""
+        raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in error.errors()))) from None
+
+
+def _explain(item: Any) -> str:
+    """Write one of pydantic's mistakes as one line."""
+    loc = [str(part) for part in item["loc"]]
+    where = ".".join(loc) or "experiment"
+    if item["type"] == "extra_forbidden":
+        parts: dict[str, type[BaseModel]] = {"recipe": Recipe, "benchmark": Named, "model": Named,
+                                             "methods": MethodSpec, "tune": Range, "tuning": Search}
+        part = parts.get(loc[0], Spec) if len(loc) > 1 else Spec
+        return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
+    if item["type"] == "missing":
+        return f"{where}: is needed" + (', e.g. methods = ["lora", "ewc"]' if where == "methods" else "")
+    message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    given = item["input"]
+    scalar = isinstance(given, str | int | float) and item["type"] != "value_error"
+    return f"{where}: {message}" + (f", got {shown(given)}" if scalar else "")

@@ -1,0 +1,101 @@
+"""Sweeps: a method with several values for an option becomes a row for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from clbench.core.options import format_value, parse_value
+from clbench.core.registry import Registry
+from clbench.experiment.spec import MethodSpec
+
+_COUNTABLE = (int, float, bool, type(None))
+
+
+def expand(methods: Sequence[MethodSpec], registry: Registry,
+           problems: list[str]) -> list[tuple[MethodSpec, tuple[str, ...]]]:
+    """Return a method for every combination of its options' values, each with the names of the options that vary.
+
+    What is a sweep depends on the option's type. A list is one where the option takes a single value, and so is text
+    with commas (`1,2,4`, from a flag) where it takes numbers, true/false or named choices. Text with commas for an
+    option that is itself text, such as a regular expression, is one value, and so is a list for a list. Sweeps
+    without values, and values that a comma made into methods, are added to `problems`, a line each.
+    """
+    rows = []
+    for method in _without_strays(methods, registry, problems):
+        swept = {name: values for name, given in method.options.items()
+                 if (values := _values(given, types_of(method, name, registry))) is not None}
+        problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
+                     for name, values in swept.items() if not values]
+        for chosen in product(*swept.values()):
+            new = dict(zip(swept, chosen, strict=True))
+            label = method.label and ":".join([method.label, *(f"{k}={format_value(v)}" for k, v in new.items())])
+            rows.append((method.model_copy(update={"options": {**method.options, **new}, "label": label}),
+                         tuple(swept)))
+    return rows
+
+
+def _values(given: Any, kinds: Sequence[Any]) -> list[Any] | None:
+    """Return the values of a sweep; None where `given` is one value, or one that validation will refuse."""
+    if not kinds:
+        return None
+    if isinstance(given, list | tuple):
+        return None if any(map(_holds_several, kinds)) else list(given)
+    if isinstance(given, str) and "," in given and given not in kinds and _split_on_commas(kinds):
+        return [parse_value(part.strip()) for part in given.split(",")]
+    return None
+
+
+def _holds_several(kind: Any) -> bool:
+    """Say whether a value of this type is itself a list, or may be one."""
+    return kind is Any or kind is object or (isinstance(kind, type) and kind is not str and issubclass(kind, Iterable))
+
+
+def _split_on_commas(kinds: Sequence[Any]) -> bool:
+    """Say whether no value of these types is free text, in which a comma may be meant."""
+    return all(kind in _COUNTABLE or (not isinstance(kind, type) and kind is not Any) for kind in kinds)
+
+
+def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
+    """Return the types and the named choices that an option takes; none for an option or method that is not there."""
+    info = registry.strategies.get(method.name)
+    field = info.options.model_fields.get(option) if info else None
+    return _leaves(field.annotation) if field else []
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """Take a type apart: `int | None` is int and NoneType, a Literal its choices, `list[int]` is list."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _leaves(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [leaf for part in get_args(annotation) for leaf in _leaves(part)]
+    return list(get_args(annotation)) if origin is Literal else [origin or annotation]
+
+
+def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems: list[str]) -> list[MethodSpec]:
+    """Take out the `2` of `lora:rank=1,2`, which a comma made a method's name, and say how a sweep is written."""
+    kept: list[MethodSpec] = []
+    strays: dict[int, list[str]] = {}  # by the place in `kept` of the method that they belong to
+    for method in methods:
+        if kept and method.name not in registry.strategies and _continues(kept[-1], method.name, registry):
+            strays.setdefault(len(kept) - 1, []).append(method.name)
+        else:
+            kept.append(method)
+    for i, more in strays.items():
+        option, first = list(kept[i].options.items())[-1]
+        written = f"{option}={','.join([format_value(first), *more])}"
+        problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
+                        f"--set {kept[i].name}.{written}")
+    return kept
+
+
+def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
+    """Say whether `text` looks like one more value of the method's last option."""
+    if not method.options:
+        return False
+    kinds = types_of(method, list(method.options)[-1], registry)
+    named = text in kinds or (text == "none" and type(None) in kinds)
+    return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

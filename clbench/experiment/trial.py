@@ -1,0 +1,87 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from clbench.core import options as opt
+from clbench.core.scenario import Scenario
+from clbench.experiment.spec import Recipe
+
+
+class Resolved(BaseModel):
+    """A name with all of its options, defaults included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    options: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Return `name:option=value` with every option."""
+        return ":".join([self.name, *(f"{k}={opt.format_value(v)}" for k, v in self.options.items())])
+
+
+class Weights(BaseModel):
+    """A file of weights; its content, not its place, defines a trial. Or weights that torchvision has by a name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str  # or the name, such as IMAGENET1K_V1
+    sha256: str  # of the content, or of the name
+
+    @property
+    def named(self) -> bool:
+        """Tell whether torchvision has these by name."""
+        return self.sha256 == _of_name(self.path)
+
+
+def _of_name(name: str) -> str:
+    return hashlib.sha256(f"torchvision {name}".encode()).hexdigest()
+
+
+class Trial(BaseModel):
+    """One training to be done: everything that defines its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
+    benchmark: Resolved
+    scenario: Scenario
+    model: Resolved
+    weights: Weights | None = None
+    recipe: Recipe
+    method: Resolved
+    seed: int
+    validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
+
+    @property
+    def key(self) -> str:
+        """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
+        left_out: dict[str, Any] = {"weights": {"path"}}
+        if not self.validation:  # records from before there was such a thing keep their keys
+            left_out["validation"] = True
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def seedless(self) -> str:
+        """Return a key that trials share which differ in nothing but the seed."""
+        return self.model_copy(update={"seed": 0}).key
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Return what must agree for two trials' methods to be compared: all but method and seed."""
+        return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
+                self.recipe.model_dump_json(), f"validation={self.validation:g}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial and how its method is called in tables."""
+
+    trial: Trial
+    label: str
+    reference: bool
+    family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`

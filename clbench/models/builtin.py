@@ -1,0 +1,84 @@
+"""The models that clbench brings, and their options, declared without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from clbench.core.hookspecs import ModelInfo, hookimpl
+from clbench.core.options import Options
+
+
+class MLPOptions(Options):
+    """Options of `mlp`."""
+
+    width: int = Field(400, ge=1, description="units in each hidden layer")
+    depth: int = Field(2, ge=1, description="number of hidden layers")
+
+
+class CNNOptions(Options):
+    """Options of `cnn`."""
+
+    channels: int = Field(32, ge=1, description="channels of the first stage; each further stage has twice as many")
+    depth: int = Field(2, ge=1, le=4, description="number of stages (3x3 convolution, ReLU, 2x2 max pooling)")
+
+
+class ResNet18Options(Options):
+    """Options of `resnet18`."""
+
+    width: int = Field(64, ge=1, description="channels of the first stage; each of the other three has twice as many")
+
+
+class ResNetCIFAR10Options(Options):
+    """Options of `resnet20` and `resnet32`."""
+
+    width: int = Field(16, ge=1, description="channels of the first stage; each of the other two has twice as many")
+
+
+class ViTOptions(Options):
+    """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877) but for the patch, which suits 32 px."""
+
+    patch: int = Field(4, ge=1, description="pixels along each side of a patch; divides the image's side")
+    width: int = Field(192, ge=1, description="numbers per token; a multiple of `heads`")
+    depth: int = Field(12, ge=1, description="number of transformer blocks")
+    heads: int = Field(3, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden units of a block's MLP over `width`")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ViTOptions:
+        """Refuse heads of unequal width."""
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ViTB16Options(ViTOptions):
+    """Options of `vit-b16`: ViT-B/16 for 224 px (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
+
+    patch: int = Field(16, ge=1, description="pixels along each side of a patch; divides the image's side")
+    width: int = Field(768, ge=1, description="numbers per token; a multiple of `heads`")
+    heads: int = Field(12, ge=1, description="attention heads")
+
+
+@hookimpl
+def clbench_models() -> Sequence[ModelInfo]:
+    """Return the built-in models."""
+    return (
+        ModelInfo("mlp", "clbench.models.mlp_cnn:mlp", "multilayer perceptron, ReLU", MLPOptions),
+        ModelInfo("cnn", "clbench.models.mlp_cnn:cnn",
+                  "small convolutional network: 3x3 convolutions, ReLU, max pooling", CNNOptions),
+        ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem, no pooling "
+                  "behind it (as in CL papers)", ResNet18Options),
+        ModelInfo("resnet20", "clbench.models.resnet:resnet20", "ResNet-20 for CIFAR (He et al. 2015), shortcut A",
+                  ResNetCIFAR10Options),
+        ModelInfo("resnet32", "clbench.models.resnet:resnet32", "ResNet-32 for CIFAR (He et al. 2015), shortcut A",
+                  ResNetCIFAR10Options),
+        ModelInfo("vit-tiny", "clbench.models.vit:vit", "vision transformer, DeiT-Ti's size, patches of 4 px",
+                  ViTOptions),
+        ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 px",
+                  ViTB16Options),
+        ModelInfo("torchvision:*", "clbench.models.external:torchvision", "torchvision's model of that name",
+                  any_name=True),
+        ModelInfo("timm:*", "clbench.models.external:timm", "timm's model of that name", any_name=True),
+    )

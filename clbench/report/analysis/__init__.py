@@ -1,0 +1,1 @@
+"""What a report says about its records: grouping, tests, ranks, notes."""

@@ -1,0 +1,134 @@
+"""What a section says beside its numbers: setting, provenance, and what makes its records hard to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from clbench.core.options import format_value
+from clbench.core.scenario import scenario_rules
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved, Trial
+from clbench.report.formatting import clean, listed
+from clbench.results.records import Record
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def recipe(chosen: Recipe) -> str:
+    """Return a recipe in words."""
+    momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
+    decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
+    budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
+    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}, {budget} per "
+            f"task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+            + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
+
+
+def named(thing: Resolved) -> str:
+    """Return a benchmark, model or method with all its options, as the command line takes it."""
+    return clean(thing)
+
+
+def title(record: Record) -> str:
+    """Return what a section is called."""
+    trial = record.trial
+    return clean(f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
+                 + (", validation" if trial.validation else ""))
+
+
+def held_out(trial: Trial) -> str:
+    """Return what a trial with a validation split measures accuracies on, in words."""
+    return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
+
+
+def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
+    """Return the setting that all records of a section share."""
+    trial = records[0].trial
+    weights = f"{trial.weights.path} (sha256 {trial.weights.sha256[:16]})" if trial.weights else "none (from scratch)"
+    pairs = [("benchmark", named(trial.benchmark)), ("scenario", trial.scenario), ("model", named(trial.model)),
+             ("pretrained weights", weights), ("recipe", recipe(trial.recipe)), ("seeds", listed(list(seeds)))]
+    if trial.validation:
+        pairs.append(("accuracies on", held_out(trial)))
+    stream = next((r.stream for r in records if r.stream), None)
+    if stream:
+        pairs += [("tasks", f"{len(stream.classes)}, with {_spread(map(len, stream.classes))} classes each"),
+                  ("training samples per task", _spread(stream.train_samples)),
+                  (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
+                  ("input shape", " x ".join(map(str, stream.input_shape)))]
+    methods = dict.fromkeys((clean(r.label), named(r.trial.method)) for r in records)
+    pairs += [(f"method {label}", full) for label, full in methods if label != full]
+    return tuple((name, clean(value)) for name, value in pairs)
+
+
+def _spread(numbers: Iterable[int]) -> str:
+    values = list(numbers)
+    low, high = min(values, default=0), max(values, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def provenance(records: Sequence[Record]) -> Pairs:
+    """Return where the records of a section come from; where they differ, every value."""
+    began = sorted(r.provenance.started for r in records)
+    span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
+    pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
+             ("plugins", " / ".join(_values(records, lambda r: r.provenance.plugin))),
+             ("git", " / ".join(_values(records, _commit))),
+             ("device", " / ".join(_values(records, lambda r: r.provenance.device))),
+             ("machine", " / ".join(_values(records, lambda r: r.provenance.machine))),
+             ("threads", " / ".join(_values(records, lambda r: str(r.provenance.threads)))),
+             ("started", " to ".join(span))]
+    return tuple((clean(name), clean(value)) for name, value in pairs)
+
+
+def _values(records: Sequence[Record], value: Callable[[Record], str]) -> list[str]:
+    return list(dict.fromkeys(map(value, records)))
+
+
+def _commit(record: Record) -> str:
+    return record.provenance.git or "not from a checkout"
+
+
+def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return the versions of each package that the records were made with."""
+    found: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
+    for name, versions in found.items():
+        versions += dict.fromkeys(r.provenance.versions.get(name, "absent") for r in records)
+    return found
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """Return a line for everything beside method and seed in which the records of a section differ."""
+    notes = []
+    for seed in sorted({r.trial.seed for r in records}):
+        prints = {r.stream.fingerprint for r in records if r.stream and r.trial.seed == seed}
+        if len(prints) > 1:
+            notes.append(f"seed {seed}: the methods did not see the same data (the streams' fingerprints differ), "
+                         "so their figures cannot be compared")
+    times = "times cannot be compared"
+    found = [("devices", _values(records, lambda r: r.provenance.device), f"{times}, accuracies may differ slightly"),
+             ("machines", _values(records, lambda r: r.provenance.machine), times),
+             ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
+             ("commits of clbench", _values(records, _commit), "the code may not be the same")]
+    found += [(f"versions of {package}", values, "figures may differ for this reason alone")
+              for package, values in package_versions(records).items()]
+    notes += [f"records were made with different {kind} ({', '.join(values)}): {consequence}"
+              for kind, values, consequence in found if len(values) > 1]
+    methods: dict[str, set[str]] = {}
+    for r in records:
+        methods.setdefault(str(r.trial.method), set()).add(r.provenance.plugin)
+    notes += [f"{method}: its seeds were made by different plugin versions ({', '.join(sorted(plugins))})"
+              for method, plugins in methods.items() if len(plugins) > 1]
+    return [clean(n) for n in notes]
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """Return the notes that records and their streams carry, each once; without a name where all methods have one."""
+    labels = {r.label for r in records}
+    having: dict[str, set[str]] = {}
+    for record in records:
+        for note in record.notes:
+            having.setdefault(note, set()).add(record.label)
+    own = [note if having[note] == labels and len(labels) > 1 else f"{r.label}: {note}"
+           for r in records for note in r.notes]
+    streams = [note for r in records if r.stream for note in r.stream.notes]
+    return [clean(n) for n in dict.fromkeys([*streams, *own])]

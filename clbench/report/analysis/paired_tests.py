@@ -1,0 +1,259 @@
+"""Methods compared in pairs, seed by seed: the tests behind bold figures, the tables of differences, and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+from clbench.core.errors import SpecError, unknown
+from clbench.report.analysis.grouping import Setting
+from clbench.report.columns import ACC, COMPARISON, FORGETTING, INFERENCE, INTRANSIGENCE, MORE_METRICS, Measure
+from clbench.report.formatting import NONE, interval, number
+from clbench.report.model import Cell, Column, Row, Table
+from clbench.results.stats import (
+    ALPHA,
+    ROUNDING,
+    effect_size,
+    holm,
+    mean_interval,
+    seeds_needed,
+    sign_flip_p,
+    smallest_p,
+)
+
+Values = Mapping[str, Mapping[int, float]]  # a figure by method and seed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two methods on the seeds that both have."""
+
+    first: str
+    second: str
+    differences: tuple[float, ...]  # first minus second, by seed; at least one
+    p: float
+    corrected: float  # p, corrected over the family
+    reach: float  # the smallest corrected p that so many seeds can give
+
+    @property
+    def equal(self) -> bool:
+        """Tell whether the two agree on every seed, but for rounding."""
+        return all(abs(d) <= ROUNDING for d in self.differences)
+
+    @property
+    def shown(self) -> bool:
+        """Tell whether the test shows a difference."""
+        return self.corrected <= ALPHA
+
+    @property
+    def decidable(self) -> bool:
+        """Tell whether so many seeds could show a difference at all."""
+        return self.reach <= ALPHA
+
+    @property
+    def swapped(self) -> Pair:
+        """Return the same as second minus first."""
+        return Pair(self.second, self.first, tuple(-d for d in self.differences), self.p, self.corrected, self.reach)
+
+    def better(self, direction: str | None) -> str:
+        """Return the method that is better by its mean."""
+        return self.first if (sum(self.differences) > 0) == (direction == "up") else self.second
+
+
+@dataclass(frozen=True)
+class Family:
+    """All pairs of which one may be taken for a finding: p-values are corrected over them together."""
+
+    column: Column
+    pairs: tuple[Pair, ...]
+
+    def against(self, method: str) -> list[Pair]:
+        """Return the pairs of a method, each as the other one minus it."""
+        return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]
+
+
+def family(column: Column, values: Values, baseline: str | None = None) -> Family:
+    """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share."""
+    chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
+    found = [(a, b, tuple(values[a][s] - values[b][s] for s in sorted(values[a].keys() & values[b].keys())))
+             for a, b in chosen]
+    found = [pair for pair in found if pair[2]]
+    by_length: dict[int, dict[tuple[float, ...], float]] = {}
+    for n in {len(d) for *_, d in found}:
+        same = [d for *_, d in found if len(d) == n]
+        by_length[n] = dict(zip(same, sign_flip_p(same), strict=True))
+    ps = [by_length[len(d)][d] for *_, d in found]
+    reach = holm([smallest_p(len(d)) for *_, d in found])
+    return Family(column, tuple(Pair(a, b, d, p, corrected, best) for (a, b, d), p, corrected, best
+                                in zip(found, ps, holm(ps), reach, strict=True)))
+
+
+def leader(column: Column, values: Values) -> str:
+    """Return the method with the best mean, the first of those that have it."""
+    means = {name: fmean(by_seed.values()) for name, by_seed in values.items()}
+    return (max if column.direction == "up" else min)(means, key=lambda name: means[name])
+
+
+def winners(tests: Family, values: Values) -> set[str]:
+    """Return the methods that are shown to be better than all others: the best one and those equal to it; or none.
+
+    Args:
+        tests: they may cover more methods.
+        values: of the methods that may win.
+    """
+    if len(values) < 2:
+        return set()
+    best = leader(tests.column, values)
+    others = [pair for pair in tests.against(best) if pair.first in values]
+    equal = {pair.first for pair in others if pair.equal}
+    beaten = [pair for pair in others if not pair.equal]
+    return {best, *equal} if beaten and all(pair.shown for pair in beaten) else set()
+
+
+def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline: str | None = None) -> Table:
+    """Return the table of some of a family's pairs.
+
+    Args:
+        title: what is compared.
+        tests: the family.
+        pairs: the rows.
+        seeds: how many the setting has; pairs with fewer say so.
+        baseline: the second of all pairs, so that the first names a row; else both do.
+    """
+    unit = "points" if tests.column.unit == "percent" else tests.column.unit
+    columns = (Column("seeds", "text"), Column("difference", unit), Column("p", "number"),
+               Column(f"p, corrected for {len(tests.pairs)}", "number"), Column("effect size", "number"),
+               Column("verdict", "text"))
+    rows = []
+    for pair in pairs:
+        over, effect = mean_interval(pair.differences), effect_size(pair.differences)
+        n = over.n
+        rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
+            Cell(str(n) if n == seeds else f"{n} of {seeds}"),
+            Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
+                 high=over.high),
+            Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
+            Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
+            Cell(_verdict(pair, tests.column.direction, baseline)))))
+    return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
+
+
+def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
+    if pair.equal:
+        return "equal on every seed"
+    if not pair.decidable:
+        return "cannot be decided"
+    if not pair.shown:
+        return "no difference shown"
+    if baseline:
+        return "better" if pair.better(direction) == pair.first else "worse"
+    return f"{pair.better(direction)} is better"
+
+
+def undecided(tests: Family) -> str | None:
+    """Say that no pair can be decided with these seeds, and how many would do; None if some can be."""
+    if any(pair.decidable for pair in tests.pairs):
+        return None
+    seeds, size = max(len(pair.differences) for pair in tests.pairs), len(tests.pairs)
+    least = f"smallest possible p = {smallest_p(seeds):.2g}"
+    if size > 1:
+        least += f", corrected for {size} pairs p = {min(1.0, size * smallest_p(seeds)):.2g}"
+    needed = seeds_needed(size)
+    return (f"cannot be decided with {seeds} {'seed' if seeds == 1 else 'seeds'} ({least}); "
+            + (f"{needed} would do" if needed else "compare fewer methods"))
+
+
+def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str:
+    """Say in a sentence how the method with the best mean compares with each of the others.
+
+    Args:
+        tests: at least one pair.
+        best: the method.
+        others: all that are compared, whether they share seeds with it or not.
+        rank: which mean it has, in words.
+    """
+    if (why := undecided(tests)) is not None:
+        return f"which method is best {why}"
+    pairs = tests.against(best)
+    shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.shown]
+    better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
+    if len(better) == len(others):
+        return f"{best} is better than every other method"
+    groups = [("better than", better), ("worse on shared seeds than", worse),
+              ("equal on every seed to", [p.first for p in pairs if p.equal]),
+              ("no difference shown to", [p.first for p in pairs if p.decidable and not p.shown and not p.equal]),
+              ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
+              ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
+    return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
+
+
+IN_REPORTS = (ACC, FORGETTING)
+MEASURED = {m.column.title: m for m in (*COMPARISON[:3], INFERENCE, *MORE_METRICS, INTRANSIGENCE, COMPARISON[-1])}
+Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # sentences, tables
+
+
+def compare_with_best(setting: Setting) -> Compared:
+    """Return what each report says of the differences to the best method, and a table per metric.
+
+    Which method is best is found in the same data, so p-values are corrected over all pairs.
+    """
+    said: list[tuple[str, str]] = []
+    tables = []
+    for measure in IN_REPORTS:
+        values = setting.compared(measure)
+        tests = family(measure.column, values)
+        if tests.pairs:
+            complete = {label: found for label, found in values.items() if label in setting.eligible}
+            best = leader(measure.column, complete or values)
+            first = {best: values[best], **values}  # of equal means the first leads
+            rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
+            others = [label for label in values if label != best]
+            said.append((measure.column.title, verdict(tests, best, others, rank)))
+            if against := tests.against(best):
+                tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
+                                    against, len(setting.seeds), best))
+    return _together(said), tuple(tables)
+
+
+def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
+    """Return the differences of all pairs of methods, or of each method to a baseline, a table per metric.
+
+    References take part only as the baseline.
+    """
+    said: list[tuple[str, str]] = []
+    tables = []
+    for measure in measures:
+        title = measure.column.title
+        values = setting.compared(measure, [baseline] if baseline else [])
+        tests = family(measure.column, values, baseline)
+        if (baseline is not None and baseline not in values) or not tests.pairs:
+            said.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
+            continue
+        if (why := undecided(tests)) is not None:
+            said.append((title, why))
+        against = f"each method minus {baseline}" if baseline else "all pairs of methods"
+        tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
+    return _together(said), tuple(tables)
+
+
+def _together(said: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return `metric: what is said of it`, metrics of which the same is said together."""
+    titles: dict[str, list[str]] = {}
+    for title, text in said:
+        titles.setdefault(text, []).append(title)
+    return tuple(f"{', '.join(found)}: {text}" for text, found in titles.items())
+
+
+def measures(names: Sequence[str]) -> list[Measure]:
+    """Return the measured figures of these names.
+
+    Raises:
+        SpecError: a name is none of them.
+    """
+    found = {title.lower(): measure for title, measure in MEASURED.items()}
+    for name in names:
+        if name.lower() not in found:
+            raise SpecError(unknown("metric", name, MEASURED, "clbench compare --help"))
+    return [found[name.lower()] for name in names]

@@ -1,0 +1,77 @@
+"""Methods ranked across the settings of a report: average ranks, the tests of them, and their figure as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from clbench.report.analysis.grouping import Setting
+from clbench.report.columns import ACC
+from clbench.report.formatting import number
+from clbench.report.model import Cell, Column, Picture, Point, Row, Table
+from clbench.results.stats import ALPHA, Ranks, rank_methods, settings_needed
+
+LEAST_METHODS, LEAST_SETTINGS = 3, 2
+_TITLE = "Average ranks"
+
+
+def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[Picture, ...]] | None:
+    """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
+
+    None for fewer than two settings, or fewer than three such methods. Methods are the same if their labels are.
+    """
+    if len(settings) < LEAST_SETTINGS:
+        return None
+    labels = [m.label for m in settings[0].methods if all(m.label in s.eligible for s in settings)]
+    if len(labels) < LEAST_METHODS:
+        return None
+    means = [{label: fmean(found.values()) for label, found in setting.compared(ACC).items()} for setting in settings]
+    found = rank_methods([[by_label[label] for label in labels] for by_label in means])
+    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.label not in labels)
+    said = list(_verdicts(labels, found, len(settings)))
+    if left_out:
+        said.append(f"Not ranked, for want of a full result in every setting: {', '.join(left_out)}")
+    if len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
+        said.append("Settings with the same benchmark are not independent, so these tests find too much")
+    return (_table(settings, labels, found),), tuple(said), (_picture(settings, labels, found),)
+
+
+def better(found: Ranks, first: int, second: int) -> bool:
+    """Tell whether the first method's average rank is shown to be better than the second's."""
+    return found.p <= ALPHA and found.average[second] - found.average[first] > found.critical
+
+
+def _table(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> Table:
+    rows = [Row(setting.title, tuple(Cell(f"{rank:g}", rank) for rank in ranks))
+            for setting, ranks in zip(settings, found.ranks, strict=True)]
+    k = range(len(labels))
+    winners = {i for i in k if all(better(found, i, j) for j in k if j != i)}
+    rows.append(Row("average rank", tuple(Cell(number(rank, "number"), rank, n=len(settings), bold=i in winners)
+                                          for i, rank in enumerate(found.average))))
+    return Table("Ranks by ACC (1 is the best)", tuple(Column(label, "number") for label in labels), tuple(rows),
+                 corner="setting")
+
+
+def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[str]:
+    if found.smallest_p > ALPHA:
+        return [f"Whether ranks differ cannot be decided with {settings} settings (smallest possible p of Friedman's "
+                f"test = {found.smallest_p:.2g}); {settings_needed(len(labels))} would do"]
+    test = f"Friedman's test of {len(labels)} methods over {settings} settings: p = {found.p:.2g}"
+    if found.p > ALPHA:
+        return [f"{test}; no difference between ranks shown"]
+    behind = [(a, [b for j, b in enumerate(labels) if better(found, i, j)]) for i, a in enumerate(labels)]
+    return [f"{test}; ranks differ. Further apart than the critical difference of {found.critical:.2f} (Nemenyi): "
+            + ("; ".join(f"{a} before {', '.join(others)}" for a, others in behind if others) or "no two")]
+
+
+def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> Picture:
+    names = {m.label: m.records[0].trial.method.name for m in settings[0].methods}
+    points = sorted((Point(label, names[label], False, True, None, None, None, (), rank)
+                     for label, rank in zip(labels, found.average, strict=True)), key=lambda p: p.rank or 0)
+    told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
+    return Picture("critical-difference", "critical-difference", _TITLE,
+                   f"ACC, {len(settings)} settings; Friedman p = {found.p:.2g}",
+                   f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
+                   "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "
+                   f"apart than the critical difference (Nemenyi, {100 * ALPHA:g}%), which the line above shows: those "
+                   "cannot be told apart.", tuple(points), critical=found.critical)

@@ -1,0 +1,20 @@
+"""The report formats that clbench brings, declared without importing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench.core.hookspecs import ReportFormat, hookimpl
+
+
+@hookimpl
+def clbench_report_formats() -> Sequence[ReportFormat]:
+    """Return the built-in report formats."""
+    formats = "clbench.report.formats."
+    return (
+        ReportFormat("md", ".md", formats + "markdown:render", "markdown, for GitHub, papers, pull requests"),
+        ReportFormat("html", ".html", formats + "html:render", "one page with interactive figures; no network"),
+        ReportFormat("latex", ".tex", formats + "latex:render", "booktabs tables, in a document that compiles"),
+        ReportFormat("csv", ".csv", formats + "csv:render", "every number, one per row, for pandas and R"),
+        ReportFormat("json", ".json", formats + "json:render", "the whole report as data, for programs"),
+    )

@@ -1,0 +1,1 @@
+"""The figures of a report: their numbers, and how they are drawn."""

@@ -1,0 +1,177 @@
+"""The figures of what methods know: accuracy over tasks, R as heat maps, forgetting per task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from clbench.report.figures import data, style
+from clbench.report.figures.style import INK, LABEL, PALE, Look
+from clbench.report.model import Picture, Result, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SMALL = 7.5  # size of what stands on the axes of small panels, in points
+_GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
+_LEAST, _SHARE = 4.6, 0.42  # the smallest figures that are written into cells, in points; of a cell's width
+
+
+def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
+    """Return each method's colour: its strategy's, paler from each method of a strategy to the next."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    colours = []
+    for i, result in enumerate(results):
+        family = [j for j, other in enumerate(results) if other.strategy == result.strategy]
+        white = 0.65 * family.index(i) / len(family)
+        red, green, blue = (c + (1 - c) * white for c in to_rgb(looks[result.strategy].colour))
+        colours.append(to_hex((red, green, blue)))
+    return colours
+
+
+def named(result: Result, most: int = 22) -> str:
+    """Return a method's label in up to two lines of so many characters, and its number of seeds if some are missing."""
+    first, *options = result.label.split(":")
+    lines = [first]
+    for option in options:
+        if len(lines) < 2 and len(f"{lines[-1]}:{option}") > most:
+            lines.append(option)
+        else:
+            lines[-1] += f":{option}"
+    if not result.complete:
+        lines[-1] += f" ({len(result.seeds)} seed{'s' * (len(result.seeds) > 1)})"
+    return "\n".join(style.shorten(line, most) for line in lines)
+
+
+def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
+    figure, axes = style.canvas(picture.subject, height=4.3)
+    texts = list(map(named, picture.results))
+    style.leave_room(figure, axes, texts)
+    found = _numbers(data.accuracy_over_tasks(picture.results))
+    means = [[mean for mean, *_ in curve] for curve in found]
+    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in found]
+    low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
+    pad = max(0.05 * (high - low), 0.002)
+    axes.set_ylim(low - pad, high + pad)
+    style.tasks_seen(axes, max(map(len, means)))
+    style.percentages(axes.yaxis)
+    axes.set_ylabel("mean accuracy over tasks seen (%)")
+    for result, mean, span, colour in zip(picture.results, means, spans, shades(picture.results, looks), strict=True):
+        steps = range(1, len(mean) + 1)
+        axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
+                          zorder=1.5)
+        axes.plot(steps, mean, color=colour, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
+                  marker=looks[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
+                  zorder=2.5 if result.reference else 3, clip_on=False)
+    style.label_ends(axes, means, texts)
+    return figure
+
+
+def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
+    """Return each method's means with the ends of their intervals, the mean itself where one seed gives none."""
+    return [[(c.mean, c.mean if c.low is None else c.low, c.mean if c.high is None else c.high)
+             for c in row.cells if c.mean is not None] for row in table.rows]
+
+
+def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw each task's forgetting with its interval, methods side by side."""
+    found = _numbers(data.forgetting_per_task(picture.results))
+    tasks, count = max(map(len, found)), len(found)
+    below = 0.62 + 0.3 * math.ceil(count / 4)  # inches, for the legend
+    figure, axes = style.canvas(picture.subject, height=3.3 + below)
+    axes.set_position((0.095, below / (3.3 + below), 0.88, 2.95 / (3.3 + below)))
+    axes.set_xlim(0.5, tasks + 0.5)
+    axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
+    axes.grid(False, axis="x")
+    axes.set_xlabel("task")
+    axes.set_ylabel("forgetting (points)")
+    style.percentages(axes.yaxis)
+    axes.axhline(0, color=PALE, linewidth=0.8, zorder=1.5)
+    for edge in range(1, tasks):
+        axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
+    step = 0.8 / count
+    for k, (result, values, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks),
+                                                     strict=True)):
+        places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
+        arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
+        axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
+                      linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
+                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
+                      markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
+                      markerfacecolor="white" if result.reference else colour)
+    figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
+    return figure
+
+
+def heatmaps(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw R of each method, rows after training on a task, columns tasks, on one scale; row 0 is left out."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    found = [[[fmean(values) for values in zip(*rows, strict=True)] for rows in list(zip(*result.R, strict=True))[1:]]
+             for result in picture.results]
+    values = [a for R in found for row in R for a in row]
+    scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
+                           "Blues")
+    across, side = _grid(len(found), max(map(len, found)))
+    down = math.ceil(len(found) / across)
+    width, height = 0.6 + across * side + (across - 1) * _GAP, 1.02 + down * (side + _HEAD)
+    figure = style.blank(width, height)
+    figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(picture.subject, int(13 * width)), color=PALE,
+                fontsize=LABEL, va="top")
+    for k, (result, R, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks), strict=True)):
+        row, column = divmod(k, across)
+        left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
+        axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        _panel(axes, R, scale, side * 72 / len(R))
+        text = named(result, int(side * 12.5))
+        first = 1 + (0.1 + 0.13 * text.count("\n")) / side
+        axes.plot([0.08 / side], [first], marker=looks[result.strategy].marker, color=colour, markersize=5,
+                  transform=axes.transAxes, clip_on=False)
+        axes.text(0.17 / side, 1 + 0.035 / side, text, transform=axes.transAxes, fontsize=LABEL, va="bottom",
+                  linespacing=1.1)
+        if column == 0:
+            axes.set_ylabel("after task", fontsize=_SMALL, labelpad=2)
+        if k + across >= len(found):
+            axes.set_xlabel("accuracy on task", fontsize=_SMALL, labelpad=2)
+    bar = figure.add_axes((0.5 / width, 0.3 / height, min(2.4, width - 0.7) / width, 0.09 / height))
+    figure.colorbar(scale, cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=_SMALL, length=2)
+    style.percentages(bar.xaxis)
+    bar.set_title("accuracy (%), mean over seeds", fontsize=_SMALL, loc="left", pad=3)
+    return figure
+
+
+def _grid(panels: int, tasks: int) -> tuple[int, float]:
+    """Return how many panels stand side by side and how wide each is (inches): fewer where numbers fit only then."""
+    for most in (4, 3, 4):
+        across = min(panels, most)
+        side = min(2.4, (6.6 - _GAP * (across - 1)) / across)
+        if _SHARE * side * 72 / tasks >= _LEAST:
+            break
+    return across, side
+
+
+def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) -> None:
+    """Draw one matrix of square cells `cell` points wide; a line parts tasks seen from tasks to come."""
+    tasks = len(R)
+    axes.imshow(R, cmap=scale.cmap, norm=scale.norm, interpolation="nearest", aspect="equal")
+    ticks = range(0, tasks, math.ceil(tasks / 10))
+    axes.set_xticks(ticks, [str(t + 1) for t in ticks])
+    axes.set_yticks(ticks, [str(t + 1) for t in ticks])
+    axes.tick_params(length=0, labelsize=min(_SMALL, 0.9 * cell * math.ceil(tasks / 10)), pad=2)
+    axes.spines[:].set_visible(False)
+    corners = [(i + 0.5, y) for i in range(tasks - 1) for y in (i - 0.5, i + 0.5)]
+    axes.plot(*zip(*[*corners, (tasks - 0.5, tasks - 1.5)], strict=True), color=INK, linewidth=0.8, alpha=0.6)
+    size = min(8.0, _SHARE * cell)
+    if size < _LEAST:
+        return
+    for i, row in enumerate(R):
+        for j, accuracy in enumerate(row):
+            axes.text(j, i, f"{100 * accuracy:.0f}", ha="center", va="center", fontsize=size,
+                      color="white" if scale.norm(accuracy) > 0.6 else INK)

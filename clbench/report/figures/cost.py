@@ -1,0 +1,164 @@
+"""The figures of what methods cost: accuracy against trainable parameters, and growth over tasks."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clbench.report.figures import style as drawing
+from clbench.report.figures.data import front
+from clbench.report.figures.labels import Box, along, place, side_by_side
+from clbench.report.figures.style import INK, LABEL, PALE, Look
+from clbench.report.model import Picture, Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARGIN = 1.5  # beside a label
+_APART = 11.0  # points between two markers that would cover each other
+
+
+def pareto(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw accuracy against trainable parameters (log): every method, the Pareto front, each sweep as a line."""
+    figure, axes = drawing.canvas(picture.subject)
+    points = picture.points
+    x, y = [p.trainable or 0.0 for p in points], [p.accuracy or 0.0 for p in points]
+    spans = [(max(a if p.low is None else p.low, 0.0), min(a if p.high is None else p.high, 1.0))
+             for p, a in zip(points, y, strict=True)]
+    ratio = max((max(x) / min(x)) ** 0.08, 1.25)
+    bounds = min(x) / ratio, max(x) * ratio
+    pad = max(0.06 * (max(b for _, b in spans) - min(a for a, _ in spans)), 0.002)
+    axes.set_xscale("log")
+    axes.set_xlim(*bounds)
+    axes.set_ylim(min(a for a, _ in spans) - pad, max(b for _, b in spans) + pad)
+    drawing.log_counts(axes.xaxis, *bounds)
+    drawing.percentages(axes.yaxis)
+    axes.set_xlabel("trainable parameters per task")
+    axes.set_ylabel("ACC (%)")
+    ranked = [i for i, p in enumerate(points) if p.ranked]
+    best = [ranked[k] for k in front([(x[i], y[i]) for i in ranked])]
+    page = axes.transData.transform(list(zip(x, y, strict=True)))
+    page[:, 0] = side_by_side(page.tolist(), _APART, best)  # methods that train all weights share their place
+    x = axes.transData.inverted().transform(page)[:, 0].tolist()
+    lines = [_steps(axes, [(x[i], y[i]) for i in best], bounds[1])] if best else []
+    for strategy in dict.fromkeys(p.strategy for p in points if not p.reference):
+        swept = sorted((x[i], y[i]) for i, p in enumerate(points) if p.strategy == strategy and not p.reference)
+        axes.plot(*zip(*swept, strict=True), color=looks[strategy].colour, linewidth=1.0, alpha=0.8, zorder=2)
+        lines.append(swept)
+    for i, p in enumerate(points):
+        axes.plot([x[i], x[i]], spans[i], color=looks[p.strategy].colour, linewidth=1.1, alpha=0.55, zorder=2.5,
+                  solid_capstyle="butt")
+        _marker(axes, x[i], y[i], looks[p.strategy], p.reference, i in best)
+    _label_points(figure, axes, points, list(zip(x, y, strict=True)), spans, lines)
+    _legend(figure, any(p.reference for p in points), bool(best))
+    return figure
+
+
+def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """Draw the best accuracy at each number of parameters, and return its corners."""
+    corners = [best[0]]
+    for before, after in pairwise(best):
+        corners += [(after[0], before[1]), after]
+    corners.append((end, best[-1][1]))
+    axes.plot(*zip(*corners, strict=True), color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
+    return corners
+
+
+def _marker(axes: Axes, x: float, y: float, look: Look, hollow: bool, heavy: bool) -> None:
+    axes.plot([x], [y], marker=look.marker, markersize=8.5 if heavy else 6.5, zorder=4 if heavy else 3.5,
+              color="white" if hollow else look.colour, markeredgewidth=1.3 if heavy or hollow else 0.6,
+              markeredgecolor=look.colour if hollow else INK if heavy else "white", clip_on=False)
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], at: Sequence[tuple[float, float]],
+                  spans: Sequence[tuple[float, float]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Write each method's label beside its marker, with a thin line where there was no room close by."""
+    texts = _labels(points, at)
+    sizes = [(drawing.text_width(figure, text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
+    to_page = axes.transData.transform
+    page = [(float(a), float(b)) for a, b in to_page(at)]
+    bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
+            for p, (low, high) in zip(at, spans, strict=True)]
+    drawn = [along([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
+    marks = [np.asarray([(a + dx, b + dy) for dx in (-4, 0, 4) for dy in (-4, 0, 4)]) for a, b in page]
+    kinds = [(marks, 9.0), (bars, 1.5), (drawn, 1.5)]
+    obstacles = np.concatenate([part for parts, _ in kinds for part in parts])
+    weights = np.concatenate([np.full(len(part), weight) for parts, weight in kinds for part in parts])
+    area = axes.get_window_extent()
+    boxes = place(page, sizes, obstacles, weights, Box(area.x0 + 2, area.y0 + 2, area.width - 4, area.height + 2))
+    to_data = axes.transData.inverted().transform
+    for p, text, (x, y), box in zip(points, texts, page, boxes, strict=True):
+        end = box.nearest(x, y)
+        if (end[0] - x) ** 2 + (end[1] - y) ** 2 > 13 ** 2:
+            axes.plot(*zip(*to_data([(x, y), end]), strict=True), color=PALE, linewidth=0.6, zorder=1.8)
+        left, middle = to_data((box.x + _MARGIN, box.y + box.height / 2))
+        axes.text(left, middle, text, fontsize=LABEL, color=PALE if p.reference else INK, zorder=5,
+                  va="center", ha="left")
+
+
+def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
+    """Return what stands beside each point: in a sweep only its cheapest method repeats the strategy's name."""
+    texts = []
+    for i, p in enumerate(points):
+        family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
+        prefix = f"{p.strategy}:"
+        bare = at[i] != min(family) and p.label.startswith(prefix)
+        texts.append(drawing.shorten(p.label.removeprefix(prefix) if bare else p.label))
+    return texts
+
+
+def _legend(figure: Figure, references: bool, ranked: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    if ranked:
+        handles.append(Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=8, markerfacecolor="#c8c8c8",
+                              markeredgecolor=INK, markeredgewidth=1.3, label="Pareto front"))
+    if references:
+        handles.append(Line2D([], [], color=PALE, linewidth=0, marker="v", markersize=6.5, markerfacecolor="white",
+                              markeredgewidth=1.3, label="reference"))
+    handles.append(Line2D([], [], color=PALE, linewidth=0, marker="|", markersize=11, markeredgewidth=1.1,
+                          label="95% interval over seeds"))
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.085, 0.005), ncols=3, columnspacing=1.8,
+                  handlelength=1.7, handletextpad=0.6, borderpad=0.3)
+
+
+def growth(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw parameters kept against tasks seen; methods that keep the same share a line, in all their colours."""
+    figure, axes = drawing.canvas(picture.subject, height=3.9)
+    curves: dict[tuple[float, ...], list[Point]] = {}
+    for p in picture.points:
+        curves.setdefault(p.kept, []).append(p)
+    texts = [textwrap.fill(", ".join(drawing.shorten(p.label) for p in same), 34) for same in curves.values()]
+    tasks = max(map(len, curves))
+    top, low = max(map(max, curves)), min(map(min, curves))
+    drawing.leave_room(figure, axes, texts)
+    drawing.tasks_seen(axes, tasks)
+    if low > 0 and top / low > 4:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.15, top * 1.15)
+        drawing.log_counts(axes.yaxis, low / 1.15, top * 1.15)
+    else:
+        axes.set_ylim(0, top * 1.08)
+        axes.yaxis.set_major_formatter(lambda value, _: drawing.short_count(value))
+    axes.set_ylabel("parameters kept")
+    for kept, same in curves.items():
+        _share(axes, kept, [looks[s] for s in dict.fromkeys(p.strategy for p in same)])
+    drawing.label_ends(axes, list(curves), texts)
+    return figure
+
+
+def _share(axes: Axes, kept: Sequence[float], used: Sequence[Look]) -> None:
+    """Draw one curve; several looks take turns along it as dashes and on its markers."""
+    steps = range(1, len(kept) + 1)
+    dash = 7.0
+    for k, look in enumerate(used):
+        style = "-" if len(used) == 1 else (k * dash, (dash, dash * (len(used) - 1)))
+        axes.plot(steps, kept, color=look.colour, linewidth=1.6, linestyle=style, dash_capstyle="butt", zorder=2)
+        axes.plot(steps[k::len(used)], kept[k::len(used)], color=look.colour, linestyle="none", marker=look.marker,
+                  markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

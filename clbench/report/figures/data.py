@@ -1,0 +1,165 @@
+"""The figures as data: what each shows, in numbers and in words. `clbench.report.figures.draw` draws them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from clbench.report.analysis.grouping import Method
+from clbench.report.columns import ACC, cells
+from clbench.report.formatting import NONE, interval, number
+from clbench.report.model import Cell, Column, Picture, Point, Result, Row, Table, Unit
+from clbench.results import metrics
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which (cost, gain) are on the Pareto front, by rising cost.
+
+    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
+    points are on it together.
+
+    >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
+    [1, 0, 3]
+    """
+    chosen: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen
+
+
+def point(method: Method, accuracy: Cell, trainable: Cell) -> Point:
+    """Return what the figures show of a method, the same numbers as the table's cells."""
+    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in method.done]
+    alike = len(set(map(len, kept))) == 1
+    return Point(method.label, method.records[0].trial.method.name, method.reference,
+                 method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
+                 tuple(map(fmean, zip(*kept, strict=True))) if alike else (), low=accuracy.low, high=accuracy.high)
+
+
+def file_names(titles: Sequence[str]) -> list[str]:
+    """Return a distinct name for each section's files: small letters, digits, dots and hyphens."""
+    names = [re.sub(r"[^a-z0-9.]+", "-", title.lower().replace("scenario ", ""))[:80].strip("-.") for title in titles]
+    return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
+            for i, name in enumerate(names, start=1)]
+
+
+def pictures(subject: str, file_name: str, points: Sequence[Point], results: Sequence[Result]) -> tuple[Picture, ...]:
+    """Return the figures of a section that say something: no costs that all methods share, no course of one task."""
+    found = [_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points)]
+    lengths = [{len(R) - 1 for R in result.R} for result in results]
+    drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
+    if drawn:
+        found += [make(subject, f"{file_name}-{make.__name__.strip('_')}", drawn)
+                  for make in (_curves, _forgetting, _heatmaps)]
+    return tuple(picture for picture in found if picture)
+
+
+def _pareto(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+    drawn = [p for p in points if p.accuracy is not None and p.trainable]  # a log axis has no place for 0
+    if len({p.trainable for p in drawn}) < 2:
+        return None
+    ranked = [p for p in drawn if p.ranked]
+    best = [ranked[i] for i in front([(p.trainable or 0, p.accuracy or 0) for p in ranked])]
+    told = "; ".join(_in_words(p) for p in best)
+    rest = "; ".join(_in_words(p) for p in drawn if p not in best)
+    left_out = [p.label for p in points if p.accuracy is not None and p not in drawn]
+    return Picture(
+        "pareto", name, "Accuracy against trainable parameters", subject,
+        f"ACC against trainable parameters per task. Pareto front: {told or 'none'}. Others: {rest or 'none'}.",
+        "ACC (mean and 95% interval over seeds) against the trainable parameters of the last task. Heavy markers and "
+        "steps: the Pareto front, the best accuracy at each number of parameters; hollow: references, which take no "
+        "part in it; a thin line joins the methods of one strategy. Markers that would cover each other stand side by "
+        "side."
+        + (f" Not shown: {', '.join(left_out)} (no trainable parameters)." if left_out else ""), tuple(drawn))
+
+
+def _in_words(p: Point) -> str:
+    return f"{p.label} ({number(p.trainable or 0, 'count')}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+
+
+def _growth(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+    drawn = [p for p in points if len(p.kept) > 1]
+    if not any(p.kept[-1] > p.kept[0] for p in drawn):
+        return None
+    told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
+    return Picture("growth", name, "Parameters kept after each task", subject,
+                   f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
+                   "All parameters that a method keeps after each task. Methods that keep the same share a line.",
+                   tuple(drawn))
+
+
+def _curves(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
+                     for r in results)
+    return Picture("curves", name, "Accuracy over tasks", subject,
+                   f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
+                   "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
+                   "as a band. Dashed: references.", results=results)
+
+
+def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
+                     for r in results)
+    return Picture("forgetting", name, "Forgetting per task", subject,
+                   f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
+                   "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
+                   "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
+
+
+def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+    told = ", ".join(r.label for r in results)
+    return Picture("heatmaps", name, "Accuracy on each task after each task", subject,
+                   f"A heat map of R for each of {told}; the tables of R hold its numbers.",
+                   "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
+                   "left of the line are the tasks seen so far.", results=results)
+
+
+def _mean(values: Sequence[float], unit: Unit = "percent") -> str:
+    return number(fmean(values), unit)
+
+
+def accuracy_over_tasks(results: Sequence[Result]) -> Table:
+    """Return the mean accuracy over the tasks seen so far, after each task."""
+    return _table("Accuracy over tasks", "after task {}", "percent", results,
+                  lambda r: list(map(metrics.seen, r.R)))
+
+
+def forgetting_per_task(results: Sequence[Result]) -> Table:
+    """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`."""
+    return _table("Forgetting per task", "task {}", "points", results,
+                  lambda r: [metrics.forgetting_per_task(R) for R in r.R])
+
+
+def parameters_over_tasks(results: Sequence[Result]) -> Table:
+    """Return the parameters kept after each task."""
+    return _table("Parameters kept after each task", "after task {}", "count", results, lambda r: r.parameters)
+
+
+def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
+    """Return ACC of each seed, and last its mean; a seed without a result has a dash."""
+    unit = ACC.column.unit
+    found = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
+    means = cells([list(of_seeds.values()) for of_seeds in found], unit)
+    rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
+            for r, of_seeds, mean in zip(results, found, means, strict=True)]
+    return Table("ACC of each seed", tuple(Column(name, unit) for name in (*(f"seed {s}" for s in seeds), "mean")),
+                 tuple(rows))
+
+
+def _single(value: float | None, unit: Unit) -> Cell:
+    return Cell(NONE) if value is None else Cell(number(value, unit), value, n=1)
+
+
+def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
+           values: Callable[[Result], Sequence[Sequence[float]]]) -> Table:
+    """Return a table with a column per task; methods whose seeds differ in length have dashes."""
+    found = [values(r) for r in results]
+    lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in found]
+    tasks = max((max(length) for length in lengths if length), default=0)
+    columns = [cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
+                      for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
+    rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
+                 for i, r in enumerate(results))
+    return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)

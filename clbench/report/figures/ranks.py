@@ -1,0 +1,92 @@
+"""The critical-difference figure of methods' average ranks (Demsar 2006). Drawing imports matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from clbench.report.figures import style
+from clbench.report.figures.style import INK, PALE, Look
+from clbench.report.model import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_STEP = 17.0  # points between two lines of text
+_LABEL = 9.0  # size of labels in points
+
+
+def critical_difference(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+    """Draw methods on a scale of average ranks, the best on the left; bars join those that cannot be told apart.
+
+    Ranks are the points', in rising order.
+    """
+    points, critical = picture.points, picture.critical or 0.0
+    ranks = [p.rank or 0.0 for p in points]
+    joined = groups(ranks, critical)
+    half = math.ceil(len(points) / 2)
+    top, between = 54.0, 12.0 + 9.0 * len(joined)  # points above the scale, and from it to the first label
+    height = 34.0 + top + between + _STEP * half
+    figure, axes = style.canvas(picture.subject, height=height / 72)
+    axes.set_position((0.0, 0.0, 1.0, (height - 30) / height))
+    axes.set_axis_off()
+    axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=8.5, x=0.02, pad=9)
+    labels = [style.shorten(p.label) for p in points]
+    width = figure.get_figwidth() * 72
+    start, end = (max(style.text_width(figure, f"{label}  99.99", _LABEL) for label in some) + 26
+                  for some in (labels[:half], labels[half:]))
+    end = width - end
+    axes.set_xlim(0, width)
+    axes.set_ylim(-(between + _STEP * half + 4), top)  # so that a unit is a point
+    worst = max(len(points), math.ceil(ranks[-1]))
+
+    def place(rank: float) -> float:
+        return start + (end - start) * (rank - 1) / (worst - 1)
+
+    _scale(axes, [place(r) for r in range(1, worst + 1)], critical,
+           place(1 + critical) if 1 + critical <= worst else None)
+    for k, (first, last) in enumerate(joined):
+        y = -(11.0 + 9.0 * k)
+        axes.plot([place(ranks[first]) - 4, place(ranks[last]) + 4], [y, y], color=INK, linewidth=3.6,
+                  solid_capstyle="round", zorder=3)
+    for i, (point, rank, label) in enumerate(zip(points, ranks, labels, strict=True)):
+        left = i < half
+        y = -(between + _STEP * (i if left else len(points) - 1 - i) + _STEP / 2)
+        x, edge = place(rank), start - 8 if left else end + 8
+        colour = looks[point.strategy].colour
+        axes.plot([x, x, edge], [0, y, y], color=colour, linewidth=1.2, zorder=2, solid_joinstyle="miter")
+        axes.plot([x], [0], marker=looks[point.strategy].marker, color=colour, markersize=6.5, zorder=4,
+                  markeredgecolor="white", markeredgewidth=0.6)
+        text = f"{label}  {rank:.2f}" if left else f"{rank:.2f}  {label}"
+        axes.text(edge + (-5 if left else 5), y, text, ha="right" if left else "left", va="center", fontsize=_LABEL)
+    return figure
+
+
+def groups(ranks: Sequence[float], critical: float) -> list[tuple[int, int]]:
+    """Return the first and last of each widest run of ranks, rising, that are no further apart than `critical`.
+
+    >>> groups([1.0, 1.5, 2.8, 4.0], 1.4)
+    [(0, 1), (1, 2), (2, 3)]
+    """
+    found: list[tuple[int, int]] = []
+    for first, rank in enumerate(ranks):
+        last = max(i for i, other in enumerate(ranks) if other - rank <= critical)
+        if last > first and (not found or last > found[-1][1]):
+            found.append((first, last))
+    return found
+
+
+def _scale(axes: Axes, ticks: Sequence[float], critical: float, end: float | None) -> None:
+    """Draw the scale with its numbers, and above it the critical difference from its left end, if it has room there."""
+    axes.plot([ticks[0], ticks[-1]], [0, 0], color=PALE, linewidth=1.0, zorder=1)
+    for rank, x in enumerate(ticks, start=1):
+        axes.plot([x, x], [0, 5], color=PALE, linewidth=1.0, zorder=1)
+        axes.text(x, 9, str(rank), ha="center", va="bottom", fontsize=_LABEL)
+    start, text = ticks[0], f"critical difference {critical:.2f}"
+    if end is None:
+        axes.text(start, 36, f"{text}, wider than the scale", ha="left", va="center", fontsize=8.5, color=PALE)
+        return
+    axes.plot([start, start, start, end, end, end], [29, 35, 32, 32, 35, 29], color=INK, linewidth=1.0)
+    axes.text(start, 39, text, ha="left", va="bottom", fontsize=8.5, color=PALE)

@@ -1,0 +1,182 @@
+"""What all figures have in common: looks, number axes, labels that keep clear, and files that are the same every time.
+
+matplotlib is imported when something is drawn, never with this module, and without pyplot.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clbench.report.figures.labels import spread
+from clbench.report.model import FileFormat
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008, without the yellow and black, which do not show on white and beside text
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "D", "^", "P", "v", "X")
+REFERENCE_MARKERS = ("v", "^", "s", "D")
+INK, PALE, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
+LABEL = 8.5  # size of labels in points
+PNG_DPI = 300  # what journals ask for
+_STYLE: dict[str, Any] = {
+    "figure.dpi": 72, "figure.facecolor": "white", "font.family": ["DejaVu Sans"], "font.size": 9.5,
+    "text.color": INK, "text.parse_math": False, "axes.edgecolor": PALE, "axes.labelcolor": INK, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.unicode_minus": False,
+    "xtick.color": PALE, "ytick.color": PALE, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "grid.color": FAINT, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": LABEL,
+    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "clbench", "path.simplify": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a strategy looks in every figure."""
+
+    colour: str
+    marker: str
+
+
+def looks(strategies: Sequence[tuple[str, bool]]) -> dict[str, Look]:
+    """Return a look for each (strategy, whether it is a reference), in their order; references are grey."""
+    found: dict[str, Look] = {}
+    own = references = 0
+    for name, reference in dict.fromkeys(strategies):
+        if name in found:
+            continue
+        if reference:
+            found[name] = Look(PALE, REFERENCE_MARKERS[references % len(REFERENCE_MARKERS)])
+            references += 1
+        else:  # 6 colours and 7 markers: 42 pairs before one comes again
+            found[name] = Look(PALETTE[own % len(PALETTE)], MARKERS[own % len(MARKERS)])
+            own += 1
+    return found
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save within this: clbench's style, whatever matplotlib's own settings on this machine are."""
+    import matplotlib
+
+    settings: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items()
+                                if not key.startswith(("backend", "interactive"))}
+    with matplotlib.rc_context(settings | _STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a label in a script the font has not
+        yield
+
+
+def canvas(title: str, width: float = 7.2, height: float = 4.6) -> tuple[Figure, Axes]:
+    """Return an empty figure (inches) with one pair of axes, the title small above them."""
+    figure = blank(width, height)
+    axes = figure.add_axes((0.095, 0.185, 0.88, 0.735))
+    axes.grid(True)
+    axes.tick_params(length=3)
+    axes.set_title(shorten(title, 100), loc="left", color=PALE, fontsize=LABEL, pad=9)
+    return figure, axes
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return a figure (inches) without axes, which can measure text."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
+    """Return a figure as a file: no date, no version, ids that depend on its content alone; fonts of PDF embedded."""
+    unnamed: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
+                                            "png": ["Software"]}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_format, dpi=PNG_DPI if file_format == "png" else 72,
+                   metadata={**dict.fromkeys(unnamed[file_format]), "Title": title})
+    if file_format == "svg":
+        return b"".join(line.rstrip() + b"\n" for line in buffer.getvalue().splitlines())
+    return buffer.getvalue()
+
+
+def shorten(text: str, most: int = 34) -> str:
+    """Return text of at most so many characters, the middle left out."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:most - 1 - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+
+
+def short_count(value: float) -> str:
+    """Return a number of parameters as an axis shows it.
+
+    >>> short_count(800), short_count(50_000), short_count(2_500_000)
+    ('800', '50 k', '2.5 M')
+    """
+    for factor, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:g}{name}"
+    return f"{value:g}"
+
+
+def percentages(axis: Any) -> None:
+    """Let an axis of fractions show a few round numbers in per cent."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def log_counts(axis: Any, low: float, high: float) -> None:
+    """Give an axis a logarithmic scale from `low` to `high` with ticks at powers of ten, or 1-2-5 where few fit."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [s * 10.0 ** e for e in exponents for s in steps if low <= s * 10.0 ** e <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    between = [s * 10.0 ** e for e in exponents for s in range(2, 10)]
+    axis.set_minor_locator(FixedLocator([tick for tick in between if low <= tick <= high]))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def text_width(figure: Figure, text: str, size: float) -> float:
+    """Return the width of a line of text in points."""
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(family="DejaVu Sans", size=size)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # an Agg canvas has one
+    return float(renderer.get_text_width_height_descent(text, font, False)[0])
+
+
+def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
+    """Make the axes narrower, so that the widest line of the texts stands right of them."""
+    widest = max(text_width(figure, line, LABEL) for text in texts for line in text.split("\n"))
+    axes.set_position((0.1, 0.14, 0.87 - (widest + 14) / (figure.get_figwidth() * 72), 0.765))
+
+
+def tasks_seen(axes: Axes, tasks: int) -> None:
+    """Let the horizontal axis go from the first to the last of the tasks."""
+    axes.set_xlim(1, tasks)
+    axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
+    axes.set_xlabel("tasks seen")
+
+
+def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
+    """Write a text right of the end of each curve over tasks 1, 2, ..., moved apart where ends are close."""
+    ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
+    heights = [12.0 * (text.count("\n") + 1) for text in texts]
+    edge = float(axes.get_window_extent().x1)
+    to_data = axes.transData.inverted().transform
+    for text, (x, y), middle in zip(texts, ends, spread([y for _, y in ends], heights), strict=True):
+        axes.plot(*zip(*to_data([(x + 5, y), (edge + 8, y), (edge + 14, middle)]), strict=True), color=PALE,
+                  linewidth=0.6, clip_on=False, zorder=1)
+        left, at = to_data((edge + 17, middle))
+        axes.text(left, at, text, fontsize=LABEL, va="center", ha="left", linespacing=1.15)

@@ -1,0 +1,1 @@
+"""A report as markdown, HTML, LaTeX, CSV, JSON or text for a terminal."""

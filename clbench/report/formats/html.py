@@ -1,0 +1,64 @@
+"""The report as one HTML file that needs no network: tables, and figures that a script draws from the tables."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from clbench.report.figures import style
+from clbench.report.figures.data import file_names
+from clbench.report.formats.page import css, ranked, view
+from clbench.report.model import Report
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "seeds.js", "pareto.js", "tables.js", "page.js")
+
+
+def render(report: Report) -> str:
+    """Return report.html: by section the tables, which can be sorted, figures, settings, provenance, commands."""
+    looks = style.looks([(r.strategy, r.reference) for section in report.sections for r in section.results])
+    names = file_names([section.title for section in report.sections])
+    views = [view(f"s{i}", name, section, looks)
+             for i, (name, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
+    script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
+    return _environment().get_template("report.html").render(
+        report=report, sections=views, ranked=ranked(report, looks), script=script,
+        style=_asset("report.css") + css()) + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
+                                     undefined=jinja2.StrictUndefined)
+    environment.filters |= {"breakable": _breakable, "digits": _digits, "sha256": _sha256}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("clbench.report.formats") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _breakable(text: str) -> Markup:
+    """Return text, escaped, whose lines may end behind a colon; an arrow stays with the word before it."""
+    from markupsafe import Markup
+
+    parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
+    return Markup("<wbr>").join(parts)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _sha256(text: str) -> str:
+    """Return what a content security policy calls an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,99 @@
+"""A verified reference as text: published and ours side by side, on a terminal and as verify.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from clbench.core.scenario import scenario_rules
+from clbench.experiment.references import Cell, Reference
+from clbench.report.analysis import notes
+from clbench.report.formats.markdown import escape
+from clbench.report.formatting import NONE, clean
+from clbench.results.verification import Checked
+
+HEADERS = ("scenario", "method", "published (%)", "ours (%)", "seeds", "difference", "tolerance", "verdict")
+
+
+def plain(reference: Reference, checked: Sequence[Checked]) -> str:
+    """Return the table with its remarks for a terminal."""
+    table = tabulate([_row(one) for one in checked], HEADERS, disable_numparse=True, colalign=_aligned())
+    return "\n".join([f"{clean(reference.title)}: {clean(reference.paper)}, {clean(reference.source)}", "", table, "",
+                      *(f"{where}: {text}" for where, text in _remarks(checked)), summary(checked)])
+
+
+def summary(checked: Sequence[Checked]) -> str:
+    """Return how many cells have which verdict."""
+    counts = Counter(one.verdict for one in checked)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "missed", "cannot tell", "not run")
+                     if counts[verdict])
+
+
+def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
+    """Return verify.md: source, verdicts, the rule they follow, settings and provenance."""
+    rule, records = reference.tolerance, [record for one in checked for record in one.records]
+    blocks = [f"# {escape(reference.title)}",
+              f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. Mean of {reference.seeds} "
+              "seeds, ± the standard error of the mean"
+              + (f". Code: <{reference.code}>" if reference.code else "") + ".",
+              tabulate([[escape(cell) for cell in _row(one)] for one in checked], HEADERS, "github",
+                       disable_numparse=True, colalign=_aligned()),
+              f"Final average accuracy: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
+              "are in points."]
+    if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
+        blocks.append(_bullets(remarks))
+    blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
+               f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
+               f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
+               f"below. A tolerance beyond {rule.widest:g} points decides nothing. The rule is part of the reference's "
+               "file, stated before the runs" + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
+    granted = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
+    granted += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
+    if granted:
+        blocks.append(_bullets(granted))
+    if reference.notes:
+        blocks += ["## Known differences", _bullets(reference.notes)]
+    if records:
+        trial = records[0].trial
+        recipes = dict.fromkeys(notes.recipe(r.trial.recipe) for r in records)
+        methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {notes.named(r.trial.method)}"
+                                for r in records)
+        blocks += ["## Setting", _bullets([f"benchmark: {notes.named(trial.benchmark)}",
+                                           f"model: {notes.named(trial.model)}",
+                                           *(f"recipe: {text}" for text in recipes), *methods]),
+                   "## Provenance", _bullets([f"{key}: {value}" for key, value in notes.provenance(records)])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def listing(references: dict[str, Reference]) -> str:
+    """Return a line for each reference."""
+    rows = [[name, clean(r.title), len(r.cells), f"{clean(r.paper)}, {clean(r.source)}"]
+            for name, r in references.items()]
+    return tabulate(rows, headers=["reference", "title", "cells", "source"], disable_numparse=True)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.label}, {scenario_rules(cell.scenario).title}"
+
+
+def _row(one: Checked) -> list[str]:
+    cell = one.cell
+    spread = f" ± {cell.sem:.2f}" if cell.sem else f" (sd {cell.sd:.2f})" if cell.sd else ""
+    ours = NONE if one.mean is None else f"{one.mean:.2f}" + (f" ± {one.error:.2f}" if one.error is not None else "")
+    return [cell.scenario, clean(cell.label), f"{cell.published:.2f}{spread}", ours, str(len(one.accuracies)),
+            NONE if one.difference is None else f"{one.difference:+.2f}",
+            NONE if one.tolerance is None else f"{one.tolerance:.2f}", one.verdict]
+
+
+def _remarks(checked: Sequence[Checked]) -> list[tuple[str, str]]:
+    return [(_name(one.cell), text) for one in checked for text in one.remarks]
+
+
+def _aligned() -> tuple[str, ...]:
+    return ("left", "left", *["right"] * 5, "left")
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)

@@ -1,0 +1,1 @@
+"""What trials left behind: records, their store, metrics and statistics."""

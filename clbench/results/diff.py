@@ -1,0 +1,115 @@
+"""What differs between two records of one trial, and between the records of two runs; pure functions of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clbench.results import metrics
+from clbench.results.records import Record
+
+Matrix = Sequence[Sequence[float]]
+_MOST = 60  # characters of a value that are shown
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A trial that both runs hold with different facts, a line for each fact."""
+
+    before: Record
+    after: Record
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Two runs side by side; records keep their runs' order."""
+
+    only_before: tuple[Record, ...]
+    only_after: tuple[Record, ...]
+    changed: tuple[Changed, ...]
+    same: int  # trials that both hold with the same facts
+
+    @property
+    def any(self) -> bool:
+        """Tell whether the runs differ: in their trials or in the facts of one."""
+        return bool(self.only_before or self.only_after or self.changed)
+
+
+def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
+    """Return what changed from one run's records to another's; each holds a trial at most once."""
+    old, new = {r.key: r for r in before}, {r.key: r for r in after}
+    pairs = [(record, new[key]) for key, record in old.items() if key in new]
+    changed = tuple(Changed(a, b, found) for a, b in pairs if (found := tuple(facts(a, b))))
+    return Changes(tuple(r for r in before if r.key not in new), tuple(r for r in after if r.key not in old), changed,
+                   len(pairs) - len(changed))
+
+
+def facts(before: Record, after: Record) -> Iterator[str]:
+    """Return a line for each fact in which two records of a trial differ; timings and provenance are none."""
+    for name in ("label", "reference"):
+        yield from _plain(name, getattr(before, name), getattr(after, name))
+    old, new = before.outcome(), after.outcome()
+    for name in old:
+        a, b = old[name], new[name]
+        if a == b:
+            continue
+        if name in ("R", "task_inference") and a and b and _shape(a) == _shape(b):
+            yield _matrix(name, a, b)
+        elif name == "notes":
+            yield from (f"note gone: {_short(n)}" for n in a if n not in b)
+            yield from (f"new note: {_short(n)}" for n in b if n not in a)
+        elif isinstance(a, dict) and isinstance(b, dict):
+            for part in a:
+                yield from _plain(f"{name}.{part}", a[part], b[part])
+        else:
+            yield from _plain(name, a, b)
+
+
+def setting(before: Record, after: Record) -> Iterator[str]:
+    """Return a line for each part of two trials' settings and methods that differs; seeds are left aside."""
+    old, new = (r.trial.model_dump(mode="json", exclude={"seed": True, "weights": {"path"}}) for r in (before, after))
+    for name in old:
+        a, b = _flat(old[name]), _flat(new[name])
+        for part in dict.fromkeys([*a, *b]):
+            yield from _plain(name + part, a.get(part, "absent"), b.get(part, "absent"))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: inner for part, more in value.items()
+            for key, inner in _flat(more, name if part == "options" else f"{name}.{part}").items()}
+
+
+def _matrix(name: str, a: Matrix, b: Matrix) -> str:
+    """Say by how much two matrices of fractions differ at most, where, and what that makes of ACC."""
+    apart = {(i, j): abs(x - y) for i, (row, other) in enumerate(zip(a, b, strict=True))
+             for j, (x, y) in enumerate(zip(row, other, strict=True))}
+    most = max(apart, key=apart.__getitem__)
+    cells = sum(distance > 0 for distance in apart.values())
+    where = f"after task {most[0]}" if most[0] else "before training"
+    line = (f"{name}: {cells} of {len(apart)} cells, by up to {_points(apart[most])} points "
+            f"({where}, on task {most[1] + 1})")
+    if name == "R" and len(a) == len(a[0]) + 1:
+        line += f", ACC {100 * metrics.acc(a):.2f} -> {100 * metrics.acc(b):.2f} %"
+    return line
+
+
+def _points(distance: float) -> str:
+    return f"{100 * distance:.2f}" if distance >= 5e-5 else f"{100 * distance:.1g}"
+
+
+def _shape(matrix: Matrix) -> list[int]:
+    return [len(row) for row in matrix]
+
+
+def _plain(name: str, a: Any, b: Any) -> Iterator[str]:
+    if a != b:
+        yield f"{name}: {_short(a)} -> {_short(b)}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _MOST else f"{text[:_MOST - 3]}..."

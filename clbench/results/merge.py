@@ -1,0 +1,65 @@
+"""The records of several run folders as those of one study: merged by key, conflicts named and never mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clbench.core.errors import StoreError
+from clbench.results import diff
+from clbench.results.records import Record
+from clbench.results.store import Problem, Store
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Each trial's record once, in the order of the folders, then of their trials' starts."""
+
+    records: tuple[Record, ...]
+    problems: tuple[Problem, ...]  # files that are no records
+    notes: tuple[str, ...]  # where one record was taken for another
+
+
+def read(folders: Sequence[Path]) -> Merged:
+    """Read run folders and merge their records by key.
+
+    Two records of a trial must agree in what the trial gave; labels may differ, the first folder's counts. A record of
+    a failed trial gives way to one that is not, as it does when a run goes on.
+
+    Raises:
+        StoreError: records of a trial conflict (all that do are named), or a folder has none or cannot be read.
+    """
+    found: dict[str, tuple[Record, Path]] = {}
+    problems: list[Problem] = []
+    conflicts: list[str] = []
+    notes: list[str] = []
+    for folder in folders:
+        records, bad = Store(folder).read()
+        problems += bad
+        if not records:
+            raise StoreError(f"no records in {folder / 'records'}; clbench run --out {folder} makes some")
+        for record in records:
+            first, home = found.setdefault(record.key, (record, folder))
+            if first.outcome() == record.outcome():
+                continue
+            if "failed" in (first.status, record.status):
+                if record.status != "failed":
+                    found[record.key] = record, folder
+                if first.status != record.status:
+                    failed, kept = (home, folder) if first.status == "failed" else (folder, home)
+                    notes.append(f"{name(record)} failed in {failed}; its record in {kept} counts")
+            else:
+                conflicts.append(f"{name(record)} differs between {home} and {folder} (record {record.key}): "
+                                 + "; ".join(diff.facts(first, record)))
+    if conflicts:
+        conflicts.append("records of a trial that differ are not mixed: leave out a folder, or move one of the records "
+                         "away (clbench diff A B shows more)")
+        raise StoreError("\n".join(conflicts))
+    return Merged(tuple(record for record, _ in found.values()), tuple(problems), tuple(notes))
+
+
+def name(record: Record) -> str:
+    """Return what a line calls a trial."""
+    trial = record.trial
+    return f"{record.label}, seed {trial.seed} ({trial.benchmark.name}, {trial.scenario}, {trial.model.name})"

@@ -1,0 +1,134 @@
+"""Metrics of continual learning, as pure functions of the accuracy matrix R.
+
+R is a list of T + 1 rows of T accuracies: row 0 stands before any training, row i after training on the i-th task;
+column j belongs to task j (0-based), so task j was just learned in row j + 1. In the formulas a(i, j) is the accuracy
+on the j-th task after training on the i-th, both counted from 1 as the papers do: a(i, j) = R[i][j - 1].
+
+Results have the unit of R (fractions in a record). What is not defined for a single task is None.
+docs/metrics.md compares these definitions with those of other toolkits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from clbench.core.errors import ClbenchError
+
+Matrix = Sequence[Sequence[float]]
+
+
+def acc(R: Matrix) -> float:
+    """Return the final average accuracy, ACC = 1/T sum_j a(T, j).
+
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
+    """
+    return fmean(_checked(R)[-1])
+
+
+def seen(R: Matrix) -> list[float]:
+    """Return the mean accuracy over the tasks seen so far after each task i, 1/i sum_{j <= i} a(i, j)."""
+    return [fmean(row[:i]) for i, row in enumerate(_checked(R)) if i]
+
+
+def aia(R: Matrix) -> float:
+    """Return the average incremental accuracy, AIA = 1/T sum_i (1/i sum_{j <= i} a(i, j)), the mean of `seen`.
+
+    Source: the average incremental accuracy of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725), with each task's
+    accuracy weighing the same.
+    """
+    return fmean(seen(R))
+
+
+def forgetting_per_task(R: Matrix) -> list[float]:
+    """Return f(j) = max_{j <= l < T} a(l, j) - a(T, j) for the first T - 1 tasks; negative where a task got better.
+
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 3, from the row after the task was trained on.
+    """
+    rows = _checked(R)
+    last = len(rows) - 1
+    return [max(row[j] for row in rows[j + 1:last]) - rows[last][j] for j in range(last - 1)]
+
+
+def forgetting(R: Matrix) -> float | None:
+    """Return the mean forgetting F = 1/(T - 1) sum_{j < T} f(j), see `forgetting_per_task`; None for one task.
+
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
+    """
+    return _mean(forgetting_per_task(R))
+
+
+def bwt(R: Matrix) -> float | None:
+    """Return the backward transfer, BWT = 1/(T - 1) sum_{j < T} (a(T, j) - a(j, j)); None for one task.
+
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
+    """
+    rows = _checked(R)
+    return _mean([rows[-1][j] - rows[j + 1][j] for j in range(len(rows) - 2)])
+
+
+def fwt(R: Matrix) -> float | None:
+    """Return the forward transfer, FWT = 1/(T - 1) sum_{j > 1} (a(j - 1, j) - b(j)); None for one task.
+
+    b(j) is the accuracy on task j of the untrained model, row 0 of R.
+
+    Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
+    """
+    rows = _checked(R)
+    return _mean([rows[j][j] - rows[0][j] for j in range(1, len(rows) - 1)])
+
+
+def learning_accuracy(R: Matrix) -> float:
+    """Return the mean accuracy on each task just after training on it, LA = 1/T sum_j a(j, j).
+
+    Source: Riemer et al. 2019 (MER, arXiv 1810.11910).
+    """
+    return fmean(_diagonal(R))
+
+
+def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
+    """Return I(k) = a*(k, k) - a(k, k): what joint training reaches on a task when it comes, less what R does.
+
+    Args:
+        R: the method's matrix.
+        joint: the matrix a* of joint training with the same seed in the same setting.
+
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
+    """
+    ours, reference = _diagonal(R), _diagonal(joint)
+    if len(ours) != len(reference):
+        raise ClbenchError(f"intransigence compares R of {len(ours)} tasks with joint's of {len(reference)}; "
+                           "give both for the same stream")
+    return [b - a for a, b in zip(ours, reference, strict=True)]
+
+
+def intransigence(R: Matrix, joint: Matrix) -> float:
+    """Return the mean of `intransigence_per_task` over all tasks; lower is better, negative beats joint training.
+
+    Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), who give it for one task.
+    """
+    return fmean(intransigence_per_task(R, joint))
+
+
+def _diagonal(R: Matrix) -> list[float]:
+    return [row[i - 1] for i, row in enumerate(_checked(R)) if i]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _checked(R: Matrix) -> list[list[float]]:
+    """Return R as lists of floats, or say what is wrong with its shape."""
+    rows = [[float(a) for a in row] for row in R]
+    tasks = len(rows) - 1
+    if tasks < 1:
+        raise ClbenchError(f"R needs a row before training and one per task, got {len(rows)} row(s)")
+    for i, row in enumerate(rows):
+        if len(row) != tasks:
+            raise ClbenchError(f"R has {tasks + 1} rows and so {tasks} task(s), but row {i} holds {len(row)} "
+                               "accuracies; each row needs one per task")
+        if not all(map(math.isfinite, row)):
+            raise ClbenchError(f"row {i} of R holds NaN or infinity; a diverged trial has no metrics")
+    return rows

@@ -1,0 +1,63 @@
+"""Where a record comes from: versions, commit, machine; and the peak memory of a trial."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from clbench.core.files import PACKAGE
+from clbench.results.records import Provenance
+
+
+def collect(plugin: str, device: torch.device, command: str) -> Provenance:
+    """Describe the present process, for a trial that starts now on `device`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Provenance(versions=versions(), plugin=plugin, git=git_commit(), device=name, machine=machine(),
+                      threads=torch.get_num_threads(), started=datetime.datetime.now(datetime.timezone.utc),
+                      command=command)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("clbench", "torch", "torchvision", "avalanche-lib", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # running from a source tree that is not installed
+            found[package] = "unknown"
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Return the commit of the checkout that clbench runs from, `+dirty` behind it if changed; None outside one."""
+    try:
+        run = functools.partial(subprocess.run, cwd=PACKAGE, capture_output=True, text=True, timeout=10)
+        top = run(["git", "rev-parse", "HEAD", "--show-toplevel"])
+        if top.returncode or Path(top.stdout.split()[1]) != PACKAGE.parent:
+            return None
+        dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return top.stdout.split()[0] + ("+dirty" if dirty else "")
+
+
+@functools.cache
+def machine() -> str:
+    """Return the processor, its usable cores and the system, in words."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
+                  if line.startswith("model name")]
+        processor = models[0] if models else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor}, {cores} cores, {platform.system()}"

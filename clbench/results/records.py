@@ -1,0 +1,121 @@
+"""Record: what a trial left behind. Raw facts only; every figure of a report is derived from it later.
+
+Indices: T tasks; row 0 of R stands before any training, row i after training on task i - 1 (0-based tasks).
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from clbench.experiment.trial import Trial
+
+SCHEMA = 1
+
+
+class Facts(BaseModel):
+    """Base of the parts of a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StreamFacts(Facts):
+    """The stream a trial ran on."""
+
+    classes: list[list[int]]  # of each task, as outputs of the model
+    train_samples: list[int]  # of each task
+    test_samples: list[int]
+    input_shape: list[int]  # of one prepared sample
+    fingerprint: str  # hash of all its tensors
+    notes: list[str] = []
+
+
+class Costs(Facts):
+    """What a method cost, per task: a list has one entry for each task that was trained."""
+
+    trainable: list[int] = []  # parameters with requires_grad while the task was trained (the largest phase)
+    steps: list[int] = []  # optimiser steps
+    parameters: list[dict[str, int]] = []  # kept after the task, by role: numbers
+    bytes: list[dict[str, int]] = []  # kept after the task, by role: parameters and buffers
+    replay_samples: list[int] = []  # stored inputs kept after the task
+    peak_host_bytes: int | None = None  # of the process while the trial ran
+    peak_device_bytes: int | None = None  # allocated by torch on the accelerator
+
+
+class Timings(Facts):
+    """Wall time in seconds, an entry for each task that was trained."""
+
+    train: list[float] = []
+    consolidate: list[float] = []  # before_task and after_task
+    evaluate: list[float] = []  # one more: the row before training
+
+
+class Failure(Facts):
+    """Why a trial has no full R."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Provenance(Facts):
+    """Where and with what a record was made."""
+
+    versions: dict[str, str]
+    plugin: str  # the distribution that brought the strategy, with its version
+    git: str | None = None  # commit of clbench's own checkout, `+dirty` behind it if changed
+    device: str
+    machine: str
+    threads: int
+    started: datetime.datetime
+    command: str
+
+
+class Record(Facts):
+    """One finished trial."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    key: str
+    label: str  # how the method is called in tables; not part of the key
+    reference: bool = False
+    status: Literal["done", "diverged", "failed"]
+    trial: Trial
+    stream: StreamFacts | None = None  # None where the trial failed before its stream was there
+    R: list[list[float]] = []  # R[i][j]: accuracy in [0, 1] on task j in row i; T + 1 rows when done
+    task_inference: list[list[float]] | None = None  # share of test samples whose task was inferred right, like R
+    costs: Costs = Costs()
+    timings: Timings = Timings()
+    failure: Failure | None = None
+    notes: list[str] = []
+    provenance: Provenance
+
+    # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        """Check that the matrix has the stream's shape and holds accuracies."""
+        if self.schema_version != SCHEMA:
+            raise ValueError(f"schema {self.schema_version}, this clbench reads {SCHEMA}")
+        if self.key != self.trial.key:
+            raise ValueError(f"key {self.key} is not that of its trial, {self.trial.key}")
+        for matrix in (self.R, self.task_inference or []):
+            if any(len(row) != len(self.stream.classes if self.stream else ()) for row in matrix):
+                raise ValueError("a row of R has not one accuracy per task")
+            if not all(math.isfinite(a) and 0 <= a <= 1 for row in matrix for a in row):
+                raise ValueError("an accuracy is not within [0, 1]")
+        if self.status == "done" and (self.stream is None or len(self.R) != len(self.stream.classes) + 1):
+            raise ValueError("status is done but R is not whole")
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the same trial gives again on the same machine: all but timings, memory and provenance."""
+        return self.model_dump(mode="json", by_alias=True, exclude={
+            "timings": True, "provenance": True, "costs": {"peak_host_bytes", "peak_device_bytes"}})
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""
+        return {name: fact for name, fact in self.facts().items() if name not in ("trial", "label", "reference")}

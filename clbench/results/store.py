@@ -1,0 +1,158 @@
+"""The store: a run folder with one JSON file per trial, written whole or not at all; folders merge by copying files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from clbench.core.errors import StoreError
+from clbench.core.files import sweep, write_atomically
+from clbench.results.records import Record
+
+MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
+MARK_SECONDS = 30 * 86400.0  # longer than any run
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file among the records that is not a record this clbench can read; it is named and left alone."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Return the line that is shown."""
+        return f"{self.path} is left alone: {self.reason}"
+
+
+class Store:
+    """The records of a run folder, `<directory>/records/<key>.json`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Name the folder; nothing is read or made yet."""
+        self.directory = directory
+        self.records = directory / "records"
+        self.artifacts = directory / "artifacts"  # by trial's key: what strategies export (adapters, weights)
+        self.checkpoints = directory / "checkpoints"  # by trial's key: what a trial that is not over goes on from
+        self.locks = directory / "locks"  # a file for each trial that is being run
+
+    def path(self, key: str) -> Path:
+        """Return where the record of that key is or would be."""
+        return self.records / f"{key}.json"
+
+    def read(self) -> tuple[list[Record], list[Problem]]:
+        """Return every record, in the order in which their trials started, and every file that is not one.
+
+        Raises:
+            StoreError: the folder is there and cannot be listed.
+        """
+        records, problems = [], []
+        for path in self._files():
+            found = load(path)
+            if isinstance(found, Record):
+                records.append(found)
+            else:
+                problems.append(found)
+        return sorted(records, key=lambda r: (r.provenance.started, r.key)), problems
+
+    def get(self, key: str) -> Record | None:
+        """Return the record of that key, None where there is none.
+
+        Raises:
+            StoreError: there is a file of that name which is not that record.
+        """
+        if not os.path.lexists(self.path(key)):
+            return None
+        found = load(self.path(key))
+        if isinstance(found, Problem):
+            raise StoreError(f"{found}; move it away and run again")
+        return found
+
+    def check_writable(self) -> list[Path]:
+        """Make the folder, write and remove a probe there, and clear what killed processes left half-written.
+
+        Returns the folders that had to be made, innermost first, for `forget`.
+
+        Raises:
+            StoreError: no file can be made there.
+        """
+        made = [p for p in (self.records, *self.records.parents) if not p.exists()]
+        try:
+            self.records.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.records, prefix=".probe-", suffix=".tmp") as probe:
+                probe.write(b"clbench")
+                probe.flush()
+        except OSError as error:
+            self.forget(made)
+            raise self.error(error) from None
+        sweep((*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")))
+        sweep(self.directory.glob(f"{MARK}*"), MARK_SECONDS)
+        return made
+
+    @staticmethod
+    def forget(made: Sequence[Path]) -> None:
+        """Remove folders that were made and are still empty."""
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something, or was not made after all
+                folder.rmdir()
+
+    def write(self, record: Record) -> Path:
+        """Write a record, in place of an older one of the same trial, and return its path.
+
+        Raises:
+            StoreError: the disk is full or the folder cannot be written (then nothing has changed), or a file of that
+                name is not a record.
+        """
+        path = self.path(record.key)
+        self.get(record.key)
+        try:
+            self.records.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, record.model_dump_json(by_alias=True, indent=1) + "\n")
+        except OSError as error:
+            raise self.error(error) from None
+        return path
+
+    def remove_checkpoint(self, key: str) -> None:
+        """Remove what the trial of that key would have gone on from."""
+        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # what is left is overwritten, and does no harm
+        with contextlib.suppress(OSError):
+            self.checkpoints.rmdir()  # if it was the last
+
+    def _files(self) -> Sequence[Path]:
+        try:
+            return sorted(p for p in self.records.iterdir() if not p.name.startswith("."))
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StoreError(f"cannot read {self.records}: {error.strerror}; choose another folder") from None
+
+    def error(self, error: OSError) -> StoreError:
+        """Return what went wrong with the folder as an error with the way out."""
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
+            return StoreError(f"no space left for {self.records}: free some and run the same command again")
+        why = error.strerror or error
+        return StoreError(f"cannot write to {self.records}: {why}; choose another folder with --out")
+
+
+def load(path: Path) -> Record | Problem:
+    """Read one file: a record, or what is wrong with it."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        return Problem(path, error.strerror or str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        return Problem(path, f"not a record ({where + ': ' if where else ''}{message})")
+    if path.name != f"{record.key}.json":
+        return Problem(path, f"its name is not that of its trial, {record.key}.json")
+    return record

@@ -1,0 +1,149 @@
+"""Trackers: records shown to other tools as they come, and what those tools are told of a record.
+
+A tracker is named by `clbench run --log`; its plugin declares it as a `TrackerInfo`. It is made before any trial
+starts, sees every record of the experiment, and logs those that it has not logged yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any, Protocol
+
+from clbench.core import options as opt
+from clbench.core.entry_points import resolve
+from clbench.core.errors import ClbenchError, PluginError, SpecError
+from clbench.core.registry import Registry
+from clbench.experiment.trial import Resolved
+from clbench.results import metrics
+from clbench.results.records import Record
+
+Value = str | int | float | bool
+
+
+class Tracker(Protocol):
+    """Shows records to another tool; lives in the main process, which does without torch."""
+
+    def log(self, record: Record) -> None:
+        """Log a finished trial, unless this very training of it is logged (`run_id`)."""
+
+
+def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict[str, Tracker]:
+    """Return the trackers of `name:option=value,...` by name, ready to log the records of a run folder.
+
+    Raises:
+        ClbenchError: a tracker or option does not exist, or a library is missing; a line for each mistake.
+    """
+    texts = wanted.split(",") if isinstance(wanted, str) else wanted
+    trackers: dict[str, Tracker] = {}
+    problems: list[str] = []
+    for text in dict.fromkeys(t.strip() for t in texts if t.strip()):
+        try:
+            name, options = opt.parse_named(text)
+            info = registry.tracker(name)
+            make = resolve(info.tracker, f"tracker {name!r}")
+            trackers[name] = make(opt.validate(info.options, options, name, "clbench trackers"), folder)
+        except ClbenchError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise SpecError("\n".join(problems))
+    return trackers
+
+
+def library(module: str, tracker: str, extra: str) -> ModuleType:
+    """Return a library that a tracker needs, or say what to install.
+
+    Raises:
+        PluginError: it is not there, or breaks when imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise PluginError(f"tracker {tracker!r} needs {error.name}: pip install {extra}") from None
+    except Exception as error:  # somebody else's package, which must not end the run with a traceback
+        raise PluginError(f"tracker {tracker!r}: cannot import {module}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of a trial when it has learned `tasks` tasks (0: before any training)."""
+
+    tasks: int
+    seconds: float  # since the trial began
+    values: Mapping[str, float]
+
+
+def run_id(record: Record) -> str:
+    """Return what tells one training of a trial from every other: its key and when it started."""
+    return f"{record.key}-{record.provenance.started:%Y%m%dT%H%M%S}"
+
+
+def run_name(record: Record) -> str:
+    """Return what a run is called in a list of runs; one on validation samples says so."""
+    trial = record.trial
+    return f"{record.label} {trial.scenario} seed {trial.seed}" + (" validation" if trial.validation else "")
+
+
+def group_name(record: Record) -> str:
+    """Return what the runs of a method in a setting share, whatever their seed, and no others."""
+    return f"{record.label} {record.trial.scenario} {record.trial.seedless[:8]}"
+
+
+def parameters(record: Record) -> dict[str, Value]:
+    """Return what defines the trial, flat: the setting, the method, every option (`method.rank`) and the seed.
+
+    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set.
+    """
+    trial = record.trial
+    flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
+                            **_named("benchmark", trial.benchmark), "scenario": trial.scenario,
+                            **_named("model", trial.model),
+                            "weights": trial.weights.path if trial.weights else None,
+                            "weights.sha256": trial.weights.sha256 if trial.weights else None,
+                            **{f"recipe.{k}": v for k, v in trial.recipe.model_dump().items()}, "seed": trial.seed,
+                            "validation": trial.validation}
+    return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
+
+
+def _named(kind: str, thing: Resolved) -> dict[str, Any]:
+    return {kind: thing.name, **{f"{kind}.{option}": value for option, value in thing.options.items()}}
+
+
+def steps(record: Record) -> Iterator[Step]:
+    """Yield what a trial did, step by step: accuracies (fractions), parameters, bytes and seconds.
+
+    accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
+    cost/trainable, cost/parameters, cost/bytes: trained on the last task, kept after it ·
+    time/train, time/consolidate, time/evaluate: of the step.
+    """
+    costs, times = record.costs, record.timings
+    found: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    for i, row in enumerate(record.R):
+        found[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
+        if i:
+            found[i]["accuracy/seen"] = fmean(row[:i])
+    for name, first, values in (
+        ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
+        ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
+        ("time/consolidate", 1, times.consolidate), ("time/evaluate", 0, times.evaluate),
+    ):
+        for i, value in enumerate(values, first):
+            found[i][name] = value
+    order = sorted(found)
+    passed = accumulate(sum(v for k, v in found[i].items() if k.startswith("time/")) for i in order)
+    for i, seconds in zip(order, passed, strict=True):
+        yield Step(i, seconds, found[i])
+
+
+def final(record: Record) -> dict[str, float]:
+    """Return ACC, forgetting and BWT of a whole R, as fractions; nothing where the trial did not end well."""
+    if record.status != "done":
+        return {}
+    found = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,126 @@
+"""Verification: the cells of a published table beside the records that repeat them, with a verdict on each.
+
+The tolerance of a cell is the half width of Welch's interval (docs/verify.md) of the difference of the two means, from
+both spreads and both numbers of seeds, plus the rounding of the published figure and the cell's stated allowance. Where
+the spread was not published, the half width of Student's interval of our mean stands in its place.
+
+Verdicts: `reproduced` (the difference is within the tolerance), `missed` (it is not, or a seed diverged), `cannot tell`
+(the difference is within a tolerance so wide that it says nothing, or there are too few seeds), `not run`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Literal
+
+from clbench.experiment.references import Cell, Reference
+from clbench.experiment.trial import Trial
+from clbench.results import metrics
+from clbench.results.records import Record
+from clbench.results.stats import welch_half_width
+
+Verdict = Literal["reproduced", "missed", "cannot tell", "not run"]
+MOST_SEEDS = 1000  # that are looked at for a tolerance that decides
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A cell with what our records say; accuracies, differences and tolerances in points."""
+
+    cell: Cell
+    records: tuple[Record, ...]  # all that repeat the cell, by seed
+    tolerance: float | None  # None for fewer than two seeds
+    verdict: Verdict
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Return our final average accuracy in percent, one for each seed that is done."""
+        return [100 * metrics.acc(r.R) for r in self.records if r.status == "done"]
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether a seed has no result."""
+        return any(r.status != "done" for r in self.records)
+
+    @property
+    def mean(self) -> float | None:
+        """Return our mean."""
+        return fmean(self.accuracies) if self.accuracies else None
+
+    @property
+    def error(self) -> float | None:
+        """Return the standard error of our mean; None for fewer than two seeds."""
+        return stdev(self.accuracies) / math.sqrt(len(self.accuracies)) if len(self.accuracies) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Return ours minus the published mean."""
+        return None if self.mean is None else self.mean - self.cell.published
+
+
+def check(reference: Reference, trials: Sequence[Sequence[Trial]], records: Sequence[Record]) -> list[Checked]:
+    """Return every cell of a reference with its verdict.
+
+    Args:
+        reference: the published table.
+        trials: those of each of its cells, in their order; of any seeds.
+        records: of the run folder. All that repeat a cell count, whatever their seed.
+    """
+    by_setting: dict[str, list[Record]] = {}
+    for record in records:
+        by_setting.setdefault(record.trial.seedless, []).append(record)
+    return [_judge(reference, cell, by_setting.get(own[0].seedless, []))
+            for cell, own in zip(reference.cells, trials, strict=True)]
+
+
+def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Checked:
+    """Return a cell with its verdict."""
+    found = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
+    accuracies = found.accuracies
+    remarks = [f"seed {r.trial.seed} {r.status}" for r in found.records if r.status != "done"]
+    tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
+    verdict: Verdict = "not run"
+    if any(r.status == "diverged" for r in records):
+        verdict = "missed"
+    elif tolerance is None and accuracies:
+        verdict = "cannot tell"
+        remarks.append("one seed has no spread")
+    elif tolerance is not None and abs(fmean(accuracies) - cell.published) > tolerance:
+        verdict = "missed"
+    elif tolerance is not None and tolerance > reference.widest(cell):
+        verdict = "cannot tell"
+        enough = seeds_needed(reference, cell, accuracies)
+        remarks.append(f"a difference of up to {tolerance:.1f} points would pass; "
+                       + (f"about {enough} seeds would do" if enough else "more seeds would not do"))
+    elif tolerance is not None:
+        verdict = "reproduced"
+        if tolerance > reference.tolerance.widest:
+            remarks.append(f"agreement within {tolerance:.1f} points shows little")
+    return replace(found, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
+
+
+def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds: int | None = None) -> float:
+    """Return the tolerance of a cell in points.
+
+    Args:
+        reference: what states the level and the rounding.
+        cell: the published number.
+        accuracies: ours, one per seed, at least two.
+        seeds: as if our spread were that of so many seeds; None for as many as there are.
+    """
+    rule, n = reference.tolerance, seeds or len(accuracies)
+    error = stdev(accuracies) / math.sqrt(n)
+    published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
+    # No published spread is a spread of zero over endlessly many seeds: Welch's interval is then Student's.
+    half = welch_half_width((error, n), (published or 0.0, reference.seeds), rule.level)
+    return half + rule.rounding + cell.allowance
+
+
+def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
+    """Return how many seeds of the same spread would bring the tolerance down to the widest; None for none."""
+    return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
+                 if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)

@@ -1,0 +1,20 @@
+"""What the author of a method reads and builds on; `clbench.strategy.base` says how a strategy is led.
+
+The names are imported when first used: the options of strategies are declared beside them and need no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clbench.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from clbench.data.samples import Samples
+    from clbench.strategy.base import Batch, Budget, Prediction, Strategy, Task, World
+
+__all__ = ["Batch", "Budget", "Prediction", "Samples", "Strategy", "Task", "World"]
+__getattr__, __dir__ = lazy(__name__, {
+    "clbench.data.samples": ("Samples",),
+    "clbench.strategy.base": ("Batch", "Budget", "Prediction", "Strategy", "Task", "World"),
+})

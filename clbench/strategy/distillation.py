@@ -1,0 +1,67 @@
+"""What a network answered before, kept as a copy of it: a base of the strategies that distil."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.options import Options
+from clbench.models.network import Network
+from clbench.strategy.base import Strategy, Task, World
+
+
+class Distilled(Strategy):
+    """Base of strategies that keep the network as it was after the last task, in `old`, and the outputs it had."""
+
+    roles: tuple[tuple[str, str], ...] = (("old.*", "old network"), ("known", "counters"))
+    known: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with the network as it is."""
+        super().__init__(model, world, options)
+        self.old = kept(model)  # there already, for checkpoints
+        self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the old network."""
+        return (self.old,)
+
+    def after_task(self, task: Task) -> None:
+        """Keep the network as it is now."""
+        self.old = kept(self.model)
+        self.known[task.index] = self.active[task.index]
+
+    @torch.no_grad()
+    def old_logits(self, x: Tensor) -> Tensor:
+        """Return the old network's logits [N, C]."""
+        logits: Tensor = self.old(x)
+        return logits
+
+    def old_outputs(self, task: int) -> list[Tensor]:
+        """Return the groups of outputs, [C] booleans, among which an answer was given before `task`.
+
+        One for each old task where the task is known, else one of all outputs known by then.
+        """
+        return list(self.known[:task]) if self.world.task_given else [self.known[task - 1]]
+
+
+def kept(model: Network) -> Network:
+    """Return a copy of a network that no longer learns."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of the softmax over some outputs with an old one, both softened, a scalar.
+
+    Args:
+        logits: [N, C].
+        old: [N, C], what is to be kept.
+        outputs: [C], which outputs take part.
+        temperature: divides the logits.
+    """
+    new, target = ((z / temperature).masked_fill(~outputs, float("-inf")) for z in (logits, old))
+    log_q = new.log_softmax(1).masked_fill(~outputs, 0.0)
+    return -(target.softmax(1) * log_q).sum(1).mean()

@@ -1,0 +1,258 @@
+"""Means over samples of a measure of each sample's own gradients: their squares, say, which a batch's gradient hides.
+
+Linear and convolutional layers take the closed forms below, the rest goes through `torch.func`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from clbench.data.samples import Samples
+from clbench.strategy.base import Strategy
+
+BUDGET = 2**25  # numbers that one chunk of samples may hold at a time, about: 128 MiB in float32
+LARGEST_CHUNK = 512
+
+Read = Callable[[Tensor, Tensor], Tensor]
+Seeds = Callable[[Tensor, slice], Sequence[Tensor]]
+Measure = Callable[[Tensor], Tensor]
+
+
+def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Read, seeds: Seeds, measure: Measure,
+                   layerwise: bool = True) -> dict[str, Tensor]:
+    """Return the mean over samples of the measured gradients of read(logits), by name of each trainable parameter.
+
+    The strategy is in eval mode meanwhile and keeps its modes, parameters and gradients. Of weights on the meta device,
+    which have no values, there are no values either, only shapes.
+
+    Args:
+        strategy: its `forward` and `world.prepare` give the logits.
+        samples: raw samples, on the strategy's device.
+        task: the task that `forward` is told.
+        read: makes of logits [N, C] and tasks [N] outputs [N, C] in which no sample depends on another.
+        seeds: given outputs [N, C], detached, and the samples they are of, returns gradients [N, C] to feed to them;
+            what each of them gives is measured apart, then added up.
+        measure: torch.square or torch.abs, of each sample's gradient of each parameter.
+        layerwise: use closed forms where that is possible (the same numbers, faster).
+
+    Raises:
+        ValueError: no samples, or nothing to train.
+    """
+    parameters: dict[str, Tensor] = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
+    if not len(samples) or not parameters:
+        raise ValueError(f"per-sample gradients: needs samples and trainable parameters, got {len(samples)} and "
+                         f"{len(parameters)}")
+    dtype = next(iter(parameters.values())).dtype
+    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    if any(p.is_meta for p in parameters.values()):
+        return sums
+    with evaluating(strategy), torch.enable_grad():
+        probe = strategy.world.prepare(next(samples.chunks(4)).x).to(dtype)
+        layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
+        covered = {name for layer in layers for name in (layer.weight, layer.bias)}
+        rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
+        numbers = 2 * sum(p.numel() for p in rest.values()) + activation_numbers(strategy, layers, probe, task)
+        chunk = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
+
+        def one(values: dict[str, Tensor], x: Tensor, tasks: Tensor, seed: Tensor) -> Tensor:
+            out = read(functional_call(strategy, values, (x[None], task)), tasks[None])[0]
+            return (out.masked_fill(seed == 0, 0.0) * seed).sum()  # log p of an inactive output is -inf
+
+        per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))
+        for number, some in enumerate(samples.chunks(chunk)):
+            part = slice(number * chunk, (number + 1) * chunk)
+            x, tasks = strategy.world.prepare(some.x).to(dtype), some.tasks
+            logits, taps = tapped(strategy, layers, x, task)
+            out = read(logits, tasks)
+            fed = seeds(out.detach(), part)
+            _add_layers(sums, out, taps, fed, measure)
+            for seed in fed if rest else ():
+                for name, g in per_sample(rest, x, tasks, seed).items():
+                    sums[name] += measure(g).sum(0)
+    return {name: total / len(samples) for name, total in sums.items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and its children into eval mode inside the block and give each its own mode back after it."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _add_layers(sums: dict[str, Tensor], out: Tensor, taps: list[Tap], seeds: Sequence[Tensor],
+                measure: Measure) -> None:
+    """Add a chunk's measured gradients of the layers that have a closed form."""
+    if not taps:
+        return
+    outputs = [tap.output for tap in taps]
+    deltas = (torch.autograd.grad(out, outputs, seed, retain_graph=True, allow_unused=True) for seed in seeds)
+    for name, total in measured_sums(taps, deltas, measure).items():
+        sums[name] += total
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose gradients have a closed form, and the names of its trainable parameters."""
+
+    module: nn.Linear | nn.Conv2d
+    weight: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a layer read and returned in a forward pass over N samples."""
+
+    layer: Layer
+    input: Tensor
+    output: Tensor
+
+
+def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> tuple[Tensor, list[Tap]]:
+    """Return the network's logits [N, C] on x and a tap for each call of one of the layers, in order of the calls."""
+    taps: list[Tap] = []
+
+    def tap(layer: Layer) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            taps.append(Tap(layer, arguments[0].detach(), output))
+            return output.clone()  # what follows may work in place; the tapped output must stay as it is
+
+        return layer.module.register_forward_hook(hook)
+
+    handles = [tap(layer) for layer in layers]
+    try:
+        logits: Tensor = network(x, task)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, taps
+
+
+def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, task: int) -> list[Layer]:
+    """Return the layers whose closed form holds: called once, one row per sample, weights used nowhere else.
+
+    The last two are tested on x [N, ...] and not assumed: a gradient fed to the first sample's logits must reach no
+    other row, and the closed form must give autograd's gradient of the weights.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    candidates = []
+    for module in network.modules():
+        if _has_closed_form(module):
+            own = {k: names.get(id(p)) for k, p in module._parameters.items()}
+            if any(own.values()):
+                assert isinstance(module, nn.Linear | nn.Conv2d)
+                candidates.append(Layer(module, own.get("weight"), own.get("bias")))
+    logits, taps = tapped(network, candidates, x, task)
+    calls = [id(tap.layer.module) for tap in taps]
+    taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
+    if not taps:
+        return []
+    # a direction in which no gradient vanishes by symmetry or saturation, as that of a loss may
+    direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
+    first = direction.clone()
+    first[1:] = 0
+    wanted = {name: parameters[name] for t in taps for name in (t.layer.weight, t.layer.bias) if name}
+    outputs = [t.output for t in taps]
+    alone = torch.autograd.grad(logits, outputs, first, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)
+    deltas, true = found[:len(outputs)], dict(zip(wanted, found[len(outputs):], strict=True))
+    return [t.layer for t, delta, own in zip(taps, deltas, alone, strict=True)
+            if (own is None or not own[1:].any()) and _agrees(t, delta, true)]
+
+
+def _row_per_sample(tap: Tap, samples: int) -> bool:
+    """Tell whether a tap has the shape that the closed form needs."""
+    dims = tap.input.dim()
+    return (tap.output.requires_grad and len(tap.input) == samples
+            and (dims == 4 if isinstance(tap.layer.module, nn.Conv2d) else dims >= 2))
+
+
+def _has_closed_form(module: nn.Module) -> bool:
+    """Tell whether a module is a plain linear layer or an ungrouped, zero-padded 2-D convolution."""
+    if type(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
+
+
+def _agrees(tap: Tap, delta: Tensor | None, true: Mapping[str, Tensor | None]) -> bool:
+    """Compare a layer's closed-form gradients, summed over samples, with autograd's."""
+    for name, g in (per_sample(tap, delta) if delta is not None else {}).items():
+        expected = true[name]
+        total = g.sum(0)
+        if expected is None or (total - expected).abs().max() > 1e-3 * expected.abs().max():
+            return False
+    return delta is not None or all(true[n] is None for n in (tap.layer.weight, tap.layer.bias) if n)
+
+
+def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
+    """Return the gradients [N, *shape] of a layer's trainable parameters, given those of its output [N, ...]."""
+    module, a = tap.layer.module, tap.input
+    if isinstance(module, nn.Conv2d):
+        assert not isinstance(module.padding, str)
+        columns = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)  # [N, I k k, L]
+        rows, inputs = delta.flatten(2), columns.transpose(1, 2)
+    else:
+        rows, inputs = delta.reshape(len(a), -1, delta.shape[-1]).transpose(1, 2), a.reshape(len(a), -1, a.shape[-1])
+    out = {}  # rows [N, O, L], inputs [N, L, I]
+    if tap.layer.weight:
+        out[tap.layer.weight] = (rows @ inputs).reshape(len(a), *module.weight.shape)
+    if tap.layer.bias:
+        out[tap.layer.bias] = rows.sum(2)
+    return out
+
+
+def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]],
+                  measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return a measure of the per-sample gradients by parameter, summed over samples and over several backward passes.
+
+    Args:
+        taps: of one forward pass.
+        deltas: for each backward pass the gradient at each tap's output, None where it has no influence.
+        measure: torch.square or torch.abs: of a product it must be the product of the factors' measures.
+    """
+    sums: dict[str, Tensor] = {}
+    flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> the summed measure of its deltas
+    for found in deltas:
+        for i, (tap, delta) in enumerate(zip(taps, found, strict=True)):
+            if delta is None:
+                continue
+            if tap.input.dim() == 2:
+                flat[i] = flat[i] + measure(delta) if i in flat else measure(delta)
+                continue
+            for name, g in per_sample(tap, delta).items():
+                total = measure(g).sum(0)
+                sums[name] = sums[name] + total if name in sums else total
+    for i, measured in flat.items():
+        layer = taps[i].layer
+        if layer.weight:
+            sums[layer.weight] = measured.T @ measure(taps[i].input)
+        if layer.bias:
+            sums[layer.bias] = measured.sum(0)
+    return sums
+
+
+def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> int:
+    """Return about how many numbers per sample a pass over these layers holds at once."""
+    with torch.no_grad():
+        _, taps = tapped(network, layers, x, task)
+    kept = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
+    return kept + max((_temporary(t) for t in taps if t.input.dim() > 2), default=0)
+
+
+def _temporary(tap: Tap) -> int:
+    """Return how many numbers per sample `per_sample` makes on its way."""
+    module = tap.layer.module
+    positions = tap.output[0].numel() // len(module.weight)
+    return 2 * module.weight.numel() + positions * module.weight[0].numel()

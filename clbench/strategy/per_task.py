@@ -1,0 +1,160 @@
+"""Strategies with a part of their own for each task, and the one place where an unknown task is inferred."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.core.errors import SpecError
+from clbench.data.samples import Samples
+from clbench.models.network import Network
+from clbench.strategy.base import Prediction, Strategy, Task, World
+from clbench.strategy.class_means import class_means
+from clbench.strategy.per_task_options import Infer, InferOptions, StartOptions
+
+
+class TaskHead(nn.Linear):
+    """A linear head for one task's classes, whose logits come out over all outputs: -inf outside the task's own.
+
+    Args:
+        features: width D of its input.
+        classes: the task's outputs, in the order of the head's own units.
+        outputs: number of all outputs, C.
+        like: a parameter whose device and type the head takes.
+    """
+
+    place: Tensor
+
+    def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
+        """Initialise as torch does for any linear layer."""
+        super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
+        # A buffer and not an attribute: seeds that are stacked may have their classes in different orders.
+        place = torch.full((outputs,), len(classes))
+        place[list(classes)] = torch.arange(len(classes))
+        self.register_buffer("place", place.to(like.device), persistent=False)
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
+        """Return logits [N, C] of features [N, D]; `lateral` [N, own classes] is added before they are placed."""
+        own = super().forward(features)
+        if lateral is not None:
+            own = own + lateral
+        return F.pad(own, (0, 1), value=float("-inf")).index_select(1, self.place)
+
+
+class PerTaskStrategy(Strategy, ABC):
+    """Base of strategies that answer for each task with a part of their own; subclasses say how.
+
+    A given task that is not learned yet is answered by the starting model (the shared, frozen part and the original
+    head), so all logits are finite. Without a task id only learned tasks compete: each sample gets the logits of the
+    task inferred for it, or those of the starting model, and task -1, where nothing is learned yet.
+    """
+
+    roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"))
+    options: InferOptions
+
+    def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
+        """Freeze the starting model; subclasses open what they train in `before_task`."""
+        super().__init__(model, world, options if options is not None else InferOptions())
+        self.heads = nn.ModuleList()
+        self.learned = 0  # tasks that are learned; the heads are one more while a task is being trained
+        self.model.requires_grad_(False)
+
+    @abstractmethod
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the part of `task`, which has a head; -inf outside the task's own classes."""
+
+    @abstractmethod
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return features [N, D] of inputs [N, *input_shape] that do not depend on the task nor change once learned."""
+
+    @property
+    def head_inputs(self) -> int:
+        """Return the width of what a task's head reads. Default: the model's features."""
+        return self.model.head.in_features
+
+    def before_task(self, task: Task) -> None:
+        """Freeze what there is and add the task's head, first of all its new layers: methods share heads of a seed."""
+        if task.index != len(self.heads):
+            raise ValueError(f"tasks are learned in order: expected task {len(self.heads)}, got {task.index}")
+        if self.options.infer == "entropy" and not self.world.task_given and len(task.classes) == 1:
+            raise SpecError(f"infer = entropy cannot weigh task {task.index}, which has a single class (its entropy is "
+                            "always 0); choose infer = max-logit or prototype")
+        self.requires_grad_(False)
+        self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
+
+    def after_task(self, task: Task) -> None:
+        """Take the task among those that can be inferred; keep its class means if they are what it is inferred by."""
+        if self.options.infer == "prototype":
+            self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
+        self.learned = task.index + 1
+
+    def class_means(self, samples: Samples) -> Tensor:
+        """Return the mean shared features [K, D] of each of the K classes that occur in raw samples."""
+        means, count = class_means(self, samples, self.shared_features)
+        return means[count > 0]
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C] for inputs [N, *input_shape]; `task` None means that it must be inferred."""
+        return self.predict(x, task).logits
+
+    def predict(self, x: Tensor, task: int | None = None) -> Prediction:
+        """Return logits [N, C] and, where the task was not given, the one inferred for each sample [N] (-1: none)."""
+        if task is not None:
+            return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
+        if not self.learned:
+            return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))
+        logits = self.learned_logits(x)
+        features = self.shared_features(x) if self.options.infer == "prototype" else None
+        prototypes = [self.get_buffer(f"prototype_{t}") for t in range(self.learned)] if features is not None else []
+        inferred = infer_task(self.options.infer, logits, features, prototypes)
+        return Prediction(logits[inferred, torch.arange(len(x), device=x.device)], inferred)
+
+    def learned_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [learned tasks, N, C] of every learned task's part."""
+        return torch.stack([self.forward_task(x, task) for task in range(self.learned)])
+
+
+def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, prototypes: Iterable[Tensor] = ()) -> Tensor:
+    """Return the task [N] inferred for each sample; ties go to the earliest task.
+
+    entropy takes the task with the lowest entropy (nats) of the softmax over its own classes, as it is: tasks with
+    more classes have more room for entropy. max-logit takes the task with the largest logit. prototype takes the task
+    of the nearest class mean (Euclidean) in shared features.
+
+    Args:
+        logits: [T, N, C], -inf outside a task's own classes.
+        features: shared features [N, D] (prototype).
+        prototypes: class means [K_t, D] of each task (prototype).
+    """
+    if how == "entropy":
+        entropy: Tensor = torch.special.entr(logits.softmax(2)).sum(2)
+        return entropy.argmin(0)
+    if how == "max-logit":
+        return logits.amax(2).argmax(0)
+    assert features is not None
+    # Without matrix products: the distance of a sample then does not depend on which batch it is in.
+    nearest = [torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+               for means in prototypes]
+    return torch.stack(nearest).argmin(0)
+
+
+def check_base(method: str, options: StartOptions, world: World) -> None:
+    """Raise a SpecError where the model has no weights to build on, or has some that were not to be built on."""
+    if options.base == "pretrained" and not world.pretrained:
+        raise SpecError(f"{method}: base = pretrained needs a pretrained model; pass --weights FILE, or choose "
+                        "base = task1 or random")
+    if options.base == "random" and world.pretrained:
+        raise SpecError(f"{method}: base = random, but the model is pretrained; leave --weights out, or choose "
+                        "base = pretrained or task1")
+
+
+def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
+    """Return a new convolution with the geometry, device and type of `layer`, other channels, and no bias."""
+    geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
+    return nn.Conv2d(channels, out, (layer.kernel_size[0], layer.kernel_size[1]), bias=False,
+                     device=layer.weight.device, dtype=layer.weight.dtype, **geometry)

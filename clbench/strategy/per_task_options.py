@@ -1,0 +1,34 @@
+"""Options that strategies with a part per task have in common (no torch: they are listed without it)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from clbench.core.options import Options
+
+Infer = Literal["entropy", "max-logit", "prototype"]
+Base = Literal["task1", "random", "pretrained"]
+
+
+class InferOptions(Options):
+    """How a task is inferred where the scenario does not give it (class, domain)."""
+
+    infer: Infer = Field("entropy", description="without a task id: the learned task with the lowest entropy, the "
+                         "largest logit, or the nearest class mean in shared features")
+
+
+class StartOptions(Options):
+    """Where the frozen part that all tasks share comes from."""
+
+    base: Base = Field("task1", description="shared weights: trained on the first task and then frozen, left as they "
+                       "were initialised, or those of --weights as they are")
+
+    def phases(self, task: int) -> int:
+        """Return into how many phases a task is split: two for the first with `task1`, the shared part first."""
+        return 2 if self.base == "task1" and task == 0 else 1
+
+
+class BaseOptions(StartOptions, InferOptions):
+    """Where the frozen part comes from, and how a task is inferred."""

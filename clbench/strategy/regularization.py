@@ -1,0 +1,114 @@
+"""A quadratic penalty that holds parameters near where they were, each by its importance: a base of EWC, SI and MAS.
+
+    cross-entropy + weight/2 (sum F (theta - m)^2 + c)
+
+The methods differ in what F is and in when it is computed. F, the anchor m and the constant c are buffers, 2 numbers
+per parameter however many tasks there were.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from clbench.core.errors import PluginError
+from clbench.core.options import Options
+from clbench.models.network import Network
+from clbench.strategy.base import Batch, Strategy, Task, World
+
+
+class Consolidated(Strategy, ABC):
+    """Fine-tuning with the penalty; the buffers `importance__*`, `anchor__*` and `offset` are F, m and c.
+
+    Subclasses say what `weight` is and call `hold` or `hold_too` in `after_task`.
+    """
+
+    roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
+                                          ("offset", "importance"))
+    offset: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with F = 0, which is no penalty."""
+        super().__init__(model, world, options)
+        self.register_buffer("offset", torch.zeros_like(next(self.parameters()).detach().flatten()[0]))
+        self._cover_parameters()
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """Return the weight of the penalty, from the options."""
+
+    def before_task(self, task: Task) -> None:
+        """Take in parameters that are new or trained for the first time; nothing holds them yet."""
+        self._cover_parameters()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the active outputs plus the penalty."""
+        return super().loss(batch) + self.penalty()
+
+    def penalty(self) -> Tensor:
+        """Return weight/2 (sum F (theta - m)^2 + c), a scalar.
+
+        The pull F (theta - m) is computed once, for the value and as the gradient; so only first derivatives are right.
+        """
+        total = self.offset
+        for name, parameter in self.named_parameters():
+            if self.covers(name):
+                importance, anchor = self.quadratic(name)
+                shift = parameter - anchor
+                total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
+        return self.weight * (total - 0.5 * total.detach())
+
+    def covers(self, name: str) -> bool:
+        """Tell whether a parameter has been trained, so that it has a quadratic."""
+        return f"importance__{slot(name)}" in self._buffers
+
+    def quadratic(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return F and m of a parameter that is covered."""
+        return self.get_buffer(f"importance__{slot(name)}"), self.get_buffer(f"anchor__{slot(name)}")
+
+    @torch.no_grad()
+    def hold(self, new: Mapping[str, Tensor], decay: float = 1.0) -> None:
+        """Hold the parameters where they are now: F <- decay F + new, m <- theta. By parameter name."""
+        for name, parameter in self.named_parameters():
+            if name in new:
+                importance, anchor = self.quadratic(name)
+                importance.mul_(decay).add_(new[name])
+                anchor.copy_(parameter)
+
+    @torch.no_grad()
+    def hold_too(self, new: Mapping[str, Tensor]) -> None:
+        """Add a quadratic of its own, sum new (theta - theta_now)^2, to those there are.
+
+        A sum of quadratics is one quadratic: with theta_t where the t-th was added,
+        sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + c,  F = sum_t F_t,  m = sum_t F_t theta_t / F.
+        """
+        for name, parameter in self.named_parameters():
+            if name in new:
+                importance, anchor = self.quadratic(name)
+                total = importance + new[name]
+                share = torch.where(total > 0, new[name] / total, 1.0)  # nothing held so far: the anchor is free
+                shift = parameter - anchor
+                self.offset += (importance * share * shift.square()).sum()
+                anchor.add_(share * shift)
+                importance.copy_(total)
+
+    def _cover_parameters(self) -> None:
+        """Register F = 0 and the present value for each trainable parameter that has no buffers yet."""
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if not self.covers(name):
+                self.register_buffer(f"importance__{slot(name)}", torch.zeros_like(parameter, requires_grad=False))
+                self.register_buffer(f"anchor__{slot(name)}", parameter.detach().clone())
+            elif (known := self.quadratic(name)[0].shape) != parameter.shape:
+                raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(known)} to "
+                                  f"{tuple(parameter.shape)}; let a model grow by new parameters, not larger ones")
+
+
+def slot(name: str) -> str:
+    """Return a parameter's name without dots, which a buffer's name may not have."""
+    return name.replace(".", "__")

@@ -1,0 +1,203 @@
+"""Replay memory: a base of the strategies that keep a few samples of the stream, in buffers, and draw from them.
+
+`Stored` has the buffers and the draws, and leaves it to a strategy which samples it stores; `Rehearsal` decides that as
+the stream goes by, in one of two ways.
+
+`reservoir` is Algorithm R (Vitter 1985): after n samples each of them is kept with the same probability capacity/n.
+`class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from Imbalanced
+Data"): once the memory is full, a sample of a class that has never been the largest there replaces one of the largest
+class; a sample of any other class takes the place of one of its own class with the probability that makes that class's
+part a reservoir of it.
+
+All draws come from the generator on the CPU, two numbers per sample whatever happens to it, so that they depend only
+on how many samples were offered and never on the device. With `reservoir` nothing is read back from the device in a
+step; `class` needs the labels and waits for them.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clbench.core.device import send
+from clbench.core.options import Options
+from clbench.data.samples import Samples
+from clbench.models.network import Network
+from clbench.strategy.base import Strategy, World
+
+Balance = Literal["reservoir", "class"]
+
+
+class Stored(Strategy):
+    """Base of strategies that keep samples: `store` says which, `draw` and `recall` pick some of them at random.
+
+    The buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and memory_tasks [M] hold the M samples
+    that are kept.
+    """
+
+    roles: tuple[tuple[str, str], ...] = (("memory_*", "replay"),)
+    memory_x: Tensor
+    memory_y: Tensor
+    memory_tasks: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory."""
+        super().__init__(model, world, options)
+        device = self.active.device
+        self.register_buffer("memory_x", torch.empty(0, device=device))
+        self.register_buffer("memory_y", torch.empty(0, dtype=torch.int64, device=device))
+        self.register_buffer("memory_tasks", torch.empty(0, dtype=torch.int64, device=device))
+
+    @property
+    def memory(self) -> Samples:
+        """Return the samples that are kept."""
+        return Samples(self.memory_x, self.memory_y, self.memory_tasks)
+
+    def store(self, samples: Samples) -> None:
+        """Keep these raw samples and no others."""
+        self.memory_x, self.memory_y, self.memory_tasks = samples.x, samples.y, samples.tasks
+
+    def draw(self, count: int) -> Tensor:
+        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
+        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
+        return send(index, self.memory_y.device)
+
+    def recall(self, count: int) -> Samples:
+        """Return `count` different samples of the memory, or all in random order where it holds fewer."""
+        return self.memory.take(self.draw(count))
+
+
+class Rehearsal(Stored):
+    """Base of strategies with a memory of the stream so far: `remember` offers samples to it.
+
+    It grows up to the capacity; memory_seen [C] counts the samples offered so far, by class, and memory_full [C] marks
+    the classes that have been the largest (for `class` only).
+    """
+
+    # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
+    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *Stored.roles)
+    memory_seen: Tensor
+    memory_full: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None, *, capacity: int,
+                 balance: Balance = "reservoir") -> None:
+        """Start with an empty memory."""
+        super().__init__(model, world, options)
+        self.capacity, self.balance = capacity, balance
+        self._offered: int | None = None  # the sum of memory_seen, once it is known here
+        device = self.active.device
+        self.register_buffer("memory_seen", torch.zeros(world.classes, dtype=torch.int64, device=device))
+        self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
+
+    def remember(self, samples: Samples) -> None:
+        """Offer raw samples to the memory, one after the other in their order."""
+        draws = torch.rand(len(samples), 2, generator=self.world.generator, dtype=torch.float64)
+        if self.balance == "class":
+            full = self.memory_full.tolist()
+            source = class_balanced_slots(self.memory_y.tolist(), samples.y.tolist(), self.memory_seen.tolist(), full,
+                                          self.capacity, draws)
+            self.memory_full.copy_(torch.tensor(full))
+        else:
+            if self._offered is None:
+                self._offered = int(self.memory_seen.sum())
+            source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
+            self._offered += len(samples)
+        self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
+        slots = (source >= 0).nonzero()[:, 0]
+        if len(slots):  # no others are taken: all inputs of a task may be more than the device has room for
+            self._write(samples.fixed().take(send(source[slots], samples.index_device)), slots)
+
+    def _write(self, new: Samples, slots: Tensor) -> None:
+        """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the present end are appended."""
+        self.store(Samples(placed(self.memory_x, new.x, slots), placed(self.memory_y, new.y, slots),
+                           placed(self.memory_tasks, new.tasks, slots)))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as any strategy does, and forget how many samples this one was offered."""
+        self._offered = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def placed(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """Return `old` [M, ...] with new[i] in slot slots[i], where slots M, M + 1, ... are appended.
+
+    `slots` ascend and are on the CPU, so that nothing about them must be asked of the device.
+    """
+    if not len(old):
+        old = new.new_empty(0, *new.shape[1:])
+    changed = slots[slots < len(old)]
+    kept = torch.cat([old, new[len(changed):].to(old.dtype)]) if len(changed) < len(slots) else old
+    kept[send(changed, new.device)] = new[:len(changed)].to(old.dtype)
+    return kept
+
+
+def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:
+    """Return which of N new samples ends up in each slot, -1 where none does, as Algorithm R one by one would have it.
+
+    Args:
+        held: samples in the memory.
+        seen: samples offered so far.
+        capacity: slots.
+        draws: [N], uniform in [0, 1), float64, on the CPU; once the slots are full, sample i (from 0) goes to slot
+            floor(draws[i] (seen + i + 1)) if there is one.
+
+    Returns:
+        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+    """
+    number = torch.arange(len(draws))
+    slots = (draws * (seen + number + 1)).long()
+    filling = number < capacity - held
+    slots[filling] = held + number[filling]
+    placed = slots < capacity
+    source = torch.full((min(capacity, held + len(draws)),), -1)
+    return source.scatter_reduce(0, slots[placed], number[placed], "amax")
+
+
+def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,
+                         draws: Tensor) -> Tensor:
+    """Return which of N new samples ends up in each slot, -1 where none does, as CBRS one by one would have it.
+
+    Whether a class is the largest is first asked when the memory is full: the largest of a few samples is chance, and
+    the paper lets no class grow after it has been the largest. Slots of a class, and the classes that tie for the
+    largest, are counted in ascending order when a draw picks one.
+
+    Args:
+        held: labels in the memory, by slot.
+        labels: of the new samples.
+        seen: samples offered so far, by class.
+        full: whether a class has been the largest; changed in place.
+        capacity: slots.
+        draws: [N, 2], uniform in [0, 1), float64, on the CPU: the first number accepts, the second picks the slot.
+
+    Returns:
+        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+    """
+    slots: list[list[int]] = [[] for _ in full]
+    for index, label in enumerate(held):
+        slots[label].append(index)
+    source, used, seen = dict[int, int](), len(held), list(seen)
+    for i, (label, (accept, pick)) in enumerate(zip(labels, draws.tolist(), strict=True)):
+        seen[label] += 1
+        own = slots[label]
+        slot: int | None = None
+        if used < capacity:
+            slot, used = used, used + 1
+        elif not full[label]:
+            largest = max(map(len, slots))
+            ties = [members for members in slots if len(members) == largest]
+            number = int(pick * largest * len(ties))
+            slot = ties[number // largest].pop(number % largest)
+        elif accept * seen[label] < len(own):
+            slot = own.pop(int(pick * len(own)))
+        if slot is not None:
+            insort(own, slot)
+            source[slot] = i
+        if used == capacity:
+            largest = max(map(len, slots))
+            for c, members in enumerate(slots):
+                full[c] = full[c] or len(members) == largest
+    return torch.tensor([source.get(index, -1) for index in range(used)])

@@ -1,0 +1,265 @@
+"""Conformance checks for strategies: what the harness relies on, said in words when it does not hold.
+
+from clbench.testing import CHECKS, check
+
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_conforms(name):
+        check("my-method", name)
+
+Each check leads the strategy through a tiny synthetic stream (three tasks of two classes) in some scenario.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core import seeds
+from clbench.core.errors import ClbenchError
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.core.scenario import SCENARIOS
+from clbench.results.records import Costs, Timings
+from clbench.strategy.base import Batch, Strategy, Task
+from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
+from clbench.training.evaluation import evaluate
+from clbench.training.trainer import Trainer
+from clbench.training.trials import checkpoint
+from clbench.training.trials.resume import take_up
+from clbench.training.trials.state import activate, task_of
+
+__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "tiny_stream"]
+
+
+def check_logits(make: Make) -> None:
+    """Check that `forward` gives finite logits [N, C] for learned, coming and unknown tasks."""
+    for scenario in SCENARIOS:
+        b = make(scenario)
+        for learned in range(TASKS + 1):
+            if learned:
+                b.learn(learned - 1)
+            b.strategy.eval()
+            for index, task in enumerate(b.stream.tasks):
+                given = index if SCENARIOS[scenario].task_given else None
+                with torch.no_grad():
+                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given).logits
+                    again = b.strategy(b.stream.prepare(task.test.x), given)
+                where = f"scenario {scenario}, task {index} after {learned} tasks"
+                if logits.shape != (SAMPLES, b.stream.classes):
+                    raise NonConforming(f"{where}: logits are {list(logits.shape)}, "
+                                        f"expected {[SAMPLES, b.stream.classes]}")
+                if torch.isnan(logits).any() or not torch.isfinite(logits).any(dim=1).all():
+                    raise NonConforming(f"{where}: logits have NaN, or a sample without any finite logit")
+                if not torch.equal(logits, again):
+                    raise NonConforming(f"{where}: predict and forward give different logits")
+
+
+def check_state(make: Make) -> None:
+    """Check that all that is remembered is a parameter or a buffer: no tensor hides elsewhere."""
+    b = make("task")
+    for index in range(TASKS):
+        b.learn(index)
+    for name, module in b.strategy.named_modules():
+        for attribute, value in vars(module).items():
+            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "world":
+                continue
+            if any(True for _ in tensors_in(value)):
+                where = f"{name}.{attribute}".lstrip(".")
+                raise NonConforming(f"{where} holds a tensor that is neither parameter nor buffer: "
+                                    "register_buffer it, or it is lost in checkpoints and not counted")
+
+
+def check_loss_is_pure(make: Make) -> None:
+    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
+    found = training(make, 1) or training(make, 0)
+    if found is None:
+        return  # it trains nothing by gradients
+    b, batch = found
+    batch = b.strategy.augment_batch(batch)
+    batch = replace(batch, x=b.stream.prepare(batch.x))
+    before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+    with seeds.scope(0):
+        first = b.strategy.loss(batch)
+    with seeds.scope(0):
+        second = b.strategy.loss(batch)
+    if first.dim() != 0 or not torch.isfinite(first):
+        raise NonConforming(f"loss must be a finite scalar, got {first.detach()}")
+    if not torch.equal(first, second):
+        raise NonConforming(f"loss of the same batch is {first.item()} and then {second.item()}: it is not pure")
+    unchanged(before, b.strategy, "loss")
+    if not torch.equal(drawn, b.strategy.world.generator.get_state()):
+        raise NonConforming("loss draws from world.generator: draw in augment_batch, loss must be pure")
+
+
+def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
+    """Return a strategy in the first phase of a task and raw samples of it; None where the task has no phase."""
+    b = make("task")
+    for earlier in range(index):
+        b.learn(earlier)
+    task = task_of(b.stream, index)
+    activate(b.strategy, b.stream, index)
+    with seeds.scope(0, "strategy", index):
+        b.strategy.before_task(task)
+        if not b.strategy.phases(task):
+            return None
+        b.strategy.before_phase(task, 0)
+    return b, b.batch(index)
+
+
+def check_predict_changes_nothing(make: Make) -> None:
+    """Check that evaluation leaves no trace: test data cannot be learned from."""
+    for scenario in ("task", "class"):
+        b = make(scenario)
+        b.learn(0)
+        before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+        global_ones = seeds.state()
+        evaluate(b.strategy, b.stream, scenario, learned=1)
+        unchanged(before, b.strategy, "predict")
+        if not torch.equal(drawn, b.strategy.world.generator.get_state()) or global_ones != seeds.state():
+            raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
+
+
+def check_given_generator(make: Make) -> None:
+    """Check that `augment_batch` and `after_task` draw from `world.generator` only, not from any global one."""
+    b = make("task")
+    b.learn(0)
+    index = 1
+    task = Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
+    activate(b.strategy, b.stream, index)
+    with seeds.scope(0, "strategy", index):
+        b.strategy.before_task(task)
+        Trainer([b.strategy], RECIPE, [0]).fit([task])
+    for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
+                       ("after_task", lambda: b.strategy.after_task(task))):
+        before = seeds.state()
+        call()
+        if before != seeds.state():
+            raise NonConforming(f"{what} draws from a global generator of torch, NumPy or Python: use "
+                                "generator=self.world.generator")
+
+
+def check_repeatable(make: Make) -> None:
+    """Check that the same seed gives the same parameters and buffers."""
+    ends = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        b = make("class")
+        for index in range(TASKS):
+            b.learn(index)
+        ends.append(snapshot(b.strategy))
+    unchanged(ends[0], ends[1], "a second run with the same seed")
+
+
+def check_copy(make: Make) -> None:
+    """Check that a deep copy learns on without touching the original."""
+    b = make("task")
+    b.learn(0)
+    before = snapshot(b.strategy)
+    twin = Bench(copy.deepcopy(b.strategy), b.stream, b.scenario)
+    twin.learn(1)
+    unchanged(before, b.strategy, "training a deep copy")
+
+
+def check_trains(make: Make) -> None:
+    """Check that every task changes a parameter or a buffer."""
+    b = make("task")
+    for index in range(TASKS):
+        before = snapshot(b.strategy)
+        b.learn(index)
+        after = snapshot(b.strategy)
+        if all(n in before and before[n].shape == t.shape and torch.equal(before[n], t) for n, t in after.items()):
+            raise NonConforming(f"training on task {index} changed no parameter and no buffer")
+
+
+def check_checkpoint(make: Make) -> None:
+    """Check that a trial can go on from a checkpoint after two tasks as if nothing had happened.
+
+    A strategy that says why it starts over instead (`starts_over`) must not be gone on from.
+    """
+    whole, killed, fresh = (make("task") for _ in range(3))
+    for index in range(TASKS - 1):
+        whole.learn(index)
+        killed.learn(index)
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / checkpoint.FILE
+            now = datetime.datetime.now(datetime.timezone.utc)
+            checkpoint.write(path, checkpoint.Facts(
+                key="", code="", versions={}, device="cpu", threads=1, started=now, learned=TASKS - 1, R=[],
+                task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
+            facts = checkpoint.read_facts(path)
+            assert facts is not None
+            take_up(path, facts, fresh.strategy, fresh.stream, seed=0)
+    except checkpoint.Unresumable as error:
+        if killed.strategy.starts_over:
+            return
+        raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in starts_over") from None
+    unchanged(snapshot(whole.strategy), fresh.strategy, "going on from a checkpoint")
+    whole.learn(TASKS - 1)
+    fresh.learn(TASKS - 1)
+    unchanged(snapshot(whole.strategy), fresh.strategy, "learning on from a checkpoint")
+    for index, task in enumerate(whole.stream.tasks):
+        logits = [b.strategy.eval()(b.stream.prepare(task.test.x), index) for b in (whole, fresh)]
+        if not torch.equal(*logits):
+            raise NonConforming(f"after a checkpoint the logits of task {index} are others")
+
+
+CHECKS: dict[str, Callable[[Make], None]] = {
+    "logits": check_logits,
+    "state": check_state,
+    "loss-is-pure": check_loss_is_pure,
+    "predict-changes-nothing": check_predict_changes_nothing,
+    "given-generator": check_given_generator,
+    "repeatable": check_repeatable,
+    "copy": check_copy,
+    "trains": check_trains,
+    "checkpoint": check_checkpoint,
+}
+
+
+def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Run one of `CHECKS` on a method, by its name or its declaration, with options.
+
+    Raises:
+        NonConforming: the rule that is broken, in words.
+        ClbenchError: there is no such method, check or option.
+    """
+    if name not in CHECKS:
+        raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
+    info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
+    CHECKS[name](lambda scenario, seed=0: bench(info, options or {}, scenario, seed))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a value and in its lists, tuples, sets and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def snapshot(strategy: Strategy) -> dict[str, Tensor]:
+    """Return a copy of all parameters and persistent buffers."""
+    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
+
+
+def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
+    """Raise if a parameter or buffer differs from what it was."""
+    now = after.state_dict() if isinstance(after, Strategy) else after
+    for name in sorted(before.keys() ^ now.keys()):
+        raise NonConforming(f"{by} adds or removes {name}")
+    for name, tensor in before.items():
+        if not torch.equal(tensor, now[name]):
+            raise NonConforming(f"{by} changes {name}")

@@ -1,0 +1,113 @@
+"""The tiny synthetic stream on which strategies are checked: three tasks of two classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from clbench.core import options as opt
+from clbench.core import seeds
+from clbench.core.entry_points import resolve
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.samples import Samples
+from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.experiment.spec import Recipe
+from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
+from clbench.models.mlp_cnn import cnn, mlp
+from clbench.models.network import Network
+from clbench.models.resnet import resnet18, resnet20
+from clbench.models.vit import vit
+from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.training.trainer import Trainer
+from clbench.training.trials.building import channels_last
+from clbench.training.trials.state import activate, task_of
+
+TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
+RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
+
+
+# The built-in models, tiny.
+MODELS: dict[str, Callable[[tuple[int, ...], int], Network]] = {
+    "mlp": partial(mlp, MLPOptions(width=12)),
+    "cnn": partial(cnn, CNNOptions(channels=4)),
+    "resnet18": partial(resnet18, ResNet18Options(width=2)),
+    "resnet20": partial(resnet20, ResNetCIFAR10Options(width=2)),
+    "vit": partial(vit, ViTOptions(patch=4, width=8, depth=2, heads=2)),
+}
+
+
+class NonConforming(AssertionError):
+    """A strategy breaks a rule of the interface; the message says which and how."""
+
+
+@dataclass
+class Bench:
+    """A strategy on a tiny stream."""
+
+    strategy: Strategy
+    stream: Stream
+    scenario: Scenario
+
+    def learn(self, index: int) -> Task:
+        """Train on one task as the harness does and return it."""
+        task = task_of(self.stream, index)
+        activate(self.strategy, self.stream, index)
+        with seeds.scope(0, "strategy", index):
+            self.strategy.before_task(task)
+            trained = Trainer([self.strategy], RECIPE, [0]).fit([task])[0]
+            if trained.diverged is not None:
+                raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
+            self.strategy.after_task(task)
+        return task
+
+    def batch(self, index: int) -> Batch:
+        """Return the first raw samples of a task as a batch."""
+        part = self.stream.tasks[index].train.take(torch.arange(8))
+        return Batch(part.x, part.y, part.tasks, index)
+
+
+def tiny_stream(scenario: Scenario) -> Stream:
+    """Return three tasks of 24 training and 24 test images [1, 8, 8]: a bright bar per class in noise."""
+    generator = torch.Generator().manual_seed(0)
+    shared = scenario_rules(scenario).shared_outputs
+
+    def samples(task: int) -> Samples:
+        y = torch.arange(SAMPLES) % CLASSES_PER_TASK
+        bar = y + CLASSES_PER_TASK * task
+        x = torch.randint(0, 100, (SAMPLES, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        x[torch.arange(SAMPLES), 0, bar] += 150
+        return Samples(x, y if shared else bar, torch.full((SAMPLES,), task))
+
+    tasks = tuple(
+        StreamTask(tuple(range(CLASSES_PER_TASK)) if shared
+                   else tuple(range(CLASSES_PER_TASK * t, CLASSES_PER_TASK * (t + 1))), samples(t), samples(t))
+        for t in range(TASKS))
+    return Stream(tasks, CLASSES_PER_TASK * (1 if shared else TASKS), (1, 8, 8), Prepare(), "tiny", ())
+
+
+def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
+          model: str | None = None) -> Bench:
+    """Return a strategy, untrained, on the tiny stream and a model of `MODELS`; the one it declares unless named.
+
+    The model's weights lie as they do in a run.
+    """
+    stream = tiny_stream(scenario)
+    cls = resolve(info.strategy, f"method {info.name!r}")
+    if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
+        raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
+    with seeds.scope(seed, "init"):
+        network = channels_last(MODELS[model or info.checked_on](stream.input_shape, stream.classes))
+    world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
+                  prepare=stream.prepare)
+    with seeds.scope(seed, "strategy"):
+        strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
+    return Bench(strategy, stream, scenario)
+
+
+Make = Callable[..., Bench]

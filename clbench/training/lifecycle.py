@@ -1,0 +1,97 @@
+"""How a strategy is led through its tasks: the one protocol of runs, resumed runs, counts, pretraining and checks.
+
+For each task: its outputs are activated, `before_task` is called, the budget is spent phase by phase, `after_task` is
+called. What each of the three steps draws from the global generators of torch, NumPy and Python comes from a seed of
+its own ("strategy", "training", "consolidation"), so that none depends on what another drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from clbench.core import seeds
+from clbench.core.errors import DivergedError
+from clbench.core.scenario import scenario_rules
+from clbench.data.stream import Stream
+from clbench.strategy.base import Strategy, Task
+
+
+@dataclass
+class Trained:
+    """What training did on one task, for one strategy."""
+
+    steps: int
+    trainable: int  # what the strategy says it trains, in the phase that had most
+    diverged: DivergedError | None = None
+
+
+@dataclass
+class Learner:
+    """A strategy, the stream it learns and the seed of its trial."""
+
+    strategy: Strategy
+    stream: Stream
+    seed: int
+
+    def task(self, index: int) -> Task:
+        """Return a task as the strategy sees it."""
+        known = self.stream.tasks[index]
+        return Task(index, known.classes, known.train)
+
+    def begin(self, index: int) -> Task:
+        """Activate the outputs of a task, let the strategy get ready for it, and return it."""
+        rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
+        rows, outputs = rules.in_loss([t.classes for t in self.stream.tasks], index)
+        self.strategy.active[rows.start:rows.stop, outputs] = True
+        with seeds.scope(self.seed, "strategy", index):
+            self.strategy.before_task(task)
+        return task
+
+    def training(self, index: int) -> AbstractContextManager[None]:
+        """Seed what is drawn while a task is trained on."""
+        return seeds.scope(self.seed, "training", index)
+
+    def finish(self, task: Task) -> None:
+        """Let the strategy consolidate what a task taught."""
+        with seeds.scope(self.seed, "consolidation", task.index):
+            self.strategy.after_task(task)
+
+
+def begin_phase(strategy: Strategy, task: Task, phase: int) -> None:
+    """Let a strategy get ready for a phase of a task, and set it to training mode."""
+    strategy.before_phase(task, phase)
+    strategy.train()
+
+
+def learn_task(learners: Sequence[Learner], index: int, fit: Callable[[list[Task]], list[Trained]]) -> list[Trained]:
+    """Lead strategies, one or a stack of them, through a task together.
+
+    Args:
+        learners: the strategies; what is drawn in training comes from the first one's seed.
+        index: of the task.
+        fit: spends the budget (`Trainer.fit`), given each learner's view of the task; returns a result for each.
+
+    Returns:
+        What `fit` returned; a strategy that diverged has not consolidated.
+    """
+    tasks = [learner.begin(index) for learner in learners]
+    with learners[0].training(index):
+        trained = fit(tasks)
+    for learner, task, result in zip(learners, tasks, trained, strict=True):
+        if result.diverged is None:
+            learner.finish(task)
+    return trained
+
+
+def retrace(learner: Learner, learned: int) -> None:
+    """Give a new strategy the structure that it has after so many tasks, without training it.
+
+    What it remembers is loaded afterwards, from a checkpoint.
+    """
+    for index in range(learned):
+        task = learner.begin(index)
+        with learner.training(index):
+            for phase in range(learner.strategy.phases(task)):
+                learner.strategy.before_phase(task, phase)

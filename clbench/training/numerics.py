@@ -1,0 +1,98 @@
+"""Losses compiled by `torch.compile`: fused kernels on a CPU, CUDA graphs of them on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core.errors import SpecError
+from clbench.experiment.spec import Recipe
+
+Loss = Callable[..., Tensor]
+SHOWN = 200  # characters of the compiler's errors, which can be pages long
+
+
+class Compiler:
+    """Compiles the loss of each phase anew; one that cannot be compiled runs as it is, and `notes` says so."""
+
+    def __init__(self, device: torch.device, backend: str = "inductor") -> None:
+        """Compile for a device; other backends of `torch.compile` than its default are for tests."""
+        self.graphs = device.type == "cuda"
+        self.backend = backend
+        self.notes: list[str] = []
+
+    def probe(self) -> None:
+        """Compile something tiny, which also imports what takes seconds.
+
+        Raises:
+            SpecError: there is no compiler for the device here.
+        """
+        try:
+            self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
+        except Exception as error:  # the compiler's errors have no base of their own
+            raise SpecError(f"--compile does not work here ({_said(error)}); it needs a C++ compiler such as g++ on a "
+                            "CPU, Triton and a C compiler on CUDA") from error
+
+    def __call__(self, loss: Loss) -> Loss:
+        """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
+        # What was compiled for a phase that is over serves no more: parameters have come or are frozen now. Left there,
+        # it would count towards the limit of recompilations, and a model that grows would reach it.
+        torch.compiler.reset()
+        compiled: Loss | None = self._compiled(loss)
+
+        def run(*args: Any) -> Tensor:
+            nonlocal compiled
+            if compiled is None:
+                return loss(*args)
+            try:
+                if not self.graphs:
+                    return compiled(*args)
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                return compiled(*args).clone()  # the next replay overwrites the original
+            except torch.OutOfMemoryError:
+                raise  # smaller stacks are tried then
+            except Exception as error:  # the compiler's, or the loss's own, which then comes again
+                compiled = None
+                note = f"not compiled, ran as it is: {_said(error)}"
+                if note not in self.notes:
+                    self.notes.append(note)
+                return loss(*args)
+
+        return run
+
+    def _compiled(self, function: Loss) -> Loss:
+        """Return a function that is compiled as one graph or not at all."""
+        return torch.compile(function, fullgraph=True, backend=self.backend,
+                             mode="reduce-overhead" if self.graphs else None)
+
+
+def _said(error: Exception) -> str:
+    """Return an error's kind and how it begins, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
+
+
+def forward(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for losses in training and for predictions; it may be entered many times.
+
+    With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32. So does all
+    that strategies compute beside their loss: squares of small gradients and sums over a task would lose most there.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def products(recipe: Recipe) -> Iterator[None]:
+    """Let CUDA's matrix products and convolutions inside the block use TensorFloat-32 if the recipe says so."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = recipe.precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

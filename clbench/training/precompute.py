@@ -1,0 +1,131 @@
+"""What batches are drawn from, with the work that would be the same in every pass done once per task.
+
+Samples are turned into inputs of the model once, where the strategy does not ask for raw ones. And if the network's
+first blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: that is used only
+where it is shown, on the first batch of every phase, that the loss is the same from the blocks' outputs as from the
+inputs; a strategy that looks at its inputs in another way is left alone. What other frozen modules make of the inputs
+is looked up (`clbench.training.lookup`), but not in a stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from clbench.data.samples import Samples
+from clbench.models.network import Network
+from clbench.strategy.base import Batch, Strategy
+from clbench.training.lookup import remember
+from clbench.training.stacking import Loss
+
+BYTES = 2**30  # for what is kept, all members together
+CHUNK = 1024
+
+
+class Inputs(NamedTuple):
+    """Samples of each member, the block they go to, and whether they are inputs of the network (or raw)."""
+
+    samples: list[Samples]
+    start: int
+    prepared: bool
+
+
+def frozen_blocks(strategy: Strategy) -> int:
+    """Return how many of the model's first blocks neither learn nor change by being run."""
+    if not isinstance(strategy.model, Network):
+        return 0
+    count = 0
+    for block in strategy.model.blocks:
+        if any(p.requires_grad for p in block.parameters()) or any(m.training for m in block.modules()):
+            break
+        count += 1
+    return count
+
+
+@contextmanager
+def starting_at(strategies: Sequence[Strategy], block: int) -> Iterator[None]:
+    """Let the models take the outputs of their first `block` blocks for inputs."""
+    try:
+        for strategy in strategies:
+            strategy.model.start = block
+        yield
+    finally:
+        for strategy in strategies:
+            strategy.model.start = 0
+
+
+def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
+    """Return the samples with what the first blocks make of them in the place of x."""
+    parts = []
+    with torch.no_grad():
+        for raw in samples.chunks(CHUNK):
+            x = strategy.world.prepare(raw.x)
+            for block in list(strategy.model.blocks)[:blocks]:
+                x = block(x)
+            parts.append(x)
+    return Samples(torch.cat(parts), samples.y, samples.tasks)
+
+
+def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
+         lookups: bool = True) -> Inputs:
+    """Return what a phase trains on, with all that would be computed again in each pass computed now.
+
+    Args:
+        strategies: the members, in the state in which the phase trains them.
+        samples: of each member, raw.
+        task: the task being trained.
+        seen: samples that the phase will draw; fewer than there are would make it a loss.
+        lookups: whether batches may be rows of tables, which a compiler cannot see through.
+    """
+    raw = Inputs(list(samples), start=0, prepared=False)
+    looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
+    if looks_at_raw or any(part.redrawn for part in samples) or seen < len(samples[0]):
+        return raw
+    blocks = min(map(frozen_blocks, strategies))
+    if blocks and fits(strategies, samples, blocks) and proven(strategies[0], samples[0], task, blocks):
+        kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
+    elif fits(strategies, samples, 0):
+        blocks = 0
+        shared = {id(part): part for part in samples}  # members may have the same
+        ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
+        kept = [ready[id(part)] for part in samples]
+    else:
+        return raw
+    if lookups and len(strategies) == 1:
+        kept = [remember(kept[0], strategies[0].frozen(), BYTES - kept[0].x.nbytes)]
+    return Inputs(kept, blocks, prepared=True)
+
+
+def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
+    """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
+    first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].index_device)), blocks)
+    parts = samples if blocks else {id(part): part for part in samples}.values()
+    return first.x.nbytes * sum(map(len, parts)) <= BYTES
+
+
+def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
+    """Return whether the loss of a batch is the same from the blocks' outputs as from its inputs.
+
+    What is trained is moved a little first: a term that starts at zero would say nothing.
+    """
+    some = samples.take(torch.arange(min(16, len(samples)), device=samples.index_device))
+    batch = Batch(some.x, some.y, some.tasks, task)
+    losses: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    moved = {f"strategy.{n}": p + 0.01 * torch.randn(p.shape, generator=generator).to(p)
+             for n, p in strategy.named_parameters() if p.requires_grad}
+    buffers = dict(strategy.named_buffers())
+    with torch.no_grad():
+        for x, start in ((strategy.world.prepare(some.x), 0), (outputs(strategy, some, blocks).x, blocks)):
+            with torch.random.fork_rng(), starting_at([strategy], start):
+                try:
+                    state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
+                    losses.append(functional_call(Loss(strategy), state, (batch, x, batch.y, batch.tasks)))
+                except (RuntimeError, ValueError, IndexError, TypeError):
+                    return False  # it does something else with its inputs than to run the model on them
+    return bool(torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-6))

@@ -1,0 +1,267 @@
+"""How one optimiser step is taken: for one strategy, or for several members (seeds, strengths) stacked into one.
+
+A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
+the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
+and only `loss` runs once for all, under `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from clbench.core import options as opt
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Batch, Strategy
+from clbench.training import numerics
+from clbench.training.numerics import Compiler
+from clbench.training.optimizers import make_optimizer
+
+
+class Engine(Protocol):
+    """Takes steps; made anew for every phase of every task."""
+
+    optimizer: torch.optim.Optimizer
+    trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
+    sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
+    loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""
+
+    def close(self) -> None:
+        """Leave the members as strategies of their own."""
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the optimiser state of these members only."""
+
+
+def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None,
+                compiler: Compiler | None = None) -> Engine:
+    """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+
+    With a compiler it compiles the loss.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+    """
+    engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    if compiler is not None:
+        engine.loss = compiler(engine.loss)
+    if previous is not None and recipe.optimizer_state == "keep":
+        for name, parameter in engine.trained.items():
+            known = previous.trained.get(name)
+            if known is None or known not in previous.optimizer.state:
+                continue
+            if previous.sources[name] is engine.sources[name]:
+                engine.optimizer.state[parameter] = previous.optimizer.state[known]
+    return engine
+
+
+class Alone:
+    """Steps of one strategy."""
+
+    def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
+        """Optimise what requires a gradient."""
+        self.forward = numerics.forward(recipe, strategy.active.device)
+        self.strategy = strategy
+        self.loss: Callable[..., Tensor] = strategy.loss
+        self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
+        self.sources = self.trained
+        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.edits = type(strategy).edit_gradients is not Strategy.edit_gradients
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one step on the only batch."""
+        with self.forward:
+            loss = self.loss(batches[0])
+        for parameter in self.trained.values():
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.edits:
+            gradients = {n: p.grad for n, p in self.trained.items() if p.grad is not None}
+            for name, gradient in self.strategy.edit_gradients(gradients).items():
+                self.trained[name].grad = gradient
+        self.optimizer.step()
+        return loss.detach()[None]
+
+    def close(self) -> None:
+        """Undo nothing: the strategy was its own all the time."""
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the only member."""
+
+
+class Varied:
+    """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
+
+    def __init__(self, options: opt.Options, values: Mapping[str, Tensor]) -> None:
+        self._options, self._values = options, values
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option."""
+        return self._values[name] if name in self._values else getattr(self._options, name)
+
+
+class Loss(nn.Module):
+    """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__()
+        self.strategy = strategy
+
+    def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
+        batch = replace(batch, x=x, y=y, tasks=tasks)
+        if not scalars:
+            return self.strategy.loss(batch)
+        own: Any = self.strategy.options
+        self.strategy.options = Varied(own, scalars)  # type: ignore[assignment]
+        try:
+            return self.strategy.loss(batch)
+        finally:
+            self.strategy.options = own
+
+
+class Stack:
+    """Steps of several seeds of one strategy at once."""
+
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
+        """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        self.forward = numerics.forward(recipe, strategies[0].active.device)
+        self.members = list(strategies)
+        self.call = Loss(self.members[0])
+        self.loss: Callable[..., Tensor] = self.losses
+        self.scalars = differing(self.members)
+        parameters, buffers = stack_module_state(self.members)
+        self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
+        self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
+        self.buffers = {n: b.detach() for n, b in buffers.items()}
+        self._tie()
+        self._find_sources()
+        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.edits = type(self.members[0]).edit_gradients is not Strategy.edit_gradients
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one step on a batch per member."""
+        self._follow_buffers()
+        state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
+        x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
+        with self.forward:
+            losses = self.loss(state, batches[0], x, y, tasks, self.scalars)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        if self.edits:
+            self._edit()
+        self.optimizer.step()
+        return losses.detach()
+
+    def losses(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
+               scalars: dict[str, Tensor]) -> Tensor:
+        """Return the losses [S] of members whose parameters and buffers are `state`, on x [S, N, ...] and so on."""
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, scalars))
+            return value
+
+        losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, scalars)
+        return losses
+
+    def close(self) -> None:
+        """Give every member storage of its own again."""
+        with torch.no_grad():
+            for member in self.members:
+                for tensor in (*member.parameters(), *member.buffers()):
+                    tensor.data = tensor.data.clone()
+
+    def narrow(self, chosen: Sequence[int]) -> None:
+        """Keep the optimiser state of these members only; of a single one, as if it had trained alone."""
+        index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
+        size = len(self.members)
+        for name, old in self.trained.items():
+            self.trained[name] = nn.Parameter(old.detach()[index])
+            self.optimizer.state[self.trained[name]] = {
+                key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+                for key, value in self.optimizer.state.pop(old, {}).items()}
+        self.members = [self.members[i] for i in chosen]
+        self._find_sources()
+
+    def _find_sources(self) -> None:
+        """Note the first member's own parameters."""
+        own = dict(self.members[0].named_parameters())
+        self.sources = {name: own[name] for name in self.trained}
+
+    def _tie(self) -> None:
+        """Make the members' parameters and buffers views of the stacked ones."""
+        for index, member in enumerate(self.members):
+            for name, parameter in member.named_parameters():
+                parameter.data = (self.trained.get(name, self.frozen.get(name)))[index].detach()  # type: ignore[index]
+            for name, buffer in member.named_buffers():
+                buffer.data = self.buffers[name][index]
+        self._seen = [dict(member.named_buffers()) for member in self.members]
+
+    def _follow_buffers(self) -> None:
+        """Stack again the buffers that `augment_batch` replaced (those changed in place are views already)."""
+        now = [dict(member.named_buffers()) for member in self.members]
+        for name in now[0]:
+            if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):
+                self.buffers[name] = torch.stack([new[name] for new in now])
+                for index, new in enumerate(now):
+                    new[name].data = self.buffers[name][index]
+        self._seen = now
+
+    def _edit(self) -> None:
+        """Let each member edit its own gradients."""
+        edited = []
+        for index, member in enumerate(self.members):
+            edited.append(member.edit_gradients({n: p.grad[index] for n, p in self.trained.items()
+                                                 if p.grad is not None}))
+        for name in edited[0]:
+            self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def differing(members: Sequence[Strategy]) -> dict[str, Tensor]:
+    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
+
+    Float32 as the arithmetic is; what they agree on stays a number.
+    """
+    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
+            for name, of in values.items() if len(set(of)) > 1}
+
+
+def moments(engine: Engine, member: int, members: int) -> dict[str, Tensor]:
+    """Return one member's part of an engine's optimiser state, as `<parameter>/<field>`."""
+    return {f"{name}/{field}": value[member] if members > 1 and value.dim() and len(value) == members else value
+            for name, parameter in engine.trained.items()
+            for field, value in engine.optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+
+
+def with_moments(strategies: Sequence[Strategy], recipe: Recipe,
+                 found: Sequence[Mapping[str, Tensor]]) -> Engine | None:
+    """Return an engine whose optimiser has that state, one mapping per member; None where there is none."""
+    if not found[0]:
+        return None
+    names = {key.rpartition("/")[0] for key in found[0]}
+    needed = [[(p, p.requires_grad) for p in strategy.parameters()] for strategy in strategies]
+    for strategy in strategies:  # what was trained last may be frozen by now
+        for name, parameter in strategy.named_parameters():
+            parameter.requires_grad_(name in names)
+    engine = make_engine(strategies, recipe, None)
+    state = engine.optimizer.state_dict()
+    for index, name in enumerate(engine.trained):
+        fields = [key.rpartition("/")[2] for key in found[0] if key.rpartition("/")[0] == name]
+        parts = {field: [one[f"{name}/{field}"] for one in found] for field in fields}
+        state["state"][index] = {field: torch.stack(values) if len(values) > 1 and values[0].dim() else values[0]
+                                 for field, values in parts.items()}
+    engine.optimizer.load_state_dict(state)
+    engine.close()
+    for member in needed:
+        for parameter, flag in member:
+            parameter.requires_grad_(flag)
+    return engine

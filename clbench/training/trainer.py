@@ -1,0 +1,197 @@
+"""The recipe and the only training loop; it names no method, and leads one strategy or several seeds of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clbench.core import seeds
+from clbench.core.device import send
+from clbench.core.errors import DivergedError
+from clbench.data.augmentation import CropFlip
+from clbench.data.prefetch import drawn_ahead
+from clbench.data.samples import Samples
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Batch, Budget, Strategy, Task
+from clbench.training import precompute
+from clbench.training.numerics import Compiler
+from clbench.training.optimizers import make_optimizer, make_schedule
+from clbench.training.precompute import Inputs
+from clbench.training.stacking import Engine, make_engine
+
+
+@dataclass
+class Trained:
+    """What the loop did on one task, for one member."""
+
+    steps: int
+    trainable: int  # what the strategy says it trains, in the phase that had most
+    diverged: DivergedError | None = None
+
+
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Return the optimiser steps that a recipe gives a task of so many training samples."""
+    if recipe.iterations is not None:
+        return recipe.iterations
+    assert recipe.epochs is not None
+    return recipe.epochs * math.ceil(samples / recipe.batch_size)
+
+
+class Order:
+    """The order in which a task's samples are met: pass after pass, each a permutation; the last batch may be smaller.
+
+    It comes from the axis ("data", task) of the seed, so it is the same for every method; so is what is drawn to
+    augment each of them, from ("augmentation", task). What a method replays has draws of its own.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, task: int, augment: CropFlip | None = None) -> None:
+        """Begin the first pass."""
+        self.samples = samples
+        self.batch_size = batch_size
+        self.task = task
+        self.augment = augment
+        self.generator = seeds.generator(seed, "data", task)
+        self.draws = seeds.generator(seed, "augmentation", task), seeds.generator(seed, "augmentation of replay", task)
+        self.passes = 0
+        self.left: list[Tensor] = []
+
+    def following(self, device: torch.device) -> Tensor:
+        """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
+        if not self.left:
+            order = send(torch.randperm(self.samples, generator=self.generator), device)
+            self.left = list(torch.split(order, self.batch_size))[::-1]
+            self.passes += 1
+        return self.left.pop()
+
+    def batch(self, samples: Samples) -> Batch:
+        """Return the next batch of the task's samples, in whatever form they are given."""
+        part = samples.take(self.following(samples.index_device))
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
+
+    def augmented(self, x: Tensor, replayed: bool) -> Tensor:
+        """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
+        assert self.augment is not None
+        return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
+
+    def ready(self, strategy: Strategy, samples: Samples) -> Batch:
+        """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
+        batch = self.batch(samples)
+        new = len(batch.y)
+        batch = strategy.augment_batch(batch)
+        x = batch.x
+        if self.augment is not None:
+            own, replayed = self.draws
+            x = self.augment(x, torch.cat([self.augment.draw(new, own), self.augment.draw(len(x) - new, replayed)]))
+        return replace(batch, x=strategy.world.prepare(x))
+
+
+class Trainer:
+    """Trains one strategy, or several seeds of it as one stack, task by task.
+
+    Args:
+        strategies: the members, alike in everything but their seed.
+        recipe: how they are trained.
+        seeds: the seed of each member, for its data order.
+        augment: how training images are augmented, None for not at all.
+        compiler: what compiles the losses, None for not at all.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
+                 augment: CropFlip | None = None, compiler: Compiler | None = None) -> None:
+        """Train `strategies` by `recipe`, each in the data order of its seed.
+
+        Raises:
+            ValueError: several that train by a loop of their own, which cannot be stacked.
+        """
+        if len(strategies) > 1 and strategies[0].owns_loop:
+            raise ValueError(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
+        self.compiler = compiler
+        self.augment = augment
+        self.strategies = list(strategies)
+        self.recipe = recipe
+        self.seeds = list(seeds)
+        self.engine: Engine | None = None  # the last one, for optimiser state that is kept
+
+    def fit(self, tasks: Sequence[Task]) -> list[Trained]:
+        """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is.
+
+        Raises:
+            ValueError: members have tasks of different sizes, or there are fewer steps than phases.
+        """
+        if self.strategies[0].owns_loop:
+            return [self._by_itself(self.strategies[0], tasks[0])]
+        phases = self.strategies[0].phases(tasks[0])
+        if not phases:
+            return [Trained(steps=0, trainable=0) for _ in tasks]
+        samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
+        if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
+            raise ValueError(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+        steps = steps_of(self.recipe, len(samples[0]))
+        order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
+                 for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
+        if steps < phases:
+            raise ValueError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
+        bounds = [round(steps * phase / phases) for phase in range(phases + 1)]
+        most = 0
+        losses: list[Tensor] = []
+        for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            for strategy, task in zip(self.strategies, tasks, strict=True):
+                strategy.before_phase(task, phase)
+                strategy.train()
+            drawn = (end - begin) * self.recipe.batch_size
+            given = (Inputs(samples, start=0, prepared=False) if self.augment
+                     else precompute.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
+            engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
+            self.engine = engine
+            most = max(most, self.strategies[0].trainable())
+            schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
+            indices = [partial(o.following, torch.device("cpu")) for o in order]
+            with (precompute.starting_at(self.strategies, given.start),
+                  drawn_ahead(given.samples, indices, end - begin) as ready):
+                for step in range(begin, end):
+                    losses.append(engine.step([
+                        o.batch(part) if given.prepared else o.ready(strategy, part)
+                        for strategy, o, part in zip(self.strategies, order, ready, strict=True)]))
+                    if schedule is not None:
+                        schedule.step()
+                    if self._hopeless(losses, step):
+                        break
+            engine.close()
+        return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
+
+    def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
+        """Let a strategy spend the task's budget in a loop of its own."""
+        order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
+        strategy.train()
+        losses = strategy.fit(task, Budget(
+            self.recipe, partial(order.following, torch.device("cpu")), partial(make_optimizer, self.recipe),
+            partial(make_schedule, self.recipe), order.augmented if self.augment else None))
+        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index))
+
+    def keep(self, strategies: Sequence[Strategy]) -> None:
+        """Go on with these of the members."""
+        if len(strategies) != len(self.strategies):
+            chosen = [i for i, s in enumerate(self.strategies) if any(s is k for k in strategies)]
+            self.strategies = [self.strategies[i] for i in chosen]
+            self.seeds = [self.seeds[i] for i in chosen]
+            assert self.engine is not None
+            self.engine.narrow(chosen)
+
+    def _hopeless(self, losses: list[Tensor], step: int) -> bool:
+        """Return whether every member has diverged; looked at now and then, since looking waits for the device."""
+        return step % 256 == 255 and not bool(torch.isfinite(losses[-1]).any())
+
+
+def diverged(losses: Tensor, task: int) -> DivergedError | None:
+    """Return the error for the first loss of a task [steps] that is NaN or infinite, None where all are finite."""
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return None
+    step = int(torch.nonzero(~finite)[0])
+    return DivergedError(f"the loss became NaN or infinite in task {task}, step {step}")

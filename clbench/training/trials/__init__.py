@@ -1,0 +1,1 @@
+"""One trial: Trial in, Record out."""

@@ -1,0 +1,206 @@
+"""What methods train, keep and compute, counted before anything is trained.
+
+The models and strategies are those of a run, led through the tasks as a run leads them, but on torch's meta device:
+weights and inputs have shapes and no values, so that any size costs nothing. What shapes can depend on - labels, masks,
+counters, the draws of a replay memory - has its values, on the CPU. No step is taken: losses leave no trace but in
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clbench.core import seeds
+from clbench.core.errors import SpecError
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.samples import Samples
+from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Planned, Resolved
+from clbench.models.network import Block, Network
+from clbench.strategy.base import Strategy, Task, World
+from clbench.training.trainer import Order, steps_of
+from clbench.training.trials import costs
+from clbench.training.trials.building import build_model, build_strategy
+from clbench.training.trials.costs import Footprint
+from clbench.training.trials.state import activate
+
+DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
+
+
+@dataclass
+class Count:
+    """What a method trains and keeps, a list entry for each task, and what a forward pass computes."""
+
+    method: str
+    trainable: list[int] = field(default_factory=list)  # parameters, in the phase that has most
+    trainable_bytes: list[int] = field(default_factory=list)
+    kept: list[Footprint] = field(default_factory=list)  # after the task
+    flops: int | None = None  # of one sample, a multiplication and its addition counted as two
+    note: str | None = None  # why lists end early
+
+    @property
+    def parameters(self) -> list[int]:
+        """Return all parameters that are held after each task."""
+        return [sum(kept.parameters.values()) for kept in self.kept]
+
+    @property
+    def bytes(self) -> list[int]:
+        """Return all bytes that are held after each task."""
+        return [sum(kept.bytes.values()) for kept in self.kept]
+
+
+def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], scenario: Scenario,
+                     samples: int) -> Stream:
+    """Return a stream of inputs without values, uint8 as images are stored, and labels that go round the classes.
+
+    Args:
+        tasks: T.
+        classes: of all tasks together; each task has as many.
+        input_shape: of one sample.
+        scenario: which outputs the classes have.
+        samples: training samples of each task.
+
+    Raises:
+        SpecError: the classes cannot be shared out.
+    """
+    if classes % tasks:
+        raise SpecError(f"{classes} classes cannot be shared out equally among {tasks} tasks; choose a multiple of "
+                        f"{tasks} (--classes)")
+    own = classes // tasks
+    orders = [range(task * own, (task + 1) * own) for task in range(tasks)]
+    parts = []
+    for index, table in enumerate(scenario_rules(scenario).outputs(orders, "params")):
+        labels = torch.tensor(list(table.values())).repeat(-(-samples // own))[:samples]
+        x = torch.empty(samples, *input_shape, dtype=torch.uint8, device="meta")
+        some = Samples(x, labels, torch.full_like(labels, index))
+        parts.append(StreamTask(tuple(table.values()), some, some))
+    return Stream(tuple(parts), len({c for part in parts for c in part.classes}), input_shape, Prepare(), "", ())
+
+
+def count(planned: Planned, stream: Stream, registry: Registry, pretrained: bool = False) -> Count:
+    """Return what a trial's method trains, keeps and computes on a stream of shapes.
+
+    Where a method asks for values that only data can give, the count ends there and its note says so.
+
+    Args:
+        planned: its benchmark, recipe and seed do not matter.
+        stream: of `stream_of_shapes`.
+        registry: what is installed.
+        pretrained: whether the model is to be taken for a pretrained one.
+
+    Raises:
+        SpecError: model, method and stream do not go together.
+    """
+    trial = planned.trial
+    with torch.device("meta"):
+        model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+    found = Count(planned.label)
+    with seeds.scope(0, "strategy"):
+        strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
+        try:
+            for index, known in enumerate(stream.tasks):
+                activate(strategy, stream, index)
+                learn(strategy, Task(index, known.classes, known.train), found)
+            found.flops = flops(strategy, len(stream.tasks) - 1)
+        except RuntimeError as error:  # what torch raises where a value is asked of a shape
+            done = len(found.kept)
+            found.note = (f"cannot be counted without data after {done} of {len(stream.tasks)} tasks "
+                          f"({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+    return found
+
+
+def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
+           registry: Registry) -> Strategy:
+    """Return a method's strategy around a model of shapes."""
+    world = World(stream.classes, len(stream.tasks), scenario, stream.input_shape, seeds.generator(0, "strategy"),
+                  pretrained, stream.prepare)
+    strategy = build_strategy(method, model, world, registry)
+    valued = [(module, name, buffer) for module in strategy.modules()
+              for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
+    strategy.to("meta")
+    for module, name, buffer in valued:
+        setattr(module, name, buffer)
+    return strategy
+
+
+def learn(strategy: Strategy, task: Task, found: Count) -> None:
+    """Lead a strategy through a task, and note what it trains and keeps."""
+    if strategy.owns_loop:
+        raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
+    strategy.before_task(task)
+    trainable, size = max(phases(strategy, task), default=(0, 0))
+    found.trainable.append(trainable)
+    found.trainable_bytes.append(size)
+    strategy.after_task(task)
+    found.kept.append(costs.measure(strategy))
+
+
+def phases(strategy: Strategy, task: Task) -> Iterator[tuple[int, int]]:
+    """Go through the phases of a task, a pass over its samples in each; yield the parameters and bytes trained."""
+    recipe = Recipe(epochs=1)
+    samples = strategy.training_samples(task)
+    order = Order(len(samples), recipe.batch_size, 0, task.index)
+    for phase in range(strategy.phases(task)):
+        strategy.before_phase(task, phase)
+        strategy.train()
+        count, size = trained(strategy)
+        yield strategy.trainable(), size * strategy.trainable() // max(count, 1)
+        for _ in range(steps_of(recipe, len(samples))):
+            strategy.augment_batch(order.batch(samples))
+
+
+def trained(module: nn.Module) -> tuple[int, int]:
+    """Return the parameters that require a gradient, and the bytes they take."""
+    learn = [p for p in module.parameters() if p.requires_grad]
+    return sum(p.numel() for p in learn), sum(map(costs.nbytes, learn))
+
+
+def flops(strategy: Strategy, task: int) -> int:
+    """Return the FLOPs of predicting one sample: of a task in scenario `task`, of an unknown task otherwise."""
+    strategy.eval()
+    x = torch.empty(1, *strategy.world.input_shape, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        strategy.predict(x, task if strategy.world.task_given else None)
+    return int(counter.get_total_flops())
+
+
+def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:
+    """Return what methods train and hold of a model that is one layer (without bias), its head left out.
+
+    Args:
+        shape: of the weight: [outputs, inputs] of a Linear, [out, in, height, width] of a Conv2d.
+        methods: label and method of each; the model counts as pretrained.
+        registry: what is installed.
+
+    Raises:
+        SpecError: a layer has no such shape, or a method does not fit it.
+    """
+    stream = stream_of_shapes(1, 1, (1,), "task", 1)
+    counts = []
+    for label, method in methods:
+        with torch.device("meta"):
+            model = Network([Block(layer(shape), nn.Identity())], nn.Linear(1, 1))
+        strategy = around(model, method, stream, "task", True, registry)
+        known = stream.tasks[0]
+        strategy.before_task(Task(0, known.classes, known.train))
+        held: list[Tensor] = list(strategy.model.blocks.parameters())
+        learn, size = trained(strategy.model.blocks)
+        kept = Footprint({"layer": sum(p.numel() for p in held)}, {"layer": sum(map(costs.nbytes, held))}, 0)
+        counts.append(Count(label, [learn], [size], [kept]))
+    return counts
+
+
+def layer(shape: Sequence[int]) -> nn.Module:
+    """Return the layer whose weight has a shape, without bias."""
+    if len(shape) == DENSE:
+        return nn.Linear(shape[1], shape[0], bias=False)
+    if len(shape) == CONVOLUTION:
+        return nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), bias=False)
+    raise SpecError(f"no layer has a weight with {len(shape)} dimensions; give OUTxIN (Linear) or OUTxINxHxW (Conv2d)")

@@ -1,0 +1,54 @@
+"""A base for others to build on: a model trained on all tasks of a benchmark at once, its weights kept in a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import ClbenchError
+from clbench.core.registry import Registry
+from clbench.data.samples import Samples
+from clbench.experiment.trial import Trial
+from clbench.strategy.base import Task
+from clbench.training.evaluation import evaluate
+from clbench.training.trainer import Trainer
+from clbench.training.trials.runner import Runner
+from clbench.training.trials.state import activate
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What was trained on, and the share of test samples (of the same classes) that came out right."""
+
+    classes: int
+    samples: int
+    steps: int
+    accuracy: float
+
+
+def pretrain(trial: Trial, out: Path, data_dir: Path, device: str, registry: Registry) -> Pretrained:
+    """Train a trial's model on all classes of its benchmark together and save its weights as safetensors.
+
+    The head is left out: it answers for classes that a stream built on these weights does not have.
+
+    Raises:
+        ClbenchError: the data are absent, the model does not fit them, or training diverged; nothing is written then.
+    """
+    runner = Runner(data_dir, device, "clbench pretrain", registry)
+    stream = runner.stream(trial)
+    strategy, _ = runner.build(trial, stream)
+    tasks = stream.tasks
+    every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
+    activate(strategy, stream, len(tasks) - 1)
+    whole = Task(0, tuple(range(stream.classes)), every)
+    trained = Trainer([strategy], trial.recipe, [trial.seed], stream.augment).fit([whole])[0]
+    if trained.diverged is not None:
+        raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
+    row = evaluate(strategy, stream, "class", len(tasks))
+    sizes = [len(task.test) for task in tasks]
+    accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)
+    body = {n: t for n, t in strategy.model.state_dict().items() if not n.startswith("head.")}
+    save_tensors(out, body, {"benchmark": str(trial.benchmark), "model": str(trial.model), "seed": str(trial.seed),
+                             "recipe": trial.recipe.model_dump_json(), "accuracy": f"{accuracy:.4f}"})
+    return Pretrained(stream.classes, len(every), trained.steps, accuracy)

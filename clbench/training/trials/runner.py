@@ -1,0 +1,279 @@
+"""Run one trial: stream, model, strategy, training, evaluation -> Record."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clbench.core import seeds
+from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
+from clbench.core.registry import Registry, discover
+from clbench.data import cache
+from clbench.data.stream import Stream, load_stream
+from clbench.experiment.trial import Planned, Trial
+from clbench.results import provenance
+from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts, Timings
+from clbench.strategy.base import Strategy, World
+from clbench.training import numerics
+from clbench.training.evaluation import evaluate
+from clbench.training.numerics import Compiler
+from clbench.training.stacking import with_moments
+from clbench.training.trainer import Trainer
+from clbench.training.trials import costs
+from clbench.training.trials.building import build_model, build_strategy, channels_last
+from clbench.training.trials.checkpoint import Unresumable
+from clbench.training.trials.costs import PeakMemory
+from clbench.training.trials.resume import Checkpoints
+from clbench.training.trials.state import Member, activate, task_of
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A word from a running trial: the task it now trains on and its mean accuracy over the tasks before."""
+
+    key: str
+    task: int  # 0-based; equal to `tasks` when the trial is over
+    tasks: int
+    accuracy: float | None
+
+
+class Runner:
+    """Runs trials in this process, one after the other; streams stay loaded between them."""
+
+    def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
+                 artifacts: Path | None = None, checkpoints: Path | None = None, compiled: bool = False) -> None:
+        """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
+
+        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
+        trials' checkpoints to `checkpoints`; trials that have one there go on from it. With `compiled` losses are
+        compiled; SpecError where there is no compiler.
+        """
+        self.artifacts = artifacts
+        self.checkpoints = checkpoints
+        self.compiled = compiled
+        self.data_dir = data_dir
+        self.device = pick_device(device)
+        self.command = command
+        self.registry = registry or discover()
+        self._streams: dict[tuple[str, str, float, int], Stream] = {}
+        if compiled:
+            Compiler(self.device).probe()
+
+    def prepare(self, trial: Trial) -> list[str]:
+        """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
+
+        Raises:
+            ClbenchError: the data are absent, or the benchmark, model or options do not go together.
+        """
+        stream = self.stream(trial)
+        self.build(trial, stream)
+        return list(stream.notes)
+
+    def run(self, planned: Planned, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
+        """Run one trial and return its record, whose status tells whether it went through.
+
+        Raises:
+            ClbenchError: bad input, as in `prepare`.
+        """
+        return self.run_stack([planned], on_progress)[0]
+
+    def run_stack(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None] = lambda _: None,
+                  ) -> list[Record]:
+        """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
+
+        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks. One
+        that finds no memory, to be built or to train, is halved.
+
+        Raises:
+            ClbenchError: bad input, as in `prepare`.
+        """
+        plugin = str(self.registry.origins["method", planned[0].trial.method.name])
+        origin = provenance.collect(plugin, self.device, self.command)
+        checkpoints = Checkpoints(self.checkpoints, origin) if self.checkpoints else None
+        members = self._members(planned, checkpoints)
+        if members is None:
+            return self._halved(planned, on_progress)
+        if len(levels := sorted({member.learned for member in members})) > 1:
+            parts = [[m.planned for m in members if m.learned == level] for level in levels]
+            del members
+            found = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
+            return [found[one.trial.key] for one in planned]
+        memory = PeakMemory(self.device)
+        try:
+            with numerics.products(planned[0].trial.recipe):
+                compiler = Compiler(self.device) if self.compiled else None
+                live(members, on_progress, self.artifacts, checkpoints, compiler)
+        except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
+            if len(members) == 1:
+                members[0].failure = Failure(type=type(error).__name__, message=str(error),
+                                             traceback=traceback.format_exc())
+                return [self._record(members[0], origin, memory)]
+            # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
+            starved = out_of_memory(error)
+            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
+        else:
+            return [self._record(member, origin, memory) for member in members]
+        del members
+        if starved:
+            return self._halved(planned, on_progress)
+        records = [self.run(one, on_progress) for one in planned]
+        return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
+
+    def _halved(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None]) -> list[Record]:
+        """Run trials as two stacks, after what circles of references still hold of the whole one is gone."""
+        gc.collect()
+        half = len(planned) // 2
+        return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+
+    def _members(self, planned: Sequence[Planned], checkpoints: Checkpoints | None) -> list[Member] | None:
+        """Return trials ready to train, None where there is no memory for all of several."""
+        try:
+            return [self._member(one, checkpoints) for one in planned]
+        except Exception as error:
+            if len(planned) == 1 or not out_of_memory(error):
+                raise
+        return None
+
+    def _member(self, planned: Planned, checkpoints: Checkpoints | None = None) -> Member:
+        """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""
+        def untrained() -> Member:
+            strategy, notes = self.build(planned.trial, stream)
+            return Member(planned, strategy, stream, notes)
+
+        stream = self.stream(planned.trial)
+        member = untrained()
+        try:
+            if checkpoints is not None:
+                checkpoints.restore(member)
+        except Unresumable as error:
+            member = untrained()
+            member.notes.append(f"started over after an interruption: {error}")
+        return member
+
+    def _record(self, member: Member, origin: Provenance, memory: PeakMemory) -> Record:
+        """Return the record of a trial that is over."""
+        planned, stream, failure = member.planned, member.stream, member.failure
+        status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
+        return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
+                      status=status, trial=planned.trial, stream=describe(stream), R=member.matrix,
+                      task_inference=member.inference or None, costs=member.costs(memory),
+                      timings=Timings(train=member.train, consolidate=member.consolidate, evaluate=member.evaluate),
+                      failure=failure, notes=member.notes,
+                      provenance=origin.model_copy(update={"started": member.started or origin.started}))
+
+    def stream(self, trial: Trial) -> Stream:
+        """Return a trial's stream on the device."""
+        seed = trial.seed if trial.validation or cache.depends_on_seed(trial.benchmark, self.registry) else 0
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed)
+        if key not in self._streams:
+            self._streams.clear()  # one at a time: trials come sorted, and streams are large
+            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry, trial.validation)
+            self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
+        return self._streams[key]
+
+    def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:
+        """Return a trial's strategy, untrained and on the device, and notes on how it was made."""
+        with seeds.scope(trial.seed, "init"):
+            model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
+        world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
+                      input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
+                      pretrained=trial.weights is not None, prepare=stream.prepare)
+        with seeds.scope(trial.seed, "strategy"):
+            strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
+        return strategy.to(self.device), notes
+
+
+def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
+         checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
+    """Lead the members through their streams together, task by task; one that diverges is left behind.
+
+    After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
+    are compiled if there is a compiler.
+    """
+    first = members[0]
+    trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
+                      first.stream.augment, compiler)
+    for member in members:
+        tell(member, on_progress)
+        if not member.matrix:
+            record_row(member, learned=0)
+    if first.learned:
+        trainer.engine = with_moments(trainer.strategies, first.trial.recipe, [m.moments for m in members])
+    alive = list(members)
+    for index in range(first.learned, len(first.stream.tasks)):
+        alive = learn(alive, trainer, index)
+        for member in alive:
+            member.footprints.append(costs.measure(member.strategy))
+            record_row(member, learned=index + 1)
+            if artifacts is not None:
+                member.strategy.export(artifacts / member.trial.key, task_of(member.stream, index))
+            tell(member, on_progress)
+        if not alive:
+            return
+        trainer.keep([member.strategy for member in alive])
+        if checkpoints is not None and index + 1 < len(first.stream.tasks):
+            checkpoints.save(alive, trainer.engine)
+
+
+def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Member]:
+    """Train the members on task `index`, note its costs, and return those that did not diverge."""
+    tasks = [task_of(member.stream, index) for member in members]
+    device = tasks[0].train.y.device
+    began = time.perf_counter()
+    for member, task in zip(members, tasks, strict=True):
+        activate(member.strategy, member.stream, index)
+        with seeds.scope(member.trial.seed, "strategy", index):
+            member.strategy.before_task(task)
+    ready = time.perf_counter()
+    with seeds.scope(members[0].trial.seed, "training", index):
+        trained = trainer.fit(tasks)
+    said = trainer.compiler.notes if trainer.compiler else []
+    for member in members:
+        member.notes += [note for note in said if note not in member.notes]
+    synchronize(device)
+    done = time.perf_counter()
+    alive = []
+    for member, task, result in zip(members, tasks, trained, strict=True):
+        member.trainable.append(result.trainable)
+        member.steps.append(result.steps)
+        member.train.append((done - ready) / len(members))
+        if result.diverged is not None:
+            member.failure = Failure(type="DivergedError", message=str(result.diverged))
+            continue
+        alive.append(member)
+        with seeds.scope(member.trial.seed, "consolidation", index):
+            member.strategy.after_task(task)
+    synchronize(device)
+    for member in alive:
+        member.consolidate.append((ready - began + time.perf_counter() - done) / len(members))
+    return alive
+
+
+def record_row(member: Member, learned: int) -> None:
+    """Evaluate on all tasks and add the row."""
+    began = time.perf_counter()
+    with numerics.forward(member.trial.recipe, member.strategy.active.device):
+        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
+    member.evaluate.append(time.perf_counter() - began)
+    member.matrix.append(row.accuracy)
+    if row.task_inference is not None:
+        member.inference.append(row.task_inference)
+
+
+def tell(member: Member, on_progress: Callable[[Progress], None]) -> None:
+    """Report how far a trial has come."""
+    learned = max(len(member.matrix) - 1, 0)
+    accuracy = sum(member.matrix[-1][:learned]) / learned if learned else None
+    on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
+
+
+def describe(stream: Stream) -> StreamFacts:
+    """Return the facts of a stream that a record keeps."""
+    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+                       train_samples=[len(t.train) for t in stream.tasks],
+                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
+                       fingerprint=stream.fingerprint, notes=list(stream.notes))

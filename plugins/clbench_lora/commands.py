@@ -1,0 +1,223 @@
+"""`clbench adapters`: what trials of lora keep, to look at, export, merge, remove and add to; and `clbench lora`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from clbench.cli.params import figure_file
+
+if TYPE_CHECKING:
+    from clbench.experiment.trial import Resolved
+
+Number = TypeVar("Number", int, float)
+FOLDER = click.Path(path_type=Path)
+task = click.option("--task", type=click.IntRange(min=0), required=True, metavar="T", help="The task, from 0.")
+data = click.option("--data", type=FOLDER, metavar="DIR", help="Where data sets are kept.  [default: CLBENCH_DATA, or "
+                    "the user's cache folder]")
+device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto (CUDA or else "
+                      "the CPU), cpu, cuda, cuda:1, mps.")
+
+
+def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that names where something is written."""
+    return click.option("--to", "to", type=FOLDER, required=True, metavar=metavar, help=what)
+
+
+def trial(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments RUN and [TRIAL]."""
+    function = click.argument("trial", required=False, metavar="[TRIAL]")(function)
+    return click.argument("run", type=FOLDER, metavar="RUN")(function)
+
+
+def integers(text: str) -> list[int]:
+    """Read a list such as 0,2."""
+    return _numbers(text, int)
+
+
+def floats(text: str) -> list[float]:
+    """Read a list such as 0.5,0.5."""
+    return _numbers(text, float)
+
+
+def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,2") from None
+
+
+@click.group("adapters", short_help="Look at, export, merge, combine, remove and add the adapters of a run.")
+def adapters_group() -> None:
+    """Work with the adapters that trials of lora keep in a run folder.
+
+    TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key; it may be left out where only one trial kept
+    adapters.
+    """
+
+
+@adapters_group.command("list")
+@click.argument("run", type=FOLDER, metavar="RUN")
+def list_(run: Path) -> None:
+    """List the trials of a run folder that kept adapters, and the tasks they have."""
+    from tabulate import tabulate
+
+    from clbench_lora.adapters import kept
+
+    rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, ",".join(map(str, k.tasks)),
+             sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in kept(run)]
+    if not rows:
+        click.echo(f"no adapters in {run}")
+        return
+    click.echo(tabulate(rows, headers=["key", "trial", "scenario", "state", "tasks", "bytes"], disable_numparse=True))
+
+
+@adapters_group.command()
+@trial
+@click.option("--task", type=click.IntRange(min=0), metavar="T", help="The task, from 0.  [default: all]")
+def show(run: Path, trial: str | None, task: int | None) -> None:
+    """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
+    from tabulate import tabulate
+
+    from clbench_lora.adapters import find, layer_facts
+
+    source = find(run, trial)
+    base = source.base()
+    for number in source.tasks if task is None else [task]:
+        adapter = source.adapter(number)
+        facts = layer_facts(adapter, base)
+        rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in facts]
+        rows.append(["all", "", "", sum(f.parameters for f in facts), sum(f.bytes for f in facts), ""])
+        where = f", task {origin.task} of {origin.benchmark}" if (origin := adapter.facts.origin) else ""
+        click.echo(f"task {number}{where}: classes {', '.join(map(str, adapter.facts.classes))}")
+        click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
+                            disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
+
+
+@adapters_group.command()
+@trial
+@task
+@to("An empty or new folder.", "DIR")
+def export(run: Path, trial: str | None, task: int, to: Path) -> None:
+    """Write a task's adapter in PEFT's format, and its base, to a folder."""
+    from clbench_lora import adapters
+
+    adapters.export(adapters.find(run, trial), task, to)
+    click.echo(f"adapter: {to}")
+
+
+@adapters_group.command()
+@trial
+@task
+@to("The file of weights.", "FILE.safetensors")
+def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
+    """Write W + s BA as the weights of a plain model, which costs nothing more to run, with the task's head."""
+    from clbench_lora import adapters
+
+    adapters.merge(adapters.find(run, trial), task, to)
+    click.echo(f"weights: {to}")
+
+
+@adapters_group.command()
+@trial
+@task
+def remove(run: Path, trial: str | None, task: int) -> None:
+    """Delete a task's adapter; the others answer as before, bit for bit."""
+    from clbench_lora import adapters
+
+    source = adapters.find(run, trial)
+    adapters.remove(source, task)
+    click.echo(f"removed task {task}; left: {', '.join(map(str, source.tasks)) or '(none)'}")
+
+
+@adapters_group.command()
+@trial
+@task
+@click.option("--benchmark", metavar="NAME", help="Whose task it is, as in split-fashion-mnist.  "
+              "[default: the trial's]")
+@data
+@device
+def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
+    """Train one more task onto the kept base by the trial's recipe; base and other adapters stay as they are."""
+    from clbench_lora.adapters import find
+    from clbench_lora.rerun import add as train
+
+    number = train(find(run, trial), task, resolved(benchmark) if benchmark else None, data, device)
+    click.echo(f"added task {number}")
+
+
+def resolved(benchmark: str) -> Resolved:
+    """Return a benchmark by name with all its options."""
+    from clbench.core import options
+    from clbench.core.registry import discover
+    from clbench.experiment.trial import Resolved
+
+    name, given = options.parse_named(benchmark)
+    info = discover().benchmark(name)
+    return Resolved(name=name, options=options.validate(info.options, given, name, "clbench benchmarks").model_dump())
+
+
+@adapters_group.command("eval")
+@trial
+@click.option("--tasks", type=integers, metavar="LIST", help="Which adapters, as in 0,2.  [default: all]")
+@data
+@device
+def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
+    """Test adapters on the test samples of their tasks; a task that is not given is inferred among those named."""
+    from tabulate import tabulate
+
+    from clbench_lora.adapters import find
+    from clbench_lora.rerun import evaluate_tasks
+
+    accuracy = evaluate_tasks(find(run, trial), tasks, data, device)
+    rows = [[str(n), f"{100 * a:.2f}"] for n, a in accuracy.items()]
+    if accuracy:
+        rows.append(["mean", f"{100 * sum(accuracy.values()) / len(accuracy):.2f}"])
+    click.echo(tabulate(rows, headers=["task", "accuracy (%)"], disable_numparse=True, colalign=("left", "right")))
+
+
+@adapters_group.command()
+@trial
+@click.option("--tasks", type=integers, required=True, metavar="LIST", help="Which adapters, as in 0,1.")
+@click.option("--weights", type=floats, required=True, metavar="LIST", help="A weight each, as in 0.5,0.5.")
+@to("An empty or new folder.", "DIR")
+def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
+    """Write the weighted sum of adapters as one, exactly: their ranks add up.
+
+    In its head each class has its own task's row; where several of the tasks have a class, its row is their mean by
+    weight.
+    """
+    from clbench_lora import adapters
+
+    mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
+    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {', '.join(map(str, mixture.facts.classes))})")
+
+
+@click.group("lora", short_help="Measure how low the rank of fine-tuning is.")
+def lora_group() -> None:
+    """Look into runs of lora and of its references."""
+
+
+@lora_group.command()
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw energy and accuracy against rank (.png or .svg).")
+@click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
+              help="Of what is printed.")
+def spectrum(run: Path, plot: Path | None, form: str) -> None:
+    r"""Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
+
+    RUN is a run folder with trials of independent (full fine-tuning per task), and of lora at some ranks:
+
+    \b
+    clbench run --methods independent,frozen,lora --set lora.rank=1,4,16 --out RUN
+    """
+    from clbench_lora import spectrum, spectrum_view
+
+    found = spectrum.spectra(run)
+    if plot is not None:
+        spectrum_view.draw(found, plot)
+    click.echo(spectrum_view.show(found, form))
