@@ -14,8 +14,8 @@ from clbench.data.samples import Samples
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.training.trainer import Order
-from clbench.training.trials.runner import Runner, live
-from clbench.training.trials.state import Member
+from clbench.training.trials.runner import TrialRunner, live
+from clbench.training.trials.state import TrialState
 
 SEED, EPOCHS, BATCH = 3, 2, 16
 
@@ -26,11 +26,11 @@ def ours(optimizer, folder):
               "optimizer_state": "keep", **({"momentum": 0.9} if optimizer == "sgd" else {})}
     planned, = plan(build({"benchmark": "tiny_benchmarks:shifting", "scenario": "domain", "methods": ["naive"],
                            "model": "mlp:width=20:depth=2", "seeds": [SEED], "recipe": recipe}), discover())
-    runner = Runner(folder, "cpu", "")
+    runner = TrialRunner(folder, "cpu", "")
     stream = runner.stream(planned.trial)
     strategy, notes = runner.build(planned.trial, stream)
     before = copy.deepcopy(strategy.model)
-    member = Member(planned, strategy, stream, notes)
+    member = TrialState(planned, strategy, stream, notes)
     live([member], lambda _: None)
     return member.matrix, strategy.model, before, recipe
 

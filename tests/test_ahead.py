@@ -11,7 +11,7 @@ from clbench.core import seeds
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data import prefetch
-from clbench.data.samples import LiveSamples
+from clbench.data.samples import StochasticSamples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import tiny
@@ -29,7 +29,7 @@ def live(scenario):
         def draw(i):
             noise = torch.randint(0, 20, part.x.shape[1:], dtype=torch.uint8) + np.random.randint(5)
             return (part.x[i].flip(-1) if random.random() < 0.5 else part.x[i]) + noise
-        return LiveSamples(part.x, part.y, part.tasks, draw)
+        return StochasticSamples(part.x, part.y, part.tasks, draw)
 
     return replace(stream, tasks=tuple(replace(t, train=with_noise(t.train)) for t in stream.tasks))
 
@@ -39,7 +39,7 @@ def ends(method, options, group, monkeypatch, here):
         patch.setattr(tiny, "tiny_stream", live)
         patch.setattr(prefetch, "core_to_spare", lambda _: not here)
         benches = lead(method, options, group, RECIPE, tasks=2)
-        assert all(isinstance(task.train, LiveSamples) for b in benches for task in b.stream.tasks)
+        assert all(isinstance(task.train, StochasticSamples) for b in benches for task in b.stream.tasks)
         return [b.strategy.state_dict() for b in benches]
 
 
@@ -98,7 +98,7 @@ def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
     def draw(i):
         raise ValueError("no such picture")
 
-    broken = LiveSamples(samples.x, samples.y, samples.tasks, draw)
+    broken = StochasticSamples(samples.x, samples.y, samples.tasks, draw)
     with (pytest.raises(ValueError, match="no such picture"),
           prefetch.drawn_ahead([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
         drawn.take(torch.arange(2))

@@ -23,7 +23,7 @@ from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
 from clbench.training.trials.costs import measure
 from clbench.training.trials.counting import count, stream_of_shapes
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 from clbench.training.trials.state import activate, task_of
 
 NAMES = [options.strategy for options, _ in USABLE]
@@ -273,7 +273,7 @@ def test_does_not_stack_and_says_so(tmp_path):
                           "methods": ["avalanche:EWC:ewc_lambda=100"], "model": "mlp:width=20:depth=2",
                           "recipe": {"epochs": 1, "batch_size": 32}}), discover())
     assert [p.label for p in planned] == ["avalanche:EWC:ewc_lambda=100"] * 2
-    records = Runner(tmp_path, "cpu", "").run_stack(planned)
+    records = TrialRunner(tmp_path, "cpu", "").run_stack(planned)
     assert [r.status for r in records] == ["done", "done"], records[0].failure
     assert "ran alone" in records[0].notes[-1] and "a loop of its own" in records[0].notes[-1]
     assert records[0].costs.steps == [5, 5, 5] and len(set(records[0].costs.trainable)) == 1

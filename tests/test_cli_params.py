@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clbench import cli
-from clbench.cli.params import ratio, scaled, size
+from clbench.cli.counts import ratio, scaled, size
 from clbench.report.formatting import NONE
 from clbench.training.trials.counting import Count
 

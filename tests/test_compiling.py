@@ -15,7 +15,7 @@ from clbench.strategy.base import Strategy
 from clbench.training.numerics import Compiler
 from clbench.training.trainer import Trainer
 from clbench.training.trials import runner as trial
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
@@ -67,7 +67,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_is_noted(monkeypatch):
 
 def test_notes_go_into_the_record(monkeypatch):
     monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
-    runner = Runner(default_data_dir(), "cpu", "a test", compiled=True)
+    runner = TrialRunner(default_data_dir(), "cpu", "a test", compiled=True)
     planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
     plain = Strategy.loss
     monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) * (1 if batch.x.sum().item() else 2))

@@ -73,4 +73,4 @@ def test_a_memory_with_logits_is_loaded_into_a_new_strategy():
     twin.load_state_dict(strategy.state_dict())
     for name in ("memory_x", "memory_y", "memory_logits"):
         assert torch.equal(getattr(twin, name), getattr(strategy, name))
-    twin.remember(task(1).train)
+    twin.offer(task(1).train)

@@ -60,7 +60,7 @@ def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
     first, second = (build({"methods": [{"name": "ewc", "label": label}], "seeds": 1}) for label in ("old", "new"))
     Store(tmp_path).write(record_of(plan(first, registry)[0]))
     ready = run.prepare(second, registry, tmp_path)
-    records = run.carry_out(ready, Listener(), command="")
+    records = run.execute(ready, Listener(), command="")
     assert [r.label for r in records] == ["new"]
     assert Store(tmp_path).read()[0] == records == [record_of(ready.planned[0])]
 
@@ -72,7 +72,7 @@ def test_a_record_that_another_process_wrote_meanwhile_is_relabelled_as_it_stand
     ready = run.prepare(spec, registry, tmp_path)
     for record in (read, unread):
         store.write(record.model_copy(update={"notes": ["written meanwhile"]}))
-    keeper, busy = run.Keeper(ready, Listener()), lock(store.locks / f"{read.key}.lock")
+    keeper, busy = run.RecordKeeper(ready, Listener()), lock(store.locks / f"{read.key}.lock")
     threading.Timer(0.1, busy.release).start()
     keeper.relabel()
     assert not keeper.claims.take(ready.planned[1])
@@ -89,7 +89,7 @@ def test_a_trial_that_the_next_run_may_finish_keeps_its_checkpoint(registry, spe
         ready.planned[0], status="failed", failure=Failure(type=failure, message=""))
     folder = ready.store.checkpoints / record.key
     folder.mkdir(parents=True)
-    run.Keeper(ready, Listener()).finished(record)
+    run.RecordKeeper(ready, Listener()).finished(record)
     assert folder.exists() is kept
 
 
@@ -110,7 +110,7 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
     ready = run.prepare(spec, registry, tmp_path)
 
     def shares(workers=None, threads=None):
-        how = run.share_out(ready, "", tmp_path, workers, threads, None)
+        how = run.choose_resources(ready, "", tmp_path, workers, threads, None)
         return how.workers, how.threads, how.alone, how.shrink
 
     assert shares() == (4, 2, 8, True)

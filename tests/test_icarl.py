@@ -8,7 +8,7 @@ from clbench_icarl.strategy import ICaRL, herding
 from method_helpers import CLASSES, activate, batch, deep_model, make, move, task
 
 from clbench.core.errors import SpecError
-from clbench.data.samples import LiveSamples
+from clbench.data.samples import StochasticSamples
 from clbench.strategy.base import Batch, Task
 from clbench.training.trials.costs import measure
 
@@ -170,7 +170,7 @@ def test_classes_that_return_until_there_are_more_sets_than_exemplars_end_the_tr
 
 def test_samples_that_are_drawn_anew_are_kept_as_they_were_herded():
     strategy, plain = make(ICaRL, ICaRLOptions(), "class", deep_model), task(0)
-    live = LiveSamples(plain.train.x, plain.train.y, plain.train.tasks, lambda i: plain.train.x[i] + 100)
+    live = StochasticSamples(plain.train.x, plain.train.y, plain.train.tasks, lambda i: plain.train.x[i] + 100)
     activate(strategy, 0)
     strategy.before_task(Task(0, plain.classes, live))
     strategy.after_task(Task(0, plain.classes, live))

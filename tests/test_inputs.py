@@ -20,8 +20,8 @@ RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 def test_training_behind_frozen_blocks_is_the_same_training(method, options, blocks, model, monkeypatch):
     info = discover().strategy(method)
     starts = []
-    once = precompute.once
-    monkeypatch.setattr(precompute, "once", lambda *a: starts.append((r := once(*a)).start) or r)
+    once = precompute.precompute_inputs
+    monkeypatch.setattr(precompute, "precompute_inputs", lambda *a: starts.append((r := once(*a)).start) or r)
     for seeds in ([0], [0, 1]):
         starts.clear()
         fast = lead(info, options, seeds, RECIPE, model=model)
@@ -56,7 +56,7 @@ def test_a_strategy_that_uses_its_inputs_otherwise_is_left_alone():
     assert precompute.frozen_blocks(b.strategy) == 2
     with torch.no_grad():
         b.strategy.model.head.bias.zero_()  # the term is 0 now, and will not stay so
-    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 0
 
 
 def test_no_more_is_kept_than_the_budget(monkeypatch):
@@ -65,7 +65,7 @@ def test_no_more_is_kept_than_the_budget(monkeypatch):
     b.strategy.requires_grad_(False)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 2
-    assert precompute.once([b.strategy], [samples], 0, len(samples) - 1).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 2
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples) - 1).start == 0
     monkeypatch.setattr(precompute, "BYTES", 100)
-    assert precompute.once([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 0

@@ -4,7 +4,7 @@ from clbench_joint.strategy import Joint
 from method_helpers import make, task
 from test_ahead import live
 
-from clbench.data.samples import LiveSamples, Samples
+from clbench.data.samples import Samples, StochasticSamples
 from clbench.strategy.base import Task
 from clbench.testing import tiny
 from clbench.testing.checks import check
@@ -19,7 +19,7 @@ def drawing(index, drawn):
         drawn.append((index, i))
         return plain.train.x[i] + 100
 
-    return Task(index, plain.classes, LiveSamples(plain.train.x, plain.train.y, plain.train.tasks, draw))
+    return Task(index, plain.classes, StochasticSamples(plain.train.x, plain.train.y, plain.train.tasks, draw))
 
 
 @pytest.mark.parametrize("fixed", [(), (1,), (0, 1, 2)])
@@ -34,7 +34,7 @@ def test_old_samples_are_drawn_anew_where_new_ones_are(fixed):
     assert torch.equal(some.x, expected.x + 100 * shifted[:, None])
     assert torch.equal(some.y, expected.y) and torch.equal(some.tasks, expected.tasks)
     assert drawn == [pair for pair in ((2, 6), (0, 0), (1, 0), (0, 11), (2, 11), (1, 11)) if pair[0] not in fixed]
-    assert samples.redrawn is bool(shifted.any())
+    assert samples.is_stochastic is bool(shifted.any())
     assert torch.equal(strategy.kept_x, kept.x) and measure(strategy).replay_samples == 36
 
 

@@ -9,12 +9,12 @@ from hostile import install_hostile
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.workers.handle import Link
+from clbench.execution.workers.handle import WorkerHandle
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Finished, Run, Start
-from clbench.execution.workers.schedule import Checks, Waiting
-from clbench.execution.workers.settings import How, Listener
+from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
+from clbench.execution.workers.settings import ExecutionSettings, Listener
 from clbench.execution.workers.worker import Worker
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
@@ -55,17 +55,17 @@ def plugins(tmp_path_factory):
         yield discover()
 
 
-def carry_out(registry, out, methods, workers, **settings):
+def execute(registry, out, methods, workers, **settings):
     spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2, **settings}))
     log = Log()
-    records = run.carry_out(run.prepare(spec, registry, out), log, command="the command",
+    records = run.execute(run.prepare(spec, registry, out), log, command="the command",
                                    workers=workers, threads=1)
     return {r.label: r for r in records}, log
 
 
 @pytest.fixture(scope="module")
 def misbehaved(plugins, tmp_path_factory):
-    return carry_out(plugins, tmp_path_factory.mktemp("run"), "boom,nan,die,chatty,unbuildable,naive", workers=1)
+    return execute(plugins, tmp_path_factory.mktemp("run"), "boom,nan,die,chatty,unbuildable,naive", workers=1)
 
 
 def test_one_failing_trial_stops_no_other(misbehaved):
@@ -103,7 +103,7 @@ def test_progress_tells_of_every_task(misbehaved):
 
 
 def test_this_process_gives_the_same_records_as_a_worker(misbehaved, plugins, tmp_path):
-    records, log = carry_out(plugins, tmp_path, "boom,naive", workers=0)
+    records, log = execute(plugins, tmp_path, "boom,naive", workers=0)
     assert records["naive"].facts() == misbehaved[0]["naive"].facts()
     assert records["boom"].failure.message == "boom on purpose"
     assert log.named("ready") == [("cpu", 0, 1)]
@@ -113,22 +113,23 @@ def test_this_process_gives_the_same_records_as_a_worker(misbehaved, plugins, tm
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_input_that_shows_late_stops_before_any_trial(plugins, tmp_path, workers):
     with pytest.raises(SpecError, match="rank"):
-        carry_out(plugins, tmp_path, "naive,lora:rank=5000", workers)
+        execute(plugins, tmp_path, "naive,lora:rank=5000", workers)
     assert not (tmp_path / "records").exists()
 
 
-class Silent(Link):
-    send = end = cause_of_death = lambda self, *_: None
+class Silent(WorkerHandle):
+    send = end = exit_reason = lambda self, *_: None
 
 
 def pool_of(folder, log):
-    return Pool(How(data_dir=folder, device="auto", command="", workers=2, threads=2, stack=None, shrink=True,
+    return Pool(ExecutionSettings(data_dir=folder, device="auto", command="", workers=2, threads=2, stack=None,
+                    shrink=True,
                     plugin=str), log, Silent)
 
 
 def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tmp_path):
     todo, pool = plan(build({"methods": "naive", "seeds": 1}), plugins), pool_of(tmp_path, Log())
-    pool.waiting, link = Waiting(todo), Silent(pool.inbox)
+    pool.waiting, link = TrialQueue(todo), Silent(pool.inbox)
     link.ask(Run(group=todo))
     link.since -= datetime.timedelta(days=1)
     pool.hear(link, Finished(records=[]))
@@ -154,13 +155,13 @@ def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypat
 
 def test_what_is_prepared_is_one_trial_of_each_setting_and_method(plugins):
     planned = plan(build({"methods": "naive,ewc", "scenario": "task,class"}), plugins)
-    checks = Checks(planned, Listener())
+    checks = PreflightChecks(planned, Listener())
     assert [(p.trial.scenario, p.label, p.trial.seed) for p in iter(checks.next, None)] == [
         ("task", "naive", 0), ("task", "ewc", 0), ("class", "naive", 0), ("class", "ewc", 0)]
 
 
 def test_all_refusals_are_told_at_once(plugins):
-    checks = Checks(plan(build({"methods": "naive,ewc"}), plugins), Listener())
+    checks = PreflightChecks(plan(build({"methods": "naive,ewc"}), plugins), Listener())
     for problem in ("one", "two"):
         checks.refused(checks.next(), SpecError(problem))
     with pytest.raises(SpecError, match=r"^one\ntwo$"):
@@ -177,4 +178,4 @@ def test_how_a_process_ended_is_put_into_words():
     process = Process.__new__(Process)
     process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
     process.popen.wait()
-    assert process.cause_of_death() == "the worker process was killed by SIGABRT"
+    assert process.exit_reason() == "the worker process was killed by SIGABRT"

@@ -5,18 +5,19 @@ import pytest
 import torch
 from scipy import stats
 
-from clbench.data.samples import HostSamples, LiveSamples, Samples
+from clbench.data.samples import HostSamples, Samples, StochasticSamples
 from clbench.models.builtin import MLPOptions
 from clbench.models.mlp_cnn import mlp
 from clbench.strategy.base import World
-from clbench.strategy.replay import Rehearsal, class_balanced_slots, reservoir_slots
+from clbench.strategy.replay import ReplayMemory, class_balanced_slots, reservoir_slots
 
 CLASSES = 4
 
 
 def make(capacity=10, balance="reservoir", seed=0):
     world = World(CLASSES, 3, "class", (1, 2, 2), torch.Generator().manual_seed(seed))
-    return Rehearsal(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), world, capacity=capacity, balance=balance)
+    return ReplayMemory(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), world, capacity=capacity,
+                        balance=balance)
 
 
 def stream(n, start=0, labels=None, seed=0):
@@ -73,7 +74,7 @@ def test_filling_by_batches_equals_a_plain_loop_over_samples(sizes, balance, cap
     whole = Samples.concat(stream(60))
     start = 0
     for size in sizes:
-        strategy.remember(whole.take(torch.arange(start, start + size)))
+        strategy.offer(whole.take(torch.arange(start, start + size)))
         start += size
         assert len(strategy.memory) == min(capacity, start)
     g = torch.Generator().manual_seed(7)
@@ -101,7 +102,7 @@ def test_every_sample_is_kept_with_the_same_probability():
         fresh = copy.copy(strategy)
         fresh._buffers = {k: v.clone() for k, v in strategy._buffers.items()}
         for part in parts:
-            fresh.remember(part)
+            fresh.offer(part)
         kept = numbers(fresh.memory)
         assert len(set(kept)) == capacity
         counts[kept] += 1
@@ -114,14 +115,14 @@ def test_every_sample_is_kept_with_the_same_probability():
 
 def test_draws_are_uniform_and_without_replacement():
     strategy = make(capacity=20, seed=2)
-    strategy.remember(stream(20))
+    strategy.offer(stream(20))
     counts = Counter()
     for _ in range(3000):
-        drawn = numbers(strategy.recall(5))
+        drawn = numbers(strategy.sample(5))
         assert len(set(drawn)) == 5
         counts.update(drawn)
     assert stats.chisquare([counts[i] for i in range(20)]).pvalue > 0.01
-    assert sorted(numbers(strategy.recall(50))) == list(range(20))
+    assert sorted(numbers(strategy.sample(50))) == list(range(20))
 
 
 @pytest.mark.parametrize("balance", ["reservoir", "class"])
@@ -130,8 +131,8 @@ def test_draws_come_from_the_given_generator_only(balance):
     before = torch.get_rng_state()
     for strategy in (a, b):
         for start in range(0, 90, 30):
-            strategy.remember(stream(30, start))
-            strategy.recall(4)
+            strategy.offer(stream(30, start))
+            strategy.sample(4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(a.memory_x, b.memory_x)
     assert torch.equal(a.world.generator.get_state(), b.world.generator.get_state())
@@ -140,8 +141,8 @@ def test_draws_come_from_the_given_generator_only(balance):
 def test_shapes_and_draws_depend_on_counts_only():
     for balance in ("reservoir", "class"):
         a, b = make(balance=balance), make(balance=balance)
-        a.remember(stream(30, labels=[0] * 30))
-        b.remember(stream(30, labels=[0, 1, 2] * 10))
+        a.offer(stream(30, labels=[0] * 30))
+        b.offer(stream(30, labels=[0, 1, 2] * 10))
         assert {k: v.shape for k, v in a.named_buffers()} == {k: v.shape for k, v in b.named_buffers()}
         assert torch.equal(a.world.generator.get_state(), b.world.generator.get_state())
 
@@ -149,10 +150,10 @@ def test_shapes_and_draws_depend_on_counts_only():
 def test_class_balance_evens_out_classes_that_come_one_after_the_other():
     strategy = make(capacity=24, balance="class")
     for label, n in ((0, 500), (1, 40), (2, 300)):
-        strategy.remember(stream(n, 0, [label] * n))
+        strategy.offer(stream(n, 0, [label] * n))
     assert torch.bincount(strategy.memory_y).tolist() == [8, 8, 8]
-    strategy.remember(stream(3, 0, [3] * 3))  # fewer than an even share: all of them stay
-    strategy.remember(stream(200, 0, [0] * 200))
+    strategy.offer(stream(3, 0, [3] * 3))  # fewer than an even share: all of them stay
+    strategy.offer(stream(200, 0, [0] * 200))
     counts = torch.bincount(strategy.memory_y).tolist()
     assert sum(counts) == 24 and counts[3] == 3 and max(counts) - min(counts[:3]) <= 1
 
@@ -174,50 +175,50 @@ def test_within_a_full_class_each_sample_is_kept_with_the_same_probability():
 def test_samples_are_stored_as_they_come():
     strategy = make()
     strategy.double()
-    strategy.remember(stream(4))
+    strategy.offer(stream(4))
     assert strategy.memory_x.dtype == torch.uint8 and strategy.memory_x.shape == (4, 1, 2, 2)
     floats = make()
     part = stream(30)
-    floats.remember(Samples(part.x.float(), part.y, part.tasks))
+    floats.offer(Samples(part.x.float(), part.y, part.tasks))
     floats.double().remember(Samples(part.x.float(), part.y, part.tasks))
     assert floats.memory_x.dtype == torch.float64 and len(floats.memory) == 10
 
 
 def test_of_a_task_on_the_host_only_what_is_kept_is_copied(monkeypatch):
     plain, (ours, theirs) = stream(60), (make(), make())
-    theirs.remember(plain)
+    theirs.offer(plain)
     monkeypatch.setattr(HostSamples, "x", property(lambda _: pytest.fail("all inputs were copied")))
-    ours.remember(HostSamples(plain.x, plain.y, plain.tasks))
+    ours.offer(HostSamples(plain.x, plain.y, plain.tasks))
     for name in ("memory_x", "memory_y", "memory_tasks", "memory_seen"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 def test_samples_that_are_drawn_anew_are_kept_as_they_were_drawn_first():
     plain, (ours, theirs) = stream(60), (make(), make())
-    theirs.remember(plain)
-    ours.remember(LiveSamples(plain.x, plain.y, plain.tasks, lambda i: pytest.fail("drawn anew")))
+    theirs.offer(plain)
+    ours.offer(StochasticSamples(plain.x, plain.y, plain.tasks, lambda i: pytest.fail("drawn anew")))
     assert torch.equal(ours.memory_x, theirs.memory_x)
 
 
 @pytest.mark.parametrize("balance", ["reservoir", "class"])
 def test_state_dict_brings_everything_back(balance):
     old, new = make(balance=balance), make(balance=balance)
-    old.remember(stream(40))
+    old.offer(stream(40))
     new.load_state_dict(old.state_dict())
     assert new.memory_x.dtype == torch.uint8
     new.world.generator.set_state(old.world.generator.get_state())
     for strategy in (old, new):
-        strategy.remember(stream(40, 40))
+        strategy.offer(stream(40, 40))
     for (name, a), (_, b) in zip(old.named_buffers(), new.named_buffers(), strict=True):
         assert torch.equal(a, b), name
 
 
 def test_a_deep_copy_goes_its_own_way():
     strategy = make()
-    strategy.remember(stream(20))
+    strategy.offer(stream(20))
     before = numbers(strategy.memory)
     twin = copy.deepcopy(strategy)
-    twin.remember(stream(200, 20))
+    twin.offer(stream(200, 20))
     assert numbers(strategy.memory) == before
-    strategy.remember(stream(200, 20))
+    strategy.offer(stream(200, 20))
     assert numbers(strategy.memory) == numbers(twin.memory)

@@ -14,7 +14,7 @@ from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.strategy.base import Strategy
 from clbench.training.trials.counting import count, count_layer, stream_of_shapes
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 REGISTRY = discover()
 MNIST = (1, 28, 28)
@@ -34,7 +34,7 @@ def counted(method, model="mlp", tasks=5, classes=None, input_shape=MNIST, scena
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-    return Runner(tmp_path_factory.mktemp("data"), "cpu", "a test", REGISTRY)
+    return TrialRunner(tmp_path_factory.mktemp("data"), "cpu", "a test", REGISTRY)
 
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [

@@ -82,7 +82,7 @@ def test_a_changed_file_is_read_anew_and_its_old_records_are_told_of(file, tmp_p
 
     def notes(registry):
         heard = Notes()
-        run.carry_out(run.prepare(spec, registry, tmp_path / "run"), heard, command="")
+        run.execute(run.prepare(spec, registry, tmp_path / "run"), heard, command="")
         return heard
 
     assert notes(before) == []

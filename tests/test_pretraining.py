@@ -8,7 +8,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.training.trials.pretraining import Pretrained, pretrain
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 
 def trial(**settings):
@@ -26,7 +26,7 @@ def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
     with safe_open(out, "pt") as handle:
         assert handle.metadata()["benchmark"] == "tiny_benchmarks:flat"
     on_it = trial(weights=str(out), methods=[{"name": "lora", "options": {"base": "pretrained", "rank": 2}}])
-    runner = Runner(tmp_path, "cpu", "")
+    runner = TrialRunner(tmp_path, "cpu", "")
     strategy, notes = runner.build(on_it, runner.stream(on_it))
     assert notes == ["weights: no head of this size, it starts untrained"]
     base = strategy.model.blocks[1].body.base_layer.weight

@@ -5,7 +5,7 @@ from factories import make_record
 from rich.console import Console
 
 from clbench.execution import progress
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 
 
 def console(**kwargs):
@@ -13,7 +13,7 @@ def console(**kwargs):
 
 
 def planned(record):
-    return Planned(record.trial, record.label, record.reference)
+    return PlannedTrial(record.trial, record.label, record.reference)
 
 
 @pytest.fixture

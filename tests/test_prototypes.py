@@ -21,7 +21,7 @@ from clbench.testing.checks import bench
 from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
 from clbench.training.trials.costs import measure
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 from clbench.training.trials.state import task_of
 
 KINDS = {"ncm": (NCM, NCMOptions), "slda": (SLDA, SLDAOptions), "ranpac": (RanPAC, RanPACOptions)}
@@ -208,7 +208,7 @@ def test_a_run_records_no_steps_after_the_first_task_and_stacks():
     spec = build({"methods": ["slda"], "model": "mlp:width=16", "scenario": "class", "seeds": 2,
                   "recipe": {"iterations": 3}})
     planned = plan(spec, discover())
-    runner = Runner(Path(os.environ["CLBENCH_DATA"]), "cpu", "a test")
+    runner = TrialRunner(Path(os.environ["CLBENCH_DATA"]), "cpu", "a test")
     stacked, alone = runner.run_stack(planned), [runner.run(one) for one in planned]
     for record, other in zip(stacked, alone, strict=True):
         assert record.status == "done", record.failure

@@ -10,7 +10,7 @@ from factories import make_record
 from clbench.core.errors import StoreError
 from clbench.report import build, write_figures
 from clbench.report.figures import draw, style
-from clbench.report.model import FILE_FORMATS, Picture, Point
+from clbench.report.model import FILE_FORMATS, FigureData, FigurePoint
 
 NASTY = "a$b_c$ <i>&-- \\frac{x} \u6f22"
 
@@ -82,10 +82,10 @@ def test_labels_cover_neither_one_another_nor_markers():
 
 
 def test_intervals_are_drawn_within_what_an_accuracy_can_be():
-    wide = [Point(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
+    wide = [FigurePoint(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
             for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
                                                     ("er", 0.5, None, None, 100.0))]
-    picture = Picture("pareto", "x", "", "", "", "", tuple(wide))
+    picture = FigureData("pareto", "x", "", "", "", "", tuple(wide))
     with style.styled():
         axes, = draw.pareto(picture, style.looks([(p.strategy, False) for p in wide])).axes
     spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
@@ -102,8 +102,8 @@ def test_methods_that_keep_the_same_share_a_line_and_a_label():
 
 
 def test_growth_over_orders_of_magnitude_is_logarithmic():
-    grown = Picture("growth", "x", "", "", "", "", tuple(
-        Point(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
+    grown = FigureData("growth", "x", "", "", "", "", tuple(
+        FigurePoint(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
         (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
     with style.styled():
         axes, = draw.growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes

@@ -11,7 +11,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
 from clbench.training import precompute
-from clbench.training.lookup import Memo, Remembered, Rows, remember
+from clbench.training.lookup import CachedSamples, DeferredRows, OutputCache, cache_frozen_outputs
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 N = 40
@@ -31,7 +31,7 @@ def some(seed=0, budget=10**6, modules=None):
     torch.manual_seed(seed)
     frozen, learner = Frozen(), nn.Linear(5, 3)
     samples = Samples(torch.randn(N, 6), torch.arange(N), torch.zeros(N, dtype=torch.int64))
-    return frozen, learner, samples, remember(samples, [frozen] if modules is None else modules, budget)
+    return frozen, learner, samples, cache_frozen_outputs(samples, [frozen] if modules is None else modules, budget)
 
 
 def test_what_a_frozen_module_gives_is_looked_up_and_is_what_it_gives():
@@ -39,7 +39,7 @@ def test_what_a_frozen_module_gives_is_looked_up_and_is_what_it_gives():
     for index in BATCHES:
         x = kept.take(index).x
         out = learner(frozen(x) * 2)
-        assert type(x) is Rows and type(out) is torch.Tensor
+        assert type(x) is DeferredRows and type(out) is torch.Tensor
         torch.testing.assert_close(out, learner(frozen(samples.x[index]) * 2))
         assert out.requires_grad
     (table,) = [n.table for n in kept.memo.nodes.values() if n.table is not None]
@@ -138,17 +138,17 @@ def test_training_on_rows_is_the_same_training(method, options, tables, model, m
     info = discover().strategy(method)
     memos = []
 
-    class Noted(Memo):
+    class Noted(OutputCache):
         def __init__(self, *args):
             super().__init__(*args)
             memos.append(self)
 
-    monkeypatch.setattr("clbench.training.lookup.Memo", Noted)
+    monkeypatch.setattr("clbench.training.lookup.OutputCache", Noted)
     torch.manual_seed(0)  # for dropout
     (fast,) = lead(info, options, [0], RECIPE, model=model)
     found = [sum(n is not None and n.table is not None for n in memo.nodes.values()) for memo in memos]
     assert found[-1] == tables
-    monkeypatch.setattr(precompute, "remember", lambda samples, *_: samples)
+    monkeypatch.setattr(precompute, "cache_frozen_outputs", lambda samples, *_: samples)
     torch.manual_seed(0)
     (slow,) = lead(info, options, [0], RECIPE, model=model)
     for name, tensor in fast.strategy.state_dict().items():
@@ -163,5 +163,5 @@ class Looks(Strategy):
 def test_a_strategy_that_freezes_nothing_gets_ordinary_tensors():
     b = bench(StrategyInfo("x", Looks, ""), {}, "task")
     samples = b.stream.tasks[0].train
-    (given,) = precompute.once([b.strategy], [samples], 0, len(samples)).samples
-    assert not isinstance(given, Remembered)
+    (given,) = precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).samples
+    assert not isinstance(given, CachedSamples)

@@ -27,7 +27,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.store import Store
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 SHAPES = {"blocks.0.body.1": (12, 30), "blocks.1.body": (8, 3, 3, 3)}
 RANKS = {"blocks.0.body.1": 3, "blocks.1.body": 2}
@@ -197,7 +197,7 @@ def test_help_needs_no_torch():
 
 def test_a_run_is_measured(tmp_path):
     registry, store = discover(), Store(tmp_path)
-    runner = Runner(default_data_dir(), "cpu", "a test", registry, store.artifacts)
+    runner = TrialRunner(default_data_dir(), "cpu", "a test", registry, store.artifacts)
     methods = ["independent", "frozen", {"name": "lora", "options": {"rank": [1, 2]}}]
     for one in plan(build({"methods": methods, "model": "mlp:width=16", "seeds": 1,
                            "recipe": {"iterations": 20, "batch_size": 32}}), registry):

@@ -9,7 +9,7 @@ from clbench.core.hookspecs import TrackerInfo, hookimpl
 from clbench.core.options import Options
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.run import Keeper
+from clbench.execution.run import RecordKeeper
 from clbench.execution.workers.settings import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
@@ -56,7 +56,7 @@ def test_a_tracker_sees_each_record_and_a_failing_one_is_reported_once(tmp_path)
     ready = run.prepare(spec, discover([plugin]), tmp_path, "bad,good:start=3")
     assert plugin.made == (3, tmp_path)
     records = [make_record(seed=s) for s in range(2)]
-    keeper = Keeper(ready, listener)
+    keeper = RecordKeeper(ready, listener)
     for record in records:
         keeper.finished(record)
     assert plugin.seen == records
@@ -72,7 +72,7 @@ def test_what_was_done_before_is_shown_too_and_nothing_of_other_experiments(tmp_
     own = make_record("naive", tasks=5).model_copy(update={"trial": trial, "key": trial.key})
     for record in (own, make_record("lora")):
         Store(tmp_path).write(record)
-    run.carry_out(run.prepare(spec, registry, tmp_path, ["good"]), Listener(), command="")
+    run.execute(run.prepare(spec, registry, tmp_path, ["good"]), Listener(), command="")
     assert plugin.seen == [own]
 
 

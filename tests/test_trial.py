@@ -10,7 +10,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
 
@@ -67,7 +67,7 @@ def clbench_strategies():
 def runner(tmp_path_factory):
     plugin = types.ModuleType("bad_plugins")
     plugin.clbench_strategies = clbench_strategies
-    return Runner(tmp_path_factory.mktemp("data"), "cpu", "a test", discover([plugin]))
+    return TrialRunner(tmp_path_factory.mktemp("data"), "cpu", "a test", discover([plugin]))
 
 
 def planned(runner, **values):

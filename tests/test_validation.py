@@ -13,7 +13,7 @@ from clbench.data.stream import load_stream, present
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved, Trial
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 ROOT = Path(__file__).parent.parent
 TINY = {"benchmark": "split-mnist-5k", "model": "mlp:width=8", "recipe": {"iterations": 1}, "seeds": 1}
@@ -90,7 +90,7 @@ def test_random_transforms_are_drawn_for_the_samples_that_stay(monkeypatch):
 def test_all_methods_of_a_seed_have_the_same_split_and_each_seed_its_own(tmp_path):
     registry = discover()
     planned = plan(build({**TINY, "methods": "naive,joint,lora", "seeds": 2, "validation": 0.1}), registry)
-    runner = Runner(tmp_path, "cpu", "test", registry)
+    runner = TrialRunner(tmp_path, "cpu", "test", registry)
     records = [runner.run(p) for p in planned]
     prints = {(r.trial.seed, r.stream.fingerprint) for r in records}
     assert len(prints) == len({f for _, f in prints}) == 2

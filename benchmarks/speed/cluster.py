@@ -98,7 +98,7 @@ def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate
     clock = Clock(workers)
     with tempfile.TemporaryDirectory() as folder:
         ready = run.prepare(spec, discover(files=[file]), Path(folder))
-        run.carry_out(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
+        run.execute(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
                              address=address if executor == "ray" else None)
     (began, cpu_began), (ended, cpu_ended) = clock.times
     trials = clock.last - clock.first

@@ -20,10 +20,10 @@ from clbench.execution import run as experiment
 from clbench.execution.workers.settings import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
-from clbench.training.trials.runner import Runner, live
-from clbench.training.trials.state import Member
+from clbench.training.trials.runner import TrialRunner, live
+from clbench.training.trials.state import TrialState
 
 COMMAND = "benchmarks/speed"
 
@@ -38,7 +38,7 @@ class Stopwatch(Listener):
         """Hear that workers are there."""
         self.workers = workers
 
-    def started(self, planned: Planned) -> None:
+    def started(self, planned: PlannedTrial) -> None:
         """Hear that a trial has begun."""
         self.began = self.began or time.time()
 
@@ -61,11 +61,11 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial, or the trials of several seeds."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     how = setting.contender.rpartition(" ")[2]
-    run = carry_out(spec_of(setting), Path(setting.data_dir), how, setting.threads, started)
+    run = execute(spec_of(setting), Path(setting.data_dir), how, setting.threads, started)
     return asdict(outcome(setting, run))
 
 
-def carry_out(spec: Spec, data_dir: Path, how: str, threads: int, started: float) -> Run:
+def execute(spec: Spec, data_dir: Path, how: str, threads: int, started: float) -> Run:
     """Run all trials of an experiment: `stacked`, in `workers`, as `default` has it, else one after another here.
 
     Raises:
@@ -89,7 +89,7 @@ def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -
     """Run the trials here, as a worker does."""
     registry = discover()
     planned = plan(spec, registry)
-    runner = Runner(data_dir, spec.device, COMMAND, registry)
+    runner = TrialRunner(data_dir, spec.device, COMMAND, registry)
     runner.prepare(planned[0].trial)
     warm_up(runner, planned if stacked else planned[:1])
     ready, began = time.time() - started, time.perf_counter()
@@ -105,16 +105,16 @@ def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) 
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         ready = experiment.prepare(spec, discover(), Path(folder))
-        records = experiment.carry_out(ready, watch, command=COMMAND, data_dir=data_dir, **how)
+        records = experiment.execute(ready, watch, command=COMMAND, data_dir=data_dir, **how)
     return Run(records, watch.began - started, watch.ended - watch.began, watch.workers)
 
 
-def warm_up(runner: Runner, planned: Sequence[Planned]) -> None:
+def warm_up(runner: TrialRunner, planned: Sequence[PlannedTrial]) -> None:
     """Live through a few samples of the stream, so that nothing is loaded or compiled for the first time later."""
     stream = runner.stream(planned[0].trial)
     few = replace(stream, tasks=tuple(replace(t, train=first(t.train, 2 * EVAL_BATCH), test=first(t.test, EVAL_BATCH))
                                       for t in stream.tasks))
-    live([Member(one, runner.build(one.trial, few)[0], few, []) for one in planned], lambda _: None)
+    live([TrialState(one, runner.build(one.trial, few)[0], few, []) for one in planned], lambda _: None)
 
 
 def first(samples: Samples, count: int) -> Samples:

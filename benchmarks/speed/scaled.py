@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from contenders_clbench import carry_out
+from contenders_clbench import execute
 
 from clbench.experiment.spec import build
 
@@ -17,7 +17,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
 
 def once(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Run the trials and return wall seconds, seconds by task (means over trials) and the parameters in the end."""
-    run = carry_out(build(request["spec"]), Path(request["data_dir"]), request["how"], request["threads"], started)
+    run = execute(build(request["spec"]), Path(request["data_dir"]), request["how"], request["threads"], started)
     count = len(run.records)
     per_task = {phase: [sum(values) / count for values in zip(*(getattr(r.timings, phase) for r in run.records),
                                                               strict=True)]

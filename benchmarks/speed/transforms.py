@@ -19,7 +19,7 @@ def picture_samples() -> Any:
     from PIL import Image
     from torchvision.transforms import ColorJitter, Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    from clbench.data.samples import LiveSamples
+    from clbench.data.samples import StochasticSamples
 
     raw = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pictures = [Image.fromarray(x.numpy()) for x in raw]
@@ -27,7 +27,7 @@ def picture_samples() -> Any:
                          Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))])
     x = torch.stack([transform(picture) for picture in pictures])
     y = torch.arange(IMAGES) % 10
-    return LiveSamples(x, y, torch.zeros_like(y), lambda i: transform(pictures[i]))
+    return StochasticSamples(x, y, torch.zeros_like(y), lambda i: transform(pictures[i]))
 
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:

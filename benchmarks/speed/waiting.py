@@ -26,7 +26,7 @@ from clbench.experiment.plan import plan
 from clbench.training import precompute
 from clbench.training.stacking import make_engine
 from clbench.training.trainer import Order
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 from clbench.training.trials.state import activate, task_of
 
 STEPS = 50
@@ -38,7 +38,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     setting = replace(setting_of(batch_size, torch.get_num_threads(), data), method=method, model=model, device=device,
                       seeds=tuple(range(seeds)))
     planned = plan(spec_of(setting), registry)
-    runner = Runner(data, device, "benchmarks/speed", registry)
+    runner = TrialRunner(data, device, "benchmarks/speed", registry)
     members = [runner._member(one) for one in planned]
     tasks = [task_of(member.stream, 0) for member in members]
     for member, task in zip(members, tasks, strict=True):
@@ -46,7 +46,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
         member.strategy.before_task(task)
         member.strategy.train()
     strategies = [member.strategy for member in members]
-    given = precompute.once(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
+    given = precompute.precompute_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
     orders = [Order(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
     engine = make_engine(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ EXECUTION = (
 
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options; it gets their values as one argument, `how`: see `experiment.carry_out`."""
+    """Give a command these options; it gets their values as one argument, `how`: see `experiment.execute`."""
     @functools.wraps(command)
     def collected(**given: Any) -> Any:
         how = {name: given.pop(name)

@@ -16,7 +16,7 @@ from clbench.core.scenario import Scenario
 
 if TYPE_CHECKING:
     from clbench.core.registry import Registry
-    from clbench.experiment.trial import Planned
+    from clbench.experiment.trial import PlannedTrial
 
 FULL = "full fine-tuning"
 FOR_LAYERS = {"layer", "rank", "form"}  # options that go with --layer; all but its own go with --model
@@ -126,7 +126,7 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
 
 
 def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
-          options: Sequence[str] = ()) -> list[Planned]:
+          options: Sequence[str] = ()) -> list[PlannedTrial]:
     """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan

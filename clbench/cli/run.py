@@ -71,12 +71,12 @@ def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
     Args:
         ready: the experiment.
         dry_run: whether to list the trials only.
-        how: what `experiment.carry_out` takes.
+        how: what `experiment.execute` takes.
     """
     from rich.console import Console
 
     from clbench.execution.progress import display
-    from clbench.execution.run import carry_out
+    from clbench.execution.run import execute
 
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
@@ -85,7 +85,7 @@ def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
         return 0
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
-            carry_out(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), **how)
+            execute(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), **how)
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

@@ -48,7 +48,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     registry, given = discover(), {key: value for key, value in given.items() if value is not None}
     chosen = reference.choose(_names(scenario), _names(methods))
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
-    ready = run.gather(reference.spec(chosen[0], given), planned, registry,
+    ready = run.load_run(reference.spec(chosen[0], given), planned, registry,
                               out or Path("runs") / f"verify-{called}")
     ended = run_missing(ready, dry_run, **how)
     if ended is not None:

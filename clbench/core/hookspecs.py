@@ -30,8 +30,8 @@ class StrategyInfo:
     options: type[Options] = NoOptions
     paper: str = ""
     reference: bool = False  # a bound such as naive or joint, set apart in tables
-    checked_on: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
-    unusable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
+    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
+    unavailable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
 
 
 @dataclass(frozen=True)

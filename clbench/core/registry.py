@@ -50,7 +50,7 @@ class Registry:
     models: dict[str, ModelInfo] = field(default_factory=dict)
     formats: dict[str, ReportFormat] = field(default_factory=dict)
     trackers: dict[str, TrackerInfo] = field(default_factory=dict)
-    unusable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
+    unavailable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
     patterns: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> what answers for many names, by pattern
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
     broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
@@ -84,8 +84,8 @@ class Registry:
         for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the narrowest first
             if fnmatchcase(name, pattern):
                 return replace(cast(Info, self.patterns[kind][pattern]), name=name)
-        if kind == "method" and name in self.unusable:
-            raise SpecError(f"method {name!r} cannot be run: {self.unusable[name]}")
+        if kind == "method" and name in self.unavailable:
+            raise SpecError(f"method {name!r} cannot be run: {self.unavailable[name]}")
         states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),
                   **{entry: f"broken: {error}" for entry, error in self.broken.items()}}
         for entry, state in states.items():
@@ -163,8 +163,8 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
         registry.broken[origin.plugin] = _one_line(error)
         return
     for kind, known, info in found:
-        if isinstance(info, StrategyInfo) and info.unusable:
-            registry.unusable[info.name] = info.unusable
+        if isinstance(info, StrategyInfo) and info.unavailable:
+            registry.unavailable[info.name] = info.unavailable
             continue
         named = registry.patterns.setdefault(kind, {}) if getattr(info, "any_name", False) else known
         named[info.name] = info

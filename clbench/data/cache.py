@@ -74,7 +74,7 @@ def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream])
     except Unusable as reason:
         notes.append(f"the cached stream {path} was built again: {reason}")
     raw = build()
-    if raw.redrawn:
+    if raw.is_stochastic:
         return raw
     files = source_files(name, data_dir)
     try:

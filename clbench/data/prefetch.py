@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.core import seeds
 from clbench.core.device import send
-from clbench.data.samples import LiveSamples, Samples
+from clbench.data.samples import Samples, StochasticSamples
 
 DEPTH = 4  # steps whose inputs are ready at most
 Next = Callable[[], Tensor]  # the indices of a member's next batch
@@ -24,7 +24,7 @@ Next = Callable[[], Tensor]  # the indices of a member's next batch
 class Ahead(IterableDataset[list[Tensor | seeds.State]]):
     """The inputs of every member's batch, step by step, and the state of the global generators after each step."""
 
-    def __init__(self, samples: Sequence[LiveSamples], indices: Sequence[Next], steps: int) -> None:
+    def __init__(self, samples: Sequence[StochasticSamples], indices: Sequence[Next], steps: int) -> None:
         """Draw, for so many steps, the samples of each member that its indices name."""
         self.samples, self.indices, self.steps = samples, indices, steps
 
@@ -38,9 +38,9 @@ class Ahead(IterableDataset[list[Tensor | seeds.State]]):
 class Drawn(Samples):
     """Samples whose new draws come out of a queue, where they lie in the order in which they are asked for."""
 
-    redrawn = True
+    is_stochastic = True
 
-    def __init__(self, samples: LiveSamples, queue: Iterator[Tensor]) -> None:
+    def __init__(self, samples: StochasticSamples, queue: Iterator[Tensor]) -> None:
         """Take inputs from the queue and all else from the samples."""
         super().__init__(samples.x, samples.y, samples.tasks)
         object.__setattr__(self, "queue", queue)
@@ -79,7 +79,7 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
         indices: what gives the indices of each member's next batch; the fork calls them, and has copies of its own.
         steps: how many batches each member is going to take, at most.
     """
-    live = [part for part in samples if isinstance(part, LiveSamples)]
+    live = [part for part in samples if isinstance(part, StochasticSamples)]
     if len(live) < len(samples) or not core_to_spare(samples[0].y.device):
         yield list(samples)
         return

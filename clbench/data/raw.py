@@ -50,7 +50,7 @@ class RawStream:
     augment: str = ""
 
     @property
-    def redrawn(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Tell whether some samples are drawn anew for every batch."""
         return any(split.draw is not None for split in self.train)
 
@@ -125,7 +125,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
         train.append(Split(xs[0], split.y[kept], split.permutation, _draw(split, kept)))
         test.append(Split(xs[1], split.y[held], split.permutation))
     return replace(raw, train=tuple(train), test=tuple(test),
-                   notes=(*raw.notes, *([REDRAWN] if raw.redrawn else [])))
+                   notes=(*raw.notes, *([REDRAWN] if raw.is_stochastic else [])))
 
 
 def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:

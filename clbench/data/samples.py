@@ -24,7 +24,7 @@ class Samples:
     x: Tensor
     y: Tensor
     tasks: Tensor
-    redrawn: ClassVar[bool] = False  # whether `take` gives other inputs each time (random transforms)
+    is_stochastic: ClassVar[bool] = False  # whether `take` gives other inputs each time (random transforms)
 
     def __len__(self) -> int:
         """Return N."""
@@ -39,11 +39,11 @@ class Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
-    def fixed(self) -> Samples:
+    def materialized(self) -> Samples:
         """Return the samples as `take` gives them every time: of those that are drawn anew, the draw that is kept."""
-        return Samples(self.x, self.y, self.tasks) if self.redrawn else self
+        return Samples(self.x, self.y, self.tasks) if self.is_stochastic else self
 
-    def some(self, limit: int | None, generator: torch.Generator) -> Samples:
+    def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
         """Return `limit` of the samples, drawn without replacement; all where there are no more, or it is None."""
         if limit is None or limit >= len(self):
             return self
@@ -150,13 +150,13 @@ class HostSamples(Samples):
             yield Samples(send(x, y.device), y, tasks)
 
 
-class LiveSamples(Samples):
+class StochasticSamples(Samples):
     """Samples that an Avalanche data set draws anew for every batch; `x` is one draw of each, and stays that.
 
     Draws come from the global generators, which the harness seeds for every task of every trial.
     """
 
-    redrawn = True
+    is_stochastic = True
 
     def __init__(self, x: Tensor, y: Tensor, tasks: Tensor, draw: Callable[[int], Tensor]) -> None:
         """Keep one draw x [N, ...] with its labels, and `draw(i)`, a new draw of sample i as it is stored."""

@@ -18,7 +18,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
 from clbench.data.augmentation import AUGMENTATIONS, CropFlip
 from clbench.data.raw import RawStream, Split, hold_out
-from clbench.data.samples import Held, HostSamples, LiveSamples, PermutedSamples, Samples, permute
+from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
 
 CHANNEL_AXIS = 1
@@ -144,8 +144,8 @@ class Stream:
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, held)
-            if isinstance(part, LiveSamples):
-                return LiveSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
+            if isinstance(part, StochasticSamples):
+                return StochasticSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
             if streamed:
                 return HostSamples(part.x, move(part.y), move(part.tasks))
             return Samples(move(part.x), move(part.y), move(part.tasks))
@@ -217,7 +217,7 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
 def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
     """Return samples whose inputs are permuted, or drawn anew, when they are asked for, if they are to be at all."""
     if split.draw is not None:
-        return LiveSamples(split.x, y, torch.full_like(y, task), split.draw)
+        return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None:
         return eagerly(split, y, task)
     return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), held)

@@ -75,7 +75,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
-        records = experiment.carry_out(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
+        records = experiment.execute(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
                                        compiled=compile, retries=retries, executor=executor, address=address, gpus=gpus,
                                        data_dir=Path(data) if data is not None else None)
     experiment.write_report(ready)

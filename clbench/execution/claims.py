@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from clbench.core.files import Lock, NoLocks, lock
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
 from clbench.results.store import Store
 
 POLL_SECONDS = 0.5  # between looks at what other processes are still running
 
 
-class Claims:
+class TrialClaims:
     """The trials that are being run here, and those that were found taken.
 
     Args:
@@ -32,10 +32,10 @@ class Claims:
         self.found = found
         self.note = note
         self.held: dict[str, Lock | None] = {}
-        self.elsewhere: dict[str, Planned] = {}
+        self.elsewhere: dict[str, PlannedTrial] = {}
         self.locks = True
 
-    def take(self, planned: Planned) -> bool:
+    def take(self, planned: PlannedTrial) -> bool:
         """Return whether the trial is to be run here: no other process runs it, or has since the folder was read."""
         key = planned.trial.key
         if key in self.held:
@@ -70,7 +70,7 @@ class Claims:
         if taken:
             taken.release()
 
-    def wait(self) -> list[Planned]:
+    def wait(self) -> list[PlannedTrial]:
         """Wait until other processes are done with the trials they took, and return those they left undone.
 
         These are held from here on.

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from clbench.execution.workers.settings import Listener
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results import metrics
 from clbench.results.records import Record
 
@@ -55,7 +55,7 @@ class Tally:
 class Display(Listener):
     """What both displays share: plain lines for what is said once. Used as a context manager."""
 
-    def __init__(self, console: Console, todo: Sequence[Planned]) -> None:
+    def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a console."""
         self.console = console
         self.tally = Tally(len(todo))
@@ -76,7 +76,7 @@ class Display(Listener):
         """Print a line as it is."""
         self.console.print(Text(text, style), soft_wrap=True)
 
-    def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
+    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
         """Say what is going to be run."""
         trials = [p.trial for p in planned]
         scenarios = list(dict.fromkeys(t.scenario for t in trials))
@@ -99,7 +99,7 @@ class Display(Listener):
         """Say it."""
         self.say(text, "dim")
 
-    def started(self, planned: Planned) -> None:
+    def started(self, planned: PlannedTrial) -> None:
         """Count it."""
         self.tally.start(planned.trial.key)
 
@@ -146,7 +146,7 @@ class State(ProgressColumn):
 class LiveDisplay(Display):
     """A bar for the whole run and one for each running trial."""
 
-    def __init__(self, console: Console, todo: Sequence[Planned]) -> None:
+    def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a terminal."""
         super().__init__(console, todo)
         self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
@@ -164,7 +164,7 @@ class LiveDisplay(Display):
         """Leave the terminal as it was."""
         self.bars.stop()
 
-    def started(self, planned: Planned) -> None:
+    def started(self, planned: PlannedTrial) -> None:
         """Add a bar, in place of that of an earlier try."""
         super().started(planned)
         key = planned.trial.key
@@ -187,7 +187,7 @@ class LiveDisplay(Display):
         self.bars.update(self.whole, completed=self.tally.share)
 
 
-def display(console: Console, todo: Sequence[Planned]) -> Display:
+def display(console: Console, todo: Sequence[PlannedTrial]) -> Display:
     """Return the display that suits a console."""
     return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
 

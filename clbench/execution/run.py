@@ -15,18 +15,18 @@ from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
 from clbench.core.files import default_data_dir
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
-from clbench.execution.claims import Claims
-from clbench.execution.workers.settings import How, Listener, OnRay
+from clbench.execution.claims import TrialClaims
+from clbench.execution.workers.settings import ExecutionSettings, Listener, RayCluster
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results import tracking
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS = ("local", "ray")
-PASSING = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # failures that the next run may not meet: it goes on then
+TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may not meet them: it goes on
 
 
 @dataclass
@@ -36,13 +36,13 @@ class Experiment:
     spec: Spec
     registry: Registry
     store: Store
-    planned: list[Planned]
+    planned: list[PlannedTrial]
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
     trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
 
     @property
-    def missing(self) -> list[Planned]:
+    def missing(self) -> list[PlannedTrial]:
         """Return the trials to run: without a record, or failed. A diverged one would diverge again."""
         kept = {key for key, record in self.records.items() if record.status != "failed"}
         return [p for p in self.planned if p.trial.key not in kept]
@@ -72,12 +72,12 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     """
     whole = plan(spec, registry)
     refuse_doubles(whole)
-    ready = gather(spec, whole if shard is None else part(whole, shard), registry, out)
+    ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out)
     ready.trackers = tracking.start(log, registry, out)
     return ready
 
 
-def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) -> Experiment:
+def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path) -> Experiment:
     """Read the run folder of trials that are planned already; `spec` says on which device they run.
 
     Raises:
@@ -92,7 +92,7 @@ def gather(spec: Spec, planned: list[Planned], registry: Registry, out: Path) ->
     return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
 
 
-def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
+def execute(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
               workers: int | None = None, threads: int | None = None, stack: int | None = None,
               compiled: bool = False, retries: int = 1, executor: str = "local", address: str | None = None,
               gpus: float | None = None) -> list[Record]:
@@ -120,20 +120,20 @@ def carry_out(experiment: Experiment, listener: Listener, *, command: str, data_
     ray = on_ray(executor, address, gpus, workers)
     made = store.check_writable()
     listener.begun(experiment.planned, missing)
-    keeper = Keeper(experiment, listener)
+    keeper = RecordKeeper(experiment, listener)
     keeper.relabel()
     for note in outdated(experiment):
         listener.note(note)
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = share_out(experiment, command, data_dir or default_data_dir(), workers, threads, stack, ray)
+        how = choose_resources(experiment, command, data_dir or default_data_dir(), workers, threads, stack, ray)
         how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
-        execute = importlib.import_module(f"clbench.execution.workers.{'ray_cluster' if ray else 'local'}").execute
+        executor_module = importlib.import_module(f"clbench.execution.workers.{'ray_cluster' if ray else 'local'}")
         try:
             with closing(keeper.claims):
                 while missing:
-                    execute(missing, how, keeper)
+                    executor_module.execute(missing, how, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
             store.forget(made)  # bad input leaves nothing behind
@@ -153,7 +153,7 @@ def outdated(experiment: Experiment) -> list[str]:
             "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
-def on_ray(executor: str, address: str | None, gpus: float | None, workers: int | None) -> OnRay | None:
+def on_ray(executor: str, address: str | None, gpus: float | None, workers: int | None) -> RayCluster | None:
     """Return the cluster to run on; None for this machine.
 
     Raises:
@@ -165,11 +165,11 @@ def on_ray(executor: str, address: str | None, gpus: float | None, workers: int 
         raise SpecError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
     if executor == "ray" and workers == 0:
         raise SpecError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
-    return OnRay(address, gpus) if executor == "ray" else None
+    return RayCluster(address, gpus) if executor == "ray" else None
 
 
-def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None, ray: OnRay | None = None) -> How:
+def choose_resources(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
+              stack: int | None, ray: RayCluster | None = None) -> ExecutionSettings:
     """Decide on workers and threads.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
@@ -186,13 +186,13 @@ def share_out(experiment: Experiment, command: str, data_dir: Path, workers: int
         threads = max(1, cores // chosen)
         alone = cores if workers is None else None
     origins = experiment.registry.origins
-    return How(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
+    return ExecutionSettings(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
                alone=alone, stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
                artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                plugins=tuple(experiment.registry.files), ray=ray)
 
 
-class Keeper(Listener):
+class RecordKeeper(Listener):
     """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
@@ -201,7 +201,7 @@ class Keeper(Listener):
         self.listener = listener
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
-        self.claims = Claims(experiment.store, dict(experiment.records), self._found, listener.note)
+        self.claims = TrialClaims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Pass it on."""
@@ -211,7 +211,7 @@ class Keeper(Listener):
         """Pass it on."""
         self.listener.note(text)
 
-    def started(self, planned: Planned) -> None:
+    def started(self, planned: PlannedTrial) -> None:
         """Pass it on."""
         self.listener.started(planned)
 
@@ -223,7 +223,7 @@ class Keeper(Listener):
         """Store first: what is told of has been kept."""
         with interrupts.held():
             self.experiment.store.write(record)
-            if record.failure is None or record.failure.type not in PASSING:
+            if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record

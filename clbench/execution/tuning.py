@@ -162,10 +162,10 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         registry: what is installed.
         out: the run folder of the search.
         show: makes the listener of a round.
-        how: command, data_dir, workers, threads, stack, ...: see `experiment.carry_out`.
+        how: command, data_dir, workers, threads, stack, ...: see `experiment.execute`.
 
     Raises:
-        ClbenchError: as `experiment.prepare` and `carry_out`, or no candidate of a row gave a result.
+        ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row gave a result.
     """
     found: list[Record] = []
     while any(asked := [row.sampler.ask() for row in rows]):
@@ -173,7 +173,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
                    for method in map(row.candidate, candidates)}
         ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out)
         with show(ready) as listener:
-            records = run.carry_out(ready, listener, **how)
+            records = run.execute(ready, listener, **how)
         for row, candidates in zip(rows, asked, strict=True):
             row.hear(candidates, records)
         found += records

@@ -15,10 +15,10 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.sweeps import expand
-from clbench.experiment.trial import Planned, Resolved, Trial, Weights, _of_name
+from clbench.experiment.trial import PlannedTrial, Resolved, Trial, Weights, _of_name
 
 
-def plan(spec: Spec, registry: Registry) -> list[Planned]:
+def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
     """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
 
     Raises:
@@ -43,7 +43,7 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     resolved = [(m, label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
-        Planned(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
+        PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
                       scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
                       weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
                 label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
@@ -53,7 +53,7 @@ def plan(spec: Spec, registry: Registry) -> list[Planned]:
     ]
 
 
-def refuse_doubles(planned: Sequence[Planned]) -> None:
+def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
     """Check that no trial stands in two rows: its one record can have one label.
 
     Of what is to be run, not of every plan: `clbench tune` may begin with rows that differ in what it searches only.
@@ -110,7 +110,7 @@ def _weights(path: str | None, problems: list[str]) -> Weights | None:
         return None
 
 
-def part(planned: Sequence[Planned], shard: str) -> list[Planned]:
+def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
     """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
 
     Trials are dealt out setting by setting and in it method by method, so that every part has its share of each.

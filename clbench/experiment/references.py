@@ -20,7 +20,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import MethodSpec, Spec
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 
 LISTING = "clbench verify"
 
@@ -120,7 +120,7 @@ class Reference(Strict):
                 and (not methods or c.label in methods)]
 
     def plan(self, cells: Sequence[Cell], registry: Registry,
-             given: dict[str, Any] | None = None) -> list[list[Planned]]:
+             given: dict[str, Any] | None = None) -> list[list[PlannedTrial]]:
         """Return the trials of each cell.
 
         Raises:

@@ -78,7 +78,7 @@ class Trial(BaseModel):
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTrial:
     """A trial and how its method is called in tables."""
 
     trial: Trial

@@ -95,7 +95,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Point:
+class FigurePoint:
     """What the pictures show of a method. Numbers are raw: fractions and parameters; None where there is none."""
 
     label: str
@@ -112,7 +112,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Picture:
+class FigureData:
     """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
 
     kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
@@ -121,7 +121,7 @@ class Picture:
     subject: str  # the section's title
     alt: str  # in words, for those who do not see it
     caption: str
-    points: tuple[Point, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
+    points: tuple[FigurePoint, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
     results: tuple[Result, ...] = ()  # what the others draw
     critical: float | None = None  # ranks that are less apart than this cannot be told apart
 
@@ -146,7 +146,7 @@ class Section:
     settings: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[FigureData, ...] = ()
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
     verdicts: tuple[str, ...] = ()  # what the tests of paired differences say, a sentence per metric
     comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
@@ -161,4 +161,4 @@ class Report:
     notes: tuple[str, ...]  # definitions that hold for all sections
     rankings: tuple[Table, ...] = ()  # of methods across the sections, where several share enough of them
     ranking_verdicts: tuple[str, ...] = ()  # what the tests of those ranks say
-    pictures: tuple[Picture, ...] = ()  # of the whole report
+    pictures: tuple[FigureData, ...] = ()  # of the whole report

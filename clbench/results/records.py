@@ -16,13 +16,13 @@ from clbench.experiment.trial import Trial
 SCHEMA = 1
 
 
-class Facts(BaseModel):
+class RecordPart(BaseModel):
     """Base of the parts of a record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StreamFacts(Facts):
+class StreamFacts(RecordPart):
     """The stream a trial ran on."""
 
     classes: list[list[int]]  # of each task, as outputs of the model
@@ -33,7 +33,7 @@ class StreamFacts(Facts):
     notes: list[str] = []
 
 
-class Costs(Facts):
+class Costs(RecordPart):
     """What a method cost, per task: a list has one entry for each task that was trained."""
 
     trainable: list[int] = []  # parameters with requires_grad while the task was trained (the largest phase)
@@ -45,7 +45,7 @@ class Costs(Facts):
     peak_device_bytes: int | None = None  # allocated by torch on the accelerator
 
 
-class Timings(Facts):
+class Timings(RecordPart):
     """Wall time in seconds, an entry for each task that was trained."""
 
     train: list[float] = []
@@ -53,7 +53,7 @@ class Timings(Facts):
     evaluate: list[float] = []  # one more: the row before training
 
 
-class Failure(Facts):
+class Failure(RecordPart):
     """Why a trial has no full R."""
 
     type: str
@@ -61,7 +61,7 @@ class Failure(Facts):
     traceback: str = ""
 
 
-class Provenance(Facts):
+class Provenance(RecordPart):
     """Where and with what a record was made."""
 
     versions: dict[str, str]
@@ -74,7 +74,7 @@ class Provenance(Facts):
     command: str
 
 
-class Record(Facts):
+class Record(RecordPart):
     """One finished trial."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

@@ -131,7 +131,7 @@ class Strategy(nn.Module):
     roles: tuple[tuple[str, str], ...] = ()
     # Why a trial cannot go on from a checkpoint of this strategy and starts over instead; empty where it can: all that
     # changes as it learns is in parameters, buffers and plain attributes (numbers, strings, lists of them).
-    starts_over: ClassVar[str] = ""
+    not_resumable: ClassVar[str] = ""
     active: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
@@ -156,7 +156,7 @@ class Strategy(nn.Module):
     def before_phase(self, task: Task, phase: int) -> None:
         """Get ready for a phase (0, 1, ...) of a task; the optimiser is made anew after it. Default: nothing."""
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the modules that no longer learn, as they are in this phase of this task. Default: none.
 
         What has requires_grad in them does learn. The rest is not changed by anything until the phase is over, so what
@@ -174,7 +174,7 @@ class Strategy(nn.Module):
     def train(self, mode: bool = True) -> Strategy:
         """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
         super().train(mode)
-        for module in self.frozen():
+        for module in self.frozen_modules():
             module.eval()
         return self
 

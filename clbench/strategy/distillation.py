@@ -25,7 +25,7 @@ class Distilled(Strategy):
         self.old = kept(model)  # there already, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the old network."""
         return (self.old,)
 

@@ -47,7 +47,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         ValueError: no samples, or nothing to train.
         DivergedError: the model gives NaN.
     """
-    samples = samples.some(limit, generator)
+    samples = samples.subset(limit, generator)
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
 
     def log_p(logits: Tensor, tasks: Tensor) -> Tensor:

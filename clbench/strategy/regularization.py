@@ -20,10 +20,10 @@ from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, Task, World
 
 
-class Consolidated(Strategy, ABC):
+class QuadraticPenalty(Strategy, ABC):
     """Fine-tuning with the penalty; the buffers `importance__*`, `anchor__*` and `offset` are F, m and c.
 
-    Subclasses say what `weight` is and call `hold` or `hold_too` in `after_task`.
+    Subclasses say what `weight` is and call `anchor_here` or `add_anchor` in `after_task`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
@@ -71,7 +71,7 @@ class Consolidated(Strategy, ABC):
         return self.get_buffer(f"importance__{slot(name)}"), self.get_buffer(f"anchor__{slot(name)}")
 
     @torch.no_grad()
-    def hold(self, new: Mapping[str, Tensor], decay: float = 1.0) -> None:
+    def anchor_here(self, new: Mapping[str, Tensor], decay: float = 1.0) -> None:
         """Hold the parameters where they are now: F <- decay F + new, m <- theta. By parameter name."""
         for name, parameter in self.named_parameters():
             if name in new:
@@ -80,7 +80,7 @@ class Consolidated(Strategy, ABC):
                 anchor.copy_(parameter)
 
     @torch.no_grad()
-    def hold_too(self, new: Mapping[str, Tensor]) -> None:
+    def add_anchor(self, new: Mapping[str, Tensor]) -> None:
         """Add a quadratic of its own, sum new (theta - theta_now)^2, to those there are.
 
         A sum of quadratics is one quadratic: with theta_t where the t-th was added,

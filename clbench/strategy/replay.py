@@ -1,7 +1,7 @@
 """Replay memory: a base of the strategies that keep a few samples of the stream, in buffers, and draw from them.
 
-`Stored` has the buffers and the draws, and leaves it to a strategy which samples it stores; `Rehearsal` decides that as
-the stream goes by, in one of two ways.
+`SampleMemory` has the buffers and the draws, and leaves it to a strategy which samples it stores; `ReplayMemory`
+decides that as the stream goes by, in one of two ways.
 
 `reservoir` is Algorithm R (Vitter 1985): after n samples each of them is kept with the same probability capacity/n.
 `class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from Imbalanced
@@ -32,7 +32,7 @@ from clbench.strategy.base import Strategy, World
 Balance = Literal["reservoir", "class"]
 
 
-class Stored(Strategy):
+class SampleMemory(Strategy):
     """Base of strategies that keep samples: `store` says which, `draw` and `recall` pick some of them at random.
 
     The buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and memory_tasks [M] hold the M samples
@@ -66,12 +66,12 @@ class Stored(Strategy):
         index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
         return send(index, self.memory_y.device)
 
-    def recall(self, count: int) -> Samples:
+    def sample(self, count: int) -> Samples:
         """Return `count` different samples of the memory, or all in random order where it holds fewer."""
         return self.memory.take(self.draw(count))
 
 
-class Rehearsal(Stored):
+class ReplayMemory(SampleMemory):
     """Base of strategies with a memory of the stream so far: `remember` offers samples to it.
 
     It grows up to the capacity; memory_seen [C] counts the samples offered so far, by class, and memory_full [C] marks
@@ -79,7 +79,7 @@ class Rehearsal(Stored):
     """
 
     # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
-    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *Stored.roles)
+    roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *SampleMemory.roles)
     memory_seen: Tensor
     memory_full: Tensor
 
@@ -93,7 +93,7 @@ class Rehearsal(Stored):
         self.register_buffer("memory_seen", torch.zeros(world.classes, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
 
-    def remember(self, samples: Samples) -> None:
+    def offer(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other in their order."""
         draws = torch.rand(len(samples), 2, generator=self.world.generator, dtype=torch.float64)
         if self.balance == "class":
@@ -109,12 +109,12 @@ class Rehearsal(Stored):
         self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # no others are taken: all inputs of a task may be more than the device has room for
-            self._write(samples.fixed().take(send(source[slots], samples.index_device)), slots)
+            self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
 
     def _write(self, new: Samples, slots: Tensor) -> None:
         """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the present end are appended."""
-        self.store(Samples(placed(self.memory_x, new.x, slots), placed(self.memory_y, new.y, slots),
-                           placed(self.memory_tasks, new.tasks, slots)))
+        self.store(Samples(write_slots(self.memory_x, new.x, slots), write_slots(self.memory_y, new.y, slots),
+                           write_slots(self.memory_tasks, new.tasks, slots)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as any strategy does, and forget how many samples this one was offered."""
@@ -122,7 +122,7 @@ class Rehearsal(Stored):
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def placed(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+def write_slots(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """Return `old` [M, ...] with new[i] in slot slots[i], where slots M, M + 1, ... are appended.
 
     `slots` ascend and are on the CPU, so that nothing about them must be asked of the device.

@@ -182,7 +182,7 @@ def check_trains(make: Make) -> None:
 def check_checkpoint(make: Make) -> None:
     """Check that a trial can go on from a checkpoint after two tasks as if nothing had happened.
 
-    A strategy that says why it starts over instead (`starts_over`) must not be gone on from.
+    A strategy that says why it starts over instead (`not_resumable`) must not be gone on from.
     """
     whole, killed, fresh = (make("task") for _ in range(3))
     for index in range(TASKS - 1):
@@ -192,16 +192,16 @@ def check_checkpoint(make: Make) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / checkpoint.FILE
             now = datetime.datetime.now(datetime.timezone.utc)
-            checkpoint.write(path, checkpoint.Facts(
+            checkpoint.write(path, checkpoint.CheckpointHeader(
                 key="", code="", versions={}, device="cpu", threads=1, started=now, learned=TASKS - 1, R=[],
                 task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
-            facts = checkpoint.read_facts(path)
+            facts = checkpoint.read_header(path)
             assert facts is not None
             take_up(path, facts, fresh.strategy, fresh.stream, seed=0)
     except checkpoint.Unresumable as error:
-        if killed.strategy.starts_over:
+        if killed.strategy.not_resumable:
             return
-        raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in starts_over") from None
+        raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in not_resumable") from None
     unchanged(snapshot(whole.strategy), fresh.strategy, "going on from a checkpoint")
     whole.learn(TASKS - 1)
     fresh.learn(TASKS - 1)

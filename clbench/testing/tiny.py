@@ -102,7 +102,7 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = channels_last(MODELS[model or info.checked_on](stream.input_shape, stream.classes))
+        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes))
     world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):

@@ -1,9 +1,9 @@
 """What frozen modules make of a task's samples, worked out once and looked up from then on; no strategy knows of it.
 
-A batch is a `Rows` then: a tensor that knows of which samples it consists. What is done to rows with weights of frozen
-modules alone gives rows again and is not carried out. Where they meet anything else they become the ordinary tensor
-that they stand for, taken from a table of all samples. So the old columns of a progressive network, or the base layer
-under a first adapter, cost a look-up a step.
+A batch is a `DeferredRows` then: a tensor that knows of which samples it consists. What is done to rows with weights of
+frozen modules alone gives rows again and is not carried out. Where they meet anything else they become the ordinary
+tensor that they stand for, taken from a table of all samples. So the old columns of a progressive network, or the base
+layer under a first adapter, cost a look-up a step.
 
 The operations are noted on the first batch of a phase, which is computed as it would be anyway. A table is made where
 rows are first needed, and kept if it gives that batch what was computed on it; so what depends on the other samples of
@@ -41,20 +41,20 @@ class Node:
     tried: bool = False  # whether a table was to be made
 
 
-class Rows(Tensor):
+class DeferredRows(Tensor):
     """The rows of a batch at some node; their values are computed, or looked up, when they are needed."""
 
-    memo: Memo
+    memo: OutputCache
     node: Node
     picked: Tensor  # int64 [M]: which samples
     call: tuple[Callable[..., Any], Any, Any] | None
     value: Tensor | None
 
     @staticmethod
-    def __new__(cls: type[Rows], memo: Memo, node: Node, index: Tensor, value: Tensor | None = None,
-                call: tuple[Callable[..., Any], Any, Any] | None = None) -> Rows:
+    def __new__(cls: type[DeferredRows], memo: OutputCache, node: Node, index: Tensor, value: Tensor | None = None,
+                call: tuple[Callable[..., Any], Any, Any] | None = None) -> DeferredRows:
         """Stand for the node's result on the samples at `index`: `value` if it is there, or what `call` would give."""
-        rows: Rows = Tensor._make_wrapper_subclass(
+        rows: DeferredRows = Tensor._make_wrapper_subclass(
             cls, (len(index), *node.tail), dtype=node.dtype, device=index.device)
         rows.memo, rows.node, rows.picked, rows.value, rows.call = memo, node, index, value, call
         return rows
@@ -65,7 +65,7 @@ class Rows(Tensor):
         if func in ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        first = args[0] if args and type(args[0]) is Rows else leaves((args, kwargs), Rows)[0]
+        first = args[0] if args and type(args[0]) is DeferredRows else leaves((args, kwargs), DeferredRows)[0]
         return first.memo.apply(func, args, kwargs or {})
 
     @classmethod
@@ -75,7 +75,7 @@ class Rows(Tensor):
         return func(*over(plain, args), **over(plain, kwargs or {}))
 
 
-class Memo:
+class OutputCache:
     """What has been worked out about the inputs of one task, for one phase.
 
     Args:
@@ -102,7 +102,7 @@ class Memo:
         if self.batches == 2 and all(node is None or node.table is None for node in self.nodes.values()):
             self.useful = False
         assert self.root.table is not None
-        return Rows(self, self.root, index) if self.useful else pick(self.root.table, index)
+        return DeferredRows(self, self.root, index) if self.useful else pick(self.root.table, index)
 
     def apply(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return rows for an operation that is known, or can be; else what it gives on ordinary tensors."""
@@ -113,7 +113,7 @@ class Memo:
         except TypeError:  # it meets something that learns, or that cannot be known again
             node = None
         if node is not None and self.index is not None:
-            return Rows(self, node, self.index, call=(func, args, kwargs))
+            return DeferredRows(self, node, self.index, call=(func, args, kwargs))
         if changes(func, kwargs):
             self.useful = False
         elif signature is not None and signature not in self.nodes and self.batches == 1:
@@ -128,15 +128,15 @@ class Memo:
             self.nodes[signature] = None
             return value
         given = leaves((args, kwargs), Tensor)
-        weighty = any(v.node.weighty if isinstance(v, Rows) else True for v in given)
+        weighty = any(v.node.weighty if isinstance(v, DeferredRows) else True for v in given)
         node = Node(func, over(node_of, args), over(node_of, kwargs), tuple(value.shape[1:]), value.dtype, weighty)
         self.nodes[signature] = node
-        return Rows(self, node, self.index, value)
+        return DeferredRows(self, node, self.index, value)
 
     def sign(self, value: Any) -> Hashable:
         """Return what an argument is known by the next time; TypeError where it cannot be."""
         kind = type(value)
-        if kind is Rows:
+        if kind is DeferredRows:
             if value.memo is not self or value.picked is not self.index or not self.useful:
                 raise TypeError
             return value.node  # type: ignore[no-any-return]
@@ -151,7 +151,7 @@ class Memo:
         hash(value)
         return kind, value
 
-    def tabulate(self, rows: Rows, value: Tensor) -> None:
+    def tabulate(self, rows: DeferredRows, value: Tensor) -> None:
         """Make the table that these rows of the first batch are to be looked up in, if it holds for them."""
         node = rows.node
         node.tried = True
@@ -181,12 +181,12 @@ class Memo:
         return done[node]
 
 
-class Remembered(Samples):
+class CachedSamples(Samples):
     """Samples whose batches are rows."""
 
-    memo: Memo
+    memo: OutputCache
 
-    def __init__(self, samples: Samples, memo: Memo) -> None:
+    def __init__(self, samples: Samples, memo: OutputCache) -> None:
         """Keep the samples, whose x the memo knows."""
         super().__init__(samples.x, samples.y, samples.tasks)
         object.__setattr__(self, "memo", memo)
@@ -196,15 +196,15 @@ class Remembered(Samples):
         return Samples(self.memo.rows(index), pick(self.y, index), pick(self.tasks, index))
 
 
-def remember(samples: Samples, modules: Iterable[nn.Module], budget: int) -> Samples:
+def cache_frozen_outputs(samples: Samples, modules: Iterable[nn.Module], budget: int) -> Samples:
     """Return samples (inputs of the model) of which what the frozen modules make is computed once."""
     weights = [w for module in modules for w in (*module.parameters(), *module.buffers())]
-    return Remembered(samples, Memo(samples.x, weights, budget)) if weights else samples
+    return CachedSamples(samples, OutputCache(samples.x, weights, budget)) if weights else samples
 
 
 def plain(value: Any) -> Any:
     """Return rows as the ordinary tensor that they stand for; anything else as it is."""
-    if not isinstance(value, Rows):
+    if not isinstance(value, DeferredRows):
         return value
     memo, node = value.memo, value.node
     result = computed(value)
@@ -215,7 +215,7 @@ def plain(value: Any) -> Any:
 
 def computed(value: Any) -> Any:
     """Return what `plain` does, and make no table: these values are not needed for themselves."""
-    if not isinstance(value, Rows):
+    if not isinstance(value, DeferredRows):
         return value
     if value.value is None:
         if value.node.table is not None:
@@ -229,7 +229,7 @@ def computed(value: Any) -> Any:
 
 def node_of(value: Any) -> Any:
     """Return the node of rows; anything else as it is."""
-    return value.node if isinstance(value, Rows) else value
+    return value.node if isinstance(value, DeferredRows) else value
 
 
 def over(function: Callable[[Any], Any], value: Any) -> Any:

@@ -20,14 +20,14 @@ from torch.func import functional_call
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy
-from clbench.training.lookup import remember
+from clbench.training.lookup import cache_frozen_outputs
 from clbench.training.stacking import Loss
 
 BYTES = 2**30  # for what is kept, all members together
 CHUNK = 1024
 
 
-class Inputs(NamedTuple):
+class TrainingInputs(NamedTuple):
     """Samples of each member, the block they go to, and whether they are inputs of the network (or raw)."""
 
     samples: list[Samples]
@@ -71,8 +71,8 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     return Samples(torch.cat(parts), samples.y, samples.tasks)
 
 
-def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
-         lookups: bool = True) -> Inputs:
+def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
+         lookups: bool = True) -> TrainingInputs:
     """Return what a phase trains on, with all that would be computed again in each pass computed now.
 
     Args:
@@ -82,14 +82,14 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
         seen: samples that the phase will draw; fewer than there are would make it a loss.
         lookups: whether batches may be rows of tables, which a compiler cannot see through.
     """
-    raw = Inputs(list(samples), start=0, prepared=False)
+    raw = TrainingInputs(list(samples), start=0, prepared=False)
     looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
-    if looks_at_raw or any(part.redrawn for part in samples) or seen < len(samples[0]):
+    if looks_at_raw or any(part.is_stochastic for part in samples) or seen < len(samples[0]):
         return raw
     blocks = min(map(frozen_blocks, strategies))
-    if blocks and fits(strategies, samples, blocks) and proven(strategies[0], samples[0], task, blocks):
+    if blocks and fits_budget(strategies, samples, blocks) and is_equivalent(strategies[0], samples[0], task, blocks):
         kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
-    elif fits(strategies, samples, 0):
+    elif fits_budget(strategies, samples, 0):
         blocks = 0
         shared = {id(part): part for part in samples}  # members may have the same
         ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
@@ -97,18 +97,18 @@ def once(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, 
     else:
         return raw
     if lookups and len(strategies) == 1:
-        kept = [remember(kept[0], strategies[0].frozen(), BYTES - kept[0].x.nbytes)]
-    return Inputs(kept, blocks, prepared=True)
+        kept = [cache_frozen_outputs(kept[0], strategies[0].frozen_modules(), BYTES - kept[0].x.nbytes)]
+    return TrainingInputs(kept, blocks, prepared=True)
 
 
-def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
+def fits_budget(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
     """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
     first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].index_device)), blocks)
     parts = samples if blocks else {id(part): part for part in samples}.values()
     return first.x.nbytes * sum(map(len, parts)) <= BYTES
 
 
-def proven(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
+def is_equivalent(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
     """Return whether the loss of a batch is the same from the blocks' outputs as from its inputs.
 
     What is trained is moved a little first: a term that starts at zero would say nothing.

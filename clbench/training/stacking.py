@@ -37,7 +37,7 @@ class Engine(Protocol):
     def close(self) -> None:
         """Leave the members as strategies of their own."""
 
-    def narrow(self, chosen: Sequence[int]) -> None:
+    def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the optimiser state of these members only."""
 
 
@@ -50,7 +50,7 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
     Raises:
         ValueError: no parameter requires a gradient.
     """
-    engine = Alone(strategies[0], recipe) if len(strategies) == 1 else Stack(strategies, recipe)
+    engine = SingleStep(strategies[0], recipe) if len(strategies) == 1 else StackedStep(strategies, recipe)
     if compiler is not None:
         engine.loss = compiler(engine.loss)
     if previous is not None and recipe.optimizer_state == "keep":
@@ -63,7 +63,7 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
     return engine
 
 
-class Alone:
+class SingleStep:
     """Steps of one strategy."""
 
     def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
@@ -93,11 +93,11 @@ class Alone:
     def close(self) -> None:
         """Undo nothing: the strategy was its own all the time."""
 
-    def narrow(self, chosen: Sequence[int]) -> None:
+    def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the only member."""
 
 
-class Varied:
+class OptionsView:
     """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
 
     def __init__(self, options: opt.Options, values: Mapping[str, Tensor]) -> None:
@@ -122,23 +122,23 @@ class Loss(nn.Module):
         if not scalars:
             return self.strategy.loss(batch)
         own: Any = self.strategy.options
-        self.strategy.options = Varied(own, scalars)  # type: ignore[assignment]
+        self.strategy.options = OptionsView(own, scalars)  # type: ignore[assignment]
         try:
             return self.strategy.loss(batch)
         finally:
             self.strategy.options = own
 
 
-class Stack:
+class StackedStep:
     """Steps of several seeds of one strategy at once."""
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
-        """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        """StackedStep parameters and buffers, and make the members' tensors views of the stack."""
         self.forward = numerics.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
         self.loss: Callable[..., Tensor] = self.losses
-        self.scalars = differing(self.members)
+        self.scalars = varying_options(self.members)
         parameters, buffers = stack_module_state(self.members)
         self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
         self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
@@ -179,7 +179,7 @@ class Stack:
                 for tensor in (*member.parameters(), *member.buffers()):
                     tensor.data = tensor.data.clone()
 
-    def narrow(self, chosen: Sequence[int]) -> None:
+    def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the optimiser state of these members only; of a single one, as if it had trained alone."""
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
@@ -206,7 +206,7 @@ class Stack:
         self._seen = [dict(member.named_buffers()) for member in self.members]
 
     def _follow_buffers(self) -> None:
-        """Stack again the buffers that `augment_batch` replaced (those changed in place are views already)."""
+        """StackedStep again the buffers that `augment_batch` replaced (those changed in place are views already)."""
         now = [dict(member.named_buffers()) for member in self.members]
         for name in now[0]:
             if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):
@@ -225,7 +225,7 @@ class Stack:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
 
 
-def differing(members: Sequence[Strategy]) -> dict[str, Tensor]:
+def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
     """Return the values [S] of the members' `Scalar` options, of those in which they differ.
 
     Float32 as the arithmetic is; what they agree on stays a number.
@@ -235,14 +235,14 @@ def differing(members: Sequence[Strategy]) -> dict[str, Tensor]:
             for name, of in values.items() if len(set(of)) > 1}
 
 
-def moments(engine: Engine, member: int, members: int) -> dict[str, Tensor]:
+def optimizer_state(engine: Engine, member: int, members: int) -> dict[str, Tensor]:
     """Return one member's part of an engine's optimiser state, as `<parameter>/<field>`."""
     return {f"{name}/{field}": value[member] if members > 1 and value.dim() and len(value) == members else value
             for name, parameter in engine.trained.items()
             for field, value in engine.optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
 
 
-def with_moments(strategies: Sequence[Strategy], recipe: Recipe,
+def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
                  found: Sequence[Mapping[str, Tensor]]) -> Engine | None:
     """Return an engine whose optimiser has that state, one mapping per member; None where there is none."""
     if not found[0]:

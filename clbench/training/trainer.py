@@ -22,7 +22,7 @@ from clbench.strategy.base import Batch, Budget, Strategy, Task
 from clbench.training import precompute
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer, make_schedule
-from clbench.training.precompute import Inputs
+from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, make_engine
 
 
@@ -145,8 +145,9 @@ class Trainer:
                 strategy.before_phase(task, phase)
                 strategy.train()
             drawn = (end - begin) * self.recipe.batch_size
-            given = (Inputs(samples, start=0, prepared=False) if self.augment
-                     else precompute.once(self.strategies, samples, tasks[0].index, drawn, self.compiler is None))
+            given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
+                     else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,
+                                                         self.compiler is None))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
             most = max(most, self.strategies[0].trainable())
@@ -181,7 +182,7 @@ class Trainer:
             self.strategies = [self.strategies[i] for i in chosen]
             self.seeds = [self.seeds[i] for i in chosen]
             assert self.engine is not None
-            self.engine.narrow(chosen)
+            self.engine.keep_members(chosen)
 
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
         """Return whether every member has diverged; looked at now and then, since looking waits for the device."""

@@ -39,7 +39,7 @@ from clbench.core.device import send
 from clbench.models.builtin import CNNOptions
 from clbench.models.mlp_cnn import cnn
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.strategy.replay import Stored
+from clbench.strategy.replay import SampleMemory
 from clbench_acl import ACLOptions
 
 UNITS = 175  # of the discriminator's hidden layers, the authors'
@@ -47,10 +47,11 @@ NOISE = 0  # the discriminator's label for z'; that of task t is t + 1
 SIDE = 8  # of the maps that a private module's convolutions end with, if four stages are enough
 
 
-class ACL(Stored, PerTaskStrategy):
+class ACL(SampleMemory, PerTaskStrategy):
     """The model's blocks are S, `private` holds P_t, `heads` their heads; `noise` [N, D] is drawn for each batch."""
 
-    roles = (("private.*", "private"), ("discriminator.*", "discriminator"), *Stored.roles, *PerTaskStrategy.roles)
+    roles = (("private.*", "private"), ("discriminator.*", "discriminator"), *SampleMemory.roles,
+             *PerTaskStrategy.roles)
     options: ACLOptions
     noise: Tensor
 
@@ -77,7 +78,7 @@ class ACL(Stored, PerTaskStrategy):
         self.model.blocks.requires_grad_(True)
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the private modules of learned tasks."""
         return self.private[:self.learned]
 
@@ -121,7 +122,7 @@ class ACL(Stored, PerTaskStrategy):
         super().after_task(task)
         self.train(self.training)
         if self.options.memory:
-            new = task.train.some(self.options.memory, self.world.generator)
+            new = task.train.subset(self.options.memory, self.world.generator)
             self.store(Samples.concat(self.memory, new) if self.kept else new)
             self.kept.append(len(new))
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Network, Options, Task, World
-from clbench.strategy.replay import Rehearsal
+from clbench.strategy.replay import ReplayMemory
 from clbench_agem import AGEMOptions
 
 
-class AGEM(Rehearsal):
+class AGEM(ReplayMemory):
     """Fine-tuning with projected gradients."""
 
     options: AGEMOptions
@@ -34,7 +34,7 @@ class AGEM(Rehearsal):
         """Return the gradients projected onto the half-space where the memory's loss does not rise."""
         if not len(self.memory_y):
             return gradients
-        drawn = self.recall(self.options.samples)
+        drawn = self.sample(self.options.samples)
         with torch.enable_grad():
             logits = self(self.world.prepare(drawn.x))
             loss = F.cross_entropy(self.mask(logits, drawn.tasks), drawn.y)
@@ -45,7 +45,7 @@ class AGEM(Rehearsal):
 
     def after_task(self, task: Task) -> None:
         """Offer the task's samples to the memory."""
-        self.remember(task.train)
+        self.offer(task.train)
 
 
 def project(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -65,4 +65,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     target = "clbench_avalanche.load:Avalanche"
     usable = [StrategyInfo(f"avalanche:{options.strategy}", target, f"Avalanche's: {summary}", options, PAPER,
                            options.strategy in REFERENCES) for options, summary in found]
-    return [*usable, *(StrategyInfo(f"avalanche:{name}", target, "", unusable=why) for name, why in reasons.items())]
+    return [*usable, *(StrategyInfo(f"avalanche:{name}", target, "", unavailable=why) for name, why in reasons.items())]

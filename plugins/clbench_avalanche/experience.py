@@ -32,7 +32,7 @@ class Items(Dataset[tuple[Tensor, int]]):
         self.ready = None
         self.made: dict[int, Tensor] = {}  # what has not been taken yet of the last batch, by place
         self.labels: list[int] = samples.y.tolist()
-        if augment is None and not samples.redrawn:
+        if augment is None and not samples.is_stochastic:
             self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ class Avalanche(Strategy):
     """A strategy of Avalanche, built when the first task begins, since it takes its optimiser at once."""
 
     options: AvalancheOptions
-    starts_over = "Avalanche keeps its state in objects of its own, which no checkpoint holds"
+    not_resumable = "Avalanche keeps its state in objects of its own, which no checkpoint holds"
     roles = (("replay__*", "replay"), ("kept__*buffer_weights", "counters"), ("kept__*buffer_score", "counters"),
              ("kept__*_labels", "counters"), ("kept__*ext_mem_list_y", "counters"), ("kept__*memory_[yt]*", "counters"),
              ("kept__*prev_model*", "old network"), ("kept__*init_model*", "old network"),

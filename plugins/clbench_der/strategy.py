@@ -20,11 +20,11 @@ from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, World
 from clbench.strategy.per_sample_gradients import evaluating
-from clbench.strategy.replay import Rehearsal, placed
+from clbench.strategy.replay import ReplayMemory, write_slots
 from clbench_der import DEROptions, DERPPOptions
 
 
-class DER(Rehearsal):
+class DER(ReplayMemory):
     """Replay of logits: memory_logits [M, C] are kept, kept_logits [R, C] those of the draw at hand."""
 
     options: DEROptions
@@ -47,7 +47,7 @@ class DER(Rehearsal):
             drawn = self.draw(len(batch.y))
             self.kept_logits = self.memory_logits[drawn]
             batch = self.extend(batch.extended(self.memory.take(drawn)), len(batch.y))
-        self.remember(new)
+        self.offer(new)
         return batch
 
     def extend(self, batch: Batch, new: int) -> Batch:
@@ -78,7 +78,7 @@ class DER(Rehearsal):
         with torch.no_grad(), evaluating(self):
             logits = self(self.world.prepare(new.x))
         super()._write(new, slots)
-        self.memory_logits = placed(self.memory_logits, logits, slots)
+        self.memory_logits = write_slots(self.memory_logits, logits, slots)
 
 
 class DERPP(DER):
@@ -92,7 +92,7 @@ class DERPP(DER):
 
     def extend(self, batch: Batch, new: int) -> Batch:
         """Return the batch with the second draw behind."""
-        return batch.extended(self.recall(new))
+        return batch.extended(self.sample(new))
 
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor:
         """Return the second draw's cross-entropy."""

@@ -11,11 +11,11 @@ replayed in the first task, and none of the task at hand in any.
 from __future__ import annotations
 
 from clbench import Batch, Network, Options, Samples, Task, World
-from clbench.strategy.replay import Rehearsal
+from clbench.strategy.replay import ReplayMemory
 from clbench_er import EROptions
 
 
-class ER(Rehearsal):
+class ER(ReplayMemory):
     """Fine-tuning on batches with an equally large replay batch (what the memory has, where it has fewer) behind."""
 
     options: EROptions
@@ -28,12 +28,12 @@ class ER(Rehearsal):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
-        extended = batch.extended(self.recall(len(batch.y))) if len(self.memory_y) else batch
+        extended = batch.extended(self.sample(len(batch.y))) if len(self.memory_y) else batch
         if batch.first_pass and self.options.update == "step":
-            self.remember(Samples(batch.x, batch.y, batch.tasks))
+            self.offer(Samples(batch.x, batch.y, batch.tasks))
         return extended
 
     def after_task(self, task: Task) -> None:
         """Offer all of the task's samples to the memory, if it has not been offered them one by one."""
         if self.options.update == "task":
-            self.remember(task.train)
+            self.offer(task.train)

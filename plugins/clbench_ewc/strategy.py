@@ -3,8 +3,8 @@
 Loss: cross-entropy + strength/2 sum_i F_i (theta_i - theta*_i)^2, F the diagonal Fisher (clbench.strategy.fisher).
 
 `separate` is Kirkpatrick et al. 2017 (arXiv 1612.00796): one such sum for each old task t, with F_t taken at theta*_t.
-Kept as it stands there it takes 2 T numbers per parameter after T tasks; `Consolidated.hold_too` keeps the same loss
-and gradient in 2 numbers per parameter however many tasks.
+Kept as it stands there it takes 2 T numbers per parameter after T tasks; `QuadraticPenalty.add_anchor` keeps the same
+loss and gradient in 2 numbers per parameter however many tasks.
 `online` is Schwarz et al. 2018 (arXiv 1805.06370): while a task is learned the one sum there is has F and the anchor of
 before, weighed by gamma: strength/2 sum_i gamma F_i (theta_i - theta*_i)^2. After it F <- gamma F + F_t, and the anchor
 is the latest theta. Their rescaling of each task's F to a common norm is left out, as in van de Ven & Tolias.
@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from clbench import Network, Options, Task, World
 from clbench.strategy.fisher import diagonal_fisher
-from clbench.strategy.regularization import Consolidated
+from clbench.strategy.regularization import QuadraticPenalty
 from clbench_ewc import EWCOptions
 
 
-class EWC(Consolidated):
+class EWC(QuadraticPenalty):
     """Fine-tuning with the penalty whose importance is the Fisher information."""
 
     options: EWCOptions
@@ -45,6 +45,6 @@ class EWC(Consolidated):
         new = diagonal_fisher(self, task.train, task.index, generator=self.world.generator, kind=self.options.fisher,
                               limit=self.options.fisher_samples)
         if self.options.mode == "online":
-            self.hold(new, self.options.gamma)
+            self.anchor_here(new, self.options.gamma)
         else:
-            self.hold_too(new)
+            self.add_anchor(new)

@@ -41,17 +41,17 @@ from clbench import Batch, Network, Options, Samples, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.class_means import class_means, features_of
 from clbench.strategy.distillation import Distilled
-from clbench.strategy.replay import Stored
+from clbench.strategy.replay import SampleMemory
 from clbench_icarl import ICaRLOptions
 
 
-class ICaRL(Stored, Distilled):
+class ICaRL(SampleMemory, Distilled):
     """The memory holds set after set of exemplars, each in the order of herding; `means` [C, D] are those of classes.
 
     The means of a class without exemplars are infinitely far.
     """
 
-    roles = (("means", "prototypes"), *Stored.roles, *Distilled.roles)
+    roles = (("means", "prototypes"), *SampleMemory.roles, *Distilled.roles)
     options: ICaRLOptions
     means: Tensor
     taught: Tensor
@@ -94,7 +94,7 @@ class ICaRL(Stored, Distilled):
         if not self.sizes:
             return batch
         count, self.owed = divmod(self.owed + sum(self.sizes) * len(batch.y), self.samples)
-        return batch.extended(self.recall(count))
+        return batch.extended(self.sample(count))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the binary cross-entropies of new outputs with the labels, and of old ones with what they were."""
@@ -109,7 +109,7 @@ class ICaRL(Stored, Distilled):
     def after_task(self, task: Task) -> None:
         """Keep the network, shorten the sets of exemplars there are, add the task's, and take all means anew."""
         super().after_task(task)
-        train = task.train.fixed()
+        train = task.train.materialized()
         parts = [found.double() for _, found in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]

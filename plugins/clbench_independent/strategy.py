@@ -63,7 +63,7 @@ class Independent(PerTaskStrategy):
         self.copies[-1].requires_grad_(not base)
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return W once it is frozen, and the copies of learned tasks."""
         return [*self.copies[:self.learned], *(() if self.base_learns else (self.model.blocks,))]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Samples, Strategy, Task, World
-from clbench.data.samples import LiveSamples
+from clbench.data.samples import StochasticSamples
 
 
 class Joint(Strategy):
@@ -41,7 +41,7 @@ class Joint(Strategy):
         kept = Samples.concat(self.kept, new) if task.index else new
         self.kept_x, self.kept_y, self.kept_tasks = kept.x, kept.y, kept.tasks
         self.ends.append(len(kept))
-        self.draws.append(new.draw if isinstance(new, LiveSamples) else None)
+        self.draws.append(new.draw if isinstance(new, StochasticSamples) else None)
 
     @property
     def kept(self) -> Samples:
@@ -60,4 +60,4 @@ class Joint(Strategy):
             begin, own = self.ends[number - 1] if number else 0, self.draws[number]
             return host[index] if own is None else own(index - begin)
 
-        return LiveSamples(kept.x, kept.y, kept.tasks, draw)
+        return StochasticSamples(kept.x, kept.y, kept.tasks, draw)

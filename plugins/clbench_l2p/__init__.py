@@ -31,4 +31,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("l2p", "clbench_l2p.strategy:L2P",
                          "base frozen; a pool of prompts, of which each sample is given those that suit it (vision "
-                         "transformers only)", L2POptions, "Wang et al. 2022, arXiv 2112.08654", checked_on="vit"),)
+                         "transformers only)", L2POptions, "Wang et al. 2022, arXiv 2112.08654", check_model="vit"),)

@@ -94,7 +94,7 @@ class L2P(Strategy):
             parameter.requires_grad_(not base)
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the blocks once they are frozen."""
         return (self.model.blocks,) if self.prompted else ()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import SpecError
-from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, configure
+from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, configure
 
 
 def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(mean, Tensor)
             own[c] = mean.to(own.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
-    facts = Facts(trial=first.facts.trial, task=None, classes=classes, base=first.facts.base,
+    facts = AdapterInfo(trial=first.facts.trial, task=None, classes=classes, base=first.facts.base,
                   mixture=dict(zip(adapters, weights, strict=True)))
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
     return Adapter(config, tensors, facts)

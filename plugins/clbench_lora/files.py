@@ -4,7 +4,7 @@ A task's folder holds
 
     adapter_config.json         PEFT's LoraConfig
     adapter_model.safetensors   A and B (bias, magnitude) of each layer and the head, by PEFT's names
-    clbench.json                `Facts`: what PEFT has no place for
+    clbench.json                `AdapterInfo`: what PEFT has no place for
     prototype.safetensors       the task's class means, with infer = prototype only
 
 and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. All are safetensors
@@ -24,7 +24,7 @@ from torch import Tensor
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import StoreError
 from clbench.core.files import write_atomically
-from clbench_lora.peft_format import HEAD, PREFIX, Adapter, Facts, PeftConfig, fingerprint
+from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
 CONFIG, MODEL, FACTS, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
                                    "prototype.safetensors")
@@ -57,7 +57,7 @@ def read_adapter(folder: Path) -> Adapter:
     """
     prototype = folder / PROTOTYPE
     try:
-        facts = Facts.model_validate_json((folder / FACTS).read_bytes())
+        facts = AdapterInfo.model_validate_json((folder / FACTS).read_bytes())
         config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
         adapter = Adapter(config, load_file(folder / MODEL), facts,
                           load_file(prototype)["prototype"] if prototype.exists() else None)

@@ -31,7 +31,7 @@ class Origin(BaseModel):
     fingerprint: str  # of its stream
 
 
-class Facts(BaseModel):
+class AdapterInfo(BaseModel):
     """What is known of an adapter beside PEFT's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Adapter:
 
     config: PeftConfig
     tensors: dict[str, Tensor]
-    facts: Facts
+    facts: AdapterInfo
     prototype: Tensor | None = None
 
     @property
@@ -124,7 +124,7 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
 
 @torch.no_grad()
 def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, outputs: int, options: AdapterOptions,
-               facts: Facts, prototype: Tensor | None = None) -> Adapter:
+               facts: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
     """Return one adapter of a strategy's layers as PEFT sees it.
 
     A pissa adapter, which is a difference from its start (h = Wx + s (BA - B0 A0) x), is the exact adapter of rank 2r

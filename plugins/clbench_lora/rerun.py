@@ -11,12 +11,12 @@ from clbench.core.artifacts import task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.files import default_data_dir
 from clbench.data.stream import Stream
-from clbench.experiment.trial import Planned, Resolved
+from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
-from clbench.training.trials.runner import Runner, learn
-from clbench.training.trials.state import Member
+from clbench.training.trials.runner import TrialRunner, train_task
+from clbench.training.trials.state import TrialState
 from clbench_lora.files import write_adapter
 from clbench_lora.library import Kept
 from clbench_lora.peft_format import Origin
@@ -50,7 +50,7 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
     if len(groups) > 1 and trial.scenario != "task":
         raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
                         "name tasks of one with --tasks")
-    runner = Runner(data_dir or default_data_dir(), device, "clbench adapters eval")
+    runner = TrialRunner(data_dir or default_data_dir(), device, "clbench adapters eval")
     found: dict[int, float] = {}
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
@@ -103,7 +103,7 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
         raise StoreError(f"{source.name} has an adapter of task {task}; remove it first")
     if benchmark is not None:
         trial = trial.model_copy(update={"benchmark": benchmark})
-    runner = Runner(data_dir or default_data_dir(), device, "clbench adapters add")
+    runner = TrialRunner(data_dir or default_data_dir(), device, "clbench adapters add")
     stream = runner.stream(trial)
     check_fits(source, stream, trial.benchmark, task)
     origin = Origin(benchmark=trial.benchmark, task=task, fingerprint=stream.fingerprint)
@@ -113,9 +113,9 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     strategy = rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
     for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
         reserve(strategy, earlier.classes)
-    member = Member(Planned(trial, source.record.label, False), strategy, stream, [])
+    member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
     with numerics.products(trial.recipe):
-        alive = learn([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
+        alive = train_task([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
     if not alive:
         raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")
     known = stream.tasks[task]

@@ -21,7 +21,7 @@ from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
 from clbench_lora.layers import adapt
-from clbench_lora.peft_format import Adapter, Facts, Origin, adapter_of, base_tensors
+from clbench_lora.peft_format import Adapter, AdapterInfo, Origin, adapter_of, base_tensors
 
 
 class LoRA(PerTaskStrategy):
@@ -76,7 +76,7 @@ class LoRA(PerTaskStrategy):
             layer.lora_dropout.train(mode)
         return self
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the blocks once W is frozen."""
         return () if self.base_learns else (self.model.blocks,)
 
@@ -111,7 +111,7 @@ class LoRA(PerTaskStrategy):
         """
         head = self.heads[task.index]
         assert isinstance(head, TaskHead)
-        facts = Facts(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
+        facts = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
                       origin=origin)
         prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
         return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, facts, prototype)

@@ -89,7 +89,7 @@ class SummedLoRA(Strategy):
                 part.requires_grad_(True)
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the blocks, but for the adapters that learn in them, once W is frozen."""
         return () if self.base_learns else (self.model.blocks,)
 

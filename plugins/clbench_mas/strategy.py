@@ -15,11 +15,11 @@ from torch import Tensor
 
 from clbench import Network, Options, Task, World
 from clbench.strategy.per_sample_gradients import mean_gradients
-from clbench.strategy.regularization import Consolidated
+from clbench.strategy.regularization import QuadraticPenalty
 from clbench_mas import MASOptions
 
 
-class MAS(Consolidated):
+class MAS(QuadraticPenalty):
     """Fine-tuning with the penalty whose importance is the outputs' sensitivity."""
 
     options: MASOptions
@@ -35,8 +35,8 @@ class MAS(Consolidated):
 
     def after_task(self, task: Task) -> None:
         """Add the task's importance and hold the parameters where they are."""
-        samples = task.train.some(self.options.samples, self.world.generator)
-        self.hold(mean_gradients(self, samples, task.index, read=self._active_outputs,
+        samples = task.train.subset(self.options.samples, self.world.generator)
+        self.anchor_here(mean_gradients(self, samples, task.index, read=self._active_outputs,
                                  seeds=lambda outputs, part: [2 * outputs], measure=torch.abs))
 
     def _active_outputs(self, logits: Tensor, tasks: Tensor) -> Tensor:

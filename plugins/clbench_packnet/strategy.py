@@ -109,7 +109,7 @@ class PackNet(PerTaskStrategy):
             for part in ("learning", "fixed"):
                 setattr(self, f"{part}__{slot(name)}", None)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the layers with running statistics, after the first task."""
         return [m for m in self.model.blocks.modules() if isinstance(m, _NormBase)] if len(self.heads) > 1 else ()
 

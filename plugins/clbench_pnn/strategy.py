@@ -77,7 +77,7 @@ class PNN(PerTaskStrategy):
                                        self.options.reduction))
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the columns before the newest."""
         return [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
 

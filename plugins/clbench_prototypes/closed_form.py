@@ -86,7 +86,7 @@ class ClosedForm(Strategy, ABC):
         """Return 1 for the first task with `base = task1`, else 0: nothing is trained."""
         return int(self.base_learns and task.index == 0)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the network once it is frozen."""
         return () if self.base_learns else (self.model,)
 

@@ -62,7 +62,7 @@ class SharedPrivate(PerTaskStrategy):
         self.model.blocks.requires_grad_(encoder)
         self.train(self.training)
 
-    def frozen(self) -> Iterable[nn.Module]:
+    def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the encoder once it is frozen."""
         return () if self.encoder_learns else (self.model.blocks,)
 

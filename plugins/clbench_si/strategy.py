@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Task, World
-from clbench.strategy.regularization import Consolidated, slot
+from clbench.strategy.regularization import QuadraticPenalty, slot
 from clbench_si import SIOptions
 
 
-class SI(Consolidated):
+class SI(QuadraticPenalty):
     """Fine-tuning with the penalty whose importance is the path integral of the gradient."""
 
-    roles = (*Consolidated.roles, ("path__*", "importance"), ("before__*", "importance"), ("pull__*", "importance"))
+    roles = (*QuadraticPenalty.roles, ("path__*", "importance"), ("before__*", "importance"), ("pull__*", "importance"))
     options: SIOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:

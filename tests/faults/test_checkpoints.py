@@ -16,7 +16,7 @@ from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import NonConforming, bench, check
 from clbench.training.trials import checkpoint, resume
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 
 
 class Killed(BaseException):
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 class StartsOver(Strategy):
-    starts_over = "its state is elsewhere"
+    not_resumable = "its state is elsewhere"
 
 
 class Hides(Strategy):
@@ -103,7 +103,7 @@ def run(registry, group, data, checkpoints=None, kill_after=None):
         if progress.task == kill_after:
             raise Killed
 
-    runner = Runner(data, "cpu", "a test", registry, data / "artifacts" if checkpoints else None, checkpoints)
+    runner = TrialRunner(data, "cpu", "a test", registry, data / "artifacts" if checkpoints else None, checkpoints)
     return runner.run_stack(group, hear)
 
 
@@ -121,7 +121,7 @@ def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path,
     again = resumed(registry, group, tmp_path, folder)
     assert [r.facts() for r in again] == [r.facts() for r in whole]
     assert len(again[0].timings.train) == 5 and len(again[0].timings.evaluate) == 6
-    facts = checkpoint.read_facts(checkpoint.path_of(folder, group[0].trial.key))
+    facts = checkpoint.read_header(checkpoint.path_of(folder, group[0].trial.key))
     assert facts.learned == 4
     assert facts.started == again[0].provenance.started
 
@@ -155,7 +155,7 @@ def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
         patch.setattr(home, name, hungry)
         run(registry, group, tmp_path, folder)
-    facts = checkpoint.read_facts(checkpoint.path_of(folder, group[0].trial.key))
+    facts = checkpoint.read_header(checkpoint.path_of(folder, group[0].trial.key))
     record, = run(registry, group, tmp_path, folder)
     assert (record.notes, record.provenance.started) == ([], facts.started)
 
@@ -177,7 +177,7 @@ def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, 
 def test_opting_out_passes_the_check_and_pretending_does_not():
     check(StrategyInfo("starts-over", StartsOver, ""), "checkpoint")
     check(StrategyInfo("counts", Counts, ""), "checkpoint")
-    for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in starts_over"),
+    for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in not_resumable"),
                        (HidesInside, "attribute parts.0.met is a Counter"),
                        (GrowsLate, "other parameters|does not fit")):
         with pytest.raises(NonConforming, match=words):

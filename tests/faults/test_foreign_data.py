@@ -119,7 +119,7 @@ def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, da
         except StoreError as error:
             assert "\n" not in str(error)
     try:
-        checkpoint.read_facts(folder / MODEL)
+        checkpoint.read_header(folder / MODEL)
     except checkpoint.Unresumable as error:
         assert "the checkpoint cannot be read" in str(error)
 

@@ -11,8 +11,8 @@ from hostile import install_hostile
 
 from clbench.core import files
 from clbench.core.files import NoLocks, lock
-from clbench.execution.claims import Claims
-from clbench.experiment.trial import Planned
+from clbench.execution.claims import TrialClaims
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.store import Store
 
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom clbench.core.files import lock\n" \
@@ -57,11 +57,11 @@ def test_a_lock_is_held_once_whoever_comes_and_goes(tmp_path):
 class Folder:
     def __init__(self, directory):
         self.store, self.records, self.notes = Store(directory), [], []
-        self.claims = Claims(self.store, {}, self.records.append, self.notes.append)
+        self.claims = TrialClaims(self.store, {}, self.records.append, self.notes.append)
 
 
 def planned(record):
-    return Planned(record.trial, record.label, False)
+    return PlannedTrial(record.trial, record.label, False)
 
 
 def test_a_trial_taken_elsewhere_is_waited_for_and_its_record_found(tmp_path):

@@ -16,7 +16,7 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover
 from clbench.execution import interrupts, run
 from clbench.execution.workers.ray_cluster import ClusterError, gpus_of
-from clbench.execution.workers.settings import How, Listener, OnRay
+from clbench.execution.workers.settings import ExecutionSettings, Listener, RayCluster
 from clbench.experiment.overrides import merge
 from clbench.experiment.spec import build
 
@@ -103,10 +103,10 @@ def until(done):
     return done()
 
 
-def carry_out(out, methods, listener, files=(), **how):
+def execute(out, methods, listener, files=(), **how):
     spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2}))
     ready = run.prepare(spec, discover(files=files), out)
-    return run.carry_out(ready, listener, command="", threads=how.pop("threads", 1), **how)
+    return run.execute(ready, listener, command="", threads=how.pop("threads", 1), **how)
 
 
 def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluster, site, tmp_path):
@@ -125,7 +125,7 @@ def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluste
                 (site / "lost").touch()
 
     methods, log = "wait-a,wait-b,wait-c,once,shipped,lora:rank=2", Strike()
-    records = carry_out(tmp_path / "ray", methods, log, [shipped], executor="ray", address=cluster.address)
+    records = execute(tmp_path / "ray", methods, log, [shipped], executor="ray", address=cluster.address)
     name = socket.gethostname()
     assert log.lines[0] == "3 workers x 1 on cpu, 3 nodes"
     assert sorted(re.sub("wait-.", "wait", re.sub("Actor[A-Za-z]+Error", "*", line)) for line in log.lines[1:]) == [
@@ -133,7 +133,7 @@ def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluste
         f"wait seed 0: Ray lost the worker on node {name} (*); trying again"]
     assert len(list((tmp_path / "ray" / "artifacts").glob("*/task*"))) == 5, "lora's, of five tasks"
     assert sorted(p.name for p in (tmp_path / "ray").iterdir()) == ["artifacts", "records"]
-    alone = carry_out(tmp_path / "local", methods, Listener(), [shipped], workers=0)
+    alone = execute(tmp_path / "local", methods, Listener(), [shipped], workers=0)
     assert [r.facts() for r in records] == [r.facts() for r in alone]
     assert {r.status for r in records} == {"done"}
 
@@ -145,7 +145,7 @@ def test_sigterm_keeps_what_is_done_and_leaves_no_worker(cluster, site, tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt), interrupts.caught():
-        carry_out(tmp_path, "hang,naive", Stop(), executor="ray", address=cluster.address)
+        execute(tmp_path, "hang,naive", Stop(), executor="ray", address=cluster.address)
     assert len(list((tmp_path / "records").iterdir())) == 1
     assert not (tmp_path / "locks").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -162,14 +162,14 @@ def test_sigterm_keeps_what_is_done_and_leaves_no_worker(cluster, site, tmp_path
     ({"executor": "local"}, "add --executor ray"), ({"executor": "slurm"}, "no executor 'slurm'")])
 def test_what_cannot_be_is_said_and_leaves_nothing(cluster, tmp_path, how, words):
     with pytest.raises(ClbenchError, match=words):
-        carry_out(tmp_path / "run", "naive", Listener(), **{"executor": "ray", "address": cluster.address, **how})
+        execute(tmp_path / "run", "naive", Listener(), **{"executor": "ray", "address": cluster.address, **how})
     assert not (tmp_path / "run").exists()
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match=r"pip install 'clbench\[ray\]'"):
-        carry_out(tmp_path / "run", "naive", Listener(), executor="ray")
+        execute(tmp_path / "run", "naive", Listener(), executor="ray")
 
 
 @pytest.mark.parametrize(("device", "asked", "there", "found"), [
@@ -179,8 +179,9 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     ("cuda:1", None, True, "Ray chooses"), ("auto", 1.5, True, "a fraction of one, or whole ones"),
     ("cuda", 0, True, "leave one of them out")])
 def test_gpus_follow_the_device(tmp_path, device, asked, there, found):
-    how = How(data_dir=tmp_path, device=device, command="", workers=1, threads=1, stack=None, shrink=True, plugin=str,
-              ray=OnRay(gpus=asked))
+    how = ExecutionSettings(data_dir=tmp_path, device=device, command="", workers=1, threads=1, stack=None, shrink=True,
+                            plugin=str,
+              ray=RayCluster(gpus=asked))
     if isinstance(found, str):
         with pytest.raises(SpecError, match=found):
             gpus_of(how, there)

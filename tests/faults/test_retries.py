@@ -23,14 +23,14 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     registry = discover()
 
-    def carry_out(methods, seeds=1, **how):
+    def execute(methods, seeds=1, **how):
         spec = build(merge({"seeds": seeds, "device": "cpu"}, {"methods": methods, "iterations": 2}))
         listener = Notes()
-        records = experiment.carry_out(experiment.prepare(spec, registry, tmp_path / "run"), listener, command="",
+        records = experiment.execute(experiment.prepare(spec, registry, tmp_path / "run"), listener, command="",
                                        workers=1, threads=1, **how)
         return records, listener.notes
 
-    return carry_out
+    return execute
 
 
 def test_the_trial_of_a_worker_that_died_is_tried_again(run):

@@ -10,14 +10,14 @@ from collections import deque
 from typing import TypeAlias
 
 from clbench.execution.workers.protocol import Message, Prepare, Ready, Run, Start
-from clbench.execution.workers.settings import How
+from clbench.execution.workers.settings import ExecutionSettings
 
 TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
 
-Inbox: TypeAlias = "queue.SimpleQueue[tuple[Link, Message | Exception | None] | None]"  # None: stop
+Inbox: TypeAlias = "queue.SimpleQueue[tuple[WorkerHandle, Message | Exception | None] | None]"  # None: stop
 
 
-def start_request(how: How) -> Start:
+def start_request(how: ExecutionSettings) -> Start:
     """Return what a worker is told first."""
     return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
                  alone=how.alone, compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
@@ -25,7 +25,7 @@ def start_request(how: How) -> Start:
                  plugins=[str(path) for path in how.plugins])
 
 
-class Link(ABC):
+class WorkerHandle(ABC):
     """A worker that has been started.
 
     What it says is put into an inbox with the link itself: events, an exception where that is a bug to be raised, and
@@ -50,7 +50,7 @@ class Link(ABC):
         """Make an end of the worker, and of what it may have started, whatever it is doing."""
 
     @abstractmethod
-    def cause_of_death(self) -> str:
+    def exit_reason(self) -> str:
         """Return how the worker ended, in words that begin with it."""
 
     def ask(self, request: Prepare | Run) -> None:
@@ -64,7 +64,7 @@ class Link(ABC):
         """Return for how long it has had its last request; the clock on the wall may jump meanwhile."""
         return time.monotonic() - self.clock
 
-    def last_words(self) -> str:
+    def last_stderr_line(self) -> str:
         """Return the last line it wrote to standard error, if any."""
         lines = [line.strip() for line in self.tail if line.strip()]
         return f": {lines[-1]}" if lines else ""

@@ -13,12 +13,12 @@ from clbench.execution.workers.handle import start_request
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Finished, Message, Prepared, Ready, Refused, Running
-from clbench.execution.workers.schedule import Checks, Waiting
-from clbench.execution.workers.settings import How, Listener
-from clbench.experiment.trial import Planned
+from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
+from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.experiment.trial import PlannedTrial
 
 
-def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+def execute(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
     """Run trials and tell the listener of each; returns when all are over.
 
     Raises:
@@ -31,11 +31,11 @@ def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
         Pool(how, listener, partial(Process, start_request(how))).run(todo)
 
 
-def in_process(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+def in_process(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
     """Run trials in this process, one after the other (debugging, notebooks)."""
     from clbench.execution.workers.worker import Worker
 
-    checks, current = Checks(todo, listener), todo[0]
+    checks, current = PreflightChecks(todo, listener), todo[0]
 
     def hear(event: Message) -> None:
         if isinstance(event, Ready):
@@ -54,7 +54,7 @@ def in_process(todo: Sequence[Planned], how: How, listener: Listener) -> None:
     while planned := checks.next():
         current = planned
         worker.prepare(planned)
-    waiting = Waiting(todo)
+    waiting = TrialQueue(todo)
     while waiting.left:
         if group := [p for p in waiting.take(how, str(worker.runner.device)) if how.claim(p)]:
             for planned in group:

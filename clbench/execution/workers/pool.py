@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from clbench.core.errors import ClbenchError
 from clbench.execution import interrupts
 from clbench.execution.workers import protocol
-from clbench.execution.workers.handle import Inbox, Link
+from clbench.execution.workers.handle import Inbox, WorkerHandle
 from clbench.execution.workers.protocol import (
     Finished,
     Message,
@@ -25,9 +25,9 @@ from clbench.execution.workers.protocol import (
     Run,
     Running,
 )
-from clbench.execution.workers.schedule import Checks, Waiting
-from clbench.execution.workers.settings import How, Listener
-from clbench.experiment.trial import Planned
+from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
+from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Failure
 
 
@@ -45,23 +45,24 @@ class Pool:
         nodes: of how many nodes of a cluster the listener is told; 0 is this machine.
     """
 
-    def __init__(self, how: How, listener: Listener, start: Callable[[Inbox], Link], nodes: int = 0) -> None:
+    def __init__(self, how: ExecutionSettings, listener: Listener, start: Callable[[Inbox], WorkerHandle],
+                 nodes: int = 0) -> None:
         """Take the settings; `run` starts the workers."""
         self.how = how
         self.listener = listener
         self.start = start
         self.nodes = nodes
         self.inbox: Inbox = queue.SimpleQueue()
-        self.links: list[Link] = []
+        self.links: list[WorkerHandle] = []
         self.device: str | None = None
-        self.checker: Link | None = None
-        self.again: deque[Sequence[Planned]] = deque()  # trials to be tried again, before those that wait
+        self.checker: WorkerHandle | None = None
+        self.again: deque[Sequence[PlannedTrial]] = deque()  # trials to be tried again, before those that wait
         self.deaths: Counter[str] = Counter()  # of workers: by the key of the trial, "" for those that were not ready
 
-    def run(self, todo: Sequence[Planned]) -> None:
+    def run(self, todo: Sequence[PlannedTrial]) -> None:
         """Prepare, then run all trials; no worker is left when this returns or raises."""
-        self.waiting = Waiting(todo)
-        self.checks = Checks(todo, self.listener)
+        self.waiting = TrialQueue(todo)
+        self.checks = PreflightChecks(todo, self.listener)
         self.checked = False
         try:
             # A signal waits its turn in the inbox: what came before it is taken in and written.
@@ -85,10 +86,10 @@ class Pool:
         """Tell whether trials are still to be given out."""
         return bool(self.again or self.waiting.left)
 
-    def hear(self, link: Link, event: Message | Exception | None) -> None:
+    def hear(self, link: WorkerHandle, event: Message | Exception | None) -> None:
         """Take in what a worker says."""
         if event is None:
-            self.bury(link)
+            self.handle_death(link)
         elif isinstance(event, Exception):
             raise event
         elif isinstance(event, Ready):
@@ -131,19 +132,19 @@ class Pool:
                     for planned in group:
                         self.listener.started(planned)
 
-    def _next(self, device: str) -> list[Planned]:
+    def _next(self, device: str) -> list[PlannedTrial]:
         """Return the trials to run next, none where all are given out or taken by other processes."""
-        group: list[Planned] = []
+        group: list[PlannedTrial] = []
         while self.left and not group:
             waiting = self.again.popleft() if self.again else self.waiting.take(self.how, device)
             group = [planned for planned in waiting if self.how.claim(planned)]
         return group
 
-    def bury(self, link: Link) -> None:
+    def handle_death(self, link: WorkerHandle) -> None:
         """Deal with a worker's death: what it was doing is tried again or has failed, a new one takes its place."""
         self.links.remove(link)
         link.end()
-        cause, request = link.cause_of_death(), link.request
+        cause, request = link.exit_reason(), link.request
         if isinstance(request, Run):
             self._lost(link, request.group, cause)
         elif link is self.checker and not self.checked:
@@ -151,8 +152,8 @@ class Pool:
         elif link.ready is None and not self._once_more(""):
             if not self.links:
                 hint = "" if self.nodes else "; --workers 0 runs in this process and shows more"
-                raise WorkerError(f"no worker could start: {cause}{link.last_words()}{hint}")
-            self.listener.note(f"{cause} before it was ready{link.last_words()}; "
+                raise WorkerError(f"no worker could start: {cause}{link.last_stderr_line()}{hint}")
+            self.listener.note(f"{cause} before it was ready{link.last_stderr_line()}; "
                                f"going on with {len(self.links)}")
             return
         if self.left:
@@ -163,7 +164,7 @@ class Pool:
         self.deaths[key] += 1
         return self.deaths[key] <= self.how.retries
 
-    def _lost(self, link: Link, group: Sequence[Planned], cause: str) -> None:
+    def _lost(self, link: WorkerHandle, group: Sequence[PlannedTrial], cause: str) -> None:
         """Try the trials of a dead worker again, a stack as two halves, or take them for failed."""
         names = f"{group[0].label} seed {', '.join(str(p.trial.seed) for p in group)}"
         if len(group) > 1:
@@ -181,7 +182,7 @@ class Pool:
             failure = Failure(type="WorkerDied", message=cause + tries, traceback="".join(link.tail))
             self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
 
-    def _unprepared(self, link: Link, request: Message | None, cause: str) -> None:
+    def _unprepared(self, link: WorkerHandle, request: Message | None, cause: str) -> None:
         """Let another worker prepare what a dead one was preparing.
 
         Raises:
@@ -190,12 +191,12 @@ class Pool:
         asked = request.planned if isinstance(request, Prepare) else None
         if not self._once_more(asked.trial.key if asked else ""):
             what = f"{asked.label!r} on {asked.trial.benchmark.name}" if asked else "nothing"
-            raise WorkerError(f"{cause} while it prepared {what}{link.last_words()}")
+            raise WorkerError(f"{cause} while it prepared {what}{link.last_stderr_line()}")
         if asked:
             self.checks.left.insert(0, asked)
         self.checker = next((p for p in self.links if p.ready), None)
 
-    def keep_only(self, link: Link) -> None:
+    def keep_only(self, link: WorkerHandle) -> None:
         """Send all other workers away: on one accelerator they would be in each other's way."""
         others = [p for p in self.links if p is not link]
         self.links = [link]

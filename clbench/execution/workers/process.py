@@ -12,7 +12,7 @@ import threading
 from pydantic import ValidationError
 
 from clbench.execution.workers import protocol
-from clbench.execution.workers.handle import Inbox, Link
+from clbench.execution.workers.handle import Inbox, WorkerHandle
 from clbench.execution.workers.protocol import Message, Start
 
 # glibc gives large activations back to the kernel after every step and takes page faults to get them again; with these
@@ -22,7 +22,7 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str
 DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
 
 
-class Process(Link):
+class Process(WorkerHandle):
     """One worker process, as seen from here."""
 
     def __init__(self, start: Start, inbox: Inbox) -> None:
@@ -83,7 +83,7 @@ class Process(Link):
         with contextlib.suppress(OSError):  # what was still to be sent is lost
             self.popen.stdin.close()
 
-    def cause_of_death(self) -> str:
+    def exit_reason(self) -> str:
         """Return how the process ended, in words."""
         code = self.popen.returncode
         if code >= 0:

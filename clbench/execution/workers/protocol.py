@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clbench.core import errors
 from clbench.core.errors import ClbenchError
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Failure, Provenance, Record
 
 
@@ -42,14 +42,14 @@ class Prepare(Message):
     """To a worker: get the stream of a trial and see whether its method can be built."""
 
     type: Literal["prepare"] = "prepare"
-    planned: Planned
+    planned: PlannedTrial
 
 
 class Run(Message):
     """To a worker: run a trial, or several seeds of one method as one stack."""
 
     type: Literal["run"] = "run"
-    group: list[Planned]
+    group: list[PlannedTrial]
 
 
 class Ready(Message):
@@ -91,7 +91,7 @@ class Died(Message):
     """From a node of a cluster: its worker has died."""
 
     type: Literal["died"] = "died"
-    cause: str  # as `Link.cause_of_death`
+    cause: str  # as `WorkerHandle.exit_reason`
     tail: list[str]  # the last lines of its standard error
 
 
@@ -118,7 +118,7 @@ REQUESTS: TypeAdapter[Any] = TypeAdapter(Request)
 EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
 
-def failed(planned: Planned, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
+def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
     """Return the record of a trial that ended before it could leave one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",

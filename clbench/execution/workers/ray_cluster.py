@@ -24,12 +24,12 @@ from typing import Any
 
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.execution import interrupts
-from clbench.execution.workers.handle import Inbox, Link, start_request
+from clbench.execution.workers.handle import Inbox, WorkerHandle, start_request
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Died, Message, Note, Start
-from clbench.execution.workers.settings import How, Listener
-from clbench.experiment.trial import Planned
+from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.store import MARK
 
 PORT = 6379  # of `ray start --head`, where no other is asked for
@@ -42,7 +42,7 @@ class ClusterError(ClbenchError):
     """A cluster that is not there, or has no room for what is asked of it."""
 
 
-def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
+def execute(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
     """Run trials on the cluster and tell the listener of each; returns when all are over.
 
     Raises:
@@ -57,13 +57,13 @@ def execute(todo: Sequence[Planned], how: How, listener: Listener) -> None:
             pool.run(todo)
 
 
-def run_folder(how: How) -> Path | None:
+def run_folder(how: ExecutionSettings) -> Path | None:
     """Return the run folder, None where nothing is kept."""
     return how.artifacts.parent if how.artifacts else None
 
 
 @contextlib.contextmanager
-def connected(how: How) -> Iterator[Any]:
+def connected(how: ExecutionSettings) -> Iterator[Any]:
     """Yield the library, connected; a connection that the user's code has made is used, and left open.
 
     Raises:
@@ -106,7 +106,7 @@ def reach(address: str) -> None:
 class Cluster:
     """Where workers are started, and what each takes."""
 
-    def __init__(self, ray: Any, how: How, mark: Path) -> None:
+    def __init__(self, ray: Any, how: ExecutionSettings, mark: Path) -> None:
         """Decide on GPUs.
 
         Args:
@@ -152,7 +152,7 @@ class Cluster:
         need = f"{self.cpus} CPUs (--threads)" + (f" and {self.gpus:g} GPUs (--gpus)" if self.gpus else "")
         raise ClusterError(f"no node of the Ray cluster has the {need} that a worker takes, only {have or 'none'}")
 
-    def start(self, inbox: Inbox) -> Link:
+    def start(self, inbox: Inbox) -> WorkerHandle:
         """Ask for a worker; while the cluster has no room for it, it waits.
 
         Raises:
@@ -163,7 +163,7 @@ class Cluster:
         return Remote(self, actor, inbox)
 
 
-def gpus_of(how: How, there: bool) -> tuple[float, str]:
+def gpus_of(how: ExecutionSettings, there: bool) -> tuple[float, str]:
     """Return the GPUs of each worker and the device it is told; `there` says whether the cluster has any.
 
     Raises:
@@ -183,7 +183,7 @@ def gpus_of(how: How, there: bool) -> tuple[float, str]:
     return gpus, "cuda" if gpus else "cpu" if kind == "auto" else kind
 
 
-class Remote(Link):
+class Remote(WorkerHandle):
     """A worker on a node of the cluster, as seen from here."""
 
     def __init__(self, cluster: Cluster, actor: Any, inbox: Inbox) -> None:
@@ -215,19 +215,19 @@ class Remote(Link):
             self.inbox.put((self, None))
 
     def send(self, message: Message) -> None:
-        """Send a message, as `Link` says."""
+        """Send a message, as `WorkerHandle` says."""
         self.actor.send.remote(message)
 
     def end(self) -> None:
-        """Make an end of the worker and its actor, as `Link` says."""
+        """Make an end of the worker and its actor, as `WorkerHandle` says."""
         ray = self.cluster.ray
         if self.name:
             ray.wait([self.actor.end.remote()], timeout=END_SECONDS)
         ray.kill(self.actor)
         self.listener.join(END_SECONDS)
 
-    def cause_of_death(self) -> str:
-        """Return how the worker ended, as `Link` says."""
+    def exit_reason(self) -> str:
+        """Return how the worker ended, as `WorkerHandle` says."""
         return self.death
 
 
@@ -277,7 +277,7 @@ class Host:
             event = heard[1] if heard else None
             if isinstance(event, Exception):
                 raise event
-            said.append(event or Died(cause=self.process.cause_of_death(), tail=list(self.process.tail)))
+            said.append(event or Died(cause=self.process.exit_reason(), tail=list(self.process.tail)))
         return said
 
     def end(self) -> None:

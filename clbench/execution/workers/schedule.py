@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from clbench.core.errors import ClbenchError, DataError
-from clbench.execution.workers.settings import How, Listener
-from clbench.experiment.trial import Planned
+from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.experiment.trial import PlannedTrial
 
 ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved
 
@@ -15,22 +15,22 @@ ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not 
 Kind = tuple[tuple[str, ...], str]
 
 
-class Waiting:
+class TrialQueue:
     """The trials that wait, setting by setting (streams are large); in each the longest go first, once known.
 
     So methods are all met early, and no long trial is left to run alone at the end.
     """
 
-    def __init__(self, todo: Sequence[Planned]) -> None:
+    def __init__(self, todo: Sequence[PlannedTrial]) -> None:
         """Let them wait in the order of the plan."""
         # Positions in the plan and trials, by setting and kind: what these are takes long to write out.
-        self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, Planned]]]] = {}
+        self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
         for position, planned in enumerate(todo):
             kinds = self.left.setdefault(planned.trial.setting, {})
             kinds.setdefault(self._kind(planned), []).append((position, planned))
         self.seconds: dict[Kind, float] = {}
 
-    def take(self, how: How, device: str) -> list[Planned]:
+    def take(self, how: ExecutionSettings, device: str) -> list[PlannedTrial]:
         """Remove the next trial and, up to the size of a stack, others of its setting that may train with it.
 
         These are the other seeds of its method, then those of methods that differ in `Scalar` options only.
@@ -40,7 +40,7 @@ class Waiting:
         size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
         family = here[kind][0][1].family
         kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
-        group: list[Planned] = []
+        group: list[PlannedTrial] = []
         for k in (kind, *kin):
             count = size - len(group)
             group += [planned for _, planned in here[k][:count]]
@@ -51,22 +51,22 @@ class Waiting:
             del self.left[setting]
         return group
 
-    def took(self, group: Sequence[Planned], seconds: float) -> None:
+    def took(self, group: Sequence[PlannedTrial], seconds: float) -> None:
         """Hear how long trials took."""
         for planned in group:
             self.seconds[self._kind(planned)] = seconds / len(group)
 
-    def _kind(self, planned: Planned) -> Kind:
+    def _kind(self, planned: PlannedTrial) -> Kind:
         """Return what trials have in common that differ in their seed only."""
         return planned.trial.setting, str(planned.trial.method)
 
 
-class Checks:
+class PreflightChecks:
     """What is to be found out before any trial starts: that each method can be built on each setting's stream."""
 
-    def __init__(self, todo: Sequence[Planned], listener: Listener) -> None:
+    def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
         """Take the first trial of every setting and method."""
-        first: dict[tuple[object, ...], Planned] = {}
+        first: dict[tuple[object, ...], PlannedTrial] = {}
         for planned in todo:
             first.setdefault((planned.trial.setting, str(planned.trial.method)), planned)
         self.left = list(first.values())
@@ -74,7 +74,7 @@ class Checks:
         self.problems: dict[str, ClbenchError] = {}
         self.notes: set[str] = set()
 
-    def next(self) -> Planned | None:
+    def next(self) -> PlannedTrial | None:
         """Return the trial to prepare now; None when all are.
 
         Raises:
@@ -93,7 +93,7 @@ class Checks:
                 self.notes.add(note)
                 self.listener.note(note)
 
-    def refused(self, planned: Planned, error: ClbenchError) -> None:
+    def refused(self, planned: PlannedTrial, error: ClbenchError) -> None:
         """Hear that a trial cannot run. Without its stream, neither can the others of its setting."""
         self.problems[str(error)] = error
         if isinstance(error, DataError):

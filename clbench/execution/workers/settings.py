@@ -1,4 +1,4 @@
-"""How trials are run, and who hears how it goes on."""
+"""ExecutionSettings trials are run, and who hears how it goes on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RayCluster:
     """A Ray cluster to run on, and what a worker takes of it beside a CPU for each of its threads."""
 
     address: str | None = None  # HOST:PORT; None for RAY_ADDRESS, or Ray's own port on this machine
@@ -19,8 +19,8 @@ class OnRay:
 
 
 @dataclass(frozen=True)
-class How:
-    """How trials are run: nothing here is part of a trial's key."""
+class ExecutionSettings:
+    """ExecutionSettings trials are run: nothing here is part of a trial's key."""
 
     data_dir: Path
     device: str  # auto | cpu | cuda[:i] | mps
@@ -36,14 +36,14 @@ class How:
     artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
     checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
     retries: int = 1  # how often a trial is tried again whose worker died
-    claim: Callable[[Planned], bool] = lambda _: True  # asked before a trial is run: False where another process has it
-    ray: OnRay | None = None  # the cluster to run on; None: this machine
+    claim: Callable[[PlannedTrial], bool] = lambda _: True  # asked before a trial: False if another process has it
+    ray: RayCluster | None = None  # the cluster to run on; None: this machine
 
 
 class Listener:
     """Hears how an experiment goes on; this one does nothing."""
 
-    def begun(self, planned: Sequence[Planned], todo: Sequence[Planned]) -> None:
+    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
         """Hear what the experiment consists of, and which of its trials are to be run now."""
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
@@ -52,7 +52,7 @@ class Listener:
     def note(self, text: str) -> None:
         """Hear of something the user should know."""
 
-    def started(self, planned: Planned) -> None:
+    def started(self, planned: PlannedTrial) -> None:
         """Hear that a trial has begun."""
 
     def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:

@@ -28,7 +28,7 @@ from clbench.execution.workers.protocol import (
     Running,
     Start,
 )
-from clbench.experiment.trial import Planned
+from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Failure
 
 Send = Callable[[Message], None]
@@ -48,12 +48,12 @@ class Worker:
 
         from clbench.core.registry import discover
         from clbench.results import provenance
-        from clbench.training.trials.runner import Runner
+        from clbench.training.trials.runner import TrialRunner
 
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
-        self.runner = Runner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
+        self.runner = TrialRunner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
                              artifacts=Path(start.artifacts) if start.artifacts else None,
                              checkpoints=Path(start.checkpoints) if start.checkpoints else None,
                              compiled=start.compiled)
@@ -64,7 +64,7 @@ class Worker:
         self.provenance = provenance.collect("", self.runner.device, start.command)
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 
-    def prepare(self, planned: Planned) -> None:
+    def prepare(self, planned: PlannedTrial) -> None:
         """Answer `Prepare`. What is not the user's mistake is left to the trial itself, whose record keeps it."""
         try:
             self.send(Prepared(notes=self.runner.prepare(planned.trial)))
@@ -74,7 +74,7 @@ class Worker:
             traceback.print_exc()
             self.send(Prepared(notes=[]))
 
-    def run(self, group: Sequence[Planned]) -> None:
+    def run(self, group: Sequence[PlannedTrial]) -> None:
         """Answer `Run`; an exception that the trials did not turn into records themselves becomes some here."""
         started = datetime.datetime.now(datetime.timezone.utc)
         try:

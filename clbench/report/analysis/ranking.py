@@ -8,14 +8,14 @@ from statistics import fmean
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC
 from clbench.report.formatting import number
-from clbench.report.model import Cell, Column, Picture, Point, Row, Table
+from clbench.report.model import Cell, Column, FigureData, FigurePoint, Row, Table
 from clbench.results.stats import ALPHA, Ranks, rank_methods, settings_needed
 
 LEAST_METHODS, LEAST_SETTINGS = 3, 2
 _TITLE = "Average ranks"
 
 
-def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[Picture, ...]] | None:
+def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
     """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
 
     None for fewer than two settings, or fewer than three such methods. Methods are the same if their labels are.
@@ -64,12 +64,12 @@ def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[st
             + ("; ".join(f"{a} before {', '.join(others)}" for a, others in behind if others) or "no two")]
 
 
-def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> Picture:
+def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> FigureData:
     names = {m.label: m.records[0].trial.method.name for m in settings[0].methods}
-    points = sorted((Point(label, names[label], False, True, None, None, None, (), rank)
+    points = sorted((FigurePoint(label, names[label], False, True, None, None, None, (), rank)
                      for label, rank in zip(labels, found.average, strict=True)), key=lambda p: p.rank or 0)
     told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
-    return Picture("critical-difference", "critical-difference", _TITLE,
+    return FigureData("critical-difference", "critical-difference", _TITLE,
                    f"ACC, {len(settings)} settings; Friedman p = {found.p:.2g}",
                    f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
                    "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clbench.report.figures import data, style
 from clbench.report.figures.style import INK, LABEL, PALE, Look
-from clbench.report.model import Picture, Result, Table
+from clbench.report.model import FigureData, Result, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def named(result: Result, most: int = 22) -> str:
     return "\n".join(style.shorten(line, most) for line in lines)
 
 
-def curves(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def curves(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
     figure, axes = style.canvas(picture.subject, height=4.3)
     texts = list(map(named, picture.results))
@@ -78,7 +78,7 @@ def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
              for c in row.cells if c.mean is not None] for row in table.rows]
 
 
-def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def forgetting(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
     found = _numbers(data.forgetting_per_task(picture.results))
     tasks, count = max(map(len, found)), len(found)
@@ -108,7 +108,7 @@ def forgetting(picture: Picture, looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def heatmaps(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def heatmaps(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw R of each method, rows after training on a task, columns tasks, on one scale; row 0 is left out."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -13,7 +13,7 @@ from clbench.report.figures import style as drawing
 from clbench.report.figures.data import front
 from clbench.report.figures.labels import Box, along, place, side_by_side
 from clbench.report.figures.style import INK, LABEL, PALE, Look
-from clbench.report.model import Picture, Point
+from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _MARGIN = 1.5  # beside a label
 _APART = 11.0  # points between two markers that would cover each other
 
 
-def pareto(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def pareto(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw accuracy against trainable parameters (log): every method, the Pareto front, each sweep as a line."""
     figure, axes = drawing.canvas(picture.subject)
     points = picture.points
@@ -75,7 +75,7 @@ def _marker(axes: Axes, x: float, y: float, look: Look, hollow: bool, heavy: boo
               markeredgecolor=look.colour if hollow else INK if heavy else "white", clip_on=False)
 
 
-def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], at: Sequence[tuple[float, float]],
+def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[float, float]],
                   spans: Sequence[tuple[float, float]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
     """Write each method's label beside its marker, with a thin line where there was no room close by."""
     texts = _labels(points, at)
@@ -101,7 +101,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], at: Seque
                   va="center", ha="left")
 
 
-def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
+def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
     """Return what stands beside each point: in a sweep only its cheapest method repeats the strategy's name."""
     texts = []
     for i, p in enumerate(points):
@@ -128,10 +128,10 @@ def _legend(figure: Figure, references: bool, ranked: bool) -> None:
                   handlelength=1.7, handletextpad=0.6, borderpad=0.3)
 
 
-def growth(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def growth(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw parameters kept against tasks seen; methods that keep the same share a line, in all their colours."""
     figure, axes = drawing.canvas(picture.subject, height=3.9)
-    curves: dict[tuple[float, ...], list[Point]] = {}
+    curves: dict[tuple[float, ...], list[FigurePoint]] = {}
     for p in picture.points:
         curves.setdefault(p.kept, []).append(p)
     texts = [textwrap.fill(", ".join(drawing.shorten(p.label) for p in same), 34) for same in curves.values()]

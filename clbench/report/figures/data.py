@@ -9,7 +9,7 @@ from statistics import fmean
 from clbench.report.analysis.grouping import Method
 from clbench.report.columns import ACC, cells
 from clbench.report.formatting import NONE, interval, number
-from clbench.report.model import Cell, Column, Picture, Point, Result, Row, Table, Unit
+from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
 
@@ -29,11 +29,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
-def point(method: Method, accuracy: Cell, trainable: Cell) -> Point:
+def point(method: Method, accuracy: Cell, trainable: Cell) -> FigurePoint:
     """Return what the figures show of a method, the same numbers as the table's cells."""
     kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in method.done]
     alike = len(set(map(len, kept))) == 1
-    return Point(method.label, method.records[0].trial.method.name, method.reference,
+    return FigurePoint(method.label, method.records[0].trial.method.name, method.reference,
                  method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
                  tuple(map(fmean, zip(*kept, strict=True))) if alike else (), low=accuracy.low, high=accuracy.high)
 
@@ -45,7 +45,8 @@ def file_names(titles: Sequence[str]) -> list[str]:
             for i, name in enumerate(names, start=1)]
 
 
-def pictures(subject: str, file_name: str, points: Sequence[Point], results: Sequence[Result]) -> tuple[Picture, ...]:
+def pictures(subject: str, file_name: str, points: Sequence[FigurePoint],
+             results: Sequence[Result]) -> tuple[FigureData, ...]:
     """Return the figures of a section that say something: no costs that all methods share, no course of one task."""
     found = [_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
@@ -56,7 +57,7 @@ def pictures(subject: str, file_name: str, points: Sequence[Point], results: Seq
     return tuple(picture for picture in found if picture)
 
 
-def _pareto(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
     drawn = [p for p in points if p.accuracy is not None and p.trainable]  # a log axis has no place for 0
     if len({p.trainable for p in drawn}) < 2:
         return None
@@ -65,7 +66,7 @@ def _pareto(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
     told = "; ".join(_in_words(p) for p in best)
     rest = "; ".join(_in_words(p) for p in drawn if p not in best)
     left_out = [p.label for p in points if p.accuracy is not None and p not in drawn]
-    return Picture(
+    return FigureData(
         "pareto", name, "Accuracy against trainable parameters", subject,
         f"ACC against trainable parameters per task. Pareto front: {told or 'none'}. Others: {rest or 'none'}.",
         "ACC (mean and 95% interval over seeds) against the trainable parameters of the last task. Heavy markers and "
@@ -75,42 +76,42 @@ def _pareto(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
         + (f" Not shown: {', '.join(left_out)} (no trainable parameters)." if left_out else ""), tuple(drawn))
 
 
-def _in_words(p: Point) -> str:
+def _in_words(p: FigurePoint) -> str:
     return f"{p.label} ({number(p.trainable or 0, 'count')}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
 
 
-def _growth(subject: str, name: str, points: Sequence[Point]) -> Picture | None:
+def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
     drawn = [p for p in points if len(p.kept) > 1]
     if not any(p.kept[-1] > p.kept[0] for p in drawn):
         return None
     told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
-    return Picture("growth", name, "Parameters kept after each task", subject,
+    return FigureData("growth", name, "Parameters kept after each task", subject,
                    f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
                    "All parameters that a method keeps after each task. Methods that keep the same share a line.",
                    tuple(drawn))
 
 
-def _curves(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
                      for r in results)
-    return Picture("curves", name, "Accuracy over tasks", subject,
+    return FigureData("curves", name, "Accuracy over tasks", subject,
                    f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
                    "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
                    "as a band. Dashed: references.", results=results)
 
 
-def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
                      for r in results)
-    return Picture("forgetting", name, "Forgetting per task", subject,
+    return FigureData("forgetting", name, "Forgetting per task", subject,
                    f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
                    "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
                    "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
 
 
-def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> Picture:
+def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = ", ".join(r.label for r in results)
-    return Picture("heatmaps", name, "Accuracy on each task after each task", subject,
+    return FigureData("heatmaps", name, "Accuracy on each task after each task", subject,
                    f"A heat map of R for each of {told}; the tables of R hold its numbers.",
                    "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
                    "left of the line are the tasks seen so far.", results=results)

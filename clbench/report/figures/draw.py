@@ -13,12 +13,12 @@ from clbench.report.figures.accuracy import curves, forgetting, heatmaps
 from clbench.report.figures.cost import growth, pareto
 from clbench.report.figures.ranks import critical_difference
 from clbench.report.figures.style import Look
-from clbench.report.model import FILE_FORMATS, FileFormat, Picture, Point, Report
+from clbench.report.model import FILE_FORMATS, FigureData, FigurePoint, FileFormat, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS: Mapping[str, Callable[[Picture, Mapping[str, Look]], Figure]] = {
+KINDS: Mapping[str, Callable[[FigureData, Mapping[str, Look]], Figure]] = {
     "pareto": pareto, "growth": growth, "curves": curves, "heatmaps": heatmaps, "forgetting": forgetting,
     "critical-difference": critical_difference}
 
@@ -68,11 +68,11 @@ def draw_growth(kept: Mapping[str, Sequence[int]], references: Sequence[str], su
     Raises:
         StoreError: the file cannot be written.
     """
-    points = [Point(label, label.partition(":")[0], label in references, False, None, None, None,
+    points = [FigurePoint(label, label.partition(":")[0], label in references, False, None, None, None,
                     tuple(map(float, values))) for label, values in kept.items() if values]
     title = "Bytes kept after each task"
     with style.styled():
-        figure = cost.growth(Picture("growth", path.stem, title, subject, "", "", tuple(points)),
+        figure = cost.growth(FigureData("growth", path.stem, title, subject, "", "", tuple(points)),
                                      style.looks([(p.strategy, p.reference) for p in points]))
         figure.axes[0].set_ylabel("bytes kept")
         data = style.encoded(figure, title, "svg" if path.suffix == ".svg" else "png")

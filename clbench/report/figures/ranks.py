@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, PALE, Look
-from clbench.report.model import Picture
+from clbench.report.model import FigureData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ _STEP = 17.0  # points between two lines of text
 _LABEL = 9.0  # size of labels in points
 
 
-def critical_difference(picture: Picture, looks: Mapping[str, Look]) -> Figure:
+def critical_difference(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw methods on a scale of average ranks, the best on the left; bars join those that cannot be told apart.
 
     Ranks are the points', in rising order.

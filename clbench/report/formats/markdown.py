@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tabulate import tabulate
 
-from clbench.report.model import Cell, Picture, Report, Section, Table
+from clbench.report.model import Cell, FigureData, Report, Section, Table
 
 
 def render(report: Report) -> str:
@@ -59,7 +59,7 @@ def _rankings(report: Report) -> Iterator[str]:
         yield from _picture(picture)
 
 
-def _picture(picture: Picture) -> Iterator[str]:
+def _picture(picture: FigureData) -> Iterator[str]:
     yield f"### {escape(picture.title)}"
     yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
     yield escape(picture.caption)

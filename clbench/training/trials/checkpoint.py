@@ -41,7 +41,7 @@ class Unresumable(Exception):
     """A checkpoint that cannot be made or gone on from; the trial starts over."""
 
 
-class Facts(BaseModel):
+class CheckpointHeader(BaseModel):
     """What a checkpoint holds beside tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,7 @@ def path_of(folder: Path, key: str) -> Path:
     return folder / key / FILE
 
 
-def read_facts(path: Path) -> Facts | None:
+def read_header(path: Path) -> CheckpointHeader | None:
     """Return what a checkpoint holds beside tensors, None where there is no checkpoint.
 
     Raises:
@@ -78,22 +78,22 @@ def read_facts(path: Path) -> Facts | None:
     """
     try:
         with safe_open(path, "pt") as file:
-            return Facts.model_validate_json((file.metadata() or {}).get("clbench", ""))
+            return CheckpointHeader.model_validate_json((file.metadata() or {}).get("clbench", ""))
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValidationError, ValueError, RecursionError) as error:
         raise Unresumable(f"the checkpoint cannot be read ({type(error).__name__})") from None
 
 
-def write(path: Path, facts: Facts, strategy: Strategy, moments: Mapping[str, Tensor]) -> None:
+def write(path: Path, facts: CheckpointHeader, strategy: Strategy, moments: Mapping[str, Tensor]) -> None:
     """Write a checkpoint in place of an older one; where none can be made, one that says why.
 
     Raises:
         OSError: it cannot be written.
     """
     try:
-        if strategy.starts_over:
-            raise Unresumable(strategy.starts_over)
+        if strategy.not_resumable:
+            raise Unresumable(strategy.not_resumable)
         facts = facts.model_copy(update=described(strategy))
         tensors = {f"{STRATEGY}{name}": tensor for name, tensor in tensors_of(strategy).items()}
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
@@ -117,7 +117,7 @@ def tensors_of(strategy: Strategy) -> dict[str, Tensor]:
 
 
 def described(strategy: Strategy) -> dict[str, Any]:
-    """Return what beside tensors a strategy has become by learning, for `Facts`.
+    """Return what beside tensors a strategy has become by learning, for `CheckpointHeader`.
 
     Raises:
         Unresumable: it has an attribute that cannot be written down.
@@ -203,7 +203,7 @@ def decode(value: Any) -> Any:
     return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, inner))
 
 
-def load(path: Path, facts: Facts, strategy: Strategy) -> dict[str, Tensor]:
+def load(path: Path, facts: CheckpointHeader, strategy: Strategy) -> dict[str, Tensor]:
     """Load a checkpoint into a strategy that has been led through the learned tasks; return the optimiser's moments.
 
     Raises:
@@ -245,7 +245,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check(facts: Facts, key: str, code: str, origin: Provenance) -> None:
+def check(facts: CheckpointHeader, key: str, code: str, origin: Provenance) -> None:
     """Raise `Unresumable` where a checkpoint is of another trial, or was made with other code or in another way."""
     if facts.schema_version != SCHEMA or facts.key != key:
         raise Unresumable("the checkpoint is another trial's, or another clbench's")

@@ -22,7 +22,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.experiment.spec import Recipe
-from clbench.experiment.trial import Planned, Resolved
+from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Strategy, Task, World
 from clbench.training.trainer import Order, steps_of
@@ -84,7 +84,7 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
     return Stream(tuple(parts), len({c for part in parts for c in part.classes}), input_shape, Prepare(), "", ())
 
 
-def count(planned: Planned, stream: Stream, registry: Registry, pretrained: bool = False) -> Count:
+def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False) -> Count:
     """Return what a trial's method trains, keeps and computes on a stream of shapes.
 
     Where a method asks for values that only data can give, the count ends there and its note says so.

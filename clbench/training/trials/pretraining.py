@@ -13,7 +13,7 @@ from clbench.experiment.trial import Trial
 from clbench.strategy.base import Task
 from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
-from clbench.training.trials.runner import Runner
+from clbench.training.trials.runner import TrialRunner
 from clbench.training.trials.state import activate
 
 
@@ -35,7 +35,7 @@ def pretrain(trial: Trial, out: Path, data_dir: Path, device: str, registry: Reg
     Raises:
         ClbenchError: the data are absent, the model does not fit them, or training diverged; nothing is written then.
     """
-    runner = Runner(data_dir, device, "clbench pretrain", registry)
+    runner = TrialRunner(data_dir, device, "clbench pretrain", registry)
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
     tasks = stream.tasks

@@ -13,11 +13,11 @@ from clbench.core.device import out_of_memory
 from clbench.data.stream import Stream
 from clbench.results.records import Costs, Provenance, Timings
 from clbench.strategy.base import Strategy
-from clbench.training.stacking import Engine, moments
+from clbench.training.stacking import Engine, optimizer_state
 from clbench.training.trials import checkpoint
-from clbench.training.trials.checkpoint import Facts
+from clbench.training.trials.checkpoint import CheckpointHeader
 from clbench.training.trials.costs import Footprint
-from clbench.training.trials.state import Member, activate, task_of
+from clbench.training.trials.state import TrialState, activate, task_of
 
 
 class Checkpoints:
@@ -34,7 +34,7 @@ class Checkpoints:
         self.origin = origin
         self.since = time.monotonic()
 
-    def save(self, members: Sequence[Member], engine: Engine | None) -> None:
+    def save(self, members: Sequence[TrialState], engine: Engine | None) -> None:
         """Write a checkpoint of each member, if so much work is at stake; `engine` took their last step.
 
         A disk that is full stops no training; the record notes it.
@@ -43,7 +43,7 @@ class Checkpoints:
             return
         keep = engine is not None and members[0].trial.recipe.optimizer_state == "keep"
         for position, member in enumerate(members):
-            state = moments(engine, position, len(members)) if engine is not None and keep else {}
+            state = optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
             try:
                 checkpoint.write(checkpoint.path_of(self.folder, member.trial.key), self._facts(member),
                                  member.strategy, state)
@@ -52,7 +52,7 @@ class Checkpoints:
                 member.notes += [] if note in member.notes else [note]
         self.since = time.monotonic()
 
-    def restore(self, member: Member) -> None:
+    def restore(self, member: TrialState) -> None:
         """Take a new member to where its checkpoint was made; nothing happens where there is none.
 
         Raises:
@@ -60,14 +60,14 @@ class Checkpoints:
         """
         code = checkpoint.code_of(member.strategy)  # now: by the first save the files may be others than were imported
         path = checkpoint.path_of(self.folder, member.trial.key)
-        facts = checkpoint.read_facts(path)
+        facts = checkpoint.read_header(path)
         if facts is None:
             return
         checkpoint.check(facts, member.trial.key, code, self.origin)
         tasks = len(member.stream.tasks)
         if not 0 < facts.learned < tasks or len(facts.R) != facts.learned + 1 or any(len(r) != tasks for r in facts.R):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
-        member.moments = take_up(path, facts, member.strategy, member.stream, member.trial.seed)
+        member.optimizer_state = take_up(path, facts, member.strategy, member.stream, member.trial.seed)
         costs, timings = facts.costs, facts.timings
         member.matrix, member.inference = list(facts.R), list(facts.task_inference)
         member.trainable, member.steps = list(costs.trainable), list(costs.steps)
@@ -76,20 +76,20 @@ class Checkpoints:
         member.train, member.consolidate = list(timings.train), list(timings.consolidate)
         member.evaluate, member.notes, member.started = list(timings.evaluate), list(facts.notes), facts.started
 
-    def _facts(self, member: Member) -> Facts:
+    def _facts(self, member: TrialState) -> CheckpointHeader:
         """Return all that the checkpoint holds of a member but what is its strategy's."""
         costs = Costs(trainable=member.trainable, steps=member.steps,
                       parameters=[f.parameters for f in member.footprints], bytes=[f.bytes for f in member.footprints],
                       replay_samples=[f.replay_samples for f in member.footprints])
-        return Facts(key=member.trial.key, code=checkpoint.code_of(member.strategy), versions=self.origin.versions,
-                     device=self.origin.device, threads=self.origin.threads,
+        return CheckpointHeader(key=member.trial.key, code=checkpoint.code_of(member.strategy),
+                     versions=self.origin.versions, device=self.origin.device, threads=self.origin.threads,
                      started=member.started or self.origin.started, learned=member.learned, R=member.matrix,
                      task_inference=member.inference, costs=costs,
                      timings=Timings(train=member.train, consolidate=member.consolidate, evaluate=member.evaluate),
                      notes=member.notes)
 
 
-def take_up(path: Path, facts: Facts, strategy: Strategy, stream: Stream, seed: int) -> dict[str, Tensor]:
+def take_up(path: Path, facts: CheckpointHeader, strategy: Strategy, stream: Stream, seed: int) -> dict[str, Tensor]:
     """Take a new strategy to where a checkpoint was made, and return the optimiser's moments.
 
     Raises:

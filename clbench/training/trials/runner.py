@@ -14,21 +14,21 @@ from clbench.core.device import out_of_memory, pick_device, room_for_samples, sy
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.stream import Stream, load_stream
-from clbench.experiment.trial import Planned, Trial
+from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts, Timings
 from clbench.strategy.base import Strategy, World
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.numerics import Compiler
-from clbench.training.stacking import with_moments
+from clbench.training.stacking import restore_optimizer_state
 from clbench.training.trainer import Trainer
 from clbench.training.trials import costs
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import PeakMemory
 from clbench.training.trials.resume import Checkpoints
-from clbench.training.trials.state import Member, activate, task_of
+from clbench.training.trials.state import TrialState, activate, task_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Progress:
     accuracy: float | None
 
 
-class Runner:
+class TrialRunner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
     def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
@@ -73,7 +73,7 @@ class Runner:
         self.build(trial, stream)
         return list(stream.notes)
 
-    def run(self, planned: Planned, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
+    def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
         """Run one trial and return its record, whose status tells whether it went through.
 
         Raises:
@@ -81,7 +81,7 @@ class Runner:
         """
         return self.run_stack([planned], on_progress)[0]
 
-    def run_stack(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None] = lambda _: None,
+    def run_stack(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None] = lambda _: None,
                   ) -> list[Record]:
         """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
@@ -106,7 +106,7 @@ class Runner:
         try:
             with numerics.products(planned[0].trial.recipe):
                 compiler = Compiler(self.device) if self.compiled else None
-                live(members, on_progress, self.artifacts, checkpoints, compiler)
+                run_members(members, on_progress, self.artifacts, checkpoints, compiler)
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = Failure(type=type(error).__name__, message=str(error),
@@ -123,13 +123,13 @@ class Runner:
         records = [self.run(one, on_progress) for one in planned]
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
-    def _halved(self, planned: Sequence[Planned], on_progress: Callable[[Progress], None]) -> list[Record]:
+    def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
         """Run trials as two stacks, after what circles of references still hold of the whole one is gone."""
         gc.collect()
         half = len(planned) // 2
         return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
 
-    def _members(self, planned: Sequence[Planned], checkpoints: Checkpoints | None) -> list[Member] | None:
+    def _members(self, planned: Sequence[PlannedTrial], checkpoints: Checkpoints | None) -> list[TrialState] | None:
         """Return trials ready to train, None where there is no memory for all of several."""
         try:
             return [self._member(one, checkpoints) for one in planned]
@@ -138,11 +138,11 @@ class Runner:
                 raise
         return None
 
-    def _member(self, planned: Planned, checkpoints: Checkpoints | None = None) -> Member:
+    def _member(self, planned: PlannedTrial, checkpoints: Checkpoints | None = None) -> TrialState:
         """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""
-        def untrained() -> Member:
+        def untrained() -> TrialState:
             strategy, notes = self.build(planned.trial, stream)
-            return Member(planned, strategy, stream, notes)
+            return TrialState(planned, strategy, stream, notes)
 
         stream = self.stream(planned.trial)
         member = untrained()
@@ -154,7 +154,7 @@ class Runner:
             member.notes.append(f"started over after an interruption: {error}")
         return member
 
-    def _record(self, member: Member, origin: Provenance, memory: PeakMemory) -> Record:
+    def _record(self, member: TrialState, origin: Provenance, memory: PeakMemory) -> Record:
         """Return the record of a trial that is over."""
         planned, stream, failure = member.planned, member.stream, member.failure
         status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
@@ -187,7 +187,7 @@ class Runner:
         return strategy.to(self.device), notes
 
 
-def live(members: Sequence[Member], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
+def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
          checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
     """Lead the members through their streams together, task by task; one that diverges is left behind.
 
@@ -198,20 +198,21 @@ def live(members: Sequence[Member], on_progress: Callable[[Progress], None], art
     trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
                       first.stream.augment, compiler)
     for member in members:
-        tell(member, on_progress)
+        report_progress(member, on_progress)
         if not member.matrix:
             record_row(member, learned=0)
     if first.learned:
-        trainer.engine = with_moments(trainer.strategies, first.trial.recipe, [m.moments for m in members])
+        trainer.engine = restore_optimizer_state(trainer.strategies, first.trial.recipe,
+                                                 [m.optimizer_state for m in members])
     alive = list(members)
     for index in range(first.learned, len(first.stream.tasks)):
-        alive = learn(alive, trainer, index)
+        alive = train_task(alive, trainer, index)
         for member in alive:
             member.footprints.append(costs.measure(member.strategy))
             record_row(member, learned=index + 1)
             if artifacts is not None:
                 member.strategy.export(artifacts / member.trial.key, task_of(member.stream, index))
-            tell(member, on_progress)
+            report_progress(member, on_progress)
         if not alive:
             return
         trainer.keep([member.strategy for member in alive])
@@ -219,7 +220,7 @@ def live(members: Sequence[Member], on_progress: Callable[[Progress], None], art
             checkpoints.save(alive, trainer.engine)
 
 
-def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Member]:
+def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> list[TrialState]:
     """Train the members on task `index`, note its costs, and return those that did not diverge."""
     tasks = [task_of(member.stream, index) for member in members]
     device = tasks[0].train.y.device
@@ -253,7 +254,7 @@ def learn(members: Sequence[Member], trainer: Trainer, index: int) -> list[Membe
     return alive
 
 
-def record_row(member: Member, learned: int) -> None:
+def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = time.perf_counter()
     with numerics.forward(member.trial.recipe, member.strategy.active.device):
@@ -264,7 +265,7 @@ def record_row(member: Member, learned: int) -> None:
         member.inference.append(row.task_inference)
 
 
-def tell(member: Member, on_progress: Callable[[Progress], None]) -> None:
+def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:
     """Report how far a trial has come."""
     learned = max(len(member.matrix) - 1, 0)
     accuracy = sum(member.matrix[-1][:learned]) / learned if learned else None

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
-from clbench.experiment.trial import Planned, Trial
+from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results.records import Costs, Failure
 from clbench.strategy.base import Strategy, Task
 from clbench.training.trials.costs import Footprint, PeakMemory
 
 
 @dataclass
-class Member:
+class TrialState:
     """One trial in the making: its strategy, and what has been seen of it so far, whatever becomes of it."""
 
-    planned: Planned
+    planned: PlannedTrial
     strategy: Strategy
     stream: Stream
     notes: list[str]
@@ -33,7 +33,7 @@ class Member:
     evaluate: list[float] = field(default_factory=list)
     failure: Failure | None = None
     started: datetime.datetime | None = None  # by an earlier process, of a trial that goes on from a checkpoint
-    moments: dict[str, Tensor] = field(default_factory=dict)  # of the optimiser, from a checkpoint
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # of the optimiser, from a checkpoint
 
     @property
     def trial(self) -> Trial:
