@@ -2,11 +2,11 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
 from clbench_lora.files import CONFIG, FACTS, MODEL, read_adapter, read_base
-from factories import make_record
+from helpers import ROOT
+from helpers.records import make_record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -20,7 +20,6 @@ from clbench.results.records import Record
 from clbench.results.store import Problem, Store, load
 from clbench.training.trials import checkpoint
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "marshal.load", "shelve.open",
              "joblib.load", "dill.load", "dill.loads", "yaml.load", "eval", "exec"}

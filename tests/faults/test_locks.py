@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from factories import make_record
-from hostile import install_hostile
+from helpers.hostile import install_hostile
+from helpers.records import make_record
 
 from clbench.core import files
 from clbench.core.files import NoLocks, lock

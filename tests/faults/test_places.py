@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from hostile import install_hostile
+from helpers.hostile import install_hostile
 
 from clbench.results.store import Store
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import install_hostile, write_distribution
+from helpers.hostile import install_hostile, write_distribution
 
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover

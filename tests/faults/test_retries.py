@@ -1,5 +1,5 @@
 import pytest
-from hostile import install_hostile
+from helpers.hostile import install_hostile
 
 from clbench.core.registry import discover
 from clbench.execution import run as experiment

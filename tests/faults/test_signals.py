@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hostile import install_hostile
+from helpers.hostile import install_hostile
 
 from clbench.execution import interrupts
 from clbench.results.store import Store

@@ -1,11 +1,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-STORM = Path(__file__).parents[2] / "benchmarks" / "faults" / "storm.py"
+STORM = ROOT / "benchmarks" / "faults" / "storm.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -1,0 +1,105 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.adapters import keep, plain
+from helpers.per_task import answer, inputs
+from safetensors.torch import load_file
+
+import clbench
+from clbench import cli
+from clbench.models.weights import load_weights
+
+
+def call(capsys, *args):
+    code = cli.call(["adapters", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def run(tmp_path):
+    keep(tmp_path, rank=3, alpha=5.0)
+    return tmp_path
+
+
+def test_help_needs_no_torch():
+    code = ("import sys\nfrom clbench import cli\n"
+            "for command in ([], ['add']): assert cli.call(['adapters', *command, '--help']) == 0\n"
+            "assert not {'torch', 'avalanche', 'torchvision'} & set(sys.modules)")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in ("list", "show", "export", "merge", "remove", "add", "eval", "combine"):
+        assert f"\n  {name} " in shown
+    assert "--benchmark NAME" in shown
+
+
+def test_list_and_show(run, capsys):
+    code, out, err = call(capsys, "list", run)
+    assert (code, err) == (0, "")
+    size = sum(p.stat().st_size for p in (run / "artifacts").rglob("*") if p.is_file())
+    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "0,1,2", str(size)]
+    code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 1)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "task 1: classes 2, 3"
+    assert lines[3].split()[:5] == ["blocks.0.body.1", "3", "5", "228", "912"]
+    assert lines[-2].split() == ["all", "300", "1200"]
+    assert call(capsys, "show", run)[1].count("blocks.1.body") == 3
+    assert call(capsys, "list", run / "nothing")[1].startswith("no adapters in")
+
+
+def test_export_merge_and_combine(run, capsys, tmp_path):
+    strategy, _ = keep(tmp_path / "again", rank=3, alpha=5.0)
+    one = tmp_path / "one"
+    assert call(capsys, "export", run, "--task", 1, "--to", one) == (0, f"adapter: {one}\n", "")
+    assert {p.name for p in one.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "clbench.json", "base.safetensors"}
+    file = tmp_path / "merged.safetensors"
+    assert call(capsys, "merge", run, "--task", 1, "--to", file) == (0, f"weights: {file}\n", "")
+    model, _ = plain("mlp", seed=3)
+    load_weights(model, file)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs()), answer(strategy, 1).logits, rtol=1e-4, atol=1e-5)
+    code, out, err = call(capsys, "combine", run, "--tasks", "0,2", "--weights", "0.5,0.5", "--to", tmp_path / "two")
+    assert (code, err) == (0, "")
+    assert out == f"adapter: {tmp_path / 'two'} (rank 6, classes 0, 1, 4, 5)\n"
+    mixed = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert mixed["base_model.model.blocks.1.body.lora_A.weight"].shape == (6, 12)
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["merge", "--task", "7", "--to", "m.safetensors"], "Error: lora:mlp/0 has no adapter of task 7, only of 0, 1, 2"),
+    (["show", "ewc/0"], "Error: no trial 'ewc/0' with adapters in "),
+    (["combine", "--tasks", "0,x", "--weights", "1,1", "--to", "d"], "'0,x' is not a list of numbers such as 0,2"),
+    (["combine", "--tasks", "0,1", "--weights", "1", "--to", "d"], "Error: 2 adapters need as many weights, got 1"),
+    (["remove"], "Error: Missing option '--task'"),
+    (["add", "--task", "1"], "Error: lora:mlp/0 has an adapter of task 1; remove it first"),
+    (["add", "--task", "1", "--benchmark", "split-mnst"], "did you mean 'split-mnist'"),
+])
+def test_mistakes_are_one_line(run, capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = call(capsys, args[0], run, *args[1:])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_run_is_evaluated_cut_and_added_to(tmp_path, capsys):
+    record, = clbench.run(methods="lora:rank=1", model="mlp:width=8", seeds=1, iterations=4, workers=0, threads=1,
+                          device="cpu", scenario="class", out=tmp_path)
+    code, out, err = call(capsys, "eval", tmp_path, "--device", "cpu")
+    assert (code, err) == (0, "")
+    shown = [f"{100 * a:.2f}" for a in (*record.R[-1], sum(record.R[-1]) / 5)]
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == shown
+    assert call(capsys, "remove", tmp_path, "--task", 4)[:2] == (0, "removed task 4; left: 0, 1, 2, 3\n")
+    code, out, _ = call(capsys, "eval", tmp_path, "--tasks", "3,1", "--device", "cpu")
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["3", "1", "mean"]
+    assert call(capsys, "add", tmp_path, "--task", 4, "--device", "cpu")[:2] == (0, "added task 4\n")
+    assert [line.split()[-1] for line in call(capsys, "eval", tmp_path, "--device", "cpu")[1].splitlines()[2:]] == shown
+    args = ("add", tmp_path, "--task", 0, "--benchmark", "split-mnist-5k:tasks=2", "--device", "cpu")
+    assert call(capsys, *args)[:2] == (0, "added task 5\n")
+    code, _, err = call(capsys, "eval", tmp_path, "--device", "cpu")
+    assert code == 2
+    assert err.startswith("Error: in scenario class the task is inferred, which makes no sense between benchmarks")

@@ -1,0 +1,79 @@
+import pytest
+from helpers.records import VERSIONS, folder, make_matrix, make_record
+
+from clbench import cli
+from clbench.experiment.spec import Recipe
+from clbench.results import diff as changes
+
+
+@pytest.fixture
+def diff(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(before, after):
+        folder(tmp_path / "a", *before)
+        folder(tmp_path / "b", *after)
+        code = cli.call(["diff", "a", "b"])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def study(shift=0.0, methods=("lora", "ewc", "naive"), **kwargs):
+    return [make_record(m, s, make_matrix(3, shift), **kwargs) for m in methods for s in (0, 1, 2)]
+
+
+def test_the_same_facts_are_0_whatever_made_them(diff):
+    code, out = diff(study(), study(train_seconds=5.0, device="cuda", versions={**VERSIONS, "torch": "2.14.0"}))
+    assert code == 0
+    assert "9 trials in both, 0 with different facts" in out
+    assert "  version of torch: 2.13.0 -> 2.14.0\n" in out and "  device: cpu -> cuda\n" in out
+    assert "started" not in out
+
+
+def test_what_differs_is_named_and_weighed(diff):
+    after = [make_record("lora", s, make_matrix(3, 0.01 * (s + 1)), notes=["new"], trainable=[1000, 1005, 1000],
+                         train_seconds=2.0) for s in (0, 1, 2)]
+    code, out = diff(study(), [*after, *study(methods=("ewc", "naive"))])
+    assert code == 1
+    assert "9 trials in both, 3 with different facts" in out
+    assert ("    R: 6 of 12 cells, by up to 3.00 points (after task 1, on task 1), ACC 80.00 -> 83.00 %\n" in out)
+    assert "    costs.trainable: [1000, 1000, 1000] -> [1000, 1005, 1000]\n    new note: new\n" in out
+    row, = [line.split("  ") for line in out.splitlines() if line.startswith("lora  ")]
+    # t(2, 97.5%) = 4.3027 times a deviation of 1 point over the root of 3 seeds
+    assert [cell.strip() for cell in row if cell.strip()] == [
+        "lora", "3", "80.00 ± 0.00", "82.00 ± 2.48", "2.00 ± 2.48", "0.00 ± 0.00", "0", "0 B", "1.80"]
+    assert not [line for line in out.splitlines() if line.startswith("ewc  ")], "what did not change is left out"
+
+
+def test_trials_of_one_run_only_are_listed(diff):
+    code, out = diff(study(), study()[1:] + study(methods=("er",)))
+    assert code == 1
+    assert "only in A:\n  lora, split-mnist-5k, scenario task, mlp: seed(s) 0\n" in out
+    assert "only in B:\n  er, split-mnist-5k, scenario task, mlp: seed(s) 0-2\n" in out
+
+
+def test_another_recipe_is_compared_by_label(diff):
+    code, out = diff(study(), study(0.05, recipe=Recipe(lr=0.01)))
+    assert code == 1
+    assert "  split-mnist-5k, scenario task, mlp: recipe.lr: 0.001 -> 0.01 (" in out
+    assert "85.00 ± 0.00" in out and "5.00 ± 0.00" in out
+
+
+def test_a_folder_without_records_is_an_error(tmp_path, capsys):
+    assert cli.call(["diff", str(tmp_path), str(tmp_path)]) == 2
+    assert "no records in" in capsys.readouterr().err
+
+
+def test_float_noise_is_not_called_zero():
+    a = make_record("lora", 0, [[0.5, 0.5], [0.9, 0.5], [0.8, 0.9]])
+    b = make_record("lora", 0, [[0.5, 0.5], [0.9, 0.5], [0.8, 0.9 + 1e-9]])
+    assert list(changes.facts(a, b)) == [
+        "R: 1 of 6 cells, by up to 1e-07 points (after task 2, on task 2), ACC 85.00 -> 85.00 %"]
+
+
+def test_a_failure_is_told_from_a_result():
+    found = list(changes.facts(make_record("er"), make_record("er", status="diverged", message="the loss is NaN")))
+    assert found[0] == "status: done -> diverged"
+    assert any(line.startswith("failure: None -> ") for line in found)

@@ -1,0 +1,210 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from helpers.hostile import install_hostile
+from helpers.records import make_record
+
+from clbench import cli
+from clbench.cli.run import command as run_command
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, Spec, build
+from clbench.results.store import Store
+
+
+def call(capsys, *args):
+    code = cli.call(["run", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_every_key_of_a_spec_has_a_flag():
+    flags = {parameter.name for parameter in run_command.params}
+    assert {*Spec.model_fields, *Recipe.model_fields} - {"recipe", "tune", "tuning"} <= flags
+
+
+def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
+    out = tmp_path / "run"
+    spec = build({"methods": ["lora:rank=2", "naive"], "seeds": [0, 4], "recipe": {"epochs": 1}})
+    planned = plan(spec, discover())
+    args = ("--methods", "lora:rank=2,naive", "--seeds", "0,4", "--epochs", "1", "--out", out, "--dry-run")
+    code, text, err = call(capsys, *args)
+    assert (code, err) == (0, "")
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        [p.trial.key, p.label, "task", str(p.trial.seed), "missing"] for p in planned]
+    assert not out.exists()
+    Store(out).write(make_record(tasks=5).model_copy(update={"trial": planned[0].trial, "key": planned[0].trial.key}))
+    assert call(capsys, *args)[1].splitlines()[2].endswith("done")
+
+
+def test_flags_override_the_file(capsys, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('methods = ["lora", { name = "ewc", label = "mild", options = { strength = 10.0 } }]\n'
+                    'seeds = 5\nscenario = "class"\n[recipe]\niterations = 7\n')
+    code, text, _ = call(capsys, file, "--methods", "mild", "--seeds", 2, "--set", "ewc.strength=20", "--dry-run")
+    assert code == 0
+    spec = build({"methods": [{"name": "ewc", "options": {"strength": 20.0}, "label": "mild"}], "seeds": 2,
+                  "scenario": "class", "recipe": {"iterations": 7}})
+    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
+        [p.trial.key, "mild"] for p in plan(spec, discover())]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.toml")),
+                         ids=lambda p: p.name)
+def test_the_experiments_of_the_repository_are_valid(file, capsys):
+    code, text, err = call(capsys, file, "--dry-run")
+    assert (code, err) == (0, "")
+    seeds = {line.split()[-2] for line in text.splitlines()[2:]}
+    assert seeds in ({"0", "1", "2"}, {"0", "1", "2", "3", "4", "5"})
+
+
+@pytest.mark.parametrize(("args", "lines"), [
+    (["--methods", "loraa,ewcc"], ["no method 'loraa'; did you mean 'lora'?", "no method 'ewcc'; did you mean 'ewc'?"]),
+    (["--methods", "lora:rnk=4"], ["lora: no option 'rnk'; did you mean 'rank'?"]),
+    (["--methods", "lora", "--set", "lora.rank=0"], ["lora.rank: should be greater than or equal to 1, got 0"]),
+    (["--methods", "lora", "--set", "lora.rank=big"], ["lora.rank: should be a valid integer"]),
+    (["--methods", "lora", "--set", "ewc.strength=1"], ["--set ewc.strength=1: no method 'ewc' in this experiment"]),
+    (["--methods", "lora", "--benchmark", "split-mnst"], ["no benchmark 'split-mnst'; did you mean 'split-mnist'"]),
+    (["--methods", "lora", "--model", "mpl"], ["no model 'mpl'; did you mean 'mlp'?"]),
+    (["--methods", "lora", "--scenario", "tsk"], ["scenario.0: should be 'task', 'class' or 'domain'"]),
+    (["--methods", "lora", "--device", "gpu"], ["device: "]),
+    (["--methods", "lora", "--epochs", "1", "--iterations", "1"], ["recipe: give epochs or iterations, not both"]),
+    (["--methods", "lora", "--lr", "fast"], ["Invalid value for '--lr'"]),
+    (["absent.toml"], ["no experiment file absent.toml"]),
+    ([], ["methods: is needed"]),
+])
+def test_bad_input_is_a_line_per_mistake_and_nothing_is_written(args, lines, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *args)
+    assert (code, out) == (2, "")
+    found = err.splitlines()
+    assert len(found) == len(lines)
+    for got, wanted in zip(found, lines, strict=True):
+        assert got.startswith(f"Error: {wanted}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_mistakes_in_a_file_are_all_named_with_their_place(capsys, tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text('methods = ["lora"]\nseeds = 0\nscenari = "task"\n[recipe]\nlr = -1.0\nbatch_size = "many"\n')
+    code, _, err = call(capsys, file)
+    assert code == 2
+    lines = err.splitlines()
+    assert all(line.startswith(f"Error: {file}: ") for line in lines)
+    assert sorted(line.split(": ")[2] for line in lines) == ["recipe.batch_size", "recipe.lr", "scenari", "seeds"]
+
+
+def test_a_folder_below_a_file_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = call(capsys, "--methods", "naive", "--out", tmp_path / "file" / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("Error: cannot read")
+    assert "choose another folder" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which even root cannot write")
+def test_a_folder_that_can_only_be_read_is_one_line(capsys):
+    code, out, err = call(capsys, "--methods", "naive", "--out", "/proc/clbench")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("Error: cannot write to /proc/clbench/records: ")
+
+
+class Shell:
+    """Runs the command as a user would, in a folder of its own with the misbehaving plugin installed."""
+
+    def __init__(self, folder):
+        install_hostile(folder / "site")
+        self.site, self.out = folder / "site", folder / "run"
+        self.environment = {**os.environ, "PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1"}
+
+    def start(self, *args):
+        return subprocess.Popen([sys.executable, "-m", "clbench", "run", "--device", "cpu", "--seeds", "1",
+                                 "--iterations", "2", "--workers", "1", "--out", self.out, *args], text=True,
+                                env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def hanging(self, count):
+        """Wait until that many processes have come to a hanging trial; return the last one's id."""
+        file = self.site / "hanging"
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            pids = file.read_text().split() if file.exists() else []
+            if len(pids) == count:
+                return int(pids[-1])
+            time.sleep(0.05)
+        raise AssertionError("no trial came to hang")
+
+
+def ends(pid, seconds=10):
+    """Tell whether a process ends in time; one that waits to be buried has."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path):
+    shell = Shell(tmp_path)
+    killed = shell.start("--methods", "naive,hang")
+    worker = shell.hanging(1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert ends(worker)
+    records, problems = Store(shell.out).read()
+    assert ([r.label for r in records], problems) == (["naive"], [])
+
+    interrupted = shell.start("--methods", "naive,hang")
+    worker = shell.hanging(2)
+    interrupted.send_signal(signal.SIGINT)
+    out, err = interrupted.communicate(timeout=20)
+    assert (interrupted.returncode, out) == (130, "")
+    assert "2 trials, 1 already done" in err
+    assert "interrupted: 1 of 2 trials are done and kept in" in err
+    assert "Traceback" not in err
+    assert ends(worker)
+
+    done = shell.start("--methods", "naive,hang")
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0
+    assert "[1/1] hang seed 0: ACC" in err
+    assert f"records: {shell.out / 'records'}" in out
+    again, problems = Store(shell.out).read()
+    assert ([r.label for r in again], problems) == (["naive", "hang"], [])
+    assert again[0] == records[0]
+    assert "hang" in (shell.out / "report.md").read_text()
+
+
+def test_a_failed_trial_gives_exit_code_1_and_stands_in_the_report(tmp_path, monkeypatch, capsys):
+    install_hostile(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    args = ("--methods", "boom,naive", "--seeds", 1, "--iterations", 2, "--workers", 0, "--device", "cpu",
+            "--out", tmp_path / "run")
+    code, out, err = call(capsys, *args)
+    assert code == 1
+    assert "boom seed 0 failed: ValueError: boom on purpose" in err
+    assert err.splitlines()[-1] == "1 trial failed"
+    assert "boom on purpose" in out
+    assert "naive" in (tmp_path / "run" / "report.md").read_text()
+    code, _, err = call(capsys, *args)
+    assert code == 1
+    assert "2 trials, 1 already done" in err
+
+
+def test_bad_input_that_shows_late_leaves_no_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "lora:rank=999", "--seeds", "1",
+                           "--workers", "0", "--out", tmp_path / "deep" / "run"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "lora: rank = 999 exceeds the width" in done.stderr
+    assert not (tmp_path / "deep").exists()

@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import pytest
+from helpers.references import write
+
+from clbench import cli
+from clbench.results.store import Store
+
+
+def call(capsys, *args):
+    code = cli.call(["verify", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_without_a_name_the_references_are_listed(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[2:]] == [
+        "der-split-cifar10", "van-de-ven-permuted-mnist", "van-de-ven-split-mnist"]
+
+
+def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_torch(capsys, tmp_path):
+    file, out = write(tmp_path), tmp_path / "run"
+    args = (file, "--out", out, "--workers", 0, "--device", "cpu")
+    code, text, err = call(capsys, *args, "--scenario", "class", "--methods", "naive")
+    assert code in (0, 1)
+    assert "2 trials" in err
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(("task", "class"))].count("run") == 2
+    code, _, err = call(capsys, *args)
+    assert "6 trials, 2 already done" in err
+    records, _ = Store(out).read()
+    assert len(records) == 6
+    report = (out / "verify.md").read_text()
+    assert "not run" not in report
+    (out / "verify.md").unlink()
+    again = subprocess.run([sys.executable, "-c", (
+        "import sys; from clbench.cli import call\n"
+        f"code = call(['verify', {str(file)!r}, '--out', {str(out)!r}])\n"
+        "print([m for m in ('torch', 'avalanche') if m in sys.modules]); sys.exit(code)")],
+        capture_output=True, text=True)
+    assert again.returncode == code
+    assert again.stdout.splitlines()[-1] == "[]"
+    assert (out / "verify.md").read_text() == report
+    assert [r.provenance.started for r in Store(out).read()[0]] == [r.provenance.started for r in records]
+
+
+def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, text, err = call(capsys, write(tmp_path), "--out", out, "--methods", "er-20", "--seeds", "0,7", "--dry-run")
+    assert (code, err) == (0, "")
+    assert [line.split()[1:] for line in text.splitlines()[2:]] == [
+        ["er-20", "class", "0", "missing"], ["er-20", "class", "7", "missing"]]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("args", "line"), [
+    (["nothing-such"], "no reference 'nothing-such' (clbench verify lists all)"),
+    (["van-de-ven-split-mnist", "--methods", "sgd"], "no method 'sgd' (clbench verify lists all): naive, ewc"),
+    (["van-de-ven-split-mnist", "--seeds", "none"], "Split-MNIST in three scenarios: seeds: expected a number of"),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(args, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *args)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"Error: {line}")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,181 @@
+import datetime
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.hostile import install_hostile
+
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.execution import run
+from clbench.execution.workers.handle import WorkerHandle
+from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.process import Process
+from clbench.execution.workers.protocol import Finished, Run, Start
+from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
+from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.execution.workers.worker import Worker
+from clbench.experiment.overrides import merge
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+
+
+class Log(Listener):
+    def __init__(self):
+        self.events = []
+
+    def ready(self, device, workers, threads, nodes=0):
+        self.events.append(("ready", device, workers, threads))
+
+    def note(self, text):
+        self.events.append(("note", text))
+
+    def started(self, planned):
+        self.events.append(("started", planned.label))
+
+    def progress(self, key, task, tasks, accuracy):
+        self.events.append(("progress", task, tasks, accuracy))
+
+    def finished(self, record):
+        self.events.append(("finished", record.label))
+
+    def named(self, name):
+        return [e[1:] for e in self.events if e[0] == name]
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    install_hostile(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield discover()
+
+
+def execute(registry, out, methods, workers, **settings):
+    spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2, **settings}))
+    log = Log()
+    records = run.execute(run.prepare(spec, registry, out), log, command="the command",
+                                   workers=workers, threads=1)
+    return {r.label: r for r in records}, log
+
+
+@pytest.fixture(scope="module")
+def misbehaved(plugins, tmp_path_factory):
+    return execute(plugins, tmp_path_factory.mktemp("run"), "boom,nan,die,chatty,unbuildable,naive", workers=1)
+
+
+def test_one_failing_trial_stops_no_other(misbehaved):
+    records, log = misbehaved
+    assert {label: r.status for label, r in records.items()} == {
+        "boom": "failed", "nan": "diverged", "die": "failed", "chatty": "done", "unbuildable": "failed",
+        "naive": "done"}
+    assert [label for label, in log.named("finished")] == ["boom", "nan", "die", "chatty", "unbuildable", "naive"]
+
+
+def test_an_exception_is_kept_with_its_traceback(misbehaved):
+    failure = misbehaved[0]["boom"].failure
+    assert (failure.type, failure.message) == ("ValueError", "boom on purpose")
+    assert "hostile_strategies.py" in failure.traceback
+    assert len(misbehaved[0]["boom"].R) == 2
+    assert "TypeError: not to be built" in misbehaved[0]["unbuildable"].failure.traceback
+
+
+def test_a_killed_worker_costs_its_trial_and_is_replaced(misbehaved):
+    record = misbehaved[0]["die"]
+    assert record.failure.message == "the worker process was killed by SIGKILL (out of memory?), in 2 tries"
+    assert "last words" in record.failure.traceback
+    assert record.provenance.plugin == "hostile 1.0"
+    assert record.provenance.command == "the command"
+
+
+def test_progress_tells_of_every_task(misbehaved):
+    records, log = misbehaved
+    last = log.events.index(("started", "naive"))
+    told = [e for e in log.events[last:] if e[0] == "progress"]
+    assert [e[1:3] for e in told] == [(task, 5) for task in range(6)]
+    assert told[0][3] is None
+    assert told[-1][3] == pytest.approx(sum(records["naive"].R[-1]) / 5)
+    assert log.named("ready") == [("cpu", 1, 1)]
+
+
+def test_this_process_gives_the_same_records_as_a_worker(misbehaved, plugins, tmp_path):
+    records, log = execute(plugins, tmp_path, "boom,naive", workers=0)
+    assert records["naive"].facts() == misbehaved[0]["naive"].facts()
+    assert records["boom"].failure.message == "boom on purpose"
+    assert log.named("ready") == [("cpu", 0, 1)]
+    assert [e[1] for e in log.events if e[0] in ("started", "finished")] == ["boom", "boom", "naive", "naive"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_input_that_shows_late_stops_before_any_trial(plugins, tmp_path, workers):
+    with pytest.raises(SpecError, match="rank"):
+        execute(plugins, tmp_path, "naive,lora:rank=5000", workers)
+    assert not (tmp_path / "records").exists()
+
+
+class Silent(WorkerHandle):
+    send = end = exit_reason = lambda self, *_: None
+
+
+def pool_of(folder, log):
+    return Pool(ExecutionSettings(data_dir=folder, device="auto", command="", workers=2, threads=2, stack=None,
+                    shrink=True,
+                    plugin=str), log, Silent)
+
+
+def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tmp_path):
+    todo, pool = plan(build({"methods": "naive", "seeds": 1}), plugins), pool_of(tmp_path, Log())
+    pool.waiting, link = TrialQueue(todo), Silent(pool.inbox)
+    link.ask(Run(group=todo))
+    link.since -= datetime.timedelta(days=1)
+    pool.hear(link, Finished(records=[]))
+    assert 0 <= max(pool.waiting.seconds.values()) < 3600
+
+
+@pytest.mark.parametrize(("device", "alone", "threads"), [("cpu", 5, 2), ("meta", 5, 5), ("meta", None, 2)])
+def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypatch, tmp_path, device, alone, threads):
+    said, given = [], torch.get_num_threads()
+    monkeypatch.setattr("clbench.training.trials.runner.pick_device", lambda _: torch.device(device))
+    try:
+        worker = Worker(Start(data_dir=str(tmp_path), device="auto", command="", threads=2, alone=alone), said.append)
+        assert said[0].provenance.threads == torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(given)
+
+    log = Log()
+    pool = pool_of(tmp_path, log)
+    pool.links = [Silent(pool.inbox), Silent(pool.inbox)]
+    pool.hear(pool.links[1], said[0])
+    assert log.named("ready") == [(str(worker.runner.device), 2 if device == "cpu" else 1, threads)]
+
+
+def test_what_is_prepared_is_one_trial_of_each_setting_and_method(plugins):
+    planned = plan(build({"methods": "naive,ewc", "scenario": "task,class"}), plugins)
+    checks = PreflightChecks(planned, Listener())
+    assert [(p.trial.scenario, p.label, p.trial.seed) for p in iter(checks.next, None)] == [
+        ("task", "naive", 0), ("task", "ewc", 0), ("class", "naive", 0), ("class", "ewc", 0)]
+
+
+def test_all_refusals_are_told_at_once(plugins):
+    checks = PreflightChecks(plan(build({"methods": "naive,ewc"}), plugins), Listener())
+    for problem in ("one", "two"):
+        checks.refused(checks.next(), SpecError(problem))
+    with pytest.raises(SpecError, match=r"^one\ntwo$"):
+        checks.next()
+
+
+def test_a_worker_ends_when_nobody_listens():
+    worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.worker"], stdin=subprocess.PIPE)
+    worker.stdin.close()
+    assert worker.wait(timeout=20) == 0
+
+
+def test_how_a_process_ended_is_put_into_words():
+    process = Process.__new__(Process)
+    process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
+    process.popen.wait()
+    assert process.exit_reason() == "the worker process was killed by SIGABRT"

@@ -1,0 +1,93 @@
+import io
+
+import pytest
+from helpers.records import make_record
+from rich.console import Console
+
+from clbench.execution import progress
+from clbench.experiment.trial import PlannedTrial
+
+
+def console(**kwargs):
+    return Console(file=io.StringIO(), width=100, highlight=False, **kwargs)
+
+
+def planned(record):
+    return PlannedTrial(record.trial, record.label, record.reference)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("clbench.execution.progress.time.monotonic", lambda: clock[0])
+    return clock
+
+
+def test_time_left_follows_from_the_share_that_is_over(now):
+    tally = progress.Tally(4)
+    assert tally.times() == "getting ready"
+    tally.start("a")
+    now[0] += 60
+    assert tally.times() == "1:00 elapsed, about ? left"
+    tally.shares["a"] = 0.8
+    assert tally.times() == "1:00 elapsed, about 4:00 left"
+    for key in "abcd":
+        tally.finish(key)
+    assert tally.share == 1
+    assert tally.times() == "1:00 elapsed"
+
+
+def test_plain_lines_one_per_finished_trial(now):
+    records = [make_record(seed=0), make_record("ewc", status="diverged")]
+    shown = progress.display(console(), [planned(r) for r in records])
+    with shown:
+        shown.begun([planned(r) for r in records], [planned(r) for r in records[1:]])
+        shown.ready("cpu", 2, 1)
+        for record in records:
+            shown.started(planned(record))
+        shown.progress(records[0].key, 1, 3, 0.5)
+        now[0] += 10
+        shown.finished(records[0])
+        now[0] += 10
+        shown.finished(records[1])
+    assert shown.console.file.getvalue().splitlines() == [
+        "split-mnist-5k, scenario task: 2 methods x 1 seed = 2 trials, 1 already done",
+        "2 workers x 1 thread on cpu",
+        "[1/2] lora seed 0: ACC 80.0, 0:10 elapsed, about 0:10 left",
+        "ewc seed 0 diverged: DivergedError: the loss is NaN",
+        "[2/2] ewc seed 0: diverged, 0:20 elapsed"]
+
+
+def test_a_traceback_is_shown_once_per_method_and_error_and_cut(now):
+    records = [make_record(seed=s, status="failed", message="[bold]boom") for s in range(2)]
+    trace = "\n".join(f"line {i}" for i in range(30))
+    records = [r.model_copy(update={"failure": r.failure.model_copy(update={"traceback": trace})}) for r in records]
+    shown = progress.display(console(), [planned(r) for r in records])
+    for record in records:
+        shown.started(planned(record))
+        shown.finished(record)
+    text = shown.console.file.getvalue()
+    assert text.count("[bold]boom") == 2
+    assert text.count("line 29") == 1
+    assert "line 17\n" not in text
+
+
+def test_bars_on_a_terminal_show_the_running_trials(now):
+    record = make_record("lora", label="lora:rank=[4]")
+    shown = progress.display(console(force_terminal=True), [planned(record)])
+    with shown:
+        shown.started(planned(record))
+        shown.progress(record.key, 1, 3, 0.912)
+        shown.bars.refresh()
+        shown.finished(record)
+        shown.bars.refresh()
+    text = shown.console.file.getvalue()
+    assert "lora:rank=[4] seed 0" in text
+    assert "task 2/3, accuracy 91.2" in text
+    assert "1/1 done" in text
+
+
+def test_scenarios_are_named_where_there_are_several():
+    records = [make_record(scenario="task"), make_record(scenario="class")]
+    shown = progress.display(console(), [planned(r) for r in records])
+    assert list(shown.names.values()) == ["lora task seed 0", "lora class seed 0"]

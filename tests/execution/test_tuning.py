@@ -1,0 +1,295 @@
+import sys
+
+import pytest
+from helpers import ROOT
+from helpers.hostile import write_distribution
+from helpers.records import make_record
+
+from clbench import cli
+from clbench.core.compat import tomllib
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.registry import discover
+from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
+from clbench.execution.tuning import _at_end, chosen, rows_of
+from clbench.experiment.plan import plan
+from clbench.experiment.search import Choices, Range, Search, Tried
+from clbench.experiment.spec import MethodSpec, build
+from clbench.experiment.toml_file import write
+from clbench.results.store import Store
+
+PLUGIN = """
+    import math
+    from clbench import Options, Strategy, StrategyInfo, hookimpl
+
+    class PlantedOptions(Options):
+        knob: float = 1.0
+        size: int = 1
+
+    class Planted(Strategy):
+        def __init__(self, model, world, options):
+            super().__init__(model, world, options)
+            self.wrong = min(abs(math.log10(options.knob) - 3) / 4, 1.0)
+
+        def loss(self, batch):
+            return super().loss(batch) * (float("nan") if self.options.knob > 1e6 else 1.0)
+
+        def forward(self, x, task=None):
+            logits = super().forward(x, task).clone()
+            if not self.training:
+                logits[:round(self.wrong * len(x))] *= -1
+            return logits
+
+    @hookimpl
+    def clbench_strategies():
+        return [StrategyInfo("planted", Planted, "best at knob = 1000", PlantedOptions)]
+"""
+FILE = """# Why this is compared.
+benchmark = "split-mnist-5k"
+model = "mlp:width=16"  # small
+seeds = 1
+methods = [{name = "planted", options = {size = 2}}, "naive"]
+
+[recipe]
+iterations = 10
+
+[tune.planted]
+knob = {low = 1.0, high = 1e8, log = true}
+"""
+
+
+@pytest.fixture
+def tune(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna", reason="clbench tune needs the extra clbench[tune]")
+    pytest.importorskip("tomlkit", reason="clbench tune needs the extra clbench[tune]")
+    write_distribution(tmp_path / "site", "planted", ["clbench_planted"], clbench_planted=PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (tmp_path / "mine.toml").write_text(FILE)
+
+    def call(*args, file=tmp_path / "mine.toml"):
+        code = cli.call(["tune", str(file), "--out", str(tmp_path / "search"), "--seeds", "1", "--workers", "0",
+                         "--device", "cpu", *args])
+        return code, *capsys.readouterr()
+
+    yield call
+    sys.modules.pop("clbench_planted", None)
+
+
+def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
+    code, out, err = tune("--trials", "9")
+    assert code == 0, err
+    result = tmp_path / "search" / "tuned.toml"
+    values = tomllib.loads(result.read_text())
+    made = build(values).tuning[0]
+    knob = values["methods"][0]["options"]["knob"]
+    assert 10 ** 2.3 < knob < 10 ** 3.7 and f"{knob:.3g}" == f"{float(f'{knob:.3g}'):.3g}"
+    assert values["methods"] == [{"name": "planted", "options": {"size": 2, "knob": knob}}, "naive"]
+    assert result.read_text().startswith("# Why this is compared.\n") and "# small" in result.read_text()
+    assert (made.seeds, made.trials, made.validation, len(made.tried)) == ((1000,), 9, 0.1, 9)
+    assert all(t.failure == "seed 1000 diverged" for t in made.tried if t.options["knob"] > 1e6)
+    best = max(made.tried, key=lambda t: sum(t.acc))
+    assert best.options == {"knob": knob} and f"{100 * best.acc[0]:.2f}" in out
+    assert {"optuna", "torch", "clbench"} <= set(made.versions)
+    assert made.space == {"planted:size=2": {"knob": Range(low=1.0, high=1e8, log=True)}}
+
+    records, _ = Store(tmp_path / "search").read()
+    assert {r.trial.validation for r in records} == {0.1} and {r.trial.method.name for r in records} == {"planted"}
+    before = {r.key: r for r in records}
+    for record in records[STARTUP - 2:]:  # as if it had been interrupted in the first round
+        Store(tmp_path / "search").path(record.key).unlink()
+    result.unlink()
+    assert tune("--trials", "9")[0] == 0
+    again = build(tomllib.loads(result.read_text())).tuning[0]
+    assert (again.tried, again.space) == (made.tried, made.space)
+    records, _ = Store(tmp_path / "search").read()
+    assert {r.key for r in records} == set(before)
+    assert sum(before[r.key] == r for r in records) == STARTUP - 2
+    assert tune("--trials", "9")[2] == ""  # nothing is left to run
+
+    assert cli.call(["run", str(result), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]) == 0
+    labels = {(r.label, r.trial.validation, r.trial.seed) for r in Store(tmp_path / "run").read()[0]}
+    assert labels == {(f"planted:knob={knob:g}:size=2", 0.0, 0), ("naive", 0.0, 0)}
+    capsys.readouterr()
+
+    code, _, err = tune("--trials", "9", file=result)  # a tuned file can be tuned again, with nothing to do
+    assert (code, err) == (0, "")
+    assert len(build(tomllib.loads(result.read_text())).tuning) == 1
+
+
+def test_without_any_result_nothing_is_written(tune, tmp_path):
+    (tmp_path / "mine.toml").write_text(FILE.replace("low = 1.0, high = 1e8, log = true", "low = 1e7, high = 1e8"))
+    code, _, err = tune("--trials", "2")
+    assert code == 2
+    assert "planted:size=2, scenario task: no candidate gave a result from every seed" in err.splitlines()[-1]
+    assert not (tmp_path / "search" / "tuned.toml").exists() and (tmp_path / "search" / "report.md").exists()
+
+
+@pytest.mark.parametrize(("old", "new", "args", "line"), [
+    ("[tune.planted]", "[tune.plantd]", (), "tune.plantd: no method 'plantd' in this experiment, only planted, naive"),
+    ("knob = {", "nob = {", (), "tune.planted: no option 'nob'; did you mean 'knob'?"),
+    ("low = 1.0", "low = 1e9", (), "tune.planted.knob.range: low should be below high, got 1e+09 and 1e+08"),
+    ("low = 1.0", "low = 0", (), "tune.planted.knob.range: log = true needs low above 0"),
+    ("log = true", "logs = true", (), "tune.planted.knob.range.logs: no key 'logs'; did you mean 'log'"),
+    ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob.values"),
+    ("{low = 1.0, high = 1e8, log = true}", '["a", 1.0]', (), "tune.planted.knob: should be a valid number"),
+    ("", "", ("--seeds", "0,1000"), "--seeds: 0 is among the experiment's own seeds; tune with others"),
+    ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
+    ("seeds = 1\n", "seeds = [7, 1001]\n", ("--seeds", "2"), "--seeds: 1001 is among the experiment's own seeds"),
+    ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
+    ("", "", ("--methods", "lora"), "--methods lora: no method 'lora' in this experiment, only planted, naive"),
+    ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", (), "nothing says what to search; add a table"),
+    ("knob = {low", 'knob = {scenario = "class", low', (), "nothing is left to search in scenario task"),
+    ("", "", ("--validation", "1"), "Invalid value for '--validation'"),
+])
+def test_bad_input_is_a_line_and_nothing_is_written(tune, tmp_path, old, new, args, line):
+    (tmp_path / "mine.toml").write_text(FILE.replace(old, new))
+    code, out, err = tune(*args)
+    found = [e for e in err.splitlines() if line in e]
+    assert (code, out) == (2, "") and found and all(e.startswith("Error: ") for e in err.splitlines()), err
+    assert not (tmp_path / "search").exists()
+
+
+def test_absent_libraries_are_a_line(tune, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "optuna", None)
+        code, _, err = tune()
+    assert (code, err.count("\n")) == (2, 1) and "pip install 'clbench[tune]'" in err
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    code, _, err = tune()
+    assert (code, err.count("\n")) == (2, 1) and "pip install 'clbench[tune]'" in err
+
+
+def test_a_small_grid_is_tried_whole_and_needs_no_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    space = {"rank": Choices(values=(1, 2)), "init": Choices(values=("kaiming", "pissa"))}
+    grid = sampler_for(space, ["rank"], 4)
+    assert isinstance(grid, Grid)
+    asked = grid.ask()
+    assert asked == corners(space) and len(asked) == 4
+    grid.tell([0.0] * 4)
+    assert grid.ask() == []
+    with pytest.raises(ClbenchError, match="needs Optuna"):
+        sampler_for(space, ["rank"], 3)
+
+
+def test_the_same_scores_lead_to_the_same_candidates():
+    pytest.importorskip("optuna", reason="clbench tune needs the extra clbench[tune]")
+    space = {"a": Range(low=1.0, high=1e6, log=True), "n": Range(low=1, high=8), "way": Choices(values=("x", "y"))}
+
+    def tried(trials):
+        sampler = TPE(space, ["n"], trials)
+        found = []
+        while asked := sampler.ask():
+            found += asked
+            sampler.tell([-abs(c["a"] - 50) for c in asked])
+        return found
+
+    longer = tried(12)
+    assert len(longer) == 12 and tried(8) == longer[:8]
+    assert all(1 <= c["a"] <= 1e6 and float(f"{c['a']:.3g}") == c["a"] for c in longer)
+    assert {type(c["n"]) for c in longer} == {int} and {c["n"] for c in longer} <= set(range(1, 9))
+    assert {c["way"] for c in longer} == {"x", "y"}
+
+
+@pytest.mark.parametrize(("value", "axis", "expected"), [
+    (1e6, Range(low=1.0, high=1e6, log=True), True), (9e5, Range(low=1.0, high=1e6, log=True), True),
+    (1e3, Range(low=1.0, high=1e6, log=True), False), (1, Range(low=1, high=9), True), (5, Range(low=1, high=9), False),
+    (4, Choices(values=(1, 2, 4)), True), (2, Choices(values=(1, 2, 4)), False), (2, Choices(values=(1, 2)), False),
+    ("a", Choices(values=("a", "b", "c")), False), (True, Choices(values=(True, False)), False),
+])
+def test_a_best_value_at_an_end_is_noticed(value, axis, expected):
+    assert _at_end(value, axis) is expected
+
+
+def tuned_rows(**values):
+    """The rows of an experiment with a candidate's result in each, better in `class` where strength is 10."""
+    registry = discover()
+    spec = build({"scenario": "task,class", "tune": {"ewc": {"strength": [1.0, 10.0]}}, "seeds": [1000], **values})
+    rows = rows_of(spec, registry, 2)
+    for row in rows:
+        asked = row.sampler.ask()
+        records = []
+        for candidate in asked:
+            good = (candidate["strength"] == 10) == (row.scenario == "class")
+            records.append(make_record("ewc", 1000, [[0.5], [0.9 if good else 0.6]], scenario=row.scenario,
+                                       label=row.candidate(candidate).label))
+        row.hear(asked, records)
+    return spec, rows, registry
+
+
+def test_options_that_differ_by_scenario_make_rows_for_each():
+    spec, rows, registry = tuned_rows(methods=["naive", "ewc"])
+    found = chosen(spec, rows, registry)
+    assert [m.model_dump(mode="json", exclude_defaults=True) for m in found] == [
+        {"name": "naive"}, {"name": "ewc", "options": {"strength": 1.0}, "scenario": ["task"]},
+        {"name": "ewc", "options": {"strength": 10.0}, "scenario": ["class"]}]
+    again = spec.model_copy(update={"methods": tuple(found)})
+    planned = plan(again, registry)
+    assert {(p.trial.scenario, p.label) for p in planned} == {
+        ("task", "naive"), ("class", "naive"), ("task", "ewc:strength=1"), ("class", "ewc:strength=10")}
+    assert [(r.label, r.scenario) for r in rows_of(again, registry, 2)] == [("ewc", "task"), ("ewc", "class")]
+
+
+def test_what_matters_in_one_scenario_is_searched_there_alone():
+    infer = {"values": ["entropy", "prototype"], "scenario": "class"}
+    registry = discover()
+    spec = build({"scenario": "task,class", "methods": "pnn,lora",
+                  "tune": {"pnn": {"infer": infer}, "lora": {"infer": infer, "alpha": [1, 2]}}})
+    rows = rows_of(spec, registry, 4)
+    assert [(r.label, r.scenario, list(r.space)) for r in rows] == [
+        ("pnn", "class", ["infer"]), ("lora", "task", ["alpha"]), ("lora", "class", ["infer", "alpha"])]
+    for row in rows:
+        row.hear(asked := row.sampler.ask(), [make_record(row.method.name, R=[[0.5], [0.8]], scenario=row.scenario,
+                                                          label=row.candidate(c).label) for c in asked])
+    assert [(m.name, m.options, m.scenario) for m in chosen(spec, rows, registry)] == [
+        ("pnn", {"infer": "entropy"}, ("class",)), ("pnn", {}, ("task",)),
+        ("lora", {"alpha": 1}, ("task",)), ("lora", {"infer": "entropy", "alpha": 1}, ("class",))]
+
+
+def test_rows_that_what_is_searched_would_make_equal_are_refused():
+    with pytest.raises(SpecError, match="two methods 'ewc' differ in nothing but what is searched"):
+        tuned_rows(methods=["ewc", "ewc:strength=3.0"])
+
+
+def test_a_method_for_no_scenario_of_the_experiment_is_refused():
+    registry = discover()
+    methods = ["naive", {"name": "ewc", "scenario": "class"}]
+    assert [p.label for p in plan(build({"methods": methods, "scenario": "task,class", "seeds": 1}), registry)] == [
+        "naive", "naive", "ewc"]
+    with pytest.raises(SpecError, match="method 'ewc' is for scenario class, the experiment has task; give"):
+        plan(build({"methods": methods, "scenario": "task"}), registry)
+
+
+def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
+    pytest.importorskip("tomlkit", reason="clbench tune needs the extra clbench[tune]")
+    source, out = tmp_path / "a.toml", tmp_path / "b.toml"
+    source.write_text('# mine\nseeds = 1\n\n[recipe]\nepochs = 1  # few\n\n[[methods]]\nname = "ewc"\n\n[[methods]]\n'
+                      'name = "lora"\nlabel = "x"\n\n[tune.ewc]\nstrength = [1.0, 10.0]\n')
+
+    def search(label, command):
+        return Search(command=command, versions={"torch": "2"}, validation=0.1, seeds=(7,), trials=2, sampler="grid",
+                      space={label: {"strength": Range(low=1, high=2)}},
+                      tried=(Tried(method=label, scenario="task", options={"strength": 1.5}, acc=(0.5,)),
+                             Tried(method=label, scenario="task", options={"strength": 2}, failure="seed 7 diverged")))
+
+    methods = [MethodSpec(name="ewc", options={"strength": 1.5}, scenario=("task",)),
+               MethodSpec(name="lora", label="x")]
+    write(out, source, methods, search("ewc", "one"))
+    text = out.read_text()
+    assert text.startswith("# mine\n") and "# few" in text and "[[methods]]" not in text
+    spec = build(tomllib.loads(text))
+    assert spec.methods == tuple(methods) and spec.recipe.epochs == 1 and spec.tuning == (search("ewc", "one"),)
+    write(out, out, methods, search("x", "two"))
+    write(out, out, methods, search("x", "three"))
+    assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"))
+
+
+def test_the_searches_of_the_committed_experiments_chose_their_options():
+    for path in (ROOT / "benchmarks").glob("*.toml"):
+        spec = build(tomllib.loads(path.read_text()), str(path))
+        for made in spec.tuning:
+            assert not set(made.seeds) & set(spec.seeds) and made.validation > 0
+            for label, scenario in {(t.method, t.scenario) for t in made.tried}:
+                tried = [t for t in made.tried if (t.method, t.scenario) == (label, scenario) and t.acc]
+                best = max(tried, key=lambda t: sum(t.acc))
+                rows = [m for m in spec.methods if label in (m.label, m.name) or label.startswith(f"{m.name}:")]
+                assert any(m.runs_in(scenario) and best.options.items() <= m.options.items() for m in rows), path.name

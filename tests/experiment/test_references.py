@@ -1,0 +1,114 @@
+import re
+import zipfile
+
+import pytest
+from helpers import ROOT
+from helpers.references import CELLS, HEAD, text, write
+
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment import references
+
+SHIPPED = sorted((ROOT / "benchmarks" / "reference").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_the_shipped_references_can_be_planned_and_name_their_source(path):
+    name, reference = references.find(path.stem)
+    assert name == path.stem
+    assert reference.url.startswith("https://")
+    planned = reference.plan(reference.cells, discover())
+    assert [one[0].label for one in planned] == [c.label for c in reference.cells]
+    assert len({p.trial.key for one in planned for p in one}) == sum(map(len, planned))
+
+
+def test_split_mnist_of_van_de_ven_is_dealt_out_by_seed_with_strengths_of_each_scenario():
+    _, reference = references.find("van-de-ven-split-mnist")
+    planned = reference.plan(reference.cells, discover(), {"seeds": 1})
+    trials = {(one[0].trial.scenario, one[0].label): one[0].trial for one in planned}
+    assert {t.benchmark.options["class_order"] for t in trials.values()} == {"seed"}
+    for scenario, strength in (("task", 1e5), ("domain", 1e10), ("class", 1e9)):
+        for method, mode in (("ewc", "separate"), ("online-ewc", "online")):
+            options = trials[scenario, method].method.options
+            assert (options["strength"], options["mode"], options["fisher"], options["gamma"]) == (
+                strength, mode, "exact", 1)
+
+
+def test_the_file_of_the_docs_is_one(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(re.search(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "verify.md").read_text(), re.M | re.S)[1])
+    reference = references.load(file)
+    assert len(reference.plan(reference.cells, discover())) == 2
+
+
+def test_a_wheel_carries_the_references(tmp_path):
+    from hatchling.builders.wheel import WheelBuilder
+
+    wheel, = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    inside = {name.removeprefix("clbench/reference/") for name in zipfile.ZipFile(wheel).namelist()
+              if name.startswith("clbench/reference/")}
+    assert inside == {path.name for path in SHIPPED}
+
+
+def test_an_installed_clbench_reads_those_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "mine.toml").write_text(text())
+    monkeypatch.setattr(references, "PACKAGE", tmp_path)
+    assert list(references.shipped()) == ["mine"]
+    assert references.find("mine")[1].title == "Tiny"
+
+
+def test_cells_have_recipes_of_their_own_and_what_is_given_goes_before_the_file(tmp_path):
+    reference = references.load(write(tmp_path))
+    specs = [reference.spec(cell, {"seeds": 3, "device": "cpu"}) for cell in reference.cells]
+    assert [s.recipe.lr for s in specs] == [1e-3, 3e-3, 1e-3]
+    assert {s.recipe.iterations for s in specs} == {15}
+    assert {(s.seeds, s.device) for s in specs} == {((0, 1, 2), "cpu")}
+    assert [m.label for s in specs for m in s.methods] == ["naive", "naive", "er-20"]
+
+
+def test_cells_are_chosen_by_scenario_and_label(tmp_path):
+    reference = references.load(write(tmp_path))
+    naive, _, er = reference.cells
+    assert reference.choose() == list(reference.cells)
+    assert reference.choose(["task"]) == [naive]
+    assert reference.choose((), ["er-20"]) == [er]
+    with pytest.raises(SpecError) as error:
+        reference.choose(["domain"], ["er"])
+    assert str(error.value).splitlines() == [
+        "no scenario 'domain' (clbench verify lists all): task, class",
+        "no method 'er' (clbench verify lists all): naive, er-20"]
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ({"head": HEAD.replace("seeds = 16", "seeds = 1")}, "seeds: Input should be greater than or equal to 2"),
+    ({"head": HEAD.replace("widest", "wides")}, "tolerance.wides: Extra inputs are not permitted"),
+    ({"head": HEAD.replace('url = "https://example.org/paper"\n', "")}, "url: Field required"),
+    ({"head": HEAD.replace("[experiment]", '[experiment]\nmethods = ["naive"]')},
+     "reference: experiment: methods is given by the cells"),
+    ({"cells": [CELLS[0], CELLS[0]]}, "reference: two cells are naive in scenario task"),
+    ({"cells": [CELLS[0].replace("sem = 0.5", "")]}, "cells.0: a number without its spread"),
+    ({"cells": [CELLS[0] + "\nsd = 1.0"]}, "cells.0: give sem or sd, not both"),
+    ({"cells": [CELLS[0] + "\nallowance = 1.0"]}, "cells.0: an allowance needs its reason"),
+    ({"cells": [CELLS[0].replace("90.0", "900.0")]}, "cells.0.published: Input should be less than or equal to 100"),
+    ({"cells": ["scenario = [", CELLS[0]]}, "is not TOML"),
+])
+def test_a_faulty_file_is_named_with_what_is_wrong(parts, message, tmp_path):
+    path = write(tmp_path, **parts)
+    with pytest.raises(SpecError) as error:
+        references.find(str(path))
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+
+
+def test_mistakes_in_the_experiment_are_named_too(tmp_path):
+    reference = references.load(write(tmp_path, head=HEAD.replace("iterations = 15", "iterations = 0")))
+    with pytest.raises(SpecError, match=r"^Tiny: recipe.iterations: "):
+        reference.spec(reference.cells[0])
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("van-de-ven-split-minst", "did you mean 'van-de-ven-split-mnist'"), ("absent.toml", "no experiment file absent")])
+def test_a_reference_that_is_not_there_is_one_line(name, message):
+    with pytest.raises(SpecError, match=message):
+        references.find(name)

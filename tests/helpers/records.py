@@ -1,0 +1,67 @@
+"""Synthetic records for tests, without torch."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved, Trial
+from clbench.results.records import Costs, Failure, Provenance, Record, StreamFacts, Timings
+from clbench.results.store import Store
+
+VERSIONS = {"python": "3.11.7", "clbench": "0.1.0", "torch": "2.13.0"}
+STARTED = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+
+
+def make_matrix(tasks: int = 3, shift: float = 0.0) -> list[list[float]]:
+    """A plausible R: 0.5 before a task, 0.9 just after it, then 0.1 less per further task."""
+    return [[0.5 if j >= i else round(max(0.9 + shift - 0.1 * (i - 1 - j), 0.0), 6) for j in range(tasks)]
+            for i in range(tasks + 1)]
+
+
+def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]] | None = None, *,
+                tasks: int = 3, status: str = "done", label: str | None = None, reference: bool | None = None,
+                options: Mapping[str, Any] | None = None, benchmark: str = "split-mnist-5k", scenario: str = "task",
+                model: str = "mlp", recipe: Recipe | None = None,
+                task_inference: Sequence[Sequence[float]] | None = None, trainable: Sequence[int] | None = None,
+                parameters: Mapping[str, int] | None = None, kept_bytes: Mapping[str, int] | None = None,
+                train_seconds: float = 1.0, fingerprint: str = "f00d", notes: Sequence[str] = (),
+                stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
+                peak_device_bytes: int | None = None, **provenance: Any) -> Record:
+    """A record of `method` and `seed`; what is not given is filled in so that records of a setting agree.
+
+    `R` sets the number of tasks if given. A status other than done keeps the first two rows of R and a failure.
+    `provenance` overrides its fields (device=..., versions=..., command=...).
+    """
+    matrix = [list(row) for row in (R if R is not None else make_matrix(tasks))]
+    count = len(matrix[0])
+    rows = matrix if status == "done" else matrix[:2]
+    trained = len(rows) - 1
+    trial = Trial(benchmark=Resolved(name=benchmark, options={"tasks": count}), scenario=scenario,
+                  model=Resolved(name=model, options={}), recipe=recipe or Recipe(),
+                  method=Resolved(name=method, options=dict(options or {})), seed=seed)
+    return Record(
+        schema=1, key=trial.key, label=label or method, status=status, trial=trial, R=rows,
+        reference=method in ("naive", "joint") if reference is None else reference,
+        stream=StreamFacts(classes=[[2 * t, 2 * t + 1] for t in range(count)], train_samples=[800] * count,
+                           test_samples=[200] * count, input_shape=[1, 28, 28], fingerprint=fingerprint,
+                           notes=list(stream_notes)),
+        task_inference=None if task_inference is None else [list(row) for row in task_inference],
+        costs=Costs(trainable=list(trainable or [1000] * count)[:trained], steps=[70] * trained,
+                    parameters=[dict(parameters or {"base": 1000})] * trained,
+                    bytes=[dict(kept_bytes or {"base": 4000})] * trained, replay_samples=[0] * trained,
+                    peak_host_bytes=300_000_000, peak_device_bytes=peak_device_bytes),
+        timings=Timings(train=[train_seconds] * trained, consolidate=[0.25] * trained, evaluate=[0.1] * len(rows)),
+        failure=None if status == "done" else Failure(type="DivergedError", message=message),
+        notes=list(notes),
+        provenance=Provenance(**{"versions": VERSIONS, "plugin": "clbench 0.1.0", "git": "0" * 40, "device": "cpu",
+                                 "machine": "a processor, 2 cores", "threads": 1, "started": STARTED,
+                                 "command": "clbench run --methods lora,ewc", **provenance}))
+
+
+def folder(path, *records):
+    for record in records:
+        Store(path).write(record)
+    return path

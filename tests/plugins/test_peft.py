@@ -1,0 +1,107 @@
+"""What PEFT itself makes of our files (extra `peft`)."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from clbench_lora import AdapterOptions, adapters
+from clbench_lora.arithmetic import merged
+from clbench_lora.layers import adapt
+from helpers.adapters import keep, plain
+from helpers.per_task import answer, inputs
+from safetensors.torch import load_file
+from torch import nn
+
+from clbench.core.errors import SpecError
+from clbench.models.weights import load_weights
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what PEFT's own imports complain about
+    peft = pytest.importorskip("peft")
+
+CONVOLUTIONS = [
+    {}, {"alpha": 5.0, "rank": 3}, {"scaling": "rslora", "rank": 3, "alpha": 5.0}, {"dora": True},
+    {"bias": True, "alpha": 5.0, "rank": 3}, {"layers": "last"}, {"dropout": 0.3},
+    {"rank_pattern": {r"blocks\.1\..*": 2}, "scaling": "rslora"},
+]
+LINEAR = [*CONVOLUTIONS, {"init": "pissa", "rank": 3, "alpha": 5.0},
+          {"init": "pissa", "rank": 2, "scaling": "rslora", "bias": True}]
+CASES = [*(("mlp", o) for o in LINEAR), *(("cnn", o) for o in CONVOLUTIONS),
+         ("resnet20", {"rank": 1, "base": "random"}),
+         ("resnet20", {"rank": 1, "bias": True, "base": "random"}),
+         ("resnet20", {"rank": 2, "dora": True, "layers": "last:4", "base": "random"}),
+         ("vit-tiny", {"layers": "attention"}), ("vit-tiny", {"dora": True}),
+         ("vit-tiny", {"layers": "attention", "init": "pissa"})]
+
+
+def by_peft(kind, folder, shape=(1, 8, 8)):
+    """Return the model with the adapter of a folder as PEFT loads it."""
+    model, _ = plain(kind, shape, seed=5)
+    load_weights(model, folder / "base.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lora_bias on layers without a bias: such cannot be merged
+        return peft.PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False).eval()
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
+def test_peft_gives_the_same_logits(tmp_path, kind, options):
+    strategy, source = keep(tmp_path, kind, **options)
+    adapters.export(source, 1, tmp_path / "to")
+    ours = answer(strategy, 1).logits
+    loaded = by_peft(kind, tmp_path / "to")
+    with torch.no_grad():
+        theirs = loaded(inputs())
+        unadapted = strategy.heads[1](strategy.shared_features(inputs()))
+    assert torch.equal(theirs.isfinite(), ours.isfinite())
+    assert (theirs - ours)[:, 2:4].abs().max() <= 1e-5 * max(1.0, ours[:, 2:4].abs().max().item())
+    assert (unadapted - ours)[:, 2:4].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"bias": True}, {"layers": "last"}], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_peft_counts_as_many_parameters_on_the_same_layers(kind, rank, options):
+    wanted = AdapterOptions(rank=rank, **options)
+    layers = adapt(plain(kind)[0], wanted)
+    for layer in layers.values():
+        layer.add()
+    config = peft.LoraConfig(r=rank, target_modules=[*layers], use_dora=wanted.dora, lora_bias=wanted.bias)
+    theirs, _ = peft.get_peft_model(plain(kind)[0], config).get_nb_trainable_parameters()
+    assert theirs == sum(p.numel() for layer in layers.values() for p in layer.parameters_of(0).values())
+
+
+@pytest.mark.parametrize(("kind", "options"), [("mlp", {}), ("mlp", {"dora": True}), ("cnn", {"dora": True}),
+                                               ("cnn", {"bias": True}), ("mlp", {"init": "pissa"})], ids=str)
+def test_peft_saves_what_it_loaded_under_the_same_names(tmp_path, kind, options):
+    _, source = keep(tmp_path, kind, **options)
+    adapters.export(source, 2, tmp_path / "to")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT takes the bias of lora_B for a weight of a wrong shape
+        by_peft(kind, tmp_path / "to").save_pretrained(str(tmp_path / "again"))
+    ours, theirs = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("to", "again"))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    ours, theirs = (json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("to", "again"))
+    changed = {k for k in ours if ours[k] != theirs[k] and sorted(map(str, ours[k])) != sorted(map(str, theirs[k]))}
+    assert not changed - {"inference_mode"}
+
+
+@pytest.mark.parametrize(("kind", "options"), [("mlp", {"alpha": 5.0}), ("cnn", {"bias": True}),
+                                               ("mlp", {"init": "pissa", "rank": 2})], ids=str)
+def test_peft_answers_by_a_mixture_as_by_the_sum_of_its_weights(tmp_path, kind, options):
+    _, source = keep(tmp_path, kind, **options)
+    mixture = adapters.combine(source, [0, 2], [0.5, 0.5], tmp_path / "to")
+    model, _ = plain(kind)
+    model.load_state_dict(merged(mixture, source.base()))
+    with torch.no_grad():
+        torch.testing.assert_close(by_peft(kind, tmp_path / "to")(inputs()), model.eval()(inputs()), rtol=1e-5,
+                                   atol=1e-5)
+
+
+def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeypatch):
+    _, source = keep(tmp_path, "cnn")
+    monkeypatch.setattr(nn.Conv2d, "padding_mode", property(lambda self: "circular", lambda self, value: None),
+                        raising=False)
+    with pytest.raises(SpecError, match=r"blocks\.0\.body is a convolution .* which PEFT's adapters do not have"):
+        adapters.export(source, 0, tmp_path / "to")

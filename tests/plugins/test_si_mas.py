@@ -1,0 +1,112 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clbench_mas import MASOptions
+from clbench_mas.strategy import MAS
+from clbench_si import SIOptions
+from clbench_si.strategy import SI
+from helpers.methods import CLASSES, deep_model, linear_model, make, move, task
+
+from clbench.experiment.spec import Recipe
+from clbench.training.trainer import Trainer
+
+
+def fit(strategy, index, **recipe):
+    one = task(index)
+    strategy.before_task(one)
+    Trainer([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    strategy.after_task(one)
+
+
+def by_hand(model, tasks, strength, damping, steps, lr):
+    """SI as the paper writes it, on full batches: plain gradient descent, everything in dictionaries."""
+    own = dict(model.named_parameters())
+    omega = {n: torch.zeros_like(p) for n, p in own.items()}
+    anchor = {n: p.detach().clone() for n, p in own.items()}
+    for index in range(tasks):
+        train = task(index).train
+        start = {n: p.detach().clone() for n, p in own.items()}
+        small = {n: torch.zeros_like(p) for n, p in own.items()}
+        for _ in range(steps):
+            logits = model(train.x)[:, 2 * index:2 * index + 2]
+            data = F.cross_entropy(logits, train.y - 2 * index)
+            pull = torch.autograd.grad(data, list(own.values()), retain_graph=True)
+            held = sum((omega[n] * (p - anchor[n]).square()).sum() for n, p in own.items())
+            whole = torch.autograd.grad(data + strength * held, list(own.values()))
+            with torch.no_grad():
+                for (n, p), g, unregularised in zip(own.items(), whole, pull, strict=True):
+                    p -= lr * g
+                    small[n] += unregularised * lr * g
+        for n, p in own.items():
+            omega[n] = (omega[n] + small[n] / ((p.detach() - start[n]).square() + damping)).clamp_min(0)
+            anchor[n] = p.detach().clone()
+    return omega, anchor
+
+
+@pytest.mark.parametrize("model", [linear_model, deep_model])
+def test_si_is_the_papers_path_integral(model):
+    strategy = make(SI, SIOptions(strength=0.3, damping=0.01), model=model)
+    twin = copy.deepcopy(strategy.model)
+    for index in range(3):
+        fit(strategy, index, optimizer="sgd", lr=0.2, iterations=9)
+    omega, anchor = by_hand(twin, 3, 0.3, 0.01, 9, 0.2)
+    for name, value in omega.items():
+        importance, held = strategy.quadratic(f"model.{name}")
+        torch.testing.assert_close(importance, value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(held, anchor[name], rtol=1e-9, atol=1e-12)
+    assert (sum(v.sum() for v in omega.values()) > 0) and strategy.penalty() == 0
+
+
+def test_the_path_of_small_steps_adds_up_to_the_fall_of_the_loss():
+    strategy = make(SI, SIOptions(damping=1e-9), model=deep_model)
+    one = task(0)
+    strategy.before_task(one)
+    loss = [F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item()]
+    Trainer([strategy], Recipe(batch_size=12, optimizer="sgd", lr=0.01, iterations=200), [0]).fit([one])
+    loss.append(F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item())
+    for name, p in strategy.named_parameters():
+        strategy._account(name, p)
+    path = sum(b.sum().item() for n, b in strategy.named_buffers() if n.startswith("path__"))
+    assert path == pytest.approx(loss[0] - loss[1], rel=0.01)
+
+
+def test_si_keeps_two_numbers_per_parameter_once_a_task_is_over():
+    strategy = make(SI, SIOptions())
+    fit(strategy, 0, optimizer="adam", lr=0.1, iterations=3)
+    kept = sum(b.numel() for n, b in strategy.named_buffers() if n not in ("active", "offset"))
+    assert kept == 2 * sum(p.numel() for p in strategy.parameters())
+
+
+@pytest.mark.parametrize("model", [linear_model, deep_model])
+def test_mas_importance_sample_by_sample(model):
+    strategy = make(MAS, MASOptions(), model=model)
+    strategy.before_task(task(0))
+    expected = {n: torch.zeros_like(p) for n, p in strategy.named_parameters()}
+    for index in range(2):
+        move(strategy, index)
+        train = task(index).train
+        for x in train.x:
+            length = strategy.model(x[None])[0, 2 * index:2 * index + 2].square().sum()
+            for n, g in zip(expected, torch.autograd.grad(length, list(strategy.parameters())), strict=True):
+                expected[n] += g.abs() / len(train)
+        strategy.after_task(task(index))
+    for name, value in expected.items():
+        torch.testing.assert_close(strategy.quadratic(name)[0], value, rtol=1e-10, atol=1e-14)
+    move(strategy, 9)
+    held = sum((value * (p - strategy.quadratic(n)[1]).square()).sum()
+               for (n, p), value in zip(strategy.named_parameters(), expected.values(), strict=True))
+    torch.testing.assert_close(strategy.penalty(), held, rtol=1e-10, atol=0)
+
+
+def test_mas_of_a_linear_model_in_closed_form():
+    strategy = make(MAS, MASOptions())
+    one = task(1)
+    strategy.before_task(one)
+    strategy.after_task(one)
+    f = strategy.model(one.train.x).detach()
+    f[:, :2] = f[:, 4:] = 0
+    weight = strategy.quadratic("model.head.weight")[0]
+    torch.testing.assert_close(weight, (2 * f.abs()).T @ one.train.x.abs() / len(f))
+    assert weight.shape[0] == CLASSES and (weight[:2] == 0).all() and (weight[2:4] > 0).all()

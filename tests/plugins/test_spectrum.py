@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from clbench_lora import spectrum_view
+from clbench_lora.library import kept
+from clbench_lora.spectrum import (
+    Change,
+    energy_at,
+    energy_shares,
+    rank_holding,
+    singular_values,
+    spectra,
+    weight_changes,
+)
+from helpers.records import make_matrix, make_record
+from safetensors.torch import load_file
+
+from clbench import cli
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import StoreError
+from clbench.core.files import default_data_dir
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.results.store import Store
+from clbench.training.trials.runner import TrialRunner
+
+SHAPES = {"blocks.0.body.1": (12, 30), "blocks.1.body": (8, 3, 3, 3)}
+RANKS = {"blocks.0.body.1": 3, "blocks.1.body": 2}
+
+
+def low_rank(shape, rank, seed=0):
+    """Return a matrix of a rank with singular values 2^(rank-1), ..., 2, 1."""
+    generator = np.random.default_rng(seed)
+    wide = int(np.prod(shape[1:]))
+    u, v = (np.linalg.qr(generator.normal(size=(n, rank)))[0] for n in (shape[0], wide))
+    return torch.from_numpy((u * 2.0 ** np.arange(rank)[::-1] @ v.T).reshape(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=str)
+def test_a_known_change_has_its_rank_and_its_singular_values(shape):
+    found = singular_values(low_rank(shape, 4)).numpy()
+    np.testing.assert_allclose(found[:4], [8, 4, 2, 1], rtol=1e-12)
+    np.testing.assert_allclose(found, np.linalg.svd(low_rank(shape, 4).numpy().reshape(shape[0], -1))[1], atol=1e-12)
+    assert len(found) == shape[0]
+    energies = np.array([64, 80, 84, 85]) / 85
+    np.testing.assert_allclose(energy_shares(found.tolist())[:4], energies, rtol=1e-12)
+    assert [rank_holding(found.tolist(), share) for share in (0.75, 0.9, 0.95, 0.99)] == [1, 2, 3, 4]
+
+
+def test_ranks_hold_what_numpy_says_on_noise():
+    matrix = np.random.default_rng(4).normal(size=(9, 14))
+    found = singular_values(torch.from_numpy(matrix)).tolist()
+    total = (matrix**2).sum()
+    for share in (0.9, 0.95, 0.99, 1.0):
+        rank = rank_holding(found, share)
+        u, s, v = np.linalg.svd(matrix, full_matrices=False)
+        held = [((u[:, :r] * s[:r] @ v[:r])**2).sum() / total for r in (rank - 1, rank)]
+        assert held[0] < share <= held[1] + 1e-12
+
+
+def test_nothing_changed_has_rank_0():
+    assert rank_holding([0.0, 0.0], 0.9) == 0
+    assert energy_shares([0.0, 0.0]) == [1.0, 1.0]
+    assert energy_at([Change("k", 0, 0, "a", (2, 2), (0.0, 0.0))], 0) == 1.0
+
+
+def test_energy_of_several_layers_is_pooled():
+    changes = [Change("k", 0, 0, "a", (2, 3), (3.0, 1.0)), Change("k", 0, 0, "b", (2, 3), (4.0, 2.0))]
+    assert [energy_at(changes, r) for r in range(3)] == [0, 25 / 30, 1]
+
+
+def test_layers_are_linear_and_convolution_weights_of_the_blocks():
+    base = {"blocks.0.body.weight": torch.zeros(3, 4), "blocks.0.body.bias": torch.zeros(3),
+            "blocks.0.norm.weight": torch.ones(3), "blocks.0.body.token": torch.zeros(1, 1, 4),
+            "head.weight": torch.zeros(2, 3)}
+    tuned = {name: t + 1 for name, t in base.items()}
+    (name, change), = weight_changes(base, tuned)
+    assert name == "blocks.0.body" and torch.equal(change, torch.ones(3, 4, dtype=torch.float64))
+    with pytest.raises(StoreError, match=r"blocks\.0\.body\.weight of the base is missing or has another shape"):
+        list(weight_changes(base, {}))
+
+
+def keep(store, record, ranks=RANKS):
+    """Write a trial of independent whose changes have known ranks."""
+    folder = store.artifacts / record.key
+    base = {f"{name}.weight": torch.randn(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    save_tensors(folder / "base.safetensors", base)
+    for task in range(len(record.R) - 1):
+        tuned = {f"{name}.weight": base[f"{name}.weight"] + low_rank(SHAPES[name], rank, task)
+                 for name, rank in ranks.items()}
+        save_tensors(folder / f"task{task}" / "model.safetensors", tuned)
+    store.write(record)
+
+
+@pytest.fixture
+def run(tmp_path):
+    torch.manual_seed(0)
+    store = Store(tmp_path)
+    for seed in range(2):
+        keep(store, make_record("independent", seed, make_matrix(2, 0.1), reference=True,
+                                options={"base": "task1", "infer": "entropy"}))
+        store.write(make_record("frozen", seed, make_matrix(2, -0.1), options={"base": "task1"}, reference=True))
+        for rank in (4, 1):
+            store.write(make_record("lora", seed, make_matrix(2, 0.01 * rank + 0.02 * seed), label=f"lora:rank={rank}",
+                                    options={"rank": rank, "base": "task1", "rank_pattern": {}, "layers": "all"}))
+        store.write(make_record("naive", seed, make_matrix(2)))
+    return tmp_path
+
+
+def test_spectra_put_accuracies_beside_what_a_rank_holds(run):
+    found, = spectra(run)
+    assert found.layers == list(SHAPES) and len(found.changes) == 2 * 2 * 2
+    assert {(c.layer, c.rank(0.99), c.full_rank) for c in found.changes} == {("blocks.0.body.1", 3, 12),
+                                                                             ("blocks.1.body", 2, 8)}
+    assert [(r.label, r.rank, r.accuracy.n) for r in found.reached] == [
+        ("frozen", 0, 2), ("lora:rank=1", 1, 2), ("lora:rank=4", 4, 2), ("independent", None, 2)]
+    assert [r.energy for r in found.reached] == pytest.approx([0, (16 + 4) / (21 + 5), 1, 1])
+    assert found.reached[1].accuracy.mean == pytest.approx(np.mean([0.86 + 0.01, 0.86 + 0.03]), abs=0.02)
+    assert found.notes == []
+
+
+def test_settings_do_not_mix_and_other_bases_are_noted(run):
+    store = Store(run)
+    keep(store, make_record("independent", 0, make_matrix(2), scenario="class", options={"base": "random"}))
+    store.write(make_record("lora", 0, make_matrix(2), scenario="class", label="mine", options={
+        "rank": 2, "base": "task1", "rank_pattern": {"x": 1}, "layers": "last"}))
+    store.write(make_record("independent", 7, make_matrix(2), status="diverged", options={"base": "random"}))
+    first, second = spectra(run)
+    assert len(first.changes) == 8 and len(second.changes) == 4
+    assert "scenario task" in first.setting and "scenario class" in second.setting
+    assert [(r.label, r.rank, r.energy) for r in second.reached] == [("mine", None, None), ("independent", None, 1.0)]
+    assert second.notes == ["mine starts from another W (base = task1) than independent (base = random)",
+                            "mine adapts some layers only (layers = last); the energy beside it is that of all"]
+
+
+def call(capsys, *args):
+    code = cli.call(["lora", "spectrum", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_prints_text_markdown_and_json(run, capsys):
+    code, text, err = call(capsys, run)
+    assert (code, err) == (0, "")
+    layer = next(line.split() for line in text.splitlines() if line.startswith("blocks.0"))
+    assert layer == ["blocks.0.body.1", "12x30", "12", "2.0,", "17%", "2.0,", "17%", "3.0,", "25%"]
+    assert next(line.split() for line in text.splitlines() if line.startswith("lora:rank=1"))[1:3] == ["1", "76.92"]
+    _, document, _ = call(capsys, run, "--format", "md")
+    assert document.startswith("## independent: split-mnist-5k")
+    assert "| 2.0, 17% |" in " ".join(document.split())
+    _, facts, _ = call(capsys, run, "--format", "json")
+    found, = json.loads(facts)
+    change = found["changes"][0]
+    assert (change["layer"], change["ranks"], change["full_rank"]) == (
+        "blocks.0.body.1", {"0.9": 2, "0.95": 2, "0.99": 3}, 12)
+    assert change["relative_ranks"]["0.99"] == 0.25
+    assert change["singular"][:3] == pytest.approx([4, 2, 1])
+    assert [r["rank"] for r in found["reached"]] == [0, 1, 4, None]
+
+
+def test_the_figure_is_drawn_and_the_same_each_time(run, capsys, tmp_path):
+    for name in ("a.svg", "b.svg", "c.png"):
+        assert call(capsys, run, "--plot", tmp_path / name)[0] == 0
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert call(capsys, run, "--plot", tmp_path / "no" / "c.svg")[::2] == (
+        2, f"Error: cannot write {tmp_path}/no/c.svg: No such file or directory\n")
+
+
+def test_many_layers_and_settings_are_drawn(run, tmp_path):
+    found, = spectra(run)
+    found.changes = [Change("k", 0, 0, f"blocks.{i}", (4, 4), (4.0, 2.0, 1.0, 0.0)) for i in range(20)]
+    spectrum_view.draw([found, found], tmp_path / "many.png")
+    assert (tmp_path / "many.png").stat().st_size > 10_000
+
+
+def test_bad_input_is_one_line(tmp_path, run, capsys):
+    code, out, err = call(capsys, tmp_path / "nothing")
+    assert (code, out) == (2, "") and err.startswith(f"Error: no trial of independent with its weights in {tmp_path}")
+    assert call(capsys, run, "--plot", "x.gif")[0] == 2
+    broken = next(Store(run).artifacts.glob("*/task0/model.safetensors"))
+    broken.write_bytes(b"nothing")
+    code, _, err = call(capsys, run)
+    assert code == 2 and err.startswith(f"Error: weights {broken} cannot be read") and err.count("\n") == 1
+
+
+def test_help_needs_no_torch():
+    code = ("import sys\nfrom clbench import cli\nassert cli.call(['lora', 'spectrum', '--help']) == 0\n"
+            "assert cli.call(['lora', '--help']) == 0\nassert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_run_is_measured(tmp_path):
+    registry, store = discover(), Store(tmp_path)
+    runner = TrialRunner(default_data_dir(), "cpu", "a test", registry, store.artifacts)
+    methods = ["independent", "frozen", {"name": "lora", "options": {"rank": [1, 2]}}]
+    for one in plan(build({"methods": methods, "model": "mlp:width=16", "seeds": 1,
+                           "recipe": {"iterations": 20, "batch_size": 32}}), registry):
+        store.write(runner.run(one))
+    found, = spectra(tmp_path)
+    assert found.layers == ["blocks.0.body.1", "blocks.1.body"]
+    assert [c.task for c in found.changes if c.layer == found.layers[0]] == list(range(5))
+    assert all(1 <= c.rank(0.9) <= c.rank(0.99) <= 16 for c in found.changes)
+    assert [r.rank for r in found.reached] == [0, 1, 2, None]
+    assert 0 < found.reached[1].energy < found.reached[2].energy < 1
+    weights = load_file(store.artifacts / found.changes[0].trial / "base.safetensors")["blocks.1.body.weight"]
+    assert {k.record.trial.method.name for k in kept(tmp_path)} == {"lora"}
+    lora = next(r for r in store.read()[0] if r.trial.method.name == "lora")
+    assert torch.equal(load_file(store.artifacts / lora.key / "base.safetensors")["blocks.1.body.weight"], weights)

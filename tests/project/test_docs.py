@@ -1,0 +1,114 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from clbench.core.compat import tomllib
+from clbench.core.registry import discover
+from clbench.experiment import references, spec
+from clbench.experiment.plan import plan
+from clbench.report.formats import verified
+from clbench.results import verification
+from clbench.results.store import Store
+from clbench.testing.checks import CHECKS
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document, language):
+    return [text for kind, text in BLOCK.findall((ROOT / document).read_text()) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Install the plugin of docs/writing-a-strategy.md as a distribution of its own."""
+    home = tmp_path_factory.mktemp("plugin")
+    (home / "clbench_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[0])
+    (home / "pyproject.toml").write_text(blocks("docs/writing-a-strategy.md", "toml")[0])
+    site = home / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--disable-pip-version-check", "--root-user-action=ignore", "--target", site, home], check=True)
+    return {**os.environ, "PYTHONPATH": str(site)}
+
+
+def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
+    listed = subprocess.run([sys.executable, "-m", "clbench", "methods"], env=installed, capture_output=True,
+                            text=True, check=True).stdout
+    assert "clbench-l2 0.1.0" in " ".join(listed.split())
+    run = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "l2,l2:strength=100", "--seeds", "1",
+                          "--iterations", "10", "--out", tmp_path], env=installed,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "l2:strength=100" in (tmp_path / "report.md").read_text()
+
+
+def test_the_method_of_the_guide_passes_the_tests_of_the_guide(installed, tmp_path):
+    (tmp_path / "test_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[1])
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], env=installed, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(CHECKS) + 1} passed" in done.stdout
+
+
+def test_the_experiment_of_the_tour_is_one():
+    text, = blocks("docs/tour.md", "toml")
+    planned = plan(spec.build(tomllib.loads(text)), discover())
+    assert len(planned) == 2 * 5 * 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda p: p.name)
+def test_the_committed_experiments_are_valid(path):
+    assert plan(spec.build(spec.load(path), str(path)), discover())
+
+
+def test_the_table_of_the_readme_is_that_of_the_committed_report():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "±" in line]
+    report = (ROOT / "reports/split_mnist/report.md").read_text().splitlines()
+    assert len(rows) == 8
+    assert set(rows) <= set(report)
+
+
+def test_the_committed_reports_are_what_their_records_give():
+    from clbench import report
+    from clbench.execution.run import by_method
+    from clbench.report.formats.markdown import render
+
+    for path in ROOT.glob("reports/*/report.md"):
+        records, problems = Store(path.parent).read()
+        assert not problems
+        assert render(report.build(by_method(records))) == path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/verify/*/verify.md")), ids=lambda p: p.parent.name)
+def test_the_committed_verdicts_are_what_their_records_give(path):
+    _, reference = references.find(path.parent.name)
+    records, problems = Store(path.parent).read()
+    assert not problems
+    trials = [[one.trial for one in cell] for cell in reference.plan(reference.cells, discover())]
+    assert verified.markdown(reference, verification.check(reference, trials, records)) == path.read_text()
+
+
+def test_the_committed_figures_are_what_their_records_give():
+    from clbench import report
+    from clbench.execution.run import by_method
+    from clbench.report.figures.draw import draw
+
+    for path in ROOT.glob("reports/*/report.md"):
+        drawn = {Path(name).stem: data.decode() for name, data in
+                 draw(report.build(by_method(Store(path.parent).read()[0]))).items()}
+        kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}
+        words = re.compile(r"<!-- .* -->")  # a figure's text; its outlines may differ between versions of matplotlib
+        assert {name: words.findall(text) for name, text in kept.items()} == {
+            name: words.findall(text) for name, text in drawn.items()}
+        assert set(re.findall(r"\(figures/(.*)\.svg\)", path.read_text())) == set(kept)
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+                                      "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text()):
+        assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"

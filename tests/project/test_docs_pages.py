@@ -1,0 +1,59 @@
+"""The documentation as Sphinx builds it, and its pages that are made from the code."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.doc_blocks import ROOT
+
+from clbench import cli
+from clbench.core.registry import discover
+from clbench.report.formats.markdown import escape
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """Import docs/pages.py."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["commands", "methods"])
+def test_a_page_made_from_the_code_is_current(pages, name):
+    made = getattr(pages, name)()
+    assert made == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), f"make docs-pages: {name}.md is old"
+
+
+def test_every_command_and_option_is_on_its_page(pages):
+    text = pages.commands()
+    for command in cli.COMMANDS:
+        assert f"\n## clbench {command}\n" in text
+    assert "\n## clbench adapters merge\n" in text
+    assert "| `--seeds N\\|LIST` | A number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
+
+
+def test_everything_that_comes_with_clbench_is_on_its_page(pages):
+    sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
+    registry = discover()
+    for _, kind, attribute, _ in pages.KINDS:
+        for name, info in getattr(registry, attribute).items():
+            if pages.ours(registry, kind, name):
+                assert escape(info.summary) in sections[name]
+                assert re.findall(r"^\| `(\w+)` \|", sections[name].split("\n## ")[0], re.MULTILINE) == list(
+                    info.options.model_fields)
+
+
+def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
+        pytest.importorskip(package, reason="needs clbench[docs]")
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d",
+                           tmp_path / "doctrees", ROOT / "docs", tmp_path / "html"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    built = {path.stem for path in (tmp_path / "html").glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= built
+    assert "max over l with j" in (tmp_path / "html" / "metrics.html").read_text()
+    assert 'id="clbench.Strategy.loss"' in (tmp_path / "html" / "api.html").read_text()

@@ -1,0 +1,280 @@
+"""The HTML report in a real browser, headless; all tests share one."""
+
+import re
+import shutil
+import time
+from statistics import fmean
+from xml.etree import ElementTree
+
+import pytest
+from helpers.records import make_matrix, make_record
+
+from clbench.report import build
+from clbench.report.formats.html import render
+from clbench.report.formatting import number
+from clbench.results import metrics
+from clbench.results.stats import rank_methods
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (clbench[test])")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and its chromedriver")
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+METHODS = {"er": (5, 9000), "lora": (9, 300), "ewc": (7, 9000), "naive": (2, 9000)}  # hundredths on top, trainable
+BYTES = {"er": 8000, "lora": 4000, "ewc": 20_000, "naive": 4000}
+
+
+def study(label=None):
+    return [make_record(m, s, make_matrix(shift=0.01 * gain + 0.001 * s), trainable=[cost] * 3, label=label,
+                        kept_bytes={"base": BYTES[m]}, options={"x": m}) for m, (gain, cost) in METHODS.items()
+            for s in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium.webdriver.chrome.service import Service
+
+    folder = tmp_path_factory.mktemp("browser")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in (*QUIET, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {
+        "download.default_directory": str(folder / "saved"),
+        "profile.default_content_setting_values.automatic_downloads": 1})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.saved = folder / "saved"
+    driver.page = folder / "report.html"
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(browser):
+    """Return a function that opens the report on records; what the console says meanwhile is an error."""
+    def opened(records, width=1400, scheme="light"):
+        browser.page.write_text(render(build(records)), encoding="utf-8")
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia",
+                                {"features": [{"name": "prefers-color-scheme", "value": scheme},
+                                              {"name": "prefers-reduced-motion", "value": "reduce"}]})
+        browser.get(browser.page.as_uri())
+        until(lambda: browser.execute_script("return document.querySelectorAll('.stage svg').length"))
+        return browser
+
+    yield opened
+    assert browser.get_log("browser") == []
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def find(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def order(browser):
+    return [row.text for row in find(browser, "#s1-comparison tr[data-row] th")]
+
+
+def tip(browser):
+    return [e.text for e in find(browser, "#tip.shown > *")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 768, 1400])
+def test_it_opens_without_a_word_and_fits_the_screen(show, width, scheme):
+    long = [make_record("ewc", s, label="ewc:fisher=empirical:fisher_samples=500:mode=separate" * 2, tasks=12,
+                        notes=["x" * 300], command="y" * 500, benchmark="z" * 200) for s in (0, 1)]
+    for records in (study(), long):
+        browser = show(records, width, scheme)
+        browser.execute_script("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+        shown, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert shown <= room == width
+        wide = browser.execute_script("return [...document.querySelectorAll('svg')].filter(e => "
+                                      "e.getBoundingClientRect().right > innerWidth).length")
+        assert wide == 0
+    light = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", light))) > 200) == (scheme == "light")
+
+
+def test_sorting_sorts_by_the_mean_and_keeps_references_apart(show):
+    browser = show(study())
+    given = ["er", "lora", "ewc", "naive"]
+    assert order(browser) == given
+    accuracy = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("ACC"))
+    head = accuracy.find_element("xpath", "..")
+    seen = []
+    for _ in range(3):
+        accuracy.click()
+        seen.append((head.get_attribute("aria-sort"), order(browser)))
+    assert seen == [("descending", ["lora", "ewc", "er", "naive"]), ("ascending", ["er", "ewc", "lora", "naive"]),
+                    (None, given)]
+
+
+def test_sorting_by_keyboard_and_by_cost(show):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show(study())
+    kept = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("bytes"))
+    kept.send_keys(Keys.ENTER)
+    assert order(browser) == ["lora", "er", "ewc", "naive"], "the lowest first, and 20.0 kB behind 8.00 kB"
+    kept.send_keys(Keys.SPACE)
+    assert order(browser) == ["ewc", "er", "lora", "naive"]
+    assert len(find(browser, "#s1-comparison [aria-sort]")) == 1
+
+
+def test_pointer_and_keyboard_show_the_records_values(show):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    records = study()
+    browser = show(records)
+    curves, heat = find(browser, "[data-kind=lines] svg")[0], find(browser, "[data-kind=heat] svg")[0]
+    er = [r.R for r in records if r.trial.method.name == "er"]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", curves)
+    marker = curves.find_element("css selector", "g[data-row='0'] .marker:last-of-type")
+    time.sleep(0.1)  # the page has scrolled, which takes away what was named
+    ActionChains(browser).move_to_element(marker).perform()
+    name, line = until(lambda: tip(browser))
+    assert name == "er" and line.startswith(f"after task 3: {number(fmean(map(metrics.acc, er)), 'percent')} ± ")
+    ActionChains(browser).move_to_element_with_offset(curves, 0, -165).perform()
+    heat.send_keys(*[Keys.ARROW_RIGHT] * 5)
+    name, line, seeds = until(lambda: tip(browser) if len(tip(browser)) == 3 else None)
+    assert (name, line) == ("er", f"task 3, after task 1: {number(fmean(R[1][2] for R in er), 'percent')} %")
+    assert seeds == ", ".join(f"seed {s}: {number(R[1][2], 'percent')}" for s, R in enumerate(er))
+    heat.send_keys(Keys.ARROW_DOWN)
+    assert tip(browser)[:2] == ["lora", line]
+    heat.send_keys(Keys.ESCAPE)
+    assert tip(browser) == []
+
+
+def test_a_value_reached_by_keyboard_stays_when_the_page_scrolls_and_moves_with_it(show):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show(study())
+    heat = find(browser, "[data-kind=heat] svg")[0]
+    heat.send_keys(Keys.ARROW_RIGHT)
+    named = until(lambda: tip(browser))
+    where = "return document.getElementById('tip').getBoundingClientRect().top"
+    settle = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+    browser.execute_async_script(settle)
+    before = browser.execute_script(where)
+    browser.execute_script("scrollBy(0, -30)")
+    browser.execute_async_script(settle)
+    assert tip(browser) == named and browser.execute_script(where) == before + 30
+    ActionChains(browser).move_by_offset(5, 5).perform()
+    assert tip(browser) == named
+
+
+def test_the_pareto_picture_switches_its_cost(show):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show(study())
+    figure, = find(browser, "[data-kind=pareto]")
+
+    def shown():
+        return (figure.find_element("css selector", ".frame .title:last-of-type").text,
+                figure.find_element("css selector", ".front").get_attribute("d"))
+
+    first = shown()
+    assert first[0] == "trainable params per task, log"
+    figure.find_elements("css selector", "label")[1].click()
+    second = shown()
+    assert second[0] == "bytes kept, log" and second[1] != first[1]
+    figure.find_elements("css selector", "input")[1].send_keys(Keys.ARROW_RIGHT)
+    assert shown()[0] == "training time (s), log"
+
+
+def test_the_legend_takes_a_method_out_of_every_figure(show):
+    browser = show(study())
+    button = next(e for e in find(browser, ".legend button") if e.text == "ewc")
+    row = button.get_attribute("data-row")
+    assert len(find(browser, f".stage g[data-row='{row}']")) >= 6
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert find(browser, f".stage g[data-row='{row}']") == []
+    for other in find(browser, ".legend button[aria-pressed=true]"):
+        other.click()
+    assert find(browser, ".stage g.of") == []
+    button.click()
+    assert find(browser, f".stage g[data-row='{row}']")
+
+
+def test_average_ranks_stand_beside_the_critical_difference(show):
+    from selenium.webdriver.common.keys import Keys
+
+    records = [make_record(m, s, make_matrix(shift=0.01 * gain + 0.001 * s), benchmark=f"b{b}")
+               for b in range(6) for m, (gain, _) in METHODS.items() for s in (0, 1)]
+    browser = show(records, 700)
+    figure = find(browser, "#ranks figure")[0]
+    average = [e.text for e in find(browser, "#ranks-1 tr:last-child td")]
+    labels = [e.text for e in find(browser, "#ranks-1 thead th")][1:]
+    best_first = sorted(labels, key=lambda label: float(average[labels.index(label)]))
+    assert [e.text for e in figure.find_elements("css selector", "text.label")] == best_first
+    dots = [e.rect["x"] for e in figure.find_elements("css selector", ".marker")]
+    assert dots == sorted(dots)
+    bars = figure.find_elements("css selector", ".interval")
+    one_rank = (dots[1] - dots[0]) / (float(average[labels.index(best_first[1])]) - 1)
+    critical = rank_methods([[0.9, 0.8, 0.7]] * 6).critical
+    assert bars[0].rect["width"] == pytest.approx(critical * one_rank, rel=0.02)
+    browser.execute_script("arguments[0].focus()", figure.find_element("css selector", "svg"))
+    figure.find_element("css selector", "svg").send_keys(Keys.ARROW_RIGHT)
+    assert tip(browser) == [best_first[1], f"average rank: {average[labels.index(best_first[1])]}"]
+    assert len(find(browser, "#ranks .legend button")) == 3, "references are not ranked"
+
+
+def test_every_figure_is_saved_as_an_svg_that_stands_alone(show):
+    browser = show(study(), 320, "dark")
+    for button in find(browser, ".download"):
+        browser.execute_script("arguments[0].click()", button)
+        until(lambda: not list(browser.saved.glob("*.crdownload")) and list(browser.saved.glob("*.svg")))
+    names = {"accuracy", "pareto", "seeds", "growth", "forgetting", "R"}
+    saved = until(lambda: found if len(found := sorted(browser.saved.glob("*.svg"))) == len(names) else None)
+    assert {path.stem.rpartition("-")[2] for path in saved} == names
+    for path in saved:
+        text = path.read_text(encoding="utf-8")
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in text and "url(" not in text
+        texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"er", "lora", "ewc", "naive"} <= texts, path
+        drawn = [e for e in root.iter() if e.tag.endswith(("path", "rect", "line"))]
+        assert len(drawn) > 8 and all(e.get("fill") or e.get("stroke") for e in drawn)
+        paper = next(e for e in drawn if e.tag.endswith("rect"))
+        assert paper.get("fill") == "rgb(253, 253, 251)", "light, whatever the page is"
+    accuracy = next(p for p in saved if p.stem.endswith("accuracy")).read_text()
+    assert "rgb(0, 114, 178)" in accuracy, "the first method's colour, as in the written report"
+
+
+def test_hostile_labels_are_text_and_nothing_else(show):
+    browser = show(study(label=HOSTILE)[:2])
+    assert browser.title.startswith("Continual-learning comparison")
+    assert find(browser, "img") == [] and len(find(browser, "script")) == 1
+    assert order(browser) == [HOSTILE]
+    svg = find(browser, ".stage svg")[0]
+    svg.send_keys("\ue014")
+    assert until(lambda: tip(browser))[0] == HOSTILE
+    assert find(browser, "img") == [] and browser.title.startswith("Continual-learning comparison")
+
+
+def test_without_javascript_the_numbers_are_there(show):
+    browser = show(study())
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(browser.page.as_uri())
+        assert find(browser, ".figures")[0].is_displayed() is False
+        assert "The figures need JavaScript" in find(browser, "main")[0].text
+        assert "ACC (%)" in find(browser, "#s1-comparison")[0].text
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -1,0 +1,154 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from helpers import TESTS
+from helpers.figures import NASTY, figure, study
+from helpers.records import make_record
+
+from clbench.core.errors import StoreError
+from clbench.report import build, write_figures
+from clbench.report.figures import draw, style
+from clbench.report.model import FILE_FORMATS, FigureData, FigurePoint
+
+
+def texts(svg):
+    return re.findall(r"<!-- (.*?) -->", svg)
+
+
+def markers(axes, look):
+    """Return where the markers of one look stand, and how they are drawn."""
+    return [(line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor(), line.get_markersize())
+            for line in axes.lines if line.get_marker() == look.marker and len(line.get_xdata()) == 1]
+
+
+def test_every_method_has_a_marker_in_its_strategys_colour_and_a_label():
+    drawn, looks = figure(study(), "pareto")
+    axes, = drawn.axes
+    assert axes.get_xscale() == "log"
+    assert [m[:3] for m in markers(axes, looks["lora"])] == [
+        (pytest.approx(1000 * r), pytest.approx(0.61 + 0.02 * r), looks["lora"].colour) for r in (1, 2, 4)]
+    assert {m[2] for name in ("naive", "joint") for m in markers(axes, looks[name])} == {"white"}
+    assert [t.get_text() for t in axes.texts] == ["lora:rank=1", "rank=2", "rank=4", "ewc", "er", "naive", "joint"]
+    assert [t.get_text() for t in drawn.legends[0].texts] == ["Pareto front", "reference", "95% interval over seeds"]
+
+
+def test_the_front_has_heavy_markers_and_a_step_line_to_the_edge():
+    drawn, looks = figure(study(ranks=(1, 4, 2)), "pareto")
+    axes, = drawn.axes
+    sizes = {name: {m[3] for m in markers(axes, looks[name])} for name in looks}
+    assert sizes == {"lora": {8.5}, "ewc": {8.5}, "er": {8.5}, "naive": {6.5}, "joint": {6.5}}
+    steps = axes.lines[0].get_xydata().tolist()
+    assert steps[0] == pytest.approx([1000, 0.63]) and steps[1] == pytest.approx([2000, 0.63])
+    assert steps[-1][0] == pytest.approx(axes.get_xlim()[1])
+    swept = axes.lines[1].get_xdata()
+    assert swept == pytest.approx([1000, 2000, 4000]), "a sweep is joined in the order of its parameters"
+
+
+def test_labels_cover_neither_one_another_nor_markers():
+    drawn, _ = figure(study(ranks=(1, 2, 4, 8)), "pareto")
+    axes, = drawn.axes
+    boxes = [t.get_window_extent() for t in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1:])
+    at = axes.transData.transform([(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines
+                                   if line.get_marker() not in ("None", "")])
+    assert not any(box.contains(*point) for box in boxes for point in at)
+    assert all(axes.get_window_extent().contains(box.x0, box.y0) for box in boxes)
+
+
+def test_intervals_are_drawn_within_what_an_accuracy_can_be():
+    wide = [FigurePoint(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
+            for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
+                                                    ("er", 0.5, None, None, 100.0))]
+    picture = FigureData("pareto", "x", "", "", "", "", tuple(wide))
+    with style.styled():
+        axes, = draw.pareto(picture, style.looks([(p.strategy, False) for p in wide])).axes
+    spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
+    assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
+
+
+def test_methods_that_keep_the_same_share_a_line_and_a_label():
+    drawn, looks = figure(study(), "growth")
+    axes, = drawn.axes
+    assert [t.get_text() for t in axes.texts] == ["lora:rank=1", "lora:rank=2", "lora:rank=4", "ewc, er, naive, joint"]
+    flat = [line for line in axes.lines if len(line.get_xdata()) == 3 and set(line.get_ydata()) == {50_000}]
+    assert [line.get_color() for line in flat] == [looks[n].colour for n in ("ewc", "er", "naive", "joint")]
+    assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0
+
+
+def test_growth_over_orders_of_magnitude_is_logarithmic():
+    grown = FigureData("growth", "x", "", "", "", "", tuple(
+        FigurePoint(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
+        (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
+    with style.styled():
+        axes, = draw.growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
+    assert axes.get_yscale() == "log"
+    assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
+
+
+def test_looks_are_distinct_and_references_grey():
+    found = style.looks([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True), ("m1", False)])
+    assert len({(look.colour, look.marker) for look in found.values()}) == 22
+    assert found["naive"].colour == found["joint"].colour == style.PALE
+    assert found["m0"].colour == "#0072B2"
+
+
+def test_the_same_records_give_the_same_file_in_any_process(tmp_path):
+    code = ("import matplotlib; matplotlib.rcParams['font.size'] = 30; matplotlib.rcParams['svg.fonttype'] = 'none'\n"
+            "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+            "from helpers.figures import study\nfrom clbench.report import write_figures\n"
+            "write_figures(study((1, 2), ('ewc', 'naive')), Path(sys.argv[2]), ('svg', 'pdf', 'png'))\n"
+            "assert 'matplotlib.pyplot' not in sys.modules\n"
+            "assert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, TESTS, tmp_path], check=True)
+    ours = draw.draw(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == ours
+    assert {Path(name).suffix for name in ours} == {".svg", ".pdf", ".png"} and len(ours) == 3 * 5
+    assert not any(re.search(rb"20\d\d-?\d\d-?\d\d|[Mm]atplotlib v", data) for data in ours.values())
+
+
+def test_what_comes_from_a_record_is_text_only():
+    for svg in map(bytes.decode, draw.draw(study(ranks=(1,), label=NASTY), ["svg"]).values()):
+        root = ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg")
+        assert not [e for e in root.iter() if e.tag.endswith(("}i", "}script"))]
+        assert any("a$b_c$" in text for text in texts(svg))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "figures").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*-pareto\.svg"):
+        write_figures(study(), tmp_path)
+
+
+def test_a_report_without_figures_makes_no_folder(tmp_path):
+    assert write_figures(build([make_record("lora", tasks=1)]), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    code = ("import sys, clbench.report, clbench.report.figures.draw, clbench.cli.report\n"
+            "print([m for m in ('matplotlib', 'torch') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (500, 3e6, ["1 k", "10 k", "100 k", "1 M"]), (700, 6000, ["1 k", "2 k", "5 k"]),
+    (1.1e6, 2.2e6, ["1.5 M", "2 M"])])
+def test_axes_have_round_ticks(low, high, expected):
+    with style.styled():
+        drawn, axes = style.canvas("")
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        style.log_counts(axes.xaxis, low, high)
+        drawn.canvas.draw()
+    assert [t.get_text() for t in axes.get_xticklabels()] == expected
+
+
+def test_long_labels_are_shortened_in_the_middle():
+    assert style.shorten("x" * 34) == "x" * 34
+    assert style.shorten("lora:rank=4:" + "y" * 50 + ":bias=true", 20) == "lora:rank=…bias=true"

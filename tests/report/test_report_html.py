@@ -1,0 +1,189 @@
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from statistics import fmean
+
+import pytest
+from helpers import ROOT
+from helpers.records import make_matrix, make_record
+
+from clbench.core.registry import discover
+from clbench.report import build
+from clbench.report.figures import data as series
+from clbench.report.figures.style import PALE, PALETTE, looks
+from clbench.report.formats import page as scheme
+from clbench.report.formats.html import render
+from clbench.report.formatting import NONE
+from clbench.results.stats import mean_interval
+
+NASTY = "</script><img src=x onerror='alert(1)'>\u2028{{ 7 * 7 }} \"a\" &lt; <b>"
+EMPTY = {"meta", "link", "input", "wbr"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and keeps tables, texts and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.names, self.attributes, self.tables, self.raw = [], [], [], {}, {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, name, attributes):
+        self.names.append(name)
+        self.attributes.append((name, dict(attributes)))
+        if name not in EMPTY:
+            self.open.append(name)
+        if name == "table":
+            self.rows = self.tables[dict(attributes)["id"]] = []
+        if name == "tr":
+            self.rows.append([])
+        if name in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            self.raw[self.open[-1]] = self.raw.get(self.open[-1], "") + data
+        elif any(name in ("td", "th") for name in self.open):
+            self.rows[-1][-1] += data
+
+
+def study(methods=("lora", "ewc", "naive"), seeds=3, **kwargs):
+    return [make_record(m, s, make_matrix(shift=0.01 * s), trainable=[1000 * (i + 1)] * 3, **kwargs)
+            for i, m in enumerate(methods) for s in range(seeds)]
+
+
+def test_the_page_is_well_formed_and_holds_every_method_and_number():
+    report = build(study())
+    page = Page(render(report))
+    section, = report.sections
+    assert page.names.count("h1") == 1 and page.names[:2] == ["html", "head"]
+    shown = page.tables["s1-comparison"]
+    assert [row[0] for row in shown] == ["method", "lora", "ewc", "for reference", "naive"]
+    for row, ours in zip((shown[1], shown[2], shown[4]), section.comparison.rows, strict=True):
+        assert row[1:] == [cell.text for cell in ours.cells]
+    curves = series.accuracy_over_tasks(section.results)
+    assert page.tables["s1-accuracy"][1][1:] == [cell.text for cell in curves.rows[0].cells]
+    for table in (*section.details, *section.matrices):
+        assert any([r[1:] for r in found if len(r) > 1][1:] == [[c.text for c in r.cells] for r in table.rows]
+                   for found in page.tables.values()), table.title
+
+
+def test_tables_say_what_their_headers_head():
+    page = Page(render(build(study())))
+    scopes = [a.get("scope") for name, a in page.attributes if name == "th"]
+    assert set(scopes) == {"col", "row", "rowgroup"}
+    assert page.names.count("caption") == page.names.count("table")
+    assert all(a.get("data-alt") for name, a in page.attributes if name == "figure")
+
+
+def test_the_curves_are_means_over_the_tasks_seen_with_the_tables_interval():
+    records = study(methods=("lora",))
+    table = series.accuracy_over_tasks(build(records).sections[0].results)
+    for i, cell in enumerate(table.rows[0].cells, start=1):
+        expected = mean_interval([fmean(r.R[i][:i]) for r in records])
+        assert (cell.mean, cell.half_width) == (pytest.approx(expected.mean), pytest.approx(expected.half_width))
+
+
+def test_seeds_without_a_result_have_a_dash_and_others_no_interval():
+    records = [make_record("lora", 0), make_record("lora", 2), make_record("ewc", 1)]
+    records.append(make_record("er", 0, status="failed"))
+    section, = build(records).sections
+    rows = series.accuracy_by_seed(section.results, section.seeds).rows
+    assert [[c.text for c in row.cells] for row in rows] == [
+        ["80.00", NONE, "80.00", "80.00 ± 0.00"], [NONE, "80.00", NONE, "80.00 ± n/a"], [NONE] * 4]
+    assert [c.text for c in series.forgetting_per_task(section.results).rows[2].cells] == [NONE] * 2
+
+
+def test_the_same_records_give_the_same_page():
+    code = ("import sys; sys.path.insert(0, 'tests')\nfrom report.test_report_html import build, render, study\n"
+            "import hashlib; print(hashlib.sha256(render(build(study())).encode()).hexdigest())")
+    here = hashlib.sha256(render(build(study())).encode()).hexdigest()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=ROOT)
+    assert done.stdout.strip() == here
+
+
+def test_nothing_from_a_record_is_markup_and_only_our_own_script_may_run():
+    records = [make_record("lora", s, label=NASTY, benchmark=NASTY, notes=[NASTY], stream_notes=[NASTY], command=NASTY,
+                           device=NASTY, machine=NASTY, plugin=NASTY, versions={NASTY: NASTY}, kept_bytes={NASTY: 3})
+               for s in (0, 1)]
+    records.append(make_record("ewc", 2, benchmark=NASTY, status="failed", message=NASTY))
+    plain, page = Page(render(build(study()))), Page(render(build(records)))
+    assert set(page.names) <= set(plain.names)
+    assert page.names.count("script") == page.names.count("style") == 1
+    assert page.raw == plain.raw
+    assert "\u2028" not in render(build(records)) and "49" not in page.tables["s1-comparison"][1][0]
+    assert not any(key.startswith("on") or key in ("style", "src") for _, a in page.attributes for key in a)
+    policy = next(a["content"] for _, a in page.attributes if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; ")
+    for name in ("script", "style"):
+        hashed = base64.b64encode(hashlib.sha256(page.raw[name].encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{hashed}'" in policy
+    assert not re.search(r"https?:(?!//www\.w3\.org/2000/svg)", page.raw["script"] + page.raw["style"])
+
+
+def test_ten_methods_of_ten_tasks_and_seeds_stay_below_300_kilobytes():
+    records = [make_record(f"method-{m}", s, [[(m + 3 * s + 7 * i + j) % 97 / 97 for j in range(10)]
+                                              for i in range(11)], trainable=[1000 * m + 1] * 10)
+               for m in range(10) for s in range(10)]
+    assert len(render(build(records)).encode()) < 300_000
+
+
+def test_a_single_task_and_a_setting_where_all_failed_are_shown():
+    records = [make_record("lora", 0, tasks=1), make_record("ewc", 0, status="failed", scenario="class")]
+    page = Page(render(build(records)))
+    kinds = [a["data-kind"] for name, a in page.attributes if name == "figure"]
+    assert kinds == ["lines", "pareto", "seeds", "lines", "heat"]
+    assert page.tables["s2-comparison"][1][:2] == ["ewc", "0/1; 1 failed"]
+
+
+def test_methods_have_the_colours_of_the_written_report_and_can_be_seen():
+    css = scheme.css()
+    assert [scheme.colour_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "grey"]
+    assert f"--c1: {PALETTE[1]};" in css and f"--grey: {PALE};" in css
+    found = looks([("lora", False), ("ewc", False), ("naive", True)])
+    page = Page(render(build(study())))
+    assert [(a["data-colour"], a["data-marker"]) for _, a in page.attributes if "data-colour" in a] == [
+        (scheme.colour_class(look.colour), look.marker) for look in found.values()]
+    for paper in (scheme.LIGHT["paper"], scheme.DARK["paper"]):
+        block = next(part for part in css.split("}") if f"--paper: {paper};" in part)
+        edges = re.findall(r"-edge: (#\w+);", block)
+        assert len(edges) == 7 and all(scheme.contrast(edge, paper) >= 3 for edge in edges)
+
+
+@pytest.mark.parametrize("colours", [scheme.LIGHT, scheme.DARK], ids=["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(colours):
+    assert scheme.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert scheme.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # a well-known pair
+    for text, behind in (("ink", "paper"), ("soft", "paper"), ("soft", "wash"), ("ink", "wash"), ("accent", "paper"),
+                         ("warn", "warn-paper"), ("ink", "warn-paper"), ("paper", "ink")):
+        assert scheme.contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    script = Page(render(build(study()))).raw["script"]
+    deep = float(re.search(r"const DEEP = ([\d.]+)", script)[1])
+    for i in range(1001):
+        cell = scheme.mix(colours["cold"], colours["hot"], i / 1000)
+        assert scheme.contrast(cell, colours["on-hot" if i / 1000 > deep else "on-cold"]) >= 4.5, i
+
+
+def test_the_format_is_found_by_name():
+    info = discover().report_format("html")
+    assert (info.name, info.suffix) == ("html", ".html")
+
+
+def test_a_built_wheel_holds_what_the_page_is_made_of(tmp_path):
+    root = ROOT
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=root, check=True,
+                   capture_output=True)
+    wheel, = tmp_path.glob("clbench-*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assets = {f"clbench/report/formats/assets/{p.name}" for p in (root / "clbench/report/formats/assets").iterdir()}
+    assert assets <= packed and len(assets) == 10

@@ -1,0 +1,226 @@
+import json
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers.records import make_matrix, make_record
+
+from clbench import cli
+from clbench.report import build
+from clbench.report.analysis.paired_tests import family
+from clbench.report.columns import ACC
+from clbench.report.figures.draw import draw
+from clbench.report.figures.ranks import groups
+from clbench.report.formats.html import render as html
+from clbench.report.formats.json import render as as_json
+from clbench.report.formats.latex import render as latex
+from clbench.report.formats.markdown import render
+from clbench.results import stats
+from clbench.results.store import Store
+
+COLUMN = ACC.column
+
+
+def study(shifts, seeds, draws=None, benchmark="split-mnist-5k"):
+    """Records of methods whose ACC differs by what is given, with noise that all share and noise of their own."""
+    draws = draws or random.Random(0)
+    shared = {s: draws.gauss(0, 0.03) for s in seeds}
+    return [make_record(m, s, make_matrix(3, -0.1 + shift + shared[s] + draws.gauss(0, 0.004)), benchmark=benchmark)
+            for m, shift in shifts.items() for s in seeds]
+
+
+def texts(table, label):
+    (row,) = [r for r in table.rows if r.label == label]
+    return dict(zip([c.title for c in table.columns], [c.text for c in row.cells], strict=True))
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(records):
+        for record in records:
+            Store(tmp_path).write(record)
+        return str(tmp_path)
+    return write
+
+
+def test_a_known_effect_is_found_and_where_there_is_none_it_is_not(run, capsys):
+    folder = run(study({"lora": 0.0, "ewc": -0.05, "er": 0.0, "naive": -0.2}, range(9)))
+    assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {frozenset(line.split()[:3:2]): line for line in lines if " minus " in line}
+    assert len(found) == 3  # references only as a baseline
+    assert found[frozenset(("lora", "ewc"))].endswith("lora is better")
+    assert found[frozenset(("ewc", "er"))].endswith("er is better")
+    assert found[frozenset(("lora", "er"))].endswith("no difference shown")
+    assert " 0.0039 " in found[frozenset(("lora", "ewc"))]  # 2 of 2^9 sign flips
+    assert " 0.012 " in found[frozenset(("lora", "ewc"))]  # three times that
+
+
+def test_identical_methods_are_found_different_no_more_often_than_is_said():
+    draws = np.random.default_rng(0)
+    false = 0
+    for _ in range(1000):
+        values = draws.normal(0.8, 0.02, (4, 10)).tolist()
+        tests = family(COLUMN, {f"m{k}": dict(enumerate(row)) for k, row in enumerate(values)})
+        false += any(pair.shown for pair in tests.pairs)
+    assert false / 1000 <= 0.05 + 2.33 * (0.05 * 0.95 / 1000) ** 0.5  # 99%
+
+
+def test_a_single_pair_uses_up_its_error_rate():
+    differences = np.random.default_rng(1).standard_normal((1000, 8)).tolist()
+    shown = sum(p <= stats.ALPHA for p in stats.sign_flip_p(differences))
+    assert shown == pytest.approx(1000 * 6 / 128, abs=3 * (1000 * 0.047 * 0.953) ** 0.5)  # p comes in steps of 1 / 128
+
+
+def test_a_baseline_makes_a_smaller_family_and_may_be_a_reference(run, capsys):
+    folder = run(study({"lora": 0.0, "ewc": -0.05, "naive": -0.2}, range(7)))
+    assert cli.call(["compare", folder, "--baseline", "naive", "--metric", "acc", "--format", "md"]) == 0
+    out = capsys.readouterr().out
+    assert "**ACC: each method minus naive**" in out and "p, corrected for 2" in out
+    assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith(("| lora", "| ewc"))] == [
+        "better", "better"]
+
+
+def test_too_few_seeds_are_said_with_how_many_would_do(run, capsys):
+    folder = run(study({"lora": 0.0, "ewc": -0.05}, range(3)))
+    assert cli.call(["compare", folder]) == 0
+    assert "cannot be decided with 3 seeds (smallest possible p = 0.25); 6 would do" in capsys.readouterr().out
+
+
+def test_one_seed_and_one_method_are_no_comparison(run, capsys):
+    assert cli.call(["compare", run(study({"lora": 0.0, "ewc": -0.05}, [0]))]) == 0
+    out = capsys.readouterr().out
+    assert "cannot be decided with 1 seed (smallest possible p = 1); 6 would do" in out and "± n/a" in out
+    alone = build(study({"lora": 0.0, "naive": -0.1}, range(6))).sections[0]
+    assert alone.verdicts == () and alone.comparisons == ()
+
+
+def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said():
+    records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
+    records = [r for r in records if (r.label, r.trial.seed) not in (("ewc", 0), ("ewc", 4))]
+    records.append(make_record("ewc", 0, status="diverged"))
+    section = build(records).sections[0]
+    found = texts(section.comparisons[0], "ewc")
+    assert found["seeds"] == "7 of 9" and texts(section.comparisons[0], "er")["seeds"] == "9"
+    acc = {(r.label, r.trial.seed): ACC.value(r, None) for r in records if r.status == "done"}
+    mean = sum(acc["ewc", s] - acc["lora", s] for s in (1, 2, 3, 5, 6, 7, 8)) / 7
+    assert found["difference"].startswith(f"{100 * mean:.2f} ± ")
+
+
+def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
+    records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
+    section = build([r for r in records if r.label != "er" or r.trial.seed < 4]).sections[0]
+    assert section.verdicts[0] == "ACC: lora has the best mean; better than ewc; too few seeds to compare with er"
+    assert texts(section.comparisons[0], "er")["verdict"] == "cannot be decided"
+
+
+def test_the_best_mean_is_not_claimed_where_a_method_that_lost_a_seed_has_a_better_one():
+    records = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": 0.1}, range(9))
+               if (r.label, r.trial.seed) != ("er", 3)]
+    section = build(records).sections[0]
+    said = "has the best mean of those with all seeds"
+    assert section.verdicts[0] == f"ACC: lora {said}; better than ewc; worse on shared seeds than er"
+    assert section.comparisons[0].title == f"ACC: each method minus lora, which {said}"
+    worse = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
+             if (r.label, r.trial.seed) != ("er", 3)]
+    assert build(worse).sections[0].comparisons[0].title.endswith("which has the best mean")
+
+
+def test_methods_without_a_common_seed_are_not_compared():
+    apart = [*study({"lora": 0.0}, range(6)), *study({"ewc": 0.0}, range(6, 9))]
+    section = build(apart).sections[0]
+    assert section.verdicts == () and section.comparisons == ()
+    section = build([*apart, *study({"er": -0.1}, range(6))]).sections[0]
+    assert section.verdicts[0] == "ACC: lora has the best mean; better than er; no seed in common with ewc"
+    section = build([*study({"lora": -0.2, "er": -0.3}, range(6)), *study({"ewc": 0.0}, range(6, 9))]).sections[0]
+    assert section.verdicts[0] == "ACC: ewc has the best mean; no seed in common with lora, er"
+    assert [t.title.partition(":")[0] for t in section.comparisons] == ["forgetting"]  # there lora is the best
+
+
+def test_unknown_baselines_and_metrics_are_errors_that_name_near_ones(run, capsys):
+    folder = run(study({"lora": 0.0, "ewc": -0.05}, range(2)))
+    assert cli.call(["compare", folder, "--baseline", "lor"]) == 2
+    assert "did you mean 'lora'?" in capsys.readouterr().err
+    assert cli.call(["compare", folder, "--metric", "forgeting"]) == 2
+    assert "did you mean 'forgetting'?" in capsys.readouterr().err
+    assert cli.call(["compare", folder + "/none"]) == 2
+    assert "no records in" in capsys.readouterr().err
+
+
+def test_a_metric_that_a_setting_does_not_have_is_said(run, capsys):
+    folder = run([make_record(m, s, tasks=1) for m in ("lora", "ewc") for s in range(2)])
+    assert cli.call(["compare", folder, "--metric", "forgetting"]) == 0
+    title, said = capsys.readouterr().out.split("\n", 1)
+    assert title == "split-mnist-5k, scenario task, mlp" and said.startswith("forgetting: nothing to compare")
+
+
+def test_differences_stand_in_the_markdown_report():
+    text = render(build(study({"lora": 0.0, "ewc": -0.05}, range(6))))
+    part = text[text.index("### Differences, paired by seed"):text.index("### More metrics")]
+    assert "- ACC: lora is better than every other method" in part
+    assert "**ACC: each method minus lora, which has the best mean**" in part and "| ewc " in part
+
+
+def settings(count, shifts, seeds=range(2)):
+    draws = random.Random(1)
+    return [r for k in range(count) for r in study(shifts, seeds, draws, f"bench-{k}")]
+
+
+def test_methods_are_ranked_across_settings_by_their_mean():
+    report = build(settings(6, {"lora": 0.0, "ewc": -0.05, "er": -0.1, "naive": -0.2}))
+    (table,) = report.rankings
+    assert [c.title for c in table.columns] == ["lora", "ewc", "er"]
+    assert [c.text for c in table.rows[-1].cells] == ["1.00", "2.00", "3.00"]
+    assert len(table.rows) == 7
+    assert report.ranking_verdicts == (
+        "Friedman's test of 3 methods over 6 settings: p = 0.0025; ranks differ. Further apart than the critical "
+        "difference of 1.35 (Nemenyi): lora before er",)
+    assert not any(c.bold for c in table.rows[-1].cells)  # lora is not shown to be before ewc
+    (picture,) = report.pictures
+    assert [(p.label, p.rank) for p in picture.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
+    assert draw(report)["critical-difference.svg"].startswith(b"<?xml")
+    assert "](figures/critical-difference.svg)" in render(report)
+
+
+def test_differences_and_ranks_stand_in_every_format_of_the_report():
+    report = build(settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1}))
+    for text in (latex(report), html(report)):
+        assert "each method minus lora, which has the best mean" in text
+        assert "which method is best cannot be decided with 2 seeds" in text
+        assert "Ranks by ACC (1 is the best)" in text and "of 3 methods over 3 settings" in text
+    whole = json.loads(as_json(report))
+    assert whole["rankings"][0]["rows"][-1]["cells"][0]["mean"] == 1.0
+    assert whole["sections"][0]["comparisons"][0]["rows"][0]["cells"][2]["mean"] == 0.5
+    assert "points" not in whole["pictures"][0]
+
+
+def test_two_settings_decide_nothing_and_say_so_and_one_benchmark_twice_is_not_independent():
+    records = [r for scenario in ("task", "class")
+               for r in (make_record(m, s, make_matrix(3, 0.01 * k), scenario=scenario)
+                         for k, m in enumerate(("lora", "ewc", "er")) for s in (0, 1))]
+    said = build(records).ranking_verdicts
+    assert said[0] == ("Whether ranks differ cannot be decided with 2 settings (smallest possible p of Friedman's test "
+                       "= 0.14); 3 would do")
+    assert said[1].startswith("Settings with the same benchmark are not independent")
+
+
+def test_methods_without_a_full_result_everywhere_are_named_and_not_ranked():
+    records = settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1, "pnn": -0.1})
+    lost = [r for r in records if (r.label, r.trial.seed, r.trial.benchmark.name) != ("pnn", 1, "bench-2")]
+    report = build(lost)
+    assert "pnn" not in [c.title for c in report.rankings[0].columns]
+    assert "Not ranked, for want of a full result in every setting: pnn" in report.ranking_verdicts
+    assert build(settings(3, {"lora": 0.0, "ewc": -0.05})).rankings == ()
+    assert build(settings(1, {"lora": 0.0, "ewc": -0.05, "er": 0.0})).rankings == ()
+
+
+def test_groups_are_the_widest_runs_within_the_critical_difference():
+    draws = random.Random(0)
+    for _ in range(200):
+        ranks = sorted(draws.uniform(1, 8) for _ in range(draws.randint(1, 8)))
+        critical = draws.uniform(0.1, 5)
+        joined = {(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and b - a <= critical}
+        found = groups(ranks, critical)
+        assert joined == {(i, j) for first, last in found for i in range(first, last) for j in range(i + 1, last + 1)}
+        assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))

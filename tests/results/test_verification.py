@@ -1,0 +1,127 @@
+import math
+import statistics
+
+import pytest
+from helpers.records import make_record
+from helpers.references import CELLS, write
+
+from clbench.core.registry import discover
+from clbench.experiment import references
+from clbench.report.formats import verified
+from clbench.results.verification import allowed, check, seeds_needed
+
+TASKS = 5
+
+
+def ending_in(accuracy):
+    """An R whose final accuracies are all this."""
+    return [[0.5] * TASKS] * TASKS + [[accuracy / 100] * TASKS]
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return references.load(write(tmp_path))
+
+
+def judged(reference, finals, statuses=()):
+    """Return the verdicts where `finals` are our accuracies of each cell."""
+    trials = [[p.trial for p in cell] for cell in reference.plan(reference.cells, discover())]
+    records = []
+    for cell, values in zip(trials, finals, strict=True):
+        for seed, value in enumerate(values):
+            trial = cell[0].model_copy(update={"seed": seed})
+            status = dict(statuses).get((trial.method.name, seed), "done")
+            record = make_record(R=ending_in(value), status=status)
+            records.append(record.model_copy(update={"trial": trial, "key": trial.key}))
+    return check(reference, trials, records)
+
+
+def test_the_tolerance_is_welchs_interval_and_the_rounding_and_the_allowance(reference):
+    from scipy.stats import t
+
+    task, _, er = reference.cells
+    ours = [89.0, 90.0, 92.5]
+    own = statistics.variance(ours) / 3
+    df = (own + 0.25)**2 / (own**2 / 2 + 0.25**2 / 15)
+    assert allowed(reference, task, ours) == pytest.approx(t.ppf(0.995, df) * math.sqrt(own + 0.25) + 0.005)
+    assert allowed(reference, er, ours) == pytest.approx(t.ppf(0.995, 2) * math.sqrt(own) + 0.505)
+
+
+def test_a_published_deviation_counts_over_the_published_seeds(reference):
+    _, deviation, _ = reference.cells
+    error = deviation.model_copy(update={"sd": None, "sem": deviation.sd / math.sqrt(reference.seeds)})
+    ours = [19.0, 20.0, 22.0]
+    assert allowed(reference, deviation, ours) == allowed(reference, error, ours)
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [
+    ([90.0, 90.2, 89.9, 90.1], "reproduced"), ([94.0, 94.2, 93.9, 94.1], "missed"), ([86.0, 86.1], "missed"),
+    ([80.0, 99.0, 91.0], "cannot tell"), ([90.0], "cannot tell"), ([40.0], "cannot tell"), ([], "not run"),
+    ([20.0, 20.1, 20.0], "missed"),
+])
+def test_verdicts(reference, ours, verdict):
+    first, *_ = judged(reference, [ours, [], []])
+    assert first.verdict == verdict
+    assert (first.mean is None) == (not ours)
+    if len(ours) > 1 and verdict != "cannot tell":
+        assert (abs(first.difference) <= first.tolerance) == (verdict == "reproduced")
+
+
+def test_within_a_tolerance_that_is_too_wide_nothing_is_told_but_how_many_seeds_would_do(reference):
+    first, *_ = judged(reference, [[80.0, 99.0, 91.0], [], []])
+    assert first.tolerance > reference.tolerance.widest >= abs(first.difference)
+    enough = seeds_needed(reference, first.cell, first.accuracies)
+    assert allowed(reference, first.cell, first.accuracies, enough) <= 2.0
+    assert allowed(reference, first.cell, first.accuracies, enough - 1) > 2.0
+    assert f"about {enough} seeds would do" in first.remarks[0]
+
+
+def test_a_cell_may_be_allowed_a_wider_tolerance(reference):
+    wide = reference.model_copy(update={"cells": (reference.cells[0].model_copy(update={"widest": 60.0}),)})
+    first, = judged(wide, [[80.0, 99.0, 91.0]])
+    assert first.verdict == "reproduced"
+    assert first.remarks == (f"agreement within {first.tolerance:.1f} points shows little",)
+    assert "naive, scenario task: decides up to a tolerance of 60 points" in verified.markdown(wide, [first])
+
+
+def test_no_number_of_seeds_helps_against_their_own_spread(reference):
+    cell = reference.cells[0].model_copy(update={"sem": 1.9})
+    assert seeds_needed(reference, cell, [80.0, 99.0, 91.0]) is None
+
+
+def test_a_seed_that_diverged_is_a_miss_and_one_that_failed_is_told(reference):
+    diverged, _, failed = judged(reference, [[90.0, 90.1, 89.9], [], [60.0, 60.1, 59.9]],
+                                 {("naive", 1): "diverged", ("er", 2): "failed"})
+    assert (diverged.verdict, diverged.remarks, diverged.failed) == ("missed", ("seed 1 diverged",), True)
+    assert (failed.remarks[0], failed.failed, len(failed.accuracies)) == ("seed 2 failed", True, 2)
+
+
+def test_all_seeds_of_a_cell_count_and_nothing_else_does(reference):
+    first, second, _ = judged(reference, [[90.0] * 7, [20.0] * 2, []])
+    assert (len(first.accuracies), len(second.accuracies)) == (7, 2)
+
+
+def test_the_report_has_every_cell_the_rule_and_the_source(reference):
+    checked = judged(reference, [[90.0, 90.2, 89.9, 90.1], [10.0, 10.1], []])
+    text = verified.markdown(reference, checked)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2][:5] == ["task", "naive", "90.00 ± 0.50", "90.05 ± 0.06", "4"]
+    assert [row[-1] for row in rows[2:]] == ["reproduced", "missed", "not run"]
+    assert rows[3][2:6] == ["20.00 (sd 4.00)", "10.05 ± 0.05", "2", "-9.95"]
+    for part in ("<https://example.org/paper>", "99 % interval", "beyond 2 points", "0.5 points, without its spread",
+                 r"hand-written", "16 seeds", "1 reproduced, 1 missed, 1 not run", "split-mnist-5k:"):
+        assert part in text
+    assert r"\| hand" in text
+    plain = verified.plain(reference, checked)
+    assert len([line for line in plain.splitlines() if line.startswith(("task", "class"))]) == len(CELLS)
+
+
+def test_what_was_changed_of_the_rule_is_told_where_the_rule_stands(reference):
+    assert "stated before the runs.\n" in verified.markdown(reference, [])
+    rule = reference.tolerance.model_copy(update={"amended": "widest was 5."})
+    text = verified.markdown(reference.model_copy(update={"tolerance": rule}), [])
+    assert "stated before the runs, except: widest was 5.\n" in text
+
+
+def test_a_report_of_nothing_has_no_setting(reference):
+    assert "## Provenance" not in verified.markdown(reference, judged(reference, [[], [], []]))

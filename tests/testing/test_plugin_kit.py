@@ -1,0 +1,159 @@
+"""What a plugin's author gets: `clbench new-plugin`, `clbench check`, the pytest fixtures, the example."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from clbench import cli
+from clbench.cli import new_plugin
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.testing.checks import CHECKS
+
+BROKEN = """
+import torch
+
+from clbench import Strategy, StrategyInfo, hookimpl
+
+
+class Hides(Strategy):
+    def after_task(self, task):
+        self.seen = task.train.x
+
+
+class Unmade(Strategy):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.no_such_thing
+
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo("hides", Hides, "hides a tensor"), StrategyInfo("unmade", "broken_methods:Unmade", "fails")]
+"""
+
+
+def install(source, folder):
+    """Install a distribution into a folder and return the environment that finds it there."""
+    shutil.copytree(source, folder / "source")  # building leaves things behind
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--disable-pip-version-check", "--root-user-action=ignore", "--target", folder / "site",
+                    folder / "source"], check=True)
+    return {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+
+
+def python(environment, *args, cwd=None):
+    done = subprocess.run([sys.executable, *map(str, args)], env=environment, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
+def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path):
+    written = new_plugin.write("clbench-my-method2", tmp_path / "made", discover())
+    assert [str(p.relative_to(tmp_path / "made")) for p in written] == [
+        "pyproject.toml", "README.md", "clbench_my_method2/__init__.py", "clbench_my_method2/strategy.py",
+        "tests/test_clbench_my_method2.py"]
+    assert not any("$" in p.read_text() for p in written)
+    environment = install(tmp_path / "made", tmp_path)
+    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", cwd=tmp_path / "made")
+    assert f"{len(CHECKS) + 2} passed" in out
+    out = python(environment, "-m", "clbench", "check", "my-method2:strength=10")
+    assert out.splitlines()[-1] == f"my-method2:strength=10 keeps all {len(CHECKS)} rules"
+    listed = python(environment, "-c", "import sys\nfrom clbench.core.registry import discover\nr = discover()\n"
+                    "print(r.origins['method', 'my-method2'], 'torch' in sys.modules)")
+    assert listed.split("\n")[0] == "clbench-my-method2 0.1.0 False"
+
+
+@pytest.mark.parametrize("name", ["mine", "a" * 40])
+def test_a_new_plugin_is_clean(name, tmp_path):
+    pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
+    new_plugin.write(name, tmp_path / "made", discover())
+    python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path / "made")
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("My-Method", "does not do as a method's name"), ("a--b", "does not do"), ("../up", "does not do"), ("", "does"),
+    ("none", "does not do"), ("a" * 41, "up to 40"), ("lora", "there is a method 'lora' already, of clbench"),
+])
+def test_names_that_do_not_do(name, words, tmp_path):
+    with pytest.raises(SpecError, match=words):
+        new_plugin.write(name, tmp_path / "made", discover())
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["new-plugin", "mine"]) == 0
+    out = capsys.readouterr().out
+    assert "pip install -e ./clbench-mine\n" in out
+    strategy = tmp_path / "clbench-mine" / "clbench_mine" / "strategy.py"
+    strategy.write_text("# mine by now")
+    assert cli.call(["new-plugin", "mine"]) == 2
+    assert capsys.readouterr().err == "Error: clbench-mine is not empty; choose another folder with --out\n"
+    assert strategy.read_text() == "# mine by now"
+    assert cli.call(["new-plugin", "mine", "--out", str(strategy)]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_check_says_what_is_wrong(tmp_path, capsys):
+    path = tmp_path / "broken_methods.py"
+    path.write_text(BROKEN)
+    assert cli.call(["check", str(path), "naive"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "hides"
+    assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
+    assert lines[9].startswith("  FAIL  checkpoint: no going on from a checkpoint: its attribute seen is a Tensor")
+    assert lines[10] == f"hides breaks 2 of {len(CHECKS)} rules"
+    assert lines[12] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
+                         f"({path}, line 15)")
+    assert lines[13] == "  FAIL  state: the same"
+    assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
+    sys.modules.pop("broken_methods")
+
+
+@pytest.mark.parametrize(("targets", "words"), [
+    (["ewcc"], "no method 'ewcc'; did you mean 'ewc'?"),
+    (["ewc:strngth=1"], "ewc: no option 'strngth'; did you mean 'strength'?"),
+    (["no_such_file.py"], "cannot read the plugin"),
+    ([], "Missing argument"),
+])
+def test_check_of_what_is_not_there_is_one_line(targets, words, capsys):
+    assert cli.call(["check", *targets]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert words in err
+
+
+def test_the_pytest_plugin_imports_nothing_heavy():
+    code = ("import sys, clbench.testing.pytest_plugin\n"
+            "print([m for m in ('torch', 'pydantic', 'pluggy', 'click', 'numpy') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", f"import pytest\nsys_before = 0\n{code}"], capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.strip() == "['pluggy']"  # which pytest itself needs
+
+
+def test_the_fixtures_of_the_pytest_plugin(clbench_bench):
+    bench = clbench_bench("ewc:strength=3", "class", seed=1)
+    assert (bench.strategy.options.strength, bench.scenario, bench.strategy.world.scenario) == (3, "class", "class")
+
+
+def test_the_check_fixture_is_a_test_for_each_rule(clbench_check, request):
+    clbench_check("naive")
+    assert request.node.callspec.id in CHECKS
+    with pytest.raises(SpecError, match="no method 'nave'"):
+        clbench_check("nave")
+
+
+@pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
+def test_the_example_distribution_works(tmp_path):
+    example = ROOT / "examples" / "clbench-plugin-example"
+    environment = install(example, tmp_path)
+    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", cwd=tmp_path / "source")
+    assert f"{len(CHECKS) + 3} passed" in out
+    for command, name in (("methods", "mean-imm"), ("benchmarks", "noisy-digits")):
+        assert f"{name}  (clbench-plugin-example 0.1.0)" in python(environment, "-m", "clbench", command)

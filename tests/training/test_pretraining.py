@@ -1,0 +1,63 @@
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from clbench.cli import call
+from clbench.core.errors import ClbenchError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.training.trials.pretraining import Pretrained, pretrain
+from clbench.training.trials.runner import TrialRunner
+
+
+def trial(**settings):
+    recipe = {"epochs": 1, "batch_size": 20, **settings.pop("recipe", {})}
+    spec = build({"benchmark": "helpers.tiny_benchmarks:flat", "model": "mlp:width=8", "methods": "naive",
+                  "scenario": "class", "seeds": [0], "recipe": recipe, **settings})
+    return plan(spec, discover())[0].trial
+
+
+def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
+    out = tmp_path / "deep" / "base.safetensors"
+    done = pretrain(trial(recipe={"epochs": 30, "lr": 0.01}), out, tmp_path, "cpu", discover())
+    weights = load_file(out)
+    assert not any(name.startswith("head") for name in weights) and done.accuracy > 1 / done.classes
+    with safe_open(out, "pt") as handle:
+        assert handle.metadata()["benchmark"] == "helpers.tiny_benchmarks:flat"
+    on_it = trial(weights=str(out), methods=[{"name": "lora", "options": {"base": "pretrained", "rank": 2}}])
+    runner = TrialRunner(tmp_path, "cpu", "")
+    strategy, notes = runner.build(on_it, runner.stream(on_it))
+    assert notes == ["weights: no head of this size, it starts untrained"]
+    base = strategy.model.blocks[1].body.base_layer.weight
+    assert (base == weights["blocks.1.body.weight"]).all()
+
+
+def test_training_that_diverges_writes_nothing(tmp_path):
+    with pytest.raises(ClbenchError, match="NaN or infinite in task 0"):
+        pretrain(trial(recipe={"optimizer": "sgd", "lr": 1e30, "epochs": 3}), tmp_path / "x.safetensors", tmp_path,
+                 "cpu", discover())
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_command(tmp_path, capsys):
+    out = tmp_path / "base.safetensors"
+    args = ["pretrain", "split-mnist-5k", "--model", "mlp:width=8", "--iterations", "3", "--data", str(tmp_path)]
+    assert call([*args, "--out", str(out)]) == 0
+    assert "10 classes, 4,000 images, 3 steps" in capsys.readouterr().out and out.is_file()
+    assert call([*args, "--out", str(tmp_path / "base.pt")]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_held_out_classes_are_what_is_trained_on(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def stand_in(trial, *_):
+        asked.append(trial)
+        return Pretrained(classes=50, samples=1, steps=1, accuracy=0.5)
+
+    monkeypatch.setattr("clbench.training.trials.pretraining.pretrain", stand_in)
+    args = ["pretrain", "split-cifar100:held_out=50", "--model", "resnet20", "--out", str(tmp_path / "b.safetensors")]
+    assert call(args) == 0 and "50 classes" in capsys.readouterr().out
+    options = asked[0].benchmark.options
+    assert (options["part"], options["tasks"], options["held_out"]) == ("held-out", 1, 50)

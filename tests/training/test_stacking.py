@@ -1,0 +1,162 @@
+import itertools
+
+import pytest
+import torch
+from helpers.stacks import lead
+
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy, Task
+from clbench.testing.checks import bench
+from clbench.training.trainer import Trainer
+from clbench.training.trials.state import activate
+
+SEEDS = [0, 1, 2]
+
+
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
+    ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
+    ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
+    ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
+    ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
+    ("packnet", {}), ("ncm", {}),
+])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
+    info = discover().strategy(method)
+    for recipe in (Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep"),
+                   Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine")):
+        stacked = lead(info, options, SEEDS, recipe, model=model)
+        for seed, member in zip(SEEDS, stacked, strict=True):
+            alone = lead(info, options, [seed], recipe, model=model)[0]
+            ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
+])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_stack_equals_seed_by_seed_where_rounding_grows_too_fast_for_float32(method, options, model):
+    info = discover().strategy(method)
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2)
+    stacked = lead(info, options, SEEDS, recipe, model=model, double=True)
+    for seed, member in zip(SEEDS, stacked, strict=True):
+        alone = lead(info, options, [seed], recipe, model=model, double=True)[0]
+        ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0, "fisher": "empirical"}), ("er", {"capacity": 20}),
+    ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {}), ("independent", {}),
+])
+@pytest.mark.parametrize("model", ["resnet20", "vit"])
+def test_batch_norm_and_attention_stack_too(method, options, model):
+    info = discover().strategy(method)
+    # Small steps: batch norm over maps of one pixel in a batch of 8 blows float noise up.
+    recipe = Recipe(optimizer="sgd", lr=0.002, batch_size=8, iterations=4)
+    stacked = lead(info, options, SEEDS[:2], recipe, model=model, tasks=2)
+    for seed, member in zip(SEEDS, stacked, strict=False):
+        alone = lead(info, options, [seed], recipe, model=model, tasks=2)[0]
+        ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+        assert ours.keys() == theirs.keys() and any("running_mean" in n for n in ours) is (model == "resnet20")
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("ewc", [{"strength": 30.0}, {"strength": 300.0}, {"strength": 0.0}]),
+    ("ewc", [{"mode": "online", "strength": 200.0, "gamma": 0.5}, {"mode": "online", "strength": 200.0},
+             {"mode": "online", "strength": 20.0}]),
+    ("si", [{"strength": 1.0}, {"strength": 300.0, "damping": 0.1}, {"strength": 30.0}]),
+    ("mas", [{"strength": 10.0}, {"strength": 100.0}, {"strength": 0.0}]),
+    ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
+    ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
+    ("o-lora", [{"rank": 2, "lambda_orth": 0.0}, {"rank": 2, "lambda_orth": 0.5}, {"rank": 2, "lambda_orth": 3.0}]),
+])
+@pytest.mark.parametrize("seeds", [[0, 0, 0], SEEDS])
+def test_a_stack_of_strengths_equals_one_by_one(method, options, seeds):
+    # Not Adam: it steps as far for a gradient that is all float noise, where the penalty holds a weight, as for any.
+    info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+    stacked = lead(info, options, seeds, recipe)
+    ends = []
+    for own, seed, member in zip(options, seeds, stacked, strict=True):
+        ours, theirs = (b.strategy.state_dict() for b in (member, lead(info, own, [seed], recipe)[0]))
+        assert member.strategy.options == bench(info, own, "task").strategy.options
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+        ends.append(torch.cat([p.flatten() for p in member.strategy.parameters()]))
+    assert all((a - b).abs().max() > 3e-4 for a, b in itertools.combinations(ends, 2))  # the options do something
+
+
+def test_members_own_their_storage_again_after_training():
+    info = discover().strategy("er")
+    members = lead(info, {"capacity": 20}, SEEDS, Recipe(lr=1e-2, batch_size=8, epochs=1), tasks=1)
+    storages = [t.untyped_storage().data_ptr() for b in members for t in b.strategy.state_dict().values() if t.numel()]
+    assert len(set(storages)) == len(storages)
+
+
+class HalvesGradients(Strategy):
+    def edit_gradients(self, gradients):
+        return {name: g / 2 for name, g in gradients.items()}
+
+
+def test_edited_gradients_are_those_stepped_with():
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
+    half = Recipe(optimizer="sgd", lr=0.025, batch_size=8, epochs=1)
+    plain = lead(StrategyInfo("naive", Strategy, ""), {}, SEEDS, half)
+    for seeds_ in (SEEDS, SEEDS[:1]):
+        edited = lead(StrategyInfo("half", HalvesGradients, ""), {}, seeds_, recipe)
+        for a, b in zip(edited, plain, strict=False):
+            for p, q in zip(a.strategy.parameters(), b.strategy.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+class Explodes(Strategy):
+    """Its loss becomes NaN in task 1 for the seed whose first weight is largest."""
+
+    def before_task(self, task):
+        if task.index == 0:
+            self.register_buffer("bad", torch.tensor(1.0))
+        elif self.explode:
+            self.bad = torch.tensor(float("nan"))
+
+    def loss(self, batch):
+        return super().loss(batch) * self.bad
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state):
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=1, optimizer_state=state)
+    ends = {}
+    for group in (SEEDS, [0], [2]):
+        benches = [bench(StrategyInfo("explodes", Explodes, ""), {}, "task", seed) for seed in group]
+        for b, seed in zip(benches, group, strict=True):
+            b.strategy.explode = seed == 1
+        trainer = Trainer([b.strategy for b in benches], recipe, group)
+        for index in range(3):
+            alive = []
+            for b in benches:
+                activate(b.strategy, b.stream, index)
+                b.strategy.before_task(Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train))
+            results = trainer.fit([Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
+                                   for b in benches])
+            alive = [b for b, r in zip(benches, results, strict=True) if r.diverged is None]
+            if len(alive) < len(benches):
+                assert index == 1
+                assert "NaN or infinite in task 1, step 0" in str(results[1].diverged)
+            trainer.keep([b.strategy for b in alive])
+            benches = alive
+        ends[tuple(group)] = [b.strategy for b in benches]
+    for member, seed in zip(ends[tuple(SEEDS)], (0, 2), strict=True):
+        for p, q in zip(member.parameters(), ends[(seed,)][0].parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
