@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,19 +20,11 @@ from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
 from clbench.training import precompute
+from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, make_engine
-
-
-@dataclass
-class Trained:
-    """What the loop did on one task, for one member."""
-
-    steps: int
-    trainable: int  # what the strategy says it trains, in the phase that had most
-    diverged: DivergedError | None = None
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -142,8 +134,7 @@ class Trainer:
         losses: list[Tensor] = []
         for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
             for strategy, task in zip(self.strategies, tasks, strict=True):
-                strategy.before_phase(task, phase)
-                strategy.train()
+                begin_phase(strategy, task, phase)
             drawn = (end - begin) * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
                      else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,

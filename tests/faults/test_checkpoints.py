@@ -144,7 +144,7 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
     assert [r.facts() for r in again] == [r.facts() for r in alone]
 
 
-@pytest.mark.parametrize(("home", "name"), [(resume, "lead"), (Strategy, "load_state_dict")])
+@pytest.mark.parametrize(("home", "name"), [(resume, "retrace"), (Strategy, "load_state_dict")])
 def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
     def hungry(*args):
         raise torch.OutOfMemoryError
