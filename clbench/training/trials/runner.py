@@ -22,7 +22,7 @@ from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
-from clbench.training.stacking import restore_optimizer_state
+from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
@@ -107,6 +107,8 @@ class TrialRunner:
             with numerics.products(planned[0].trial.recipe):
                 compiler = Compiler(self.device) if self.compiled else None
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler)
+        except Unstackable as reason:
+            starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = Failure(type=type(error).__name__, message=str(error),
