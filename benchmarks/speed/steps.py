@@ -19,6 +19,7 @@ from work import model_of, optimizer_of, spec_of
 
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import precompute
 from clbench.training.stacking import make_engine
@@ -39,7 +40,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     """Return a step by hand and a step of clbench's loop, on the first task, from the same weights."""
     registry = discover()
     planned = plan(spec_of(setting), registry)[0]
-    runner = TrialRunner(Path(setting.data_dir), setting.device, "benchmarks/speed", registry)
+    runner = TrialRunner(ExecutionSettings(data=Path(setting.data_dir)), setting.device, "benchmarks/speed", registry)
     member = runner._member(planned)
     task = task_of(member.stream, 0)
     activate(member.strategy, member.stream, 0)

@@ -22,6 +22,7 @@ from work import spec_of
 from clbench.core.device import synchronize
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import precompute
 from clbench.training.stacking import make_engine
@@ -38,7 +39,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     setting = replace(setting_of(batch_size, torch.get_num_threads(), data), method=method, model=model, device=device,
                       seeds=tuple(range(seeds)))
     planned = plan(spec_of(setting), registry)
-    runner = TrialRunner(data, device, "benchmarks/speed", registry)
+    runner = TrialRunner(ExecutionSettings(data=data), device, "benchmarks/speed", registry)
     members = [runner._member(one) for one in planned]
     tasks = [task_of(member.stream, 0) for member in members]
     for member, task in zip(members, tasks, strict=True):
