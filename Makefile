@@ -1,4 +1,7 @@
-.PHONY: install test check docs docs-pages
+.PHONY: help install test check test-extras test-all docs docs-pages
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
 
 install:  ## install clbench with everything that developing it needs
 	python -m pip install --quiet -e ".[dev]"
@@ -9,6 +12,12 @@ test:  ## run the tests
 check:  ## lint and type-check
 	python -m ruff check .
 	python -m mypy
+
+test-extras:  ## run the tests that need an extra (Ray, PEFT, trackers, ...) in an environment with all of them
+	python -m nox -s extras
+
+test-all:  ## run the tests with every Python that is found, with the lowest versions allowed, and test-extras
+	python -m nox
 
 docs-pages:  ## write the pages of docs/ that are made from the code: commands, methods
 	python docs/pages.py

@@ -1,7 +1,9 @@
 import os
+from importlib import metadata
 
 import hypothesis
 import pytest
+from packaging.requirements import Requirement
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: threads of torch would be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +22,35 @@ def data_folder(tmp_path_factory):
             folder.mkdir(exist_ok=True)
             patch.setenv("CLBENCH_DATA", str(folder))
         yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails (make test-extras)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a test that is marked with an extra of clbench's unless all that the extra brings is installed."""
+    for marker in item.iter_markers("extra"):
+        if missing := [name for name in distributions(*marker.args) if not installed(name)]:
+            pytest.skip(f"needs clbench[{marker.args[0]}]: {', '.join(missing)} not installed")
+
+
+def distributions(extra):
+    """Return the names of the distributions that an extra of clbench's brings, as pyproject.toml has them."""
+    found = [r.name for r in map(Requirement, metadata.requires("clbench"))
+             if r.marker and "extra" in str(r.marker) and r.marker.evaluate({"extra": extra})]
+    assert found, f"clbench has no extra {extra!r}"
+    return found
+
+
+def installed(name):
+    return any(True for _ in metadata.distributions(name=name))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped: {report.longrepr[2]}"
+    return report

@@ -91,17 +91,20 @@ def floor_fraction(row: Row, floor: Row, batch_size: int) -> float | None:
 def void(accuracies: Mapping[str, Sequence[float]], tolerance: float = TOLERANCE) -> set[str] | None:
     """Return the contenders whose mean accuracy lies beyond noise from the others'; None where noise is unknown.
 
+    One with an accuracy that is no number is among them, and has no part in judging the others.
+
     The yardstick is the median of the contenders' means; noise is three standard errors of a contender's own mean, from
     the spread over seeds and repeats pooled over all contenders, plus `tolerance`.
     """
-    known = {name: values for name, values in accuracies.items() if values}
+    lost = {name for name, values in accuracies.items() if any(map(math.isnan, values))}
+    known = {name: values for name, values in accuracies.items() if values and name not in lost}
     freedom = sum(len(values) - 1 for values in known.values())
     if freedom == 0:
         return None
     variance = sum(statistics.variance(v) * (len(v) - 1) for v in known.values() if len(v) > 1) / freedom
     yardstick = statistics.median(statistics.fmean(v) for v in known.values())
-    return {name for name, v in known.items()
-            if not abs(statistics.fmean(v) - yardstick) <= tolerance + 3 * math.sqrt(variance / len(v))}
+    return lost | {name for name, v in known.items()
+                   if abs(statistics.fmean(v) - yardstick) > tolerance + 3 * math.sqrt(variance / len(v))}
 
 
 def void_rows(rows: Iterable[Row]) -> set[str] | None:

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -91,12 +92,21 @@ def document(options: type[Options]) -> list[OptionDoc]:
 
 
 def _type_name(annotation: Any) -> str:
-    """Name a type as a user would write its values: `int`, `entropy | prototype`, `int | none`."""
-    if isinstance(annotation, type):
-        return "none" if annotation is type(None) else annotation.__name__
-    parts = get_args(annotation)
-    names = [p if isinstance(p, str) else _type_name(p) for p in parts]
-    return " | ".join(names) if names else str(annotation)
+    """Name a type as a user would write its values: `int`, `entropy | prototype`, `int | none`, `dict[str, int]`.
+
+    The origin is asked for first: on Python 3.10 `dict[str, int]` is an instance of `type`, later it is none.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(format_value, parts))
+    if origin is Annotated:
+        return _type_name(parts[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, parts))
+    if annotation is type(None):
+        return "none"
+    name = "..." if annotation is ... else getattr(annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
 def as_json(docs: list[OptionDoc]) -> list[dict[str, Any]]:

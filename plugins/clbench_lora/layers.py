@@ -101,10 +101,13 @@ class LoRALayer(nn.Module):
         if self.init == "pissa":
             u, s, v = torch.linalg.svd(weight, full_matrices=False)
             root = (s[:self.rank] / self.scaling).sqrt()
-            self.register_buffer("pissa_A", root[:, None] * v[:self.rank])
-            self.register_buffer("pissa_B", u[:, :self.rank] * root)
-            self.lora_A[-1].get_parameter("weight").copy_(self.pissa_A)
-            self.lora_B[-1].get_parameter("weight").copy_(self.pissa_B)
+            a, b = (part[-1].get_parameter("weight") for part in (self.lora_A, self.lora_B))
+            a.copy_(root[:, None] * v[:self.rank])
+            b.copy_(u[:, :self.rank] * root)
+            # Copies of A and B, laid out as they are: products of the same values in another layout may be rounded
+            # otherwise, and h would not be Wx at first.
+            self.register_buffer("pissa_A", a.clone())
+            self.register_buffer("pissa_B", b.clone())
 
     def parameters_of(self, adapter: int) -> dict[str, nn.Parameter]:
         """Return the parameters of one adapter, by PEFT's names."""

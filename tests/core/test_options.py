@@ -1,8 +1,10 @@
+from typing import Any, Literal, Optional
+
 import pytest
-from pydantic import Field
+from pydantic import Field, create_model
 
 from clbench.core.errors import SpecError
-from clbench.core.options import Options, document, format_value, label, parse_named, parse_value, validate
+from clbench.core.options import Options, Scalar, document, format_value, label, parse_named, parse_value, validate
 
 
 class Sample(Options):
@@ -72,3 +74,14 @@ def test_documentation_has_type_bounds_default_and_meaning():
     assert docs["rank"].default == 4
     assert docs["rank"].meaning == "columns of A"
     assert docs["alpha"].type == "float | none > 0"
+
+
+@pytest.mark.parametrize(("annotation", "name"), [
+    (int, "int"), (Scalar, "float"), (int | None, "int | none"), (Optional[int], "int | none"),  # noqa: UP045
+    (Literal["a", 2, True, None], "a | 2 | true | none"), (Literal["a"] | int, "a | int"), (Any, "Any"),
+    (dict[str, int], "dict[str, int]"), (tuple[int, ...], "tuple[int, ...]"),
+    (list[Scalar] | None, "list[float] | none"),
+])
+def test_types_are_named_alike_on_every_python(annotation, name):
+    options = create_model("Typed", __base__=Options, value=(annotation, ...))
+    assert document(options)[0].type == name

@@ -17,6 +17,7 @@ from clbench.experiment.spec import MethodSpec, build
 from clbench.experiment.toml_file import write
 from clbench.results.store import Store
 
+pytestmark = pytest.mark.extra("tune")
 PLUGIN = """
     import math
     from clbench import Options, Strategy, StrategyInfo, hookimpl
@@ -62,8 +63,6 @@ knob = {low = 1.0, high = 1e8, log = true}
 
 @pytest.fixture
 def tune(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("optuna", reason="clbench tune needs the extra clbench[tune]")
-    pytest.importorskip("tomlkit", reason="clbench tune needs the extra clbench[tune]")
     write_distribution(tmp_path / "site", "planted", ["clbench_planted"], clbench_planted=PLUGIN)
     monkeypatch.syspath_prepend(tmp_path / "site")
     (tmp_path / "mine.toml").write_text(FILE)
@@ -177,7 +176,6 @@ def test_a_small_grid_is_tried_whole_and_needs_no_optuna(monkeypatch):
 
 
 def test_the_same_scores_lead_to_the_same_candidates():
-    pytest.importorskip("optuna", reason="clbench tune needs the extra clbench[tune]")
     space = {"a": Range(low=1.0, high=1e6, log=True), "n": Range(low=1, high=8), "way": Choices(values=("x", "y"))}
 
     def tried(trials):
@@ -265,7 +263,6 @@ def test_a_method_for_no_scenario_of_the_experiment_is_refused():
 
 
 def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
-    pytest.importorskip("tomlkit", reason="clbench tune needs the extra clbench[tune]")
     source, out = tmp_path / "a.toml", tmp_path / "b.toml"
     source.write_text('# mine\nseeds = 1\n\n[recipe]\nepochs = 1  # few\n\n[[methods]]\nname = "ewc"\n\n[[methods]]\n'
                       'name = "lora"\nlabel = "x"\n\n[tune.ewc]\nstrength = [1.0, 10.0]\n')

@@ -20,8 +20,8 @@ from clbench.execution.workers.ray_cluster import ClusterError, gpus_of
 from clbench.experiment.overrides import merge
 from clbench.experiment.spec import build
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are Linux machines")
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'clbench[ray]'")
+pytestmark = [pytest.mark.extra("ray"),
+              pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are Linux machines")]
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
@@ -88,8 +88,10 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(site):
+    from ray.cluster_utils import Cluster
+
     with interrupts.kept():
-        found = cluster_utils.Cluster(initialize_head=True, head_node_args={
+        found = Cluster(initialize_head=True, head_node_args={
             **NODE, "include_dashboard": False, "_system_config": SOON})
         found.others = [found.add_node(**NODE) for _ in range(2)]
     yield found

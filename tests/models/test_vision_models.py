@@ -158,8 +158,10 @@ def test_torchvisions_models_by_name(tmp_path):
         build_model(Resolved(name="torchvision:resnet18"), None, (1, 28, 28), 4, registry)
 
 
+@pytest.mark.extra("timm")
 def test_timms_models_by_name():
-    timm = pytest.importorskip("timm")
+    import timm
+
     registry = discover()
     model, _ = build_model(Resolved(name="timm:resnet18"), None, IMAGE, 4, registry)
     other = timm.create_model("resnet18", num_classes=0).eval()

@@ -148,8 +148,8 @@ def test_a_networks_two_parts_make_its_features():
     torch.testing.assert_close(model.encode(model.embed(inputs()))[:, 0], model.features(inputs()))
 
 
+@pytest.mark.extra("timm")
 def test_vision_transformers_of_timm_take_prompts():
-    pytest.importorskip("timm")
     shape = (3, 224, 224)
     model, _ = build_model(Resolved(name="timm:vit_tiny_patch16_224"), None, shape, 4, discover())
     other, _ = build_model(Resolved(name="timm:resnet18"), None, (3, 32, 32), 4, discover())

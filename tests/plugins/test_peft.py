@@ -16,10 +16,7 @@ from torch import nn
 from clbench.core.errors import SpecError
 from clbench.models.weights import load_weights
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what PEFT's own imports complain about
-    peft = pytest.importorskip("peft")
-
+pytestmark = pytest.mark.extra("peft")
 CONVOLUTIONS = [
     {}, {"alpha": 5.0, "rank": 3}, {"scaling": "rslora", "rank": 3, "alpha": 5.0}, {"dora": True},
     {"bias": True, "alpha": 5.0, "rank": 3}, {"layers": "last"}, {"dropout": 0.3},
@@ -35,13 +32,22 @@ CASES = [*(("mlp", o) for o in LINEAR), *(("cnn", o) for o in CONVOLUTIONS),
          ("vit-tiny", {"layers": "attention", "init": "pissa"})]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quiet_import():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PEFT's own imports complain about
+        import peft  # noqa: F401
+
+
 def by_peft(kind, folder, shape=(1, 8, 8)):
     """Return the model with the adapter of a folder as PEFT loads it."""
+    from peft import PeftModel
+
     model, _ = plain(kind, shape, seed=5)
     load_weights(model, folder / "base.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lora_bias on layers without a bias: such cannot be merged
-        return peft.PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False).eval()
+        return PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False).eval()
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
@@ -62,12 +68,14 @@ def test_peft_gives_the_same_logits(tmp_path, kind, options):
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_peft_counts_as_many_parameters_on_the_same_layers(kind, rank, options):
+    from peft import LoraConfig, get_peft_model
+
     wanted = AdapterOptions(rank=rank, **options)
     layers = adapt(plain(kind)[0], wanted)
     for layer in layers.values():
         layer.add()
-    config = peft.LoraConfig(r=rank, target_modules=[*layers], use_dora=wanted.dora, lora_bias=wanted.bias)
-    theirs, _ = peft.get_peft_model(plain(kind)[0], config).get_nb_trainable_parameters()
+    config = LoraConfig(r=rank, target_modules=[*layers], use_dora=wanted.dora, lora_bias=wanted.bias)
+    theirs, _ = get_peft_model(plain(kind)[0], config).get_nb_trainable_parameters()
     assert theirs == sum(p.numel() for layer in layers.values() for p in layer.parameters_of(0).values())
 
 

@@ -109,8 +109,8 @@ def wandb_records(path):
             parts = b""
 
 
+@pytest.mark.extra("wandb")
 def test_wandb_has_the_records_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="needs wandb (clbench[wandb])")
     import json
 
     monkeypatch.setenv("WANDB_MODE", "online")  # whatever the environment says
@@ -138,8 +138,8 @@ def test_wandb_has_the_records_offline(tmp_path, monkeypatch):
         assert next(r.exit.exit_code for r in told if r.HasField("exit")) == (status != "done")
 
 
+@pytest.mark.extra("wandb")
 def test_what_a_killed_wandb_tracker_left_is_written_anew(tmp_path):
-    pytest.importorskip("wandb", reason="needs wandb (clbench[wandb])")
     record = RECORDS["done"]
     own = tracking.run_id(record)
     half = tmp_path / "wandb" / f"offline-run-20260101_000000-{own}"
@@ -151,10 +151,11 @@ def test_what_a_killed_wandb_tracker_left_is_written_anew(tmp_path):
     assert (run.run_id, run.run_group) == (own, tracking.group_name(record))
 
 
+@pytest.mark.extra("mlflow")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow asks of SQLAlchemy
 def test_mlflow_has_the_records(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny (clbench[mlflow])")
-    pytest.importorskip("alembic", reason="needs alembic (clbench[mlflow])")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://192.0.2.1")  # whatever the environment says
     log("mlflow:experiment=mine", tmp_path)
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

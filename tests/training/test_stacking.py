@@ -15,44 +15,28 @@ from clbench.training.trainer import Trainer
 SEEDS = [0, 1, 2]
 
 
-
-
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
-    ("packnet", {}), ("ncm", {}),
+    ("packnet", {}), ("ncm", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
+    # In float64: Adam steps by lr whatever a gradient's size, so where gradients are little but rounding, a weight ends
+    # anywhere within lr * steps of where it ends alone. What float32 rounds by 1e-7, float64 rounds by 1e-16.
     info = discover().strategy(method)
     for recipe in (Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep"),
                    Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine")):
-        stacked = lead(info, options, SEEDS, recipe, model=model)
+        stacked = lead(info, options, SEEDS, recipe, model=model, double=True)
         for seed, member in zip(SEEDS, stacked, strict=True):
-            alone = lead(info, options, [seed], recipe, model=model)[0]
+            alone = lead(info, options, [seed], recipe, model=model, double=True)[0]
             ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
             assert ours.keys() == theirs.keys()
             for name in ours:
-                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
-
-
-@pytest.mark.parametrize(("method", "options"), [
-    ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
-])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_a_stack_equals_seed_by_seed_where_rounding_grows_too_fast_for_float32(method, options, model):
-    info = discover().strategy(method)
-    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2)
-    stacked = lead(info, options, SEEDS, recipe, model=model, double=True)
-    for seed, member in zip(SEEDS, stacked, strict=True):
-        alone = lead(info, options, [seed], recipe, model=model, double=True)[0]
-        ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.parametrize(("method", "options"), [
