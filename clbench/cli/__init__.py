@@ -26,7 +26,7 @@ COMMANDS = {  # where each is, and what it is for
     "models": ("clbench.cli.listing:models", "List the installed models and their options."),
     "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
     "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
-    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a method of your own, as a distribution to install."),
+    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a plugin of your own, as a distribution to install."),
 }
 
 
