@@ -1,9 +1,13 @@
 import os
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: threads of torch would be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("clbench", deadline=None)  # machines are busy, and a slow example is no fault
+hypothesis.settings.load_profile("clbench")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,11 +49,15 @@ RECIPE = (
     click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]"),
     click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),
     click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
-    click.option("--optimizer", metavar="adam|sgd", help="The optimiser.  [default: adam]"),
+    click.option("--optimizer", metavar="adam|adamw|sgd", help="The optimiser.  [default: adam]"),
     click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
     click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]"),
-    click.option("--weight-decay", type=float, help="L2 penalty added to the gradient.  [default: 0]"),
+    click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; of adamw, decoupled from it.  "
+                 "[default: 0]"),
     click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]"),
+    click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "
+                 "its whole.  [default: 0]"),
+    click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),
     click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new "
                  "task begins.  [default: reset]"),
     click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]"),

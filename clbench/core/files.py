@@ -169,3 +169,24 @@ def lock(path: Path) -> Lock | None:
                 return Lock(path, descriptor)
         os.close(descriptor)  # its holder removed the file while we opened it: what we locked is no longer there
     return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, poll: float = 0.1) -> Iterator[None]:
+    """Hold the lock of that path, after waiting for whoever holds it.
+
+    Where there are no locks, or the file cannot be made, nothing is held: what is done inside must bear company.
+
+    Args:
+        path: of the lock's file, which is there only while the lock is held.
+        poll: seconds between looks.
+    """
+    held = None
+    with contextlib.suppress(NoLocks, OSError):
+        while (held := lock(path)) is None:
+            time.sleep(poll)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()

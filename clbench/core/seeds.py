@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,28 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
             yield
         finally:
             restore(before)
+
+
+class Course(AbstractContextManager[None]):
+    """A context whose draws from the global generators go on where they stopped when it was last left.
+
+    Those of accelerators are left alone.
+    """
+
+    def __init__(self, seed: int, *axes: str | int) -> None:
+        """Begin where `scope` of the same axes begins."""
+        with scope(seed, *axes):
+            self.own = state()
+
+    def __enter__(self) -> None:
+        """Take up the own draws."""
+        self.outer = state()
+        restore(self.own)
+
+    def __exit__(self, *_: object) -> None:
+        """Give the others back."""
+        self.own = state()
+        restore(self.outer)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from clbench.core import files as digests
 from clbench.core.artifacts import save_tensors
-from clbench.core.files import sweep
+from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
 from clbench.data.raw import RawStream
 from clbench.experiment.trial import Resolved
@@ -55,7 +55,7 @@ def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
     path, sources = data_dir / "streams" / f"{key}.safetensors", registry.benchmark(benchmark.name).files
     with contextlib.suppress(Unusable, FileNotFoundError):
         return read(path, state_of(sources, data_dir))
-    with _alone(path):
+    with locked(path.with_suffix(".lock")):  # one process builds it, the others find it built
         return _fill(path, sources, data_dir, build)
 
 
@@ -147,24 +147,3 @@ def read(path: Path, files: Files) -> RawStream:
     if any(made_from.get(name) != status for name, status in files.items()):
         raise Unusable("the data files it was made from have changed")
     return raw
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time build a stream, where files can be locked; the others then find it built."""
-    lock = path.with_suffix(".lock")
-    try:
-        import fcntl
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(lock, "w")  # noqa: SIM115 - closed below
-    except (ImportError, OSError):  # no locks here: each process builds, and the last one to finish is kept
-        yield
-        return
-    with handle:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # who still waits for it finds the stream built

@@ -51,8 +51,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
         progress: whether to show progress on standard error, as the command does.
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
-            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, optimizer_state,
-            precision.
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio,
+            max_grad_norm, optimizer_state, precision.
 
     Returns:
         The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -45,15 +47,27 @@ class Named(Strict):
         return value
 
 
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
+
+
 class Recipe(Strict):
-    """How every method is trained on each task."""
+    """How every method is trained on each task.
+
+    A field that came later than the first records is left out of what is written while it has its default, so that
+    the keys of trials stay as they are.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm")
 
     model_config = ConfigDict(allow_inf_nan=False)
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
+    optimizer: Optimizer = Field("adam", description="adam | adamw | sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient (adam, sgd)")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over a task's steps")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; of adamw, decoupled from it")
+    schedule: Schedule = Field("constant", description="learning rate over a task's steps")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
     epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
     iterations: int | None = Field(None, ge=1, description="optimiser steps per task, instead of epochs")
     batch_size: int = Field(128, ge=1, description="new samples per step (replay comes on top)")
@@ -62,13 +76,20 @@ class Recipe(Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of the arithmetic; tf32 on CUDA only, bf16 is mixed precision over float32 weights")
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and has its default."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items()
+                if name not in self.LATER or value != type(self).model_fields[name].default}
+
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
         """Refuse two budgets, and options that the optimiser would ignore."""
         if self.epochs is not None and self.iterations is not None:
             raise ValueError("give epochs or iterations, not both")
-        if self.momentum and self.optimizer == "adam":
-            raise ValueError("momentum is an option of sgd; adam has its own (0.9, 0.999)")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is an option of sgd; {self.optimizer} has its own (0.9, 0.999)")
         if self.epochs is None and self.iterations is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
         return self

@@ -28,13 +28,13 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
 from clbench.results.records import Costs, Timings
-from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.base import Batch, Strategy
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.evaluation import evaluate
+from clbench.training.lifecycle import begin_phase
 from clbench.training.trainer import Trainer
 from clbench.training.trials import checkpoint
 from clbench.training.trials.resume import take_up
-from clbench.training.trials.state import activate, task_of
 
 __all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "tiny_stream"]
 
@@ -104,13 +104,11 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
     b = make("task")
     for earlier in range(index):
         b.learn(earlier)
-    task = task_of(b.stream, index)
-    activate(b.strategy, b.stream, index)
-    with seeds.scope(0, "strategy", index):
-        b.strategy.before_task(task)
-        if not b.strategy.phases(task):
-            return None
-        b.strategy.before_phase(task, 0)
+    task = b.learner.begin(index)
+    if not b.strategy.phases(task):
+        return None
+    with b.learner.training(index):
+        begin_phase(b.strategy, task, 0)
     return b, b.batch(index)
 
 
@@ -132,11 +130,9 @@ def check_given_generator(make: Make) -> None:
     b = make("task")
     b.learn(0)
     index = 1
-    task = Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
-    activate(b.strategy, b.stream, index)
-    with seeds.scope(0, "strategy", index):
-        b.strategy.before_task(task)
-        Trainer([b.strategy], RECIPE, [0]).fit([task])
+    task = b.learner.begin(index)
+    with b.learner.training(index):
+        Trainer([b.strategy], RECIPE, [b.seed]).fit([task])
     for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
                        ("after_task", lambda: b.strategy.after_task(task))):
         before = seeds.state()
@@ -163,7 +159,7 @@ def check_copy(make: Make) -> None:
     b = make("task")
     b.learn(0)
     before = snapshot(b.strategy)
-    twin = Bench(copy.deepcopy(b.strategy), b.stream, b.scenario)
+    twin = replace(b, strategy=copy.deepcopy(b.strategy))
     twin.learn(1)
     unchanged(before, b.strategy, "training a deep copy")
 
@@ -195,9 +191,9 @@ def check_checkpoint(make: Make) -> None:
             checkpoint.write(path, checkpoint.CheckpointHeader(
                 key="", code="", versions={}, device="cpu", threads=1, started=now, learned=TASKS - 1, R=[],
                 task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
-            facts = checkpoint.read_header(path)
-            assert facts is not None
-            take_up(path, facts, fresh.strategy, fresh.stream, seed=0)
+            header = checkpoint.read_header(path)
+            assert header is not None
+            take_up(path, header, fresh.learner)
     except checkpoint.Unresumable as error:
         if killed.strategy.not_resumable:
             return

@@ -24,9 +24,9 @@ from clbench.models.network import Network
 from clbench.models.resnet import resnet18, resnet20
 from clbench.models.vit import vit
 from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.training.lifecycle import Learner, learn_task
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import channels_last
-from clbench.training.trials.state import activate, task_of
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
@@ -53,18 +53,19 @@ class Bench:
     strategy: Strategy
     stream: Stream
     scenario: Scenario
+    seed: int = 0
+
+    @property
+    def learner(self) -> Learner:
+        """Return what is led through the tasks."""
+        return Learner(self.strategy, self.stream, self.seed)
 
     def learn(self, index: int) -> Task:
         """Train on one task as the harness does and return it."""
-        task = task_of(self.stream, index)
-        activate(self.strategy, self.stream, index)
-        with seeds.scope(0, "strategy", index):
-            self.strategy.before_task(task)
-            trained = Trainer([self.strategy], RECIPE, [0]).fit([task])[0]
-            if trained.diverged is not None:
-                raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
-            self.strategy.after_task(task)
-        return task
+        trained, = learn_task([self.learner], index, Trainer([self.strategy], RECIPE, [self.seed]).fit)
+        if trained.diverged is not None:
+            raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
+        return self.learner.task(index)
 
     def batch(self, index: int) -> Batch:
         """Return the first raw samples of a task as a batch."""
@@ -107,7 +108,7 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
                   prepare=stream.prepare)
     with seeds.scope(seed, "strategy"):
         strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
-    return Bench(strategy, stream, scenario)
+    return Bench(strategy, stream, scenario, seed)
 
 
 Make = Callable[..., Bench]

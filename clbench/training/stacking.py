@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from clbench.core import options as opt
+from clbench.core import seeds
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy
 from clbench.training import numerics
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer
+
+
+class Unstackable(ValueError):
+    """Trials cannot train as one stack, for the reason given; each trains alone."""
 
 
 class Engine(Protocol):
@@ -108,6 +113,10 @@ class OptionsView:
         return self._values[name] if name in self._values else getattr(self._options, name)
 
 
+# Under vmap a member does not get the numbers that it gets alone, whatever `randomness` says.
+DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
+
+
 class Loss(nn.Module):
     """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
 
@@ -145,7 +154,8 @@ class StackedStep:
         self.buffers = {n: b.detach() for n, b in buffers.items()}
         self._tie()
         self._find_sources()
-        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members))
+        self.untried = True
         self.edits = type(self.members[0]).edit_gradients is not Strategy.edit_gradients
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
@@ -153,8 +163,12 @@ class StackedStep:
         self._follow_buffers()
         state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
+        drawn = seeds.state() if self.untried else None
         with self.forward:
             losses = self.loss(state, batches[0], x, y, tasks, self.scalars)
+        if drawn is not None and drawn != seeds.state():
+            raise Unstackable(DRAWS)
+        self.untried = False
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         if self.edits:
@@ -169,7 +183,12 @@ class StackedStep:
             value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, scalars))
             return value
 
-        losses: Tensor = vmap(loss, randomness="different")(state, x, y, tasks, scalars)
+        try:
+            losses: Tensor = vmap(loss, randomness="error")(state, x, y, tasks, scalars)
+        except RuntimeError as error:
+            if "randomness" in str(error):  # no other way to be told of it
+                raise Unstackable(DRAWS) from error
+            raise
         return losses
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,19 +21,11 @@ from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
 from clbench.training import precompute
+from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
-from clbench.training.stacking import Engine, make_engine
-
-
-@dataclass
-class Trained:
-    """What the loop did on one task, for one member."""
-
-    steps: int
-    trainable: int  # what the strategy says it trains, in the phase that had most
-    diverged: DivergedError | None = None
+from clbench.training.stacking import Engine, Unstackable, make_engine
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -107,10 +100,10 @@ class Trainer:
         """Train `strategies` by `recipe`, each in the data order of its seed.
 
         Raises:
-            ValueError: several that train by a loop of their own, which cannot be stacked.
+            Unstackable: several that train by a loop of their own.
         """
         if len(strategies) > 1 and strategies[0].owns_loop:
-            raise ValueError(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
+            raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.augment = augment
         self.strategies = list(strategies)
@@ -122,7 +115,8 @@ class Trainer:
         """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is.
 
         Raises:
-            ValueError: members have tasks of different sizes, or there are fewer steps than phases.
+            Unstackable: members have tasks of different sizes, or what they draw would depend on each other.
+            ValueError: there are fewer steps than phases.
         """
         if self.strategies[0].owns_loop:
             return [self._by_itself(self.strategies[0], tasks[0])]
@@ -131,7 +125,13 @@ class Trainer:
             return [Trained(steps=0, trainable=0) for _ in tasks]
         samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
         if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
-            raise ValueError(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+            raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+        if len(samples) > 1 and samples[0].is_stochastic:
+            raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
+        # What a member draws between steps goes on from where that member stopped, as if it were alone.
+        draws: list[AbstractContextManager[None]] = (
+            [seeds.Course(seed, "training", tasks[0].index) for seed in self.seeds] if len(samples) > 1
+            else [nullcontext()])
         steps = steps_of(self.recipe, len(samples[0]))
         order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
                  for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
@@ -141,9 +141,9 @@ class Trainer:
         most = 0
         losses: list[Tensor] = []
         for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
-            for strategy, task in zip(self.strategies, tasks, strict=True):
-                strategy.before_phase(task, phase)
-                strategy.train()
+            for strategy, task, own in zip(self.strategies, tasks, draws, strict=True):
+                with own:
+                    begin_phase(strategy, task, phase)
             drawn = (end - begin) * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
                      else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,

@@ -42,7 +42,7 @@ def test_a_stream_comes_back_as_it_was_written(registry, tmp_path):
         assert found.digest == source.digest and found.orders == source.orders
         assert (found.mean, found.std, found.notes) == (source.mean, source.std, source.notes)
         assert torch.equal(found.test[1].x, source.test[1].x)
-    assert [p.suffix for p in (tmp_path / "streams").iterdir()] == [".safetensors"]
+    assert [p.suffix for p in (tmp_path / "streams").glob("*")] == [".safetensors"]
 
 
 def test_permuted_tasks_are_stored_once(registry, tmp_path):
@@ -157,7 +157,7 @@ def test_a_failing_write_leaves_nothing_behind(registry, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     stream = load(registry, tmp_path)
-    assert "No space left on device" in stream.notes[0] and not list((tmp_path / "streams").iterdir())
+    assert "No space left on device" in stream.notes[0] and not list((tmp_path / "streams").glob("*"))
 
 
 def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(registry, tmp_path):
@@ -177,7 +177,7 @@ def test_a_failing_build_leaves_nothing_behind(registry, tmp_path):
 
     with pytest.raises(ValueError, match="no"):
         load(registry, tmp_path, broken)
-    assert not list((tmp_path / "streams").iterdir())
+    assert not list((tmp_path / "streams").glob("*"))
 
 
 def test_two_at_once_build_once(registry, tmp_path):

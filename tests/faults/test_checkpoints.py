@@ -134,6 +134,17 @@ def test_the_members_of_a_stack_go_on_together_with_their_moments(registry, tmp_
     assert [r.facts() for r in again] == [r.facts() for r in whole]
 
 
+def test_a_loss_that_draws_gives_the_same_record_alone_in_a_stack_and_resumed(registry, tmp_path, folder):
+    group = planned(registry, "lora:rank=2:dropout=0.1", seeds=2)
+    alone = [run(registry, [one], tmp_path)[0] for one in group]
+    without = run(registry, planned(registry, "lora:rank=2", seeds=1), tmp_path)[0]
+    assert alone[0].R != without.R, "dropout makes a difference"
+    stacked, again = run(registry, group, tmp_path), resumed(registry, group, tmp_path, folder)
+    assert all(r.notes[-1].startswith("ran alone: its loss draws random numbers") for r in stacked)
+    for records in (stacked, again):
+        assert [{**r.facts(), "notes": []} for r in records] == [{**r.facts(), "notes": []} for r in alone]
+
+
 def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, tmp_path, folder):
     group = planned(registry, "naive", seeds=2)
     alone = [run(registry, [one], tmp_path)[0] for one in group]
@@ -144,7 +155,7 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
     assert [r.facts() for r in again] == [r.facts() for r in alone]
 
 
-@pytest.mark.parametrize(("home", "name"), [(resume, "lead"), (Strategy, "load_state_dict")])
+@pytest.mark.parametrize(("home", "name"), [(resume, "retrace"), (Strategy, "load_state_dict")])
 def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
     def hungry(*args):
         raise torch.OutOfMemoryError

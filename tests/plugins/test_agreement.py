@@ -32,7 +32,7 @@ def ours(optimizer, folder):
     before = copy.deepcopy(strategy.model)
     member = TrialState(planned, strategy, stream, notes)
     run_members([member], lambda _: None)
-    return member.matrix, strategy.model, before, recipe
+    return member.R, strategy.model, before, recipe
 
 
 def theirs(model, recipe):

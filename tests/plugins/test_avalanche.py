@@ -20,11 +20,11 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
 from clbench.training.evaluation import evaluate
+from clbench.training.lifecycle import learn_task
 from clbench.training.trainer import Trainer
 from clbench.training.trials.costs import measure
 from clbench.training.trials.counting import count, stream_of_shapes
 from clbench.training.trials.runner import TrialRunner
-from clbench.training.trials.state import activate, task_of
 
 NAMES = [options.strategy for options, _ in USABLE]
 PARAMETERS, PIXELS = 64 * 12 + 12 + 12 * 12 + 12 + 12 * 6 + 6, 64
@@ -56,12 +56,7 @@ def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="ml
     b = bench(info, options or {}, scenario, model=model)
     trainer, right, done = Trainer([b.strategy], recipe, [0], augment), [], []
     for index in range(tasks):
-        activate(b.strategy, b.stream, index)
-        b.strategy.before_task(task_of(b.stream, index))
-        with torch.random.fork_rng():
-            torch.manual_seed(index)
-            trained, = trainer.fit([task_of(b.stream, index)])
-        b.strategy.after_task(task_of(b.stream, index))
+        trained, = learn_task([b.learner], index, trainer.fit)
         done.append(trained)
         right.append(evaluate(b.strategy, b.stream, scenario, index + 1).accuracy[index])
     return b.strategy, right, done
@@ -211,8 +206,7 @@ def test_progressive_columns(methods):
 def test_memories_keep_augmented_samples_as_they_are_stored(methods):
     b = bench(methods["avalanche:Replay"], {"mem_size": 6}, "task", model="cnn")
     trainer = Trainer([b.strategy], Recipe(batch_size=8, epochs=2), [0], CropFlip())
-    activate(b.strategy, b.stream, 0)
-    assert trainer.fit([task_of(b.stream, 0)])[0].steps == 6
+    assert trainer.fit([b.learner.begin(0)])[0].steps == 6
     kept = b.strategy.get_buffer("replay__x")
     assert all(any(torch.equal(x, raw) for raw in b.stream.tasks[0].train.x) for x in kept), "kept as they are stored"
 
@@ -288,9 +282,8 @@ def test_counting_without_training_says_why_not():
 
 def test_divergence_is_noticed(methods):
     b = bench(methods["avalanche:Naive"], {}, "domain")
-    activate(b.strategy, b.stream, 0)
     trained, = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e30, epochs=1, batch_size=8), [0]).fit(
-        [task_of(b.stream, 0)])
+        [b.learner.begin(0)])
     assert trained.diverged is not None and trained.steps == 3
 
 

@@ -22,7 +22,6 @@ from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
 from clbench.training.trials.costs import measure
 from clbench.training.trials.runner import TrialRunner
-from clbench.training.trials.state import task_of
 
 KINDS = {"ncm": (NCM, NCMOptions), "slda": (SLDA, SLDAOptions), "ranpac": (RanPAC, RanPACOptions)}
 D, C = 12, 6
@@ -166,7 +165,7 @@ def test_the_first_task_trains_the_network_as_naive_does_and_nothing_is_trained_
     ours.learn(1)
     assert all(torch.equal(network[n], p) for n, p in ours.strategy.model.state_dict().items())
     assert not any(p.requires_grad for p in ours.strategy.parameters())
-    done, = Trainer([ours.strategy], Recipe(iterations=1), [0]).fit([task_of(ours.stream, 2)])
+    done, = Trainer([ours.strategy], Recipe(iterations=1), [0]).fit([ours.learner.task(2)])
     assert (done.steps, done.trainable, done.diverged) == (0, 0, None)
 
 

@@ -7,10 +7,10 @@ from helpers.stacks import lead
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Strategy, Task
+from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
+from clbench.training.lifecycle import learn_task
 from clbench.training.trainer import Trainer
-from clbench.training.trials.state import activate
 
 SEEDS = [0, 1, 2]
 
@@ -144,12 +144,7 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
             b.strategy.explode = seed == 1
         trainer = Trainer([b.strategy for b in benches], recipe, group)
         for index in range(3):
-            alive = []
-            for b in benches:
-                activate(b.strategy, b.stream, index)
-                b.strategy.before_task(Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train))
-            results = trainer.fit([Task(index, b.stream.tasks[index].classes, b.stream.tasks[index].train)
-                                   for b in benches])
+            results = learn_task([b.learner for b in benches], index, trainer.fit)
             alive = [b for b, r in zip(benches, results, strict=True) if r.diverged is None]
             if len(alive) < len(benches):
                 assert index == 1

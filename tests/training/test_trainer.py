@@ -7,16 +7,13 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench, tiny_stream
 from clbench.training.trainer import Order, Trainer, steps_of
-from clbench.training.trials.state import activate
 
 NAIVE = StrategyInfo("naive", Strategy, "")
 
 
 def prepared(cls=Strategy, index=0, scenario="task"):
     b = bench(StrategyInfo("x", cls, ""), {}, scenario)
-    known = b.stream.tasks[index]
-    activate(b.strategy, b.stream, index)
-    return b, Task(index, known.classes, known.train)
+    return b, b.learner.begin(index)
 
 
 def drawn(samples, batch_size, seed, count):
@@ -144,6 +141,6 @@ def test_divergence_names_the_task_and_the_step():
     ("task", [[0, 1], [2, 3], []]), ("class", [[0, 1, 2, 3], [0, 1, 2, 3], []]), ("domain", [[0, 1], [0, 1], []])])
 def test_the_outputs_in_the_loss(scenario, active):
     b = bench(NAIVE, {}, scenario)
-    activate(b.strategy, b.stream, 0)
-    activate(b.strategy, b.stream, 1)
+    b.learner.begin(0)
+    b.learner.begin(1)
     assert [row.nonzero().flatten().tolist() for row in b.strategy.active] == active

@@ -18,9 +18,11 @@ def recipe(chosen: Recipe) -> str:
     """Return a recipe in words."""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
+    warmup = f", warm-up {format_value(chosen.warmup_ratio)} of the steps" if chosen.warmup_ratio else ""
+    clipped = f", gradients clipped to {format_value(chosen.max_grad_norm)}" if chosen.max_grad_norm else ""
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
-    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}, {budget} per "
-            f"task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}{warmup}{clipped}, "
+            f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 

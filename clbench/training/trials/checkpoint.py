@@ -85,7 +85,7 @@ def read_header(path: Path) -> CheckpointHeader | None:
         raise Unresumable(f"the checkpoint cannot be read ({type(error).__name__})") from None
 
 
-def write(path: Path, facts: CheckpointHeader, strategy: Strategy, moments: Mapping[str, Tensor]) -> None:
+def write(path: Path, header: CheckpointHeader, strategy: Strategy, moments: Mapping[str, Tensor]) -> None:
     """Write a checkpoint in place of an older one; where none can be made, one that says why.
 
     Raises:
@@ -94,13 +94,13 @@ def write(path: Path, facts: CheckpointHeader, strategy: Strategy, moments: Mapp
     try:
         if strategy.not_resumable:
             raise Unresumable(strategy.not_resumable)
-        facts = facts.model_copy(update=described(strategy))
+        header = header.model_copy(update=described(strategy))
         tensors = {f"{STRATEGY}{name}": tensor for name, tensor in tensors_of(strategy).items()}
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
         tensors[GENERATOR] = strategy.world.generator.get_state()
     except Unresumable as error:
-        tensors, facts = {}, facts.model_copy(update={"problem": str(error)})
-    save_tensors(path, tensors, {"clbench": facts.model_dump_json()})
+        tensors, header = {}, header.model_copy(update={"problem": str(error)})
+    save_tensors(path, tensors, {"clbench": header.model_dump_json()})
 
 
 def tensors_of(strategy: Strategy) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ def decode(value: Any) -> Any:
     return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, inner))
 
 
-def load(path: Path, facts: CheckpointHeader, strategy: Strategy) -> dict[str, Tensor]:
+def load(path: Path, header: CheckpointHeader, strategy: Strategy) -> dict[str, Tensor]:
     """Load a checkpoint into a strategy that has been led through the learned tasks; return the optimiser's moments.
 
     Raises:
@@ -216,14 +216,14 @@ def load(path: Path, facts: CheckpointHeader, strategy: Strategy) -> dict[str, T
         for name in buffers_of(strategy).keys() - state.keys():  # `after_task` removed them
             where, _, last = name.rpartition(".")
             delattr(strategy.get_submodule(where), last)
-        for name in facts.empty:
+        for name in header.empty:
             where, _, last = name.rpartition(".")
             strategy.get_submodule(where).register_buffer(last, None)
         strategy.load_state_dict(state)
         modules, parameters = dict(strategy.named_modules()), dict(strategy.named_parameters(remove_duplicate=False))
-        if sorted(parameters) != facts.parameters:
+        if sorted(parameters) != header.parameters:
             raise Unresumable("it has other parameters than the checkpoint")
-        for where, values in facts.attributes.items():
+        for where, values in header.attributes.items():
             own = modules[where].__dict__
             for name, value in values.items():
                 if name in INNER:
@@ -232,7 +232,7 @@ def load(path: Path, facts: CheckpointHeader, strategy: Strategy) -> dict[str, T
                 if name not in own or own[name] != known:  # what is the same stays the same object
                     own[name] = known
         for name, parameter in parameters.items():
-            parameter.requires_grad_(name in facts.trained)
+            parameter.requires_grad_(name in header.trained)
         strategy.world.generator.set_state(tensors[GENERATOR])
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         if out_of_memory(error):  # which says nothing of the checkpoint
@@ -245,14 +245,15 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check(facts: CheckpointHeader, key: str, code: str, origin: Provenance) -> None:
+def check(header: CheckpointHeader, key: str, code: str, origin: Provenance) -> None:
     """Raise `Unresumable` where a checkpoint is of another trial, or was made with other code or in another way."""
-    if facts.schema_version != SCHEMA or facts.key != key:
+    if header.schema_version != SCHEMA or header.key != key:
         raise Unresumable("the checkpoint is another trial's, or another clbench's")
-    if (facts.code, facts.versions) != (code, origin.versions):
+    if (header.code, header.versions) != (code, origin.versions):
         raise Unresumable("the code has changed since")
-    if (facts.device, facts.threads) != (origin.device, origin.threads):
-        raise Unresumable(f"it had {facts.threads} threads on {facts.device}, now {origin.threads} on {origin.device}")
+    if (header.device, header.threads) != (origin.device, origin.threads):
+        raise Unresumable(f"it had {header.threads} threads on {header.device}, now {origin.threads} on "
+                          f"{origin.device}")
 
 
 def code_of(strategy: Strategy) -> str:

@@ -8,7 +8,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,11 +25,10 @@ from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Strategy, Task, World
+from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
 from clbench.training.trainer import Order, steps_of
-from clbench.training.trials import costs
 from clbench.training.trials.building import build_model, build_strategy
-from clbench.training.trials.costs import Footprint
-from clbench.training.trials.state import activate
+from clbench.training.trials.costs import Footprint, measure, nbytes
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
 
@@ -105,9 +104,9 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     with seeds.scope(0, "strategy"):
         strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
         try:
-            for index, known in enumerate(stream.tasks):
-                activate(strategy, stream, index)
-                learn(strategy, Task(index, known.classes, known.train), found)
+            for index in range(len(stream.tasks)):
+                learn_task([Learner(strategy, stream, seed=0)], index, lambda tasks: [fit(strategy, tasks[0], found)])
+                found.kept.append(measure(strategy))
             found.flops = flops(strategy, len(stream.tasks) - 1)
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = len(found.kept)
@@ -130,36 +129,30 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
     return strategy
 
 
-def learn(strategy: Strategy, task: Task, found: Count) -> None:
-    """Lead a strategy through a task, and note what it trains and keeps."""
+def fit(strategy: Strategy, task: Task, found: Count) -> Trained:
+    """Lead a strategy through the phases of a task, one pass over its samples in each, and note what it trains."""
     if strategy.owns_loop:
         raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
-    strategy.before_task(task)
-    trainable, size = max(phases(strategy, task), default=(0, 0))
-    found.trainable.append(trainable)
-    found.trainable_bytes.append(size)
-    strategy.after_task(task)
-    found.kept.append(costs.measure(strategy))
-
-
-def phases(strategy: Strategy, task: Task) -> Iterator[tuple[int, int]]:
-    """Go through the phases of a task, a pass over its samples in each; yield the parameters and bytes trained."""
     recipe = Recipe(epochs=1)
     samples = strategy.training_samples(task)
     order = Order(len(samples), recipe.batch_size, 0, task.index)
+    most, steps = (0, 0), 0
     for phase in range(strategy.phases(task)):
-        strategy.before_phase(task, phase)
-        strategy.train()
+        begin_phase(strategy, task, phase)
         count, size = trained(strategy)
-        yield strategy.trainable(), size * strategy.trainable() // max(count, 1)
+        most = max(most, (strategy.trainable(), size * strategy.trainable() // max(count, 1)))
         for _ in range(steps_of(recipe, len(samples))):
             strategy.augment_batch(order.batch(samples))
+            steps += 1
+    found.trainable.append(most[0])
+    found.trainable_bytes.append(most[1])
+    return Trained(steps, most[0])
 
 
 def trained(module: nn.Module) -> tuple[int, int]:
     """Return the parameters that require a gradient, and the bytes they take."""
     learn = [p for p in module.parameters() if p.requires_grad]
-    return sum(p.numel() for p in learn), sum(map(costs.nbytes, learn))
+    return sum(p.numel() for p in learn), sum(map(nbytes, learn))
 
 
 def flops(strategy: Strategy, task: int) -> int:
@@ -192,7 +185,7 @@ def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], r
         strategy.before_task(Task(0, known.classes, known.train))
         held: list[Tensor] = list(strategy.model.blocks.parameters())
         learn, size = trained(strategy.model.blocks)
-        kept = Footprint({"layer": sum(p.numel() for p in held)}, {"layer": sum(map(costs.nbytes, held))}, 0)
+        kept = Footprint({"layer": sum(p.numel() for p in held)}, {"layer": sum(map(nbytes, held))}, 0)
         counts.append(Count(label, [learn], [size], [kept]))
     return counts
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry
 from clbench.data.samples import Samples
 from clbench.experiment.trial import Trial
-from clbench.strategy.base import Task
 from clbench.training.evaluation import evaluate
+from clbench.training.lifecycle import Learner, learn_task
 from clbench.training.trainer import Trainer
 from clbench.training.trials.runner import TrialRunner
-from clbench.training.trials.state import activate
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ def pretrain(trial: Trial, out: Path, data_dir: Path, device: str, registry: Reg
     strategy, _ = runner.build(trial, stream)
     tasks = stream.tasks
     every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
-    activate(strategy, stream, len(tasks) - 1)
-    whole = Task(0, tuple(range(stream.classes)), every)
-    trained = Trainer([strategy], trial.recipe, [trial.seed], stream.augment).fit([whole])[0]
+    every = Samples(every.x, every.y, torch.zeros_like(every.tasks))
+    whole = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=every),))
+    trainer = Trainer([strategy], trial.recipe, [trial.seed], stream.augment)
+    trained, = learn_task([Learner(strategy, whole, trial.seed)], 0, trainer.fit)
     if trained.diverged is not None:
         raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
     row = evaluate(strategy, stream, "class", len(tasks))

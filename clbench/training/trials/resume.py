@@ -1,4 +1,4 @@
-"""Trials that go on after the last task that was learned before their process was killed."""
+"""Trials that go on after the last task that they learned before their process was killed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clbench.core import seeds
 from clbench.core.device import out_of_memory
-from clbench.data.stream import Stream
-from clbench.results.records import Costs, Provenance, Timings
-from clbench.strategy.base import Strategy
+from clbench.results.records import Provenance
+from clbench.training.lifecycle import Learner, retrace
 from clbench.training.stacking import Engine, optimizer_state
 from clbench.training.trials import checkpoint
 from clbench.training.trials.checkpoint import CheckpointHeader
-from clbench.training.trials.costs import Footprint
-from clbench.training.trials.state import TrialState, activate, task_of
+from clbench.training.trials.state import TrialState
 
 
 class Checkpoints:
@@ -29,7 +26,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, origin: Provenance) -> None:
-        """Begin to count the time."""
+        """Start the clock that says how much work a kill would cost."""
         self.folder = folder
         self.origin = origin
         self.since = time.monotonic()
@@ -45,11 +42,10 @@ class Checkpoints:
         for position, member in enumerate(members):
             state = optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
             try:
-                checkpoint.write(checkpoint.path_of(self.folder, member.trial.key), self._facts(member),
+                checkpoint.write(checkpoint.path_of(self.folder, member.trial.key), self._header(member),
                                  member.strategy, state)
             except OSError as error:
-                note = f"no checkpoint could be written: {error.strerror or error}"
-                member.notes += [] if note in member.notes else [note]
+                member.add_note(f"no checkpoint could be written: {error.strerror or error}")
         self.since = time.monotonic()
 
     def restore(self, member: TrialState) -> None:
@@ -60,59 +56,40 @@ class Checkpoints:
         """
         code = checkpoint.code_of(member.strategy)  # now: by the first save the files may be others than were imported
         path = checkpoint.path_of(self.folder, member.trial.key)
-        facts = checkpoint.read_header(path)
-        if facts is None:
+        header = checkpoint.read_header(path)
+        if header is None:
             return
-        checkpoint.check(facts, member.trial.key, code, self.origin)
+        checkpoint.check(header, member.trial.key, code, self.origin)
         tasks = len(member.stream.tasks)
-        if not 0 < facts.learned < tasks or len(facts.R) != facts.learned + 1 or any(len(r) != tasks for r in facts.R):
+        rows = [len(row) for row in header.R]
+        if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
-        member.optimizer_state = take_up(path, facts, member.strategy, member.stream, member.trial.seed)
-        costs, timings = facts.costs, facts.timings
-        member.matrix, member.inference = list(facts.R), list(facts.task_inference)
-        member.trainable, member.steps = list(costs.trainable), list(costs.steps)
-        member.footprints = [Footprint(*of) for of in zip(costs.parameters, costs.bytes, costs.replay_samples,
-                                                          strict=True)]
-        member.train, member.consolidate = list(timings.train), list(timings.consolidate)
-        member.evaluate, member.notes, member.started = list(timings.evaluate), list(facts.notes), facts.started
+        member.optimizer_state = take_up(path, header, member.learner)
+        member.costs, member.timings = header.costs, header.timings
+        member.R, member.task_inference = list(header.R), list(header.task_inference)
+        member.notes, member.started = list(header.notes), header.started
 
-    def _facts(self, member: TrialState) -> CheckpointHeader:
-        """Return all that the checkpoint holds of a member but what is its strategy's."""
-        costs = Costs(trainable=member.trainable, steps=member.steps,
-                      parameters=[f.parameters for f in member.footprints], bytes=[f.bytes for f in member.footprints],
-                      replay_samples=[f.replay_samples for f in member.footprints])
-        return CheckpointHeader(key=member.trial.key, code=checkpoint.code_of(member.strategy),
-                     versions=self.origin.versions, device=self.origin.device, threads=self.origin.threads,
-                     started=member.started or self.origin.started, learned=member.learned, R=member.matrix,
-                     task_inference=member.inference, costs=costs,
-                     timings=Timings(train=member.train, consolidate=member.consolidate, evaluate=member.evaluate),
-                     notes=member.notes)
+    def _header(self, member: TrialState) -> CheckpointHeader:
+        """Return all that the checkpoint holds of a trial but what is its strategy's."""
+        return CheckpointHeader(
+            key=member.trial.key, code=checkpoint.code_of(member.strategy), versions=self.origin.versions,
+            device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
+            learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
+            timings=member.timings, notes=member.notes)
 
 
-def take_up(path: Path, facts: CheckpointHeader, strategy: Strategy, stream: Stream, seed: int) -> dict[str, Tensor]:
-    """Take a new strategy to where a checkpoint was made, and return the optimiser's moments.
+def take_up(path: Path, header: CheckpointHeader, learner: Learner) -> dict[str, Tensor]:
+    """Take a new strategy to where a checkpoint was made, and return the optimiser's state.
 
     Raises:
         Unresumable: that cannot be done; the strategy is then spoilt.
     """
-    if facts.problem:
-        raise checkpoint.Unresumable(facts.problem)
+    if header.problem:
+        raise checkpoint.Unresumable(header.problem)
     try:
-        lead(strategy, stream, seed, facts.learned)
+        retrace(learner, header.learned)
     except Exception as error:  # of a plugin, which may not expect to be led without training
         if out_of_memory(error):
             raise
         raise checkpoint.Unresumable(f"{type(error).__name__} when led without training: {error}") from None
-    return checkpoint.load(path, facts, strategy)
-
-
-def lead(strategy: Strategy, stream: Stream, seed: int, learned: int) -> None:
-    """Let a new strategy take on the structure that it has after so many tasks, without training."""
-    for index in range(learned):
-        activate(strategy, stream, index)
-        task = task_of(stream, index)
-        with seeds.scope(seed, "strategy", index):
-            strategy.before_task(task)
-        with seeds.scope(seed, "training", index):
-            for phase in range(strategy.phases(task)):
-                strategy.before_phase(task, phase)
+    return checkpoint.load(path, header, learner.strategy)

@@ -16,19 +16,19 @@ from clbench.data import cache
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
-from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts, Timings
-from clbench.strategy.base import Strategy, World
+from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts
+from clbench.strategy.base import Strategy, Task, World
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
+from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
-from clbench.training.stacking import restore_optimizer_state
+from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
-from clbench.training.trials import costs
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
-from clbench.training.trials.costs import PeakMemory
+from clbench.training.trials.costs import PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
-from clbench.training.trials.state import TrialState, activate, task_of
+from clbench.training.trials.state import TrialState
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ class TrialRunner:
             with numerics.products(planned[0].trial.recipe):
                 compiler = Compiler(self.device) if self.compiled else None
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler)
+        except Unstackable as reason:
+            starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = Failure(type=type(error).__name__, message=str(error),
@@ -159,10 +161,11 @@ class TrialRunner:
         planned, stream, failure = member.planned, member.stream, member.failure
         status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
         return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
-                      status=status, trial=planned.trial, stream=describe(stream), R=member.matrix,
-                      task_inference=member.inference or None, costs=member.costs(memory),
-                      timings=Timings(train=member.train, consolidate=member.consolidate, evaluate=member.evaluate),
-                      failure=failure, notes=member.notes,
+                      status=status, trial=planned.trial, stream=describe(stream), R=member.R,
+                      task_inference=member.task_inference or None,
+                      costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
+                                                            "peak_device_bytes": memory.accelerator()}),
+                      timings=member.timings, failure=failure, notes=member.notes,
                       provenance=origin.model_copy(update={"started": member.started or origin.started}))
 
     def stream(self, trial: Trial) -> Stream:
@@ -188,8 +191,8 @@ class TrialRunner:
 
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
-         checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
-    """Lead the members through their streams together, task by task; one that diverges is left behind.
+                checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
+    """Lead the members of a stack through their streams together, task by task; one that diverges is left behind.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
     are compiled if there is a compiler.
@@ -199,7 +202,7 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
                       first.stream.augment, compiler)
     for member in members:
         report_progress(member, on_progress)
-        if not member.matrix:
+        if not member.R:
             record_row(member, learned=0)
     if first.learned:
         trainer.engine = restore_optimizer_state(trainer.strategies, first.trial.recipe,
@@ -208,10 +211,10 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
     for index in range(first.learned, len(first.stream.tasks)):
         alive = train_task(alive, trainer, index)
         for member in alive:
-            member.footprints.append(costs.measure(member.strategy))
+            member.add_kept(measure(member.strategy))
             record_row(member, learned=index + 1)
             if artifacts is not None:
-                member.strategy.export(artifacts / member.trial.key, task_of(member.stream, index))
+                member.strategy.export(artifacts / member.trial.key, member.learner.task(index))
             report_progress(member, on_progress)
         if not alive:
             return
@@ -221,36 +224,33 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
 
 
 def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> list[TrialState]:
-    """Train the members on task `index`, note its costs, and return those that did not diverge."""
-    tasks = [task_of(member.stream, index) for member in members]
-    device = tasks[0].train.y.device
-    began = time.perf_counter()
-    for member, task in zip(members, tasks, strict=True):
-        activate(member.strategy, member.stream, index)
-        with seeds.scope(member.trial.seed, "strategy", index):
-            member.strategy.before_task(task)
-    ready = time.perf_counter()
-    with seeds.scope(members[0].trial.seed, "training", index):
+    """Train the members on task `index`, note what it cost, and return those that did not diverge."""
+    device = members[0].stream.tests.y.device
+    ready = done = 0.0
+
+    def fit(tasks: list[Task]) -> list[Trained]:
+        nonlocal ready, done
+        ready = time.perf_counter()
         trained = trainer.fit(tasks)
-    said = trainer.compiler.notes if trainer.compiler else []
-    for member in members:
-        member.notes += [note for note in said if note not in member.notes]
+        synchronize(device)
+        done = time.perf_counter()
+        for member, result in zip(members, trained, strict=True):
+            for note in trainer.compiler.notes if trainer.compiler else []:
+                member.add_note(note)
+            member.costs.trainable.append(result.trainable)
+            member.costs.steps.append(result.steps)
+            member.timings.train.append((done - ready) / len(members))
+            if result.diverged is not None:
+                member.failure = Failure(type="DivergedError", message=str(result.diverged))
+        return trained
+
+    began = time.perf_counter()
+    trained = learn_task([member.learner for member in members], index, fit)
     synchronize(device)
-    done = time.perf_counter()
-    alive = []
-    for member, task, result in zip(members, tasks, trained, strict=True):
-        member.trainable.append(result.trainable)
-        member.steps.append(result.steps)
-        member.train.append((done - ready) / len(members))
-        if result.diverged is not None:
-            member.failure = Failure(type="DivergedError", message=str(result.diverged))
-            continue
-        alive.append(member)
-        with seeds.scope(member.trial.seed, "consolidation", index):
-            member.strategy.after_task(task)
-    synchronize(device)
+    consolidated = ready - began + time.perf_counter() - done
+    alive = [member for member, result in zip(members, trained, strict=True) if result.diverged is None]
     for member in alive:
-        member.consolidate.append((ready - began + time.perf_counter() - done) / len(members))
+        member.timings.consolidate.append(consolidated / len(members))
     return alive
 
 
@@ -259,16 +259,16 @@ def record_row(member: TrialState, learned: int) -> None:
     began = time.perf_counter()
     with numerics.forward(member.trial.recipe, member.strategy.active.device):
         row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
-    member.evaluate.append(time.perf_counter() - began)
-    member.matrix.append(row.accuracy)
+    member.timings.evaluate.append(time.perf_counter() - began)
+    member.R.append(row.accuracy)
     if row.task_inference is not None:
-        member.inference.append(row.task_inference)
+        member.task_inference.append(row.task_inference)
 
 
 def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:
     """Report how far a trial has come."""
-    learned = max(len(member.matrix) - 1, 0)
-    accuracy = sum(member.matrix[-1][:learned]) / learned if learned else None
+    learned = member.learned
+    accuracy = sum(member.R[-1][:learned]) / learned if learned else None
     on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
 
 

@@ -1,4 +1,4 @@
-"""A trial in the making."""
+"""One trial in progress."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Trial
-from clbench.results.records import Costs, Failure
-from clbench.strategy.base import Strategy, Task
-from clbench.training.trials.costs import Footprint, PeakMemory
+from clbench.results.records import Costs, Failure, Timings
+from clbench.strategy.base import Strategy
+from clbench.training.lifecycle import Learner
+from clbench.training.trials.costs import Footprint
 
 
 @dataclass
 class TrialState:
-    """One trial in the making: its strategy, and what has been seen of it so far, whatever becomes of it."""
+    """One trial in progress: its strategy, and what a record will say of it, as far as that is known.
+
+    `costs`, `timings`, `R` and `task_inference` are those of the record and grow task by task.
+    """
 
     planned: PlannedTrial
     strategy: Strategy
     stream: Stream
     notes: list[str]
-    matrix: list[list[float]] = field(default_factory=list)
-    inference: list[list[float]] = field(default_factory=list)
-    trainable: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    footprints: list[Footprint] = field(default_factory=list)
-    train: list[float] = field(default_factory=list)
-    consolidate: list[float] = field(default_factory=list)
-    evaluate: list[float] = field(default_factory=list)
+    R: list[list[float]] = field(default_factory=list)
+    task_inference: list[list[float]] = field(default_factory=list)
+    costs: Costs = field(default_factory=Costs)
+    timings: Timings = field(default_factory=Timings)
     failure: Failure | None = None
-    started: datetime.datetime | None = None  # by an earlier process, of a trial that goes on from a checkpoint
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # of the optimiser, from a checkpoint
+    started: datetime.datetime | None = None  # by an earlier process, where the trial goes on from a checkpoint
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
 
     @property
     def trial(self) -> Trial:
@@ -41,25 +40,22 @@ class TrialState:
         return self.planned.trial
 
     @property
+    def learner(self) -> Learner:
+        """Return what is led through the tasks."""
+        return Learner(self.strategy, self.stream, self.trial.seed)
+
+    @property
     def learned(self) -> int:
         """Return how many tasks are learned and evaluated."""
-        return max(len(self.matrix) - 1, 0)
+        return max(len(self.R) - 1, 0)
 
-    def costs(self, memory: PeakMemory) -> Costs:
-        """Return what has been spent and kept so far."""
-        return Costs(trainable=self.trainable, steps=self.steps, parameters=[f.parameters for f in self.footprints],
-                     bytes=[f.bytes for f in self.footprints],
-                     replay_samples=[f.replay_samples for f in self.footprints], peak_host_bytes=memory.host(),
-                     peak_device_bytes=memory.accelerator())
+    def add_kept(self, kept: Footprint) -> None:
+        """Note what is kept after one more task."""
+        self.costs.parameters.append(kept.parameters)
+        self.costs.bytes.append(kept.bytes)
+        self.costs.replay_samples.append(kept.replay_samples)
 
-
-def task_of(stream: Stream, index: int) -> Task:
-    """Return a task of a stream as a strategy sees it."""
-    known = stream.tasks[index]
-    return Task(index, known.classes, known.train)
-
-
-def activate(strategy: Strategy, stream: Stream, index: int) -> None:
-    """Switch on the outputs that take part in the loss from task `index` on; later tasks stay unknown."""
-    tasks, outputs = scenario_rules(strategy.world.scenario).in_loss([t.classes for t in stream.tasks], index)
-    strategy.active[tasks.start:tasks.stop, outputs] = True
+    def add_note(self, note: str) -> None:
+        """Add a note, once."""
+        if note not in self.notes:
+            self.notes.append(note)
