@@ -10,8 +10,9 @@ check:  ## lint and type-check
 	python -m ruff check .
 	python -m mypy
 
-docs-pages:  ## write the pages of docs/ that are made from the code: commands, methods
+docs-pages:  ## write what in docs/ is made from code: commands, methods, the figure of the architecture
 	python docs/pages.py
+	python docs/architecture_figure.py
 
 docs:  ## build the documentation into build/docs
 	python -m sphinx -W --keep-going -q -b html docs build/docs

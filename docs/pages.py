@@ -1,4 +1,4 @@
-"""Write commands.md and methods.md from the code: `make docs-pages`. A test says whether they are current."""
+"""Write commands.md and methods.md from the code: `make docs-pages`. A test tells whether they are current."""
 
 from __future__ import annotations
 
