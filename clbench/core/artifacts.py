@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +42,9 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
+        # What is shared until it is written to would get memory of its own by being asked for its address.
+        if torch._C._is_cow_tensor(own):  # type: ignore[attr-defined]
+            own = own.clone()
         out[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
         seen.add(own.untyped_storage().data_ptr())
     return out

@@ -2,24 +2,27 @@
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
 the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
-and only `loss` runs once for all, under `torch.func.vmap`.
+and only `loss` runs once for all, under `torch.func.vmap`. What is frozen and equal in all members, such as a
+pretrained base, is kept once: vmap then runs it on the samples of all members as one large product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 
 from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy
 from clbench.training import numerics
+from clbench.training.attention import FoldedAttention
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer
 
@@ -148,10 +151,14 @@ class StackedStep:
         self.call = Loss(self.members[0])
         self.loss: Callable[..., Tensor] = self.losses
         self.scalars = varying_options(self.members)
-        parameters, buffers = stack_module_state(self.members)
-        self.trained = {n: nn.Parameter(p.detach()) for n, p in parameters.items() if p.requires_grad}
-        self.frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
-        self.buffers = {n: b.detach() for n, b in buffers.items()}
+        shared = share_equal(self.members, frozen=True)
+        parameters = [dict(member.named_parameters()) for member in self.members]
+        buffers = [dict(member.named_buffers()) for member in self.members]
+        stacked = {n: torch.stack([own[n].detach() for own in parameters]) for n in parameters[0] if n not in shared}
+        self.trained = {n: nn.Parameter(t) for n, t in stacked.items() if parameters[0][n].requires_grad}
+        self.frozen = {n: t for n, t in stacked.items() if n not in self.trained}
+        self.buffers = {n: torch.stack([own[n].detach() for own in buffers]) for n in buffers[0]}
+        self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
         self._find_sources()
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members))
@@ -168,6 +175,8 @@ class StackedStep:
             losses = self.loss(state, batches[0], x, y, tasks, self.scalars)
         if drawn is not None and drawn != seeds.state():
             raise Unstackable(DRAWS)
+        if self.untried and self.folding and not self.folding.calls:
+            self.folding = None  # nothing to fold; looking at every call of torch takes time
         self.untried = False
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -184,7 +193,8 @@ class StackedStep:
             return value
 
         try:
-            losses: Tensor = vmap(loss, randomness="error")(state, x, y, tasks, scalars)
+            with self.folding or nullcontext():
+                losses: Tensor = vmap(loss, randomness="error")(state, x, y, tasks, scalars)
         except RuntimeError as error:
             if "randomness" in str(error):  # no other way to be told of it
                 raise Unstackable(DRAWS) from error
@@ -195,8 +205,9 @@ class StackedStep:
         """Give every member storage of its own again."""
         with torch.no_grad():
             for member in self.members:
-                for tensor in (*member.parameters(), *member.buffers()):
-                    tensor.data = tensor.data.clone()
+                for name, tensor in (*member.named_parameters(), *member.named_buffers()):
+                    if name in self.trained or name in self.frozen or name in self.buffers:
+                        tensor.data = tensor.data.clone()
 
     def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the optimiser state of these members only; of a single one, as if it had trained alone."""
@@ -219,7 +230,9 @@ class StackedStep:
         """Make the members' parameters and buffers views of the stacked ones."""
         for index, member in enumerate(self.members):
             for name, parameter in member.named_parameters():
-                parameter.data = (self.trained.get(name, self.frozen.get(name)))[index].detach()  # type: ignore[index]
+                stacked = self.trained.get(name, self.frozen.get(name))
+                if stacked is not None:
+                    parameter.data = stacked[index].detach()
             for name, buffer in member.named_buffers():
                 buffer.data = self.buffers[name][index]
         self._seen = [dict(member.named_buffers()) for member in self.members]
@@ -242,6 +255,29 @@ class StackedStep:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
+    """Let parameters that all strategies have alike lie in memory once, and return their names.
+
+    Each strategy keeps a tensor of its own, which is copied when it is first written to, so none can change another's.
+
+    Args:
+        strategies: with the same structure.
+        frozen: whether only those that require no gradient are looked at.
+    """
+    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
+    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
+             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
+                     and not (frozen and other[name].requires_grad) for other in others)]
+    if not names or not others:
+        return set()
+    alike = torch.stack([torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names])
+    equal = {name for name, same in zip(names, alike.tolist(), strict=True) if same}
+    for name in equal:
+        for other in others:
+            other[name].data = torch._lazy_clone(first[name].data)
+    return equal
 
 
 def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:

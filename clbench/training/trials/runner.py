@@ -22,7 +22,7 @@ from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
-from clbench.training.stacking import Unstackable, restore_optimizer_state
+from clbench.training.stacking import Unstackable, restore_optimizer_state, share_equal
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
@@ -134,7 +134,12 @@ class TrialRunner:
     def _members(self, planned: Sequence[PlannedTrial], checkpoints: Checkpoints | None) -> list[TrialState] | None:
         """Return trials ready to train, None where there is no memory for all of several."""
         try:
-            return [self._member(one, checkpoints) for one in planned]
+            members: list[TrialState] = []
+            for one in planned:
+                members.append(self._member(one, checkpoints))
+                if len(members) > 1:  # a pretrained base is in memory once
+                    share_equal([members[0].strategy, members[-1].strategy])
+            return members
         except Exception as error:
             if len(planned) == 1 or not out_of_memory(error):
                 raise
