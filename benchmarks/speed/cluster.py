@@ -27,8 +27,8 @@ from tabulate import tabulate
 
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.workers.schedule import Waiting
-from clbench.execution.workers.settings import How, Listener
+from clbench.execution.workers.plan import Listener
+from clbench.execution.workers.schedule import TrialQueue
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.records import Record
@@ -94,12 +94,13 @@ class Clock(Listener):
 def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate, Record]:
     """Return the rate of one executor, and one of the records."""
     spec = build({"methods": "sleeper", "seeds": TRIALS * workers, "device": "cpu", "model": "mlp:width=10",
-                  "recipe": {"iterations": 1, "batch_size": 8}})
+                  "recipe": {"iterations": 1, "batch_size": 8},
+                  "execution": {"workers": workers, "threads": 1, "executor": executor,
+                                **({"address": address} if executor == "ray" else {})}})
     clock = Clock(workers)
     with tempfile.TemporaryDirectory() as folder:
         ready = run.prepare(spec, discover(files=[file]), Path(folder))
-        run.execute(ready, clock, command="benchmarks/speed", workers=workers, threads=1, executor=executor,
-                             address=address if executor == "ray" else None)
+        run.execute(ready, clock, command="benchmarks/speed")
     (began, cpu_began), (ended, cpu_ended) = clock.times
     trials = clock.last - clock.first
     timed = [r.timings for r in clock.records[clock.first:]]
@@ -120,10 +121,9 @@ def growing(record: Record) -> dict[str, float]:
     planned = plan(spec, registry)
     timed("planned", len(planned), began)
     assert len(planned) == MANY
-    how = How(Path(), "cpu", "", workers=GPUS, threads=1, stack=None, shrink=True, plugin=str)
-    waiting, began = Waiting(planned), time.perf_counter()
+    waiting, began = TrialQueue(planned), time.perf_counter()
     while waiting.left:
-        waiting.took(waiting.take(how, "cpu"), 1.0)
+        waiting.took(waiting.take(None, "cpu"), 1.0)
     timed("given out", MANY, began)
     trials = [record.trial.model_copy(update={"seed": seed}) for seed in range(RECORDS)]
     records = [record.model_copy(update={"trial": trial, "key": trial.key}) for trial in trials]

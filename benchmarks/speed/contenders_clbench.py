@@ -17,12 +17,13 @@ from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, spec_of, summary
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.execution import run as experiment
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
-from clbench.training.trials.runner import TrialRunner, live
+from clbench.training.trials.runner import TrialRunner, run_members
 from clbench.training.trials.state import TrialState
 
 COMMAND = "benchmarks/speed"
@@ -89,7 +90,7 @@ def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -
     """Run the trials here, as a worker does."""
     registry = discover()
     planned = plan(spec, registry)
-    runner = TrialRunner(data_dir, spec.device, COMMAND, registry)
+    runner = TrialRunner(ExecutionSettings(data=data_dir), spec.device, COMMAND, registry)
     runner.prepare(planned[0].trial)
     warm_up(runner, planned if stacked else planned[:1])
     ready, began = time.time() - started, time.perf_counter()
@@ -104,8 +105,9 @@ def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) 
     """
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        ready = experiment.prepare(spec, discover(), Path(folder))
-        records = experiment.execute(ready, watch, command=COMMAND, data_dir=data_dir, **how)
+        settings = ExecutionSettings.model_validate({"data": data_dir, **how})
+        ready = experiment.prepare(spec.model_copy(update={"execution": settings}), discover(), Path(folder))
+        records = experiment.execute(ready, watch, command=COMMAND)
     return Run(records, watch.began - started, watch.ended - watch.began, watch.workers)
 
 
@@ -114,7 +116,7 @@ def warm_up(runner: TrialRunner, planned: Sequence[PlannedTrial]) -> None:
     stream = runner.stream(planned[0].trial)
     few = replace(stream, tasks=tuple(replace(t, train=first(t.train, 2 * EVAL_BATCH), test=first(t.test, EVAL_BATCH))
                                       for t in stream.tasks))
-    live([TrialState(one, runner.build(one.trial, few)[0], few, []) for one in planned], lambda _: None)
+    run_members([TrialState(one, runner.build(one.trial, few)[0], few, []) for one in planned], lambda _: None)
 
 
 def first(samples: Samples, count: int) -> Samples:

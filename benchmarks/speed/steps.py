@@ -19,12 +19,12 @@ from work import model_of, optimizer_of, spec_of
 
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import precompute
 from clbench.training.stacking import make_engine
 from clbench.training.trainer import Order
 from clbench.training.trials.runner import TrialRunner
-from clbench.training.trials.state import activate, task_of
 
 BLOCKS, STEPS = 60, 25
 
@@ -39,10 +39,9 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     """Return a step by hand and a step of clbench's loop, on the first task, from the same weights."""
     registry = discover()
     planned = plan(spec_of(setting), registry)[0]
-    runner = TrialRunner(Path(setting.data_dir), setting.device, "benchmarks/speed", registry)
+    runner = TrialRunner(ExecutionSettings(data=Path(setting.data_dir)), setting.device, "benchmarks/speed", registry)
     member = runner._member(planned)
-    task = task_of(member.stream, 0)
-    activate(member.strategy, member.stream, 0)
+    task = member.learner.begin(0)
     member.strategy.train()
     samples = precompute.precompute_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
     order = Order(len(samples), setting.batch_size, seed=0, task=0)

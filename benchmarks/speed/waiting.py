@@ -22,12 +22,12 @@ from work import spec_of
 from clbench.core.device import synchronize
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import precompute
 from clbench.training.stacking import make_engine
 from clbench.training.trainer import Order
 from clbench.training.trials.runner import TrialRunner
-from clbench.training.trials.state import activate, task_of
 
 STEPS = 50
 
@@ -38,12 +38,10 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     setting = replace(setting_of(batch_size, torch.get_num_threads(), data), method=method, model=model, device=device,
                       seeds=tuple(range(seeds)))
     planned = plan(spec_of(setting), registry)
-    runner = TrialRunner(data, device, "benchmarks/speed", registry)
+    runner = TrialRunner(ExecutionSettings(data=data), device, "benchmarks/speed", registry)
     members = [runner._member(one) for one in planned]
-    tasks = [task_of(member.stream, 0) for member in members]
-    for member, task in zip(members, tasks, strict=True):
-        activate(member.strategy, member.stream, 0)
-        member.strategy.before_task(task)
+    tasks = [member.learner.begin(0) for member in members]
+    for member in members:
         member.strategy.train()
     strategies = [member.strategy for member in members]
     given = precompute.precompute_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from clbench.cli.common_options import recipe_options
+from clbench.cli.execution_options import execution_option
 
 
 @click.command("pretrain")
@@ -17,11 +18,10 @@ from clbench.cli.common_options import recipe_options
 @click.option("--weights", metavar="FILE", help="Start from these weights.")
 @recipe_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where data sets are kept.  [default: CLBENCH_DATA, or the user's cache folder]")
+@execution_option("data")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
               help="Where the weights go.")
-def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: Any) -> None:
+def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
     """Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
 
     \b
@@ -31,7 +31,6 @@ def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: An
     A benchmark that holds no classes out is trained on whole: all tasks at once.
     """
     from clbench.core.errors import SpecError
-    from clbench.core.files import default_data_dir
     from clbench.core.options import format_value, parse_named
     from clbench.core.registry import discover
     from clbench.experiment.overrides import read_spec
@@ -51,7 +50,7 @@ def command(benchmark: str, seed: int, data: Path | None, out: Path, **flags: An
 
     began = time.monotonic()
     click.echo(f"training {trial.model.name} on {text}", err=True)
-    done = pretrain(trial, out, data or default_data_dir(), device, registry)
+    done = pretrain(trial, out, spec.execution, device, registry)
     click.echo(f"{done.classes} classes, {done.samples:,} images, {done.steps:,} steps in "
                f"{time.monotonic() - began:.0f} s; accuracy on their test images {100 * done.accuracy:.2f} %\n"
                f"weights: {out}")

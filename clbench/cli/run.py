@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import execution_options, plugin_option, recipe_options
+from clbench.cli.common_options import plugin_option, recipe_options
+from clbench.cli.execution_options import execution_options
 from clbench.core.scenario import SCENARIOS
 
 if TYPE_CHECKING:
@@ -38,20 +39,15 @@ FOLDER = click.Path(path_type=Path)
               "lora.rank=1,2,4, make a row each, several such options every combination.")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="The run folder.  [default: runs/<name of the file or benchmark>]")
-@execution_options
-@click.option("--compile", "compiled", is_flag=True, help="Compile each phase's loss by torch.compile, which takes "
-              "seconds to minutes each; for long trainings on CUDA.")
-@click.option("--retries", type=click.IntRange(min=0), default=1, help="How often a trial is tried again whose "
-              "worker died.  [default: 1]")
+@execution_options()
 @click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
               "of an array.  [default: all]")
 @click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
-def command(spec: Path | None, options: tuple[str, ...], out: Path | None, compiled: bool, retries: int,
-            shard: str | None, log: str, plugins: tuple[Path, ...], dry_run: bool, how: dict[str, Any],
-            **flags: Any) -> int:
+def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard: str | None, log: str,
+            plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are.
@@ -62,17 +58,16 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, compi
 
     found = read_spec(spec, {}, flags, options)
     ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard)
-    ended = run_missing(ready, dry_run, **how, compiled=compiled, retries=retries)
+    ended = run_missing(ready, dry_run)
     return conclude(ready) if ended is None else ended
 
 
-def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
+def run_missing(ready: Experiment, dry_run: bool) -> int | None:
     """Run the trials that are missing, and return the exit code where that is the end: a dry run, or interrupted.
 
     Args:
         ready: the experiment.
         dry_run: whether to list the trials only.
-        how: what `experiment.execute` takes.
     """
     from rich.console import Console
 
@@ -86,7 +81,7 @@ def run_missing(ready: Experiment, dry_run: bool, **how: Any) -> int | None:
         return 0
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
-            execute(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]), **how)
+            execute(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import execution_options, plugin_option
+from clbench.cli.common_options import plugin_option
+from clbench.cli.execution_options import execution_options
 
 if TYPE_CHECKING:
     from clbench.execution.run import Experiment
     from clbench.execution.tuning import Row
-    from clbench.execution.workers.settings import Listener
+    from clbench.execution.workers.plan import Listener
     from clbench.experiment.spec import Spec
 
 FOLDER = click.Path(path_type=Path)
@@ -47,10 +48,10 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--device", metavar="DEVICE", help="As for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
-@execution_options
+@execution_options(without=("compile", "retries"))
 @plugin_option
 def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],
-            how: dict[str, Any], **flags: Any) -> int:
+            **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
     The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
@@ -74,7 +75,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
     rows = tuning.rows_of(spec, registry, trials, names)
     out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
-        records = tuning.search(rows, spec, registry, out, _shown, command=called, **how)
+        records = tuning.search(rows, spec, registry, out, _shown, called)
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
         return 130
@@ -111,7 +112,7 @@ def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
     from rich.console import Console
 
     from clbench.execution.progress import display
-    from clbench.execution.workers.settings import Listener
+    from clbench.execution.workers.plan import Listener
 
     return display(Console(stderr=True, highlight=False), ready.missing) if ready.missing else nullcontext(Listener())
 

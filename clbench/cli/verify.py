@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import execution_options
+from clbench.cli.execution_options import execution_options
 
 FOLDER = click.Path(path_type=Path)
 
@@ -24,10 +24,10 @@ def _names(text: str | None) -> list[str]:
 @click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
-@execution_options
+@execution_options(without=("compile", "retries"))
 @click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, dry_run: bool,
-            how: dict[str, Any], **given: Any) -> int:
+            **given: Any) -> int:
     """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.
 
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
@@ -45,12 +45,11 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
         click.echo(verified.listing({key: references.load(path) for key, path in references.shipped().items()}))
         return 0
     called, reference = references.find(name)
-    registry, given = discover(), {key: value for key, value in given.items() if value is not None}
+    registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
-    ready = run.load_run(reference.spec(chosen[0], given), planned, registry,
-                              out or Path("runs") / f"verify-{called}")
-    ended = run_missing(ready, dry_run, **how)
+    ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}")
+    ended = run_missing(ready, dry_run)
     if ended is not None:
         return ended
     cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry)]

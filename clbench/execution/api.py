@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import textwrap
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
+from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
-from clbench.experiment.spec import Recipe, Spec
+from clbench.experiment.spec import TABLES, Spec
 from clbench.results.records import Record
 
-KEYS = [*(k for k in Spec.model_fields if k not in ("recipe", "tune", "tuning")), *Recipe.model_fields]
+KEYS = [*(k for k in Spec.model_fields if k not in ("tune", "tuning", *TABLES)),
+        *(k for table in TABLES.values() for k in table.model_fields)]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _with_execution_settings(function: F) -> F:
+    """Show the fields of `ExecutionSettings`, which `**settings` takes, in a function's signature and docstring."""
+    signature = inspect.signature(function)
+    *others, rest = signature.parameters.values()
+    fields = [Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+              for name, field in ExecutionSettings.model_fields.items()]
+    vars(function)["__signature__"] = signature.replace(parameters=[*others, *fields, rest])
+    lines = [textwrap.fill(f"{name}: {' '.join(meaning(name).split())}", 120, initial_indent=" " * 8,
+                           subsequent_indent=" " * 12) for name in ExecutionSettings.model_fields]
+    if function.__doc__:
+        function.__doc__ = function.__doc__.replace("        {execution}", "\n".join(lines))
+    return function
+
+
+@_with_execution_settings
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
-        data: str | os.PathLike[str] | None = None, workers: int | None = None, threads: int | None = None,
-        stack: int | None = None, compile: bool = False, retries: int = 1, shard: str | None = None,
-        set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
-        plugins: Iterable[str | os.PathLike[str]] = (), executor: str = "local", address: str | None = None,
-        gpus: float | None = None, progress: bool = False, **settings: Any) -> list[Record]:
+        shard: str | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
+        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -35,24 +53,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     Args:
         spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
         out: the run folder; None for `runs/<name of the file or the benchmark>`.
-        data: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
-        workers: processes; 0 runs in this one, None chooses.
-        threads: torch threads per worker; None shares the cores out, or takes one each on a cluster.
-        stack: trials of a method (seeds, and values of its `Scalar` options) that train as one; None chooses.
-        compile: whether to compile losses by torch.compile, on CUDA as CUDA graphs.
-        retries: how often a trial is tried again whose worker process died.
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
         log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
-        executor: `local`, or `ray` for a Ray cluster.
-        address: of the cluster, HOST:PORT; None for RAY_ADDRESS, or one that was started on this machine.
-        gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
         progress: whether to show progress on standard error, as the command does.
+        {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
-            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio,
-            max_grad_norm, optimizer_state, precision.
+            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio, max_grad_norm,
+            optimizer_state, precision. None leaves a setting, or one of the above, as the file or the default has it.
 
     Returns:
         The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.
@@ -68,16 +78,12 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
-    command = called(spec, {"out": out, "workers": workers, "threads": threads, "stack": stack, "shard": shard,
-                            "executor": executor if executor != "local" else None, "address": address, "gpus": gpus,
-                            "compile": compile or None, "set": options or None, "log": log or None,
+    command = called(spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
-        records = experiment.execute(ready, listener, command=command, workers=workers, threads=threads, stack=stack,
-                                       compiled=compile, retries=retries, executor=executor, address=address, gpus=gpus,
-                                       data_dir=Path(data) if data is not None else None)
+        records = experiment.execute(ready, listener, command=command)
     experiment.write_report(ready)
     return records
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
-from clbench.execution.workers.settings import Listener
-from clbench.experiment.trial import PlannedTrial
+from clbench.execution.workers.plan import Listener
+from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import metrics
 from clbench.results.records import Record
 
@@ -103,9 +104,9 @@ class Display(Listener):
         """Count it."""
         self.tally.start(planned.trial.key)
 
-    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+    def progress(self, event: Progress) -> None:
         """Count it."""
-        self.tally.shares[key] = task / tasks
+        self.tally.shares[event.key] = event.task / event.tasks
 
     def finished(self, record: Record) -> None:
         """Count it, and say what went wrong, if it did."""
@@ -149,7 +150,7 @@ class LiveDisplay(Display):
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a terminal."""
         super().__init__(console, todo)
-        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+        self.bars = Bars(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                              State(self.tally), console=console, transient=True)
         self.whole = self.bars.add_task("trials", total=1.0, state=None)
         self.rows: dict[str, TaskID] = {}
@@ -172,11 +173,12 @@ class LiveDisplay(Display):
             self.bars.remove_task(self.rows[key])
         self.rows[key] = self.bars.add_task(self.names[key], total=1.0, state="starting")
 
-    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+    def progress(self, event: Progress) -> None:
         """Move the bars."""
-        super().progress(key, task, tasks, accuracy)
-        seen = "" if accuracy is None else f", accuracy {100 * accuracy:.1f}"
-        self.bars.update(self.rows[key], completed=task / tasks, state=f"task {min(task + 1, tasks)}/{tasks}{seen}")
+        super().progress(event)
+        seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"
+        self.bars.update(self.rows[event.key], completed=event.task / event.tasks,
+                         state=f"task {min(event.task + 1, event.tasks)}/{event.tasks}{seen}")
         self.bars.update(self.whole, completed=self.tally.share)
 
     def finished(self, record: Record) -> None:

@@ -6,26 +6,28 @@ import importlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
-from clbench.core.files import default_data_dir
+from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
 from clbench.execution.claims import TrialClaims
-from clbench.execution.workers.settings import ExecutionSettings, Listener, RayCluster
+from clbench.execution.workers.plan import Listener, WorkerPlan
+from clbench.execution.workers.protocol import Start
+from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
-from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import tracking
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
-EXECUTORS = ("local", "ray")
+EXECUTORS: dict[Executor, str] = {  # where each has its `execute`
+    "local": "clbench.execution.workers.local", "ray": "clbench.execution.workers.ray_cluster"}
 TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may not meet them: it goes on
 
 
@@ -78,7 +80,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
 
 
 def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path) -> Experiment:
-    """Read the run folder of trials that are planned already; `spec` says on which device they run.
+    """Read the run folder of trials that are planned already; `spec` says on which device they run, and how.
 
     Raises:
         StoreError: as `prepare`.
@@ -92,32 +94,19 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
 
 
-def execute(experiment: Experiment, listener: Listener, *, command: str, data_dir: Path | None = None,
-              workers: int | None = None, threads: int | None = None, stack: int | None = None,
-              compiled: bool = False, retries: int = 1, executor: str = "local", address: str | None = None,
-              gpus: float | None = None) -> list[Record]:
+def execute(experiment: Experiment, listener: Listener, *, command: str) -> list[Record]:
     """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
 
     Args:
-        experiment: from `prepare`.
+        experiment: from `prepare`; its spec's `execution` says how.
         listener: hears how it goes on.
         command: what the user typed, kept in the records.
-        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
-        workers: processes; 0 runs in this one, None chooses.
-        threads: torch threads per worker; None shares the cores out, or takes one each on a cluster.
-        stack: trials of a method that train as one; None chooses.
-        compiled: whether losses are compiled.
-        retries: how often a trial is tried again whose worker died.
-        executor: `local`, or `ray` for a Ray cluster.
-        address: of the cluster, HOST:PORT; None for RAY_ADDRESS, or one that was started on this machine.
-        gpus: of the cluster, for each worker, a fraction allowed; None: one, if there are any to be used.
 
     Raises:
         StoreError: the folder cannot be written.
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
     store, missing = experiment.store, experiment.missing
-    ray = on_ray(executor, address, gpus, workers)
     made = store.check_writable()
     listener.begun(experiment.planned, missing)
     keeper = RecordKeeper(experiment, listener)
@@ -127,13 +116,12 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, data_di
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        how = choose_resources(experiment, command, data_dir or default_data_dir(), workers, threads, stack, ray)
-        how = replace(how, compiled=compiled, retries=retries, claim=keeper.claims.take)
-        executor_module = importlib.import_module(f"clbench.execution.workers.{'ray_cluster' if ray else 'local'}")
+        worker_plan = plan_workers(experiment, command, keeper.claims.take)
+        executor = importlib.import_module(EXECUTORS[worker_plan.settings.executor])
         try:
             with closing(keeper.claims):
                 while missing:
-                    executor_module.execute(missing, how, keeper)
+                    executor.execute(missing, worker_plan, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
             store.forget(made)  # bad input leaves nothing behind
@@ -153,43 +141,29 @@ def outdated(experiment: Experiment) -> list[str]:
             "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
-def on_ray(executor: str, address: str | None, gpus: float | None, workers: int | None) -> RayCluster | None:
-    """Return the cluster to run on; None for this machine.
-
-    Raises:
-        SpecError: there is no such executor, or the others do not go with it.
-    """
-    if executor not in EXECUTORS:
-        raise SpecError(unknown("executor", executor, EXECUTORS, "clbench run --help"))
-    if executor == "local" and (address is not None or gpus is not None):
-        raise SpecError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
-    if executor == "ray" and workers == 0:
-        raise SpecError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
-    return RayCluster(address, gpus) if executor == "ray" else None
-
-
-def choose_resources(experiment: Experiment, command: str, data_dir: Path, workers: int | None, threads: int | None,
-              stack: int | None, ray: RayCluster | None = None) -> ExecutionSettings:
-    """Decide on workers and threads.
+def plan_workers(experiment: Experiment, command: str,
+                 claim: Callable[[PlannedTrial], bool] = lambda _: True) -> WorkerPlan:
+    """Decide on workers and threads, as far as the user has not.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
     last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
     """
-    cores, device = usable_cores(), experiment.spec.device
-    automatic = len(experiment.planned) if ray else min(cores, len(experiment.planned)) if device in (
-        "auto", "cpu") else 1
-    chosen = automatic if workers is None else workers
-    alone = None
-    if threads is None and ray:
+    settings, device = experiment.spec.execution, experiment.spec.device
+    cores, trials, on_cluster = usable_cores(), len(experiment.planned), settings.executor == "ray"
+    automatic = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
+    workers = automatic if settings.workers is None else settings.workers
+    threads, alone = settings.threads, None
+    if threads is None and on_cluster:
         threads = 1
-    if threads is None and chosen > 0:
-        threads = max(1, cores // chosen)
-        alone = cores if workers is None else None
+    if threads is None and workers > 0:
+        threads = max(1, cores // workers)
+        alone = cores if settings.workers is None else None
+    start = Start(settings=settings, device=device, command=command, threads=threads, alone=alone,
+                  artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
+                  plugins=tuple(experiment.registry.files))
     origins = experiment.registry.origins
-    return ExecutionSettings(data_dir=data_dir, device=device, command=command, workers=chosen, threads=threads,
-               alone=alone, stack=stack, shrink=workers is None, plugin=lambda name: str(origins["method", name]),
-               artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
-               plugins=tuple(experiment.registry.files), ray=ray)
+    return WorkerPlan(start, workers, shrink=settings.workers is None,
+                      plugin=lambda name: str(origins["method", name]), claim=claim)
 
 
 class RecordKeeper(Listener):
@@ -215,9 +189,9 @@ class RecordKeeper(Listener):
         """Pass it on."""
         self.listener.started(planned)
 
-    def progress(self, key: str, task: int, tasks: int, accuracy: float | None) -> None:
+    def progress(self, event: Progress) -> None:
         """Pass it on."""
-        self.listener.progress(key, task, tasks, accuracy)
+        self.listener.progress(event)
 
     def finished(self, record: Record) -> None:
         """Store first: what is told of has been kept."""

@@ -20,7 +20,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Sampler, corners, sampler_for
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices, Range, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Spec
@@ -153,16 +153,16 @@ def _space(method: MethodSpec, spec: Spec) -> Space:
 
 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
-           show: Callable[[run.Experiment], AbstractContextManager[Listener]], **how: Any) -> list[Record]:
+           show: Callable[[run.Experiment], AbstractContextManager[Listener]], command: str) -> list[Record]:
     """Try what the rows' samplers propose, round by round, and return all records, in the order of the rounds.
 
     Args:
         rows: from `rows_of`; they hear the results.
-        spec: the experiment, with the seeds and the validation share of the search.
+        spec: the experiment, with the seeds and the validation share of the search; its `execution` says how it is run.
         registry: what is installed.
         out: the run folder of the search.
         show: makes the listener of a round.
-        how: command, data_dir, workers, threads, stack, ...: see `experiment.execute`.
+        command: what the user typed, kept in the records.
 
     Raises:
         ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row gave a result.
@@ -173,7 +173,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
                    for method in map(row.candidate, candidates)}
         ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out)
         with show(ready) as listener:
-            records = run.execute(ready, listener, **how)
+            records = run.execute(ready, listener, command=command)
         for row, candidates in zip(rows, asked, strict=True):
             row.hear(candidates, records)
         found += records

@@ -8,26 +8,27 @@ from typing import Any
 
 from clbench.core.errors import SpecError
 from clbench.core.options import format_value, parse_value
-from clbench.experiment import overrides
-from clbench.experiment.spec import MethodSpec, Recipe, Spec, build, load
+from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, load
 
 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a file with those that were given in their place; None means not given.
 
-    The recipe's keys stand beside the others in `given`. A budget in epochs replaces one in iterations and the other
-    way round. A method given by its bare name is the file's, with its options, where the file has it.
+    The keys of the recipe and of the execution stand beside the others in `given`. A budget in epochs replaces one in
+    iterations and the other way round. A method given by its bare name is the file's, with its options, where the file
+    has it.
     """
     out = dict(values)
     for key, value in given.items():
         if value is None:
             continue
-        if key in Recipe.model_fields:
-            recipe = out.get("recipe", {})
-            if not isinstance(recipe, Mapping):
+        table = next((name for name, model in TABLES.items() if key in model.model_fields), None)
+        if table:
+            inside = out.get(table, {})
+            if not isinstance(inside, Mapping):
                 continue  # a mistake in the file, which validation names
-            recipe = {k: v for k, v in recipe.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
-            out["recipe"] = {**recipe, key: value}
+            inside = {k: v for k, v in inside.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
+            out[table] = {**inside, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value)
         else:
@@ -100,5 +101,5 @@ def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str
     """
     if source:
         values = load(source)
-    spec = build(overrides.merge(values, given), str(source) if source else "")
-    return overrides.set_options(spec, options)
+    spec = build(merge(values, given), str(source) if source else "")
+    return set_options(spec, options)

@@ -18,6 +18,7 @@ from clbench.core.options import Strict
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment import spec
+from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import MethodSpec, Spec
 from clbench.experiment.trial import PlannedTrial
@@ -90,13 +91,13 @@ class Reference(Strict):
         return self
 
     def spec(self, cell: Cell, given: dict[str, Any] | None = None) -> Spec:
-        """Return a cell as an experiment, with what was `given` (seeds, device) in the file's place.
+        """Return a cell as an experiment, with what was `given` (seeds, device, workers) in the file's place.
 
         Raises:
             SpecError: the experiment is not a valid one.
         """
         recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
-        return spec.build({**self.experiment, **(given or {}), "recipe": recipe, "scenario": cell.scenario,
+        return spec.build({**merge(self.experiment, given or {}), "recipe": recipe, "scenario": cell.scenario,
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
 
     def widest(self, cell: Cell) -> float:

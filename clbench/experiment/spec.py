@@ -23,6 +23,7 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import Strict, parse_named, shown
 from clbench.core.scenario import Scenario
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
@@ -139,6 +140,7 @@ class Spec(Strict):
     model: Named = Named(name="mlp")
     weights: str | None = None
     recipe: Recipe = Recipe()
+    execution: ExecutionSettings = ExecutionSettings()
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -153,6 +155,10 @@ class Spec(Strict):
         if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
             raise ValueError(f"each once, and at least one, got {', '.join(map(str, values)) or 'none'}")
         return values
+
+
+# Tables whose keys stand beside those of the experiment on the command line and in Python.
+TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "execution": ExecutionSettings}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -182,8 +188,8 @@ def _explain(item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
     where = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"recipe": Recipe, "benchmark": Named, "model": Named,
-                                             "methods": MethodSpec, "tune": Range, "tuning": Search}
+        parts: dict[str, type[BaseModel]] = {**TABLES, "benchmark": Named, "model": Named, "methods": MethodSpec,
+                                             "tune": Range, "tuning": Search}
         part = parts.get(loc[0], Spec) if len(loc) > 1 else Spec
         return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":

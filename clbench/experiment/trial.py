@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""A trial: what defines its result and its key, how tables call it, and how far it has come."""
 
 from __future__ import annotations
 
@@ -85,3 +85,13 @@ class PlannedTrial:
     label: str
     reference: bool
     family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A word from a running trial: the task it now trains on and its mean accuracy over the tasks before."""
+
+    key: str
+    task: int  # 0-based; equal to `tasks` when the trial is over
+    tasks: int
+    accuracy: float | None  # in [0, 1]; None before the first task is learned

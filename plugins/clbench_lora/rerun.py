@@ -9,8 +9,8 @@ from pathlib import Path
 from clbench import Task
 from clbench.core.artifacts import task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.files import default_data_dir
 from clbench.data.stream import Stream
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
@@ -50,7 +50,7 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
     if len(groups) > 1 and trial.scenario != "task":
         raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
                         "name tasks of one with --tasks")
-    runner = TrialRunner(data_dir or default_data_dir(), device, "clbench adapters eval")
+    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters eval")
     found: dict[int, float] = {}
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
@@ -103,7 +103,7 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
         raise StoreError(f"{source.name} has an adapter of task {task}; remove it first")
     if benchmark is not None:
         trial = trial.model_copy(update={"benchmark": benchmark})
-    runner = TrialRunner(data_dir or default_data_dir(), device, "clbench adapters add")
+    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters add")
     stream = runner.stream(trial)
     check_fits(source, stream, trial.benchmark, task)
     origin = Origin(benchmark=trial.benchmark, task=task, fingerprint=stream.fingerprint)

@@ -14,7 +14,7 @@ from clbench import cli
 from clbench.cli.run import command as run_command
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
-from clbench.experiment.spec import Recipe, Spec, build
+from clbench.experiment.spec import TABLES, Spec, build
 from clbench.results.store import Store
 
 
@@ -26,7 +26,8 @@ def call(capsys, *args):
 
 def test_every_key_of_a_spec_has_a_flag():
     flags = {parameter.name for parameter in run_command.params}
-    assert {*Spec.model_fields, *Recipe.model_fields} - {"recipe", "tune", "tuning"} <= flags
+    keys = {*Spec.model_fields, *(name for table in TABLES.values() for name in table.model_fields)}
+    assert keys - {"tune", "tuning", *TABLES} <= flags
 
 
 def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):

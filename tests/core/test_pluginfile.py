@@ -14,7 +14,7 @@ from clbench.core.entry_points import DISABLE
 from clbench.core.errors import PluginError, SpecError
 from clbench.core.registry import discover, load_file
 from clbench.execution import run
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
 from clbench.experiment.spec import build
 from clbench.results.store import Store
 

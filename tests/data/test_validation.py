@@ -11,6 +11,7 @@ from clbench.core.errors import DataError
 from clbench.core.registry import discover
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.stream import load_stream, present
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved, Trial
@@ -90,7 +91,7 @@ def test_random_transforms_are_drawn_for_the_samples_that_stay(monkeypatch):
 def test_all_methods_of_a_seed_have_the_same_split_and_each_seed_its_own(tmp_path):
     registry = discover()
     planned = plan(build({**TINY, "methods": "naive,joint,lora", "seeds": 2, "validation": 0.1}), registry)
-    runner = TrialRunner(tmp_path, "cpu", "test", registry)
+    runner = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "test", registry)
     records = [runner.run(p) for p in planned]
     prints = {(r.trial.seed, r.stream.fingerprint) for r in records}
     assert len(prints) == len({f for _, f in prints}) == 2

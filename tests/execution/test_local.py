@@ -10,12 +10,13 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.handle import WorkerHandle
+from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Finished, Run, Start
 from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
-from clbench.execution.workers.settings import ExecutionSettings, Listener
 from clbench.execution.workers.worker import Worker
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
@@ -34,8 +35,8 @@ class Log(Listener):
     def started(self, planned):
         self.events.append(("started", planned.label))
 
-    def progress(self, key, task, tasks, accuracy):
-        self.events.append(("progress", task, tasks, accuracy))
+    def progress(self, event):
+        self.events.append(("progress", event.task, event.tasks, event.accuracy))
 
     def finished(self, record):
         self.events.append(("finished", record.label))
@@ -56,10 +57,10 @@ def plugins(tmp_path_factory):
 
 
 def execute(registry, out, methods, workers, **settings):
-    spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2, **settings}))
+    spec = build(merge({"seeds": 1, "device": "cpu"}, {"methods": methods, "iterations": 2, "workers": workers,
+                                                       "threads": 1, **settings}))
     log = Log()
-    records = run.execute(run.prepare(spec, registry, out), log, command="the command",
-                                   workers=workers, threads=1)
+    records = run.execute(run.prepare(spec, registry, out), log, command="the command")
     return {r.label: r for r in records}, log
 
 
@@ -121,10 +122,12 @@ class Silent(WorkerHandle):
     send = end = exit_reason = lambda self, *_: None
 
 
+def start(folder, alone=None):
+    return Start(settings=ExecutionSettings(data=folder), device="auto", command="", threads=2, alone=alone)
+
+
 def pool_of(folder, log):
-    return Pool(ExecutionSettings(data_dir=folder, device="auto", command="", workers=2, threads=2, stack=None,
-                    shrink=True,
-                    plugin=str), log, Silent)
+    return Pool(WorkerPlan(start(folder), workers=2, shrink=True, plugin=str), log, Silent)
 
 
 def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tmp_path):
@@ -141,7 +144,7 @@ def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypat
     said, given = [], torch.get_num_threads()
     monkeypatch.setattr("clbench.training.trials.runner.pick_device", lambda _: torch.device(device))
     try:
-        worker = Worker(Start(data_dir=str(tmp_path), device="auto", command="", threads=2, alone=alone), said.append)
+        worker = Worker(start(tmp_path, alone), said.append)
         assert said[0].provenance.threads == torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(given)

@@ -5,7 +5,7 @@ from helpers.records import make_record
 from rich.console import Console
 
 from clbench.execution import progress
-from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.trial import PlannedTrial, Progress
 
 
 def console(**kwargs):
@@ -45,7 +45,7 @@ def test_plain_lines_one_per_finished_trial(now):
         shown.ready("cpu", 2, 1)
         for record in records:
             shown.started(planned(record))
-        shown.progress(records[0].key, 1, 3, 0.5)
+        shown.progress(Progress(records[0].key, 1, 3, 0.5))
         now[0] += 10
         shown.finished(records[0])
         now[0] += 10
@@ -77,7 +77,7 @@ def test_bars_on_a_terminal_show_the_running_trials(now):
     shown = progress.display(console(force_terminal=True), [planned(record)])
     with shown:
         shown.started(planned(record))
-        shown.progress(record.key, 1, 3, 0.912)
+        shown.progress(Progress(record.key, 1, 3, 0.912))
         shown.bars.refresh()
         shown.finished(record)
         shown.bars.refresh()

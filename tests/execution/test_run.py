@@ -7,7 +7,8 @@ from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import lock
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.records import Failure
@@ -109,9 +110,10 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
     monkeypatch.setattr(run, "usable_cores", lambda: 8)
     ready = run.prepare(spec, registry, tmp_path)
 
-    def shares(workers=None, threads=None):
-        how = run.choose_resources(ready, "", tmp_path, workers, threads, None)
-        return how.workers, how.threads, how.alone, how.shrink
+    def shares(**settings):
+        ready.spec = spec.model_copy(update={"execution": ExecutionSettings(**settings)})
+        plan = run.plan_workers(ready, "")
+        return plan.workers, plan.start.threads, plan.start.alone, plan.shrink
 
     assert shares() == (4, 2, 8, True)
     ready.records = {p.trial.key: record_of(p) for p in ready.planned[:3]}
@@ -119,7 +121,9 @@ def test_threads_and_workers_do_not_depend_on_what_is_done_already(registry, spe
     assert shares(workers=3) == (3, 2, None, False)
     assert shares(workers=0) == (0, None, None, False)
     assert shares(threads=1) == (4, 1, None, True)
-    ready.spec = build({"methods": "naive", "device": "cuda"})
+    assert shares(executor="ray") == (4, 1, None, True)
+    assert shares(executor="ray", threads=3, workers=9) == (9, 3, None, False)
+    spec = spec.model_copy(update={"device": "cuda"})
     assert shares() == (1, 8, 8, True)
 
 

@@ -52,6 +52,9 @@ methods = [{name = "planted", options = {size = 2}}, "naive"]
 [recipe]
 iterations = 10
 
+[execution]
+threads = 1
+
 [tune.planted]
 knob = {low = 1.0, high = 1e8, log = true}
 """
@@ -91,7 +94,9 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     assert {"optuna", "torch", "clbench"} <= set(made.versions)
     assert made.space == {"planted:size=2": {"knob": Range(low=1.0, high=1e8, log=True)}}
 
+    assert values["execution"] == {"threads": 1}
     records, _ = Store(tmp_path / "search").read()
+    assert {r.provenance.threads for r in records} == {1}
     assert {r.trial.validation for r in records} == {0.1} and {r.trial.method.name for r in records} == {"planted"}
     before = {r.key: r for r in records}
     for record in records[STARTUP - 2:]:  # as if it had been interrupted in the first round

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
@@ -103,7 +104,8 @@ def run(registry, group, data, checkpoints=None, kill_after=None):
         if progress.task == kill_after:
             raise Killed
 
-    runner = TrialRunner(data, "cpu", "a test", registry, data / "artifacts" if checkpoints else None, checkpoints)
+    runner = TrialRunner(ExecutionSettings(data=data), "cpu", "a test", registry,
+                         data / "artifacts" if checkpoints else None, checkpoints)
     return runner.run_stack(group, hear)
 
 

@@ -3,7 +3,7 @@ from helpers.hostile import install_hostile
 
 from clbench.core.registry import discover
 from clbench.execution import run as experiment
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
 from clbench.experiment.overrides import merge
 from clbench.experiment.spec import build
 
@@ -24,10 +24,10 @@ def run(tmp_path, monkeypatch):
     registry = discover()
 
     def execute(methods, seeds=1, **how):
-        spec = build(merge({"seeds": seeds, "device": "cpu"}, {"methods": methods, "iterations": 2}))
+        spec = build(merge({"seeds": seeds, "device": "cpu"}, {"methods": methods, "iterations": 2, "workers": 1,
+                                                               "threads": 1, **how}))
         listener = Notes()
-        records = experiment.execute(experiment.prepare(spec, registry, tmp_path / "run"), listener, command="",
-                                       workers=1, threads=1, **how)
+        records = experiment.execute(experiment.prepare(spec, registry, tmp_path / "run"), listener, command="")
         return records, listener.notes
 
     return execute

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.training.trainer import Order
@@ -26,7 +27,7 @@ def ours(optimizer, folder):
               "optimizer_state": "keep", **({"momentum": 0.9} if optimizer == "sgd" else {})}
     planned, = plan(build({"benchmark": "helpers.tiny_benchmarks:shifting", "scenario": "domain", "methods": ["naive"],
                            "model": "mlp:width=20:depth=2", "seeds": [SEED], "recipe": recipe}), discover())
-    runner = TrialRunner(folder, "cpu", "")
+    runner = TrialRunner(ExecutionSettings(data=folder), "cpu", "")
     stream = runner.stream(planned.trial)
     strategy, notes = runner.build(planned.trial, stream)
     before = copy.deepcopy(strategy.model)

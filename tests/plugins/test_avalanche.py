@@ -16,6 +16,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.data.augmentation import CropFlip
 from clbench.data.avalanche.build import import_avalanche
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
@@ -267,7 +268,7 @@ def test_does_not_stack_and_says_so(tmp_path):
                           "methods": ["avalanche:EWC:ewc_lambda=100"], "model": "mlp:width=20:depth=2",
                           "recipe": {"epochs": 1, "batch_size": 32}}), discover())
     assert [p.label for p in planned] == ["avalanche:EWC:ewc_lambda=100"] * 2
-    records = TrialRunner(tmp_path, "cpu", "").run_stack(planned)
+    records = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "").run_stack(planned)
     assert [r.status for r in records] == ["done", "done"], records[0].failure
     assert "ran alone" in records[0].notes[-1] and "a loop of its own" in records[0].notes[-1]
     assert records[0].costs.steps == [5, 5, 5] and len(set(records[0].costs.trainable)) == 1

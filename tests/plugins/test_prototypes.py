@@ -15,6 +15,7 @@ from helpers.per_task import answer, inputs, learn, make_model, make_task, make_
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import bench
@@ -207,7 +208,7 @@ def test_a_run_records_no_steps_after_the_first_task_and_stacks():
     spec = build({"methods": ["slda"], "model": "mlp:width=16", "scenario": "class", "seeds": 2,
                   "recipe": {"iterations": 3}})
     planned = plan(spec, discover())
-    runner = TrialRunner(Path(os.environ["CLBENCH_DATA"]), "cpu", "a test")
+    runner = TrialRunner(ExecutionSettings(data=Path(os.environ["CLBENCH_DATA"])), "cpu", "a test")
     stacked, alone = runner.run_stack(planned), [runner.run(one) for one in planned]
     for record, other in zip(stacked, alone, strict=True):
         assert record.status == "done", record.failure

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from clbench import cli
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import StoreError
-from clbench.core.files import default_data_dir
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.store import Store
@@ -197,7 +197,7 @@ def test_help_needs_no_torch():
 
 def test_a_run_is_measured(tmp_path):
     registry, store = discover(), Store(tmp_path)
-    runner = TrialRunner(default_data_dir(), "cpu", "a test", registry, store.artifacts)
+    runner = TrialRunner(ExecutionSettings(), "cpu", "a test", registry, store.artifacts)
     methods = ["independent", "frozen", {"name": "lora", "options": {"rank": [1, 2]}}]
     for one in plan(build({"methods": methods, "model": "mlp:width=16", "seeds": 1,
                            "recipe": {"iterations": 20, "batch_size": 32}}), registry):

@@ -10,7 +10,7 @@ from clbench.core.options import Options
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.run import RecordKeeper
-from clbench.execution.workers.settings import Listener
+from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.experiment.trial import Resolved, Trial, Weights

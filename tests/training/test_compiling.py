@@ -8,7 +8,7 @@ from helpers.stacks import lead
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
-from clbench.data import default_data_dir
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
@@ -67,7 +67,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_is_noted(monkeypatch):
 
 def test_notes_go_into_the_record(monkeypatch):
     monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
-    runner = TrialRunner(default_data_dir(), "cpu", "a test", compiled=True)
+    runner = TrialRunner(ExecutionSettings(compile=True), "cpu", "a test")
     planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
     plain = Strategy.loss
     monkeypatch.setattr(Strategy, "loss", lambda self, batch: plain(self, batch) * (1 if batch.x.sum().item() else 2))

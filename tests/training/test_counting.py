@@ -9,6 +9,7 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
@@ -34,7 +35,7 @@ def counted(method, model="mlp", tasks=5, classes=None, input_shape=MNIST, scena
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-    return TrialRunner(tmp_path_factory.mktemp("data"), "cpu", "a test", REGISTRY)
+    return TrialRunner(ExecutionSettings(data=tmp_path_factory.mktemp("data")), "cpu", "a test", REGISTRY)
 
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [

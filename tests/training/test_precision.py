@@ -5,6 +5,7 @@ import torch
 
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
@@ -40,7 +41,8 @@ def test_only_losses_and_predictions_are_rounded(tmp_path_factory):
     cls = type("Notes", (Strategy,), {name: noting(name) for name in names})
     plugin = types.ModuleType("notes")
     plugin.clbench_strategies = hookimpl(specname="clbench_strategies")(lambda: [StrategyInfo("notes", cls, "")])
-    runner = TrialRunner(tmp_path_factory.getbasetemp() / "precision", "cpu", "a test", discover([plugin]))
+    runner = TrialRunner(ExecutionSettings(data=tmp_path_factory.getbasetemp() / "precision"), "cpu", "a test",
+                         discover([plugin]))
     one = plan(build({"methods": "notes", "model": "mlp:width=8", "seeds": 1,
                       "recipe": {"precision": "bf16", "iterations": 2}}), runner.registry)[0]
     assert runner.run(one).status == "done"
@@ -49,7 +51,7 @@ def test_only_losses_and_predictions_are_rounded(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "joint"])
 def test_every_method_learns_in_bf16_alone_and_stacked(method, tmp_path_factory):
-    runner = TrialRunner(tmp_path_factory.getbasetemp() / "precision", "cpu", "a test")
+    runner = TrialRunner(ExecutionSettings(data=tmp_path_factory.getbasetemp() / "precision"), "cpu", "a test")
     group = plan(build({"methods": method, "seeds": 2, "model": "mlp:width=32", "scenario": "class",
                         "recipe": {"precision": "bf16", "iterations": 12, "lr": 0.01}}), runner.registry)
     alone = runner.run(group[0])

@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from clbench.cli import call
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.training.trials.pretraining import Pretrained, pretrain
@@ -20,13 +21,14 @@ def trial(**settings):
 
 def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
     out = tmp_path / "deep" / "base.safetensors"
-    done = pretrain(trial(recipe={"epochs": 30, "lr": 0.01}), out, tmp_path, "cpu", discover())
+    done = pretrain(trial(recipe={"epochs": 30, "lr": 0.01}), out, ExecutionSettings(data=tmp_path), "cpu",
+                    discover())
     weights = load_file(out)
     assert not any(name.startswith("head") for name in weights) and done.accuracy > 1 / done.classes
     with safe_open(out, "pt") as handle:
         assert handle.metadata()["benchmark"] == "helpers.tiny_benchmarks:flat"
     on_it = trial(weights=str(out), methods=[{"name": "lora", "options": {"base": "pretrained", "rank": 2}}])
-    runner = TrialRunner(tmp_path, "cpu", "")
+    runner = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "")
     strategy, notes = runner.build(on_it, runner.stream(on_it))
     assert notes == ["weights: no head of this size, it starts untrained"]
     base = strategy.model.blocks[1].body.base_layer.weight
@@ -35,8 +37,8 @@ def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
 
 def test_training_that_diverges_writes_nothing(tmp_path):
     with pytest.raises(ClbenchError, match="NaN or infinite in task 0"):
-        pretrain(trial(recipe={"optimizer": "sgd", "lr": 1e30, "epochs": 3}), tmp_path / "x.safetensors", tmp_path,
-                 "cpu", discover())
+        pretrain(trial(recipe={"optimizer": "sgd", "lr": 1e30, "epochs": 3}), tmp_path / "x.safetensors",
+                 ExecutionSettings(data=tmp_path), "cpu", discover())
     assert not (tmp_path / "x.safetensors").exists()
 
 

@@ -7,6 +7,7 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
@@ -67,7 +68,7 @@ def clbench_strategies():
 def runner(tmp_path_factory):
     plugin = types.ModuleType("bad_plugins")
     plugin.clbench_strategies = clbench_strategies
-    return TrialRunner(tmp_path_factory.mktemp("data"), "cpu", "a test", discover([plugin]))
+    return TrialRunner(ExecutionSettings(data=tmp_path_factory.mktemp("data")), "cpu", "a test", discover([plugin]))
 
 
 def planned(runner, **values):

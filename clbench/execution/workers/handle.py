@@ -9,20 +9,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TypeAlias
 
-from clbench.execution.workers.protocol import Message, Prepare, Ready, Run, Start
-from clbench.execution.workers.settings import ExecutionSettings
+from clbench.execution.workers.protocol import Message, Prepare, Ready, Run
 
 TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
 
 Inbox: TypeAlias = "queue.SimpleQueue[tuple[WorkerHandle, Message | Exception | None] | None]"  # None: stop
-
-
-def start_request(how: ExecutionSettings) -> Start:
-    """Return what a worker is told first."""
-    return Start(data_dir=str(how.data_dir), device=how.device, command=how.command, threads=how.threads,
-                 alone=how.alone, compiled=how.compiled, artifacts=str(how.artifacts) if how.artifacts else None,
-                 checkpoints=str(how.checkpoints) if how.checkpoints else None,
-                 plugins=[str(path) for path in how.plugins])
 
 
 class WorkerHandle(ABC):

@@ -9,29 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from clbench.execution.workers.handle import start_request
+from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Finished, Message, Prepared, Ready, Refused, Running
 from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
-from clbench.execution.workers.settings import ExecutionSettings, Listener
 from clbench.experiment.trial import PlannedTrial
 
 
-def execute(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
+def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
     """Run trials and tell the listener of each; returns when all are over.
 
     Raises:
         ClbenchError: bad input that shows only with the data or torch at hand; no trial has started then.
         WorkerError: no worker could be started.
     """
-    if how.workers == 0:
-        in_process(todo, how, listener)
+    if plan.workers == 0:
+        in_process(todo, plan, listener)
     else:
-        Pool(how, listener, partial(Process, start_request(how))).run(todo)
+        Pool(plan, listener, partial(Process, plan.start)).run(todo)
 
 
-def in_process(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
+def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
     """Run trials in this process, one after the other (debugging, notebooks)."""
     from clbench.execution.workers.worker import Worker
 
@@ -39,24 +38,24 @@ def in_process(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: L
 
     def hear(event: Message) -> None:
         if isinstance(event, Ready):
-            listener.ready(event.device, 0, how.threads)
+            listener.ready(event.device, 0, plan.start.threads)
         elif isinstance(event, Prepared):
             checks.passed(event.notes)
         elif isinstance(event, Refused):
             checks.refused(current, event.error())
         elif isinstance(event, Running):
-            listener.progress(event.key, event.task, event.tasks, event.accuracy)
+            listener.progress(event.progress)
         elif isinstance(event, Finished):
             for record in event.records:
                 listener.finished(record)
 
-    worker = Worker(start_request(how), hear)
+    worker = Worker(plan.start, hear)
     while planned := checks.next():
         current = planned
         worker.prepare(planned)
     waiting = TrialQueue(todo)
     while waiting.left:
-        if group := [p for p in waiting.take(how, str(worker.runner.device)) if how.claim(p)]:
+        if group := [p for p in waiting.take(plan.settings.stack, str(worker.runner.device)) if plan.claim(p)]:
             for planned in group:
                 listener.started(planned)
             worker.run(group)

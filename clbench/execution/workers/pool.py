@@ -14,6 +14,7 @@ from clbench.core.errors import ClbenchError
 from clbench.execution import interrupts
 from clbench.execution.workers import protocol
 from clbench.execution.workers.handle import Inbox, WorkerHandle
+from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.protocol import (
     Finished,
     Message,
@@ -26,7 +27,6 @@ from clbench.execution.workers.protocol import (
     Running,
 )
 from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
-from clbench.execution.workers.settings import ExecutionSettings, Listener
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Failure
 
@@ -39,16 +39,16 @@ class Pool:
     """Workers and the trials that wait for them.
 
     Args:
-        how: the settings.
+        plan: how many workers there are to be.
         listener: hears how it goes on.
         start: starts a worker, which is to speak to an inbox.
         nodes: of how many nodes of a cluster the listener is told; 0 is this machine.
     """
 
-    def __init__(self, how: ExecutionSettings, listener: Listener, start: Callable[[Inbox], WorkerHandle],
+    def __init__(self, plan: WorkerPlan, listener: Listener, start: Callable[[Inbox], WorkerHandle],
                  nodes: int = 0) -> None:
-        """Take the settings; `run` starts the workers."""
-        self.how = how
+        """Take the plan; `run` starts the workers."""
+        self.plan = plan
         self.listener = listener
         self.start = start
         self.nodes = nodes
@@ -67,7 +67,7 @@ class Pool:
         try:
             # A signal waits its turn in the inbox: what came before it is taken in and written.
             with interrupts.held(wake=lambda: self.inbox.put(None)):
-                for _ in range(min(self.how.workers, len(todo))):
+                for _ in range(min(self.plan.workers, len(todo))):
                     self.links.append(self.start(self.inbox))
                 while self.left or any(p.request for p in self.links):
                     said = self.inbox.get()
@@ -97,13 +97,13 @@ class Pool:
             self.checker = self.checker or link
             if self.device is None:
                 self.device = event.device
-                if event.device != "cpu" and self.how.shrink:
+                if event.device != "cpu" and self.plan.shrink:
                     self.keep_only(link)
                 self.listener.ready(event.device, len(self.links), event.provenance.threads, self.nodes)
         elif isinstance(event, Note):
             self.checks.passed([event.text])
         elif isinstance(event, Running):
-            self.listener.progress(event.key, event.task, event.tasks, event.accuracy)
+            self.listener.progress(event.progress)
         elif isinstance(event, Refused) and link.request is None:
             raise event.error()
         else:
@@ -136,8 +136,8 @@ class Pool:
         """Return the trials to run next, none where all are given out or taken by other processes."""
         group: list[PlannedTrial] = []
         while self.left and not group:
-            waiting = self.again.popleft() if self.again else self.waiting.take(self.how, device)
-            group = [planned for planned in waiting if self.how.claim(planned)]
+            waiting = self.again.popleft() if self.again else self.waiting.take(self.plan.settings.stack, device)
+            group = [planned for planned in waiting if self.plan.claim(planned)]
         return group
 
     def handle_death(self, link: WorkerHandle) -> None:
@@ -162,7 +162,7 @@ class Pool:
     def _once_more(self, key: str) -> bool:
         """Count a death and return whether what it cost may be tried again."""
         self.deaths[key] += 1
-        return self.deaths[key] <= self.how.retries
+        return self.deaths[key] <= self.plan.settings.retries
 
     def _lost(self, link: WorkerHandle, group: Sequence[PlannedTrial], cause: str) -> None:
         """Try the trials of a dead worker again, a stack as two halves, or take them for failed."""
@@ -177,8 +177,8 @@ class Pool:
         else:
             assert link.ready
             origin = link.ready.provenance.model_copy(
-                update={"plugin": self.how.plugin(group[0].trial.method.name)})
-            tries = f", in {self.deaths[group[0].trial.key]} tries" if self.how.retries else ""
+                update={"plugin": self.plan.plugin(group[0].trial.method.name)})
+            tries = f", in {self.deaths[group[0].trial.key]} tries" if self.plan.settings.retries else ""
             failure = Failure(type="WorkerDied", message=cause + tries, traceback="".join(link.tail))
             self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clbench.core import errors
 from clbench.core.errors import ClbenchError
-from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results.records import Failure, Provenance, Record
 
 
@@ -27,15 +29,14 @@ class Start(Message):
     """To a worker, first: import torch and get ready."""
 
     type: Literal["start"] = "start"
-    data_dir: str
-    device: str
-    command: str
-    threads: int | None
-    alone: int | None = None  # threads on an accelerator, if others
-    compiled: bool = False
-    artifacts: str | None = None
-    checkpoints: str | None = None
-    plugins: list[str] = []  # files
+    settings: ExecutionSettings  # as the user made them
+    device: str  # auto | cpu | cuda[:i] | mps
+    command: str  # kept in the records
+    threads: int | None  # of torch; None leaves torch's own choice (in the leading process only)
+    alone: int | None = None  # threads of the only worker that `shrink` leaves on an accelerator; None: as many
+    artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
+    checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
+    plugins: tuple[Path, ...] = ()  # those that are files
 
 
 class Prepare(Message):
@@ -99,10 +100,7 @@ class Running(Message):
     """From a worker: how far a trial has come."""
 
     type: Literal["running"] = "running"
-    key: str
-    task: int
-    tasks: int
-    accuracy: float | None
+    progress: Progress
 
 
 class Finished(Message):

@@ -24,11 +24,11 @@ from typing import Any
 
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.execution import interrupts
-from clbench.execution.workers.handle import Inbox, WorkerHandle, start_request
+from clbench.execution.workers.handle import Inbox, WorkerHandle
+from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.pool import Pool
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Died, Message, Note, Start
-from clbench.execution.workers.settings import ExecutionSettings, Listener
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.store import MARK
 
@@ -42,29 +42,27 @@ class ClusterError(ClbenchError):
     """A cluster that is not there, or has no room for what is asked of it."""
 
 
-def execute(todo: Sequence[PlannedTrial], how: ExecutionSettings, listener: Listener) -> None:
+def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
     """Run trials on the cluster and tell the listener of each; returns when all are over.
 
     Raises:
         ClusterError: no cluster answers, or none of its nodes has what a worker needs.
         ClbenchError: as `local.execute`.
     """
-    with connected(how) as ray, tempfile.NamedTemporaryFile(dir=run_folder(how), prefix=MARK) as mark:
-        cluster = Cluster(ray, how, Path(mark.name))
-        workers = min(how.workers, cluster.room()) if how.shrink else how.workers
-        pool = Pool(replace(how, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
+    folder = plan.start.artifacts.parent if plan.start.artifacts else None  # of the run
+    with connected(plan.settings.address) as ray, tempfile.NamedTemporaryFile(dir=folder, prefix=MARK) as mark:
+        cluster = Cluster(ray, plan.start, Path(mark.name))
+        workers = min(plan.workers, cluster.room()) if plan.shrink else plan.workers
+        pool = Pool(replace(plan, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it has to say, even into a table
             pool.run(todo)
 
 
-def run_folder(how: ExecutionSettings) -> Path | None:
-    """Return the run folder, None where nothing is kept."""
-    return how.artifacts.parent if how.artifacts else None
-
-
 @contextlib.contextmanager
-def connected(how: ExecutionSettings) -> Iterator[Any]:
+def connected(address: str | None) -> Iterator[Any]:
     """Yield the library, connected; a connection that the user's code has made is used, and left open.
+
+    Without an address it is RAY_ADDRESS, or Ray's own port on this machine.
 
     Raises:
         ClusterError: Ray is not installed, or no cluster answers.
@@ -76,8 +74,7 @@ def connected(how: ExecutionSettings) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    assert how.ray
-    address = how.ray.address or os.environ.get("RAY_ADDRESS") or f"127.0.0.1:{PORT}"
+    address = address or os.environ.get("RAY_ADDRESS") or f"127.0.0.1:{PORT}"
     reach(address)
     try:
         with interrupts.kept():
@@ -106,12 +103,12 @@ def reach(address: str) -> None:
 class Cluster:
     """Where workers are started, and what each takes."""
 
-    def __init__(self, ray: Any, how: ExecutionSettings, mark: Path) -> None:
+    def __init__(self, ray: Any, start: Start, mark: Path) -> None:
         """Decide on GPUs.
 
         Args:
             ray: the library, connected.
-            how: the settings; its device says whether GPUs are wanted.
+            start: what each worker is told; its device says whether GPUs are wanted.
             mark: a file in the run folder, by which a node sees whether it has that folder too.
 
         Raises:
@@ -119,10 +116,12 @@ class Cluster:
             ClusterError: no node has what a worker needs.
         """
         self.ray = ray
-        self.cpus = how.threads or 1
-        self.gpus, device = gpus_of(how, any(node.get("GPU") for node in self._resources()))
-        start = start_request(replace(how, device=device, data_dir=how.data_dir.absolute()))
-        self.begin = Begin(start, {path.name: path.read_bytes() for path in how.plugins}, os.getcwd(), str(mark))
+        self.cpus = start.threads or 1
+        there = any(node.get("GPU") for node in self._resources())
+        self.gpus, device = gpus_of(start.device, start.settings.gpus, there)
+        settings = start.settings.model_copy(update={"data": start.settings.data_dir.absolute()})
+        told = start.model_copy(update={"settings": settings, "device": device})
+        self.begin = Begin(told, {path.name: path.read_bytes() for path in start.plugins}, os.getcwd(), str(mark))
         self.room()
 
     def _resources(self) -> list[Mapping[str, float]]:
@@ -163,16 +162,17 @@ class Cluster:
         return Remote(self, actor, inbox)
 
 
-def gpus_of(how: ExecutionSettings, there: bool) -> tuple[float, str]:
+def gpus_of(device: str, asked: float | None, there: bool) -> tuple[float, str]:
     """Return the GPUs of each worker and the device it is told; `there` says whether the cluster has any.
+
+    `asked` is a fraction of one GPU, or whole ones; None is one, if a node has any and the device may be it.
 
     Raises:
         SpecError: the device is not what is asked for, or half of one GPU and the whole of another.
     """
-    assert how.ray
-    asked, kind = how.ray.gpus, how.device.partition(":")[0]
-    if ":" in how.device:
-        raise SpecError(f"--device {how.device}: Ray chooses among a node's GPUs; --device {kind}")
+    kind = device.partition(":")[0]
+    if ":" in device:
+        raise SpecError(f"--device {device}: Ray chooses among a node's GPUs; --device {kind}")
     gpus = asked if asked is not None else float(kind == "cuda" or (kind == "auto" and there))
     if gpus > 1 and gpus != int(gpus):
         raise SpecError(f"--gpus {gpus:g}: a fraction of one, or whole ones")
@@ -254,7 +254,8 @@ class Host:
         self.files = tempfile.TemporaryDirectory(prefix="clbench-plugins-")
         for file, code in begin.plugins.items():
             Path(self.files.name, file).write_bytes(code)
-        start = begin.start.model_copy(update={"plugins": [str(Path(self.files.name, file)) for file in begin.plugins]})
+        files = tuple(Path(self.files.name, file) for file in begin.plugins)
+        start = begin.start.model_copy(update={"plugins": files})
         if Path(begin.folder).is_dir():
             os.chdir(begin.folder)
         self.said: list[Message] = []

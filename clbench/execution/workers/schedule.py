@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from clbench.core.errors import ClbenchError, DataError
-from clbench.execution.workers.settings import ExecutionSettings, Listener
+from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial
 
 ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved
@@ -30,14 +30,16 @@ class TrialQueue:
             kinds.setdefault(self._kind(planned), []).append((position, planned))
         self.seconds: dict[Kind, float] = {}
 
-    def take(self, how: ExecutionSettings, device: str) -> list[PlannedTrial]:
+    def take(self, stack: int | None, device: str) -> list[PlannedTrial]:
         """Remove the next trial and, up to the size of a stack, others of its setting that may train with it.
+
+        Without a size trials run one by one on a CPU and together on an accelerator.
 
         These are the other seeds of its method, then those of methods that differ in `Scalar` options only.
         """
         setting, here = next(iter(self.left.items()))
         kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # the earliest of several
-        size = how.stack or (1 if device == "cpu" else ACCELERATOR_STACK)
+        size = stack or (1 if device == "cpu" else ACCELERATOR_STACK)
         family = here[kind][0][1].family
         kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
         group: list[PlannedTrial] = []

@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from clbench.core.compat import uncollected
 from clbench.core.errors import ClbenchError
@@ -53,10 +52,8 @@ class Worker:
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
-        self.runner = TrialRunner(Path(start.data_dir), start.device, start.command, discover(files=start.plugins),
-                             artifacts=Path(start.artifacts) if start.artifacts else None,
-                             checkpoints=Path(start.checkpoints) if start.checkpoints else None,
-                             compiled=start.compiled)
+        self.runner = TrialRunner(start.settings, start.device, start.command, discover(files=start.plugins),
+                                  start.artifacts, start.checkpoints)
         accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
         threads = start.alone if accelerated and start.alone is not None else start.threads
         if threads is not None:
@@ -78,8 +75,7 @@ class Worker:
         """Answer `Run`; an exception that the trials did not turn into records themselves becomes some here."""
         started = datetime.datetime.now(datetime.timezone.utc)
         try:
-            records = self.runner.run_stack(group, lambda p: self.send(
-                Running(key=p.key, task=p.task, tasks=p.tasks, accuracy=p.accuracy)))
+            records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
         except Exception as error:
             plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
             origin = self.provenance.model_copy(update={"plugin": plugin})

@@ -11,6 +11,7 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry
 from clbench.data.samples import Samples
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Learner, learn_task
@@ -28,7 +29,7 @@ class Pretrained:
     accuracy: float
 
 
-def pretrain(trial: Trial, out: Path, data_dir: Path, device: str, registry: Registry) -> Pretrained:
+def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, registry: Registry) -> Pretrained:
     """Train a trial's model on all classes of its benchmark together and save its weights as safetensors.
 
     The head is left out: it answers for classes that a stream built on these weights does not have.
@@ -36,7 +37,7 @@ def pretrain(trial: Trial, out: Path, data_dir: Path, device: str, registry: Reg
     Raises:
         ClbenchError: the data are absent, the model does not fit them, or training diverged; nothing is written then.
     """
-    runner = TrialRunner(data_dir, device, "clbench pretrain", registry)
+    runner = TrialRunner(settings, device, "clbench pretrain", registry)
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
     tasks = stream.tasks

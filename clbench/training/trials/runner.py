@@ -6,7 +6,6 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from clbench.core import seeds
@@ -14,7 +13,8 @@ from clbench.core.device import out_of_memory, pick_device, room_for_samples, sy
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.stream import Stream, load_stream
-from clbench.experiment.trial import PlannedTrial, Trial
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
 from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts
 from clbench.strategy.base import Strategy, Task, World
@@ -31,36 +31,25 @@ from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.state import TrialState
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A word from a running trial: the task it now trains on and its mean accuracy over the tasks before."""
-
-    key: str
-    task: int  # 0-based; equal to `tasks` when the trial is over
-    tasks: int
-    accuracy: float | None
-
-
 class TrialRunner:
     """Runs trials in this process, one after the other; streams stay loaded between them."""
 
-    def __init__(self, data_dir: Path, device: str, command: str, registry: Registry | None = None,
-                 artifacts: Path | None = None, checkpoints: Path | None = None, compiled: bool = False) -> None:
-        """Run on `device` (auto | cpu | cuda[:i] | mps) with the data of `data_dir`; records keep `command`.
+    def __init__(self, settings: ExecutionSettings, device: str, command: str, registry: Registry | None = None,
+                 artifacts: Path | None = None, checkpoints: Path | None = None) -> None:
+        """Run on `device` (auto | cpu | cuda[:i] | mps), as the settings say; records keep `command`.
 
         What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
-        trials' checkpoints to `checkpoints`; trials that have one there go on from it. With `compiled` losses are
-        compiled; SpecError where there is no compiler.
+        trials' checkpoints to `checkpoints`; trials that have one there go on from it. SpecError where losses are to be
+        compiled and there is no compiler.
         """
+        self.settings = settings
         self.artifacts = artifacts
         self.checkpoints = checkpoints
-        self.compiled = compiled
-        self.data_dir = data_dir
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
         self._streams: dict[tuple[str, str, float, int], Stream] = {}
-        if compiled:
+        if settings.compile:
             Compiler(self.device).probe()
 
     def prepare(self, trial: Trial) -> list[str]:
@@ -105,7 +94,7 @@ class TrialRunner:
         memory = PeakMemory(self.device)
         try:
             with numerics.products(planned[0].trial.recipe):
-                compiler = Compiler(self.device) if self.compiled else None
+                compiler = Compiler(self.device) if self.settings.compile else None
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
@@ -179,7 +168,8 @@ class TrialRunner:
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
-            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.data_dir, self.registry, trial.validation)
+            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
+                                 trial.validation)
             self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 

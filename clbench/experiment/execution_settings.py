@@ -1,0 +1,96 @@
+"""How an experiment's trials are run: one object, made once from a file, the command line or Python."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from clbench.core.errors import unknown
+from clbench.core.files import default_data_dir
+from clbench.core.options import Strict, format_value
+
+Executor = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What help texts show of a field beside its name, type, bounds and description."""
+
+    metavar: str | None = None
+    default: str = ""  # in words, where the default is None
+
+
+class ExecutionSettings(Strict):
+    """How trials are run; nothing here is part of a trial's key.
+
+    A field is all that a setting needs to be a flag (`clbench.cli.common_options`), a key of a file's [execution] table
+    and an argument of `clbench.run`. The process that leads a run uses the object (`clbench.execution`), and every
+    worker gets it as it is (`TrialRunner.settings`).
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    data: Annotated[Path | None, Flag("DIR", "CLBENCH_DATA, or the user's cache folder")] = Field(
+        None, description="Where data sets are kept.")
+    workers: Annotated[int | None, Flag(
+        default="one per core, one on an accelerator, as many as a cluster has room for")] = Field(
+        None, ge=0, description="Processes; 0 runs in this one.")
+    threads: Annotated[int | None, Flag(default="cores / workers; 1 on a cluster")] = Field(
+        None, ge=1, description="torch threads per worker.")
+    stack: Annotated[int | None, Flag(default="1 on a CPU, as many as fit on an accelerator")] = Field(
+        None, ge=1, description="Trials of a method (seeds, and values of an option such as ewc.strength) that train "
+        "as one.")
+    executor: Executor = Field(
+        "local", description="Where workers run: on this machine, or on a Ray cluster, where each takes a CPU for each "
+        "thread (docs/scaling.md).")
+    address: Annotated[str | None, Flag("HOST:PORT", "RAY_ADDRESS, or the one that was started on this machine")] = (
+        Field(None, description="The Ray cluster."))
+    gpus: Annotated[float | None, Flag("N", "1 where there are any, unless the device is the CPU")] = Field(
+        None, ge=0, description="GPUs of the Ray cluster for each worker; 0.25 lets four share one.")
+    compile: bool = Field(
+        False, description="Compile each phase's loss by torch.compile, which takes seconds to minutes each; for long "
+        "trainings on CUDA.")
+    retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
+
+    @property
+    def data_dir(self) -> Path:
+        """Return the folder of data sets."""
+        return self.data or default_data_dir()
+
+    @field_validator("data")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        """Read `~` as the user's home, which no shell does in a file."""
+        return value and Path(os.path.expanduser(value))
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """Refuse an executor that there is not, with near names."""
+        if isinstance(value, str) and value not in get_args(Executor):
+            raise ValueError(unknown("executor", value, get_args(Executor), "clbench run --help"))
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ExecutionSettings:
+        """Refuse what goes with the other executor."""
+        if self.executor == "local" and (self.address is not None or self.gpus is not None):
+            raise ValueError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
+        if self.executor == "ray" and self.workers == 0:
+            raise ValueError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
+        return self
+
+
+def flag(name: str) -> Flag:
+    """Return what help texts show of a field beside the rest."""
+    return next((m for m in ExecutionSettings.model_fields[name].metadata if isinstance(m, Flag)), Flag())
+
+
+def meaning(name: str) -> str:
+    """Return the sentence or two that help texts show of a field: what it means, and its default if it has a value."""
+    field = ExecutionSettings.model_fields[name]
+    default = "" if isinstance(field.default, bool) else flag(name).default or format_value(field.default)
+    return f"{field.description}  [default: {default}]" if default else field.description or ""
