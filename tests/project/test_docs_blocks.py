@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from helpers.doc_blocks import PAGES, ROOT, blocks, commands, follow, small_run
 
+import clbench
 from clbench import cli
-from clbench.execution import api
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.argv", ["clbench"])
-    monkeypatch.setattr(api, "run", partial(small_run, api.run))
+    monkeypatch.setattr(clbench, "run", partial(small_run, clbench.run))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     yield tmp_path
     cli.group.__dict__.pop("of_plugins", None)
