@@ -19,8 +19,9 @@ test-extras:  ## run the tests that need an extra (Ray, PEFT, trackers, ...) in 
 test-all:  ## run the tests with every Python that is found, with the lowest versions allowed, and test-extras
 	python -m nox
 
-docs-pages:  ## write the pages of docs/ that are made from the code: commands, methods
+docs-pages:  ## write what in docs/ is made from code: commands, methods, the figure of the architecture
 	python docs/pages.py
+	python docs/architecture_figure.py
 
 docs:  ## build the documentation into build/docs
 	python -m sphinx -W --keep-going -q -b html docs build/docs

@@ -1,7 +1,8 @@
-"""Write commands.md and methods.md from the code: `make docs-pages`. A test says whether they are current."""
+"""Write commands.md and methods.md from the code: `make docs-pages`. A test tells whether they are current."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def section(context: click.Context) -> Iterator[str]:
     command = context.command
     yield f"## {context.command_path}"
     yield f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
-    for paragraph in (command.help or "").split("\n\n"):
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b"):  # what click leaves as it is: examples
             lines = paragraph.strip("\b\n").splitlines()
             yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"

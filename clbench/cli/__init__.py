@@ -26,7 +26,7 @@ COMMANDS = {  # where each is, and what it is for
     "models": ("clbench.cli.listing:models", "List the installed models and their options."),
     "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
     "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
-    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a method of your own, as a distribution to install."),
+    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a plugin of your own, as a distribution to install."),
 }
 
 
@@ -49,14 +49,29 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        target = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else self.of_plugins.get(cmd_name)
-        if target is None:
-            return None
-        command = entry_points.resolve(target, f"command {cmd_name!r}")
-        if not isinstance(command, click.Command):
-            raise PluginError(f"command {cmd_name!r}: {target} is a {type(command).__name__}, not a click.Command")
         if cmd_name in COMMANDS:
-            command.short_help = COMMANDS[cmd_name][1]
+            target, command_help = COMMANDS[cmd_name]
+            command: click.Command = entry_points.resolve(target, f"command {cmd_name!r}")
+            command.short_help = command_help
+            return command
+        return self._of_plugin(cmd_name) if cmd_name in self.of_plugins else None
+
+    def _of_plugin(self, name: str) -> click.Command:
+        """Import a plugin's command.
+
+        Raises:
+            PluginError: it cannot be imported, or is something else.
+        """
+        target = self.of_plugins[name]
+        try:
+            command = entry_points.resolve(target, f"command {name!r}")
+        except PluginError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever somebody else's module raises becomes one line
+            reason = " ".join(str(error).split())
+            raise PluginError(f"command {name!r}: {target}: {type(error).__name__}: {reason}") from error
+        if not isinstance(command, click.Command):
+            raise PluginError(f"command {name!r}: {target} is a {type(command).__name__}, not a click.Command")
         return command
 
     def resolve_command(self, ctx: click.Context,
@@ -72,14 +87,14 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         if self.of_plugins:
             with formatter.section("Commands of plugins"):
-                formatter.write_dl([(name, f"of {value.partition('.')[0]}; see clbench {name} --help")
+                formatter.write_dl([(name, f"of {entry_points.package_of(value)}; see clbench {name} --help")
                                     for name, value in self.of_plugins.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="clbench", prog_name="clbench")
 def group() -> None:
-    r"""Compare continual-learning methods fairly, and see what each costs.
+    """Compare continual-learning methods fairly, and see what each costs.
 
     \b
     clbench run --methods lora,ewc            the first comparison: offline, no GPU, under a minute

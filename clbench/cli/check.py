@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
 @plugin_option
 def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
-    r"""Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any.
+    """Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any.
 
     \b
     clbench check lora:rank=2      an installed method, with options

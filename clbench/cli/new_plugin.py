@@ -1,4 +1,4 @@
-"""`clbench new-plugin`: begin a method of one's own."""
+"""`clbench new-plugin`: begin a method, a benchmark or a model of one's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import keyword
 import os
 import re
 import shlex
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -20,52 +21,89 @@ if TYPE_CHECKING:
     from clbench.core.registry import Registry
 
 
-@click.command("new-plugin")
-@click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to.  [default: clbench-NAME]")
-def command(name: str, out: Path | None) -> None:
-    """Write a small distribution with a working method, its test and its entry point."""
-    from clbench.core.registry import discover
 
-    written = write(name, out, discover())
-    for path in written:
-        click.echo(path)
-    method = name.removeprefix("clbench-")
-    folder = os.path.join(os.curdir, written[0].parent)  # pip takes a bare name for a package of the index
-    click.echo(f"\nnext:\n    pip install -e {shlex.quote(folder)}\n    clbench check {method}\n"
-               f"    clbench run --methods {method},naive,ewc\nthen make {written[3]} your own")
+@dataclass(frozen=True)
+class Thing:
+    """What a plugin can bring, as the registry calls it."""
+
+    what: str  # it is, in a sentence
+    module: str  # that has its code
+    trial: tuple[str, ...]  # commands to try it with, once it is installed
 
 
-FILES = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", "declaration.py": "{module}/__init__.py",
-         "strategy.py": "{module}/strategy.py", "test.py": "tests/test_{module}.py"}
+THINGS = {
+    "method": Thing("a continual-learning method", "strategy",
+                    ("clbench check {name}", "clbench run --methods {name},naive,ewc")),
+    "benchmark": Thing("a continual-learning benchmark", "benchmark",
+                       ("clbench run --benchmark {name} --methods naive,er",)),
+    "model": Thing("a model", "model", ("clbench run --model {name} --methods naive,lora",)),
+}
+KINDS = {  # what each brings, and how it begins; its files are made of those in `templates/KIND`
+    "method": ("method", "an L2 penalty towards the weights after the last task"),
+    "replay": ("method", "experience replay from a reservoir"),
+    "regularization": ("method", "a penalty by each weight's Fisher information"),
+    "benchmark": ("benchmark", "images of stripes in noise"),
+    "model": ("model", "a multilayer perceptron of tanh units"),
+}
 LONGEST = 40  # characters of a name, for lines that stay within 120
 
 
-def write(name: str, folder: Path | None, registry: Registry) -> list[Path]:
-    """Write the distribution of a strategy `name` into a new or empty folder and return its files.
+@click.command("new-plugin")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="What to begin with: any method, one "
+              "that replays samples, one with a quadratic penalty, a benchmark or a model.  [default: method]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to.  [default: clbench-NAME]")
+def command(name: str, kind: str, out: Path | None) -> None:
+    """Write a small distribution with a working method, benchmark or model, its test and its entry point."""
+    from clbench.core.registry import discover
 
-    The folder is `clbench-NAME` here if none is given.
+    written = write(name, out, discover(), kind)
+    for path in written:
+        click.echo(path)
+    folder = os.path.join(os.curdir, written[0].parent)  # pip takes a bare name for a package of the index
+    click.echo(f"\nnext:\n    pip install -e {shlex.quote(folder)}")
+    for line in THINGS[KINDS[kind][0]].trial:
+        click.echo(f"    {line.format(name=name.removeprefix('clbench-'))}")
+    click.echo(f"then make {written[3]} your own")
+
+
+def write(name: str, folder: Path | None, registry: Registry, kind: str = "method") -> list[Path]:
+    """Write the distribution of a new method, benchmark or model into a new or empty folder and return its files.
+
+    Args:
+        name: of what it brings.
+        folder: None for `clbench-NAME` here.
+        registry: what is installed.
+        kind: one of `KINDS`.
 
     Raises:
         SpecError: the name does not do or is taken, or the folder holds something already or cannot be written.
     """
+    thing, start = KINDS[kind]
     name = name.removeprefix("clbench-")
     cls = "".join(part.capitalize() for part in name.split("-"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST or keyword.iskeyword(cls):
-        raise SpecError(f"{name!r} does not do as a method's name; small letters, digits and single - between them do, "
-                        f"up to {LONGEST}, as in my-method")
-    if name in registry.strategies:
-        raise SpecError(f"there is a method {name!r} already, of {registry.origins['method', name]}; take another name")
+        raise SpecError(f"{name!r} does not do as a {thing}'s name; small letters, digits and single - between "
+                        f"them do, up to {LONGEST}, as in my-{thing}")
     distribution = f"clbench-{name}"
-    values = {"name": name, "distribution": distribution, "module": distribution.replace("-", "_"), "cls": cls,
-              "version": version("clbench")}
+    module = distribution.replace("-", "_")
+    if (thing, name) in registry.origins:
+        raise SpecError(f"there is a {thing} {name!r} already, of {registry.origins[thing, name]}; take another name")
+    if registry.manager.has_plugin(module):
+        raise SpecError(f"there is a plugin {module!r} already; take another name")
+    values = {"name": name, "distribution": distribution, "module": module, "cls": cls, "what": THINGS[thing].what,
+              "start": start, "version": version("clbench")}
+    code = f"{THINGS[thing].module}.py"
+    sources = {"pyproject.toml": "pyproject.toml", f"{thing}/README.md": "README.md",
+               f"{kind}/declaration.py": f"{module}/__init__.py", f"{kind}/{code}": f"{module}/{code}",
+               f"{kind}/test.py": f"tests/test_{module}.py"}
     folder = folder or Path(distribution)
     written = []
     try:
         if folder.exists() and any(folder.iterdir()):
             raise SpecError(f"{folder} is not empty; choose another folder with --out")
-        for source, target in FILES.items():
-            path = folder / target.format(**values)
+        for source, target in sources.items():
+            path = folder / target
             path.parent.mkdir(parents=True, exist_ok=True)
             text = (files("clbench.cli") / "templates" / f"{source}.in").read_text(encoding="utf-8")
             path.write_text(Template(text).substitute(values), encoding="utf-8")

@@ -22,11 +22,11 @@ from clbench.cli.execution_options import execution_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
               help="Where the weights go.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
-    r"""Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
+    """Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
 
     \b
     clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors
-    clbench run --benchmark split-cifar100:held_out=50:tasks=5 --model resnet20 --weights base.safetensors
+    clbench run --methods lora,ewc --benchmark split-cifar100:held_out=50 --model resnet20 --weights base.safetensors
 
     A benchmark that holds no classes out is trained on whole: all tasks at once.
     """

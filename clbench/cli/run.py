@@ -11,6 +11,7 @@ import click
 
 from clbench.cli.common_options import plugin_option, recipe_options
 from clbench.cli.execution_options import execution_options
+from clbench.core.scenario import SCENARIOS
 
 if TYPE_CHECKING:
     from clbench.execution.run import Experiment
@@ -24,7 +25,7 @@ FOLDER = click.Path(path_type=Path)
               "file's methods of that name or label.")
 @click.option("--benchmark", metavar="NAME", help="A benchmark (clbench benchmarks), or package.module:function "
               "returning an Avalanche benchmark.  [default: split-mnist-5k]")
-@click.option("--scenario", metavar="LIST", help="What the test gives away: task, class, domain.  "
+@click.option("--scenario", metavar="LIST", help=f"What the test gives away: {', '.join(SCENARIOS)}.  "
               "[default: the benchmark's first]")
 @click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "

@@ -27,7 +27,7 @@ def read(group: str) -> dict[str, str]:
     seen = set()
     for place in sys.path:
         for folder in sorted([*Path(place).glob("*.dist-info"), *Path(place).glob("*.egg-info")]):
-            distribution = folder.name.partition("-")[0].removesuffix(".egg").lower().replace("-", "_")
+            distribution = re.sub("[-_.]+", "_", folder.stem.partition("-")[0]).lower()
             if distribution in seen:  # one that is shadowed by another place
                 continue
             seen.add(distribution)
@@ -35,16 +35,21 @@ def read(group: str) -> dict[str, str]:
             with contextlib.suppress(OSError):
                 for line in (folder / "entry_points.txt").read_text(encoding="utf-8").splitlines():
                     name, equals, value = map(str.strip, line.partition("="))
-                    if line.startswith("["):
-                        section = line.strip()
-                    elif section == f"[{group}]" and equals:
+                    if name.startswith("["):
+                        section = name
+                    elif section == f"[{group}]" and equals and not name.startswith("#"):
                         found.setdefault(name, []).append(value)
     return {name: min(values) for name, values in sorted(found.items())}
 
 
+def package_of(value: str) -> str:
+    """Return the outermost package of what `module:attribute` names."""
+    return re.split("[.:]", value, maxsplit=1)[0]
+
+
 def disabled(name: str, value: str) -> bool:
     """Tell whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; never what is clbench itself."""
-    package = re.split(r"[.:]", value, maxsplit=1)[0]
+    package = package_of(value)
     return package != "clbench" and any(fnmatchcase(known, pattern.strip()) for known in (name, package)
                                         for pattern in os.environ.get(DISABLE, "").split(","))
 

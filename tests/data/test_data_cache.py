@@ -14,6 +14,7 @@ from clbench.core import options as opt
 from clbench.core.files import default_data_dir
 from clbench.core.registry import discover
 from clbench.data import cache
+from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.experiment.trial import Resolved
 
 
@@ -134,6 +135,14 @@ def test_data_files_that_change_make_the_stream_again(registry, tmp_path):
     assert load(registry, tmp_path, lambda: other, name="split-mnist").digest == other.digest
     file.unlink()
     assert load(registry, tmp_path, never, name="split-mnist").digest == other.digest
+
+
+def test_built_in_benchmarks_name_the_files_that_they_read(registry, tmp_path):
+    named = {file for name, info in registry.benchmarks.items() for file in info.files}
+    assert {tmp_path / file for file in named} == {
+        *(folder(name, tmp_path) / file for name in ("MNIST", "FashionMNIST") for file in MNIST_FILES),
+        *(cifar_file(name, tmp_path) for name in ("CIFAR10", "CIFAR100"))}
+    assert [name for name, info in sorted(registry.benchmarks.items()) if not info.files] == ["split-mnist-5k"]
 
 
 def test_a_folder_that_cannot_be_written_is_done_without_and_said(registry, tmp_path):

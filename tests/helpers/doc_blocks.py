@@ -3,7 +3,8 @@
 A page's blocks are run in order, in one folder, as a reader would who tries all of them. Of commands that train, only
 the budget is cut (`SMALL`); everything else is as written. A comment before a block changes that:
 
-    <!-- file: NAME -->         the block is that file; it is written, and not run
+    <!-- file: NAME -->         the block is that file; it is written, and not run; the commands that a pyproject.toml
+                                declares are there from then on, as if it had been installed
     <!-- not run: REASON -->    Python is compiled; a command's arguments are read, and those of commands with --dry-run
                                 are planned with it
 """
@@ -75,6 +76,8 @@ def follow(block):
     """Do with a block, in the current folder, what a reader would."""
     if block.file:
         Path(block.file).write_text(block.text)
+        if block.file == "pyproject.toml":
+            install_commands(tomllib.loads(block.text)["project"])
     if block.language in SHELL:
         for words in commands(block.text):
             if words[0] == "clbench":
@@ -123,12 +126,21 @@ def stand_in(given):
         given["plugins"] = given["plugins"] or tuple(Path().glob("clbench_*.py"))
 
 
+def install_commands(project):
+    """Lay what pip would of a distribution's commands into the current folder, which is to be on the path."""
+    folder = Path(f"{project['name'].replace('-', '_')}-{project['version']}.dist-info")
+    folder.mkdir()
+    (folder / "entry_points.txt").write_text("\n".join(["[clbench.commands]", *(
+        f"{name} = {value}" for name, value in project["entry-points"].get("clbench.commands", {}).items())]))
+    cli.group.__dict__.pop("of_plugins", None)  # what was installed before
+
+
 def check_toml(text):
     """See that TOML is a valid experiment, reference or distribution."""
     values = tomllib.loads(text)
     if "build-system" in values:
         assert importlib.util.find_spec(values["build-system"]["build-backend"])
-        assert values["project"]["entry-points"]["clbench"]
+        assert any(values["project"]["entry-points"].get(group) for group in ("clbench", "clbench.commands"))
     elif "cells" in values:
         reference = references.Reference.model_validate(values)
         assert all(reference.plan(reference.cells, discover()))

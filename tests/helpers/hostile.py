@@ -74,12 +74,14 @@ STRATEGIES = """
 """
 
 
-def write_distribution(folder, name, entry_points, **modules):
-    """Lay modules, and metadata with the entry points, as pip would."""
+def write_distribution(folder, name, entry_points, *, commands=None, **modules):
+    """Lay modules, and metadata with the entry points, as pip would; `commands` are `module:attribute` by name."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[clbench]\n" + "".join(f"{m} = {m}\n" for m in entry_points))
+    (info / "entry_points.txt").write_text("\n".join([
+        "[clbench]", *(f"{m} = {m}" for m in entry_points),
+        "[clbench.commands]", *(f"{command} = {value}" for command, value in (commands or {}).items()), ""]))
     for module, code in modules.items():
         (folder / f"{module}.py").write_text(textwrap.dedent(code))
 

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 from helpers.doc_blocks import PAGES, ROOT, blocks, commands, follow, small_run
 
-from clbench.execution import api
+import clbench
+from clbench import cli
 
 
 @pytest.fixture
@@ -17,10 +18,12 @@ def folder(tmp_path, monkeypatch):
     for path in (ROOT / "benchmarks").glob("*.toml"):
         shutil.copy(path, tmp_path / "benchmarks")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.argv", ["clbench"])
-    monkeypatch.setattr(api, "run", partial(small_run, api.run))
+    monkeypatch.setattr(clbench, "run", partial(small_run, clbench.run))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    return tmp_path
+    yield tmp_path
+    cli.group.__dict__.pop("of_plugins", None)
 
 
 @pytest.mark.parametrize("page", PAGES)

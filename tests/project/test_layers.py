@@ -51,6 +51,11 @@ def graph():
             for name, path in MODULES.items() if name not in LAZY}
 
 
+def test_the_order_of_packages_is_documented():
+    block, = re.findall(r"```text\n(core\n.*?)```", (TESTS.parent / "docs" / "architecture.md").read_text(), re.DOTALL)
+    assert [line.split() for line in block.splitlines()] == [line for line in LINES if line != ["__main__"]]
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - LAZY))
 def test_imports_only_go_up_the_list_of_packages(name):
     own = name.split(".")[1]

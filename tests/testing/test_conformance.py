@@ -1,8 +1,9 @@
 import pytest
 
+from clbench.core.registry import discover
 from clbench.testing.checks import CHECKS, check
 
-METHODS = [
+CHOSEN = [
     ("naive", {}), ("joint", {}), ("ewc", {}), ("ewc", {"mode": "online", "fisher": "sampled", "gamma": 0.9}),
     ("er", {"capacity": 10}), ("er", {"capacity": 10, "balance": "class"}),
     ("lora", {"rank": 2}), ("lora", {"rank": 2, "base": "random", "infer": "prototype"}),
@@ -18,10 +19,14 @@ METHODS = [
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
 ]
+REGISTRY = discover()
+OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)
+          and (origin := REGISTRY.origins["method", name]).distribution == "clbench"
+          and origin.plugin != "clbench_avalanche"]  # checked in tests/plugins/test_avalanche.py
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize(("method", "options"), METHODS, ids=lambda v: v if isinstance(v, str) else
+@pytest.mark.parametrize(("method", "options"), [*CHOSEN, *OTHERS], ids=lambda v: v if isinstance(v, str) else
                          ",".join(f"{k}={x}" for k, x in v.items()) or "-")
 def test_our_strategies_keep_the_rules(method, options, name):
     check(method, name, options)

@@ -37,12 +37,12 @@ def clbench_strategies():
 """
 
 
-def install(source, folder):
-    """Install a distribution into a folder and return the environment that finds it there."""
-    shutil.copytree(source, folder / "source")  # building leaves things behind
+def install(folder, *sources):
+    """Install distributions into a folder and return the environment that finds them there."""
+    copies = [shutil.copytree(source, folder / "source" / source.name) for source in sources]  # building leaves things
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
                     "--disable-pip-version-check", "--root-user-action=ignore", "--target", folder / "site",
-                    folder / "source"], check=True)
+                    *copies], check=True)
     return {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
 
 
@@ -53,37 +53,67 @@ def python(environment, *args, cwd=None):
 
 
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
-def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path):
-    written = new_plugin.write("clbench-my-method2", tmp_path / "made", discover())
-    assert [str(p.relative_to(tmp_path / "made")) for p in written] == [
-        "pyproject.toml", "README.md", "clbench_my_method2/__init__.py", "clbench_my_method2/strategy.py",
-        "tests/test_clbench_my_method2.py"]
-    assert not any("$" in p.read_text() for p in written)
-    environment = install(tmp_path / "made", tmp_path)
-    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", cwd=tmp_path / "made")
-    assert f"{len(CHECKS) + 2} passed" in out
+def test_new_plugins_are_installed_pass_their_tests_and_keep_the_rules(tmp_path):
+    registry = discover()
+    for kind in new_plugin.KINDS:
+        written = new_plugin.write(f"clbench-my-{kind}2", tmp_path / "made" / kind, registry, kind)
+        module, code = f"clbench_my_{kind}2", new_plugin.THINGS[new_plugin.KINDS[kind][0]].module
+        assert [str(p.relative_to(tmp_path / "made" / kind)) for p in written] == [
+            "pyproject.toml", "README.md", f"{module}/__init__.py", f"{module}/{code}.py", f"tests/test_{module}.py"]
+        assert not any("$" in p.read_text() for p in written)
+    environment = install(tmp_path, *sorted((tmp_path / "made").iterdir()))
+    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider",
+                 *sorted((tmp_path / "made").glob("*/tests")), cwd=tmp_path)
+    assert f"{3 * (len(CHECKS) + 2) + 1 + 2} passed" in out  # three methods, a benchmark, a model
     out = python(environment, "-m", "clbench", "check", "my-method2:strength=10")
     assert out.splitlines()[-1] == f"my-method2:strength=10 keeps all {len(CHECKS)} rules"
     listed = python(environment, "-c", "import sys\nfrom clbench.core.registry import discover\nr = discover()\n"
-                    "print(r.origins['method', 'my-method2'], 'torch' in sys.modules)")
-    assert listed.split("\n")[0] == "clbench-my-method2 0.1.0 False"
+                    "print(r.origins['method', 'my-method2'], r.origins['benchmark', 'my-benchmark2'],"
+                    "r.origins['model', 'my-model2'], 'torch' in sys.modules, sep=', ')")
+    assert listed == "clbench-my-method2 0.1.0, clbench-my-benchmark2 0.1.0, clbench-my-model2 0.1.0, False\n"
 
 
 @pytest.mark.parametrize("name", ["mine", "a" * 40])
-def test_a_new_plugin_is_clean(name, tmp_path):
+def test_new_plugins_are_clean(name, tmp_path):
     pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
-    new_plugin.write(name, tmp_path / "made", discover())
-    python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path / "made")
+    registry = discover()
+    for kind in new_plugin.KINDS:
+        new_plugin.write(name, tmp_path / kind, registry, kind)
+    python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path)
 
 
 @pytest.mark.parametrize(("name", "words"), [
     ("My-Method", "does not do as a method's name"), ("a--b", "does not do"), ("../up", "does not do"), ("", "does"),
     ("none", "does not do"), ("a" * 41, "up to 40"), ("lora", "there is a method 'lora' already, of clbench"),
+    ("wandb", "there is a plugin 'clbench_wandb' already"),
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
         new_plugin.write(name, tmp_path / "made", discover())
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("kind", "name", "words"), [
+    ("benchmark", "A", "does not do as a benchmark's name; .* as in my-benchmark"),
+    ("benchmark", "split-mnist", "there is a benchmark 'split-mnist' already, of clbench"),
+    ("model", "mlp", "there is a model 'mlp' already, of clbench"),
+])
+def test_names_are_taken_among_their_own_kind(kind, name, words, tmp_path):
+    with pytest.raises(SpecError, match=words):
+        new_plugin.write(name, tmp_path / "made", discover(), kind)
+
+
+@pytest.mark.parametrize(("kind", "lines"), [
+    ("method", ["clbench check mine", "clbench run --methods mine,naive,ewc", "clbench-mine/clbench_mine/strategy.py"]),
+    ("benchmark", ["clbench run --benchmark mine --methods naive,er", "clbench-mine/clbench_mine/benchmark.py"]),
+    ("model", ["clbench run --model mine --methods naive,lora", "clbench-mine/clbench_mine/model.py"]),
+])
+def test_what_to_do_next(kind, lines, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["new-plugin", "mine", "--kind", kind]) == 0
+    shown = capsys.readouterr().out.split("\nnext:\n")[1].splitlines()
+    assert [line.strip() for line in shown] == [
+        "pip install -e ./clbench-mine", *lines[:-1], f"then make {lines[-1]} your own"]
 
 
 def test_what_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
@@ -152,8 +182,9 @@ def test_the_check_fixture_is_a_test_for_each_rule(clbench_check, request):
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_the_example_distribution_works(tmp_path):
     example = ROOT / "examples" / "clbench-plugin-example"
-    environment = install(example, tmp_path)
-    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", cwd=tmp_path / "source")
+    environment = install(tmp_path, example)
+    out = python(environment, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider",
+                 cwd=tmp_path / "source" / example.name)
     assert f"{len(CHECKS) + 3} passed" in out
     for command, name in (("methods", "mean-imm"), ("benchmarks", "noisy-digits")):
         assert f"{name}  (clbench-plugin-example 0.1.0)" in python(environment, "-m", "clbench", command)
