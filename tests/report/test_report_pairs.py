@@ -10,7 +10,7 @@ from clbench import cli
 from clbench.report import build
 from clbench.report.analysis.paired_tests import family
 from clbench.report.columns import ACC
-from clbench.report.figures.draw import draw
+from clbench.report.figures.draw import draw_report
 from clbench.report.figures.ranks import groups
 from clbench.report.formats.html import render as html
 from clbench.report.formats.json import render as as_json
@@ -177,9 +177,9 @@ def test_methods_are_ranked_across_settings_by_their_mean():
         "Friedman's test of 3 methods over 6 settings: p = 0.0025; ranks differ. Further apart than the critical "
         "difference of 1.35 (Nemenyi): lora before er",)
     assert not any(c.bold for c in table.rows[-1].cells)  # lora is not shown to be before ewc
-    (picture,) = report.pictures
-    assert [(p.label, p.rank) for p in picture.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
-    assert draw(report)["critical-difference.svg"].startswith(b"<?xml")
+    (figure,) = report.figures
+    assert [(p.label, p.rank) for p in figure.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
+    assert draw_report(report)["critical-difference.svg"].startswith(b"<?xml")
     assert "](figures/critical-difference.svg)" in render(report)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from clbench.core.errors import SpecError, unknown
 from clbench.report.analysis.grouping import Setting
-from clbench.report.columns import ACC, COMPARISON, FORGETTING, INFERENCE, INTRANSIGENCE, MORE_METRICS, Measure
+from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.stats import (
@@ -189,8 +188,6 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str
     return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
 
 
-IN_REPORTS = (ACC, FORGETTING)
-MEASURED = {m.column.title: m for m in (*COMPARISON[:3], INFERENCE, *MORE_METRICS, INTRANSIGENCE, COMPARISON[-1])}
 Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # sentences, tables
 
 
@@ -201,7 +198,7 @@ def compare_with_best(setting: Setting) -> Compared:
     """
     said: list[tuple[str, str]] = []
     tables = []
-    for measure in IN_REPORTS:
+    for measure in (m for m in MEASURES if m.in_report):
         values = setting.compared(measure)
         tests = family(measure.column, values)
         if tests.pairs:
@@ -244,16 +241,3 @@ def _together(said: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     for title, text in said:
         titles.setdefault(text, []).append(title)
     return tuple(f"{', '.join(found)}: {text}" for text, found in titles.items())
-
-
-def measures(names: Sequence[str]) -> list[Measure]:
-    """Return the measured figures of these names.
-
-    Raises:
-        SpecError: a name is none of them.
-    """
-    found = {title.lower(): measure for title, measure in MEASURED.items()}
-    for name in names:
-        if name.lower() not in found:
-            raise SpecError(unknown("metric", name, MEASURED, "clbench compare --help"))
-    return [found[name.lower()] for name in names]

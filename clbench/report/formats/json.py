@@ -19,7 +19,14 @@ def render(report: Report) -> str:
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
     whole = asdict(report)
-    for pictures in (whole["pictures"], *(section["pictures"] for section in whole["sections"])):
-        for picture in pictures:
-            del picture["points"], picture["results"]
-    return {"schema": SCHEMA, **whole}
+    return {"schema": SCHEMA, **_with_pictures({**whole, "sections": list(map(_with_pictures, whole["sections"]))})}
+
+
+def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1."""
+    return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
+            for name, value in part.items()}
+
+
+def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figure.items() if name not in ("points", "results", "axis")}

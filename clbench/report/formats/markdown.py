@@ -39,8 +39,8 @@ def _section(section: Section) -> Iterator[str]:
         yield _bullets(section.notes)
     if section.verdicts:
         yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
-    for picture in (p for p in section.pictures if p.brief):
-        yield from _picture(picture)
+    for figure in (f for f in section.figures if f.brief):
+        yield from _figure(figure)
     for detail in (*section.details, *section.matrices):
         yield f"### {escape(detail.title)}"
         yield table(detail)
@@ -55,14 +55,14 @@ def _section(section: Section) -> Iterator[str]:
 def _rankings(report: Report) -> Iterator[str]:
     if report.rankings:
         yield tables("## Across settings", report.rankings, report.ranking_verdicts)
-    for picture in report.pictures:
-        yield from _picture(picture)
+    for figure in report.figures:
+        yield from _figure(figure)
 
 
-def _picture(picture: FigureData) -> Iterator[str]:
-    yield f"### {escape(picture.title)}"
-    yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
-    yield escape(picture.caption)
+def _figure(figure: FigureData) -> Iterator[str]:
+    yield f"### {escape(figure.title)}"
+    yield f"![{escape(figure.alt)}](figures/{figure.name}.svg)"
+    yield escape(figure.caption)
 
 
 def tables(heading: str, found: Iterable[Table], said: Iterable[str]) -> str:
