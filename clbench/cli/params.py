@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clbench.experiment.trial import PlannedTrial
 
 FULL = "full fine-tuning"
-FOR_LAYERS = {"layer", "rank", "form"}  # options that go with --layer; all but its own go with --model
+FOR_LAYERS = {"layer", "rank", "form", "plugins"}  # options that go with --layer; all but the first two go with --model
 
 
 def dimensions(_context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -88,17 +88,17 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
     if whole["plot"] is not None and whole["tasks"] == 1:
         raise click.UsageError("--plot shows growth over tasks; give --tasks 2 or more")
     if layer is not None:
-        _layer(layer, rank, form)
+        _layer(layer, rank, form, whole["plugins"])
     else:
         _network(form=form, **whole)
 
 
-def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str) -> None:
+def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str, plugins: Sequence[Path]) -> None:
     from clbench.cli.counts import show
     from clbench.core.registry import discover
     from clbench.training.trials.counting import count_layer
 
-    registry = discover()
+    registry = discover(files=plugins)
     wanted = {FULL: registry.baseline.name, **_layer_rows(registry, ranks)}
     planned = _plan(registry, list(wanted.values()))
     methods = [(label, one.trial.method) for label, one in zip(wanted, planned, strict=True)]
