@@ -38,9 +38,9 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
     for setting in settings:
-        said, found = compare(setting, measures, baseline)
+        verdicts, found = compare(setting, measures, baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", found, said) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
         else:
-            show_tables(setting.title, found, said, Console())
+            show_tables(setting.title, found, verdicts, Console())
             click.echo()

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from clbench.core.options import format_value
 from clbench.report.formats.markdown import escape
-from clbench.report.formatting import NONE, runs
+from clbench.report.formatting import NONE, by_task
 from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
         blocks += ["Parameters kept after each task:", _growth([[f"{n:,}" for n in c.parameters] for c in counts],
                                                                counts, form)]
         blocks += ["Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
-    notes = [f"{c.method}: trains {runs(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
+    notes = [f"{c.method}: trains {by_task(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
     notes += [f"{c.method}: {c.note}" for c in counts if c.note]
     return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
 

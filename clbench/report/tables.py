@@ -27,7 +27,7 @@ from clbench.report.columns import (
     mark,
 )
 from clbench.report.figures.data import figure_point, section_figures, slugs
-from clbench.report.formatting import clean, listed, number, runs
+from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 from clbench.results.records import Record
 
@@ -144,7 +144,7 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     for m in methods:
         growth = next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None)
         if growth:
-            yield f"{m.label}: trainable parameters were {runs(growth)}"
+            yield f"{m.label}: trainable parameters were {by_task(growth)}"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
         yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
                "fewest trainable parameters; bytes kept has what was fitted instead")

@@ -65,7 +65,7 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
                                                     ("er", 0.5, None, None, 100.0))]
     data = FigureData("pareto", "x", "", "", "", "", tuple(wide))
     with style.styled():
-        axes, = draw.pareto(data, style.looks([(p.strategy, False) for p in wide])).axes
+        axes, = draw.draw_pareto(data, style.looks([(p.strategy, False) for p in wide])).axes
     spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
     assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
 
@@ -84,7 +84,7 @@ def test_growth_over_orders_of_magnitude_is_logarithmic():
         FigurePoint(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
         (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
     with style.styled():
-        axes, = draw.growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
+        axes, = draw.draw_growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
     assert axes.get_yscale() == "log"
     assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
 

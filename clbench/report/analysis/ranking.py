@@ -18,7 +18,7 @@ _TITLE = "Average ranks"
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
     """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
 
-    None for fewer than two settings, or fewer than three such methods. Methods are the same if their labels are.
+    None for fewer than two settings or fewer than three such methods. Methods are told apart by their labels.
     """
     if len(settings) < LEAST_SETTINGS:
         return None

@@ -1,4 +1,4 @@
-"""The figures of what methods know: accuracy over tasks, R as heat maps, forgetting per task."""
+"""The figures of accuracy: over tasks, as heat maps of R, and forgetting per task."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SMALL = 7.5  # size of what stands on the axes of small panels, in points
+_SMALL = 7.5  # font size on the axes of small panels, in points
 _GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
-_LEAST, _SHARE = 4.6, 0.42  # the smallest figures that are written into cells, in points; of a cell's width
+_LEAST, _SHARE = 4.6, 0.42  # font size of numbers in cells: the smallest in points, and as a share of a cell's width
 
 
 def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
-    """Return each method's colour: its strategy's, paler from each method of a strategy to the next."""
+    """Return a colour for each method: its strategy's, paler for each further method of that strategy."""
     from matplotlib.colors import to_hex, to_rgb
 
     colours = []
@@ -34,8 +34,8 @@ def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
     return colours
 
 
-def named(result: Result, most: int = 22) -> str:
-    """Return a method's label in up to two lines of so many characters, and its number of seeds if some are missing."""
+def wrapped_label(result: Result, most: int = 22) -> str:
+    """Return a method's label in up to two lines of `most` characters; with the number of seeds if some are missing."""
     first, *options = result.label.split(":")
     lines = [first]
     for option in options:
@@ -48,10 +48,10 @@ def named(result: Result, most: int = 22) -> str:
     return "\n".join(style.shorten(line, most) for line in lines)
 
 
-def curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
     figure, axes = style.canvas(data.subject, height=4.3)
-    texts = list(map(named, data.results))
+    texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
     found = _numbers(accuracy_over_tasks(data.results))
     means = [[mean for mean, *_ in curve] for curve in found]
@@ -79,7 +79,7 @@ def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
              for c in row.cells if c.mean is not None] for row in table.rows]
 
 
-def forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
     found = _numbers(forgetting_per_task(data.results))
     tasks, count = max(map(len, found)), len(found)
@@ -101,14 +101,14 @@ def forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
         axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
-                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
+                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=wrapped_label(result),
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
                       markerfacecolor="white" if result.reference else colour)
     figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
     return figure
 
 
-def heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw R of each method, rows after training on a task, columns tasks, on one scale; row 0 is left out."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -129,7 +129,7 @@ def heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         _panel(axes, R, scale, side * 72 / len(R))
-        text = named(result, int(side * 12.5))
+        text = wrapped_label(result, int(side * 12.5))
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
         axes.plot([0.08 / side], [first], marker=looks[result.strategy].marker, color=colour, markersize=5,
                   transform=axes.transAxes, clip_on=False)
@@ -148,7 +148,7 @@ def heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
 
 
 def _grid(panels: int, tasks: int) -> tuple[int, float]:
-    """Return how many panels stand side by side and how wide each is (inches): fewer where numbers fit only then."""
+    """Return how many panels stand side by side, three if numbers fit only then, and how wide each is (inches)."""
     for most in (4, 3, 4):
         across = min(panels, most)
         side = min(2.4, (6.6 - _GAP * (across - 1)) / across)
@@ -158,7 +158,7 @@ def _grid(panels: int, tasks: int) -> tuple[int, float]:
 
 
 def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) -> None:
-    """Draw one matrix of square cells `cell` points wide; a line parts tasks seen from tasks to come."""
+    """Draw one matrix of square cells `cell` points wide; a line separates tasks seen from tasks to come."""
     tasks = len(R)
     axes.imshow(R, cmap=scale.cmap, norm=scale.norm, interpolation="nearest", aspect="equal")
     ticks = range(0, tasks, math.ceil(tasks / 10))

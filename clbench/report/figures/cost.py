@@ -1,4 +1,4 @@
-"""The figures of what methods cost: accuracy against trainable parameters, and growth over tasks."""
+"""The figures of cost: accuracy against trainable parameters, and growth over tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARGIN = 1.5  # beside a label
 _APART = 11.0  # points between two markers that would cover each other
 
 
-def pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw accuracy against trainable parameters (log): every method, the Pareto front, each sweep as a line."""
     figure, axes = style.canvas(data.subject)
     points = data.points
@@ -102,7 +102,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return what stands beside each point: in a sweep only its cheapest method repeats the strategy's name."""
+    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name."""
     texts = []
     for i, p in enumerate(points):
         family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
@@ -128,7 +128,7 @@ def _legend(figure: Figure, references: bool, ranked: bool) -> None:
                   handlelength=1.7, handletextpad=0.6, borderpad=0.3)
 
 
-def growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw what is kept against tasks seen; methods that keep the same share a line, in all their colours."""
     figure, axes = style.canvas(data.subject, height=3.9)
     curves: dict[tuple[float, ...], list[FigurePoint]] = {}

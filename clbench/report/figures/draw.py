@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
-from clbench.report.figures.accuracy import curves, forgetting, heatmaps
-from clbench.report.figures.cost import growth, pareto
-from clbench.report.figures.ranks import critical_difference
+from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_heatmaps
+from clbench.report.figures.cost import draw_growth, draw_pareto
+from clbench.report.figures.ranks import draw_critical_difference
 from clbench.report.figures.style import Look
 from clbench.report.model import FILE_FORMATS, FigureData, FileFormat, Report
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS: Mapping[str, Callable[[FigureData, Mapping[str, Look]], Figure]] = {
-    "pareto": pareto, "growth": growth, "curves": curves, "heatmaps": heatmaps, "forgetting": forgetting,
-    "critical-difference": critical_difference}
+    "pareto": draw_pareto, "growth": draw_growth, "curves": draw_curves, "heatmaps": draw_heatmaps,
+    "forgetting": draw_forgetting, "critical-difference": draw_critical_difference}
 
 
 def draw_report(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:

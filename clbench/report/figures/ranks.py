@@ -18,10 +18,10 @@ _STEP = 17.0  # points between two lines of text
 _LABEL = 9.0  # size of labels in points
 
 
-def critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw methods on a scale of average ranks, the best on the left; bars join those that cannot be told apart.
 
-    Ranks are the points', in rising order.
+    The points must be in the order of rising ranks.
     """
     points, critical = data.points, data.critical or 0.0
     ranks = [p.rank or 0.0 for p in points]

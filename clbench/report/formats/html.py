@@ -49,7 +49,7 @@ def _asset(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return text, escaped, whose lines may end behind a colon; an arrow stays with the word before it."""
+    """Return escaped text that may be broken after a colon; an arrow stays with the word before it."""
     from markupsafe import Markup
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
@@ -61,5 +61,5 @@ def _digits(value: float) -> str:
 
 
 def _sha256(text: str) -> str:
-    """Return what a content security policy calls an inline script or style."""
+    """Return the hash by which a content security policy names an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The report as JSON: the one model as data, raw numbers beside the tables' texts, keys always in the same order."""
+"""The report as JSON: the model as data, raw numbers with the texts of the tables, keys always in the same order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from clbench.report.model import Report
 
-SCHEMA = 1  # counted up when a key changes its meaning or goes; new keys leave it
+SCHEMA = 1  # raised when a key changes its meaning or is removed, not for new keys
 
 
 def render(report: Report) -> str:

@@ -21,7 +21,7 @@ def render(report: Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that markdown shows as it is: no markup, no HTML, no new cell, no mention of a user."""
+    """Return text that markdown shows literally: no markup, no HTML, no new cell, no mention of a user."""
     text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
     return re.sub(r"^(\d+(?=[.)] )|(?=[-+=](?:[-+= ]|$)))", r"\1\\", text)  # lists and headings begin so
@@ -65,9 +65,9 @@ def _figure(figure: FigureData) -> Iterator[str]:
     yield escape(figure.caption)
 
 
-def tables(heading: str, found: Iterable[Table], said: Iterable[str]) -> str:
-    """Return a heading, what is said of tables, and the tables with their titles."""
-    blocks = [heading, _bullets(said)]
+def tables(heading: str, found: Iterable[Table], verdicts: Iterable[str]) -> str:
+    """Return a heading, verdicts as a list, and the tables with their titles."""
+    blocks = [heading, _bullets(verdicts)]
     for data in found:
         blocks += [f"**{escape(data.title)}**", table(data)]
     return "\n\n".join(blocks)
