@@ -27,19 +27,20 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from clbench.cli.report import read
     from clbench.core.errors import SpecError, unknown
     from clbench.report.analysis.grouping import by_setting
-    from clbench.report.analysis.paired_tests import compare, measures
+    from clbench.report.analysis.paired_tests import compare
+    from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables
 
-    wanted = measures(metrics)
+    measures = find_tested(metrics)
     settings = by_setting(read([directory]))
     labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
     for setting in settings:
-        said, found = compare(setting, wanted, baseline)
+        verdicts, found = compare(setting, measures, baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", found, said) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
         else:
-            show_tables(setting.title, found, said, Console())
+            show_tables(setting.title, found, verdicts, Console())
             click.echo()

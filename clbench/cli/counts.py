@@ -12,7 +12,8 @@ from tabulate import tabulate
 
 from clbench.core.options import format_value
 from clbench.report.formats.markdown import escape
-from clbench.report.formatting import NONE, runs
+from clbench.report.formatting import NONE, by_task
+from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
     from clbench.training.trials.counting import Count
@@ -50,7 +51,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
         blocks += ["Parameters kept after each task:", _growth([[f"{n:,}" for n in c.parameters] for c in counts],
                                                                counts, form)]
         blocks += ["Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
-    notes = [f"{c.method}: trains {runs(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
+    notes = [f"{c.method}: trains {by_task(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
     notes += [f"{c.method}: {c.note}" for c in counts if c.note]
     return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
 
@@ -98,6 +99,18 @@ def scaled(value: float) -> str:
     while value >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1
     return f"{value:.3g} {PREFIXES[power]}"
+
+
+def growth_of_bytes(counts: Sequence[Count], subject: str) -> FigureData:
+    """Return the figure of the bytes kept after each of several tasks, full fine-tuning as the reference.
+
+    Args:
+        counts: that of full fine-tuning first.
+        subject: a line above the figure.
+    """
+    points = tuple(FigurePoint(c.method, c.method.partition(":")[0], c is counts[0], False, None, None, None,
+                               tuple(map(float, c.bytes))) for c in counts if c.bytes)
+    return FigureData("growth", "growth", "Bytes kept after each task", subject, "", "", points, axis="bytes kept")
 
 
 def _growth(columns: Sequence[Sequence[str]], counts: Sequence[Count], form: str) -> str:

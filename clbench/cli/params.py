@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clbench.experiment.trial import PlannedTrial
 
 FULL = "full fine-tuning"
-FOR_LAYERS = {"layer", "rank", "form"}  # options that go with --layer; all but its own go with --model
+FOR_LAYERS = {"layer", "rank", "form", "plugins"}  # options that go with --layer; all but the first two go with --model
 
 
 def dimensions(_context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -88,38 +88,47 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
     if whole["plot"] is not None and whole["tasks"] == 1:
         raise click.UsageError("--plot shows growth over tasks; give --tasks 2 or more")
     if layer is not None:
-        _layer(layer, rank, form)
+        _layer(layer, rank, form, whole["plugins"])
     else:
         _network(form=form, **whole)
 
 
-def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str) -> None:
+def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str, plugins: Sequence[Path]) -> None:
     from clbench.cli.counts import show
     from clbench.core.registry import discover
     from clbench.training.trials.counting import count_layer
 
-    registry = discover()
-    wanted = {FULL: "naive", "frozen": "frozen:base=pretrained",
-              **{f"LoRA r={rank}": f"lora:rank={rank}:base=pretrained" for rank in ranks}}
+    registry = discover(files=plugins)
+    wanted = {FULL: registry.baseline.name, **_layer_rows(registry, ranks)}
     planned = _plan(registry, list(wanted.values()))
     methods = [(label, one.trial.method) for label, one in zip(wanted, planned, strict=True)]
     click.echo(show({"layer": list(shape)}, count_layer(shape, methods, registry), form))
 
 
+def _layer_rows(registry: Registry, ranks: Sequence[int]) -> dict[str, str]:
+    """Return the methods that are counted on a layer, as `--methods` takes them, by the labels of their rows."""
+    rows = [(label, f"{info.name}:{options}".rstrip(":"))
+            for info in registry.strategies.values() for label, options in info.layer_rows]
+    return {label.replace("{rank}", str(rank)): method.replace("{rank}", str(rank))
+            for label, method in rows for rank in ranks}
+
+
 def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, classes: int | None,
              input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plugins: tuple[Path, ...],
              plot: Path | None, form: str) -> None:
-    from clbench.cli.counts import show
+    from clbench.cli.counts import growth_of_bytes, show
     from clbench.core.registry import discover
-    from clbench.report.figures.draw import draw_growth
+    from clbench.report.writing import write_figure
     from clbench.training.trials.counting import count, stream_of_shapes
 
     registry = discover(files=plugins)
-    full, *planned = [*_plan(registry, ["naive"], model, scenario), *_plan(registry, methods, model, scenario, options)]
+    full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario),
+                      *_plan(registry, methods, model, scenario, options)]
     stream = stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples)
     counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
     if plot is not None:
-        draw_growth({c.method: c.bytes for c in counts}, [FULL], f"{full.trial.model}, scenario {scenario}", plot)
+        write_figure(growth_of_bytes(counts, f"{full.trial.model}, scenario {scenario}"), plot,
+                     "svg" if plot.suffix == ".svg" else "png")
     setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes, "inputs": list(input_shape),
                "samples": samples, "scenario": scenario, "pretrained": pretrained}
     click.echo(show(setting, counts, form))

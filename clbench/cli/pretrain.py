@@ -44,7 +44,8 @@ def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
         options = {**options, "part": "held-out", "tasks": 1}
     text = ":".join([name, *(f"{k}={format_value(v)}" for k, v in options.items())])
     device = flags.pop("device") or "auto"
-    spec = read_spec(None, {"methods": "naive", "seeds": [seed], "scenario": "class"}, {**flags, "benchmark": text}, ())
+    spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed], "scenario": "class"},
+                     {**flags, "benchmark": text}, ())
     trial = plan(spec, registry)[0].trial
     from clbench.training.trials.pretraining import pretrain
 

@@ -22,16 +22,23 @@ hookimpl = pluggy.HookimplMarker("clbench")
 
 @dataclass(frozen=True)
 class StrategyInfo:
-    """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass."""
+    """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass.
+
+    `layer_rows` are the rows of the table of `clbench params --layer` that the strategy brings, as pairs of the row's
+    label and the strategy's options. `{rank}` in them stands for each of `--rank` in turn:
+    `(("LoRA r={rank}", "rank={rank}:base=pretrained"),)`.
+    """
 
     name: str
     strategy: str | type
     summary: str
     options: type[Options] = NoOptions
     paper: str = ""
-    reference: bool = False  # a bound such as naive or joint, set apart in tables
+    reference: bool = False  # what others are measured against, such as a bound; set apart in tables
     check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
     unavailable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
+    baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
+    layer_rows: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,15 @@ class Registry:
         """Return the strategy of that name or raise a `SpecError` with near names."""
         return self._find("method", self.strategies, name)
 
+    @property
+    def baseline(self) -> StrategyInfo:
+        """Return the first strategy that is declared as full fine-tuning or raise a `SpecError`."""
+        for info in self.strategies.values():
+            if info.baseline:
+                return info
+        raise SpecError("no method that is installed is full fine-tuning (StrategyInfo.baseline); clbench methods "
+                        "shows which plugins are disabled or broken")
+
     def model(self, name: str) -> ModelInfo:
         """Return the model of that name (`torchvision:NAME` and `timm:NAME` too) or raise a `SpecError`."""
         return self._find("model", self.models, name)

@@ -1,4 +1,8 @@
-"""The columns of the tables: which figure of a record each shows, and how figures over seeds become a cell."""
+"""The columns of the tables: the value that each takes from a record, and how the values of seeds become a cell.
+
+`MEASURES` lists every column once. What is done with a column, a test of significance for instance, is a field of its
+`Measure`: a new column is one more entry, and changes nothing about the others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from clbench.core.errors import SpecError, unknown
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
 from clbench.results import metrics
@@ -13,21 +18,32 @@ from clbench.results.records import Record
 from clbench.results.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes")
+COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
+BYTES_BY_ROLE = "Bytes kept at the end, by role"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column and its figure: `value(record, joint)` of a whole record and joint training's record of its seed."""
+    """A column, its value, and what is done with it.
+
+    `value(record, joint)` takes the whole record of a trial and joint training's record of the same seed.
+    """
 
     column: Column
     value: Callable[[Record, Record | None], float | None]
+    table: str  # title of the table that it stands in
+    tested: bool = False  # `clbench compare` can test its differences: it is measured, and a direction is better
+    in_report: bool = False  # every report tests its differences
+    cost: bool = False  # figures show accuracy against it
+    optional: bool = False  # left out of a table in which no record has a value
+    zero_competes: bool = True  # a method with 0 may be the best
 
 
 def _last(values: Sequence[float]) -> float | None:
     return values[-1] if values else None
 
 
-def _kept(values: Sequence[dict[str, int]]) -> float | None:
+def _held(values: Sequence[dict[str, int]]) -> float | None:
     return sum(values[-1].values()) if values else None
 
 
@@ -40,7 +56,7 @@ def _training_time(record: Record) -> float | None:
     return sum(times.train) + sum(times.consolidate) if times.train else None
 
 
-def _inferred(record: Record) -> float | None:
+def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
 
@@ -50,37 +66,38 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
     return metrics.intransigence(record.R, joint.R)
 
 
-ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R))
-FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R))
-TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable))
-BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _kept(r.costs.bytes))
-TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r))
-COSTS = (TRAINABLE, BYTES, TIME)  # against which accuracy is weighed
-COMPARISON = (
+ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
+FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R), COMPARISON,
+                     tested=True, in_report=True)
+# A method that fits its classifier in closed form trains 0 parameters: another way of learning, not less of it.
+TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable),
+                    COMPARISON, cost=True, zero_competes=False)
+BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
+               cost=True)
+MEASURES = (  # in the order of the tables' columns
     ACC,
     FORGETTING,
-    Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R)),
+    Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
+    Measure(Column("task inference", "percent", "up"), lambda r, _: _task_inference(r), COMPARISON, tested=True,
+            optional=True),
     TRAINABLE,
-    Measure(Column("total params", "count", "down"), lambda r, _: _kept(r.costs.parameters)),
+    Measure(Column("total params", "count", "down"), lambda r, _: _held(r.costs.parameters), COMPARISON),
     BYTES,
     TIME,
+    Measure(Column("AIA", "percent", "up"), lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
+    Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
+            tested=True),
+    Measure(Column("FWT", "points", "up"), lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
+    Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
+    Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
+    Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS),
+    Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
+    Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate), MORE_COSTS),
+    Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate), MORE_COSTS),
+    Measure(Column("peak memory", "bytes"), lambda r, _: r.costs.peak_host_bytes, MORE_COSTS),
+    Measure(Column("peak device memory", "bytes"), lambda r, _: r.costs.peak_device_bytes, MORE_COSTS, optional=True),
 )
-INFERENCE = Measure(Column("task inference", "percent", "up"), lambda r, _: _inferred(r))
-MORE_METRICS = (
-    Measure(Column("AIA", "percent", "up"), lambda r, _: metrics.aia(r.R)),
-    Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R)),
-    Measure(Column("FWT", "points", "up"), lambda r, _: metrics.fwt(r.R)),
-)
-INTRANSIGENCE = Measure(Column("intransigence", "points", "down"), _intransigence)
-MORE_COSTS = (
-    Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps)),
-    Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples)),
-    Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train)),
-    Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate)),
-    Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate)),
-    Measure(Column("peak memory", "bytes"), lambda r, _: r.costs.peak_host_bytes),
-)
-DEVICE_MEMORY = Measure(Column("peak device memory", "bytes"), lambda r, _: r.costs.peak_device_bytes)
 DEFINITIONS = (
     "ACC: mean accuracy over all tasks after the last. Forgetting: mean over tasks of the best accuracy after training "
     "on the task and before the last task, minus the final one (Chaudhry 2018). BWT: mean of final accuracy minus that "
@@ -100,30 +117,53 @@ DEFINITIONS = (
 )
 
 
-def kept_in(role: str) -> Measure:
-    """Return the column of the bytes kept at the end in one role."""
+def bytes_in_role(role: str) -> Measure:
+    """Return the column of the bytes that a method keeps at the end in one role."""
     return Measure(Column(clean(role), "bytes"),
-                   lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None)
+                   lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
+
+
+def find_tested(titles: Sequence[str]) -> list[Measure]:
+    """Return the measures with these titles, in any case, of those whose differences are tested.
+
+    Raises:
+        SpecError: there is none of such a title.
+    """
+    tested = {m.column.title: m for m in MEASURES if m.tested}
+    by_name = {title.lower(): m for title, m in tested.items()}
+    for title in titles:
+        if title.lower() not in by_name:
+            raise SpecError(unknown("metric", title, tested, "clbench compare --help"))
+    return [by_name[title.lower()] for title in titles]
 
 
 def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
-    """Return a column's cells, each for the values of a method's seeds; without a number if a seed has none.
+    """Return a column's cells, one for the seeds of each method; a dash if a seed has no value.
 
-    Counts that agree over all seeds are facts, not estimates, and stand alone.
+    A count that is the same for every seed is exact and stands without an interval.
     """
-    known = [[v for v in values if v is not None] for values in series]
-    whole = [i for i, values in enumerate(known) if values and len(values) == len(series[i])]
-    found = [Cell(NONE, values=tuple(values)) for values in series]
-    for i in whole:
-        over = mean_interval(known[i])
-        exact = unit in COUNTED and len(set(known[i])) == 1
-        text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
-        found[i] = Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(series[i]))
-    return found
+    return [_cell(values, unit) for values in series]
+
+
+def _cell(values: Sequence[float | None], unit: Unit) -> Cell:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return Cell(NONE, values=tuple(values))
+    over = mean_interval(known)
+    exact = unit in COUNTED and len(set(known)) == 1
+    text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
+    return Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(values))
 
 
 def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:
-    """Return a column's cells with the best in bold; where there are such, the next best mean is marked as second."""
+    """Return a column's cells with the best in bold; if there are any, the next best mean is marked as second.
+
+    Args:
+        column: its direction says which mean is better.
+        found: the cells.
+        best: positions of those that are shown to be the best.
+        eligible: positions of all that may be the best or the second.
+    """
     rest = {i: mean for i in eligible if i not in best and (mean := found[i].mean) is not None}
     second: set[int] = set()
     if best and rest:
@@ -133,7 +173,7 @@ def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible:
 
 
 def fewest(found: Sequence[Cell], unit: Unit, eligible: Collection[int]) -> set[int]:
-    """Return the cells with the smallest count, and those that print the same; none if that are all of them."""
+    """Return the positions of the eligible cells that show the smallest count; none if all of them show it."""
     means = {i: mean for i in eligible if (mean := found[i].mean) is not None}
     shown = number(min(means.values()), unit) if means else ""
     smallest = {i for i, mean in means.items() if number(mean, unit) == shown}

@@ -1,4 +1,4 @@
-"""Numbers and names as a reader wants them, the same in every format."""
+"""Numbers and names as text, the same in every format."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
     return f"{number(mean, unit)} ± {number(half_width, unit)}"
 
 
-def runs(values: list[int]) -> str:
-    """Return what each task has, equal neighbours together; a long list as its ends.
+def by_task(values: list[int]) -> str:
+    """Return the values of tasks in words: equal neighbours together, of a long list the ends and the largest.
 
-    >>> runs([478410, 4100, 4100])
+    >>> by_task([478410, 4100, 4100])
     '478,410 in task 1, 4,100 in tasks 2-3'
     """
     parts: list[tuple[int, int, int]] = []
@@ -62,7 +62,7 @@ def runs(values: list[int]) -> str:
 
 
 def listed(values: list[int]) -> str:
-    """Return whole numbers as a list, neighbours as a range: `0-2, 7`."""
+    """Return whole numbers as a sorted list in which consecutive ones form a range: `0-2, 7`."""
     parts: list[list[int]] = []
     for value in sorted(values):
         if parts and value == parts[-1][1] + 1:
@@ -78,7 +78,7 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def _short(value: float) -> str:
-    """Write about three digits, never fewer than the whole number has."""
+    """Return a number with about three digits, and never fewer than its whole part has."""
     return _fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
 
 

@@ -5,6 +5,7 @@ Text is one line of printable characters, not escaped: each format escapes for i
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -38,10 +39,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, and where it is a number the mean over n seeds with the interval's half width.
+    """One cell: its text and, for a number, the mean over n seeds with the half width of its interval.
 
-    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks what is shown to be the best of a column, and
-    `second` the second best mean of a column that has such a one.
+    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the values that tests show to be the best of a
+    column. In a column with a bold value, `second` marks the next best mean.
     """
 
     text: str
@@ -50,14 +51,14 @@ class Cell:
     n: int = 0
     bold: bool = False
     second: bool = False
-    low: float | None = None  # the interval itself, which need not have the mean in its middle
+    low: float | None = None  # the ends of the interval, which need not be symmetric about the mean
     high: float | None = None
-    values: tuple[float | None, ...] = ()  # of each seed that is done
+    values: tuple[float | None, ...] = ()  # one for each seed with a result
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: label, cells, marks such as † that a note explains; references are set apart behind the others."""
+    """A row: label, cells, and marks such as † that a note explains. References stand apart, below the other rows."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -67,73 +68,91 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `corner` is the header of the labels."""
+    """A table; `corner` is the header of the row labels."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     corner: str = "method"
 
+    def index(self, title: str) -> int:
+        """Return the position of the column with this title, from 0.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return [column.title for column in self.columns].index(title)
+
+    def cells(self, title: str) -> tuple[Cell, ...]:
+        """Return the cells of the column with this title, one for each row.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        position = self.index(title)
+        return tuple(row.cells[position] for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Result:
-    """What a method gave, seed by seed: raw numbers (fractions, parameters, bytes, seconds) behind tables and figures.
+    """A method's raw numbers, seed by seed: fractions, parameters, bytes, seconds.
 
-    Only trials that are done; each tuple behind `seeds` has one entry for each of them.
+    Only trials with status `done` count. Each tuple after `seeds` has one entry for each seed.
     """
 
     label: str
     strategy: str  # methods of one strategy share a colour
     reference: bool
-    complete: bool  # all seeds of the section are done
+    complete: bool  # every seed of the section gave a result
     seeds: tuple[int, ...]
     R: tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]; row 0 is before any training
     trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
-    parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after it
-    bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after it
-    seconds: tuple[float, ...]  # [seed]: training with consolidation
+    parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
+    bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
+    seconds: tuple[float, ...]  # [seed]: training and consolidation
 
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """What the pictures show of a method. Numbers are raw: fractions and parameters; None where there is none."""
+    """A method's numbers in a figure, raw: fractions and parameters; None where there is no value."""
 
     label: str
     strategy: str  # methods of one strategy share a colour and a line
     reference: bool
-    ranked: bool  # has all its seeds and is no reference, so that it may be on the Pareto front
+    ranked: bool  # has a result for every seed and is no reference, so it may be on the Pareto front
     accuracy: float | None  # ACC, mean over seeds
-    half_width: float | None  # of its interval
+    half_width: float | None  # of ACC's interval
     trainable: float | None  # parameters trained in the last task
-    kept: tuple[float, ...]  # parameters kept after each task
-    rank: float | None = None  # mean over settings, 1 is the best
-    low: float | None = None  # ends of ACC's interval; None where one seed gives none
+    kept: tuple[float, ...]  # parameters (or what the figure's `axis` names) kept after each task
+    rank: float | None = None  # mean over settings; 1 is the best
+    low: float | None = None  # ends of ACC's interval; None with a single seed
     high: float | None = None
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """A figure as data, and what stands beside it: `figures/<name>.svg` next to the report."""
+    """A figure as data, with its title, caption and alternative text; it is drawn as `figures/<name>.svg`."""
 
     kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
     name: str
     title: str
     subject: str  # the section's title
-    alt: str  # in words, for those who do not see it
+    alt: str  # what it shows, in words
     caption: str
-    points: tuple[FigurePoint, ...] = ()  # what pareto, growth and critical-difference draw, as far as it can be drawn
-    results: tuple[Result, ...] = ()  # what the others draw
-    critical: float | None = None  # ranks that are less apart than this cannot be told apart
+    points: tuple[FigurePoint, ...] = ()  # what pareto, growth and critical-difference draw
+    results: tuple[Result, ...] = ()  # what the other kinds draw
+    critical: float | None = None  # the critical difference: ranks that are closer cannot be told apart
+    axis: str = ""  # title of the vertical axis of growth
 
     @property
     def brief(self) -> bool:
-        """Tell whether a short report shows it; the others are drawn where every figure is asked for."""
+        """Tell whether report.md shows it; the other figures are drawn only if every figure is asked for."""
         return self.kind not in ("heatmaps", "forgetting")
 
 
 @dataclass(frozen=True)
 class Section:
-    """All about one setting, in which every method had the same stream, model and recipe."""
+    """One setting, in which every method had the same stream, model and recipe."""
 
     title: str
     summary: str  # the setting in a line
@@ -142,14 +161,19 @@ class Section:
     matrices: tuple[Table, ...]  # R, mean over seeds, of each method
     seeds: tuple[int, ...]
     problems: tuple[str, ...]  # trials that failed, diverged or are missing
-    notes: tuple[str, ...]  # what a reader of the comparison must know
+    notes: tuple[str, ...]  # what the comparison alone does not tell
     settings: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
-    pictures: tuple[FigureData, ...] = ()
+    figures: tuple[FigureData, ...] = ()
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
-    verdicts: tuple[str, ...] = ()  # what the tests of paired differences say, a sentence per metric
+    verdicts: tuple[str, ...] = ()  # results of the tests of paired differences, a sentence per metric
     comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
+
+    @property
+    def pictures(self) -> tuple[FigureData, ...]:
+        """Return `figures` under its old name."""
+        return _old_pictures("Section", self.figures)
 
 
 @dataclass(frozen=True)
@@ -159,6 +183,27 @@ class Report:
     title: str
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # definitions that hold for all sections
-    rankings: tuple[Table, ...] = ()  # of methods across the sections, where several share enough of them
-    ranking_verdicts: tuple[str, ...] = ()  # what the tests of those ranks say
-    pictures: tuple[FigureData, ...] = ()  # of the whole report
+    rankings: tuple[Table, ...] = ()  # of methods across the sections, if enough sections share enough methods
+    ranking_verdicts: tuple[str, ...] = ()  # results of the tests of those ranks
+    figures: tuple[FigureData, ...] = ()  # of all sections together
+
+    @property
+    def every_figure(self) -> tuple[FigureData, ...]:
+        """Return the figures of the sections, then those of the whole report."""
+        return (*(figure for section in self.sections for figure in section.figures), *self.figures)
+
+    @property
+    def strategies(self) -> list[tuple[str, bool]]:
+        """Return the strategies of the methods and whether each is a reference, in the order of the tables."""
+        return list(dict.fromkeys((r.strategy, r.reference) for section in self.sections for r in section.results))
+
+    @property
+    def pictures(self) -> tuple[FigureData, ...]:
+        """Return `figures` under its old name."""
+        return _old_pictures("Report", self.figures)
+
+
+def _old_pictures(owner: str, figures: tuple[FigureData, ...]) -> tuple[FigureData, ...]:
+    warnings.warn(f"{owner}.pictures is {owner}.figures now; the old name is to be removed in clbench 0.3",
+                  DeprecationWarning, stacklevel=3)
+    return figures

@@ -7,29 +7,28 @@ from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
-from clbench.report.analysis.grouping import Method, Setting, by_setting
+from clbench.report.analysis.grouping import MethodRecords, Setting, by_setting
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
     ACC,
+    BYTES_BY_ROLE,
     COMPARISON,
     COUNTED,
     DEFINITIONS,
-    DEVICE_MEMORY,
-    INFERENCE,
-    INTRANSIGENCE,
+    MEASURES,
     MORE_COSTS,
     MORE_METRICS,
     TRAINABLE,
     Measure,
+    bytes_in_role,
     cells,
     fewest,
-    kept_in,
     mark,
 )
-from clbench.report.figures.data import file_names, pictures, point
-from clbench.report.formatting import clean, listed, number, runs
-from clbench.report.model import Cell, Column, Report, Result, Row, Section, Table
+from clbench.report.figures.data import figure_point, section_figures, slugs
+from clbench.report.formatting import by_task, clean, listed, number
+from clbench.report.model import Cell, Column, Report, Row, Section, Table
 from clbench.results.records import Record
 
 
@@ -40,24 +39,23 @@ def build(records: Sequence[Record]) -> Report:
         StoreError: there are no records, or one trial has two records that disagree.
     """
     settings = by_setting(records)
-    files = file_names([setting.title for setting in settings])
-    ranked = ranking(settings)
-    return Report("Continual-learning comparison", tuple(map(_section, settings, files)), DEFINITIONS,
-                  *(ranked or ()))
+    tables, verdicts, figures = ranking(settings) or ((), (), ())
+    return Report("Continual-learning comparison",
+                  tuple(map(_section, settings, slugs([setting.title for setting in settings]))), DEFINITIONS,
+                  tables, verdicts, figures)
 
 
-def _section(setting: Setting, file_name: str) -> Section:
-    records, seeds, methods, joint = setting.records, setting.seeds, setting.methods, setting.joint
-    whole = [r for m in methods for r in m.done]
-    infers = any(r.task_inference for r in whole)
-    measures = [*COMPARISON[:3], *([INFERENCE] if infers else []), *COMPARISON[3:]]
-    metrics = [*MORE_METRICS, *([INTRANSIGENCE] if joint else [])]
-    costs = [*MORE_COSTS, *([DEVICE_MEMORY] if any(r.costs.peak_device_bytes is not None for r in whole) else [])]
-    roles = dict.fromkeys(role for r in whole if r.costs.bytes for role in r.costs.bytes[-1])
+def _section(setting: Setting, slug: str) -> Section:
+    records, seeds, methods = setting.records, setting.seeds, setting.methods
     trial = records[0].trial
-    results = tuple(map(_result, methods))
+    results = tuple(m.result for m in methods)
     verdicts, comparisons = compare_with_best(setting)
-    comparison = _table("Comparison", measures, setting)
+    comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting)
+                                  for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
+    roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
+    by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting)] if roles else []
+    points = list(map(figure_point, results, comparison.cells(ACC.column.title),
+                      comparison.cells(TRAINABLE.column.title)))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
@@ -65,8 +63,7 @@ def _section(setting: Setting, file_name: str) -> Section:
                       f"seeds {listed(list(seeds))}"
                       + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
-        details=(_table("More metrics", metrics, setting), _table("More costs", costs, setting),
-                 *([_table("Bytes kept at the end, by role", [kept_in(r) for r in roles], setting)] if roles else [])),
+        details=(metrics, costs, *by_role),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -74,51 +71,38 @@ def _section(setting: Setting, file_name: str) -> Section:
         settings=notes.settings(records, seeds),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        pictures=pictures(setting.title, file_name, [
-            point(m, *(row.cells[1 + measures.index(x)] for x in (ACC, TRAINABLE)))
-            for m, row in zip(methods, comparison.rows, strict=True)], results),
+        figures=section_figures(setting.title, slug, points, results),
         results=results,
         verdicts=verdicts,
         comparisons=comparisons,
     )
 
 
-def _result(method: Method) -> Result:
-    done = method.done
-    return Result(
-        label=method.label, strategy=method.records[0].trial.method.name, reference=method.reference,
-        complete=method.complete, seeds=tuple(r.trial.seed for r in done),
-        R=tuple(tuple(map(tuple, r.R)) for r in done), trainable=tuple(tuple(r.costs.trainable) for r in done),
-        parameters=tuple(tuple(sum(kept.values()) for kept in r.costs.parameters) for r in done),
-        bytes=tuple(tuple(sum(kept.values()) for kept in r.costs.bytes) for r in done),
-        seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
-
-
 def _table(title: str, measures: Sequence[Measure], setting: Setting) -> Table:
-    columns = [_column(measure, setting) for measure in measures]
-    rows = tuple(Row(m.label, (Cell(m.state), *found), "†" if m.infers else "", m.reference)
-                 for m, *found in zip(setting.methods, *columns, strict=True))
-    return Table(title, (Column("seeds", "text"), *(m.column for m in measures)), rows)
+    """Return the table of some measures; those that are optional only if some record has a value."""
+    shown = [m for m in measures if not m.optional or setting.has(m)]
+    rows = tuple(Row(method.label, (Cell(method.state), *found), "†" if method.infers else "", method.reference)
+                 for method, *found in zip(setting.methods, *(_cells(m, setting) for m in shown), strict=True))
+    return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
 
 
-def _column(measure: Measure, setting: Setting) -> list[Cell]:
+def _cells(measure: Measure, setting: Setting) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
-    series = [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    found = cells(series, measure.column.unit)
-    if measure.column.direction is None:
+    column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
+    found = cells(values, column.unit)
+    if column.direction is None:
         return found
-    eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None}
-    if measure is TRAINABLE:  # what is fitted in closed form is not trained for less, but in another way
-        eligible = {i for i in eligible if found[i].mean}
-    if measure.column.unit in COUNTED and all(len(set(series[i])) == 1 for i in eligible):
-        return mark(measure.column, found, fewest(found, measure.column.unit, eligible), eligible)
+    eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
+                and (found[i].mean or measure.zero_competes)}
+    if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
+        return mark(column, found, fewest(found, column.unit, eligible), eligible)
     compared = setting.compared(measure)
-    best = winners(family(measure.column, compared), {k: v for k, v in compared.items() if k in setting.eligible})
-    return mark(measure.column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
+    best = winners(family(column, compared), {k: v for k, v in compared.items() if k in setting.eligible})
+    return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 
-def _matrix(method: Method) -> Table | None:
-    """Return the mean of R over the seeds that are done; None without any, or if their lengths differ."""
+def _matrix(method: MethodRecords) -> Table | None:
+    """Return R, mean over seeds; None if no seed gave a result, or if their streams differ in length."""
     matrices = [r.R for r in method.done]
     if len({len(R) for R in matrices}) != 1:
         return None
@@ -133,8 +117,8 @@ def _matrix(method: Method) -> Table | None:
     return Table(f"{method.label}: R, {seeds}", columns, tuple(rows), corner="row")
 
 
-def _problems(methods: Sequence[Method]) -> Iterable[str]:
-    """Name every trial that has no result."""
+def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Return a line for each trial without a result."""
     for method in methods:
         for record in method.records:
             if record.status != "done":
@@ -147,8 +131,8 @@ def _problems(methods: Sequence[Method]) -> Iterable[str]:
             yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
 
 
-def _notes(methods: Sequence[Method]) -> Iterable[str]:
-    """Say what the comparison table alone would hide."""
+def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Return what the comparison table alone would hide."""
     if any(m.infers for m in methods):
         yield "† was not told the task of a test sample and inferred it; task inference: how often it was right"
     for m in methods:
@@ -160,7 +144,7 @@ def _notes(methods: Sequence[Method]) -> Iterable[str]:
     for m in methods:
         growth = next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None)
         if growth:
-            yield f"{m.label}: trainable parameters were {runs(growth)}"
+            yield f"{m.label}: trainable parameters were {by_task(growth)}"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
         yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
                "fewest trainable parameters; bytes kept has what was fitted instead")

@@ -1,4 +1,4 @@
-"""A report and its figures written into a folder."""
+"""A report and its figures written into files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from clbench.core.entry_points import resolve
 from clbench.core.errors import PluginError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
-from clbench.report.model import FileFormat, Report
+from clbench.report.model import FigureData, FileFormat, Report
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     """Write `report<suffix>` into a folder, whole or not at all, and return its path.
 
     Raises:
-        PluginError: the format cannot be loaded, raises, or returns something else than text.
+        PluginError: the format cannot be loaded, raises, or returns something other than text.
         StoreError: the file cannot be written.
     """
     render = resolve(format_info.render, f"report format {format_info.name!r}")
@@ -27,11 +27,7 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     if not isinstance(text, str):
         raise PluginError(f"report format {format_info.name!r} returned {type(text).__name__}, expected text")
     path = directory / f"report{format_info.suffix}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    _write(path, text)
     return path
 
 
@@ -41,13 +37,40 @@ def write_figures(report: Report, directory: Path, file_formats: Collection[File
     Args:
         report: from `build`.
         directory: of the report.
-        file_formats: in which to draw every figure; those that report.md shows are drawn as SVG anyway.
+        file_formats: in which every figure is drawn; those that report.md shows are drawn as SVG anyway.
 
     Raises:
         StoreError: a file cannot be written.
     """
-    if not (report.pictures or any(section.pictures for section in report.sections)):
+    if not report.every_figure:
         return []
-    from clbench.report.figures import draw  # imports numpy; drawing imports matplotlib
+    from clbench.report.figures.draw import draw_report  # imports numpy; drawing imports matplotlib
 
-    return draw.write(report, directory, file_formats)
+    paths = []
+    for name, content in draw_report(report, file_formats).items():
+        paths.append(directory / "figures" / name)
+        _write(paths[-1], content)
+    return paths
+
+
+def write_figure(data: FigureData, path: Path, file_format: FileFormat) -> None:
+    """Draw a single figure into a file, whose folder must exist.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    from clbench.report.figures import draw, style
+
+    looks = style.looks([(point.strategy, point.reference) for point in data.points])
+    content, = draw.draw_figure(data, looks, [file_format])
+    _write(path, content, make_folder=False)
+
+
+def _write(path: Path, content: str | bytes, make_folder: bool = True) -> None:
+    """Write a file as a whole; an error is one line."""
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

@@ -17,4 +17,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at rank 0."""
     return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
                          "base frozen; per task a head and nothing else (linear probing, lora at rank 0)",
-                         FrozenOptions, reference=True),)
+                         FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),)),)

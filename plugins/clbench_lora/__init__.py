@@ -105,7 +105,8 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (
         StrategyInfo("lora", "clbench_lora.strategy:LoRA",
                      "base frozen; per task low-rank adapters h = Wx + (alpha/rank) B(Ax), and a head",
-                     LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685"),
+                     LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685",
+                     layer_rows=(("LoRA r={rank}", "rank={rank}:base=pretrained"),)),
         StrategyInfo("seq-lora", "clbench_lora.seq:SeqLoRA",
                      "base frozen; one set of adapters and one head, trained on from task to task", SeqLoRAOptions,
                      paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023"),

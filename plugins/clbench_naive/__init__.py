@@ -11,4 +11,4 @@ from clbench import StrategyInfo, hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
     return (StrategyInfo("naive", "clbench.strategy:Strategy", "fine-tuning, nothing against forgetting",
-                         reference=True),)
+                         reference=True, baseline=True),)

@@ -67,6 +67,30 @@ def test_a_convolution(capsys):
     assert cells(row) == ["LoRA r=4", "19,840", "1,408", "5.63 KB", "13x fewer"]
 
 
+def test_a_plugins_declaration_brings_rows_of_its_own(capsys, tmp_path):
+    (tmp_path / "probes.py").write_text(
+        "from clbench import Options, Strategy, StrategyInfo, hookimpl\n\n\n"
+        "class ProbeOptions(Options):\n    rank: int = 1\n\n\n"
+        "@hookimpl\ndef clbench_strategies():\n"
+        "    return [StrategyInfo('probe', Strategy, 'as naive', ProbeOptions, layer_rows=(\n"
+        "        ('Probe of {rank}', 'rank={rank}'), ('Probe', '')))]\n")
+    code, out, err = call(capsys, "--layer", "10x10", "--rank", "2,3", "--plugin", tmp_path / "probes.py")
+    assert (code, err) == (0, "")
+    assert [cells(line)[0] for line in out.splitlines()[4:10]] == [
+        "full fine-tuning", "frozen", "LoRA r=2", "LoRA r=3", "Probe of 2", "Probe of 3"]
+    assert out.count("Probe  ") == 1
+
+
+@pytest.mark.parametrize("args", [("params", "--layer", "10x10"), ("params", "--model", "mlp"),
+                                  ("pretrain", "split-mnist-5k", "--out", "w.safetensors")])
+def test_without_a_baseline_there_is_nothing_to_compare_with(args, capsys, monkeypatch):
+    monkeypatch.setenv("CLBENCH_DISABLE_PLUGINS", "clbench_naive")
+    assert cli.call([*args]) == 2
+    assert capsys.readouterr().err == (
+        "Error: no method that is installed is full fine-tuning (StrategyInfo.baseline); clbench methods shows which "
+        "plugins are disabled or broken\n")
+
+
 NETWORK = ("--model", "mlp:width=100", "--methods", "lora:rank=2,ewc,er,pnn,shared-private", "--tasks", 3)
 
 

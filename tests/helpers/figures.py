@@ -21,9 +21,9 @@ def study(ranks=(1, 2, 4), strategies=("ewc", "er", "naive", "joint"), label=Non
 
 
 def figure(report, kind):
-    picture, = [p for s in report.sections for p in s.pictures if p.kind == kind]
-    looks = style.looks([(r.strategy, r.reference) for s in report.sections for r in s.results])
+    data, = [f for f in report.every_figure if f.kind == kind]
+    looks = style.looks(report.strategies)
     with style.styled():
-        drawn = draw.KINDS[kind](picture, looks)
+        drawn = draw.KINDS[kind](data, looks)
         drawn.canvas.draw()
     return drawn, looks

@@ -95,11 +95,11 @@ def test_the_committed_verdicts_are_what_their_records_give(path):
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
     from clbench.execution.run import by_method
-    from clbench.report.figures.draw import draw
+    from clbench.report.figures.draw import draw_report
 
     for path in ROOT.glob("reports/*/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in
-                 draw(report.build(by_method(Store(path.parent).read()[0]))).items()}
+                 draw_report(report.build(by_method(Store(path.parent).read()[0]))).items()}
         kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}
         words = re.compile(r"<!-- .* -->")  # a figure's text; its outlines may differ between versions of matplotlib
         assert {name: words.findall(text) for name, text in kept.items()} == {

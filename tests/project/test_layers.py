@@ -11,6 +11,7 @@ import pytest
 from helpers import TESTS
 
 import clbench
+from clbench.core.registry import discover
 
 ROOT = Path(clbench.__file__).parent
 # A package imports packages of the lines above its own, never one of its own line or below.
@@ -99,6 +100,28 @@ def test_no_core_module_imports_a_plugin():
     found = [(name, target) for name, path in MODULES.items() for target in imports(path)
              if target.startswith("clbench_")]
     assert not found
+
+
+def strings(path):
+    """Yield the strings in a file's code, parts of f-strings too, docstrings left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None  # a docstring
+    yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def test_no_code_names_a_method_of_ours():
+    """A string is a method's name, or begins with one and a colon as in `lora:rank=4`.
+
+    Prose such as help texts may name methods, and so may a list of examples that an option has by default.
+    """
+    origins = discover().origins
+    ours = {name for (kind, name), origin in origins.items() if kind == "method" and origin.distribution == "clbench"}
+    assert len(ours) > 20
+    found = [(name, text) for name, path in MODULES.items() for text in strings(path)
+             if any(text == method or text.startswith(f"{method}:") for method in ours)]
+    assert not found, "what a method is, its declaration says (clbench.core.hookspecs.StrategyInfo)"
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

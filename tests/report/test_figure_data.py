@@ -4,7 +4,7 @@ import pytest
 from helpers.records import make_matrix, make_record
 
 from clbench.report import build
-from clbench.report.figures.data import file_names, front
+from clbench.report.figures.data import front, slugs
 from clbench.report.formats.markdown import render
 
 
@@ -20,9 +20,9 @@ def growing(record, kept):
     return record.model_copy(update={"costs": costs})
 
 
-def pictures(records):
+def figures(records):
     (section,) = build(records).sections
-    return {picture.kind: picture for picture in section.pictures}
+    return {figure.kind: figure for figure in section.figures}
 
 
 def test_the_front_is_what_nothing_dominates():
@@ -36,8 +36,8 @@ def test_the_front_is_what_nothing_dominates():
         assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
 
-def test_the_pareto_picture_holds_the_tables_numbers():
-    found = pictures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("naive", 90, 0.9)))["pareto"]
+def test_the_pareto_figure_holds_the_tables_numbers():
+    found = figures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("naive", 90, 0.9)))["pareto"]
     assert [(p.label, p.strategy, p.trainable, p.half_width, p.reference) for p in found.points] == [
         ("lora:a=0", "lora", 10, 0.0, False), ("ewc:a=1", "ewc", 90, 0.0, False), ("naive:a=2", "naive", 90, 0.0, True)]
     assert [p.accuracy for p in found.points] == pytest.approx([0.6, 0.8, 0.9])
@@ -48,44 +48,44 @@ def test_the_pareto_picture_holds_the_tables_numbers():
 def test_methods_without_all_their_seeds_are_shown_but_not_on_the_front():
     records = [*study(("lora", 10, 0.6), ("ewc", 90, 0.8)), make_record("er", 0, [[0.9] * 3] * 4, trainable=[5] * 3),
                make_record("pnn", 0, status="diverged")]
-    found = pictures(records)["pareto"]
+    found = figures(records)["pareto"]
     assert [(p.label, p.ranked) for p in found.points] == [("lora:a=0", True), ("ewc:a=1", True), ("er", False)]
     assert "Others: er (5; 90.00 ± n/a %)" in found.alt
 
 
-def test_there_is_no_pareto_picture_where_it_says_nothing():
-    assert "pareto" not in pictures(study(("lora", 10, 0.6)))
-    assert "pareto" not in pictures(study(("lora", 10, 0.6), ("ewc", 10, 0.8)))
-    assert "pareto" not in pictures(study(("lora", 0, 0.6), ("ewc", 10, 0.8)))
+def test_there_is_no_pareto_figure_where_it_says_nothing():
+    assert "pareto" not in figures(study(("lora", 10, 0.6)))
+    assert "pareto" not in figures(study(("lora", 10, 0.6), ("ewc", 10, 0.8)))
+    assert "pareto" not in figures(study(("lora", 0, 0.6), ("ewc", 10, 0.8)))
 
 
 def test_a_method_that_trains_nothing_is_named_below():
-    found = pictures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("fixed", 0, 0.3)))["pareto"]
+    found = figures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("fixed", 0, 0.3)))["pareto"]
     assert [p.strategy for p in found.points] == ["lora", "ewc"]
     assert found.caption.endswith("Not shown: fixed:a=2 (no trainable parameters).")
 
 
 def test_growth_is_shown_where_something_grows():
     records = [growing(make_record("lora", s), [100, 110, 120 + 10 * s]) for s in (0, 1)]
-    found = pictures([*records, growing(make_record("ewc", 0), [100] * 3)])["growth"]
+    found = figures([*records, growing(make_record("ewc", 0), [100] * 3)])["growth"]
     assert [p.kept for p in found.points] == [(100, 110, 125), (100, 100, 100)]
     assert found.alt == "Parameters kept after the first and the last of 3 tasks: lora 100 to 125; ewc 100 to 100."
-    assert "growth" not in pictures([growing(make_record("ewc", 0), [100] * 3)])
-    assert "growth" not in pictures([growing(make_record("lora", 0, tasks=1), [100])])
+    assert "growth" not in figures([growing(make_record("ewc", 0), [100] * 3)])
+    assert "growth" not in figures([growing(make_record("lora", 0, tasks=1), [100])])
 
 
 def test_each_setting_has_files_of_its_own():
     records = [r for scenario in ("task", "class")
                for r in study(("lora", 10, 0.6), ("ewc", 90, 0.8), scenario=scenario)]
-    names = [p.name for section in build(records).sections for p in section.pictures if p.kind == "pareto"]
+    names = [p.name for section in build(records).sections for p in section.figures if p.kind == "pareto"]
     assert names == ["split-mnist-5k-task-mlp-pareto", "split-mnist-5k-class-mlp-pareto"]
-    assert file_names(["a b", "a-b", "../x:y, scenario task", "é", "c"]) == [
+    assert slugs(["a b", "a-b", "../x:y, scenario task", "é", "c"]) == [
         "a-b-1", "a-b-2", "x-y-task", "setting-4", "c"]
-    assert len(file_names(["x" * 500])[0]) == 80
+    assert len(slugs(["x" * 500])[0]) == 80
 
 
 @pytest.mark.parametrize("label", ["a](http://q)", "a\n\n# b", "<b>"])
-def test_markdown_embeds_the_pictures_with_their_words_escaped(label):
+def test_markdown_embeds_the_figures_with_their_words_escaped(label):
     records = study(("lora", 10, 0.6), ("ewc", 90, 0.8))
     text = render(build([r.model_copy(update={"label": label}) if r.trial.method.name == "lora" else r
                          for r in records]))
@@ -101,10 +101,10 @@ def test_the_course_of_accuracy_is_shown_where_there_is_one():
     R = [[0.5, 0.5, 0.5], [0.9, 0.4, 0.5], [0.8, 0.7, 0.5], [0.6, 0.7, 0.8]]
     records = [make_record("lora", 0, R), make_record("lora", 1, make_matrix(3)), make_record("er", 0, R),
                make_record("pnn", 0, status="failed")]
-    found = pictures(records)
+    found = figures(records)
     assert [p.kind for p in found.values() if p.brief] == ["curves"]
     assert [p.kind for p in found.values() if not p.brief] == ["forgetting", "heatmaps"]
     assert [r.label for r in found["curves"].results] == ["lora", "er"]
     assert found["curves"].alt.endswith("last task: lora 90.00 to 75.00 %; er 90.00 to 70.00 %.")
     assert found["forgetting"].alt.endswith("its mean over tasks: lora 15.00; er 15.00.")
-    assert not pictures([make_record("lora", tasks=1)])
+    assert not figures([make_record("lora", tasks=1)])

@@ -177,7 +177,7 @@ def test_a_value_reached_by_keyboard_stays_when_the_page_scrolls_and_moves_with_
     assert tip(browser) == named
 
 
-def test_the_pareto_picture_switches_its_cost(show):
+def test_the_pareto_figure_switches_its_cost(show):
     from selenium.webdriver.common.keys import Keys
 
     browser = show(study())

@@ -63,9 +63,9 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
     wide = [FigurePoint(name, name, False, True, accuracy, None, cost, (), low=low, high=high)
             for name, accuracy, low, high, cost in (("lora", 0.95, 0.75, 1.15, 10.0), ("ewc", 0.1, -0.2, 0.4, 100.0),
                                                     ("er", 0.5, None, None, 100.0))]
-    picture = FigureData("pareto", "x", "", "", "", "", tuple(wide))
+    data = FigureData("pareto", "x", "", "", "", "", tuple(wide))
     with style.styled():
-        axes, = draw.pareto(picture, style.looks([(p.strategy, False) for p in wide])).axes
+        axes, = draw.draw_pareto(data, style.looks([(p.strategy, False) for p in wide])).axes
     spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
     assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
 
@@ -84,7 +84,7 @@ def test_growth_over_orders_of_magnitude_is_logarithmic():
         FigurePoint(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
         (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
     with style.styled():
-        axes, = draw.growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
+        axes, = draw.draw_growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
     assert axes.get_yscale() == "log"
     assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
 
@@ -104,14 +104,14 @@ def test_the_same_records_give_the_same_file_in_any_process(tmp_path):
             "assert 'matplotlib.pyplot' not in sys.modules\n"
             "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, TESTS, tmp_path], check=True)
-    ours = draw.draw(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
+    ours = draw.draw_report(study((1, 2), ("ewc", "naive")), FILE_FORMATS)
     assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == ours
     assert {Path(name).suffix for name in ours} == {".svg", ".pdf", ".png"} and len(ours) == 3 * 5
     assert not any(re.search(rb"20\d\d-?\d\d-?\d\d|[Mm]atplotlib v", data) for data in ours.values())
 
 
 def test_what_comes_from_a_record_is_text_only():
-    for svg in map(bytes.decode, draw.draw(study(ranks=(1,), label=NASTY), ["svg"]).values()):
+    for svg in map(bytes.decode, draw.draw_report(study(ranks=(1,), label=NASTY), ["svg"]).values()):
         root = ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
         assert not [e for e in root.iter() if e.tag.endswith(("}i", "}script"))]

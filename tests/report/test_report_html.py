@@ -13,9 +13,9 @@ from helpers.records import make_matrix, make_record
 
 from clbench.core.registry import discover
 from clbench.report import build
-from clbench.report.figures import data as series
+from clbench.report.figures import data
 from clbench.report.figures.style import PALE, PALETTE, looks
-from clbench.report.formats import page as scheme
+from clbench.report.formats import palette
 from clbench.report.formats.html import render
 from clbench.report.formatting import NONE
 from clbench.results.stats import mean_interval
@@ -25,7 +25,7 @@ EMPTY = {"meta", "link", "input", "wbr"}
 
 
 class Page(HTMLParser):
-    """Checks that elements close in order, and keeps tables, texts and attributes."""
+    """A parser that checks that elements close in order, and keeps tables, texts and attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -70,7 +70,7 @@ def test_the_page_is_well_formed_and_holds_every_method_and_number():
     assert [row[0] for row in shown] == ["method", "lora", "ewc", "for reference", "naive"]
     for row, ours in zip((shown[1], shown[2], shown[4]), section.comparison.rows, strict=True):
         assert row[1:] == [cell.text for cell in ours.cells]
-    curves = series.accuracy_over_tasks(section.results)
+    curves = data.accuracy_over_tasks(section.results)
     assert page.tables["s1-accuracy"][1][1:] == [cell.text for cell in curves.rows[0].cells]
     for table in (*section.details, *section.matrices):
         assert any([r[1:] for r in found if len(r) > 1][1:] == [[c.text for c in r.cells] for r in table.rows]
@@ -87,7 +87,7 @@ def test_tables_say_what_their_headers_head():
 
 def test_the_curves_are_means_over_the_tasks_seen_with_the_tables_interval():
     records = study(methods=("lora",))
-    table = series.accuracy_over_tasks(build(records).sections[0].results)
+    table = data.accuracy_over_tasks(build(records).sections[0].results)
     for i, cell in enumerate(table.rows[0].cells, start=1):
         expected = mean_interval([fmean(r.R[i][:i]) for r in records])
         assert (cell.mean, cell.half_width) == (pytest.approx(expected.mean), pytest.approx(expected.half_width))
@@ -97,10 +97,10 @@ def test_seeds_without_a_result_have_a_dash_and_others_no_interval():
     records = [make_record("lora", 0), make_record("lora", 2), make_record("ewc", 1)]
     records.append(make_record("er", 0, status="failed"))
     section, = build(records).sections
-    rows = series.accuracy_by_seed(section.results, section.seeds).rows
+    rows = data.accuracy_by_seed(section.results, section.seeds).rows
     assert [[c.text for c in row.cells] for row in rows] == [
         ["80.00", NONE, "80.00", "80.00 ± 0.00"], [NONE, "80.00", NONE, "80.00 ± n/a"], [NONE] * 4]
-    assert [c.text for c in series.forgetting_per_task(section.results).rows[2].cells] == [NONE] * 2
+    assert [c.text for c in data.forgetting_per_task(section.results).rows[2].cells] == [NONE] * 2
 
 
 def test_the_same_records_give_the_same_page():
@@ -147,31 +147,31 @@ def test_a_single_task_and_a_setting_where_all_failed_are_shown():
 
 
 def test_methods_have_the_colours_of_the_written_report_and_can_be_seen():
-    css = scheme.css()
-    assert [scheme.colour_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "grey"]
+    css = palette.css()
+    assert [palette.colour_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "grey"]
     assert f"--c1: {PALETTE[1]};" in css and f"--grey: {PALE};" in css
     found = looks([("lora", False), ("ewc", False), ("naive", True)])
     page = Page(render(build(study())))
     assert [(a["data-colour"], a["data-marker"]) for _, a in page.attributes if "data-colour" in a] == [
-        (scheme.colour_class(look.colour), look.marker) for look in found.values()]
-    for paper in (scheme.LIGHT["paper"], scheme.DARK["paper"]):
+        (palette.colour_class(look.colour), look.marker) for look in found.values()]
+    for paper in (palette.LIGHT["paper"], palette.DARK["paper"]):
         block = next(part for part in css.split("}") if f"--paper: {paper};" in part)
         edges = re.findall(r"-edge: (#\w+);", block)
-        assert len(edges) == 7 and all(scheme.contrast(edge, paper) >= 3 for edge in edges)
+        assert len(edges) == 7 and all(palette.contrast(edge, paper) >= 3 for edge in edges)
 
 
-@pytest.mark.parametrize("colours", [scheme.LIGHT, scheme.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
 def test_text_has_the_contrast_of_wcag_aa(colours):
-    assert scheme.contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert scheme.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # a well-known pair
+    assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert palette.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # a well-known pair
     for text, behind in (("ink", "paper"), ("soft", "paper"), ("soft", "wash"), ("ink", "wash"), ("accent", "paper"),
                          ("warn", "warn-paper"), ("ink", "warn-paper"), ("paper", "ink")):
-        assert scheme.contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+        assert palette.contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     script = Page(render(build(study()))).raw["script"]
     deep = float(re.search(r"const DEEP = ([\d.]+)", script)[1])
     for i in range(1001):
-        cell = scheme.mix(colours["cold"], colours["hot"], i / 1000)
-        assert scheme.contrast(cell, colours["on-hot" if i / 1000 > deep else "on-cold"]) >= 4.5, i
+        cell = palette.mix(colours["cold"], colours["hot"], i / 1000)
+        assert palette.contrast(cell, colours["on-hot" if i / 1000 > deep else "on-cold"]) >= 4.5, i
 
 
 def test_the_format_is_found_by_name():

@@ -10,7 +10,7 @@ from clbench import cli
 from clbench.report import build
 from clbench.report.analysis.paired_tests import family
 from clbench.report.columns import ACC
-from clbench.report.figures.draw import draw
+from clbench.report.figures.draw import draw_report
 from clbench.report.figures.ranks import groups
 from clbench.report.formats.html import render as html
 from clbench.report.formats.json import render as as_json
@@ -63,7 +63,7 @@ def test_identical_methods_are_found_different_no_more_often_than_is_said():
     for _ in range(1000):
         values = draws.normal(0.8, 0.02, (4, 10)).tolist()
         tests = family(COLUMN, {f"m{k}": dict(enumerate(row)) for k, row in enumerate(values)})
-        false += any(pair.shown for pair in tests.pairs)
+        false += any(pair.significant for pair in tests.pairs)
     assert false / 1000 <= 0.05 + 2.33 * (0.05 * 0.95 / 1000) ** 0.5  # 99%
 
 
@@ -177,9 +177,9 @@ def test_methods_are_ranked_across_settings_by_their_mean():
         "Friedman's test of 3 methods over 6 settings: p = 0.0025; ranks differ. Further apart than the critical "
         "difference of 1.35 (Nemenyi): lora before er",)
     assert not any(c.bold for c in table.rows[-1].cells)  # lora is not shown to be before ewc
-    (picture,) = report.pictures
-    assert [(p.label, p.rank) for p in picture.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
-    assert draw(report)["critical-difference.svg"].startswith(b"<?xml")
+    (figure,) = report.figures
+    assert [(p.label, p.rank) for p in figure.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
+    assert draw_report(report)["critical-difference.svg"].startswith(b"<?xml")
     assert "](figures/critical-difference.svg)" in render(report)
 
 

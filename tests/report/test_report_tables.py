@@ -8,7 +8,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.spec import Recipe
 from clbench.report import build
 from clbench.report.formats.markdown import render
-from clbench.report.formatting import clean, interval, listed, number, runs
+from clbench.report.formatting import by_task, clean, interval, listed, number
 
 
 def row(table, label):
@@ -292,7 +292,7 @@ def test_intervals_share_the_unit_of_their_mean():
 def test_lists_are_short():
     assert listed([2, 0, 1, 7]) == "0-2, 7"
     assert listed([3, 4]) == "3, 4"
-    assert runs([5, 6, 7, 8, 9, 10, 9]) == "5 in task 1, 9 in task 7, 10 at most"
+    assert by_task([5, 6, 7, 8, 9, 10, 9]) == "5 in task 1, 9 in task 7, 10 at most"
     assert clean("a\n\tb\x1b[31m\u202ec") == "a b\ufffd[31m\ufffdc"
 
 

@@ -1,39 +1,46 @@
-"""Records as a report looks at them: by setting, by method, and a figure of each by seed."""
+"""Records grouped by setting and by method, and the value of a measure for each seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from clbench.core.errors import StoreError
 from clbench.report.analysis import notes
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
+from clbench.report.model import Result
 from clbench.results.records import Record
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRecords:
     """The records of one method in one setting."""
 
     label: str
-    records: tuple[Record, ...]
-    seeds: tuple[int, ...]  # those of the whole section
+    records: tuple[Record, ...]  # by seed
+    seeds: tuple[int, ...]  # of the whole setting
+
+    @property
+    def strategy(self) -> str:
+        """Return the name of the method's strategy."""
+        return self.records[0].trial.method.name
+
+    @property
+    def reference(self) -> bool:
+        """Tell whether the method is a reference, which the tables set apart."""
+        return self.records[0].reference
 
     @property
     def done(self) -> list[Record]:
-        """Return the records with a result, by seed."""
+        """Return the records with a result."""
         return [r for r in self.records if r.status == "done"]
 
     @property
     def complete(self) -> bool:
-        """Tell whether all seeds of the setting gave a result."""
+        """Tell whether every seed of the setting gave a result."""
         return len(self.done) == len(self.seeds)
-
-    @property
-    def reference(self) -> bool:
-        """Tell whether this is a bound such as naive or joint."""
-        return self.records[0].reference
 
     @property
     def missing(self) -> list[int]:
@@ -42,55 +49,85 @@ class Method:
 
     @property
     def infers(self) -> bool:
-        """Tell whether it had to infer the task of a test sample."""
+        """Tell whether the method had to infer the task of a test sample."""
         return any(r.task_inference for r in self.records)
 
     @property
+    def joint(self) -> bool:
+        """Tell whether the method is joint training: a reference that kept every training sample of all tasks so far.
+
+        The records alone show it, so that reports do not depend on the plugins that are installed.
+        """
+        return self.reference and all(
+            r.stream is not None and r.costs.replay_samples == list(accumulate(r.stream.train_samples))
+            for r in self.done)
+
+    @property
     def state(self) -> str:
-        """Return `3`, or `1/3; 1 diverged, 1 missing`."""
+        """Return how many seeds gave a result: `3`, or `1/3; 1 diverged, 1 missing`."""
         if self.complete:
             return str(len(self.seeds))
         counts = [(sum(r.status == s for r in self.records), s) for s in ("diverged", "failed")]
         counts.append((len(self.missing), "missing"))
         return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
 
+    @property
+    def result(self) -> Result:
+        """Return the raw numbers of the records with a result."""
+        done = self.done
+        return Result(
+            label=self.label, strategy=self.strategy, reference=self.reference, complete=self.complete,
+            seeds=tuple(r.trial.seed for r in done), R=tuple(tuple(map(tuple, r.R)) for r in done),
+            trainable=tuple(tuple(r.costs.trainable) for r in done),
+            parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
+            bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
+            seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
+
 
 @dataclass(frozen=True)
 class Setting:
-    """All methods of one setting; references last, the others as they appeared."""
+    """All methods of one setting, in the order in which they appear but for references, which come last."""
 
     title: str
     seeds: tuple[int, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
-        """Return a figure of each method by seed, for the seeds that gave a result."""
+        """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
         joint = self.joint
         return {m.label: {r.trial.seed: measure.value(r, joint.get(r.trial.seed)) for r in m.done}
                 for m in self.methods}
 
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
-        """Return the same without references but those named, and without methods for which a seed has no number."""
-        taken = {m.label for m in self.methods if not m.reference} | set(also)
-        return {label: {s: v for s, v in found.items() if v is not None}
-                for label, found in self.values(measure).items()
-                if label in taken and found and None not in found.values()}
+        """Return the values of the methods that can be compared: those that have one for each seed with a result.
+
+        Args:
+            measure: what is compared.
+            also: labels of references to include; the others are left out.
+        """
+        included = {m.label for m in self.methods if not m.reference} | set(also)
+        return {label: {seed: value for seed, value in by_seed.items() if value is not None}
+                for label, by_seed in self.values(measure).items()
+                if label in included and by_seed and None not in by_seed.values()}
+
+    def has(self, measure: Measure) -> bool:
+        """Tell whether some record has a value of a measure."""
+        return any(value is not None for by_seed in self.values(measure).values() for value in by_seed.values())
 
     @property
     def joint(self) -> dict[int, Record]:
-        """Return joint training's record of each seed."""
-        return {r.trial.seed: r for m in reversed(self.methods) if m.records[0].trial.method.name == "joint"
-                for r in m.done}
+        """Return the record of joint training for each seed; of several such methods the first counts."""
+        return {r.trial.seed: r for m in reversed(self.methods) if m.joint for r in m.done}
 
     @property
     def eligible(self) -> set[str]:
-        """Return the methods that may be the best: those with all their seeds, references left out."""
+        """Return the methods that may be the best: those with a result for every seed, references left out."""
         return {m.label for m in self.methods if m.complete and not m.reference}
 
 
 def by_setting(records: Sequence[Record]) -> list[Setting]:
-    """Return the settings of records in the order in which they appear, each with a title of its own.
+    """Return the settings of records in the order in which they appear, each with a distinct title.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
@@ -103,7 +140,7 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
     names = [notes.title(group[0]) for group in groups.values()]
     titles = [f"{name} ({i} of {len(names)})" if names.count(name) > 1 else name  # differ in recipe, weights or options
               for i, name in enumerate(names, start=1)]
-    return [_setting(*found) for found in zip(titles, groups.values(), strict=True)]
+    return [_setting(title, group) for title, group in zip(titles, groups.values(), strict=True)]
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:
@@ -112,23 +149,23 @@ def _setting(title: str, records: Sequence[Record]) -> Setting:
 
 
 def _distinct(records: Iterable[Record]) -> list[Record]:
-    """Return each trial's record once."""
-    found: dict[str, Record] = {}
+    """Return one record of each trial."""
+    by_key: dict[str, Record] = {}
     for record in records:
-        first = found.setdefault(record.key, record)
+        first = by_key.setdefault(record.key, record)
         if first is not record and first.outcome() != record.outcome():
             raise StoreError(f"trial {record.key} ({clean(record.label)}, seed {record.trial.seed}) has two records "
                              "that disagree; keep one of them")
-    return list(found.values())
+    return list(by_key.values())
 
 
-def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[Method]:
-    """Group records by method; labels that two methods share become the methods' full names."""
+def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRecords]:
+    """Group records by method; where two methods share a label, each is called by its full name."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(str(record.trial.method), []).append(record)
     labels = [clean(group[0].label) for group in groups.values()]
-    methods = [Method(label if labels.count(label) == 1 else clean(full),
-                      tuple(sorted(group, key=lambda r: r.trial.seed)), seeds)
+    methods = [MethodRecords(label if labels.count(label) == 1 else clean(full),
+                             tuple(sorted(group, key=lambda r: r.trial.seed)), seeds)
                for label, (full, group) in zip(labels, groups.items(), strict=True)]
     return sorted(methods, key=lambda m: m.reference)  # stable

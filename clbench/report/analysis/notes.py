@@ -1,4 +1,4 @@
-"""What a section says beside its numbers: setting, provenance, and what makes its records hard to compare."""
+"""The texts of a section: its setting, its provenance, and what makes its records hard to compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.spec import Recipe
-from clbench.experiment.trial import Resolved, Trial
+from clbench.experiment.trial import Trial
 from clbench.report.formatting import clean, listed
 from clbench.results.records import Record
 
@@ -26,20 +26,15 @@ def recipe(chosen: Recipe) -> str:
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
-def named(thing: Resolved) -> str:
-    """Return a benchmark, model or method with all its options, as the command line takes it."""
-    return clean(thing)
-
-
 def title(record: Record) -> str:
-    """Return what a section is called."""
+    """Return the title of a record's section."""
     trial = record.trial
     return clean(f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
                  + (", validation" if trial.validation else ""))
 
 
 def held_out(trial: Trial) -> str:
-    """Return what a trial with a validation split measures accuracies on, in words."""
+    """Return in words on which samples a trial with a validation split measures accuracies."""
     return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
@@ -47,7 +42,7 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting that all records of a section share."""
     trial = records[0].trial
     weights = f"{trial.weights.path} (sha256 {trial.weights.sha256[:16]})" if trial.weights else "none (from scratch)"
-    pairs = [("benchmark", named(trial.benchmark)), ("scenario", trial.scenario), ("model", named(trial.model)),
+    pairs = [("benchmark", clean(trial.benchmark)), ("scenario", trial.scenario), ("model", clean(trial.model)),
              ("pretrained weights", weights), ("recipe", recipe(trial.recipe)), ("seeds", listed(list(seeds)))]
     if trial.validation:
         pairs.append(("accuracies on", held_out(trial)))
@@ -57,7 +52,7 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
                   ("training samples per task", _spread(stream.train_samples)),
                   (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
-    methods = dict.fromkeys((clean(r.label), named(r.trial.method)) for r in records)
+    methods = dict.fromkeys((clean(r.label), clean(r.trial.method)) for r in records)
     pairs += [(f"method {label}", full) for label, full in methods if label != full]
     return tuple((name, clean(value)) for name, value in pairs)
 
@@ -69,7 +64,7 @@ def _spread(numbers: Iterable[int]) -> str:
 
 
 def provenance(records: Sequence[Record]) -> Pairs:
-    """Return where the records of a section come from; where they differ, every value."""
+    """Return where the records of a section come from, with every value where they differ."""
     began = sorted(r.provenance.started for r in records)
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
     pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
@@ -99,7 +94,7 @@ def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """Return a line for everything beside method and seed in which the records of a section differ."""
+    """Return a line for everything but method and seed in which the records of a section differ."""
     notes = []
     for seed in sorted({r.trial.seed for r in records}):
         prints = {r.stream.fingerprint for r in records if r.stream and r.trial.seed == seed}
@@ -124,7 +119,10 @@ def differences(records: Sequence[Record]) -> list[str]:
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
-    """Return the notes that records and their streams carry, each once; without a name where all methods have one."""
+    """Return the notes of records and of their streams, each once.
+
+    A note of a record begins with the method's label, unless all of several methods have it.
+    """
     labels = {r.label for r in records}
     having: dict[str, set[str]] = {}
     for record in records:

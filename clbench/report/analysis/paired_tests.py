@@ -1,15 +1,14 @@
-"""Methods compared in pairs, seed by seed: the tests behind bold figures, the tables of differences, and verdicts."""
+"""Methods compared in pairs, seed by seed: the tests behind bold numbers, the tables of differences, and verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-from clbench.core.errors import SpecError, unknown
 from clbench.report.analysis.grouping import Setting
-from clbench.report.columns import ACC, COMPARISON, FORGETTING, INFERENCE, INTRANSIGENCE, MORE_METRICS, Measure
+from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.stats import (
@@ -23,7 +22,7 @@ from clbench.results.stats import (
     smallest_p,
 )
 
-Values = Mapping[str, Mapping[int, float]]  # a figure by method and seed
+Values = Mapping[str, Mapping[int, float]]  # a measure by method and seed
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,27 @@ class Pair:
     differences: tuple[float, ...]  # first minus second, by seed; at least one
     p: float
     corrected: float  # p, corrected over the family
-    reach: float  # the smallest corrected p that so many seeds can give
+    attainable: float  # the smallest corrected p that this number of seeds can give
 
     @property
     def equal(self) -> bool:
-        """Tell whether the two agree on every seed, but for rounding."""
+        """Tell whether the two are equal on every seed, up to rounding."""
         return all(abs(d) <= ROUNDING for d in self.differences)
 
     @property
-    def shown(self) -> bool:
+    def significant(self) -> bool:
         """Tell whether the test shows a difference."""
         return self.corrected <= ALPHA
 
     @property
     def decidable(self) -> bool:
-        """Tell whether so many seeds could show a difference at all."""
-        return self.reach <= ALPHA
+        """Tell whether this number of seeds could show a difference at all."""
+        return self.attainable <= ALPHA
 
     @property
     def swapped(self) -> Pair:
-        """Return the same as second minus first."""
-        return Pair(self.second, self.first, tuple(-d for d in self.differences), self.p, self.corrected, self.reach)
+        """Return the pair as second minus first."""
+        return replace(self, first=self.second, second=self.first, differences=tuple(-d for d in self.differences))
 
     def better(self, direction: str | None) -> str:
         """Return the method that is better by its mean."""
@@ -64,13 +63,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Family:
-    """All pairs of which one may be taken for a finding: p-values are corrected over them together."""
+    """Pairs whose p-values are corrected together, since any of them may be taken for a finding."""
 
     column: Column
     pairs: tuple[Pair, ...]
 
     def against(self, method: str) -> list[Pair]:
-        """Return the pairs of a method, each as the other one minus it."""
+        """Return the pairs with this method, each as the other method minus this one."""
         return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]
 
 
@@ -85,9 +84,9 @@ def family(column: Column, values: Values, baseline: str | None = None) -> Famil
         same = [d for *_, d in found if len(d) == n]
         by_length[n] = dict(zip(same, sign_flip_p(same), strict=True))
     ps = [by_length[len(d)][d] for *_, d in found]
-    reach = holm([smallest_p(len(d)) for *_, d in found])
-    return Family(column, tuple(Pair(a, b, d, p, corrected, best) for (a, b, d), p, corrected, best
-                                in zip(found, ps, holm(ps), reach, strict=True)))
+    attainable = holm([smallest_p(len(d)) for *_, d in found])
+    return Family(column, tuple(Pair(a, b, d, p, corrected, least) for (a, b, d), p, corrected, least
+                                in zip(found, ps, holm(ps), attainable, strict=True)))
 
 
 def leader(column: Column, values: Values) -> str:
@@ -97,10 +96,10 @@ def leader(column: Column, values: Values) -> str:
 
 
 def winners(tests: Family, values: Values) -> set[str]:
-    """Return the methods that are shown to be better than all others: the best one and those equal to it; or none.
+    """Return the methods that are shown to be better than all others: the best one and its equals, or none.
 
     Args:
-        tests: they may cover more methods.
+        tests: of all pairs; they may include methods that cannot win.
         values: of the methods that may win.
     """
     if len(values) < 2:
@@ -109,7 +108,7 @@ def winners(tests: Family, values: Values) -> set[str]:
     others = [pair for pair in tests.against(best) if pair.first in values]
     equal = {pair.first for pair in others if pair.equal}
     beaten = [pair for pair in others if not pair.equal]
-    return {best, *equal} if beaten and all(pair.shown for pair in beaten) else set()
+    return {best, *equal} if beaten and all(pair.significant for pair in beaten) else set()
 
 
 def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline: str | None = None) -> Table:
@@ -145,7 +144,7 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
         return "equal on every seed"
     if not pair.decidable:
         return "cannot be decided"
-    if not pair.shown:
+    if not pair.significant:
         return "no difference shown"
     if baseline:
         return "better" if pair.better(direction) == pair.first else "worse"
@@ -177,31 +176,29 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str
     if (why := undecided(tests)) is not None:
         return f"which method is best {why}"
     pairs = tests.against(best)
-    shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.shown]
+    shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
     better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
     if len(better) == len(others):
         return f"{best} is better than every other method"
     groups = [("better than", better), ("worse on shared seeds than", worse),
               ("equal on every seed to", [p.first for p in pairs if p.equal]),
-              ("no difference shown to", [p.first for p in pairs if p.decidable and not p.shown and not p.equal]),
+              ("no difference shown to", [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
               ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
               ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
     return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
 
 
-IN_REPORTS = (ACC, FORGETTING)
-MEASURED = {m.column.title: m for m in (*COMPARISON[:3], INFERENCE, *MORE_METRICS, INTRANSIGENCE, COMPARISON[-1])}
-Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # sentences, tables
+Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per measure
 
 
 def compare_with_best(setting: Setting) -> Compared:
-    """Return what each report says of the differences to the best method, and a table per metric.
+    """Return the differences of methods to the best one, of each measure that reports test: verdicts and tables.
 
-    Which method is best is found in the same data, so p-values are corrected over all pairs.
+    The same data decide which method is best, so p-values are corrected over all pairs.
     """
-    said: list[tuple[str, str]] = []
+    verdicts: list[tuple[str, str]] = []
     tables = []
-    for measure in IN_REPORTS:
+    for measure in (m for m in MEASURES if m.in_report):
         values = setting.compared(measure)
         tests = family(measure.column, values)
         if tests.pairs:
@@ -210,50 +207,37 @@ def compare_with_best(setting: Setting) -> Compared:
             first = {best: values[best], **values}  # of equal means the first leads
             rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
             others = [label for label in values if label != best]
-            said.append((measure.column.title, verdict(tests, best, others, rank)))
+            verdicts.append((measure.column.title, verdict(tests, best, others, rank)))
             if against := tests.against(best):
                 tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
                                     against, len(setting.seeds), best))
-    return _together(said), tuple(tables)
+    return _by_verdict(verdicts), tuple(tables)
 
 
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
-    """Return the differences of all pairs of methods, or of each method to a baseline, a table per metric.
+    """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
     References take part only as the baseline.
     """
-    said: list[tuple[str, str]] = []
+    verdicts: list[tuple[str, str]] = []
     tables = []
     for measure in measures:
         title = measure.column.title
         values = setting.compared(measure, [baseline] if baseline else [])
         tests = family(measure.column, values, baseline)
         if (baseline is not None and baseline not in values) or not tests.pairs:
-            said.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
+            verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
         if (why := undecided(tests)) is not None:
-            said.append((title, why))
+            verdicts.append((title, why))
         against = f"each method minus {baseline}" if baseline else "all pairs of methods"
         tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
-    return _together(said), tuple(tables)
+    return _by_verdict(verdicts), tuple(tables)
 
 
-def _together(said: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Return `metric: what is said of it`, metrics of which the same is said together."""
+def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return `metric: verdict` for each verdict, with all metrics that share it."""
     titles: dict[str, list[str]] = {}
-    for title, text in said:
+    for title, text in verdicts:
         titles.setdefault(text, []).append(title)
-    return tuple(f"{', '.join(found)}: {text}" for text, found in titles.items())
-
-
-def measures(names: Sequence[str]) -> list[Measure]:
-    """Return the measured figures of these names.
-
-    Raises:
-        SpecError: a name is none of them.
-    """
-    found = {title.lower(): measure for title, measure in MEASURED.items()}
-    for name in names:
-        if name.lower() not in found:
-            raise SpecError(unknown("metric", name, MEASURED, "clbench compare --help"))
-    return [found[name.lower()] for name in names]
+    return tuple(f"{', '.join(sharing)}: {text}" for text, sharing in titles.items())

@@ -18,7 +18,7 @@ _TITLE = "Average ranks"
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
     """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
 
-    None for fewer than two settings, or fewer than three such methods. Methods are the same if their labels are.
+    None for fewer than two settings or fewer than three such methods. Methods are told apart by their labels.
     """
     if len(settings) < LEAST_SETTINGS:
         return None
@@ -33,7 +33,7 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
         said.append(f"Not ranked, for want of a full result in every setting: {', '.join(left_out)}")
     if len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         said.append("Settings with the same benchmark are not independent, so these tests find too much")
-    return (_table(settings, labels, found),), tuple(said), (_picture(settings, labels, found),)
+    return (_table(settings, labels, found),), tuple(said), (_figure(settings, labels, found),)
 
 
 def better(found: Ranks, first: int, second: int) -> bool:
@@ -64,9 +64,9 @@ def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[st
             + ("; ".join(f"{a} before {', '.join(others)}" for a, others in behind if others) or "no two")]
 
 
-def _picture(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> FigureData:
-    names = {m.label: m.records[0].trial.method.name for m in settings[0].methods}
-    points = sorted((FigurePoint(label, names[label], False, True, None, None, None, (), rank)
+def _figure(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> FigureData:
+    strategies = {m.label: m.strategy for m in settings[0].methods}
+    points = sorted((FigurePoint(label, strategies[label], False, True, None, None, None, (), rank)
                      for label, rank in zip(labels, found.average, strict=True)), key=lambda p: p.rank or 0)
     told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
     return FigureData("critical-difference", "critical-difference", _TITLE,

@@ -1,4 +1,4 @@
-"""Two runs side by side: each method's means in one and in the other, over the seeds that both have."""
+"""Two runs compared: the means of each method in both of them, over the seeds that both have."""
 
 from __future__ import annotations
 
@@ -7,60 +7,66 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.report.analysis import notes
-from clbench.report.columns import ACC, COMPARISON, Measure, cells
+from clbench.report.columns import ACC, BYTES, FORGETTING, TIME, TRAINABLE, Measure, cells
 from clbench.report.formatting import NONE, clean
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.records import Record
 
-_COLUMNS = {measure.column.title: measure for measure in COMPARISON}
-_DIFFERENCES = ("ACC", "forgetting", "trainable params per task", "bytes kept")
+_CHANGES = (ACC, FORGETTING, TRAINABLE, BYTES)  # of which the table shows the change
 Group = list[Record]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A method's finished records in both runs."""
+    """The records with a result that two runs have of a method."""
 
     before: Group
     after: Group
 
     @property
     def seeds(self) -> list[int]:
-        """Return the seeds that both have."""
+        """Return the seeds that both runs have."""
         return sorted({r.trial.seed for r in self.before} & {r.trial.seed for r in self.after})
 
     @property
     def both(self) -> list[tuple[Record, Record]]:
-        """Return the two records of each seed that both have."""
+        """Return the two records of each seed that both runs have."""
         old, new = ({r.trial.seed: r for r in side} for side in (self.before, self.after))
         return [(old[seed], new[seed]) for seed in self.seeds]
 
     @property
     def differs(self) -> bool:
-        """Tell whether a seed's records differ in what the trial gave."""
+        """Tell whether the two records of some seed differ in their outcome."""
         return any(a.outcome() != b.outcome() for a, b in self.both)
 
 
 def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
-    """Return the methods that both runs hold: in the same setting, or else alone of that label under its title."""
+    """Return the methods that both runs hold.
+
+    A method is paired with itself in the same setting. A method whose setting the other run does not have is paired by
+    its label with one of a setting of the same title (benchmark, scenario, model), if that label is unique there.
+    """
     old, new = _groups(before), _groups(after)
-    found = {key: key for key in old if key in new}
-    rest = [_by_name({k: group for k, group in side.items() if k not in found}) for side in (old, new)]
-    found |= {key: rest[1][name] for name, key in rest[0].items() if name in rest[1]}
-    return [Pair(old[key], new[found[key]]) for key in old if key in found]
+    partner = {key: key for key in old if key in new}
+    rest_old, rest_new = (_by_name({key: group for key, group in side.items() if key not in partner})
+                          for side in (old, new))
+    partner |= {key: rest_new[name] for name, key in rest_old.items() if name in rest_new}
+    return [Pair(old[key], new[partner[key]]) for key in old if key in partner]
 
 
 def tables(found: Sequence[Pair]) -> list[Table]:
-    """Return a table for each title (benchmark, scenario, model) with the difference of each method's figures."""
-    titles: dict[str, list[Pair]] = {}
+    """Return a table for each title (benchmark, scenario, model) with the change of each method's values."""
+    by_title: dict[str, list[Pair]] = {}
     for pair in found:
-        titles.setdefault(notes.title(pair.before[0]), []).append(pair)
-    changes = (Column(f"change of {name}", "points" if unit == "percent" else unit)
-               for name in _DIFFERENCES for unit in (_COLUMNS[name].column.unit,))
-    columns = (Column("seeds", "text"), Column("ACC in A", "percent"), Column("ACC in B", "percent"), *changes,
-               Column("training time B / A", "text"))
-    return [Table(title, columns, tuple(map(_row, sorted(group, key=lambda p: p.before[0].reference))))
-            for title, group in titles.items()]
+        by_title.setdefault(notes.title(pair.before[0]), []).append(pair)
+    return [_table(title, sorted(group, key=lambda p: p.before[0].reference)) for title, group in by_title.items()]
+
+
+def _table(title: str, group: Sequence[Pair]) -> Table:
+    found = [(pair.before[0], _cells(pair)) for pair in group]
+    rows = (Row(clean(record.label), tuple(by_column.values()), reference=record.reference)
+            for record, by_column in found)
+    return Table(title, tuple(found[0][1]), tuple(rows))
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
@@ -72,20 +78,24 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
 
 
 def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return the keys of groups whose title and label no other group has."""
+    """Return the keys of the groups whose title and label are unique, by title and label."""
     names = {key: (notes.title(group[0]), clean(group[0].label)) for key, group in groups.items()}
     every = list(names.values())
     return {name: key for key, name in names.items() if every.count(name) == 1}
 
 
-def _row(pair: Pair) -> Row:
-    both, first = pair.both, pair.before[0]
-    found = [Cell(str(len(both))), *cells([[ACC.value(r[k], None) for r in both] for k in (0, 1)], ACC.column.unit),
-             *(_difference(_COLUMNS[name], both) for name in _DIFFERENCES), _ratio(_COLUMNS["training time"], both)]
-    return Row(clean(first.label), tuple(found), reference=first.reference)
+def _cells(pair: Pair) -> dict[Column, Cell]:
+    """Return a method's row, by column."""
+    both = pair.both
+    before, after = cells([[ACC.value(records[k], None) for records in both] for k in (0, 1)], ACC.column.unit)
+    return {Column("seeds", "text"): Cell(str(len(both))),
+            Column("ACC in A", "percent"): before, Column("ACC in B", "percent"): after,
+            **{Column(f"change of {m.column.title}", "points" if m.column.unit == "percent" else m.column.unit):
+               _change(m, both) for m in _CHANGES},
+            Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, both)}
 
 
-def _difference(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
+def _change(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
     values = [(measure.value(a, None), measure.value(b, None)) for a, b in both]
     known = [b - a for a, b in values if a is not None and b is not None]
     return cells([known], measure.column.unit)[0] if len(known) == len(both) else Cell(NONE)

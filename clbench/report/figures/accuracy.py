@@ -1,4 +1,4 @@
-"""The figures of what methods know: accuracy over tasks, R as heat maps, forgetting per task."""
+"""The figures of accuracy: over tasks, as heat maps of R, and forgetting per task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clbench.report.figures import data, style
+from clbench.report.figures import style
+from clbench.report.figures.data import accuracy_over_tasks, forgetting_per_task
 from clbench.report.figures.style import INK, LABEL, PALE, Look
 from clbench.report.model import FigureData, Result, Table
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SMALL = 7.5  # size of what stands on the axes of small panels, in points
+_SMALL = 7.5  # font size on the axes of small panels, in points
 _GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
-_LEAST, _SHARE = 4.6, 0.42  # the smallest figures that are written into cells, in points; of a cell's width
+_LEAST, _SHARE = 4.6, 0.42  # font size of numbers in cells: the smallest in points, and as a share of a cell's width
 
 
 def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
-    """Return each method's colour: its strategy's, paler from each method of a strategy to the next."""
+    """Return a colour for each method: its strategy's, paler for each further method of that strategy."""
     from matplotlib.colors import to_hex, to_rgb
 
     colours = []
@@ -33,8 +34,8 @@ def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
     return colours
 
 
-def named(result: Result, most: int = 22) -> str:
-    """Return a method's label in up to two lines of so many characters, and its number of seeds if some are missing."""
+def wrapped_label(result: Result, most: int = 22) -> str:
+    """Return a method's label in up to two lines of `most` characters; with the number of seeds if some are missing."""
     first, *options = result.label.split(":")
     lines = [first]
     for option in options:
@@ -47,12 +48,12 @@ def named(result: Result, most: int = 22) -> str:
     return "\n".join(style.shorten(line, most) for line in lines)
 
 
-def curves(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
-    figure, axes = style.canvas(picture.subject, height=4.3)
-    texts = list(map(named, picture.results))
+    figure, axes = style.canvas(data.subject, height=4.3)
+    texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
-    found = _numbers(data.accuracy_over_tasks(picture.results))
+    found = _numbers(accuracy_over_tasks(data.results))
     means = [[mean for mean, *_ in curve] for curve in found]
     spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in found]
     low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
@@ -61,7 +62,7 @@ def curves(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     style.tasks_seen(axes, max(map(len, means)))
     style.percentages(axes.yaxis)
     axes.set_ylabel("mean accuracy over tasks seen (%)")
-    for result, mean, span, colour in zip(picture.results, means, spans, shades(picture.results, looks), strict=True):
+    for result, mean, span, colour in zip(data.results, means, spans, shades(data.results, looks), strict=True):
         steps = range(1, len(mean) + 1)
         axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
                           zorder=1.5)
@@ -78,12 +79,12 @@ def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
              for c in row.cells if c.mean is not None] for row in table.rows]
 
 
-def forgetting(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
-    found = _numbers(data.forgetting_per_task(picture.results))
+    found = _numbers(forgetting_per_task(data.results))
     tasks, count = max(map(len, found)), len(found)
     below = 0.62 + 0.3 * math.ceil(count / 4)  # inches, for the legend
-    figure, axes = style.canvas(picture.subject, height=3.3 + below)
+    figure, axes = style.canvas(data.subject, height=3.3 + below)
     axes.set_position((0.095, below / (3.3 + below), 0.88, 2.95 / (3.3 + below)))
     axes.set_xlim(0.5, tasks + 0.5)
     axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
@@ -95,26 +96,25 @@ def forgetting(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     for edge in range(1, tasks):
         axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
     step = 0.8 / count
-    for k, (result, values, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks),
-                                                     strict=True)):
+    for k, (result, values, colour) in enumerate(zip(data.results, found, shades(data.results, looks), strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
         arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
         axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
-                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=named(result),
+                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=wrapped_label(result),
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
                       markerfacecolor="white" if result.reference else colour)
     figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
     return figure
 
 
-def heatmaps(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw R of each method, rows after training on a task, columns tasks, on one scale; row 0 is left out."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     found = [[[fmean(values) for values in zip(*rows, strict=True)] for rows in list(zip(*result.R, strict=True))[1:]]
-             for result in picture.results]
+             for result in data.results]
     values = [a for R in found for row in R for a in row]
     scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
                            "Blues")
@@ -122,14 +122,14 @@ def heatmaps(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     down = math.ceil(len(found) / across)
     width, height = 0.6 + across * side + (across - 1) * _GAP, 1.02 + down * (side + _HEAD)
     figure = style.blank(width, height)
-    figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(picture.subject, int(13 * width)), color=PALE,
+    figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=PALE,
                 fontsize=LABEL, va="top")
-    for k, (result, R, colour) in enumerate(zip(picture.results, found, shades(picture.results, looks), strict=True)):
+    for k, (result, R, colour) in enumerate(zip(data.results, found, shades(data.results, looks), strict=True)):
         row, column = divmod(k, across)
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         _panel(axes, R, scale, side * 72 / len(R))
-        text = named(result, int(side * 12.5))
+        text = wrapped_label(result, int(side * 12.5))
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
         axes.plot([0.08 / side], [first], marker=looks[result.strategy].marker, color=colour, markersize=5,
                   transform=axes.transAxes, clip_on=False)
@@ -148,7 +148,7 @@ def heatmaps(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
 
 
 def _grid(panels: int, tasks: int) -> tuple[int, float]:
-    """Return how many panels stand side by side and how wide each is (inches): fewer where numbers fit only then."""
+    """Return how many panels stand side by side, three if numbers fit only then, and how wide each is (inches)."""
     for most in (4, 3, 4):
         across = min(panels, most)
         side = min(2.4, (6.6 - _GAP * (across - 1)) / across)
@@ -158,7 +158,7 @@ def _grid(panels: int, tasks: int) -> tuple[int, float]:
 
 
 def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) -> None:
-    """Draw one matrix of square cells `cell` points wide; a line parts tasks seen from tasks to come."""
+    """Draw one matrix of square cells `cell` points wide; a line separates tasks seen from tasks to come."""
     tasks = len(R)
     axes.imshow(R, cmap=scale.cmap, norm=scale.norm, interpolation="nearest", aspect="equal")
     ticks = range(0, tasks, math.ceil(tasks / 10))

@@ -1,4 +1,4 @@
-"""The figures of what methods cost: accuracy against trainable parameters, and growth over tasks."""
+"""The figures of cost: accuracy against trainable parameters, and growth over tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clbench.report.figures import style as drawing
+from clbench.report.figures import style
 from clbench.report.figures.data import front
 from clbench.report.figures.labels import Box, along, place, side_by_side
 from clbench.report.figures.style import INK, LABEL, PALE, Look
@@ -23,10 +23,10 @@ _MARGIN = 1.5  # beside a label
 _APART = 11.0  # points between two markers that would cover each other
 
 
-def pareto(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw accuracy against trainable parameters (log): every method, the Pareto front, each sweep as a line."""
-    figure, axes = drawing.canvas(picture.subject)
-    points = picture.points
+    figure, axes = style.canvas(data.subject)
+    points = data.points
     x, y = [p.trainable or 0.0 for p in points], [p.accuracy or 0.0 for p in points]
     spans = [(max(a if p.low is None else p.low, 0.0), min(a if p.high is None else p.high, 1.0))
              for p, a in zip(points, y, strict=True)]
@@ -36,8 +36,8 @@ def pareto(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
     axes.set_xscale("log")
     axes.set_xlim(*bounds)
     axes.set_ylim(min(a for a, _ in spans) - pad, max(b for _, b in spans) + pad)
-    drawing.log_counts(axes.xaxis, *bounds)
-    drawing.percentages(axes.yaxis)
+    style.log_counts(axes.xaxis, *bounds)
+    style.percentages(axes.yaxis)
     axes.set_xlabel("trainable parameters per task")
     axes.set_ylabel("ACC (%)")
     ranked = [i for i, p in enumerate(points) if p.ranked]
@@ -79,7 +79,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
                   spans: Sequence[tuple[float, float]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
     """Write each method's label beside its marker, with a thin line where there was no room close by."""
     texts = _labels(points, at)
-    sizes = [(drawing.text_width(figure, text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
+    sizes = [(style.text_width(figure, text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
     to_page = axes.transData.transform
     page = [(float(a), float(b)) for a, b in to_page(at)]
     bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
@@ -102,13 +102,13 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return what stands beside each point: in a sweep only its cheapest method repeats the strategy's name."""
+    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name."""
     texts = []
     for i, p in enumerate(points):
         family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
         prefix = f"{p.strategy}:"
         bare = at[i] != min(family) and p.label.startswith(prefix)
-        texts.append(drawing.shorten(p.label.removeprefix(prefix) if bare else p.label))
+        texts.append(style.shorten(p.label.removeprefix(prefix) if bare else p.label))
     return texts
 
 
@@ -128,28 +128,28 @@ def _legend(figure: Figure, references: bool, ranked: bool) -> None:
                   handlelength=1.7, handletextpad=0.6, borderpad=0.3)
 
 
-def growth(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw parameters kept against tasks seen; methods that keep the same share a line, in all their colours."""
-    figure, axes = drawing.canvas(picture.subject, height=3.9)
+def draw_growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+    """Draw what is kept against tasks seen; methods that keep the same share a line, in all their colours."""
+    figure, axes = style.canvas(data.subject, height=3.9)
     curves: dict[tuple[float, ...], list[FigurePoint]] = {}
-    for p in picture.points:
+    for p in data.points:
         curves.setdefault(p.kept, []).append(p)
-    texts = [textwrap.fill(", ".join(drawing.shorten(p.label) for p in same), 34) for same in curves.values()]
+    texts = [textwrap.fill(", ".join(style.shorten(p.label) for p in same), 34) for same in curves.values()]
     tasks = max(map(len, curves))
     top, low = max(map(max, curves)), min(map(min, curves))
-    drawing.leave_room(figure, axes, texts)
-    drawing.tasks_seen(axes, tasks)
+    style.leave_room(figure, axes, texts)
+    style.tasks_seen(axes, tasks)
     if low > 0 and top / low > 4:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.15, top * 1.15)
-        drawing.log_counts(axes.yaxis, low / 1.15, top * 1.15)
+        style.log_counts(axes.yaxis, low / 1.15, top * 1.15)
     else:
         axes.set_ylim(0, top * 1.08)
-        axes.yaxis.set_major_formatter(lambda value, _: drawing.short_count(value))
-    axes.set_ylabel("parameters kept")
+        axes.yaxis.set_major_formatter(lambda value, _: style.short_count(value))
+    axes.set_ylabel(data.axis)
     for kept, same in curves.items():
         _share(axes, kept, [looks[s] for s in dict.fromkeys(p.strategy for p in same)])
-    drawing.label_ends(axes, list(curves), texts)
+    style.label_ends(axes, list(curves), texts)
     return figure
 
 
@@ -158,7 +158,7 @@ def _share(axes: Axes, kept: Sequence[float], used: Sequence[Look]) -> None:
     steps = range(1, len(kept) + 1)
     dash = 7.0
     for k, look in enumerate(used):
-        style = "-" if len(used) == 1 else (k * dash, (dash, dash * (len(used) - 1)))
-        axes.plot(steps, kept, color=look.colour, linewidth=1.6, linestyle=style, dash_capstyle="butt", zorder=2)
+        dashes = "-" if len(used) == 1 else (k * dash, (dash, dash * (len(used) - 1)))
+        axes.plot(steps, kept, color=look.colour, linewidth=1.6, linestyle=dashes, dash_capstyle="butt", zorder=2)
         axes.plot(steps[k::len(used)], kept[k::len(used)], color=look.colour, linestyle="none", marker=look.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

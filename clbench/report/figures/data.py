@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from clbench.report.analysis.grouping import Method
 from clbench.report.columns import ACC, cells
 from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
+
+SEEDS_MEAN = "mean"  # title of the column of means in the table of ACC of each seed
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -29,32 +30,46 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
-def point(method: Method, accuracy: Cell, trainable: Cell) -> FigurePoint:
-    """Return what the figures show of a method, the same numbers as the table's cells."""
-    kept = [[float(sum(roles.values())) for roles in r.costs.parameters] for r in method.done]
-    alike = len(set(map(len, kept))) == 1
-    return FigurePoint(method.label, method.records[0].trial.method.name, method.reference,
-                 method.complete and not method.reference, accuracy.mean, accuracy.half_width, trainable.mean,
-                 tuple(map(fmean, zip(*kept, strict=True))) if alike else (), low=accuracy.low, high=accuracy.high)
+def figure_point(result: Result, accuracy: Cell, trainable: Cell) -> FigurePoint:
+    """Return what the figures show of a method: the numbers of its cells in the comparison, and what it keeps."""
+    same_length = len(set(map(len, result.parameters))) == 1
+    return FigurePoint(result.label, result.strategy, result.reference, result.complete and not result.reference,
+                       accuracy.mean, accuracy.half_width, trainable.mean,
+                       tuple(map(fmean, zip(*result.parameters, strict=True))) if same_length else (),
+                       low=accuracy.low, high=accuracy.high)
 
 
-def file_names(titles: Sequence[str]) -> list[str]:
-    """Return a distinct name for each section's files: small letters, digits, dots and hyphens."""
+def slugs(titles: Sequence[str]) -> list[str]:
+    """Return a distinct name of small letters, digits, dots and hyphens for each title, for files and labels.
+
+    >>> slugs(["MNIST, scenario task", "mnist: task", "CIFAR"])
+    ['mnist-task-1', 'mnist-task-2', 'cifar']
+    """
     names = [re.sub(r"[^a-z0-9.]+", "-", title.lower().replace("scenario ", ""))[:80].strip("-.") for title in titles]
     return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
             for i, name in enumerate(names, start=1)]
 
 
-def pictures(subject: str, file_name: str, points: Sequence[FigurePoint],
-             results: Sequence[Result]) -> tuple[FigureData, ...]:
-    """Return the figures of a section that say something: no costs that all methods share, no course of one task."""
-    found = [_pareto(subject, f"{file_name}-pareto", points), _growth(subject, f"{file_name}-growth", points)]
+def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
+                    results: Sequence[Result]) -> tuple[FigureData, ...]:
+    """Return the figures of a section, without those that would show nothing.
+
+    Accuracy against parameters needs methods that train different numbers of them, growth a method that grows, and
+    what is shown task by task more than one task.
+
+    Args:
+        subject: the section's title.
+        slug: with which the names of the figures begin.
+        points: what pareto and growth show of each method.
+        results: what the other figures show of each method.
+    """
+    figures = [_pareto(subject, f"{slug}-pareto", points), _growth(subject, f"{slug}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
     drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
     if drawn:
-        found += [make(subject, f"{file_name}-{make.__name__.strip('_')}", drawn)
-                  for make in (_curves, _forgetting, _heatmaps)]
-    return tuple(picture for picture in found if picture)
+        figures += [_curves(subject, f"{slug}-curves", drawn), _forgetting(subject, f"{slug}-forgetting", drawn),
+                    _heatmaps(subject, f"{slug}-heatmaps", drawn)]
+    return tuple(figure for figure in figures if figure)
 
 
 def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
@@ -88,7 +103,7 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
     return FigureData("growth", name, "Parameters kept after each task", subject,
                    f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
                    "All parameters that a method keeps after each task. Methods that keep the same share a line.",
-                   tuple(drawn))
+                   tuple(drawn), axis="parameters kept")
 
 
 def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
@@ -145,8 +160,8 @@ def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
     means = cells([list(of_seeds.values()) for of_seeds in found], unit)
     rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
             for r, of_seeds, mean in zip(results, found, means, strict=True)]
-    return Table("ACC of each seed", tuple(Column(name, unit) for name in (*(f"seed {s}" for s in seeds), "mean")),
-                 tuple(rows))
+    titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
+    return Table("ACC of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
 
 def _single(value: float | None, unit: Unit) -> Cell:

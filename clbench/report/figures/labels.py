@@ -1,4 +1,4 @@
-"""Where labels stand in a figure, so that they cover neither one another nor what is drawn."""
+"""Placement of labels in a figure, so that they cover neither each other nor what is drawn."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def along(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
 
 def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], obstacles: Floats,
           weights: Floats, bounds: Box) -> list[Box]:
-    """Return a box for each label, near its anchor and as clear of obstacles and of the other labels as can be.
+    """Return a box for each label, near its anchor and clear of obstacles and of the other labels as far as possible.
 
-    Each label takes the cheapest of its positions around its anchor, given the others; a few passes over all settle.
+    In each of a few passes, each label takes the cheapest of the positions around its anchor, given the other labels.
 
     Args:
-        anchors: what each label names, (x, y) in points.
+        anchors: the point that each label belongs to, (x, y) in points.
         sizes: (width, height) of each label.
         obstacles: (N, 2), points that a label should not cover.
-        weights: (N,), how bad each is.
+        weights: (N,), the cost of covering each.
         bounds: labels stay within.
     """
     taste = np.asarray([0.25 * gap + 0.4 * rank for gap in _GAPS for rank in range(len(_SIDES))])
@@ -128,7 +128,7 @@ def _overlap(boxes: Floats, other: Floats) -> Floats:
 
 
 def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 1.5) -> Floats:
-    """Return the weight of the obstacles in each box."""
+    """Return the total weight of the obstacles in each box."""
     low, high = boxes[:, None, :2] - margin, boxes[:, None, 2:] + margin
     inside = ((obstacles > low) & (obstacles < high)).all(axis=2)
     weight: Floats = inside @ weights
@@ -136,8 +136,8 @@ def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 
 
 
 def _ambiguous(boxes: Floats, own: int, anchors: Floats) -> Floats:
-    """Return the price of boxes that are nearly as near to another label's anchor as to their own, or nearer."""
+    """Return a cost for boxes that are about as close to another label's anchor as to their own, or closer."""
     nearest = np.clip(anchors, boxes[:, None, :2], boxes[:, None, 2:])
     far = np.linalg.norm(nearest - anchors, axis=2)
-    price: Floats = 12.0 * np.clip(1.6 - np.delete(far, own, axis=1) / far[:, [own]], 0.0, 1.0).sum(axis=1)
-    return price
+    cost: Floats = 12.0 * np.clip(1.6 - np.delete(far, own, axis=1) / far[:, [own]], 0.0, 1.0).sum(axis=1)
+    return cost

@@ -18,18 +18,18 @@ _STEP = 17.0  # points between two lines of text
 _LABEL = 9.0  # size of labels in points
 
 
-def critical_difference(picture: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw methods on a scale of average ranks, the best on the left; bars join those that cannot be told apart.
 
-    Ranks are the points', in rising order.
+    The points must be in the order of rising ranks.
     """
-    points, critical = picture.points, picture.critical or 0.0
+    points, critical = data.points, data.critical or 0.0
     ranks = [p.rank or 0.0 for p in points]
     joined = groups(ranks, critical)
     half = math.ceil(len(points) / 2)
     top, between = 54.0, 12.0 + 9.0 * len(joined)  # points above the scale, and from it to the first label
     height = 34.0 + top + between + _STEP * half
-    figure, axes = style.canvas(picture.subject, height=height / 72)
+    figure, axes = style.canvas(data.subject, height=height / 72)
     axes.set_position((0.0, 0.0, 1.0, (height - 30) / height))
     axes.set_axis_off()
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=8.5, x=0.02, pad=9)

@@ -1,4 +1,4 @@
-"""What all figures have in common: looks, number axes, labels that keep clear, and files that are the same every time.
+"""What all figures share: the looks of methods, axes, labels of curves, and reproducible files.
 
 matplotlib is imported when something is drawn, never with this module, and without pyplot.
 """
@@ -46,7 +46,7 @@ class Look:
 
 
 def looks(strategies: Sequence[tuple[str, bool]]) -> dict[str, Look]:
-    """Return a look for each (strategy, whether it is a reference), in their order; references are grey."""
+    """Return a look for each strategy, given with whether it is a reference; references are grey."""
     found: dict[str, Look] = {}
     own = references = 0
     for name, reference in dict.fromkeys(strategies):
@@ -63,7 +63,7 @@ def looks(strategies: Sequence[tuple[str, bool]]) -> dict[str, Look]:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw and save within this: clbench's style, whatever matplotlib's own settings on this machine are."""
+    """Set clbench's style for what is drawn and saved within, whatever matplotlib's settings on this machine are."""
     import matplotlib
 
     settings: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items()
@@ -94,7 +94,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
-    """Return a figure as a file: no date, no version, ids that depend on its content alone; fonts of PDF embedded."""
+    """Return a figure as the content of a file, without dates, versions or random ids; PDF has its fonts embedded."""
     unnamed: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
                                             "png": ["Software"]}
     buffer = io.BytesIO()
@@ -106,7 +106,7 @@ def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
 
 
 def shorten(text: str, most: int = 34) -> str:
-    """Return text of at most so many characters, the middle left out."""
+    """Return text with its middle left out if it is longer than `most` characters."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:most - 1 - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
@@ -124,7 +124,7 @@ def short_count(value: float) -> str:
 
 
 def percentages(axis: Any) -> None:
-    """Let an axis of fractions show a few round numbers in per cent."""
+    """Label an axis of fractions with a few round percentages."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
@@ -157,20 +157,20 @@ def text_width(figure: Figure, text: str, size: float) -> float:
 
 
 def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
-    """Make the axes narrower, so that the widest line of the texts stands right of them."""
+    """Narrow the axes, so that the widest line of the texts fits to their right."""
     widest = max(text_width(figure, line, LABEL) for text in texts for line in text.split("\n"))
     axes.set_position((0.1, 0.14, 0.87 - (widest + 14) / (figure.get_figwidth() * 72), 0.765))
 
 
 def tasks_seen(axes: Axes, tasks: int) -> None:
-    """Let the horizontal axis go from the first to the last of the tasks."""
+    """Set the horizontal axis to run from the first to the last of the tasks."""
     axes.set_xlim(1, tasks)
     axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
     axes.set_xlabel("tasks seen")
 
 
 def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
-    """Write a text right of the end of each curve over tasks 1, 2, ..., moved apart where ends are close."""
+    """Write a text to the right of each curve's end (tasks 1, 2, ...); texts move apart where ends are close."""
     ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
     heights = [12.0 * (text.count("\n") + 1) for text in texts]
     edge = float(axes.get_window_extent().x1)

@@ -12,7 +12,7 @@ HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "sta
           "task", "value")
 _UNITS: dict[Unit, str] = {"percent": "fraction", "points": "fraction", "text": ""}
 _FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH PLUS SIGN}",
-            "\N{FULLWIDTH HYPHEN-MINUS}", "\N{FULLWIDTH COMMERCIAL AT}")  # spreadsheets run cells that begin so
+            "\N{FULLWIDTH HYPHEN-MINUS}", "\N{FULLWIDTH COMMERCIAL AT}")  # spreadsheets run cells that begin with these
 Line = tuple[str, str, int | str, int | str, float | int]  # metric, unit, after_task, task, value
 
 
@@ -35,12 +35,12 @@ def render(report: Report) -> str:
 
 
 def inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula: one that begins as they do gets an apostrophe before it."""
+    """Return text that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:
-    """Return what is known of a method's k-th seed: the tables' columns, then R and the costs by task."""
+    """Yield the numbers of a method's k-th seed: the tables' columns, then R and the costs by task."""
     for table in (section.comparison, *section.details):
         for column, cell in zip(table.columns, table.rows[i].cells, strict=True):
             value = cell.values[k] if cell.values else None

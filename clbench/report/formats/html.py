@@ -10,8 +10,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
-from clbench.report.figures.data import file_names
-from clbench.report.formats.page import css, ranked, view
+from clbench.report.figures.data import slugs
+from clbench.report.formats.page import ranking_view, section_view
+from clbench.report.formats.palette import css
 from clbench.report.model import Report
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "seeds.js", "pareto.js
 
 def render(report: Report) -> str:
     """Return report.html: by section the tables, which can be sorted, figures, settings, provenance, commands."""
-    looks = style.looks([(r.strategy, r.reference) for section in report.sections for r in section.results])
-    names = file_names([section.title for section in report.sections])
-    views = [view(f"s{i}", name, section, looks)
-             for i, (name, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
+    looks = style.looks(report.strategies)
+    names = slugs([section.title for section in report.sections])
+    views = [section_view(f"s{i}", slug, section, looks)
+             for i, (slug, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
-        report=report, sections=views, ranked=ranked(report, looks), script=script,
+        report=report, sections=views, ranking=ranking_view(report, looks), script=script,
         style=_asset("report.css") + css()) + "\n"
 
 
@@ -48,7 +49,7 @@ def _asset(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return text, escaped, whose lines may end behind a colon; an arrow stays with the word before it."""
+    """Return escaped text that may be broken after a colon; an arrow stays with the word before it."""
     from markupsafe import Markup
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
@@ -60,5 +61,5 @@ def _digits(value: float) -> str:
 
 
 def _sha256(text: str) -> str:
-    """Return what a content security policy calls an inline script or style."""
+    """Return the hash by which a content security policy names an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The report as JSON: the one model as data, raw numbers beside the tables' texts, keys always in the same order."""
+"""The report as JSON: the model as data, raw numbers with the texts of the tables, keys always in the same order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from clbench.report.model import Report
 
-SCHEMA = 1  # counted up when a key changes its meaning or goes; new keys leave it
+SCHEMA = 1  # raised when a key changes its meaning or is removed, not for new keys
 
 
 def render(report: Report) -> str:
@@ -19,7 +19,14 @@ def render(report: Report) -> str:
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
     whole = asdict(report)
-    for pictures in (whole["pictures"], *(section["pictures"] for section in whole["sections"])):
-        for picture in pictures:
-            del picture["points"], picture["results"]
-    return {"schema": SCHEMA, **whole}
+    return {"schema": SCHEMA, **_with_pictures({**whole, "sections": list(map(_with_pictures, whole["sections"]))})}
+
+
+def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1."""
+    return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
+            for name, value in part.items()}
+
+
+def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figure.items() if name not in ("points", "results", "axis")}

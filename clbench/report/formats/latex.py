@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
-from clbench.report.figures.data import file_names
+from clbench.report.figures.data import slugs
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 
 _HEAD = r"""
@@ -34,7 +34,7 @@ _LEGEND = ("Mean and 95% interval over seeds. Bold: shown to be the best; underl
 def render(report: Report) -> str:
     """Return report.tex: tables with their notes, settings, provenance and commands, by section."""
     blocks = [_HEAD, rf"\section*{{{escape(report.title)}}}"]
-    for section, name in zip(report.sections, file_names([s.title for s in report.sections]), strict=True):
+    for section, name in zip(report.sections, slugs([s.title for s in report.sections]), strict=True):
         blocks += _section(section, name)
     if report.rankings:
         blocks.append(r"\section*{Across settings}")
@@ -49,7 +49,7 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _prose(section.summary)
     notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
-    for data, title in zip(tables, file_names([data.title for data in tables]), strict=True):
+    for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
     yield r"\subsection*{Settings}"
     yield _items(_prose(f"{key}: {value}") for key, value in section.settings)

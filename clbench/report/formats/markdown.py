@@ -21,7 +21,7 @@ def render(report: Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that markdown shows as it is: no markup, no HTML, no new cell, no mention of a user."""
+    """Return text that markdown shows literally: no markup, no HTML, no new cell, no mention of a user."""
     text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
     return re.sub(r"^(\d+(?=[.)] )|(?=[-+=](?:[-+= ]|$)))", r"\1\\", text)  # lists and headings begin so
@@ -39,8 +39,8 @@ def _section(section: Section) -> Iterator[str]:
         yield _bullets(section.notes)
     if section.verdicts:
         yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
-    for picture in (p for p in section.pictures if p.brief):
-        yield from _picture(picture)
+    for figure in (f for f in section.figures if f.brief):
+        yield from _figure(figure)
     for detail in (*section.details, *section.matrices):
         yield f"### {escape(detail.title)}"
         yield table(detail)
@@ -55,19 +55,19 @@ def _section(section: Section) -> Iterator[str]:
 def _rankings(report: Report) -> Iterator[str]:
     if report.rankings:
         yield tables("## Across settings", report.rankings, report.ranking_verdicts)
-    for picture in report.pictures:
-        yield from _picture(picture)
+    for figure in report.figures:
+        yield from _figure(figure)
 
 
-def _picture(picture: FigureData) -> Iterator[str]:
-    yield f"### {escape(picture.title)}"
-    yield f"![{escape(picture.alt)}](figures/{picture.name}.svg)"
-    yield escape(picture.caption)
+def _figure(figure: FigureData) -> Iterator[str]:
+    yield f"### {escape(figure.title)}"
+    yield f"![{escape(figure.alt)}](figures/{figure.name}.svg)"
+    yield escape(figure.caption)
 
 
-def tables(heading: str, found: Iterable[Table], said: Iterable[str]) -> str:
-    """Return a heading, what is said of tables, and the tables with their titles."""
-    blocks = [heading, _bullets(said)]
+def tables(heading: str, found: Iterable[Table], verdicts: Iterable[str]) -> str:
+    """Return a heading, verdicts as a list, and the tables with their titles."""
+    blocks = [heading, _bullets(verdicts)]
     for data in found:
         blocks += [f"**{escape(data.title)}**", table(data)]
     return "\n\n".join(blocks)

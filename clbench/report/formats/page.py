@@ -1,269 +1,218 @@
-"""What the HTML page shows of a section, beside the tables of the model: its figures, and how methods look in them."""
+"""What the HTML page adds to the report's tables: the figures of each section, and how methods look in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clbench.report.columns import ACC, COSTS
-from clbench.report.figures import data, style
-from clbench.report.figures.data import front
-from clbench.report.figures.style import PALE, PALETTE
+from clbench.report.columns import ACC, FORGETTING, MEASURES
+from clbench.report.figures.data import (
+    SEEDS_MEAN,
+    accuracy_by_seed,
+    accuracy_over_tasks,
+    forgetting_per_task,
+    front,
+    parameters_over_tasks,
+)
+from clbench.report.figures.style import Look
+from clbench.report.formats.palette import colour_class
 from clbench.report.formatting import number
-from clbench.report.model import Report, Result, Section, Table
+from clbench.report.model import Cell, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
-_DASHES = 5  # in report.css, for the methods of one strategy
+_DASHES = 5  # line styles in report.css, for the methods of one strategy
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method in the legend: its row in every table and its looks; `variant` tells those of one strategy apart."""
+class LegendEntry:
+    """A method in a legend, and its look; `variant` tells the methods of one strategy apart."""
 
-    row: int
-    label: str
-    strategy: str
-    colour: str
+    method: Result | FigurePoint
+    row: int  # of the method in every table
+    colour: str  # a CSS class
     marker: str
     variant: int
-    reference: bool
-    matrix: int | None  # which of the section's matrices is its own
+    matrix: int | None = None  # position of its R among the section's matrices
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """R of one method, and what each seed gave in the table's shape."""
+class MatrixView:
+    """The table of R of one method, and what each seed gave for its cells."""
 
-    name: str
+    id: str
     table: Table
     seeds: tuple[int, ...]
     values: list[list[str]]  # of each cell, a number per seed
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A cost against which the Pareto picture shows accuracy: a column of the comparison, and the rows on the front."""
+class CostAxis:
+    """A cost against which the Pareto figure shows accuracy: a column of the comparison, and the rows on the front."""
 
-    name: str
+    title: str
     column: int
     front: list[int]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure, drawn from tables of the page; `alt` is what it shows in words."""
+class FigureView:
+    """A figure that a script draws from tables of the page."""
 
     kind: str
     title: str
     caption: str
-    alt: str
-    tables: tuple[str, ...]
-    file: str
-    axis: str = ""
+    alt: str  # what it shows, in words
+    tables: tuple[str, ...]  # ids
+    file: str  # its name when it is saved
+    axis: str = ""  # title of the vertical axis
     wide: bool = False
-    choices: tuple[Choice, ...] = ()
-    critical: float | None = None  # of ranks
+    costs: tuple[CostAxis, ...] = ()  # of which a reader chooses one
+    critical: float | None = None  # the critical difference of ranks
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """The methods of the table of ranks, a column each, and their figure."""
+class RankingView:
+    """The figure of average ranks; the entries of its legend count the columns of the table of ranks."""
 
-    methods: list[Method]
-    figure: Figure
+    legend: list[LegendEntry]
+    figure: FigureView
 
 
 @dataclass(frozen=True)
-class View:
-    """A section as the template wants it."""
+class SectionView:
+    """A section as the template needs it."""
 
     id: str
     section: Section
-    comparison: str
-    methods: list[Method]
-    series: list[tuple[str, Table]]
-    matrices: list[Matrix]
-    figures: list[Figure]
+    comparison: str  # id of the table
+    legend: list[LegendEntry]
+    figure_tables: list[tuple[str, Table]]  # id and table
+    matrices: list[MatrixView]
+    figures: list[FigureView]
 
 
-def view(name: str, file: str, section: Section, looks: Mapping[str, style.Look]) -> View:
+def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look]) -> SectionView:
     """Return a section as the page shows it.
 
     Args:
-        name: of the section on the page, with which the names of its elements begin.
-        file: how the names of its figures begin when they are saved.
+        id_: of the section on the page; the ids of its elements begin with it.
+        slug: with which the names of its figures begin when they are saved.
         section: of the report.
         looks: of each strategy.
     """
     results = section.results
     tables = {
-        f"{name}-accuracy": data.accuracy_over_tasks(results),
-        f"{name}-forgetting": data.forgetting_per_task(results),
-        f"{name}-parameters": data.parameters_over_tasks(results),
-        f"{name}-seeds": data.accuracy_by_seed(results, section.seeds)}
-    shown = [r for r in results if _alike(r)]
-    matrices = [Matrix(f"{name}-R-{i}", table, result.seeds, _by_seed(result))
-                for i, (table, result) in enumerate(zip(section.matrices, shown, strict=True))]
-    return View(name, section, f"{name}-comparison", _methods(results, looks), list(tables.items()), matrices,
-                 _figures(name, file, section, tables, matrices) if shown else [])
+        f"{id_}-accuracy": accuracy_over_tasks(results),
+        f"{id_}-forgetting": forgetting_per_task(results),
+        f"{id_}-parameters": parameters_over_tasks(results),
+        f"{id_}-seeds": accuracy_by_seed(results, section.seeds)}
+    with_matrix = [r for r in results if _has_matrix(r)]
+    matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result))
+                for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
+    return SectionView(id_, section, f"{id_}-comparison", _legend(results, looks), list(tables.items()), matrices,
+                       _figures(id_, slug, section, tables, matrices) if with_matrix else [])
 
 
-def ranked(report: Report, looks: Mapping[str, style.Look]) -> Ranked | None:
-    """Return how the page shows the methods that are ranked across the report's sections, the best first."""
-    picture = next((p for p in report.pictures if p.kind == "critical-difference"), None)
-    if picture is None:
+def ranking_view(report: Report, looks: Mapping[str, Look]) -> RankingView | None:
+    """Return the figure of average ranks across the report's sections; None if the report has none."""
+    data = next((figure for figure in report.figures if figure.kind == "critical-difference"), None)
+    if data is None:
         return None
-    labels = [column.title for column in report.rankings[0].columns]
-    methods: list[Method] = []
-    for p in picture.points:
-        look, variant = looks[p.strategy], sum(m.strategy == p.strategy for m in methods) % _DASHES
-        methods.append(Method(labels.index(p.label), p.label, p.strategy, colour_class(look.colour), look.marker,
-                              variant, p.reference, None))
+    legend: list[LegendEntry] = []
+    for point in data.points:
+        legend.append(_entry(point, report.rankings[0].index(point.label), legend, looks))
     caption = ("Average rank by ACC over the settings, 1 is the best. Bars reach half the critical difference "
                f"(Nemenyi, {100 * ALPHA:g}%) to each side: methods whose bars overlap cannot be told apart.")
-    return Ranked(methods, Figure("ranks", picture.title, caption, picture.alt, ("ranks-1",), picture.name, wide=True,
-                                  critical=picture.critical))
+    return RankingView(legend, FigureView("ranks", data.title, caption, data.alt, ("ranks-1",), data.name, wide=True,
+                                          critical=data.critical))
 
 
-def _methods(results: Sequence[Result], looks: Mapping[str, style.Look]) -> list[Method]:
-    """Return the methods that have a result; `matrix` counts those with an R."""
-    found: list[Method] = []
+def _legend(results: Sequence[Result], looks: Mapping[str, Look]) -> list[LegendEntry]:
+    """Return an entry for each method with a result."""
+    legend: list[LegendEntry] = []
     matrices = 0
-    for row, r in enumerate(results):
-        if not r.seeds:
+    for row, result in enumerate(results):
+        if not result.seeds:
             continue
-        variant = sum(m.strategy == r.strategy for m in found) % _DASHES
-        look = looks[r.strategy]
-        found.append(Method(row, r.label, r.strategy, colour_class(look.colour), look.marker, variant, r.reference,
-                             matrices if _alike(r) else None))
-        matrices += _alike(r)
-    return found
+        legend.append(_entry(result, row, legend, looks, matrices if _has_matrix(result) else None))
+        matrices += _has_matrix(result)
+    return legend
 
 
-def _alike(result: Result) -> bool:
-    """Return whether a method has a mean R: its seeds had streams of one length."""
+def _entry(method: Result | FigurePoint, row: int, before: Sequence[LegendEntry], looks: Mapping[str, Look],
+           matrix: int | None = None) -> LegendEntry:
+    look = looks[method.strategy]
+    variant = sum(entry.method.strategy == method.strategy for entry in before) % _DASHES
+    return LegendEntry(method, row, colour_class(look.colour), look.marker, variant, matrix)
+
+
+def _has_matrix(result: Result) -> bool:
+    """Tell whether a method has a mean R: its seeds had streams of the same length."""
     return len({len(R) for R in result.R}) == 1
 
 
 def _by_seed(result: Result) -> list[list[str]]:
-    """Return what stands behind each cell of the mean of R: `98.50 97.00`."""
+    """Return the accuracies of the seeds behind each cell of the mean of R: `98.50 97.00`."""
     return [[" ".join(number(a, "percent") for a in values) for values in zip(*rows, strict=True)]
             for rows in zip(*result.R, strict=True)]
 
 
-def _figures(name: str, file: str, section: Section, tables: Mapping[str, Table],
-             matrices: Sequence[Matrix]) -> list[Figure]:
+def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
+             matrices: Sequence[MatrixView]) -> list[FigureView]:
     accuracy, forgetting, parameters, seeds = tables
-    found = [
-        Figure("lines", "Accuracy over tasks",
-               "Mean accuracy over the tasks seen so far; bands: 95% interval over seeds.",
-               f"Accuracy over all tasks after the last: {_ends(tables[accuracy])}.",
-               (accuracy,), f"{file}-accuracy", axis="accuracy (%)"),
-        Figure("pareto", "Accuracy against cost",
-               "Broken line: the Pareto front, the best accuracy at each cost; references (hollow) take no part in it. "
-               "Points that would cover one another stand side by side.",
-               f"Accuracy against a cost. ACC: {_column(section.comparison, ACC.column.title)}.",
-               (f"{name}-comparison",), f"{file}-pareto", choices=_choices(section)),
-        Figure("seeds", "Seed by seed", "ACC of each seed; bar and band: mean and 95% interval.",
-               f"ACC of each seed. Means: {_ends(tables[seeds])}.", (seeds,), f"{file}-seeds"),
-        Figure("lines", "Parameters kept",
-               "All that a method keeps after each task. Methods that keep the same take turns along one line.",
-               f"Parameters kept after the last task: {_ends(tables[parameters])}.",
-               (parameters,), f"{file}-growth", axis="parameters"),
+    comparison = section.comparison
+    figures = [
+        FigureView("lines", "Accuracy over tasks",
+                   "Mean accuracy over the tasks seen so far; bands: 95% interval over seeds.",
+                   f"Accuracy over all tasks after the last: {_after_last_task(tables[accuracy])}.",
+                   (accuracy,), f"{slug}-accuracy", axis="accuracy (%)"),
+        FigureView("pareto", "Accuracy against cost",
+                   "Broken line: the Pareto front, the best accuracy at each cost; references (hollow) take no part in "
+                   "it. Points that would cover one another stand side by side.",
+                   f"Accuracy against a cost. ACC: {_in_words(comparison, comparison.cells(ACC.column.title))}.",
+                   (f"{id_}-comparison",), f"{slug}-pareto", costs=_costs(section)),
+        FigureView("seeds", "Seed by seed", "ACC of each seed; bar and band: mean and 95% interval.",
+                   f"ACC of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
+                   (seeds,), f"{slug}-seeds"),
+        FigureView("lines", "Parameters kept",
+                   "All that a method keeps after each task. Methods that keep the same take turns along one line.",
+                   f"Parameters kept after the last task: {_after_last_task(tables[parameters])}.",
+                   (parameters,), f"{slug}-growth", axis="parameters"),
     ]
     if tables[forgetting].columns:  # there are none with a single task
-        found.append(Figure("bars", "Forgetting per task",
-                            "Points that a task lost since its best, by task; whiskers: 95% interval over seeds.",
-                            f"Forgetting (points): {_column(section.comparison, 'forgetting')}.",
-                            (forgetting,), f"{file}-forgetting", wide=True))
-    found.append(Figure("heat", "Accuracy on every task (R)",
-                        "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: "
-                        "tasks that have been trained on.",
-                        f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
-                        tuple(m.name for m in matrices), f"{file}-R", wide=True))
-    return found
+        figures.append(FigureView(
+            "bars", "Forgetting per task",
+            "Points that a task lost since its best, by task; whiskers: 95% interval over seeds.",
+            f"Forgetting (points): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
+            (forgetting,), f"{slug}-forgetting", wide=True))
+    figures.append(FigureView(
+        "heat", "Accuracy on every task (R)",
+        "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: tasks that have "
+        "been trained on.",
+        f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
+        tuple(m.id for m in matrices), f"{slug}-R", wide=True))
+    return figures
 
 
-def _ends(table: Table) -> str:
-    return "; ".join(f"{row.label} {row.cells[-1].text}" for row in table.rows)
+def _after_last_task(table: Table) -> str:
+    """Return the cells of a table's last task in words."""
+    return _in_words(table, table.cells(table.columns[-1].title))
 
 
-def _column(table: Table, title: str) -> str:
-    j = [column.title for column in table.columns].index(title)
-    return "; ".join(f"{row.label} {row.cells[j].text}" for row in table.rows)
+def _in_words(table: Table, cells: Sequence[Cell]) -> str:
+    return "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, cells, strict=True))
 
 
-def _choices(section: Section) -> tuple[Choice, ...]:
-    columns, rows = section.comparison.columns, section.comparison.rows
-    gain = columns.index(ACC.column)
+def _costs(section: Section) -> tuple[CostAxis, ...]:
+    """Return the costs against which accuracy is shown, with the rows of the methods on the Pareto front of each."""
+    comparison = section.comparison
+    accuracies = [cell.mean for cell in comparison.cells(ACC.column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
-    found = []
-    for measure in COSTS:
-        column = columns.index(measure.column)
+    axes = []
+    for title in (m.column.title for m in MEASURES if m.cost):
+        costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, accuracy) for i in ranked
-                  if (cost := rows[i].cells[column].mean) and (accuracy := rows[i].cells[gain].mean) is not None}
-        best = [list(points)[k] for k in front(list(points.values()))]
-        found.append(Choice(measure.column.title, column, best))
-    return tuple(found)
-
-
-LEAST = 3.0  # contrast of what one must see in a figure (WCAG 2.2, 1.4.11)
-LIGHT = {"paper": "#fdfdfb", "ink": "#1f2328", "soft": "#59616b", "rule": "#e2e2de", "wash": "#f3f3ef",
-         "accent": "#0b5cad", "warn": "#8a3b00", "warn-paper": "#fdf1e4", "cold": "#eef1f3", "hot": "#103a5e",
-         "on-cold": "#000000", "on-hot": "#ffffff"}
-DARK = {"paper": "#15181c", "ink": "#e6e8eb", "soft": "#a3abb5", "rule": "#30353c", "wash": "#1e2227",
-        "accent": "#85bdf2", "warn": "#ffb37a", "warn-paper": "#2b2018", "cold": "#22272d", "hot": "#75a5c5",
-        "on-cold": "#ffffff", "on-hot": "#000000"}
-
-
-def css() -> str:
-    """Return both schemes as CSS variables, and a class for each method's colour."""
-    methods = _method_colours()
-    outlines = {f"{name}-edge": visible(c, LIGHT["paper"], "#000000") for name, c in methods.items()}
-    bright = {name: visible(c, DARK["paper"], "#ffffff", 4.5) for name, c in methods.items()}
-    light = _rules(LIGHT | methods | outlines)
-    dark = _rules(DARK | bright | {f"{name}-edge": c for name, c in bright.items()})
-    return (f":root, .light {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
-            + "\n".join(f".{name} {{ --c: var(--{name}); --edge: var(--{name}-edge); }}" for name in methods) + "\n")
-
-
-def colour_class(colour: str) -> str:
-    """Return the class of what has one of the colours of `drawing.looks`."""
-    return next(name for name, known in _method_colours().items() if known == colour)
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours `#rrggbb`, from 1 to 21.
-
-    Source: WCAG 2.2, relative luminance and contrast ratio.
-    """
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def mix(one: str, other: str, share: float) -> str:
-    """Return a colour `#rrggbb` between two, with this share of the other."""
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_parts(one), _parts(other), strict=True))
-
-
-def _method_colours() -> dict[str, str]:
-    return {**{f"c{i}": colour for i, colour in enumerate(PALETTE)}, "grey": PALE}
-
-
-def visible(colour: str, paper: str, towards: str, least: float = LEAST) -> str:
-    """Return a colour as it is, or mixed with another until it has the least contrast with the paper."""
-    steps = (mix(colour, towards, i / 20) for i in range(21))
-    return next(step for step in steps if contrast(step, paper) >= least)
-
-
-def _rules(scheme: dict[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in scheme.items())
-
-
-def _parts(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i:i + 2], 16) for i in (1, 3, 5))
-
-
-def _luminance(colour: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (p / 255 for p in _parts(colour))]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+                  if (cost := costs[i]) and (accuracy := accuracies[i]) is not None}  # a log axis has no place for 0
+        rows = list(points)
+        axes.append(CostAxis(title, comparison.index(title), [rows[k] for k in front(list(points.values()))]))
+    return tuple(axes)

@@ -15,7 +15,7 @@ from clbench.report.model import Column, Report, Row, Section, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "\N{EN DASH}": "-"}
 _TITLE_OF_RANKS = "across settings"
-_PADDING = 3  # columns between two cells, at most
+_PADDING = 3  # characters between two cells, at most
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -38,15 +38,15 @@ def show(report: Report, console: Console | None = None) -> None:
     show_tables(_TITLE_OF_RANKS, report.rankings, report.ranking_verdicts, console)
 
 
-def show_tables(title: str, tables: Iterable[Table], said: Iterable[str], console: Console) -> None:
-    """Print tables under one title, each with its own, and what is said of them; nothing where there is neither."""
-    tables, said = list(tables), list(said)
-    if tables or said:
+def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], console: Console) -> None:
+    """Print tables with their titles and verdicts on them under one title; nothing if there are neither."""
+    tables, verdicts = list(tables), list(verdicts)
+    if tables or verdicts:
         _line(title, console, "bold")
     for table in tables:
         _line(table.title, console, "dim")
         show_table(table, console)
-    _lines("", said, console, "")
+    _lines("", verdicts, console, "")
 
 
 def show_table(table: Table, console: Console) -> None:
@@ -62,7 +62,7 @@ def show_table(table: Table, console: Console) -> None:
 
 
 def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
-    """Print lines, nothing in them taken for markup."""
+    """Print lines as they are, without any markup."""
     _lines("", lines, console, style)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
@@ -14,18 +14,16 @@ from clbench.report.formats.markdown import escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked
 
-HEADERS = ("scenario", "method", "published (%)", "ours (%)", "seeds", "difference", "tolerance", "verdict")
-
 
 def plain(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return the table with its remarks for a terminal."""
-    table = tabulate([_row(one) for one in checked], HEADERS, disable_numparse=True, colalign=_aligned())
-    return "\n".join([f"{clean(reference.title)}: {clean(reference.paper)}, {clean(reference.source)}", "", table, "",
+    return "\n".join([f"{clean(reference.title)}: {clean(reference.paper)}, {clean(reference.source)}", "",
+                      _table(checked, "simple"), "",
                       *(f"{where}: {text}" for where, text in _remarks(checked)), summary(checked)])
 
 
 def summary(checked: Sequence[Checked]) -> str:
-    """Return how many cells have which verdict."""
+    """Return the number of cells with each verdict."""
     counts = Counter(one.verdict for one in checked)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "missed", "cannot tell", "not run")
                      if counts[verdict])
@@ -38,8 +36,7 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
               f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. Mean of {reference.seeds} "
               "seeds, ± the standard error of the mean"
               + (f". Code: <{reference.code}>" if reference.code else "") + ".",
-              tabulate([[escape(cell) for cell in _row(one)] for one in checked], HEADERS, "github",
-                       disable_numparse=True, colalign=_aligned()),
+              _table(checked, "github", escape),
               f"Final average accuracy: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
               "are in points."]
     if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
@@ -58,10 +55,10 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     if records:
         trial = records[0].trial
         recipes = dict.fromkeys(notes.recipe(r.trial.recipe) for r in records)
-        methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {notes.named(r.trial.method)}"
+        methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {clean(r.trial.method)}"
                                 for r in records)
-        blocks += ["## Setting", _bullets([f"benchmark: {notes.named(trial.benchmark)}",
-                                           f"model: {notes.named(trial.model)}",
+        blocks += ["## Setting", _bullets([f"benchmark: {clean(trial.benchmark)}",
+                                           f"model: {clean(trial.model)}",
                                            *(f"recipe: {text}" for text in recipes), *methods]),
                    "## Provenance", _bullets([f"{key}: {value}" for key, value in notes.provenance(records)])]
     return "\n\n".join(blocks) + "\n"
@@ -78,21 +75,39 @@ def _name(cell: Cell) -> str:
     return f"{cell.label}, {scenario_rules(cell.scenario).title}"
 
 
-def _row(one: Checked) -> list[str]:
-    cell = one.cell
+def _published(cell: Cell) -> str:
     spread = f" ± {cell.sem:.2f}" if cell.sem else f" (sd {cell.sd:.2f})" if cell.sd else ""
-    ours = NONE if one.mean is None else f"{one.mean:.2f}" + (f" ± {one.error:.2f}" if one.error is not None else "")
-    return [cell.scenario, clean(cell.label), f"{cell.published:.2f}{spread}", ours, str(len(one.accuracies)),
-            NONE if one.difference is None else f"{one.difference:+.2f}",
-            NONE if one.tolerance is None else f"{one.tolerance:.2f}", one.verdict]
+    return f"{cell.published:.2f}{spread}"
+
+
+def _ours(one: Checked) -> str:
+    if one.mean is None:
+        return NONE
+    return f"{one.mean:.2f}" + (f" ± {one.error:.2f}" if one.error is not None else "")
+
+
+_TEXTS = ("scenario", "method", "verdict")  # columns that are aligned to the left
+_COLUMNS: dict[str, Callable[[Checked], str]] = {
+    "scenario": lambda one: one.cell.scenario,
+    "method": lambda one: clean(one.cell.label),
+    "published (%)": lambda one: _published(one.cell),
+    "ours (%)": _ours,
+    "seeds": lambda one: str(len(one.accuracies)),
+    "difference": lambda one: NONE if one.difference is None else f"{one.difference:+.2f}",
+    "tolerance": lambda one: NONE if one.tolerance is None else f"{one.tolerance:.2f}",
+    "verdict": lambda one: one.verdict,
+}
+
+
+def _table(checked: Sequence[Checked], style: str, escaped: Callable[[str], str] = str) -> str:
+    """Return the table of cells in a style of `tabulate`."""
+    rows = [[escaped(text(one)) for text in _COLUMNS.values()] for one in checked]
+    return tabulate(rows, list(_COLUMNS), style, disable_numparse=True,
+                    colalign=["left" if title in _TEXTS else "right" for title in _COLUMNS])
 
 
 def _remarks(checked: Sequence[Checked]) -> list[tuple[str, str]]:
     return [(_name(one.cell), text) for one in checked for text in one.remarks]
-
-
-def _aligned() -> tuple[str, ...]:
-    return ("left", "left", *["right"] * 5, "left")
 
 
 def _bullets(lines: Sequence[str]) -> str:

@@ -1,0 +1,107 @@
+import sys
+from dataclasses import replace
+
+import pytest
+from helpers.records import make_matrix, make_record
+
+from clbench.core.errors import SpecError
+from clbench.report import build
+from clbench.report.columns import ACC, COMPARISON, MEASURES, MORE_COSTS, MORE_METRICS, Measure, find_tested
+from clbench.report.figures.style import looks
+from clbench.report.formats.page import section_view
+from clbench.report.model import Column
+
+TABLES = (COMPARISON, MORE_METRICS, MORE_COSTS)
+
+
+def patch(monkeypatch, measures):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("clbench.report") and hasattr(module, "MEASURES"):
+            monkeypatch.setattr(module, "MEASURES", measures)
+
+
+def studied():
+    """Return a section in which every column has a value, six seeds so that tests can decide."""
+    methods = (("lora", 0.0, 10), ("ewc", -0.05, 90), ("joint", 0.02, 90))
+    records = [make_record(m, s, make_matrix(3, shift + 0.001 * s), scenario="class", peak_device_bytes=7,
+                           task_inference=make_matrix(3), trainable=[cost] * 3)
+               for m, shift, cost in methods for s in range(6)]
+    section, = build(records).sections
+    return section
+
+
+def pareto_costs(section):
+    """Return the costs that the page's Pareto figure offers, and the methods on the front of each."""
+    view = section_view("s1", "x", section, looks([(r.strategy, r.reference) for r in section.results]))
+    figure, = (figure for figure in view.figures if figure.kind == "pareto")
+    assert [section.comparison.columns[cost.column].title for cost in figure.costs] == [c.title for c in figure.costs]
+    return [(cost.title, cost.front) for cost in figure.costs]
+
+
+def by_title(section):
+    return {column.title: table.cells(column.title)
+            for table in (section.comparison, *section.details) for column in table.columns}
+
+
+def test_every_measure_has_a_title_of_its_own_and_one_of_the_tables():
+    assert len({m.column.title for m in MEASURES}) == len(MEASURES)
+    assert {m.table for m in MEASURES} == set(TABLES)
+    assert all(m.tested for m in MEASURES if m.in_report)
+    assert all(m.column.direction for m in MEASURES if m.tested or m.cost)
+    assert set(by_title(studied())) > {m.column.title for m in MEASURES}
+
+
+@pytest.mark.parametrize("place", range(len(MEASURES) + 1))
+@pytest.mark.parametrize("direction", ["up", None])
+def test_a_new_column_anywhere_changes_nothing_else(place, direction, monkeypatch):
+    before = studied()
+    tested = {m.column.title for m in MEASURES if m.tested}
+    for table in TABLES:
+        new = Measure(Column("new", "percent", direction), lambda r, _: 1 - r.R[-1][0] + 0.1 * r.trial.seed, table)
+        patch(monkeypatch, (*MEASURES[:place], new, *MEASURES[place:]))
+        after = studied()
+        assert len(after.comparison.columns) == len(before.comparison.columns) + (table == COMPARISON)
+        assert {title: cells for title, cells in by_title(after).items() if title != "new"} == by_title(before)
+        assert (after.verdicts, after.comparisons) == (before.verdicts, before.comparisons)
+        assert [t.title.partition(":")[0] for t in after.comparisons] == ["ACC", "forgetting"]
+        assert after.figures == before.figures
+        assert pareto_costs(after) == pareto_costs(before)
+        assert {m.column.title for m in find_tested(sorted(tested))} == tested
+        with pytest.raises(SpecError, match="no metric 'new'"):
+            find_tested(["new"])
+
+
+def test_what_is_tested_is_what_its_measure_says(monkeypatch):
+    new = Measure(Column("new", "percent", "up"), lambda r, _: r.R[-1][0], MORE_COSTS, tested=True, in_report=True)
+    patch(monkeypatch, (new, *(replace(m, in_report=False) for m in MEASURES)))
+    assert [t.title.partition(":")[0] for t in studied().comparisons] == ["new"]
+    assert find_tested(["NEW", "acc"])[0] is new
+    assert find_tested(["acc"])[0].column == ACC.column
+
+
+def test_a_table_knows_its_columns_by_title():
+    table = studied().comparison
+    assert [c.title for c in table.columns][table.index("bytes kept")] == "bytes kept"
+    assert [cell.mean for cell in table.cells("trainable params per task")] == [10, 90, 90]
+    with pytest.raises(ValueError, match="is not in list"):
+        table.index("nothing")
+
+
+def test_joint_training_is_known_by_what_it_kept_not_by_its_name():
+    def section(name, reference=True, kept=(800, 1600, 2400)):
+        bound = make_record(name, reference=reference)
+        costs = bound.costs.model_copy(update={"replay_samples": list(kept)})
+        found, = build([make_record("ewc"), bound.model_copy(update={"costs": costs})]).sections
+        return [column.title for column in found.details[0].columns]
+
+    assert "intransigence" in section("theirs")
+    assert "intransigence" not in section("theirs", reference=False)
+    assert "intransigence" not in section("joint", kept=(800, 800, 800))
+
+
+def test_figures_have_their_old_name_too():
+    report = build([make_record("lora"), make_record("ewc")])
+    for part, name in ((report, "Report"), (report.sections[0], "Section")):
+        with pytest.warns(DeprecationWarning, match=rf"{name}\.pictures is {name}\.figures now") as caught:
+            assert part.pictures is part.figures
+        assert caught[0].filename == __file__
