@@ -13,6 +13,7 @@ from typing import Any
 
 import pluggy
 
+from clbench.core.moved import Renamed, old_keywords
 from clbench.core.options import NoOptions, Options
 from clbench.core.scenario import SCENARIOS, Scenario
 
@@ -20,6 +21,7 @@ hookspec = pluggy.HookspecMarker("clbench")
 hookimpl = pluggy.HookimplMarker("clbench")
 
 
+@old_keywords
 @dataclass(frozen=True)
 class StrategyInfo:
     """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass."""
@@ -32,6 +34,7 @@ class StrategyInfo:
     reference: bool = False  # a bound such as naive or joint, set apart in tables
     check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
     unavailable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
+    checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.moved import OldNames, Renamed
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
@@ -18,13 +19,14 @@ def pick(rows: Tensor, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(OldNames):
     """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N]."""
 
     x: Tensor
     y: Tensor
     tasks: Tensor
     is_stochastic: ClassVar[bool] = False  # whether `take` gives other inputs each time (random transforms)
+    redrawn, fixed, some = Renamed("is_stochastic"), Renamed("materialized"), Renamed("subset")  # until 0.3
 
     def __len__(self) -> int:
         """Return N."""

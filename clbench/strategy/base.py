@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core.moved import OldNames, Renamed
 from clbench.core.options import NoOptions, Options
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
@@ -117,7 +118,7 @@ class Prediction(NamedTuple):
     task: Tensor | None = None
 
 
-class Strategy(nn.Module):
+class Strategy(OldNames, nn.Module):
     """Base of all strategies, and naive fine-tuning as it stands.
 
     Args:
@@ -133,6 +134,7 @@ class Strategy(nn.Module):
     # changes as it learns is in parameters, buffers and plain attributes (numbers, strings, lists of them).
     not_resumable: ClassVar[str] = ""
     active: Tensor
+    starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Keep the model; subclasses call this first."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import PluginError
+from clbench.core.moved import Renamed
 from clbench.core.options import Options
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, Task, World
@@ -29,6 +30,7 @@ class QuadraticPenalty(Strategy, ABC):
     roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
                                           ("offset", "importance"))
     offset: Tensor
+    hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty."""

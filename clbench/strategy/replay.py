@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.moved import Renamed
 from clbench.core.options import Options
 from clbench.data.samples import Samples
 from clbench.models.network import Network
@@ -33,7 +34,7 @@ Balance = Literal["reservoir", "class"]
 
 
 class SampleMemory(Strategy):
-    """Base of strategies that keep samples: `store` says which, `draw` and `recall` pick some of them at random.
+    """Base of strategies that keep samples: `store` says which, `draw` and `sample` pick some of them at random.
 
     The buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and memory_tasks [M] hold the M samples
     that are kept.
@@ -43,6 +44,7 @@ class SampleMemory(Strategy):
     memory_x: Tensor
     memory_y: Tensor
     memory_tasks: Tensor
+    recall = Renamed("sample")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with an empty memory."""
@@ -72,7 +74,7 @@ class SampleMemory(Strategy):
 
 
 class ReplayMemory(SampleMemory):
-    """Base of strategies with a memory of the stream so far: `remember` offers samples to it.
+    """Base of strategies with a memory of the stream so far: `offer` offers samples to it.
 
     It grows up to the capacity; memory_seen [C] counts the samples offered so far, by class, and memory_full [C] marks
     the classes that have been the largest (for `class` only).
@@ -82,6 +84,7 @@ class ReplayMemory(SampleMemory):
     roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *SampleMemory.roles)
     memory_seen: Tensor
     memory_full: Tensor
+    remember = Renamed("offer")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None, *, capacity: int,
                  balance: Balance = "reservoir") -> None:

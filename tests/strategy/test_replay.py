@@ -180,7 +180,7 @@ def test_samples_are_stored_as_they_come():
     floats = make()
     part = stream(30)
     floats.offer(Samples(part.x.float(), part.y, part.tasks))
-    floats.double().remember(Samples(part.x.float(), part.y, part.tasks))
+    floats.double().offer(Samples(part.x.float(), part.y, part.tasks))
     assert floats.memory_x.dtype == torch.float64 and len(floats.memory) == 10
 
 
