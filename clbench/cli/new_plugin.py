@@ -27,7 +27,7 @@ def command(name: str, out: Path | None) -> None:
     """Write a small distribution with a working method, its test and its entry point."""
     from clbench.core.registry import discover
 
-    written = write(name, out, discover())
+    written = write_plugin(name, out, discover())
     for path in written:
         click.echo(path)
     method = name.removeprefix("clbench-")
@@ -41,7 +41,7 @@ FILES = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", "declarat
 LONGEST = 40  # characters of a name, for lines that stay within 120
 
 
-def write(name: str, folder: Path | None, registry: Registry) -> list[Path]:
+def write_plugin(name: str, folder: Path | None, registry: Registry) -> list[Path]:
     """Write the distribution of a strategy `name` into a new or empty folder and return its files.
 
     The folder is `clbench-NAME` here if none is given.

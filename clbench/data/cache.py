@@ -47,7 +47,7 @@ def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
     return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
 
 
-def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
+def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
          build: Callable[[], RawStream]) -> RawStream:
     """Return a stream from its file, or build it and write the file.
 
@@ -58,7 +58,7 @@ def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
         return build()
     path = data_dir / "streams" / f"{key}.safetensors"
     with contextlib.suppress(Unusable, FileNotFoundError):
-        return read(path, source_files(benchmark.name, data_dir))
+        return read_stream(path, source_files(benchmark.name, data_dir))
     with _alone(path):
         return _fill(path, benchmark.name, data_dir, build)
 
@@ -68,7 +68,7 @@ def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream])
     notes = []
     sweep(path.parent.glob(".*.tmp"))
     try:
-        return read(path, source_files(name, data_dir))
+        return read_stream(path, source_files(name, data_dir))
     except FileNotFoundError:
         pass  # the usual first run
     except Unusable as reason:
@@ -78,8 +78,8 @@ def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream])
         return raw
     files = source_files(name, data_dir)
     try:
-        write(path, raw, files)
-        raw = read(path, files)
+        write_stream(path, raw, files)
+        raw = read_stream(path, files)
     except (OSError, SafetensorError, Unusable) as error:
         notes.append(f"the stream could not be cached in {path.parent} ({' '.join(str(error).split())}); "
                      "every run builds it again")
@@ -125,14 +125,14 @@ def source_files(name: str, data_dir: Path) -> Files:
     return found
 
 
-def write(path: Path, raw: RawStream, files: Files) -> None:
+def write_stream(path: Path, raw: RawStream, files: Files) -> None:
     """Write a stream, whole or not at all."""
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "digest": raw.digest, "files": files}
     save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
 
 
-def read(path: Path, files: Files) -> RawStream:
+def read_stream(path: Path, files: Files) -> RawStream:
     """Return the stream in a file, memory-mapped and checked against its hash.
 
     Raises:

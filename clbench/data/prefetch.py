@@ -21,7 +21,7 @@ DEPTH = 4  # steps whose inputs are ready at most
 Next = Callable[[], Tensor]  # the indices of a member's next batch
 
 
-class Ahead(IterableDataset[list[Tensor | seeds.State]]):
+class PrefetchedDraws(IterableDataset[list[Tensor | seeds.State]]):
     """The inputs of every member's batch, step by step, and the state of the global generators after each step."""
 
     def __init__(self, samples: Sequence[StochasticSamples], indices: Sequence[Next], steps: int) -> None:
@@ -35,7 +35,7 @@ class Ahead(IterableDataset[list[Tensor | seeds.State]]):
             yield [*inputs, seeds.state()]
 
 
-class Drawn(Samples):
+class PrefetchedSamples(Samples):
     """Samples whose new draws come out of a queue, where they lie in the order in which they are asked for."""
 
     is_stochastic = True
@@ -67,7 +67,7 @@ def core_to_spare(device: torch.device) -> bool:
 
 
 @contextmanager
-def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
+def prefetched(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
     """Give samples of which those with random transforms are drawn in another process, before they are asked for.
 
     What is drawn is what would be drawn here: the process starts with the state of the global generators, and this one
@@ -79,13 +79,13 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
         indices: what gives the indices of each member's next batch; the fork calls them, and has copies of its own.
         steps: how many batches each member is going to take, at most.
     """
-    live = [part for part in samples if isinstance(part, StochasticSamples)]
-    if len(live) < len(samples) or not core_to_spare(samples[0].y.device):
+    stochastic = [part for part in samples if isinstance(part, StochasticSamples)]
+    if len(stochastic) < len(samples) or not core_to_spare(samples[0].y.device):
         yield list(samples)
         return
     state = seeds.state()
     loader = DataLoader(
-        Ahead(live, indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
+        PrefetchedDraws(stochastic, indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
         multiprocessing_context="fork", pin_memory=samples[0].y.device.type == "cuda",
         worker_init_fn=lambda _: seeds.restore(state),
         generator=torch.Generator())  # which the loader draws a seed from: not ours
@@ -103,7 +103,7 @@ def drawn_ahead(samples: Sequence[Samples], indices: Sequence[Next], steps: int)
     queue = inputs(batches)
     del batches
     try:
-        yield [Drawn(part, queue) for part in live]
+        yield [PrefetchedSamples(part, queue) for part in stochastic]
     finally:
         queue.close()  # ends the process
     seeds.restore(state)

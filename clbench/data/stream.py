@@ -182,7 +182,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    raw = cache.load(benchmark, seed, data_dir, registry, build)
+    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build)
     return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
 
 

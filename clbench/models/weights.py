@@ -31,7 +31,7 @@ def load_weights(model: Network, path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
     """
-    return fill(model, read(path), str(path))
+    return fill(model, read_weights(path), str(path))
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
@@ -50,7 +50,7 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     return ["weights: no head of this size, it starts untrained"] if left else []
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, DataParallel's and training codes' wrappings taken off.
 
     Raises:

@@ -5,8 +5,11 @@ Text is one line of printable characters, not escaped: each format escapes for i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from clbench.core import moved
 
 Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
@@ -162,3 +165,7 @@ class Report:
     rankings: tuple[Table, ...] = ()  # of methods across the sections, where several share enough of them
     ranking_verdicts: tuple[str, ...] = ()  # what the tests of those ranks say
     pictures: tuple[FigureData, ...] = ()  # of the whole report
+
+
+if not TYPE_CHECKING:
+    __getattr__ = functools.partial(moved.find, __name__)  # old names, until 0.3

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from clbench import Network, Options, Samples, Strategy, Task, World
 from clbench.strategy.base import Budget
 from clbench.training import numerics
+from clbench_avalanche import driver
 from clbench_avalanche.experience import Experience, Items
-from clbench_avalanche.kept import Kept, found
-from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations, without_waiting
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
 from clbench_avalanche.options import AvalancheOptions
+from clbench_avalanche.state import AgentState, agent_state
 
 
 class Avalanche(Strategy):
@@ -69,22 +69,22 @@ class Avalanche(Strategy):
         self.experiences = [*self.experiences, experience] if joint else []
         if not isinstance(self.model, Columns | MultiHead):  # those mask by task label
             self.agent._criterion.active = self.active[:task.index + 1].any(0)
-        watch = Watch(budget)
-        self.agent.plugins.append(watch)
-        self.agent.led = Lead([*range(self.samples, self.samples + len(items))],
-                              lambda: items.batch(budget.following()))
-        with seeded(self.world.generator), without_deprecations(), without_waiting(self.agent):
+        recorder = driver.StepRecorder(budget)
+        self.agent.plugins.append(recorder)
+        self.agent.batch_order = driver.BatchOrder([*range(self.samples, self.samples + len(items))],
+                                                   lambda: items.batch(budget.following()))
+        with driver.seeded(self.world.generator), driver.without_deprecations(), driver.without_waiting(self.agent):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining leaves its last batch behind
-        self.agent.plugins.remove(watch)
-        self.agent.led = None
+        self.agent.plugins.remove(recorder)
+        self.agent.batch_order = None
         self.model = self.agent.model  # GDumb takes another one for each task
         forget_features(self.model)
-        self._keep(found(self.agent), task.train)
+        self._keep(agent_state(self.agent), task.train)
         self.samples += len(items)
-        self.trained = watch.trainable
+        self.trained = recorder.trainable
         self.seen |= set(task.classes)
-        return torch.stack(watch.losses)
+        return torch.stack(recorder.losses)
 
     def trainable(self) -> int:
         """Return how many numbers the last task's steps could change."""
@@ -115,9 +115,10 @@ class Avalanche(Strategy):
             "GSS_greedy": {"input_size": self.world.input_shape}}
         options = {**self.options.model_dump(), **follow.get(name, {})}
         device = self.active.device
-        return build(name, self.model, Masked(), budget, device, numerics.forward(budget.recipe, device), options)
+        forward = numerics.forward(budget.recipe, device)
+        return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
 
-    def _keep(self, kept: Kept, new: Samples) -> None:
+    def _keep(self, state: AgentState, new: Samples) -> None:
         """Register what the strategy keeps as buffers and parameters.
 
         Its memories hold on to whole data sets of which they use a few samples; these are what is counted. They are
@@ -126,17 +127,17 @@ class Avalanche(Strategy):
         before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
         for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
             delattr(self, name)
-        for name, tensor in kept.tensors.items():
+        for name, tensor in state.tensors.items():
             own_name = "kept_" + name.replace(".", "_")
-            if name in kept.weights:
+            if name in state.weights:
                 self.register_parameter(own_name, nn.Parameter(tensor, requires_grad=False))
             else:
                 self.register_buffer(own_name, tensor)
-        if kept.stored:
-            self.register_buffer("replay__stored", torch.cat(kept.stored))
-        if not kept.places:
+        if state.stored:
+            self.register_buffer("replay__stored", torch.cat(state.stored))
+        if not state.places:
             return
-        places = torch.tensor(sorted(kept.places), device=new.index_device)
+        places = torch.tensor(sorted(state.places), device=new.index_device)
         own = new.take(places[places >= self.samples] - self.samples)
         if "replay__places" in before:
             old = torch.isin(before["replay__places"], places)
@@ -144,5 +145,5 @@ class Avalanche(Strategy):
         for field, column in (("x", own.x), ("y", own.y), ("tasks", own.tasks)):
             self.register_buffer(f"replay__{field}", column)
         self.register_buffer("replay__places", places, persistent=False)  # ours, to find them by: not counted
-        if kept.logits:
-            self.register_buffer("replay__logits", torch.cat(kept.logits))
+        if state.logits:
+            self.register_buffer("replay__logits", torch.cat(state.logits))

@@ -91,10 +91,10 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(total, Tensor)
             tensors[f"{PREFIX}{layer}.lora_B.bias"] = total.to(factors[0][1].dtype)
         ranks[layer] = len(tensors[f"{PREFIX}{layer}.lora_A.weight"])
-    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.facts.classes))
+    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.info.classes))
     weight, bias = (t.clone() for t in first.head)
     for c in classes:
-        shares = [(a, w) for a, w in parts if c in a.facts.classes]
+        shares = [(a, w) for a, w in parts if c in a.info.classes]
         if len(shares) == 1:
             shares = [(shares[0][0], 1.0)]
         total_weight = sum(w for _, w in shares)
@@ -105,7 +105,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(mean, Tensor)
             own[c] = mean.to(own.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
-    facts = AdapterInfo(trial=first.facts.trial, task=None, classes=classes, base=first.facts.base,
+    info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
                   mixture=dict(zip(adapters, weights, strict=True)))
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
-    return Adapter(config, tensors, facts)
+    return Adapter(config, tensors, info)

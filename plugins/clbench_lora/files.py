@@ -26,7 +26,7 @@ from clbench.core.errors import StoreError
 from clbench.core.files import write_atomically
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
-CONFIG, MODEL, FACTS, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
+CONFIG, MODEL, INFO, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
                                    "prototype.safetensors")
 AGAIN = "restore it from a copy, or remove it and add its task again"
 
@@ -44,7 +44,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         # Older releases of PEFT do not know the key.
         values = adapter.config.model_dump(exclude=set() if adapter.config.lora_bias else {"lora_bias"})
         write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
-        write_atomically(folder / FACTS, adapter.facts.model_dump_json(indent=1) + "\n")  # last: now it is whole
+        write_atomically(folder / INFO, adapter.info.model_dump_json(indent=1) + "\n")  # last: now it is whole
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
 
@@ -57,9 +57,9 @@ def read_adapter(folder: Path) -> Adapter:
     """
     prototype = folder / PROTOTYPE
     try:
-        facts = AdapterInfo.model_validate_json((folder / FACTS).read_bytes())
+        info = AdapterInfo.model_validate_json((folder / INFO).read_bytes())
         config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
-        adapter = Adapter(config, load_file(folder / MODEL), facts,
+        adapter = Adapter(config, load_file(folder / MODEL), info,
                           load_file(prototype)["prototype"] if prototype.exists() else None)
     except FileNotFoundError as error:
         raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
@@ -114,6 +114,6 @@ def read_base(path: Path) -> dict[str, Tensor]:
 
 def check_base(adapter: Adapter, digest: str, where: Path) -> None:
     """Raise a StoreError if an adapter was trained on another base than that with this fingerprint."""
-    if adapter.facts.base != digest:
-        raise StoreError(f"adapter {where} was trained on another base (sha256 {adapter.facts.base[:12]}..., this one "
+    if adapter.info.base != digest:
+        raise StoreError(f"adapter {where} was trained on another base (sha256 {adapter.info.base[:12]}..., this one "
                          f"is {digest[:12]}...); use the base.safetensors it came with")

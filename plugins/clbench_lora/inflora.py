@@ -38,8 +38,8 @@ from clbench import Batch, Network, Samples, Task, World
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
+from clbench_lora.shared_adapters import SummedLoRA
 from clbench_lora.subspace import design, grown, packed, rows, unpacked
-from clbench_lora.summed import SummedLoRA
 
 CHUNK = 64  # samples per step of the pass that looks at inputs
 

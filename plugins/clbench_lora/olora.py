@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clbench import Batch, Network, World
 from clbench_lora import OLoRAOptions
-from clbench_lora.summed import SummedLoRA
+from clbench_lora.shared_adapters import SummedLoRA
 
 
 class OLoRA(SummedLoRA):

@@ -73,7 +73,7 @@ class Adapter:
 
     config: PeftConfig
     tensors: dict[str, Tensor]
-    facts: AdapterInfo
+    info: AdapterInfo
     prototype: Tensor | None = None
 
     @property
@@ -124,7 +124,7 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
 
 @torch.no_grad()
 def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, outputs: int, options: AdapterOptions,
-               facts: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
+               info: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
     """Return one adapter of a strategy's layers as PEFT sees it.
 
     A pissa adapter, which is a difference from its start (h = Wx + s (BA - B0 A0) x), is the exact adapter of rank 2r
@@ -133,10 +133,10 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
     Args:
         layers: the adapted layers by name.
         position: which of their adapters.
-        head: the task's, for the outputs `facts.classes`.
+        head: the task's, for the outputs `info.classes`.
         outputs: number of all outputs, C.
         options: of the layers.
-        facts: kept with it.
+        info: kept with it.
         prototype: class means [K, D], kept with it.
     """
     tensors, ranks, alphas = {}, {}, {}
@@ -153,11 +153,11 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
         alphas[name] = float(f"{layer.scaling * (math.sqrt(rank) if rslora else rank):.12g}")
     weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
     bias = torch.full_like(weight[:, 0], -math.inf)
-    weight[list(facts.classes)] = head.weight
-    bias[list(facts.classes)] = head.bias
+    weight[list(info.classes)] = head.weight
+    bias[list(info.classes)] = head.bias
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     config = configure(ranks, alphas, rslora=rslora, dora=options.dora, bias=options.bias, dropout=options.dropout)
-    return Adapter(config, {n: t.detach() for n, t in tensors.items()}, facts, prototype)
+    return Adapter(config, {n: t.detach() for n, t in tensors.items()}, info, prototype)
 
 
 def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, Tensor]:

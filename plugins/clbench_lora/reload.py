@@ -19,12 +19,12 @@ from clbench.data.stream import Prepare
 from clbench.strategy.per_task import TaskHead
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench_lora.layers import LoRALayer
-from clbench_lora.library import Kept
 from clbench_lora.peft_format import Adapter
+from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
 
-def rebuild(source: Kept, tasks: int | None = None, prepare: Prepare | None = None,
+def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None,
             registry: Registry | None = None) -> LoRA:
     """Return a trial's strategy around its base W as it was kept, on the CPU, with no task learned yet.
 
@@ -58,7 +58,7 @@ def rebuild(source: Kept, tasks: int | None = None, prepare: Prepare | None = No
     return strategy
 
 
-def load(source: Kept, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
+def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
          registry: Registry | None = None) -> LoRA:
     """Return a strategy that has learned the given tasks (all that are kept unless given): task i is the i-th of them.
 
@@ -86,9 +86,9 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
     Raises:
         StoreError: the adapter has other layers, ranks or parts than the strategy's.
     """
-    reserve(strategy, adapter.facts.classes)
+    reserve(strategy, adapter.info.classes)
     if list(strategy.adapted) != adapter.layers:
-        raise StoreError(f"adapter of task {adapter.facts.task} is on other layers than the trial's method says")
+        raise StoreError(f"adapter of task {adapter.info.task} is on other layers than the trial's method says")
     for name, layer in strategy.adapted.items():
         own = layer.parameters_of(-1)
         values = {part: adapter.part(name, part) for part in own}
@@ -99,13 +99,13 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
             if value is not None and part == "lora_magnitude_vector":
                 value = value.flatten()  # [1, out, 1, 1] on convolutions
             if value is None or value.shape != parameter.shape:
-                raise StoreError(f"adapter of task {adapter.facts.task}: {part} of {name} is missing or of another "
+                raise StoreError(f"adapter of task {adapter.info.task}: {part} of {name} is missing or of another "
                                  "shape than the trial's method says")
             parameter.copy_(value)
     head = strategy.heads[-1]
     assert isinstance(head, TaskHead)
     for rows, whole in zip((head.weight, head.bias), adapter.head, strict=True):
-        rows.copy_(whole[list(adapter.facts.classes)])
+        rows.copy_(whole[list(adapter.info.classes)])
     if adapter.prototype is not None:
         strategy.register_buffer(f"prototype_{len(strategy.heads) - 1}", adapter.prototype)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from clbench import Network, Task, World
 from clbench_lora import SeqLoRAOptions
-from clbench_lora.summed import SummedLoRA
+from clbench_lora.shared_adapters import SummedLoRA
 
 
 class SeqLoRA(SummedLoRA):

@@ -32,7 +32,7 @@ MOST_NAMES = 8  # curves that are named in the figure one by one
 def show(spectra: Sequence[Spectrum], form: str) -> str:
     """Return spectra as `text`, `md` or `json` (with every singular value)."""
     if form == "json":
-        return json.dumps([_facts(s) for s in spectra], indent=1)
+        return json.dumps([_as_json(s) for s in spectra], indent=1)
     blocks = []
     for s in spectra:
         heading = f"{s.label}: {s.setting}"
@@ -74,7 +74,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> 
                     colalign=("left", *["right"] * (len(headers) - 1)))
 
 
-def _facts(s: Spectrum) -> dict[str, Any]:
+def _as_json(s: Spectrum) -> dict[str, Any]:
     """Return a spectrum as plain values."""
     changes = [{**asdict(c), "full_rank": c.full_rank, "ranks": {str(share): c.rank(share) for share in SHARES},
                 "relative_ranks": {str(share): c.rank(share) / c.full_rank for share in SHARES}} for c in s.changes]

@@ -111,10 +111,10 @@ class LoRA(PerTaskStrategy):
         """
         head = self.heads[task.index]
         assert isinstance(head, TaskHead)
-        facts = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
+        info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
                       origin=origin)
         prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
-        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, facts, prototype)
+        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, info, prototype)
 
     @contextmanager
     def active_adapter(self, task: int | None) -> Iterator[None]:

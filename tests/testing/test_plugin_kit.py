@@ -54,7 +54,7 @@ def python(environment, *args, cwd=None):
 
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path):
-    written = new_plugin.write("clbench-my-method2", tmp_path / "made", discover())
+    written = new_plugin.write_plugin("clbench-my-method2", tmp_path / "made", discover())
     assert [str(p.relative_to(tmp_path / "made")) for p in written] == [
         "pyproject.toml", "README.md", "clbench_my_method2/__init__.py", "clbench_my_method2/strategy.py",
         "tests/test_clbench_my_method2.py"]
@@ -72,7 +72,7 @@ def test_a_new_plugin_is_installed_passes_its_tests_and_keeps_the_rules(tmp_path
 @pytest.mark.parametrize("name", ["mine", "a" * 40])
 def test_a_new_plugin_is_clean(name, tmp_path):
     pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
-    new_plugin.write(name, tmp_path / "made", discover())
+    new_plugin.write_plugin(name, tmp_path / "made", discover())
     python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path / "made")
 
 
@@ -82,7 +82,7 @@ def test_a_new_plugin_is_clean(name, tmp_path):
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        new_plugin.write(name, tmp_path / "made", discover())
+        new_plugin.write_plugin(name, tmp_path / "made", discover())
     assert not (tmp_path / "made").exists()
 
 

@@ -85,7 +85,7 @@ def _whole(data: Any, where: str) -> tuple[Tensor, list[int]]:
     xs: list[Tensor] = []
     ys: list[int] = []
     for rows in np.array_split(np.arange(len(data)), -(-len(data) // CHUNK)):
-        x, y = whole.read(data, rows)
+        x, y = whole.read_arrays(data, rows)
         xs.append(x.x if isinstance(x, Pictures) else x)
         ys.extend(_label(label, where) for label in y)
     return (xs[0] if len(xs) == 1 else torch.cat(xs)), ys

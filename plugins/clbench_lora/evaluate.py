@@ -1,4 +1,4 @@
-"""Kept adapters back on their streams: any of them are tested again, and one more task is trained on their base."""
+"""Put kept adapters back on their streams: test any of them again, and train one more task on their base."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
 from clbench.training.trials.runner import TrialRunner, train_task
 from clbench.training.trials.state import TrialState
+from clbench_lora import reload
 from clbench_lora.files import write_adapter
-from clbench_lora.library import Kept
 from clbench_lora.peft_format import Origin
-from clbench_lora.reload import load, rebuild, reserve
+from clbench_lora.run_adapters import TrialAdapters
 
 
-def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
+def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
                    device: str = "auto") -> dict[int, float]:
     """Return the accuracy in [0, 1] of kept adapters on the test samples of their own tasks.
 
@@ -39,7 +39,7 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
     Raises:
         SpecError: adapters of other benchmarks among them, where the task must be inferred.
         DataError: the data are absent, or no longer those that the trial saw.
-        StoreError: as `load`.
+        StoreError: as `reload.load`.
     """
     numbers = source.tasks if tasks is None else list(tasks)
     trial = source.record.trial
@@ -56,16 +56,16 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
         same_data(stream, homes[members[0]])
         part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
-        strategy = load(source, members, stream.prepare, runner.registry).to(runner.device)
+        strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
         with numerics.products(trial.recipe), numerics.forward(trial.recipe, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         found.update(zip(members, row.accuracy, strict=True))
     return {n: found[n] for n in numbers}
 
 
-def home(source: Kept, number: int) -> Origin:
+def home(source: TrialAdapters, number: int) -> Origin:
     """Return where a kept adapter's task comes from."""
-    return source.adapter(number).facts.origin or Origin(
+    return source.adapter(number).info.origin or Origin(
         benchmark=source.record.trial.benchmark, task=number, fingerprint=source.stream.fingerprint)
 
 
@@ -76,7 +76,7 @@ def same_data(stream: Stream, origin: Origin) -> None:
                         f"adapter was trained on ({origin.fingerprint}); use the same data folder")
 
 
-def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
+def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
         device: str = "auto") -> int:
     """Train one more adapter and head onto a kept base as the trial's recipe says, and return its number.
 
@@ -110,9 +110,9 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     if own:
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
     number = task if own else max([*source.tasks, len(source.stream.classes) - 1]) + 1
-    strategy = rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
+    strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
     for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
-        reserve(strategy, earlier.classes)
+        reload.reserve(strategy, earlier.classes)
     member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
     with numerics.products(trial.recipe):
         alive = train_task([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
@@ -124,7 +124,7 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     return number
 
 
-def check_fits(source: Kept, stream: Stream, benchmark: Resolved, task: int) -> None:
+def check_fits(source: TrialAdapters, stream: Stream, benchmark: Resolved, task: int) -> None:
     """Raise a SpecError if a task of a stream cannot be trained on a kept base."""
     if not 0 <= task < len(stream.tasks):
         raise SpecError(f"benchmark {benchmark.name!r} has tasks 0 to {len(stream.tasks) - 1}, not {task}")

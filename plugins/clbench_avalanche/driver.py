@@ -51,11 +51,11 @@ class Batches(Sampler[list[int]]):
         return (self.following().tolist() for _ in range(self.count))
 
 
-class Watch(SupervisedPlugin):  # type: ignore[misc]
+class StepRecorder(SupervisedPlugin):  # type: ignore[misc]
     """Notes the losses of a task's steps and what they train, follows the schedule, and ends the task in time."""
 
     def __init__(self, budget: Budget) -> None:
-        """Watch one task."""
+        """StepRecorder one task."""
         super().__init__()
         self.budget = budget
         self.losses: list[Tensor] = []
@@ -81,7 +81,7 @@ class Watch(SupervisedPlugin):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Lead:
+class BatchOrder:
     """Where a task's samples stand in the stream, and what gives the places in them of the next batch."""
 
     places: list[int]
@@ -147,10 +147,10 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
 
     def make_train_dataloader(self: Any, **arguments: Any) -> None:
         """Take the harness's batches where what is trained on are the task's own samples and no others."""
-        if places(self.adapted_dataset) == self.led.places:
+        if places(self.adapted_dataset) == self.batch_order.places:
             count = math.ceil(len(self.adapted_dataset) / self.train_mb_size)
             self.dataloader = DataLoader(self.adapted_dataset, collate_fn=self.adapted_dataset.collate_fn,
-                                         batch_sampler=Batches(self.led.following, count))
+                                         batch_sampler=Batches(self.batch_order.following, count))
         else:
             base.make_train_dataloader(self, **arguments)
 
@@ -160,9 +160,9 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
             logits: Tensor = base.forward(self)
         return logits
 
-    led = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
+    driven = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
                                "__module__": __name__})
-    return led(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
+    return driven(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
                train_mb_size=budget.recipe.batch_size, device=device,
                train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has a step at least
                evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)

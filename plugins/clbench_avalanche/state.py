@@ -16,15 +16,15 @@ from clbench_avalanche.experience import places
 
 # The model and the optimiser are the harness's; results of the last step are no memory of the past; what a data loader
 # reads is found where it is kept.
-PASSED_BY = frozenset({
+SKIPPED = frozenset({
     "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader",
     "buffer_dataloader", "buffer_dliter", "mbatch", "mb_output", "loss", "batch_logits", "mb_buffer_x", "mb_buffer_y",
-    "mb_buffer_tid", "mb_buffer_out", "reference_gradients", "led"})
+    "mb_buffer_tid", "mb_buffer_out", "reference_gradients", "batch_order"})
 STORED = ("*_items", "*_memory_x_*", "*_ext_mem_list_x")
 
 
 @dataclass
-class Kept:
+class AgentState:
     """Tensors by the attributes that lead to them, samples of the stream, and logits of samples."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -34,21 +34,21 @@ class Kept:
     logits: list[Tensor] = field(default_factory=list)
 
 
-def found(agent: Any) -> Kept:
+def agent_state(agent: Any) -> AgentState:
     """Return what a strategy keeps beside its model; what is kept twice under other names counts once."""
     own = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
-    kept, seen = Kept(), {id(agent.model)}
-    reached = [*_walk(agent, "", seen, kept)]
+    state, seen = AgentState(), {id(agent.model)}
+    reached = [*_walk(agent, "", seen, state)]
     reached += [pair for name, value in vars(agent.model).items() if name not in {*vars(nn.Module()), "features"}
-                for pair in _walk(value, f"_{name}", seen, kept)]  # CWR* keeps weights as attributes of the model
+                for pair in _walk(value, f"_{name}", seen, state)]  # CWR* keeps weights as attributes of the model
     for name, tensor in reached:
         if tensor.numel() and storage(tensor) not in own:
             own.add(storage(tensor))
             if any(fnmatchcase(name, pattern) for pattern in STORED):
-                kept.stored.append(tensor)
+                state.stored.append(tensor)
             else:
-                kept.tensors[name] = tensor
-    return kept
+                state.tensors[name] = tensor
+    return state
 
 
 def storage(tensor: Tensor) -> int:
@@ -56,7 +56,7 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _walk(value: Any, name: str, seen: set[int], kept: Kept) -> Iterator[tuple[str, Tensor]]:
+def _walk(value: Any, name: str, seen: set[int], state: AgentState) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor that can be reached from a value, with its name; note the samples of data sets."""
     if isinstance(value, Tensor):
         yield name, value.detach()
@@ -67,22 +67,22 @@ def _walk(value: Any, name: str, seen: set[int], kept: Kept) -> Iterator[tuple[s
     elif isinstance(value, AvalancheDataset):
         seen.add(id(value))
         known = places(value)
-        kept.places.update(known)
+        state.places.update(known)
         if len(value) and not known:  # not samples of the stream, but features
             items = [*value]
             yield f"{name}_items", torch.stack([item[0] for item in items])
             yield f"{name}_labels", torch.tensor([int(item[1]) for item in items])
         if len(value) and hasattr(value, "logits"):
-            kept.logits.append(torch.stack(list(value.logits)))
+            state.logits.append(torch.stack(list(value.logits)))
     elif isinstance(value, nn.Module):
         seen.add(id(value))
-        kept.weights.update(f"{name}_{inner}" for inner, _ in value.named_parameters())
+        state.weights.update(f"{name}_{inner}" for inner, _ in value.named_parameters())
         yield from ((f"{name}_{inner}", tensor) for inner, tensor in value.state_dict().items())
     else:
         seen.add(id(value))
         for inner, part in _parts(value):
-            if inner not in PASSED_BY:
-                yield from _walk(part, f"{name}_{inner}", seen, kept)
+            if inner not in SKIPPED:
+                yield from _walk(part, f"{name}_{inner}", seen, state)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

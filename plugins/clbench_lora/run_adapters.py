@@ -18,7 +18,7 @@ from clbench_lora.peft_format import Adapter, fingerprint
 
 
 @dataclass(frozen=True)
-class Kept:
+class TrialAdapters:
     """What a trial kept: its base and an adapter per task, in `folder`."""
 
     record: Record
@@ -31,7 +31,7 @@ class Kept:
 
     @property
     def stream(self) -> StreamFacts:
-        """Return the facts of the trial's stream."""
+        """Return what the record says of the trial's stream."""
         if self.record.stream is None:
             raise StoreError(f"record {self.record.key} knows no stream; run the trial again")
         return self.record.stream
@@ -75,7 +75,7 @@ class Kept:
                              f"{', '.join(map(str, self.tasks)) or '(none)'}")
 
 
-def kept(run: Path) -> list[Kept]:
+def trials_with_adapters(run: Path) -> list[TrialAdapters]:
     """Return what the trials of a run folder kept, in the order in which they were run.
 
     Raises:
@@ -83,11 +83,11 @@ def kept(run: Path) -> list[Kept]:
     """
     store = Store(run)
     records, _ = store.read()
-    return [Kept(r, store.artifacts / r.key) for r in records
+    return [TrialAdapters(r, store.artifacts / r.key) for r in records
             if r.trial.method.name == "lora" and (store.artifacts / r.key / BASE).is_file()]  # others keep a base too
 
 
-def find(run: Path | str, trial: str | None = None) -> Kept:
+def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     """Return what one trial of a run folder kept.
 
     Args:
@@ -97,7 +97,7 @@ def find(run: Path | str, trial: str | None = None) -> Kept:
     Raises:
         StoreError: no such trial kept adapters, or several fit.
     """
-    everything = kept(Path(run))
+    everything = trials_with_adapters(Path(run))
     if not everything:
         raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
                          f"{run} makes some")
