@@ -1,4 +1,4 @@
-"""The whole plugin surface: what a plugin may return, and the hooks that collect it.
+"""Everything a plugin can bring: the declarations it may return, and the hooks that collect them.
 
 Declarations name their code as "module:attribute", so listing what is installed imports no torch. A plugin that does
 not mind the import may give the class or function itself.
@@ -24,16 +24,16 @@ hookimpl = pluggy.HookimplMarker("clbench")
 @old_keywords
 @dataclass(frozen=True)
 class StrategyInfo:
-    """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass."""
+    """A strategy as named in `--methods`: `strategy` is a `clbench.Strategy` subclass."""
 
     name: str
     strategy: str | type
     summary: str
     options: type[Options] = NoOptions
     paper: str = ""
-    reference: bool = False  # a bound such as naive or joint, set apart in tables
-    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
-    unavailable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
+    reference: bool = False  # whether it is a bound such as naive or joint, set apart in tables
+    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks use, if the method needs a certain one
+    unavailable: str = ""  # why it cannot be run, if so: it is not listed, and asking for it gives this reason
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 
@@ -46,9 +46,9 @@ class BenchmarkInfo:
     summary: str
     options: type[Options] = NoOptions
     scenarios: Sequence[Scenario] = tuple(SCENARIOS)  # the first is the default
-    seeded: bool = False  # whether the stream itself depends on the seed whatever its options
-    cached: bool = False  # whether it is kept on disk: only where options, seed and its package's code define all of it
-    any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
+    seeded: bool = False  # whether the stream depends on the seed whatever its options are
+    cached: bool = False  # whether it is cached on disk, which requires that options, seed and its package define it
+    any_name: bool = False  # whether `name` is a pattern, `images:*`: it is then `build(name, options, ...)`
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelInfo:
     build: str | Callable[..., Any]
     summary: str
     options: type[Options] = NoOptions
-    any_name: bool = False  # whether `name` is a pattern, `timm:*`: `build(name, options, ...)` is told the name then
+    any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ReportFormat:
 
 @dataclass(frozen=True)
 class TrackerInfo:
-    """A tracker as it stands in `--log`: `tracker(options, folder)` returns one for a run folder.
+    """A tracker as named in `--log`: `tracker(options, folder)` returns one for a run folder.
 
     It is a `clbench.results.tracking.Tracker`, made before any trial starts, so that it can say what is missing (a
     `PluginError`), and then writes nothing.

@@ -66,7 +66,7 @@ def warn(old: str, new: str) -> None:
 
 
 class OldModules:
-    """The finder and loader of modules that are gone: what is asked of one is handed on by `find`."""
+    """Finder and loader of modules that are gone; the modules it makes look their names up with `find`."""
 
     @staticmethod
     def find_spec(fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -79,18 +79,18 @@ class OldModules:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Make the module hand on what is asked of it."""
+        """Let the module look its names up with `find`."""
         vars(module)["__getattr__"] = functools.partial(find, module.__name__)
 
 
-sys.meta_path.append(OldModules)  # at the end: it is asked about what no other finder knows
+sys.meta_path.append(OldModules)  # last, so that it is used only for modules that no other finder finds
 
 
 class Renamed:
     """A class's member under its old name, as in `frozen = Renamed("frozen_modules")`."""
 
     def __init__(self, new: str) -> None:
-        """Stand for the member `new`."""
+        """Keep the new name."""
         self.new = new
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -100,7 +100,7 @@ class Renamed:
     def __get__(self, instance: object | None, owner: type) -> Any:
         """Return the member that has the new name.
 
-        Where a class overrides the old name, this is its `super().old`, so the search goes on behind that class.
+        If a class overrides the old name, it gets here by `super()`; the search then starts after that class.
         """
         warn(f"{owner.__name__}.{self.old}", self.new)
         found: Any = owner if instance is None else instance
@@ -118,7 +118,7 @@ class OldNames:
     """Base of classes with `Renamed` members: a subclass that overrides one by its old name overrides the new one."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Put what is defined by an old name under the new one too."""
+        """Copy what a class defines under an old name to the new name."""
         super().__init_subclass__(**kwargs)
         for old, new in renamed(cls).items():
             for members in map(vars, cls.__mro__):

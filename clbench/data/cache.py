@@ -1,12 +1,14 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, all source files of its package) and this format. Beside the tensors it keeps their hash,
-which is checked when it is read, and the size and time of the data files it was made from: where those are there and
-changed, the stream is built again. That is known of built-in benchmarks only, so a plugin's stream is cached where its
-declaration says that nothing but its code defines it (`BenchmarkInfo.cached`). A benchmark given as
-`package.module:function` is not, nor one that a plugin of this session alone registers, whose code nothing can tell the
-version of. Random transforms need the data set itself, so such a stream is not cached either.
+builds it (plugin, version, all source files of its package) and this format. With the tensors it stores their hash,
+which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
+stream is built again.
+
+Data files are known for built-in benchmarks only. A plugin's stream is therefore cached only if its declaration says
+that nothing but its code and options defines it (`BenchmarkInfo.cached`). Never cached are a benchmark given as
+`package.module:function` and one that was registered in this process only, since their code has no version, and a
+stream with random transforms, which need the data set itself.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ Files = dict[str, list[int]]
 
 
 class Unusable(Exception):
-    """A cache file that cannot be used, and why."""
+    """A cache file cannot be used, for the reason given."""
 
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
-    """Tell whether a benchmark's stream is another one for every seed."""
+    """Tell whether a benchmark's stream differs from seed to seed."""
     return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
 
 
 def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
-         build: Callable[[], RawStream]) -> RawStream:
+                  build: Callable[[], RawStream]) -> RawStream:
     """Return a stream from its file, or build it and write the file.
 
-    A file that cannot be read is built again, a folder that cannot be written is done without; notes say so.
+    A file that cannot be read is built again; where the folder cannot be written, nothing is cached. Notes say so.
     """
     key = key_of(benchmark, seed, registry)
     if key is None:
@@ -64,7 +66,7 @@ def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Regi
 
 
 def _fill(path: Path, name: str, data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
-    """Return the stream after another process wrote it while this one waited, or build and write it."""
+    """Return the stream if another process has written it in the meantime, else build and write it."""
     notes = []
     sweep(path.parent.glob(".*.tmp"))
     try:
@@ -94,25 +96,25 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
     origin = registry.origins["benchmark", benchmark.name]
     try:
         code = digests.hash_code(_package(info.build))
-    except Exception:  # whatever somebody else's module raises: building it will say so
+    except Exception:  # any error of the module: building the stream will report it
         return None
     if not (origin.version and code):
         return None
-    # Not the origin's distribution: of a plugin that is a file it is the path, another one on each node of a cluster.
+    # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
              origin.plugin, origin.version, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _package(build: str | Callable[..., Any]) -> ModuleType:
-    """Return the package whose code builds a stream: the outermost one, of clbench itself that of its data."""
+    """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
     module = build.partition(":")[0] if isinstance(build, str) else build.__module__
     outermost = module.partition(".")[0]
     return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
 
 
 def source_files(name: str, data_dir: Path) -> Files:
-    """Return size and time of the data files that a built-in benchmark reads, of those that are there."""
+    """Return size and time of the data files that a built-in benchmark reads, as far as they exist."""
     if name not in SOURCES:
         return {}
     dataset, found = SOURCES[name], {}
@@ -137,7 +139,7 @@ def read_stream(path: Path, files: Files) -> RawStream:
 
     Raises:
         FileNotFoundError: there is none.
-        Unusable: it is damaged, or made from data files that are there but are not `files` any more.
+        Unusable: it is damaged, or the data files it was made from have changed since (`files`).
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -159,14 +161,14 @@ def read_stream(path: Path, files: Files) -> RawStream:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time build a stream, where files can be locked; the others then find it built."""
+    """Let one process at a time build a stream; the others wait and then find it built. Without locks all build it."""
     lock = path.with_suffix(".lock")
     try:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(lock, "w")  # noqa: SIM115 - closed below
-    except (ImportError, OSError):  # no locks here: each process builds, and the last one to finish is kept
+    except (ImportError, OSError):  # no locks here: each process builds it, and the last one to finish is kept
         yield
         return
     with handle:
@@ -175,4 +177,4 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)  # who still waits for it finds the stream built
+            lock.unlink(missing_ok=True)  # processes that still wait for it find the stream built

@@ -1,4 +1,4 @@
-"""Weights from a file into a model."""
+"""Load weights from a file into a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.models.network import Network
 
-WRAPPERS = ("module.", "model.")  # what DataParallel and training codes put before every name
-INSIDE = ("state_dict", "model")  # where training codes keep the weights among other things
+WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
+INSIDE = ("state_dict", "model")  # keys under which training scripts store the weights among other things
 
 
 def load_weights(model: Network, path: Path) -> list[str]:
-    """Copy the weights of a file into the model; a head of another size is left as it was.
+    """Copy the weights of a file into the model; a head of another size is not loaded.
 
     The file is safetensors, or a state dict that `torch.load` reads with `weights_only` (no code in it is ever run).
     Its names are the model's own (`model.state_dict()`) or published ones (`model.aliases`), with or without
@@ -35,7 +35,7 @@ def load_weights(model: Network, path: Path) -> list[str]:
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copy weights by their own or published names into the model, as `load_weights` does; `source` is for errors."""
+    """Copy weights with own or published names into the model, as `load_weights` does; `source` is for errors."""
     own = model.state_dict()
     given = renamed(weights, own, model.aliases)
     wrong = sorted(set(given) ^ set(own)) + [n for n in own if n in given and own[n].shape != given[n].shape]
@@ -51,7 +51,7 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, DataParallel's and training codes' wrappings taken off.
+    """Return the tensors of a file by name, without the prefixes and keys that training scripts add.
 
     Raises:
         DataError: it cannot be read, or holds something else.
@@ -73,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return tensors under the model's own names: the longest alias that begins a published name is replaced."""
+    """Return tensors under the model's own names: the longest alias that a published name begins with is replaced."""
     if set(given) <= set(own):
         return dict(given)
     out = {}

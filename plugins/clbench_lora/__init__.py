@@ -1,4 +1,4 @@
-"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and its variants that share one answer."""
+"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and variants with shared adapters."""
 
 from __future__ import annotations
 

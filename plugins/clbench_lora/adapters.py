@@ -1,11 +1,11 @@
-"""Adapters that outlive their run: look at them, hand them on, merge, combine and remove them.
+"""Adapters that outlive their run: inspect, export, merge, combine and remove them.
 
     from clbench_lora import adapters
 
     kept = adapters.find("runs/mine", "lora:rank=4/0")
     adapters.merge(kept, 2, Path("merged.safetensors"))
 
-`clbench_lora.reload` makes strategies of them again, `clbench_lora.evaluate` evaluates them and trains one more.
+`clbench_lora.reload` rebuilds strategies from them, `clbench_lora.evaluate` tests them and trains another one.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSumm
 
 
 def export(source: TrialAdapters, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, and its base, to a folder of their own.
+    """Write a task's adapter in PEFT's format, and its base, to a new or empty folder.
 
     Raises:
-        StoreError: the folder holds something already, or cannot be written.
+        StoreError: the folder is not empty, or cannot be written.
         SpecError: PEFT has no such layers.
     """
     _hand_on(source, source.adapter(task), to)
@@ -74,7 +74,7 @@ def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float
     """Write the weighted sum of tasks' adapters (`arithmetic.combined`) as `export` does, and return it.
 
     Raises:
-        SpecError: what cannot be combined; a task named twice.
+        SpecError: these adapters cannot be combined, or a task is named twice.
         StoreError: as `export`.
     """
     if len(set(tasks)) != len(tasks):
@@ -85,7 +85,7 @@ def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float
 
 
 def merge(source: TrialAdapters, task: int, to: Path) -> None:
-    """Write the weights of a plain model that answers as W with the task's adapter and head does.
+    """Write the weights of a plain model that is the same function as W with the task's adapter and head.
 
     Raises:
         SpecError: `arithmetic.merged`; the name does not end in .safetensors.
@@ -101,7 +101,7 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
 
 
 def remove(source: TrialAdapters, task: int) -> None:
-    """Delete a task's adapter; what the others answer stays the same, bit for bit, as they do not depend on it.
+    """Delete a task's adapter; the others do not depend on it, so their answers stay the same, bit for bit.
 
     Raises:
         StoreError: there is none, or it cannot be deleted.
@@ -110,16 +110,16 @@ def remove(source: TrialAdapters, task: int) -> None:
     folder = task_folder(source.folder, task)
     gone = folder.with_name(f".{folder.name}.removed")
     try:
-        if gone.exists():  # left by a crash, and in the way of `replace`
+        if gone.exists():  # left by a crash; `replace` needs the name
             shutil.rmtree(gone)
-        folder.replace(gone)  # at once; what is left of it after a crash is no adapter
+        folder.replace(gone)  # atomically; what a crash leaves behind is no adapter any more
         shutil.rmtree(gone)
     except OSError as error:
         raise StoreError(f"cannot remove {folder}: {error.strerror or error}") from None
 
 
 def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
-    """Write an adapter and its base where nothing is yet, if PEFT can read them."""
+    """Write an adapter and its base to an empty folder, if PEFT can read them."""
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
@@ -128,9 +128,9 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
 
 
 def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:
-    """Raise a SpecError if PEFT would take a layer of an adapter for another one.
+    """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
-    PEFT's Conv2d adapters know neither dilation nor padding modes other than zeros, and would answer wrongly.
+    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would answer wrongly.
     """
     trial = source.record.trial
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""`clbench adapters`: what trials of lora keep, to look at, export, merge, remove and add to; and `clbench lora`."""
+"""The commands `clbench adapters`, for what trials of lora keep, and `clbench lora`."""
 
 from __future__ import annotations
 

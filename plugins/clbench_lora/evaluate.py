@@ -27,18 +27,18 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
                    device: str = "auto") -> dict[int, float]:
     """Return the accuracy in [0, 1] of kept adapters on the test samples of their own tasks.
 
-    The scenario is the trial's: where it gives no task, the task is inferred among those that are named, and the
-    outputs are theirs.
+    The scenario is the trial's. If it does not give the task, the task is inferred among the named ones, and only their
+    outputs compete.
 
     Args:
-        source: what the trial kept.
-        tasks: which adapters; all unless given.
+        source: what the trial has kept.
+        tasks: which adapters; by default all.
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
-        SpecError: adapters of other benchmarks among them, where the task must be inferred.
-        DataError: the data are absent, or no longer those that the trial saw.
+        SpecError: adapters of several benchmarks, and the task must be inferred.
+        DataError: the data are missing, or differ from those of the trial.
         StoreError: as `reload.load`.
     """
     numbers = source.tasks if tasks is None else list(tasks)
@@ -78,24 +78,24 @@ def same_data(stream: Stream, origin: Origin) -> None:
 
 def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
         device: str = "auto") -> int:
-    """Train one more adapter and head onto a kept base as the trial's recipe says, and return its number.
+    """Train another adapter and head on a kept base by the trial's recipe, and return its number.
 
-    The base and the other adapters are only read. Seeds are those of the trial, so that a task that was removed comes
-    back bit for bit on the same machine; but for task 0 with `base = task1`, which now has its whole budget for the
-    adapter, where W took half of it.
+    The base and the other adapters are only read. Seeds are those of the trial, so that on the same machine a removed
+    task comes back bit for bit. The exception is task 0 with `base = task1`: the adapter now gets the whole budget, of
+    which W took half in the trial.
 
     Args:
-        source: what the trial kept.
+        source: what the trial has kept.
         task: its index in the benchmark.
-        benchmark: whose; the trial's unless given. A task of another one gets the next free number, and its classes
-            are the first outputs, as in that benchmark alone.
+        benchmark: by default the trial's. A task of another one gets the next free number, and its classes are the
+            first outputs, as in that benchmark alone.
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
         SpecError: no such task, inputs of another shape, more classes than the model has outputs, or training diverged.
-        StoreError: the task has an adapter already, or files cannot be read or written.
-        DataError: the data are absent, or no longer those that the trial saw.
+        StoreError: the task already has an adapter, or files cannot be read or written.
+        DataError: the data are missing, or differ from those of the trial.
     """
     trial = source.record.trial
     own = benchmark is None or benchmark == trial.benchmark
@@ -111,7 +111,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
     number = task if own else max([*source.tasks, len(source.stream.classes) - 1]) + 1
     strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
-    for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
+    # So that the task has its index in the benchmark, on which data order and draws depend.
+    for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)
     member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
     with numerics.products(trial.recipe):

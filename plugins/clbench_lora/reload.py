@@ -1,6 +1,6 @@
-"""Strategies made of kept adapters, any of them, on the base they had.
+"""Strategies rebuilt from any of a trial's kept adapters, on their base.
 
-What is reloaded answers bit for bit as the strategy did that kept it, on the same machine.
+On the same machine a reloaded strategy gives the same answers as the original one, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from clbench_lora.strategy import LoRA
 
 def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None,
             registry: Registry | None = None) -> LoRA:
-    """Return a trial's strategy around its base W as it was kept, on the CPU, with no task learned yet.
+    """Return a trial's strategy around its kept base W, on the CPU, with no task learned yet.
 
-    W is what it is, whatever it came from: the option `base` is `pretrained` in what is rebuilt.
+    Since W is loaded, the option `base` of the rebuilt strategy is `pretrained`, whatever the trial's was.
 
     Args:
-        source: what the trial kept.
-        tasks: how many tasks there will be; the trial's unless given.
-        prepare: what turns raw samples into inputs.
-        registry: what is installed.
+        source: what the trial has kept.
+        tasks: number of tasks that there will be; by default the trial's.
+        prepare: turns raw samples into inputs.
+        registry: the installed plugins.
 
     Raises:
-        SpecError: the trial's method is none whose adapters can be loaded.
+        SpecError: adapters of the trial's method cannot be loaded.
         StoreError: the base does not fit the trial's model.
     """
     trial, known = source.record.trial, registry or discover()
@@ -60,10 +60,10 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
 
 def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
          registry: Registry | None = None) -> LoRA:
-    """Return a strategy that has learned the given tasks (all that are kept unless given): task i is the i-th of them.
+    """Return a strategy that has learned the given tasks (by default all kept ones); its task i is the i-th of them.
 
     Raises:
-        SpecError, StoreError: as `rebuild`; an adapter is missing, of another base, or does not fit.
+        SpecError, StoreError: as `rebuild`; an adapter is missing, has another base, or does not fit.
     """
     numbers = source.tasks if tasks is None else list(tasks)
     strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare, registry)
@@ -73,7 +73,7 @@ def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Pre
 
 
 def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
-    """Give a strategy a head and adapters for a task, untrained."""
+    """Add an untrained head and adapters for a task to a strategy."""
     none = torch.empty(0, dtype=torch.int64)
     strategy.before_task(Task(len(strategy.heads), tuple(classes), Samples(none, none, none)))
     strategy.learned = len(strategy.heads)
@@ -81,10 +81,10 @@ def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
 
 @torch.no_grad()
 def put(strategy: LoRA, adapter: Adapter) -> None:
-    """Give a strategy one more task, which it answers by this adapter.
+    """Add a task to a strategy, to be answered with this adapter.
 
     Raises:
-        StoreError: the adapter has other layers, ranks or parts than the strategy's.
+        StoreError: layers, ranks or parts of the adapter differ from the strategy's.
     """
     reserve(strategy, adapter.info.classes)
     if list(strategy.adapted) != adapter.layers:
@@ -111,7 +111,7 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
 
 
 def split_pissa(layer: LoRALayer, adapter: Adapter, name: str) -> dict[str, Tensor | None]:
-    """Return A and B of a pissa adapter stored with rank 2r, and set what they started from in the layer."""
+    """Return A and B of a pissa adapter stored with rank 2r, and set their start in the layer."""
     a, b = adapter.factors(name)
     if len(a) != 2 * layer.rank:
         return {"lora_A.weight": None}

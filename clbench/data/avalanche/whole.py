@@ -1,4 +1,4 @@
-"""Avalanche data sets read as whole arrays: through index maps, concatenations and transforms down to their leaves."""
+"""Avalanche data sets as whole arrays, read through index maps, concatenations and transforms down to their data."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _labels(transform: Callable[[Any], Any] | None, y: Labels) -> Labels:
 
 
 def _leaf(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Batch, Labels]:
-    """Read rows of a data set whose items are known to come from its arrays."""
+    """Read rows of a data set whose items are known to be those of its arrays."""
     index = torch.from_numpy(rows)
     if isinstance(data, TensorDataset):
         if type(data).__getitem__ is not TensorDataset.__getitem__ or len(data.tensors) < 2:
