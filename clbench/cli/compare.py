@@ -24,7 +24,7 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     """
     from rich.console import Console
 
-    from clbench.cli.report import read
+    from clbench.cli.report import read_records
     from clbench.core.errors import SpecError, unknown
     from clbench.report.analysis.grouping import by_setting
     from clbench.report.analysis.paired_tests import compare
@@ -33,7 +33,7 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from clbench.report.formats.terminal import show_tables
 
     measures = find_tested(metrics)
-    settings = by_setting(read([directory]))
+    settings = by_setting(read_records([directory]))
     labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
     if baseline is not None and baseline not in labels:
         raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))

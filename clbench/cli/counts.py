@@ -37,7 +37,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
         form: text | md | json.
     """
     if form == "json":
-        return json.dumps({**setting, "methods": [facts(count, counts[0]) for count in counts]}, indent=2)
+        return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
     blocks = [_text(", ".join(f"{key} {_plain(value)}" for key, value in setting.items()), form)]
     rows = [[c.method, _last(f"{n:,}" for n in c.parameters), _last(f"{n:,}" for n in c.trainable),
              _last(map(size, c.trainable_bytes)), ratio(c, counts[0])] for c in counts]
@@ -56,7 +56,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
     return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
 
 
-def facts(count: Count, full: Count) -> dict[str, Any]:
+def as_json(count: Count, full: Count) -> dict[str, Any]:
     """Return a count as plain values."""
     return {"method": count.method, "trainable": count.trainable, "trainable_bytes": count.trainable_bytes,
             "ratio_to_full": factor(count, full), "parameters": count.parameters, "bytes": count.bytes,

@@ -38,7 +38,7 @@ def command(before: Path, after: Path) -> int:
     from clbench.results import diff, merge
 
     console = Console()
-    runs = [merge.read([folder]) for folder in (before, after)]
+    runs = [merge.merge_runs([folder]) for folder in (before, after)]
     for problem in (p for run in runs for p in run.problems):
         click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
@@ -53,7 +53,7 @@ def command(before: Path, after: Path) -> int:
     for heading, lines in (("only in A", _trials(found.only_before)), ("only in B", _trials(found.only_after)),
                            ("settings, A -> B", _settings(pairs)),
                            ("facts, A -> B", [line for c in found.changed[:_SHOWN] for line in (
-                               merge.name(c.before), *(f"  {fact}" for fact in c.facts))]),
+                               merge.name(c.before), *(f"  {fact}" for fact in c.differences))]),
                            ("provenance, A -> B", _provenance(a, b))):
         listed = list(lines)
         if listed:

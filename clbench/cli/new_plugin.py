@@ -57,7 +57,7 @@ def command(name: str, kind: str, out: Path | None) -> None:
     """Write a small distribution with a working method, benchmark or model, its test and its entry point."""
     from clbench.core.registry import discover
 
-    written = write(name, out, discover(), kind)
+    written = write_plugin(name, out, discover(), kind)
     for path in written:
         click.echo(path)
     folder = os.path.join(os.curdir, written[0].parent)  # pip takes a bare name for a package of the index
@@ -67,7 +67,7 @@ def command(name: str, kind: str, out: Path | None) -> None:
     click.echo(f"then make {written[3]} your own")
 
 
-def write(name: str, folder: Path | None, registry: Registry, kind: str = "method") -> list[Path]:
+def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str = "method") -> list[Path]:
     """Write the distribution of a new method, benchmark or model into a new or empty folder and return its files.
 
     Args:

@@ -51,7 +51,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
-    whole, folder = report.build(read(folders)), out or folders[0]
+    whole, folder = report.build(read_records(folders)), out or folders[0]
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())
@@ -61,7 +61,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
         click.echo(f"figure: {path}")
 
 
-def read(folders: Sequence[Path]) -> list[Record]:
+def read_records(folders: Sequence[Path]) -> list[Record]:
     """Return the records of run folders, methods together; what is no record, or not counted, is told of.
 
     Raises:
@@ -70,7 +70,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
     from clbench.execution.run import by_method
     from clbench.results import merge
 
-    merged = merge.read(folders)
+    merged = merge.merge_runs(folders)
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

@@ -81,7 +81,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     made = tuning.account(rows, spec, trials, called, versions)
-    toml_file.write(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    toml_file.write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
     click.echo(table(rows))
     for row in rows:
         for option in row.at_edge:

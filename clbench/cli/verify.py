@@ -42,7 +42,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     from clbench.results import verification
 
     if name is None:
-        click.echo(verified.listing({key: references.load(path) for key, path in references.shipped().items()}))
+        known = {key: references.read_reference(path) for key, path in references.shipped().items()}
+        click.echo(verified.listing(known))
         return 0
     called, reference = references.find(name)
     registry = discover()

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, options, plugins, seeds, files, devices. It trains nothing."""
+"""The foundations: errors, options, plugins, seeds, files, devices. Nothing here trains."""

@@ -1,4 +1,4 @@
-"""Tensors as files, each written whole or not at all, and where those are that strategies export from a trial."""
+"""Tensors as files, written whole or not at all, and the layout of the folder a trial exports to."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def task_folder(trial: Path, task: int) -> Path:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all: a temporary file, flushed, takes the name at the end.
+    """Write tensors as safetensors, whole or not at all: to a temporary file, which is flushed and then renamed.
 
-    The folder is made where there is none.
+    The folder is made if there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
@@ -30,14 +30,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file(_unshared(tensors), temporary, dict(metadata or {}))
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
-        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the CPU that are contiguous and share no memory, as safetensors wants them."""
+    """Return tensors on the CPU, contiguous and sharing no memory, as safetensors requires."""
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Devices by name, and waiting for them."""
+"""Devices: find one by name, copy to it, wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clbench.core.errors import SpecError
 def pick_device(name: str) -> torch.device:
     """Return the device of that name; `auto` takes CUDA, or else the CPU.
 
-    MPS is for who asks for it: nobody has run clbench there, and methods that need float64 cannot.
+    MPS is used only when named: clbench has not been run there, and methods that need float64 cannot.
 
     Raises:
         SpecError: this machine or this build of torch has no such device.
@@ -28,17 +28,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def room_for_samples(device: torch.device) -> int | None:
-    """Return the bytes that a stream's samples may take on a device: half of what is free; None where it is the host.
+    """Return the bytes that a stream's samples may take on a device: half of what is free; None on the host.
 
-    The rest is the training's.
+    The rest is left for training.
     """
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for what the device is doing.
+    """Copy a tensor of the CPU to a device without waiting for the work that is queued there.
 
-    A copy to CUDA waits for it unless it is from pinned memory and told not to.
+    A copy to CUDA waits for the device unless its source is pinned and `non_blocking` is set.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -46,7 +46,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given, so that the clock tells the truth."""
+    """Wait until an accelerator has done its queued work, so that a time taken afterwards includes it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -54,6 +54,6 @@ def synchronize(device: torch.device) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception is for want of memory: of the device, of Python, or of torch's CPU allocator."""
+    """Tell whether an exception means out of memory: on the device, in Python, or in torch's CPU allocator."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -1,4 +1,4 @@
-"""Entry points: which are left out, and the things that they name. No pydantic here, so that `--help` is quick."""
+"""Entry points: read them, leave some out, load what they name. Imports no pydantic, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from clbench.core.errors import PluginError
 
-DISABLE = "CLBENCH_DISABLE_PLUGINS"  # entry points that are not loaded: names or patterns, with commas between them
+DISABLE = "CLBENCH_DISABLE_PLUGINS"  # entry points that are not loaded: names or patterns, separated by commas
 
 
 def read(group: str) -> dict[str, str]:
-    """Return the entry points of a group, `module:attribute` by name; where several have a name, the first by value.
+    """Return the entry points of a group, `module:attribute` by name; of several with one name, the first by value.
 
-    They are what `importlib.metadata.entry_points` finds in folders, read without it: its import takes 30 ms, which
+    These are the ones that `importlib.metadata.entry_points` finds, read without it: its import takes 30 ms, which
     would be a third of `clbench --help`.
     """
     found: dict[str, list[str]] = {}
@@ -28,7 +28,7 @@ def read(group: str) -> dict[str, str]:
     for place in sys.path:
         for folder in sorted([*Path(place).glob("*.dist-info"), *Path(place).glob("*.egg-info")]):
             distribution = re.sub("[-_.]+", "_", folder.stem.partition("-")[0]).lower()
-            if distribution in seen:  # one that is shadowed by another place
+            if distribution in seen:  # shadowed by an earlier place
                 continue
             seen.add(distribution)
             section = ""
@@ -48,14 +48,14 @@ def package_of(value: str) -> str:
 
 
 def disabled(name: str, value: str) -> bool:
-    """Tell whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; never what is clbench itself."""
+    """Tell whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; clbench's own are never disabled."""
     package = package_of(value)
     return package != "clbench" and any(fnmatchcase(known, pattern.strip()) for known in (name, package)
                                         for pattern in os.environ.get(DISABLE, "").split(","))
 
 
 def resolve(target: str | type | Callable[..., Any], kind: str) -> Any:
-    """Return what `module:attribute` names (or the thing itself when it is given instead of its name)."""
+    """Return what `module:attribute` names; a class or function given instead of a name is returned as it is."""
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")

@@ -1,15 +1,15 @@
-"""The errors clbench raises on purpose: each is one line that says what is wrong and what to do."""
+"""The errors that clbench raises on purpose: each is one line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-NEAR = 0.15  # names this much less like what was typed than the best one are not offered beside it
+NEAR = 0.15  # a name is offered if its similarity to what was typed is at most this far below the best one's
 
 
 class ClbenchError(Exception):
-    """Something the user can mend; the command line prints it as one line and exits with 2."""
+    """Base of errors that the user can fix; the command line prints one line and exits with code 2."""
 
 
 class SpecError(ClbenchError):

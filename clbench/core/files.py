@@ -1,4 +1,4 @@
-"""Files: whole-or-nothing writes, locks, hashes, what killed processes left, and the folder of data sets."""
+"""Files: atomic writes, locks, hashes, removal of what killed processes left, and the folder of data sets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder of clbench itself
-ATTEMPTS = 100  # at a file that others make and remove at the same time
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without them
-STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process, not by one that is writing
+ATTEMPTS = 100  # to open a file that others create and remove at the same time
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
+STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's content; a file whose size and time are as they were is not read again.
+    """Return the SHA-256 of a file's content; a file with the same size and time as before is not read again.
 
     Raises:
         OSError: it cannot be read.
@@ -42,9 +42,9 @@ def _hash_content(path: str, _mtime_ns: int, _size: int) -> str:
 
 @functools.cache
 def hash_code(module: ModuleType) -> str:
-    """Return a hash of all source files of a package, or of a module that is a file; empty where there are none.
+    """Return a hash of the source files of a package, or of a single-file module; empty if there are none.
 
-    They are read once: a process goes on with the code that it has imported, whatever becomes of the files.
+    They are read once, since a process keeps the code that it has imported, whatever happens to the files.
     """
     digest, found = hashlib.sha256(), False
     for name, path in _sources(module):
@@ -65,7 +65,7 @@ def _sources(module: ModuleType) -> Iterator[tuple[str, Path]]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader, or a crash at any moment, sees the old or the whole new one."""
+    """Write a file (text as UTF-8) atomically: readers, and a crash at any moment, find the old file or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -78,7 +78,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    if os.name == "posix":  # the new name itself must reach the disk
+    if os.name == "posix":  # the directory entry has to reach the disk too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -109,9 +109,9 @@ def default_data_dir() -> Path:
 
 
 def sweep(paths: Iterable[Path], age: float = STALE_SECONDS) -> None:
-    """Remove those of the files that have not been written for `age` seconds; what cannot be removed stays."""
+    """Remove files that have not been written to for `age` seconds; files that cannot be removed stay."""
     for path in paths:
-        with contextlib.suppress(OSError):  # another process may be quicker
+        with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - path.stat().st_mtime > age:
                 path.unlink()
 
@@ -121,27 +121,27 @@ class NoLocks(Exception):
 
 
 class Lock:
-    """A lock that this process holds until `release`, or its end."""
+    """A lock that this process holds until `release` or until it ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Hold what `lock` took."""
+        """Keep the file that `lock` has opened and locked."""
         self.path = path
         self.descriptor = descriptor
 
     def release(self) -> None:
-        """Remove the file while it is still locked, then let go."""
-        with contextlib.suppress(OSError):  # the folder may be gone; closing is what frees the lock
+        """Remove the file while it is still locked, then unlock it."""
+        with contextlib.suppress(OSError):  # the folder may be gone; closing the file unlocks it
             self.path.unlink()
         os.close(self.descriptor)
         with contextlib.suppress(OSError):
-            self.path.parent.rmdir()  # if it was the last
+            self.path.parent.rmdir()  # if this was the last lock in it
 
 
 def lock(path: Path) -> Lock | None:
-    """Take the lock of that path, or return None at once where another holds it.
+    """Take the lock at a path; return None at once if another process holds it.
 
     Raises:
-        NoLocks: there is no such thing here.
+        NoLocks: the system or the file system has no file locks.
         OSError: the file cannot be made.
     """
     if fcntl is None:
@@ -150,7 +150,7 @@ def lock(path: Path) -> Lock | None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except (FileExistsError, FileNotFoundError):  # another made or removed the folder just now
+        except (FileExistsError, FileNotFoundError):  # another process made or removed the folder just now
             if attempt == ATTEMPTS - 1:
                 raise
             continue
@@ -167,7 +167,7 @@ def lock(path: Path) -> Lock | None:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return Lock(path, descriptor)
-        os.close(descriptor)  # its holder removed the file while we opened it: what we locked is no longer there
+        os.close(descriptor)  # its holder removed the file while we opened it, so we locked a file that is gone
     return None
 
 

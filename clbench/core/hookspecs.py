@@ -1,4 +1,4 @@
-"""The whole plugin surface: what a plugin may return, and the hooks that collect it.
+"""Everything a plugin can bring: the declarations it may return, and the hooks that collect them.
 
 Declarations name their code as "module:attribute", so listing what is installed imports no torch. A plugin that does
 not mind the import may give the class or function itself.
@@ -13,6 +13,7 @@ from typing import Any
 
 import pluggy
 
+from clbench.core.moved import Renamed, old_keywords
 from clbench.core.options import NoOptions, Options
 from clbench.core.scenario import SCENARIOS, Scenario
 
@@ -20,6 +21,7 @@ hookspec = pluggy.HookspecMarker("clbench")
 hookimpl = pluggy.HookimplMarker("clbench")
 
 
+@old_keywords
 @dataclass(frozen=True)
 class StrategyInfo:
     """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass.
@@ -35,10 +37,11 @@ class StrategyInfo:
     options: type[Options] = NoOptions
     paper: str = ""
     reference: bool = False  # what others are measured against, such as a bound; set apart in tables
-    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks take, for what does not work on any
-    unavailable: str = ""  # why it cannot be run; it is in no listing then, and who asks for it is told
+    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks use, if the method needs a certain one
+    unavailable: str = ""  # why it cannot be run, if so: it is not listed, and asking for it gives this reason
     baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
     layer_rows: Sequence[tuple[str, str]] = ()
+    checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class BenchmarkInfo:
     summary: str
     options: type[Options] = NoOptions
     scenarios: Sequence[Scenario] = tuple(SCENARIOS)  # the first is the default
-    seeded: bool = False  # whether the stream itself depends on the seed whatever its options
+    seeded: bool = False  # whether the stream depends on the seed whatever its options are
     cached: bool = False  # whether it is kept on disk: only where options, seed, its package's code and `files` make it
     any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
     files: Sequence[str] = ()  # of data, under the data folder: where one changes, the stream that is kept is made anew
@@ -64,7 +67,7 @@ class ModelInfo:
     build: str | Callable[..., Any]
     summary: str
     options: type[Options] = NoOptions
-    any_name: bool = False  # whether `name` is a pattern, `timm:*`: `build(name, options, ...)` is told the name then
+    any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class ReportFormat:
 
 @dataclass(frozen=True)
 class TrackerInfo:
-    """A tracker as it stands in `--log`: `tracker(options, folder)` returns one for a run folder.
+    """A tracker as named in `--log`: `tracker(options, folder)` returns one for a run folder.
 
     It is a `clbench.results.tracking.Tracker`, made before any trial starts, so that it can say what is missing (a
     `PluginError`), and then writes nothing.

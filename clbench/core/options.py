@@ -1,4 +1,4 @@
-"""Typed options: one pydantic class is the command line, the TOML, the documentation and the label of a thing."""
+"""Typed options: one pydantic class defines command line, TOML, documentation and label of a method or benchmark."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clbench.core.errors import SpecError, unknown
 
 
 class Strict(BaseModel):
-    """Base of the parts of a spec: unknown keys are mistakes, so is true/false for a number, values do not change."""
+    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true/false where a number is wanted; pydantic takes them for 1 and 0."""
+        """Refuse true and false in place of a number; pydantic would take them for 1 and 0."""
         if isinstance(value, bool):
             allowed = _allowed(cls, info.field_name)
             if bool not in allowed and {int, float} & allowed:
@@ -41,8 +41,8 @@ class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
 
 
-# A number that `loss` may meet as a tensor of no dimensions: trials that differ in such options alone train as one
-# stack. `loss` takes it for a number only (a factor, say: no `if`, no shape); outside of `loss` it is a plain float.
+# A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
+# `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.
 Scalar = Annotated[float, PerMember()]
 
 
@@ -54,7 +54,7 @@ class Options(Strict):
     @field_validator("*", mode="before")
     @classmethod
     def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read 'none' as None where that is allowed."""
+        """Read 'none' as None for options that allow it."""
         return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
 
 
@@ -74,13 +74,13 @@ class OptionDoc:
 
     name: str
     type: str
-    default: Any  # None where there is none
+    default: Any  # None if there is no default
     required: bool
     meaning: str
 
 
 def document(options: type[Options]) -> list[OptionDoc]:
-    """Return what there is to know of each option of a class, in the order of declaration."""
+    """Describe each option of a class, in the order of declaration."""
     docs = []
     for name, field in options.model_fields.items():
         bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
@@ -150,7 +150,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Write a value so that `parse_value` reads it back."""
+    """Return a value as text that `parse_value` reads back."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
@@ -162,7 +162,7 @@ def format_value(value: Any) -> str:
 
 
 def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str) -> Options:
-    """Build an options object; every mistake becomes a line of one `SpecError` that begins with `owner`."""
+    """Build an options object; every mistake becomes a line of one `SpecError`, each beginning with `owner`."""
     try:
         return options.model_validate(dict(raw))
     except ValidationError as error:
@@ -170,7 +170,7 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
 
 
 def explain(error: ValidationError, options: type[Options], owner: str, listing: str) -> list[str]:
-    """Turn pydantic's mistakes about an options class into our lines, with near names for unknown options."""
+    """Turn pydantic's errors about an options class into clbench's lines, with near names for unknown options."""
     lines = []
     for item in error.errors():
         where = ".".join([owner, *map(str, item["loc"][:1])])
@@ -184,12 +184,12 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
 
 
 def shown(value: Any) -> str:
-    """Write a given value into an error: text in quotes, numbers as they are."""
+    """Return a given value as errors show it: text in quotes, numbers as they are."""
     return repr(value) if isinstance(value, str) else format_value(value)
 
 
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
-    """Return `name:option=value` with options that differ from their defaults or are in `always`, none in `never`."""
+    """Return `name:option=value` with options that differ from their defaults or are in `always`, without `never`."""
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
                if k not in never and (k in always or f.is_required()
                                       or getattr(options, k) != f.get_default(call_default_factory=True))]

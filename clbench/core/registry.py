@@ -1,4 +1,4 @@
-"""Find, load and isolate plugins: a broken one is shown as broken and stops only a run that asked for it."""
+"""Find and load plugins, isolated: a broken one is shown as broken and stops only a run that asks for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, Tra
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin came from: its entry point, distribution and version; of a file its name, path and hash."""
+    """Where a plugin comes from: its entry point, distribution and version; for a file its name, path and hash."""
 
     plugin: str
     distribution: str
@@ -43,7 +43,7 @@ class Origin:
 
 @dataclass
 class Registry:
-    """Everything that is installed, by name, with its origin; and what is broken, with its error."""
+    """Everything that plugins bring, by name, with its origin; and the broken plugins with their errors."""
 
     strategies: dict[str, StrategyInfo] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Registry:
     formats: dict[str, ReportFormat] = field(default_factory=dict)
     trackers: dict[str, TrackerInfo] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
-    patterns: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> what answers for many names, by pattern
+    patterns: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> declarations for many names, by pattern
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
     broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
     disabled: list[str] = field(default_factory=list)  # entry points that CLBENCH_DISABLE_PLUGINS names
@@ -84,13 +84,13 @@ class Registry:
         return self._find("tracker", self.trackers, name)
 
     def benchmark(self, name: str) -> BenchmarkInfo:
-        """Return the benchmark of that name; `package.module:function` is taken as the function's own benchmark."""
+        """Return the benchmark of that name; `package.module:function` names the one a function returns."""
         return self._find("benchmark", self.benchmarks, name)
 
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
-        for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the narrowest first
+        for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the most specific first
             if fnmatchcase(name, pattern):
                 return replace(cast(Info, self.patterns[kind][pattern]), name=name)
         if kind == "method" and name in self.unavailable:
@@ -105,7 +105,7 @@ class Registry:
 
 
 def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
-    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what they bring.
+    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what it brings.
 
     Args:
         extra: modules or objects with hook implementations to register as well (tests, notebooks).
@@ -123,7 +123,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
             continue
         try:
             module = entry.load()
-        except (Exception, SystemExit) as error:  # isolation: what a plugin raises must not stop the others
+        except (Exception, SystemExit) as error:  # an error of one plugin must not stop the others
             registry.broken[entry.name] = _one_line(error)
             continue
         _register(registry, module, origin)
@@ -145,7 +145,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
 
 
 def _register(registry: Registry, plugin: object, origin: Origin) -> None:
-    """Register one plugin and take what its hooks return; any failure marks it as broken and takes nothing."""
+    """Register a plugin and what its hooks return; if anything fails it is marked as broken and nothing is taken."""
     manager = registry.manager
     try:
         manager.register(plugin, origin.plugin)
@@ -166,7 +166,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
                     raise PluginError(f"{kind} {info.name!r} is already brought by "
                                       f"{registry.origins[kind, info.name].plugin}")
                 found.append((kind, known, info))
-    except Exception as error:  # isolation, as above
+    except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
             manager.unregister(plugin)
         registry.broken[origin.plugin] = _one_line(error)
@@ -214,16 +214,16 @@ def load_file(path: Path) -> tuple[ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # "name:attribute" in its declarations leads here
     try:
-        # Not inherited: `from __future__ import annotations` above, which would make text of the plugin's annotations.
+        # dont_inherit: else this file's `from __future__ import annotations` would hold for the plugin too.
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:  # whatever somebody else's file raises becomes one line
+    except (Exception, SystemExit) as error:  # any error of the file becomes one line
         del sys.modules[name]
         raise PluginError(f"plugin {path}: {_where(error, file)}") from error
     return module, hashlib.sha256(code).hexdigest()
 
 
 def _home(name: str) -> str | None:
-    """Return where the module of that name comes from, None where there is none."""
+    """Return where the module of that name comes from; None if there is none."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module without a spec, such as __main__
@@ -232,7 +232,7 @@ def _home(name: str) -> str | None:
 
 
 def _where(error: BaseException, file: Path) -> str:
-    """Return an error as one line, with the file's line that led to it."""
+    """Return an error as one line, with the line of the file that raised it."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} (line {error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

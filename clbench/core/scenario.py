@@ -1,7 +1,7 @@
-"""The three scenarios: which output each class has, which take part in the loss and at the test, what the test tells.
+"""The three scenarios: which output a class has, which outputs take part in loss and test, what the test tells.
 
-They are those of van de Ven & Tolias 2019 ("Three scenarios for continual learning"). Another one is a name in
-`Scenario` and an entry in `SCENARIOS`.
+They are those of van de Ven & Tolias 2019 ("Three scenarios for continual learning"). To add one, add its name to
+`Scenario` and an entry to `SCENARIOS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Scenario = Literal["task", "class", "domain"]
 
 @dataclass(frozen=True)
 class ScenarioRules:
-    """What a scenario makes of a stream; outputs are numbered 0..C-1, tasks 0..T-1."""
+    """The rules of a scenario; outputs are numbered 0..C-1, tasks 0..T-1."""
 
     name: Scenario
     task_given: bool  # whether the test tells which task a sample comes from
@@ -56,7 +56,7 @@ class ScenarioRules:
         return [{c: ranks[c] for c in order} for order in orders]
 
     def _shared(self, orders: Sequence[Sequence[int]], classes: int, benchmark: str) -> list[dict[int, int]]:
-        """Return the outputs of tasks that have classes of their own and share the outputs."""
+        """Return the outputs of tasks that have different classes but share the outputs."""
         where = f"benchmark {benchmark!r}: scenario {self.name!r}"
         if sum(map(len, orders)) != classes:
             raise DataError(f"{where} needs tasks that have all the same classes or none "
@@ -67,7 +67,7 @@ class ScenarioRules:
         return [{c: i for i, c in enumerate(order)} for order in orders]
 
     def in_loss(self, tasks: Sequence[Sequence[int]], index: int) -> tuple[range, list[int]]:
-        """Return for which tasks' samples which outputs take part in the loss, once task `index` has begun.
+        """Return which outputs take part in the loss of which tasks' samples, once task `index` has begun.
 
         Args:
             tasks: the outputs of each task's classes.
@@ -80,9 +80,9 @@ class ScenarioRules:
         return range(index, index + 1), list(tasks[index])
 
     def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
-        """Return the outputs among which the answer is chosen when task `index` is tested after `learned` tasks.
+        """Return the outputs among which a prediction is chosen when task `index` is tested after `learned` tasks.
 
-        A task that is still to come is tested among the classes seen and those of the tasks up to it.
+        A task that has not been learned yet is tested among the classes of all tasks up to and including it.
         """
         if self.shared_outputs:
             return sorted({c for task in tasks for c in task})

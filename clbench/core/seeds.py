@@ -1,6 +1,6 @@
-"""One seed per named axis, so that changing what uses one axis never moves another.
+"""One seed per named axis, so that a change in what uses one axis never affects another.
 
-The name of the method is no axis: all methods of a seed see the same batches and start from the same weights.
+The method's name is no axis: for one seed all methods see the same batches and start from the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *axes: str | int) -> int:
-    """Return a 63-bit seed for an axis such as `("data", task)`; the same for the same arguments everywhere."""
+    """Return a 63-bit seed for an axis such as `("data", task)`; the same arguments give the same seed everywhere."""
     text = "/".join(["clbench", str(seed), *map(str, axes)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -31,15 +31,15 @@ def generator(seed: int, *axes: str | int) -> torch.Generator:
 
 @contextmanager
 def scope(seed: int, *axes: str | int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch inside the block and restore them after it.
+    """Seed the global generators of Python, NumPy and torch inside the block, and restore them after it.
 
-    Layers are initialised from torch's; the random transforms of a data set may draw from any.
+    Layers are initialised from torch's generator; random transforms of a data set may use any of the three.
     """
     import numpy as np
     import torch
 
     number, before = derive(seed, *axes), state()
-    with torch.random.fork_rng():  # those of accelerators too
+    with torch.random.fork_rng():  # which covers accelerators too
         random.seed(number)
         np.random.seed(number % 2**32)
         torch.manual_seed(number)
@@ -73,7 +73,7 @@ class Course(AbstractContextManager[None]):
 
 @dataclass(frozen=True)
 class State:
-    """Where the global generators of Python, NumPy and torch (of the CPU) are; can be compared, and sent."""
+    """The state of the global generators of Python, NumPy and torch (CPU); it can be compared and pickled."""
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
@@ -81,7 +81,7 @@ class State:
 
 
 def state() -> State:
-    """Return where the global generators are."""
+    """Return the state of the global generators."""
     import numpy as np
     import torch
 

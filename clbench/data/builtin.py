@@ -1,4 +1,4 @@
-"""The benchmarks that clbench brings, and their options, declared without importing torch."""
+"""The built-in benchmarks and their options, declared without importing torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClassOptions(Options):
 
     @property
     def used(self) -> int:
-        """Return how many classes are to be shared out evenly among `tasks`."""
+        """Return how many classes are divided evenly among the tasks."""
         return self.classes
 
     @model_validator(mode="after")

@@ -1,12 +1,14 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, all source files of its package) and this format. Beside the tensors it keeps their hash,
-which is checked when it is read, and the size and time of the data files it was made from: where those are there and
-changed, the stream is built again. A stream is cached where its declaration says that nothing but options, seed, code
-and the data files that it names define it (`BenchmarkInfo.cached`, `files`). A benchmark given as
-`package.module:function` is not, nor one that a plugin of this session alone registers, whose code nothing can tell the
-version of. Random transforms need the data set itself, so such a stream is not cached either.
+builds it (plugin, version, all source files of its package) and this format. With the tensors it stores their hash,
+which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
+stream is built again.
+
+A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
+define it (`BenchmarkInfo.cached`, `files`). Never cached are a benchmark given as `package.module:function` and one
+that was registered in this process only, since their code has no version, and a stream with random transforms, which
+need the data set itself.
 """
 
 from __future__ import annotations
@@ -35,36 +37,36 @@ Files = dict[str, list[int]]
 
 
 class Unusable(Exception):
-    """A cache file that cannot be used, and why."""
+    """A cache file cannot be used, for the reason given."""
 
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
-    """Tell whether a benchmark's stream is another one for every seed."""
+    """Tell whether a benchmark's stream differs from seed to seed."""
     return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
 
 
-def load(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
-         build: Callable[[], RawStream]) -> RawStream:
+def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
+                  build: Callable[[], RawStream]) -> RawStream:
     """Return a stream from its file, or build it and write the file.
 
-    A file that cannot be read is built again, a folder that cannot be written is done without; notes say so.
+    A file that cannot be read is built again; where the folder cannot be written, nothing is cached. Notes say so.
     """
     key = key_of(benchmark, seed, registry)
     if key is None:
         return build()
     path, sources = data_dir / "streams" / f"{key}.safetensors", registry.benchmark(benchmark.name).files
     with contextlib.suppress(Unusable, FileNotFoundError):
-        return read(path, state_of(sources, data_dir))
+        return read_stream(path, state_of(sources, data_dir))
     with locked(path.with_suffix(".lock")):  # one process builds it, the others find it built
         return _fill(path, sources, data_dir, build)
 
 
 def _fill(path: Path, sources: Sequence[str], data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
-    """Return the stream after another process wrote it while this one waited, or build and write it."""
+    """Return the stream if another process has written it in the meantime, else build and write it."""
     notes = []
     sweep(path.parent.glob(".*.tmp"))
     try:
-        return read(path, state_of(sources, data_dir))
+        return read_stream(path, state_of(sources, data_dir))
     except FileNotFoundError:
         pass  # the usual first run
     except Unusable as reason:
@@ -74,8 +76,8 @@ def _fill(path: Path, sources: Sequence[str], data_dir: Path, build: Callable[[]
         return raw
     files = state_of(sources, data_dir)
     try:
-        write(path, raw, files)
-        raw = read(path, files)
+        write_stream(path, raw, files)
+        raw = read_stream(path, files)
     except (OSError, SafetensorError, Unusable) as error:
         notes.append(f"the stream could not be cached in {path.parent} ({' '.join(str(error).split())}); "
                      "every run builds it again")
@@ -90,25 +92,25 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
     origin = registry.origins["benchmark", benchmark.name]
     try:
         code = digests.hash_code(_package(info.build))
-    except Exception:  # whatever somebody else's module raises: building it will say so
+    except Exception:  # any error of the module: building the stream will report it
         return None
     if not (origin.version and code):
         return None
-    # Not the origin's distribution: of a plugin that is a file it is the path, another one on each node of a cluster.
+    # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
              origin.plugin, origin.version, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _package(build: str | Callable[..., Any]) -> ModuleType:
-    """Return the package whose code builds a stream: the outermost one, of clbench itself that of its data."""
+    """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
     module = build.partition(":")[0] if isinstance(build, str) else build.__module__
     outermost = module.partition(".")[0]
     return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
 
 
 def state_of(sources: Sequence[str], data_dir: Path) -> Files:
-    """Return size and time of the data files that a benchmark reads, of those that are there."""
+    """Return size and time of the data files that a benchmark reads, as far as they exist."""
     found = {}
     for name in sources:
         with contextlib.suppress(OSError):
@@ -117,19 +119,19 @@ def state_of(sources: Sequence[str], data_dir: Path) -> Files:
     return found
 
 
-def write(path: Path, raw: RawStream, files: Files) -> None:
+def write_stream(path: Path, raw: RawStream, files: Files) -> None:
     """Write a stream, whole or not at all."""
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "digest": raw.digest, "files": files}
     save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
 
 
-def read(path: Path, files: Files) -> RawStream:
+def read_stream(path: Path, files: Files) -> RawStream:
     """Return the stream in a file, memory-mapped and checked against its hash.
 
     Raises:
         FileNotFoundError: there is none.
-        Unusable: it is damaged, or made from data files that are there but are not `files` any more.
+        Unusable: it is damaged, or the data files it was made from have changed since (`files`).
     """
     try:
         with safe_open(path, framework="pt") as handle:

@@ -1,4 +1,4 @@
-"""The data sets that the built-in benchmarks are made of, as uint8 images and labels."""
+"""The data sets of the built-in benchmarks, as uint8 images and labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATISTICS = {  # mean and standard deviation of training pixels, by channel
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 CIFAR_SIZES = 50_000, 10_000  # training and test images of CIFAR-10 and CIFAR-100
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer until a download is given up
 
 
 class Images(NamedTuple):
@@ -40,15 +40,15 @@ class Images(NamedTuple):
 
 
 def folder(name: str, data_dir: Path) -> Path:
-    """Return where the files of `MNIST` or `FashionMNIST` lie under a data folder."""
+    """Return the folder of the files of `MNIST` or `FashionMNIST` within a data folder."""
     return data_dir / name / "raw"
 
 
 def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
-    """Return the training and test images of `MNIST` or `FashionMNIST`, downloaded by torchvision if not there.
+    """Return the training and test images of `MNIST` or `FashionMNIST`, downloaded by torchvision if they are missing.
 
     Raises:
-        DataError: not there and no way to download, or files that cannot be read.
+        DataError: the files are missing and cannot be downloaded, or cannot be read.
     """
     import torchvision.datasets
 
@@ -84,7 +84,7 @@ def mnist_5k() -> tuple[Images, Images]:
 
 
 def cifar_file(name: str, data_dir: Path) -> Path:
-    """Return where `CIFAR10` or `CIFAR100` lies under a data folder, as clbench keeps it."""
+    """Return the file in which clbench keeps `CIFAR10` or `CIFAR100` within a data folder."""
     return data_dir / f"{name.lower()}.safetensors"
 
 
@@ -92,10 +92,10 @@ def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
     """Return the training (50,000) and test (10,000) images of `CIFAR10` or `CIFAR100`, in the published order.
 
     They are kept in one safetensors file: train_x and test_x uint8 [N, 3, 32, 32], train_y and test_y int64 [N]. If it
-    is not there it is written, once, from torchvision's files, which torchvision downloads and checks.
+    is missing it is written, once, from torchvision's files, which torchvision downloads and checks.
 
     Raises:
-        DataError: not there and no way to download, or a file that cannot be read.
+        DataError: the file is missing and cannot be made, or cannot be read.
     """
     where = cifar_file(name, data_dir)
     if not where.is_file():
@@ -136,7 +136,7 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
 
 
 def few(images: Images, per_class: int | None) -> Images:
-    """Return only the first so many images of each class, in their order; all of them for None."""
+    """Return the first `per_class` images of each class, in their order; all images for None."""
     if per_class is None:
         return images
     chosen = torch.cat([(images.y == c).nonzero().flatten()[:per_class] for c in torch.unique(images.y)]).sort().values
@@ -145,7 +145,7 @@ def few(images: Images, per_class: int | None) -> Images:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Give up on a network that does not answer."""
+    """Give up on a network connection that does not answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -156,6 +156,6 @@ def _impatient() -> Iterator[None]:
 
 @contextlib.contextmanager
 def chatter_to_stderr() -> Iterator[None]:
-    """Send what is printed inside to stderr: stdout belongs to the tables."""
+    """Redirect what is printed inside to stderr, since stdout is for tables."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

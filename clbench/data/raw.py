@@ -1,4 +1,4 @@
-"""RawStream: a benchmark as tensors with its own labels, before a scenario gives it outputs; what the cache keeps."""
+"""RawStream: a benchmark as tensors with its own labels, before a scenario assigns outputs; the cache stores these."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from clbench.core.errors import DataError
 class Split:
     """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64.
 
-    With a permutation, x is that of the first task before its pixels were permuted (see `permuted.py`).
+    With a permutation, x are the first task's inputs, before their pixels are permuted (`samples.PermutedSamples`).
     """
 
     x: Tensor
     y: Tensor
     permutation: Tensor | None = None
-    draw: Callable[[int], Tensor] | None = None  # another draw of a sample, where transforms are random
+    draw: Callable[[int], Tensor] | None = None  # draws a sample once more, where transforms are random
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RawStream:
         mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalised.
         std: likewise.
         notes: how it was read.
-        augment: name of the augmentation of training images (`augment.AUGMENTATIONS`), empty for none.
+        augment: name of the augmentation of training images (`augmentation.AUGMENTATIONS`), empty for none.
     """
 
     train: tuple[Split, ...]
@@ -55,7 +55,7 @@ class RawStream:
         return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name; inputs that permuted tasks share are there once."""
+        """Return all tensors by name; inputs that permuted tasks share occur once."""
         out: dict[str, Tensor] = {}
         for part, splits in (("train", self.train), ("test", self.test)):
             for task, split in enumerate(splits):
@@ -79,7 +79,7 @@ class RawStream:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "") -> RawStream:
-        """Return the stream that gave these tensors; KeyError where one is missing."""
+        """Return the stream whose `tensors()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
             for task in range(len(orders)):
@@ -102,14 +102,14 @@ REDRAWN = "validation samples are one draw of each from the random training tran
 
 
 def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
-    """Return a stream whose test samples are held out of its training samples; the test samples it had are gone.
+    """Return a stream whose test samples are a part of the training samples; its own test samples are dropped.
 
-    Which ones depends on the seed alone, so it is the same for all methods. The draw for a class does not depend on the
-    task: where tasks show the same images (permuted, rotated), the same ones are held out of all.
+    The choice depends on the seed alone, so it is the same for all methods. Within a class it does not depend on the
+    task: where tasks show the same images (permuted, rotated), the same images are held out of all tasks.
 
     Args:
         raw: the benchmark.
-        share: of each class's samples in each task, in (0, 1); at least one, and at least one is left to train on.
+        share: of each class's samples in each task, in (0, 1); at least one is held out and at least one kept.
         seed: of the trial.
         name: of the benchmark, for errors.
 
@@ -129,7 +129,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
 
 
 def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:
-    """Return the rows that stay and the rows that are held out, both int64 and ascending, of labels y [N]."""
+    """Return the rows of labels y [N] that are kept and those that are held out, both int64 and ascending."""
     held = torch.zeros(len(y), dtype=torch.bool)
     for label in torch.unique(y).tolist():
         rows = (y == label).nonzero().squeeze(1)
@@ -142,6 +142,6 @@ def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tens
 
 
 def _draw(split: Split, rows: Tensor) -> Callable[[int], Tensor] | None:
-    """Return what draws a kept sample anew, where the split's samples are drawn anew."""
+    """Return the function that draws a kept sample once more; None if the split's transforms are not random."""
     draw = split.draw
     return None if draw is None else lambda index: draw(int(rows[index]))

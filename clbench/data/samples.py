@@ -1,4 +1,4 @@
-"""Samples: labelled inputs in memory, on the host beside a device, permuted when asked for, or drawn anew."""
+"""Samples: labelled inputs; plain, on the host next to a device, permuted on demand, or with random transforms."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.moved import OldNames, Renamed
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [M, ...] at `index` (int64 [M]), laid out as they are: `rows[index]`, several times as fast."""
+    """Return the rows [M, ...] at `index` (int64 [M]): `rows[index]`, several times as fast, in the same layout."""
     return rows.index_select(0, index) if rows.is_contiguous() else rows[index]
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(OldNames):
     """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N]."""
 
     x: Tensor
     y: Tensor
     tasks: Tensor
-    is_stochastic: ClassVar[bool] = False  # whether `take` gives other inputs each time (random transforms)
+    is_stochastic: ClassVar[bool] = False  # whether `take` gives different inputs each time (random transforms)
+    redrawn, fixed, some = Renamed("is_stochastic"), Renamed("materialized"), Renamed("subset")  # until 0.3
 
     def __len__(self) -> int:
         """Return N."""
@@ -32,7 +34,7 @@ class Samples:
 
     @property
     def index_device(self) -> torch.device:
-        """Return where the indices that `take` is given should lie."""
+        """Return the device on which `take` expects its indices."""
         return self.y.device
 
     def take(self, index: Tensor) -> Samples:
@@ -40,17 +42,17 @@ class Samples:
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
     def materialized(self) -> Samples:
-        """Return the samples as `take` gives them every time: of those that are drawn anew, the draw that is kept."""
+        """Return samples whose inputs do not change: of stochastic ones the one draw in `x`, else these samples."""
         return Samples(self.x, self.y, self.tasks) if self.is_stochastic else self
 
     def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
-        """Return `limit` of the samples, drawn without replacement; all where there are no more, or it is None."""
+        """Return `limit` of the samples, drawn without replacement; all if there are not more or `limit` is None."""
         if limit is None or limit >= len(self):
             return self
         return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.index_device))
 
     def chunks(self, size: int) -> Iterator[Samples]:
-        """Yield the samples in order, so many at a time; of those that are drawn anew, the draw that is kept."""
+        """Yield the samples in order, `size` at a time; stochastic ones as the one draw in `x`."""
         for x, y, tasks in zip(*(torch.split(c, size) for c in (self.x, self.y, self.tasks)), strict=True):
             yield Samples(x, y, tasks)
 
@@ -62,20 +64,20 @@ class Samples:
 
 
 class Held:
-    """The permuted inputs used last; shared by the tasks of a stream.
+    """A place for the permuted inputs that were used last, shared by the tasks of a stream.
 
-    So one task's training inputs are held at a time (47 MB for MNIST as uint8), not those of all (470 MB a process).
+    It holds the training inputs of one task (47 MB for MNIST as uint8); those of ten tasks would take 470 MB a process.
     """
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         self.key: int | None = None
         self.x: Tensor | None = None
 
     def get(self, key: int, make: Callable[[], Tensor]) -> Tensor:
-        """Return what is held under `key`, else make it and hold it instead of what was held."""
+        """Return what is held under `key`; if that is something else, make it and hold it instead."""
         if self.x is None or self.key != key:
-            self.x = None  # freed before the next is made
+            self.x = None  # freed before the next one is made
             self.key, self.x = key, make()
         return self.x
 
@@ -90,10 +92,10 @@ def permute(x: Tensor, permutation: Tensor) -> Tensor:
 
 
 class PermutedSamples(Samples):
-    """Samples whose inputs are permuted when they are asked for."""
+    """Samples whose inputs are permuted on demand."""
 
     def __init__(self, base: Tensor, permutation: Tensor, y: Tensor, tasks: Tensor, held: Held) -> None:
-        """Keep the store [N, ...], the permutation [P] of a sample's P elements, and the labels."""
+        """Keep the inputs [N, ...], the permutation [P] of a sample's P elements, and the labels."""
         for name, value in (("base", base), ("permutation", permutation), ("y", y), ("tasks", tasks), ("held", held)):
             object.__setattr__(self, name, value)
 
@@ -112,14 +114,14 @@ class PermutedSamples(Samples):
 
 
 class HostSamples(Samples):
-    """Samples whose inputs lie on the host and whose labels lie on the device; batches are copied when asked for.
+    """Samples with inputs on the host and labels on the device; batches are copied when they are asked for.
 
-    A batch is gathered into pinned memory and copied from there while the device goes on with what it is doing. What
-    is pinned is the batch and not the data, so these may be memory-mapped and larger than the host's memory, too.
+    A batch is gathered into pinned memory and copied from there while the device goes on computing. Only the batch is
+    pinned, so the data may be memory-mapped and larger than the host's memory.
     """
 
     def __init__(self, host: Tensor, y: Tensor, tasks: Tensor) -> None:
-        """Keep inputs [N, ...] of the host, and labels and tasks [N] of the device."""
+        """Keep inputs [N, ...] on the host, and labels and tasks [N] on the device."""
         for name, value in (("host", host), ("y", y), ("tasks", tasks)):
             object.__setattr__(self, name, value)
 
@@ -127,7 +129,7 @@ class HostSamples(Samples):
 
     @property
     def x(self) -> Tensor:
-        """Return all inputs on the device: of one task, which may fit where the stream does not."""
+        """Return all inputs on the device; those of one task may fit where the whole stream does not."""
         return self.host.to(self.y.device)
 
     @property
@@ -145,13 +147,13 @@ class HostSamples(Samples):
         return Samples(x.to(device, non_blocking=True), self.y[there], self.tasks[there])
 
     def chunks(self, size: int) -> Iterator[Samples]:
-        """Yield the samples in order, so many at a time, on the device."""
+        """Yield the samples in order, `size` at a time, on the device."""
         for x, y, tasks in zip(*(torch.split(c, size) for c in (self.host, self.y, self.tasks)), strict=True):
             yield Samples(send(x, y.device), y, tasks)
 
 
 class StochasticSamples(Samples):
-    """Samples that an Avalanche data set draws anew for every batch; `x` is one draw of each, and stays that.
+    """Samples with random transforms, drawn by an Avalanche data set for every batch; `x` is one draw, always the same.
 
     Draws come from the global generators, which the harness seeds for every task of every trial.
     """
@@ -159,7 +161,7 @@ class StochasticSamples(Samples):
     is_stochastic = True
 
     def __init__(self, x: Tensor, y: Tensor, tasks: Tensor, draw: Callable[[int], Tensor]) -> None:
-        """Keep one draw x [N, ...] with its labels, and `draw(i)`, a new draw of sample i as it is stored."""
+        """Keep one draw x [N, ...] with its labels, and `draw(i)`, which draws sample i once more."""
         super().__init__(x, y, tasks)
         object.__setattr__(self, "draw", draw)
 
@@ -180,5 +182,5 @@ class StochasticSamples(Samples):
         return Samples(send(self.drawn(index), self.x.device), self.y[there], self.tasks[there])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to be copied to another process: what is under an Avalanche data set often cannot be."""
+        """Refuse to be pickled: the objects under an Avalanche data set often cannot be."""
         raise TypeError("samples with random transforms cannot be pickled")

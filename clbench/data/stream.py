@@ -1,4 +1,4 @@
-"""Stream: a benchmark as the scenario presents it, all tensors; `load_stream` gets it from the cache or builds it."""
+"""Stream: a benchmark as tensors, as the scenario presents it; `load_stream` reads it from the cache or builds it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, St
 from clbench.experiment.trial import Resolved
 
 CHANNEL_AXIS = 1
-TEST_BYTES = 2**30  # up to so many bytes of test samples are kept as inputs of the model, more as they are stored
+TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
 IMAGE_DIMS = 4
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """What turns raw samples into inputs of the model: uint8 -> [0, 1], then (x - mean) / std per channel if given.
+    """Turns raw samples into inputs of the model: uint8 -> [0, 1], then (x - mean) / std per channel, if given.
 
     Args:
         mean: one number per channel (axis 1), or none.
@@ -45,16 +45,16 @@ class Prepare:
             x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
         if x.ndim != IMAGE_DIMS:
             return x
-        # Channels last: convolutions are faster on this layout, and it changes no value. Written so that it also works
-        # under vmap, which knows no memory formats.
+        # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which
+        # vmap does not support.
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @functools.cache
 def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
-    """Return one number, or numbers shaped to go along the channels of what has so many dimensions.
+    """Return a single number, or numbers shaped to broadcast along the channels of a tensor with `dims` dimensions.
 
-    They are sent to the device once, since sending waits for it.
+    The tensor is made once, since sending it waits for the device.
     """
     if len(values) == 1:
         return values[0]
@@ -72,9 +72,9 @@ class StreamTask:
 
 @dataclass(frozen=True)
 class Tests:
-    """Test samples of several tasks: x [N, ...], labels y [N], index of the task tasks [N], one task after the other.
+    """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
 
-    `sizes` are the samples of each task; `prepare` is what x still needs, None where x are inputs of the model.
+    `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
     """
 
     x: Tensor
@@ -84,7 +84,7 @@ class Tests:
     prepare: Prepare | None
 
     def batches(self, size: int, task: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Return inputs of the model, labels and tasks of all samples, or of one task's, in batches."""
+        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches."""
         begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in zip(*parts, strict=True):
@@ -102,7 +102,7 @@ class Stream:
         prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape].
         fingerprint: hash over all tensors, labels and the constants of `prepare`.
         notes: how it was read.
-        augment: how training images are augmented, None for not at all.
+        augment: augments training images; None for no augmentation.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -115,7 +115,7 @@ class Stream:
 
     @cached_property
     def tests(self) -> Tests:
-        """The test samples of all tasks in one row, turned into inputs of the model once if that takes `TEST_BYTES`."""
+        """The test samples of all tasks, as inputs of the model if these take at most `TEST_BYTES`."""
         parts = [task.test for task in self.tasks]
         size = 4 * sum(part.x.numel() for part in parts)
         prepared = self.prepare if size <= TEST_BYTES else None
@@ -127,8 +127,8 @@ class Stream:
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
-        Where all samples take more than `room` bytes (None: no limit), training inputs stay on the host, from which
-        batches are copied; permuted tasks share theirs, which go to the device all the same.
+        Where all samples take more than `room` bytes (None: no limit), training inputs stay on the host and batches are
+        copied from there. Inputs that permuted tasks share go to the device all the same.
         """
         moved: dict[int, Tensor] = {}
         held = Held()
@@ -157,7 +157,7 @@ class Stream:
 
 
 def stored(samples: Samples) -> Tensor:
-    """Return the inputs that samples keep, permuted or not."""
+    """Return the inputs that are stored for samples: of permuted ones those before the permutation."""
     return samples.base if isinstance(samples, PermutedSamples) else samples.x
 
 
@@ -168,13 +168,13 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     Args:
         benchmark: its name and all its options.
         scenario: `task`, `class` or `domain`.
-        seed: of the trial; matters only where the stream depends on it (`cache.depends_on_seed`, or validation).
+        seed: of the trial; used only if the stream depends on it (`cache.depends_on_seed`) or for the validation split.
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
-        validation: share of the training samples that takes the place of the test samples; 0 leaves both alone.
+        validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
 
     Raises:
-        DataError: no data, or a benchmark that fails, is empty or does not fit the scenario.
+        DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
     """
     def build() -> RawStream:
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
@@ -182,7 +182,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    raw = cache.load(benchmark, seed, data_dir, registry, build)
+    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build)
     return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
 
 
@@ -215,7 +215,7 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
 
 
 def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
-    """Return samples whose inputs are permuted, or drawn anew, when they are asked for, if they are to be at all."""
+    """Return samples of a split; inputs with a permutation or random transforms are made when they are asked for."""
     if split.draw is not None:
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None:
@@ -224,6 +224,6 @@ def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
 
 
 def eagerly(split: Split, y: Tensor, task: int) -> Samples:
-    """Return samples with their inputs at hand (tests are read after every task, so permuted ones are kept)."""
+    """Return samples with their inputs ready, permuted ones too: tests are read after every task."""
     x = split.x if split.permutation is None else permute(split.x, split.permutation)
     return Samples(x, y, torch.full_like(y, task))

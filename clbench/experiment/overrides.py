@@ -8,7 +8,7 @@ from typing import Any
 
 from clbench.core.errors import SpecError
 from clbench.core.options import format_value, parse_value
-from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, load
+from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +100,6 @@ def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str
         SpecError: it is not a valid experiment; every mistake is a line.
     """
     if source:
-        values = load(source)
+        values = read_toml(source)
     spec = build(merge(values, given), str(source) if source else "")
     return set_options(spec, options)

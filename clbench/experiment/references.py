@@ -130,14 +130,14 @@ class Reference(Strict):
         return [plan(self.spec(cell, given), registry) for cell in cells]
 
 
-def load(path: Path) -> Reference:
+def read_reference(path: Path) -> Reference:
     """Read a reference from its file.
 
     Raises:
         SpecError: it cannot be read or is not one; every mistake is a line.
     """
     try:
-        return Reference.model_validate(spec.load(path))
+        return Reference.model_validate(spec.read_toml(path))
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, item['loc'])) or 'reference'}: "
                  + item["msg"].removeprefix("Value error, ") for item in error.errors()]
@@ -151,11 +151,11 @@ def find(name: str) -> tuple[str, Reference]:
         SpecError: there is none, or it is not valid.
     """
     if name.endswith(".toml"):
-        return Path(name).stem, load(Path(name))
+        return Path(name).stem, read_reference(Path(name))
     known = shipped()
     if name not in known:
         raise SpecError(unknown("reference", name, known, LISTING))
-    return name, load(known[name])
+    return name, read_reference(known[name])
 
 
 def shipped() -> dict[str, Path]:

@@ -161,7 +161,7 @@ class Spec(Strict):
 TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "execution": ExecutionSettings}
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML experiment into the plain values that `build` takes."""
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text())

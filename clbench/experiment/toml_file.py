@@ -22,7 +22,7 @@ def tomlkit() -> Any:
     return tomlkit
 
 
-def write(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> None:
+def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> None:
     """Write the experiment of a file with these methods; searches it had are kept where this one does not replace them.
 
     Raises:

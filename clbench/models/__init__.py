@@ -1,1 +1,1 @@
-"""Models by name. A model is a `Network` (clbench.models.network): blocks that make features, and a linear head."""
+"""Models. Each is a `Network` (clbench.models.network): blocks that compute features, and a linear head."""

@@ -1,4 +1,4 @@
-"""The models that clbench brings, and their options, declared without importing torch."""
+"""The built-in models and their options, declared without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of torchvision and timm as networks: their last linear layer is the head, all before it one block."""
+"""Models of torchvision and timm as networks: the last linear layer is the head, everything before it one block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clbench.models.network import Block, Network, TokenNetwork
 
 
 class Backbone(nn.Module):
-    """A foreign model whose last linear layer lets features through; under its own name, for its weights' names."""
+    """A foreign model whose last linear layer is replaced by the identity; as a submodule, so that names stay apart."""
 
     def __init__(self, model: nn.Module) -> None:
         """Keep the model."""
@@ -37,7 +37,7 @@ class TimmTransformer(TokenNetwork):
         return tokens
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] behind the final norm, of tokens [N, L, D]."""
+        """Return tokens [N, L, D] after all blocks and the final norm, of tokens [N, L, D]."""
         model = self._model()
         encoded: Tensor = model.norm(model.blocks(tokens))
         return encoded
@@ -56,7 +56,7 @@ def torchvision(name: str, _options: NoOptions, input_shape: tuple[int, ...], cl
 
 
 def named_weights(model: str, name: str) -> Mapping[str, Tensor]:
-    """Return the weights that torchvision has for one of its models by a name such as IMAGENET1K_V1.
+    """Return the weights that torchvision publishes for one of its models under a name such as IMAGENET1K_V1.
 
     torchvision downloads them, checks their hash and keeps them in torch's hub folder.
 
@@ -94,7 +94,7 @@ def timm(name: str, _options: NoOptions, input_shape: tuple[int, ...], classes: 
 
 def _network(name: str, create: Callable[[str], nn.Module], known: list[str], input_shape: tuple[int, ...],
              classes: int, kind: Callable[[Any], type[Network]] = lambda _: Network) -> Network:
-    """Return a model cut into body and a new head for so many classes; `kind` tells what network suits it."""
+    """Return a model split into its body and a new head for `classes` classes; `kind` chooses the class of network."""
     source, _, inner = name.partition(":")
     if inner not in known:
         raise SpecError(unknown(f"{source} model", inner, known, f"{source}'s list_models()"))

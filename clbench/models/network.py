@@ -1,4 +1,4 @@
-"""Network: the shape that every model has, so that a strategy can cut, copy and widen any of them."""
+"""Network: the structure of every model, so that a strategy can cut, copy and widen any of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 
 class Ports(NamedTuple):
-    """What a body of several layers reads and gives: the attribute `ports` of a residual unit or transformer block.
+    """Inputs and outputs of a body of several layers: the attribute `ports` of a residual unit or transformer block.
 
-    PNN's lateral connections join there. A body that is one Linear or Conv2d needs none.
+    PNN attaches its lateral connections by them. A body that is a single Linear or Conv2d needs none.
     """
 
     inputs: int  # channels
@@ -24,10 +24,10 @@ class Ports(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer of a network: `activation(body(x))`; lateral connections (PNN) are added between the two."""
+    """One layer of a network: `activation(body(x))`; PNN adds lateral connections between the two."""
 
     def __init__(self, body: nn.Module, activation: nn.Module) -> None:
-        """Keep the affine part (with its normalisation) and what follows it (nonlinearity, pooling, flattening)."""
+        """Keep the affine part (with normalisation) and what follows (nonlinearity, pooling, flattening)."""
         super().__init__()
         self.body = body
         self.activation = activation
@@ -39,12 +39,12 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Blocks in a row, then a linear head: `forward(x) = head(features(x))`.
+    """A sequence of blocks, then a linear head: `forward(x) = head(features(x))`.
 
     Args:
         blocks: modules from inputs [N, *input_shape] to features [N, D].
         head: a linear layer from D features to C classes.
-        aliases: names (or beginnings of names) under which weights of this model are published, and their own here.
+        aliases: published names of weights (or beginnings of such names) -> their names in this model.
     """
 
     def __init__(self, blocks: Iterable[Block], head: nn.Linear, aliases: Mapping[str, str] | None = None) -> None:
@@ -53,7 +53,7 @@ class Network(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = head
         self.aliases = dict(aliases or {})
-        self.start = 0  # the block that inputs go to: the harness runs frozen first blocks once and starts behind them
+        self.start = 0  # the first block to run: the harness computes the outputs of frozen first blocks once
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return features [N, D] of inputs [N, *input_shape].
@@ -73,7 +73,7 @@ class Network(nn.Module):
 
 
 class TokenNetwork(Network, ABC):
-    """A network whose first output token makes the features, in two parts between which tokens can be put (prompts).
+    """A network whose first output token is the features; in two parts, so that tokens (prompts) can be put between.
 
     In eval mode `features(x) = encode(embed(x))[:, 0]`.
     """
@@ -84,4 +84,4 @@ class TokenNetwork(Network, ABC):
 
     @abstractmethod
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return what all layers make of any number of tokens [N, L, D], normalised, of the same shape."""
+        """Return the output of all layers for any number of tokens [N, L, D]: normalised, same shape."""

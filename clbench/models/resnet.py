@@ -1,4 +1,4 @@
-"""Residual networks for small images: `resnet18` as the CL literature has it, and He et al.'s `resnet20`, `resnet32`.
+"""Residual networks for small images: `resnet18` as used in the CL literature, He et al.'s `resnet20` and `resnet32`.
 
 Every residual unit is one `Block`: its body is the sum of both paths, its activation the ReLU that follows.
 """
@@ -21,7 +21,7 @@ def conv3x3(channels: int, out: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PadShortcut(nn.Module):
-    """He et al.'s shortcut A: every second pixel, and channels of zeros on both sides; no parameters."""
+    """He et al.'s shortcut A: take every second pixel, pad channels with zeros on both sides; no parameters."""
 
     def __init__(self, channels: int, out: int) -> None:
         """Go from `channels` to `out` channels at half the size."""
@@ -35,7 +35,7 @@ class PadShortcut(nn.Module):
 
 
 class GlobalAverage(nn.Module):
-    """The mean of every map: AdaptiveAvgPool2d(1) to the bit, which runs stacks of channels-last maps in a loop."""
+    """The mean of every map: AdaptiveAvgPool2d(1) bit for bit, which on channels-last maps vmap would run in a loop."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [N, C] of maps x [N, C, H, W]."""
@@ -43,13 +43,13 @@ class GlobalAverage(nn.Module):
 
 
 class Residual(nn.Module):
-    """The sum of two 3x3 convolutions (batch norm after each, ReLU between) and a shortcut; the ReLU after it is left.
+    """Two 3x3 convolutions (batch norm after each, ReLU between) plus a shortcut; the ReLU after it is the block's.
 
     Args:
-        channels: read.
-        out: given.
+        channels: of the input.
+        out: channels of the output.
         stride: 2 halves the size.
-        padded: whether a shortcut that changes the shape is `PadShortcut` and not a 1x1 convolution with batch norm.
+        padded: whether a shortcut that changes the shape is `PadShortcut`, or else a 1x1 convolution with batch norm.
     """
 
     def __init__(self, channels: int, out: int, stride: int, padded: bool) -> None:
@@ -71,7 +71,7 @@ class Residual(nn.Module):
 
 
 def resnet18(options: ResNet18Options, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return ResNet-18 with a 3x3 stem and no pooling behind it (Lopez-Paz & Ranzato 2017 at width 20, DER at 64)."""
+    """Return ResNet-18 with a 3x3 stem and no pooling after it (Lopez-Paz & Ranzato 2017: width 20, DER: 64)."""
     widths = [options.width * 2**stage for stage in range(4)]
     return _resnet(input_shape, classes, widths, units=2, padded=False)
 
@@ -89,7 +89,7 @@ def resnet32(options: ResNetCIFAR10Options, input_shape: tuple[int, ...], classe
 def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], units: int, padded: bool) -> Network:
     """Return a stem, stages of residual units, global average pooling and the head.
 
-    `aliases` has the names that the usual codes (kuangliu's, akamaster's) give the same weights.
+    `aliases` are the names of the same weights in widely used code (kuangliu's, akamaster's).
     """
     stem = Block(nn.Sequential(conv3x3(input_shape[0], widths[0]), nn.BatchNorm2d(widths[0])), nn.ReLU())
     aliases = {"conv1": "blocks.0.body.0", "bn1": "blocks.0.body.1", "linear": "head"}

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) with plain Linear q, k, v and proj in attention.
 
 The embedding of patches is the first `Block`, each transformer block another; the last one's activation is the final
-layer norm and the choice of the class token.
+layer norm followed by the selection of the class token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPS = 1e-6  # of the layer norms, as in the reference codes
 
 
 class Embedding(nn.Module):
-    """Patches as tokens behind a class token, with a position added to each.
+    """A class token followed by the patches as tokens, with a position added to each.
 
     Args:
         channels: of the image.
@@ -38,7 +38,7 @@ class Embedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the class token and the positions anew: normal, deviation 0.02, cut off at 2."""
+        """Draw the class token and the positions: normal, standard deviation 0.02, truncated at 2."""
         nn.init.trunc_normal_(self.token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, width] of tokens x [N, L, width]."""
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        # Not F.scaled_dot_product_attention, which runs one by one under vmap (stacked seeds, per-sample gradients).
+        # Not F.scaled_dot_product_attention, which vmap runs in a loop (stacked seeds, per-sample gradients).
         mixed = (q @ k.transpose(2, 3) * k.shape[3]**-0.5).softmax(3) @ v
         return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
 
@@ -83,7 +83,7 @@ class Transformer(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """Takes the first token."""
+    """Selects the first token."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, width] of tokens x [N, L, width]."""
@@ -91,14 +91,14 @@ class ClassToken(nn.Module):
 
 
 class VisionTransformer(TokenNetwork):
-    """Blocks as `vit` makes them."""
+    """The network that `vit` builds."""
 
     def embed(self, x: Tensor) -> Tensor:
         """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
         return cast(Tensor, self.blocks[0](x))
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, width] behind the final layer norm, of tokens [N, L, width]."""
+        """Return tokens [N, L, width] after all blocks and the final layer norm, of tokens [N, L, width]."""
         *inner, last = self.blocks[1:]
         for block in inner:
             tokens = block(tokens)

@@ -1,4 +1,4 @@
-"""Weights from a file into a model."""
+"""Load weights from a file into a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.models.network import Network
 
-WRAPPERS = ("module.", "model.")  # what DataParallel and training codes put before every name
-INSIDE = ("state_dict", "model")  # where training codes keep the weights among other things
+WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
+INSIDE = ("state_dict", "model")  # keys under which training scripts store the weights among other things
 
 
 def load_weights(model: Network, path: Path) -> list[str]:
-    """Copy the weights of a file into the model; a head of another size is left as it was.
+    """Copy the weights of a file into the model; a head of another size is not loaded.
 
     The file is safetensors, or a state dict that `torch.load` reads with `weights_only` (no code in it is ever run).
     Its names are the model's own (`model.state_dict()`) or published ones (`model.aliases`), with or without
@@ -31,11 +31,11 @@ def load_weights(model: Network, path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
     """
-    return fill(model, read(path), str(path))
+    return fill(model, read_weights(path), str(path))
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copy weights by their own or published names into the model, as `load_weights` does; `source` is for errors."""
+    """Copy weights with own or published names into the model, as `load_weights` does; `source` is for errors."""
     own = model.state_dict()
     given = renamed(weights, own, model.aliases)
     wrong = sorted(set(given) ^ set(own)) + [n for n in own if n in given and own[n].shape != given[n].shape]
@@ -50,8 +50,8 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     return ["weights: no head of this size, it starts untrained"] if left else []
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, DataParallel's and training codes' wrappings taken off.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, without the prefixes and keys that training scripts add.
 
     Raises:
         DataError: it cannot be read, or holds something else.
@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return tensors under the model's own names: the longest alias that begins a published name is replaced."""
+    """Return tensors under the model's own names: the longest alias that a published name begins with is replaced."""
     if set(given) <= set(own):
         return dict(given)
     out = {}

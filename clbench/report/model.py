@@ -5,9 +5,12 @@ Text is one line of printable characters, not escaped: each format escapes for i
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from clbench.core import moved
 
 Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
@@ -207,3 +210,7 @@ def _old_pictures(owner: str, figures: tuple[FigureData, ...]) -> tuple[FigureDa
     warnings.warn(f"{owner}.pictures is {owner}.figures now; the old name is to be removed in clbench 0.3",
                   DeprecationWarning, stacklevel=3)
     return figures
+
+
+if not TYPE_CHECKING:
+    __getattr__ = functools.partial(moved.find, __name__)  # old names, until 0.3

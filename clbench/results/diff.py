@@ -19,7 +19,7 @@ class Changed:
 
     before: Record
     after: Record
-    facts: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
     """Return what changed from one run's records to another's; each holds a trial at most once."""
     old, new = {r.key: r for r in before}, {r.key: r for r in after}
     pairs = [(record, new[key]) for key, record in old.items() if key in new]
-    changed = tuple(Changed(a, b, found) for a, b in pairs if (found := tuple(facts(a, b))))
+    changed = tuple(Changed(a, b, found) for a, b in pairs if (found := tuple(differences(a, b))))
     return Changes(tuple(r for r in before if r.key not in new), tuple(r for r in after if r.key not in old), changed,
                    len(pairs) - len(changed))
 
 
-def facts(before: Record, after: Record) -> Iterator[str]:
+def differences(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each fact in which two records of a trial differ; timings and provenance are none."""
     for name in ("label", "reference"):
         yield from _plain(name, getattr(before, name), getattr(after, name))

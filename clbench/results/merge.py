@@ -21,7 +21,7 @@ class Merged:
     notes: tuple[str, ...]  # where one record was taken for another
 
 
-def read(folders: Sequence[Path]) -> Merged:
+def merge_runs(folders: Sequence[Path]) -> Merged:
     """Read run folders and merge their records by key.
 
     Two records of a trial must agree in what the trial gave; labels may differ, the first folder's counts. A record of
@@ -51,7 +51,7 @@ def read(folders: Sequence[Path]) -> Merged:
                     notes.append(f"{name(record)} failed in {failed}; its record in {kept} counts")
             else:
                 conflicts.append(f"{name(record)} differs between {home} and {folder} (record {record.key}): "
-                                 + "; ".join(diff.facts(first, record)))
+                                 + "; ".join(diff.differences(first, record)))
     if conflicts:
         conflicts.append("records of a trial that differ are not mixed: leave out a folder, or move one of the records "
                          "away (clbench diff A B shows more)")

@@ -56,7 +56,7 @@ class Store:
         """
         records, problems = [], []
         for path in self._files():
-            found = load(path)
+            found = read_record(path)
             if isinstance(found, Record):
                 records.append(found)
             else:
@@ -71,7 +71,7 @@ class Store:
         """
         if not os.path.lexists(self.path(key)):
             return None
-        found = load(self.path(key))
+        found = read_record(self.path(key))
         if isinstance(found, Problem):
             raise StoreError(f"{found}; move it away and run again")
         return found
@@ -142,7 +142,7 @@ class Store:
         return StoreError(f"cannot write to {self.records}: {why}; choose another folder with --out")
 
 
-def load(path: Path) -> Record | Problem:
+def read_record(path: Path) -> Record | Problem:
     """Read one file: a record, or what is wrong with it."""
     try:
         record = Record.model_validate_json(path.read_bytes())

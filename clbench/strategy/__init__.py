@@ -1,6 +1,6 @@
-"""What the author of a method reads and builds on; `clbench.strategy.base` says how a strategy is led.
+"""What authors of methods read and build on; `clbench.strategy.base` says when each method is called.
 
-The names are imported when first used: the options of strategies are declared beside them and need no torch.
+The names are imported when first used: options of strategies are declared in this package too and need no torch.
 """
 
 from __future__ import annotations

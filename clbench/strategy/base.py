@@ -1,7 +1,7 @@
-"""Strategy, Task, Batch, World: all that the author of a strategy reads.
+"""Strategy, Task, Batch, World: all that the author of a strategy needs to read.
 
-A strategy is an `nn.Module` and everything it remembers is a parameter or a buffer. The harness owns the stream, the
-data order, the optimiser, the budget, the evaluation and the clock, and calls, for each task in turn:
+A strategy is an `nn.Module`, and everything it remembers is a parameter or a buffer. The harness owns the stream, the
+data order, the optimiser, the budget, the evaluation and the clock. For each task in turn it calls:
 
     before_task(task)                       grow, freeze, reset; what is trained is what requires_grad
     for each step:
@@ -9,11 +9,11 @@ data order, the optimiser, the budget, the evaluation and the clock, and calls, 
         loss(batch)                         pure in parameters, buffers and batch
         edit_gradients(gradients)           projections and the like
     after_task(task)                        consolidate: Fisher, memory, prototypes
-    export(folder, task)                    write what is to outlive the run: adapters, say
+    export(folder, task)                    write files that outlive the run: adapters, say
 
-A strategy whose loop is its own (one from another library, say) overrides `fit`, which takes the place of the steps.
+A strategy with its own training loop (one from another library, say) overrides `fit`, which replaces the steps.
 
-The defaults are naive fine-tuning, so that a strategy is only its difference.
+The defaults are naive fine-tuning, so that a strategy only defines what it does differently.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core.moved import OldNames, Renamed
 from clbench.core.options import NoOptions, Options
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
@@ -36,7 +37,7 @@ from clbench.models.network import Network
 
 @dataclass(frozen=True)
 class World:
-    """What a strategy is told about where it lives."""
+    """What a strategy is told about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
     classes: int  # C, the number of outputs
     tasks: int  # T, the length of the stream
@@ -59,7 +60,7 @@ class World:
 
 @dataclass(frozen=True)
 class Task:
-    """The task at hand: its index, its classes (outputs, in stream order) and its training samples."""
+    """The current task: its index, its classes (outputs, in stream order) and its training samples."""
 
     index: int
     classes: tuple[int, ...]
@@ -71,8 +72,8 @@ class Batch:
     """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
 
     In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model.
-    `task` is the task being trained; `first_pass` tells whether these samples of the task are met for the first time;
-    the last `replayed` samples were put there by `extended`.
+    `task` is the task being trained; `first_pass` tells whether these samples of the task are seen for the first time;
+    the last `replayed` samples were added by `extended`.
     """
 
     x: Tensor
@@ -83,24 +84,24 @@ class Batch:
     replayed: int = 0
 
     def extended(self, extra: Samples) -> Batch:
-        """Return this batch with more samples (replay) behind its own."""
+        """Return this batch with more samples (replay) appended to its own."""
         both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
         return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the recipe gives a task, for a strategy that trains by a loop of its own (`Strategy.fit`).
+    """What the recipe grants for one task, for a strategy with its own training loop (`Strategy.fit`).
 
     Args:
         recipe: epochs or iterations, batch size, precision, whether the optimiser's state is kept.
-        following: returns the places of the next batch in the task's samples, int64 [N] on the CPU; pass after pass,
-            in the order in which every other method meets them.
-        optimizer: makes the recipe's optimiser over parameters.
-        schedule: makes the recipe's schedule of an optimiser over so many steps, None where the rate is constant.
-        augment: augments raw training images [N, C, H, W], None where the benchmark does not; the flag says that they
-            are replayed. What is drawn for the batches of `following`, each as a whole, is as for every other method;
-            for all else there are other draws.
+        following: returns the indices of the next batch within the task's samples, int64 [N] on the CPU; pass after
+            pass, in the same order as for every other method.
+        optimizer: makes the recipe's optimiser for parameters.
+        schedule: makes the recipe's schedule for an optimiser over a number of steps; None if the rate is constant.
+        augment: augments raw training images [N, C, H, W]; None if the benchmark does not. The flag says whether they
+            are replayed. For the batches of `following`, each given as a whole, the draws are the same as for every
+            other method; everything else gets draws of its own.
     """
 
     recipe: Recipe
@@ -117,8 +118,8 @@ class Prediction(NamedTuple):
     task: Tensor | None = None
 
 
-class Strategy(nn.Module):
-    """Base of all strategies, and naive fine-tuning as it stands.
+class Strategy(OldNames, nn.Module):
+    """Base of all strategies; as it stands, it is naive fine-tuning.
 
     Args:
         model: the network before any method touched it, on its device; the strategy may wrap or replace its layers.
@@ -126,13 +127,14 @@ class Strategy(nn.Module):
         options: an instance of the options class that the strategy's `StrategyInfo` declares.
     """
 
-    # (name pattern, role) pairs: the first that fits a parameter or buffer (fnmatch) names its role in the footprint,
-    # e.g. (("heads.*", "heads"), ("memory_*", "replay")); what no pattern fits is "base".
+    # (name pattern, role) pairs: the first pattern that matches a parameter or buffer (fnmatch) gives its role in the
+    # footprint, as in (("heads.*", "heads"), ("memory_*", "replay")); without a match the role is "base".
     roles: tuple[tuple[str, str], ...] = ()
-    # Why a trial cannot go on from a checkpoint of this strategy and starts over instead; empty where it can: all that
-    # changes as it learns is in parameters, buffers and plain attributes (numbers, strings, lists of them).
+    # Why a trial of this strategy starts over instead of being resumed from a checkpoint. Empty if it can be resumed:
+    # all that learning changes is in parameters, buffers and plain attributes (numbers, strings, lists of them).
     not_resumable: ClassVar[str] = ""
     active: Tensor
+    starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Keep the model; subclasses call this first."""
@@ -140,39 +142,39 @@ class Strategy(nn.Module):
         self.model = model
         self.world = world
         self.options = options if options is not None else NoOptions()
-        # active[t, c]: does output c take part in the loss of a sample of task t? Kept by the harness, not a memory.
+        # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
         self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
 
     def before_task(self, task: Task) -> None:
-        """Get ready to train on a task: grow, freeze, reset. Default: nothing."""
+        """Prepare for training on a task: grow, freeze, reset. Default: nothing."""
 
     def phases(self, task: Task) -> int:
-        """Return into how many phases of equal length the task's budget of steps is split. Default: 1.
+        """Return the number of phases of equal length that the task's budget of steps is split into. Default: 1.
 
-        With 0 nothing is trained by gradients and the budget is left unused; what is learned, `after_task` learns.
+        With 0 there are no training steps and the budget is left unused; everything is learned in `after_task`.
         """
         return 1
 
     def before_phase(self, task: Task, phase: int) -> None:
-        """Get ready for a phase (0, 1, ...) of a task; the optimiser is made anew after it. Default: nothing."""
+        """Prepare for a phase (0, 1, ...) of a task; a new optimiser is made afterwards. Default: nothing."""
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the modules that no longer learn, as they are in this phase of this task. Default: none.
+        """Return the modules that do not learn in the current phase of the current task. Default: none.
 
-        What has requires_grad in them does learn. The rest is not changed by anything until the phase is over, so what
-        is computed with it may be computed once.
+        Parameters in them with requires_grad do learn. Nothing may change the others until the phase is over, so the
+        harness may compute their outputs once. They stay in eval mode.
         """
         return ()
 
     def trainable(self) -> int:
-        """Return how many numbers the phase at hand can change. Default: all of each parameter that requires_grad.
+        """Return how many numbers the current phase can change. Default: all of each parameter that requires_grad.
 
-        Of a strategy with a loop of its own it is asked after `fit`, about the task that was trained.
+        For a strategy with its own loop it is called after `fit`, about the task that was trained.
         """
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> Strategy:
-        """Set the mode of everything but the frozen modules, which stay in eval mode: normalisation must not drift."""
+        """Set the mode of all but the frozen modules, which stay in eval mode: their normalisation must not drift."""
         super().train(mode)
         for module in self.frozen_modules():
             module.eval()
@@ -183,7 +185,7 @@ class Strategy(nn.Module):
         return task.train
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """Return the batch to train on; the stateful or random part of a step, on raw inputs. Default: as it is."""
+        """Return the batch to train on: the stateful or random part of a step, on raw inputs. Default: unchanged."""
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
@@ -206,28 +208,28 @@ class Strategy(nn.Module):
         return gradients
 
     def fit(self, task: Task, budget: Budget) -> Tensor:
-        """Train on a task by a loop of its own and return the losses of its steps [steps], none left out.
+        """Train on a task by the strategy's own loop and return the loss of every step [steps].
 
-        Who overrides it spends the budget itself; none of the methods that a step calls is called by the harness then,
-        and seeds of the strategy are not stacked. Everything else stays as it is.
+        A strategy that overrides this is responsible for keeping to the budget. The harness then calls none of the
+        methods that belong to a step and does not stack seeds. Everything else stays the same.
         """
         raise NotImplementedError
 
     @property
     def owns_loop(self) -> bool:
-        """Tell whether the strategy trains by `fit` and not by the harness's steps."""
+        """Tell whether the strategy trains by its own `fit` instead of the harness's steps."""
         return type(self).fit is not Strategy.fit
 
     def after_task(self, task: Task) -> None:
         """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing."""
 
     def export(self, folder: Path, task: Task) -> None:
-        """Write what is to outlive the run to a folder of the trial's own, after a task. Default: nothing."""
+        """Write files that outlive the run to the trial's own folder, after a task. Default: nothing."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as any module does; buffers take the sizes of what is loaded, as a memory grows.
+        """Load a state as any module does, but let buffers take the loaded sizes, since memories grow.
 
-        A buffer of the strategy's own that it does not have yet is registered.
+        A buffer directly on the strategy that does not exist yet is registered.
         """
         for name, loaded in state_dict.items():
             where, _, last = name.rpartition(".")
@@ -244,11 +246,11 @@ class Strategy(nn.Module):
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] over all classes for inputs x [N, *input_shape].
 
-        `task` is the index of the task all of x comes from, None where the scenario does not give it.
+        `task` is the index of the task that all of x comes from; None where the scenario does not give it.
         """
         logits: Tensor = self.model(x)
         return logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return what the evaluation uses; changes nothing. Strategies that infer the task return it too."""
+        """Return what the evaluation uses, without changing any state. Strategies that infer the task return it too."""
         return Prediction(self(x, task))

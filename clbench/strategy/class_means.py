@@ -1,4 +1,4 @@
-"""Passes over samples for their features, and the mean features of each class: what nearest-mean classifiers need."""
+"""Features of samples and their mean for each class, as nearest-mean classifiers need them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Features = Callable[[Tensor], Tensor]
 
 
 def features_of(strategy: Strategy, samples: Samples, features: Features) -> Iterator[tuple[Samples, Tensor]]:
-    """Yield raw samples, some at a time, with their features [n, D]; the strategy is in eval mode meanwhile.
+    """Yield raw samples in chunks, with their features [n, D]; the strategy is in eval mode meanwhile.
 
     Args:
-        strategy: its `world.prepare` makes inputs of raw samples; it keeps its modes.
+        strategy: its `world.prepare` turns raw samples into inputs; its modes are restored afterwards.
         samples: raw.
-        features: of prepared inputs [n, *input_shape].
+        features: computes features of prepared inputs [n, *input_shape].
     """
     with evaluating(strategy):
         for part in samples.chunks(CHUNK):
@@ -33,7 +33,7 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
 
 
 def class_means(strategy: Strategy, samples: Samples, features: Features) -> tuple[Tensor, Tensor]:
-    """Return the mean features [C, D] of each class, NaN where it does not occur, and how often each occurs [C].
+    """Return the mean features [C, D] of each class (NaN if it does not occur) and its number of samples [C].
 
     Args: as in `features_of`; there is at least one sample.
     """

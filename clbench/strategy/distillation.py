@@ -1,4 +1,4 @@
-"""What a network answered before, kept as a copy of it: a base of the strategies that distil."""
+"""Distillation from a copy of the network as it was before: a base of the strategies that distil."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clbench.strategy.base import Strategy, Task, World
 
 
 class Distilled(Strategy):
-    """Base of strategies that keep the network as it was after the last task, in `old`, and the outputs it had."""
+    """Base of strategies that keep the network as it was after the last task (`old`) and its outputs (`known`)."""
 
     roles: tuple[tuple[str, str], ...] = (("old.*", "old network"), ("known", "counters"))
     known: Tensor
@@ -22,7 +22,7 @@ class Distilled(Strategy):
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with the network as it is."""
         super().__init__(model, world, options)
-        self.old = kept(model)  # there already, for checkpoints
+        self.old = kept(model)  # registered from the start, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -41,24 +41,24 @@ class Distilled(Strategy):
         return logits
 
     def old_outputs(self, task: int) -> list[Tensor]:
-        """Return the groups of outputs, [C] booleans, among which an answer was given before `task`.
+        """Return the groups of outputs, [C] booleans, among which the old network chooses before `task`.
 
-        One for each old task where the task is known, else one of all outputs known by then.
+        One group per old task if the task is given, else a single one of all outputs known by then.
         """
         return list(self.known[:task]) if self.world.task_given else [self.known[task - 1]]
 
 
 def kept(model: Network) -> Network:
-    """Return a copy of a network that no longer learns."""
+    """Return a frozen copy of a network, in eval mode."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of the softmax over some outputs with an old one, both softened, a scalar.
+    """Return the mean cross-entropy between old and new softmax over some outputs, both at a temperature; a scalar.
 
     Args:
         logits: [N, C].
-        old: [N, C], what is to be kept.
+        old: [N, C], of the old network: the target.
         outputs: [C], which outputs take part.
         temperature: divides the logits.
     """

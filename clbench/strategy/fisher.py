@@ -2,11 +2,11 @@
 
 F_i = E_x E_y~q [(d log p(y|x) / d theta_i)^2], where p is the model's distribution over the active outputs of x and q
 is p itself (`exact`: the sum over all labels; `sampled`: one label drawn per sample), the true label (`empirical`) or
-the most probable one (`predicted`); these two are not the Fisher (Kunstner et al. 2019, arXiv 1905.12558; van de Ven
-2025, arXiv 2502.11756). Gradients are squared sample by sample; the square of
-a batch's mean gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
+the most probable one (`predicted`). The last two are not the Fisher information (Kunstner et al. 2019, arXiv
+1905.12558; van de Ven 2025, arXiv 2502.11756). Gradients are squared sample by sample; the square of a batch's mean
+gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
 
-The weight w of a label enters as sqrt(w), the gradient that is fed to log p: it comes back out of the square as w.
+A label with weight w is given to log p as a gradient of sqrt(w), so that the square has weight w.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
                     kind: Kind = "exact", limit: int | None = None, layerwise: bool = True) -> dict[str, Tensor]:
     """Return the mean diagonal Fisher over samples, by name of each parameter that requires a gradient.
 
-    The strategy is in eval mode meanwhile and keeps its modes, parameters and gradients. Of weights on the meta device,
-    which have no values, the Fisher has none either, only shapes.
+    The strategy is in eval mode meanwhile; its modes, parameters and gradients are unchanged afterwards. For weights on
+    the meta device the result has shapes but no values.
 
     Args:
-        strategy: its `forward`, `mask` and `world.prepare` make log p; outputs that are not active have probability 0.
+        strategy: its `forward`, `mask` and `world.prepare` define log p; inactive outputs have probability 0.
         samples: raw samples, on the strategy's device.
-        task: the task that `forward` is told.
-        generator: on the CPU; draws the samples (where `limit` bites) and the labels (`sampled`).
+        task: the task index passed to `forward`.
+        generator: on the CPU; draws the samples (if `limit` is smaller than their number) and the labels (`sampled`).
         kind: where the labels come from.
-        limit: use only so many samples, drawn without replacement; None for all.
-        layerwise: compute linear and convolutional layers in closed form (the same numbers, faster) where that is
-            possible; False takes every parameter through `torch.func`.
+        limit: number of samples to use, drawn without replacement; None for all.
+        layerwise: compute linear and convolutional layers in closed form (same result, faster) where possible; False
+            uses `torch.func` for every parameter.
 
     Raises:
         ValueError: no samples, or nothing to train.
@@ -62,9 +62,9 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-    """Yield the gradients [N, C] to feed to log_p [N, C]: for each sample at most one label, by the root of its weight.
+    """Yield gradients [N, C] for log_p [N, C], each with at most one label per sample: the root of that label's weight.
 
-    `exact` yields one for each output that is active for any of the samples; where it is not active its weight is 0.
+    `exact` yields one for each output that is active for any sample; for samples where it is not active it is 0.
     """
     if kind == "exact":
         root = (log_p / 2).exp()
@@ -80,8 +80,7 @@ def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[T
 def draw_labels(log_p: Tensor, u: Tensor) -> Tensor:
     """Return one label for each row of log_p [N, C] by inverting its distribution at uniform numbers u [N] in [0, 1).
 
-    Where a draw falls depends on its own row only, so neither on the chunks nor on the device; labels of probability 0
-    are never drawn.
+    Each draw depends on its own row only, so not on the chunks or the device. Labels of probability 0 are never drawn.
     """
     cumulative = log_p.cpu().double().exp().cumsum(1)
     labels = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1])[:, None], right=True)

@@ -1,6 +1,6 @@
-"""Means over samples of a measure of each sample's own gradients: their squares, say, which a batch's gradient hides.
+"""Means over samples of a measure of per-sample gradients: of their squares, say, which a batch's gradient hides.
 
-Linear and convolutional layers take the closed forms below, the rest goes through `torch.func`.
+Linear and convolutional layers use the closed forms below, everything else `torch.func`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
 
-BUDGET = 2**25  # numbers that one chunk of samples may hold at a time, about: 128 MiB in float32
+BUDGET = 2**25  # about how many numbers a chunk of samples may hold at a time: 128 MiB in float32
 LARGEST_CHUNK = 512
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -29,18 +29,18 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
                    layerwise: bool = True) -> dict[str, Tensor]:
     """Return the mean over samples of the measured gradients of read(logits), by name of each trainable parameter.
 
-    The strategy is in eval mode meanwhile and keeps its modes, parameters and gradients. Of weights on the meta device,
-    which have no values, there are no values either, only shapes.
+    The strategy is in eval mode meanwhile; its modes, parameters and gradients are unchanged afterwards. For weights on
+    the meta device the result has shapes but no values.
 
     Args:
         strategy: its `forward` and `world.prepare` give the logits.
         samples: raw samples, on the strategy's device.
-        task: the task that `forward` is told.
-        read: makes of logits [N, C] and tasks [N] outputs [N, C] in which no sample depends on another.
-        seeds: given outputs [N, C], detached, and the samples they are of, returns gradients [N, C] to feed to them;
-            what each of them gives is measured apart, then added up.
+        task: the task index passed to `forward`.
+        read: turns logits [N, C] and tasks [N] into outputs [N, C]; no sample may depend on another.
+        seeds: given detached outputs [N, C] and the slice of samples they belong to, returns gradients [N, C] of the
+            outputs; the gradients that follow from each of them are measured separately, then added up.
         measure: torch.square or torch.abs, of each sample's gradient of each parameter.
-        layerwise: use closed forms where that is possible (the same numbers, faster).
+        layerwise: use closed forms where possible (same result, faster).
 
     Raises:
         ValueError: no samples, or nothing to train.
@@ -81,7 +81,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its children into eval mode inside the block and give each its own mode back after it."""
+    """Put a module and its children into eval mode inside the block, and restore each one's mode after it."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -113,7 +113,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tap:
-    """What a layer read and returned in a forward pass over N samples."""
+    """Input and output of a layer in a forward pass over N samples."""
 
     layer: Layer
     input: Tensor
@@ -127,7 +127,7 @@ def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) ->
     def tap(layer: Layer) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             taps.append(Tap(layer, arguments[0].detach(), output))
-            return output.clone()  # what follows may work in place; the tapped output must stay as it is
+            return output.clone()  # later operations may work in place; the tapped output must not change
 
         return layer.module.register_forward_hook(hook)
 
@@ -143,8 +143,8 @@ def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) ->
 def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, task: int) -> list[Layer]:
     """Return the layers whose closed form holds: called once, one row per sample, weights used nowhere else.
 
-    The last two are tested on x [N, ...] and not assumed: a gradient fed to the first sample's logits must reach no
-    other row, and the closed form must give autograd's gradient of the weights.
+    The last two are tested on x [N, ...]: a gradient of the first sample's logits must reach no other row, and the
+    closed form must give autograd's gradient of the weights.
     """
     names = {id(p): name for name, p in parameters.items()}
     candidates = []
@@ -159,7 +159,7 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
     taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
     if not taps:
         return []
-    # a direction in which no gradient vanishes by symmetry or saturation, as that of a loss may
+    # a direction in which no gradient vanishes by symmetry or saturation, as a loss's might
     direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
     first = direction.clone()
     first[1:] = 0
@@ -244,7 +244,7 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
 
 
 def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> int:
-    """Return about how many numbers per sample a pass over these layers holds at once."""
+    """Estimate how many numbers per sample a pass over these layers holds at once."""
     with torch.no_grad():
         _, taps = tapped(network, layers, x, task)
     kept = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
@@ -252,7 +252,7 @@ def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, t
 
 
 def _temporary(tap: Tap) -> int:
-    """Return how many numbers per sample `per_sample` makes on its way."""
+    """Return how many temporary numbers per sample `per_sample` needs."""
     module = tap.layer.module
     positions = tap.output[0].numel() // len(module.weight)
     return 2 * module.weight.numel() + positions * module.weight[0].numel()

@@ -1,4 +1,4 @@
-"""Strategies with a part of their own for each task, and the one place where an unknown task is inferred."""
+"""Strategies with a separate part for each task, and the inference of an unknown task."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from clbench.strategy.per_task_options import Infer, InferOptions, StartOptions
 
 
 class TaskHead(nn.Linear):
-    """A linear head for one task's classes, whose logits come out over all outputs: -inf outside the task's own.
+    """A linear head for one task's classes; its logits cover all outputs and are -inf outside the task's own.
 
     Args:
         features: width D of its input.
         classes: the task's outputs, in the order of the head's own units.
         outputs: number of all outputs, C.
-        like: a parameter whose device and type the head takes.
+        like: a parameter whose device and dtype the head takes.
     """
 
     place: Tensor
@@ -33,13 +33,13 @@ class TaskHead(nn.Linear):
     def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
         """Initialise as torch does for any linear layer."""
         super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
-        # A buffer and not an attribute: seeds that are stacked may have their classes in different orders.
+        # A buffer, not an attribute: stacked seeds may have their classes in different orders.
         place = torch.full((outputs,), len(classes))
         place[list(classes)] = torch.arange(len(classes))
         self.register_buffer("place", place.to(like.device), persistent=False)
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
-        """Return logits [N, C] of features [N, D]; `lateral` [N, own classes] is added before they are placed."""
+        """Return logits [N, C] of features [N, D]; `lateral` [N, own classes] is added to the head's own logits."""
         own = super().forward(features)
         if lateral is not None:
             own = own + lateral
@@ -47,38 +47,38 @@ class TaskHead(nn.Linear):
 
 
 class PerTaskStrategy(Strategy, ABC):
-    """Base of strategies that answer for each task with a part of their own; subclasses say how.
+    """Base of strategies that use a separate part for each task; subclasses define it.
 
-    A given task that is not learned yet is answered by the starting model (the shared, frozen part and the original
-    head), so all logits are finite. Without a task id only learned tasks compete: each sample gets the logits of the
-    task inferred for it, or those of the starting model, and task -1, where nothing is learned yet.
+    A given task that has not been learned yet is answered by the starting model (the shared, frozen part and the
+    original head), so that all logits are finite. Without a task id only learned tasks compete: each sample gets the
+    logits of the task inferred for it. If no task has been learned, these are the starting model's, and the task is -1.
     """
 
     roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"))
     options: InferOptions
 
     def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
-        """Freeze the starting model; subclasses open what they train in `before_task`."""
+        """Freeze the starting model; subclasses unfreeze what they train in `before_task`."""
         super().__init__(model, world, options if options is not None else InferOptions())
         self.heads = nn.ModuleList()
-        self.learned = 0  # tasks that are learned; the heads are one more while a task is being trained
+        self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
         self.model.requires_grad_(False)
 
     @abstractmethod
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the part of `task`, which has a head; -inf outside the task's own classes."""
+        """Return the logits [N, C] of the part of `task`, which has a head already; -inf outside the task's classes."""
 
     @abstractmethod
     def shared_features(self, x: Tensor) -> Tensor:
-        """Return features [N, D] of inputs [N, *input_shape] that do not depend on the task nor change once learned."""
+        """Return features [N, D] of inputs [N, *input_shape] that neither depend on the task nor change later."""
 
     @property
     def head_inputs(self) -> int:
-        """Return the width of what a task's head reads. Default: the model's features."""
+        """Return the input width of a task's head. Default: that of the model's features."""
         return self.model.head.in_features
 
     def before_task(self, task: Task) -> None:
-        """Freeze what there is and add the task's head, first of all its new layers: methods share heads of a seed."""
+        """Freeze everything and add the task's head, before other new layers, so that all methods get the same head."""
         if task.index != len(self.heads):
             raise ValueError(f"tasks are learned in order: expected task {len(self.heads)}, got {task.index}")
         if self.options.infer == "entropy" and not self.world.task_given and len(task.classes) == 1:
@@ -88,7 +88,7 @@ class PerTaskStrategy(Strategy, ABC):
         self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
-        """Take the task among those that can be inferred; keep its class means if they are what it is inferred by."""
+        """Count the task as learned, so that it can be inferred; keep its class means if inference needs them."""
         if self.options.infer == "prototype":
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
         self.learned = task.index + 1
@@ -103,7 +103,7 @@ class PerTaskStrategy(Strategy, ABC):
         return self.predict(x, task).logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return logits [N, C] and, where the task was not given, the one inferred for each sample [N] (-1: none)."""
+        """Return logits [N, C] and, if the task was not given, the one inferred for each sample [N] (-1: none)."""
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
         if not self.learned:
@@ -122,9 +122,9 @@ class PerTaskStrategy(Strategy, ABC):
 def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, prototypes: Iterable[Tensor] = ()) -> Tensor:
     """Return the task [N] inferred for each sample; ties go to the earliest task.
 
-    entropy takes the task with the lowest entropy (nats) of the softmax over its own classes, as it is: tasks with
-    more classes have more room for entropy. max-logit takes the task with the largest logit. prototype takes the task
-    of the nearest class mean (Euclidean) in shared features.
+    `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalised: tasks
+    with more classes can have more entropy. `max-logit` takes the task with the largest logit. `prototype` takes the
+    task of the nearest class mean (Euclidean) in shared features.
 
     Args:
         logits: [T, N, C], -inf outside a task's own classes.
@@ -137,14 +137,14 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
     if how == "max-logit":
         return logits.amax(2).argmax(0)
     assert features is not None
-    # Without matrix products: the distance of a sample then does not depend on which batch it is in.
+    # Without matrix products, so that the distance of a sample does not depend on its batch.
     nearest = [torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
                for means in prototypes]
     return torch.stack(nearest).argmin(0)
 
 
 def check_base(method: str, options: StartOptions, world: World) -> None:
-    """Raise a SpecError where the model has no weights to build on, or has some that were not to be built on."""
+    """Raise a SpecError if option `base` does not fit the model: it needs weights that are missing, or ignores some."""
     if options.base == "pretrained" and not world.pretrained:
         raise SpecError(f"{method}: base = pretrained needs a pretrained model; pass --weights FILE, or choose "
                         "base = task1 or random")
@@ -154,7 +154,7 @@ def check_base(method: str, options: StartOptions, world: World) -> None:
 
 
 def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
-    """Return a new convolution with the geometry, device and type of `layer`, other channels, and no bias."""
+    """Return a new convolution with the geometry, device and dtype of `layer`, other channels, and no bias."""
     geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
     return nn.Conv2d(channels, out, (layer.kernel_size[0], layer.kernel_size[1]), bias=False,
                      device=layer.weight.device, dtype=layer.weight.dtype, **geometry)

@@ -1,4 +1,4 @@
-"""Options that strategies with a part per task have in common (no torch: they are listed without it)."""
+"""Options that strategies with a part per task have in common; no torch, so that listing them is quick."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Base = Literal["task1", "random", "pretrained"]
 
 
 class InferOptions(Options):
-    """How a task is inferred where the scenario does not give it (class, domain)."""
+    """How a task is inferred if the scenario does not give it (class, domain)."""
 
     infer: Infer = Field("entropy", description="without a task id: the learned task with the lowest entropy, the "
                          "largest logit, or the nearest class mean in shared features")
@@ -26,7 +26,7 @@ class StartOptions(Options):
                        "were initialised, or those of --weights as they are")
 
     def phases(self, task: int) -> int:
-        """Return into how many phases a task is split: two for the first with `task1`, the shared part first."""
+        """Return the number of phases of a task: two for the first with `task1` (the shared part first), else one."""
         return 2 if self.base == "task1" and task == 0 else 1
 
 

@@ -1,9 +1,9 @@
-"""A quadratic penalty that holds parameters near where they were, each by its importance: a base of EWC, SI and MAS.
+"""A quadratic penalty that holds parameters near earlier values, weighted by importance: a base of EWC, SI and MAS.
 
     cross-entropy + weight/2 (sum F (theta - m)^2 + c)
 
-The methods differ in what F is and in when it is computed. F, the anchor m and the constant c are buffers, 2 numbers
-per parameter however many tasks there were.
+The methods differ in what F is and when it is computed. F, the anchor m and the constant c are buffers: two numbers
+per parameter, however many tasks there were.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import PluginError
+from clbench.core.moved import Renamed
 from clbench.core.options import Options
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, Task, World
@@ -23,12 +24,13 @@ from clbench.strategy.base import Batch, Strategy, Task, World
 class QuadraticPenalty(Strategy, ABC):
     """Fine-tuning with the penalty; the buffers `importance__*`, `anchor__*` and `offset` are F, m and c.
 
-    Subclasses say what `weight` is and call `anchor_here` or `add_anchor` in `after_task`.
+    Subclasses define `weight` and call `anchor_here` or `add_anchor` in `after_task`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
                                           ("offset", "importance"))
     offset: Tensor
+    hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty."""
@@ -42,7 +44,7 @@ class QuadraticPenalty(Strategy, ABC):
         """Return the weight of the penalty, from the options."""
 
     def before_task(self, task: Task) -> None:
-        """Take in parameters that are new or trained for the first time; nothing holds them yet."""
+        """Add buffers for parameters that are new or trained for the first time, with F = 0."""
         self._cover_parameters()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -52,7 +54,7 @@ class QuadraticPenalty(Strategy, ABC):
     def penalty(self) -> Tensor:
         """Return weight/2 (sum F (theta - m)^2 + c), a scalar.
 
-        The pull F (theta - m) is computed once, for the value and as the gradient; so only first derivatives are right.
+        F (theta - m) is computed once, for the value and as the gradient; so only first derivatives are correct.
         """
         total = self.offset
         for name, parameter in self.named_parameters():
@@ -67,12 +69,12 @@ class QuadraticPenalty(Strategy, ABC):
         return f"importance__{slot(name)}" in self._buffers
 
     def quadratic(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return F and m of a parameter that is covered."""
+        """Return F and m of a parameter that has a quadratic."""
         return self.get_buffer(f"importance__{slot(name)}"), self.get_buffer(f"anchor__{slot(name)}")
 
     @torch.no_grad()
     def anchor_here(self, new: Mapping[str, Tensor], decay: float = 1.0) -> None:
-        """Hold the parameters where they are now: F <- decay F + new, m <- theta. By parameter name."""
+        """Anchor parameters at their current values: F <- decay F + new, m <- theta; `new` by parameter name."""
         for name, parameter in self.named_parameters():
             if name in new:
                 importance, anchor = self.quadratic(name)
@@ -81,23 +83,23 @@ class QuadraticPenalty(Strategy, ABC):
 
     @torch.no_grad()
     def add_anchor(self, new: Mapping[str, Tensor]) -> None:
-        """Add a quadratic of its own, sum new (theta - theta_now)^2, to those there are.
+        """Add a quadratic around the current values, sum new (theta - theta_now)^2, to the existing ones.
 
-        A sum of quadratics is one quadratic: with theta_t where the t-th was added,
+        A sum of quadratics is one quadratic: if the t-th was added at theta_t,
         sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + c,  F = sum_t F_t,  m = sum_t F_t theta_t / F.
         """
         for name, parameter in self.named_parameters():
             if name in new:
                 importance, anchor = self.quadratic(name)
                 total = importance + new[name]
-                share = torch.where(total > 0, new[name] / total, 1.0)  # nothing held so far: the anchor is free
+                share = torch.where(total > 0, new[name] / total, 1.0)  # F = 0 and new = 0: the anchor does not matter
                 shift = parameter - anchor
                 self.offset += (importance * share * shift.square()).sum()
                 anchor.add_(share * shift)
                 importance.copy_(total)
 
     def _cover_parameters(self) -> None:
-        """Register F = 0 and the present value for each trainable parameter that has no buffers yet."""
+        """Register F = 0 and m = theta for each trainable parameter that has no buffers yet."""
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -110,5 +112,5 @@ class QuadraticPenalty(Strategy, ABC):
 
 
 def slot(name: str) -> str:
-    """Return a parameter's name without dots, which a buffer's name may not have."""
+    """Return a parameter's name without dots, which are not allowed in a buffer's name."""
     return name.replace(".", "__")

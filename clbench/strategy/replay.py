@@ -1,16 +1,16 @@
-"""Replay memory: a base of the strategies that keep a few samples of the stream, in buffers, and draw from them.
+"""Replay memory: bases of strategies that keep some samples of the stream in buffers and draw from them.
 
-`SampleMemory` has the buffers and the draws, and leaves it to a strategy which samples it stores; `ReplayMemory`
-decides that as the stream goes by, in one of two ways.
+`SampleMemory` has the buffers and the draws and leaves the choice of samples to the strategy; `ReplayMemory` chooses
+from the stream as it goes by, in one of two ways.
 
 `reservoir` is Algorithm R (Vitter 1985): after n samples each of them is kept with the same probability capacity/n.
 `class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from Imbalanced
-Data"): once the memory is full, a sample of a class that has never been the largest there replaces one of the largest
-class; a sample of any other class takes the place of one of its own class with the probability that makes that class's
-part a reservoir of it.
+Data"): once the memory is full, a sample of a class that has never been the largest one there replaces a sample of the
+largest class; a sample of any other class replaces one of its own class, with the probability that makes the class's
+part of the memory a reservoir sample of that class.
 
-All draws come from the generator on the CPU, two numbers per sample whatever happens to it, so that they depend only
-on how many samples were offered and never on the device. With `reservoir` nothing is read back from the device in a
+All draws come from the generator on the CPU, two numbers per offered sample whatever becomes of it, so that they depend
+only on the number of samples offered, never on the device. With `reservoir` nothing is read back from the device in a
 step; `class` needs the labels and waits for them.
 """
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.moved import Renamed
 from clbench.core.options import Options
 from clbench.data.samples import Samples
 from clbench.models.network import Network
@@ -33,16 +34,17 @@ Balance = Literal["reservoir", "class"]
 
 
 class SampleMemory(Strategy):
-    """Base of strategies that keep samples: `store` says which, `draw` and `recall` pick some of them at random.
+    """Base of strategies that keep samples: `store` sets them, `draw` and `sample` pick some of them at random.
 
-    The buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and memory_tasks [M] hold the M samples
-    that are kept.
+    The M kept samples are in the buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and
+    memory_tasks [M].
     """
 
     roles: tuple[tuple[str, str], ...] = (("memory_*", "replay"),)
     memory_x: Tensor
     memory_y: Tensor
     memory_tasks: Tensor
+    recall = Renamed("sample")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with an empty memory."""
@@ -62,39 +64,40 @@ class SampleMemory(Strategy):
         self.memory_x, self.memory_y, self.memory_tasks = samples.x, samples.y, samples.tasks
 
     def draw(self, count: int) -> Tensor:
-        """Return the slots of `count` different samples, or of all in random order where there are fewer."""
+        """Return the slots of `count` different samples, in random order; of all if there are fewer."""
         index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
         return send(index, self.memory_y.device)
 
     def sample(self, count: int) -> Samples:
-        """Return `count` different samples of the memory, or all in random order where it holds fewer."""
+        """Return `count` different samples of the memory, in random order; all if it holds fewer."""
         return self.memory.take(self.draw(count))
 
 
 class ReplayMemory(SampleMemory):
-    """Base of strategies with a memory of the stream so far: `remember` offers samples to it.
+    """Base of strategies with a memory of the stream so far, to which `offer` offers samples.
 
-    It grows up to the capacity; memory_seen [C] counts the samples offered so far, by class, and memory_full [C] marks
-    the classes that have been the largest (for `class` only).
+    It grows up to its capacity. memory_seen [C] counts the samples offered so far, by class; memory_full [C] marks the
+    classes that have been the largest one in the memory (for `class` only).
     """
 
-    # the counts are one number per class, not per sample: as "replay" they could pass for stored inputs
+    # "counters": one number per class, not per sample; with the role "replay" they would count as stored inputs
     roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *SampleMemory.roles)
     memory_seen: Tensor
     memory_full: Tensor
+    remember = Renamed("offer")  # until 0.3
 
     def __init__(self, model: Network, world: World, options: Options | None = None, *, capacity: int,
                  balance: Balance = "reservoir") -> None:
         """Start with an empty memory."""
         super().__init__(model, world, options)
         self.capacity, self.balance = capacity, balance
-        self._offered: int | None = None  # the sum of memory_seen, once it is known here
+        self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
         device = self.active.device
         self.register_buffer("memory_seen", torch.zeros(world.classes, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
 
     def offer(self, samples: Samples) -> None:
-        """Offer raw samples to the memory, one after the other in their order."""
+        """Offer raw samples to the memory, one after the other."""
         draws = torch.rand(len(samples), 2, generator=self.world.generator, dtype=torch.float64)
         if self.balance == "class":
             full = self.memory_full.tolist()
@@ -108,24 +111,24 @@ class ReplayMemory(SampleMemory):
             self._offered += len(samples)
         self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
         slots = (source >= 0).nonzero()[:, 0]
-        if len(slots):  # no others are taken: all inputs of a task may be more than the device has room for
+        if len(slots):  # only these are taken: all inputs of a task may not fit on the device
             self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
 
     def _write(self, new: Samples, slots: Tensor) -> None:
-        """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the present end are appended."""
+        """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the end are appended."""
         self.store(Samples(write_slots(self.memory_x, new.x, slots), write_slots(self.memory_y, new.y, slots),
                            write_slots(self.memory_tasks, new.tasks, slots)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as any strategy does, and forget how many samples this one was offered."""
+        """Load as any strategy does, and take the number of offered samples from what is loaded."""
         self._offered = None
         return super().load_state_dict(state_dict, strict, assign)
 
 
 def write_slots(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """Return `old` [M, ...] with new[i] in slot slots[i], where slots M, M + 1, ... are appended.
+    """Return `old` [M, ...] with new[i] in slot slots[i]; slots M, M + 1, ... are appended.
 
-    `slots` ascend and are on the CPU, so that nothing about them must be asked of the device.
+    `slots` are ascending and on the CPU, so that nothing has to be read back from the device.
     """
     if not len(old):
         old = new.new_empty(0, *new.shape[1:])
@@ -136,7 +139,7 @@ def write_slots(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
 
 
 def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:
-    """Return which of N new samples ends up in each slot, -1 where none does, as Algorithm R one by one would have it.
+    """Return which of N new samples ends up in each slot (-1: none), the same as Algorithm R run one by one.
 
     Args:
         held: samples in the memory.
@@ -159,11 +162,11 @@ def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tenso
 
 def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,
                          draws: Tensor) -> Tensor:
-    """Return which of N new samples ends up in each slot, -1 where none does, as CBRS one by one would have it.
+    """Return which of N new samples ends up in each slot (-1: none), the same as CBRS run one by one.
 
-    Whether a class is the largest is first asked when the memory is full: the largest of a few samples is chance, and
-    the paper lets no class grow after it has been the largest. Slots of a class, and the classes that tie for the
-    largest, are counted in ascending order when a draw picks one.
+    Classes are first marked as the largest when the memory is full: among a few samples the largest class is chance,
+    and the paper lets no class grow once it has been the largest. When a draw picks a slot of a class, or one of the
+    classes that tie for the largest, they are numbered in ascending order.
 
     Args:
         held: labels in the memory, by slot.

@@ -1,10 +1,10 @@
-"""What batches are drawn from, with the work that would be the same in every pass done once per task.
+"""The inputs that batches are drawn from, with work that every pass would repeat done once per task.
 
-Samples are turned into inputs of the model once, where the strategy does not ask for raw ones. And if the network's
-first blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: that is used only
-where it is shown, on the first batch of every phase, that the loss is the same from the blocks' outputs as from the
-inputs; a strategy that looks at its inputs in another way is left alone. What other frozen modules make of the inputs
-is looked up (`clbench.training.lookup`), but not in a stack.
+Samples are turned into inputs of the model once, where the strategy does not ask for raw ones. If the network's first
+blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: it is done only where the
+first batch of every phase shows that the loss is the same from the blocks' outputs as from the inputs, so a strategy
+that uses its inputs in another way is left alone. The outputs of other frozen modules are looked up
+(`clbench.training.lookup`), but not in a stack. `CLBENCH_CACHE_FROZEN=0` turns both off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.func import functional_call
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy
-from clbench.training.lookup import cache_frozen_outputs
+from clbench.training.lookup import cache_frozen_outputs, enabled
 from clbench.training.stacking import Loss
 
 BYTES = 2**30  # for what is kept, all members together
@@ -86,7 +86,7 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
     looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
     if looks_at_raw or any(part.is_stochastic for part in samples) or seen < len(samples[0]):
         return raw
-    blocks = min(map(frozen_blocks, strategies))
+    blocks = min(map(frozen_blocks, strategies)) if enabled() else 0
     if blocks and fits_budget(strategies, samples, blocks) and is_equivalent(strategies[0], samples[0], task, blocks):
         kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
     elif fits_budget(strategies, samples, 0):
@@ -96,7 +96,7 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
         kept = [ready[id(part)] for part in samples]
     else:
         return raw
-    if lookups and len(strategies) == 1:
+    if lookups and len(strategies) == 1 and enabled():
         kept = [cache_frozen_outputs(kept[0], strategies[0].frozen_modules(), BYTES - kept[0].x.nbytes)]
     return TrainingInputs(kept, blocks, prepared=True)
 

@@ -16,7 +16,7 @@ from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import DivergedError
 from clbench.data.augmentation import CropFlip
-from clbench.data.prefetch import drawn_ahead
+from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
@@ -154,7 +154,7 @@ class Trainer:
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
-                  drawn_ahead(given.samples, indices, end - begin) as ready):
+                  prefetched(given.samples, indices, end - begin) as ready):
                 for step in range(begin, end):
                     losses.append(engine.step([
                         o.batch(part) if given.prepared else o.ready(strategy, part)

@@ -56,7 +56,7 @@ REFERENCES = {"Naive", "Cumulative", "JointTraining"}
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare those that work, and why the others do not."""
+    """Declare the strategies that work, and the others with the reason why they do not."""
     found = [*USABLE]
     reasons = dict(UNUSABLE)
     if find_spec("quadprog"):

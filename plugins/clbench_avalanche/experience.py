@@ -15,32 +15,32 @@ from torch.utils.data import Dataset
 
 from clbench import Samples, Task
 
-PLACE = "place"  # the attribute of a data set that says which samples of the stream, counted from its beginning, it has
+PLACE = "place"  # attribute of a data set: the places of its samples in the stream, counted from the beginning
 
 
 class Items(Dataset[tuple[Tensor, int]]):
-    """Training samples one by one, as inputs of the model.
+    """Training samples as single inputs of the model.
 
-    Those of a batch of the harness's are made together (`batch`), so that they are augmented as every other method's
-    are; any others have draws of their own.
+    The inputs of a batch of the harness are made together (`batch`), so that they are augmented as for every other
+    method; all others get draws of their own.
     """
 
     def __init__(self, samples: Samples, prepare: Callable[[Tensor], Tensor],
                  augment: Callable[[Tensor, bool], Tensor] | None) -> None:
-        """Prepare all samples once where each would come out the same every time."""
+        """Prepare all samples once, if nothing about them is random."""
         self.samples, self.prepare, self.augment = samples, prepare, augment
         self.ready = None
-        self.made: dict[int, Tensor] = {}  # what has not been taken yet of the last batch, by place
+        self.made: dict[int, Tensor] = {}  # inputs of the last batch that have not been asked for yet, by index
         self.labels: list[int] = samples.y.tolist()
         if augment is None and not samples.is_stochastic:
             self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of samples."""
         return len(self.labels)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        """Return an input of the model, on the CPU as Avalanche's loaders expect, and its label."""
+        """Return an input of the model (on the CPU, as Avalanche's loaders expect) and its label."""
         if self.ready is not None:
             x = self.ready[place]
         elif place in self.made:
@@ -50,7 +50,7 @@ class Items(Dataset[tuple[Tensor, int]]):
         return x, self.labels[place]
 
     def batch(self, places: Tensor) -> Tensor:
-        """Make the items at the places [N] of a batch, which are asked for next, and return the places."""
+        """Make the items of a batch, whose indices [N] are asked for next, and return the indices."""
         if self.ready is None:
             self.made = dict(zip(places.tolist(), self._inputs(places, replayed=False), strict=True))
         return places
@@ -62,7 +62,7 @@ class Items(Dataset[tuple[Tensor, int]]):
 
 
 class Experience(CLExperience):  # type: ignore[misc]
-    """An experience with all that strategies ask of one."""
+    """An experience with all attributes that strategies read."""
 
     def __init__(self, task: Task, items: Items, label: int, begin: int, seen: set[int]) -> None:
         """Make an experience of a task.
@@ -85,5 +85,5 @@ class Experience(CLExperience):  # type: ignore[misc]
 
 
 def places(dataset: Any) -> list[int]:
-    """Return which samples of the stream a data set has; none where it was made of something else."""
+    """Return the places in the stream of a data set's samples; empty if it consists of something else."""
     return list(getattr(dataset, PLACE, ()))

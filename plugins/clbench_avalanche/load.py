@@ -1,4 +1,4 @@
-"""Where Avalanche is imported for its strategies, without the warnings that its import raises."""
+"""Import Avalanche for its strategies, without the warnings of its import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from clbench.data.avalanche.build import import_avalanche
 
 
 def __getattr__(name: str) -> object:
-    """Return the adapter, once Avalanche is there."""
+    """Import Avalanche, then return the adapter."""
     if name != "Avalanche":
         raise AttributeError(name)
     import_avalanche()

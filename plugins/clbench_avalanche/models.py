@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from clbench import Network
 from clbench.core.errors import SpecError
 
-MASKED = -1000.0  # what Avalanche's own multi-head classifier gives for outputs of other tasks; finite, for DER's sake
+MASKED = -1000.0  # logit of other tasks' outputs, as in Avalanche's multi-head classifier; finite, since DER needs that
 
 ONE_HEAD = frozenset({"DER", "FeatureReplay", "GSS_greedy"})
 
 
 class Single(BaseModel, nn.Module):  # type: ignore[misc]
-    """One head for everything, as Avalanche has it where a stream gives no task labels."""
+    """A single head for all tasks, as Avalanche uses for streams without task labels."""
 
     def __init__(self, network: Network) -> None:
-        """Take the network apart, under the names that Avalanche's strategies look for."""
+        """Store the parts of the network under the names that Avalanche's strategies look for."""
         super().__init__()
         self.features = nn.Sequential(*network.blocks)
         self.classifier = network.head
@@ -38,7 +38,7 @@ class Single(BaseModel, nn.Module):  # type: ignore[misc]
         return logits
 
     def logits(self, x: Tensor, label: int) -> Tensor:
-        """Return logits [N, C]; there is nothing that a task label could tell."""
+        """Return logits [N, C]; the task label is not used."""
         return self.forward(x)
 
 
@@ -48,7 +48,7 @@ class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
     active: Tensor
 
     def __init__(self, network: Network, tasks: int) -> None:
-        """Begin with no output active."""
+        """Start with no active output."""
         super().__init__()
         self.features = nn.Sequential(*network.blocks)
         self.classifier = network.head
@@ -56,7 +56,7 @@ class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
         self.register_buffer("active", torch.zeros(tasks, classes, dtype=torch.bool), persistent=False)
 
     def adaptation(self, experience: Any) -> None:
-        """Note an experience's classes, as Avalanche asks before it trains on one."""
+        """Activate an experience's classes; Avalanche calls this before it trains on the experience."""
         super().adaptation(experience)
         self.active[experience.task_label, experience.classes_in_this_experience] = True
 
@@ -66,7 +66,7 @@ class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
         return features
 
     def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Tensor | dict[int, Tensor]:
-        """Return logits [N, C]; of all tasks met, by label, where no label is given."""
+        """Return logits [N, C]; without labels those of all tasks seen, by label."""
         if task_labels is None:
             by_label: dict[int, Tensor] = self.forward_all_tasks(x)
             return by_label
@@ -80,19 +80,19 @@ class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
         return logits
 
     def logits(self, x: Tensor, label: int) -> Tensor:
-        """Return logits [N, C], none masked: which outputs take part in a test is the harness's business."""
+        """Return logits [N, C] without a mask: the harness decides which outputs take part in a test."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
 
 class Columns(PNN):  # type: ignore[misc]
-    """Avalanche's progressive network, its first column beginning with the weights of the harness's network."""
+    """Avalanche's progressive network; its first column starts with the weights of the harness's network."""
 
     def __init__(self, network: Network) -> None:
         """Build columns of the network's depth and width.
 
         Raises:
-            SpecError: the network is no multilayer perceptron with hidden layers of one width.
+            SpecError: the network is not a multilayer perceptron with hidden layers of equal width.
         """
         layers = [m for m in network.modules() if isinstance(m, nn.Linear)][:-1]
         plain = all(isinstance(m, nn.Linear) or not [*m.parameters(recurse=False)] for m in network.blocks.modules())
@@ -106,7 +106,7 @@ class Columns(PNN):  # type: ignore[misc]
             own.columns[0].itoh.load_state_dict(layer.state_dict())
 
     def logits(self, x: Tensor, label: int) -> Tensor:
-        """Return logits [N, C]: those of the task's column, MASKED beyond its head; zeros for a task not met."""
+        """Return logits [N, C] of the task's column, MASKED beyond its head; zeros for a task not seen yet."""
         if label not in self.layers[-1].task_to_module_idx:
             return x.new_zeros(len(x), self.classes)
         own: Tensor = self.forward_single_task(x, label)
@@ -124,6 +124,6 @@ def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Singl
 
 
 def forget_features(model: nn.Module) -> None:
-    """Let go of the last batch's features, which the model that `FeatureReplay` puts in place holds on to."""
+    """Release the last batch's features, which the model that `FeatureReplay` installs keeps a reference to."""
     if isinstance(model, FeatureExtractorModel):
         model.features = None

@@ -1,8 +1,9 @@
-"""The options of Avalanche's strategies, as their constructors have them; written down, since importing takes seconds.
+"""The options of Avalanche's strategies, as in their constructors; written out, since importing it takes seconds.
 
-A test compares the table with the constructors. Left out is what is no choice of method: the training arguments, which
-are the recipe's; layer names and shapes, which follow from the model; and `verbose`. A list with a number for each
-experience, which some take, is not offered. A default that Avalanche leaves open is named as such below.
+A test compares them with the constructors. Left out are arguments that do not choose the method: the training
+arguments, which the recipe sets; layer names and shapes, which follow from the model; and `verbose`. Lists with a
+number for each experience, which some strategies accept, are not supported. Options without a default in Avalanche are
+named in `open`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ MEM_SIZE = "samples in the memory, for all tasks together"
 
 
 class AvalancheOptions(Options):
-    """Options of a strategy; those whose class names no other are of one that has none."""
+    """Base of the options of a strategy; `strategy` is its name."""
 
     strategy: ClassVar[str]
-    open: ClassVar[frozenset[str]] = frozenset()  # options to which Avalanche gives no default
+    open: ClassVar[frozenset[str]] = frozenset()  # options without a default in Avalanche
 
 
 class NaiveOptions(AvalancheOptions):

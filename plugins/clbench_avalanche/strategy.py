@@ -1,10 +1,10 @@
 """Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
 
-What is the harness's stays the harness's: the stream, its samples as inputs of the model, the optimiser and its
-schedule, the budget, the outputs that take part, the evaluation; and the batches and their order, but for strategies
-with a loader of their own. A strategy's own code does the rest: its loop, its losses, its plugins. What it keeps is
-looked up in its attributes after each task and becomes buffers (parameters where it is a network's), so that it is
-counted. docs/avalanche.md says what differs from clbench's own methods.
+The harness provides the stream, its samples as inputs of the model, the optimiser and its schedule, the budget, the
+outputs that take part, and the evaluation; also the batches and their order, except for strategies with their own
+loader. The strategy's own code does the rest: its loop, its losses, its plugins. After each task its state is collected
+from its attributes and registered as buffers (as parameters if it belongs to a network), so that it is counted.
+docs/avalanche.md says what differs from clbench's own methods.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from clbench import Network, Options, Samples, Strategy, Task, World
 from clbench.strategy.base import Budget
 from clbench.training import numerics
+from clbench_avalanche import driver
 from clbench_avalanche.experience import Experience, Items
-from clbench_avalanche.kept import Kept, found
-from clbench_avalanche.led import Lead, Masked, Watch, build, seeded, without_deprecations, without_waiting
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
 from clbench_avalanche.options import AvalancheOptions
+from clbench_avalanche.state import AgentState, agent_state
 
 
 class Avalanche(Strategy):
-    """A strategy of Avalanche, built when the first task begins, since it takes its optimiser at once."""
+    """A strategy of Avalanche; it is built when the first task begins, since it needs its optimiser then."""
 
     options: AvalancheOptions
     not_resumable = "Avalanche keeps its state in objects of its own, which no checkpoint holds"
@@ -38,7 +38,7 @@ class Avalanche(Strategy):
              ("model.classifier.classifiers.*", "heads"))
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
-        """Give the model the form that the strategy expects.
+        """Bring the model into the form that the strategy expects.
 
         Raises:
             SpecError: the strategy does not fit the model.
@@ -48,7 +48,7 @@ class Avalanche(Strategy):
         self.model = adapted(model, options.strategy, world.tasks, world.scenario)
         self.agent: Any = None
         self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
-        self.samples = 0  # that the stream had so far
+        self.samples = 0  # number of samples of the stream so far
         self.trained = 0  # numbers that the last task's steps could change
         self.seen: set[int] = set()  # classes
 
@@ -61,7 +61,7 @@ class Avalanche(Strategy):
         items = Items(task.train, self.world.prepare, budget.augment)
         experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
         joint = self.options.strategy == "JointTraining"
-        if self.agent is None or joint:  # JointTraining trains once; it goes on from the weights that there are
+        if self.agent is None or joint:  # JointTraining trains only once; a new one starts from the current weights
             self.agent = self._build(budget)
         elif budget.recipe.optimizer_state == "reset":
             self.agent.optimizer = budget.optimizer(self.agent.model.parameters())
@@ -69,29 +69,29 @@ class Avalanche(Strategy):
         self.experiences = [*self.experiences, experience] if joint else []
         if not isinstance(self.model, Columns | MultiHead):  # those mask by task label
             self.agent._criterion.active = self.active[:task.index + 1].any(0)
-        watch = Watch(budget)
-        self.agent.plugins.append(watch)
-        self.agent.led = Lead([*range(self.samples, self.samples + len(items))],
-                              lambda: items.batch(budget.following()))
-        with seeded(self.world.generator), without_deprecations(), without_waiting(self.agent):
+        recorder = driver.StepRecorder(budget)
+        self.agent.plugins.append(recorder)
+        self.agent.batch_order = driver.BatchOrder([*range(self.samples, self.samples + len(items))],
+                                                   lambda: items.batch(budget.following()))
+        with driver.seeded(self.world.generator), driver.without_deprecations(), driver.without_waiting(self.agent):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
-        self.agent._train_cleanup()  # JointTraining leaves its last batch behind
-        self.agent.plugins.remove(watch)
-        self.agent.led = None
-        self.model = self.agent.model  # GDumb takes another one for each task
+        self.agent._train_cleanup()  # JointTraining does not clear its last batch
+        self.agent.plugins.remove(recorder)
+        self.agent.batch_order = None
+        self.model = self.agent.model  # GDumb makes a new one for each task
         forget_features(self.model)
-        self._keep(found(self.agent), task.train)
+        self._keep(agent_state(self.agent), task.train)
         self.samples += len(items)
-        self.trained = watch.trainable
+        self.trained = recorder.trainable
         self.seen |= set(task.classes)
-        return torch.stack(watch.losses)
+        return torch.stack(recorder.losses)
 
     def trainable(self) -> int:
         """Return how many numbers the last task's steps could change."""
         return self.trained
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] for inputs x [N, *input_shape], as the strategy's plugins correct them in a test."""
+        """Return logits [N, C] for inputs x [N, *input_shape], with the corrections of the strategy's plugins."""
         model: Any = self.model
         logits: Tensor = model.logits(x, self._label(task or 0)) if hasattr(model, "logits") else model(x)
         forget_features(model)
@@ -103,46 +103,48 @@ class Avalanche(Strategy):
         return logits
 
     def _label(self, task: int) -> int:
-        """Return the task label that Avalanche is given; class-incremental streams have none but 0."""
+        """Return the task label for Avalanche; in class-incremental streams it is always 0."""
         return task if self.world.task_given else 0
 
     def _build(self, budget: Budget) -> Any:
         """Return the strategy, untrained."""
         name = self.options.strategy
-        follow: dict[str, dict[str, Any]] = {  # arguments that follow from the model
+        follow: dict[str, dict[str, Any]] = {  # arguments that depend on the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
             "GSS_greedy": {"input_size": self.world.input_shape}}
         options = {**self.options.model_dump(), **follow.get(name, {})}
         device = self.active.device
-        return build(name, self.model, Masked(), budget, device, numerics.forward(budget.recipe, device), options)
+        forward = numerics.forward(budget.recipe, device)
+        return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
 
-    def _keep(self, kept: Kept, new: Samples) -> None:
-        """Register what the strategy keeps as buffers and parameters.
+    def _keep(self, state: AgentState, new: Samples) -> None:
+        """Register the state of the strategy as buffers and parameters.
 
-        Its memories hold on to whole data sets of which they use a few samples; these are what is counted. They are
-        taken from those kept before and from the task's own.
+        Its memories refer to whole data sets of which they use a few samples; only these are counted. They are taken
+        from the samples registered before and from the task's own.
         """
         before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
         for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
             delattr(self, name)
-        for name, tensor in kept.tensors.items():
+        for name, tensor in state.tensors.items():
             own_name = "kept_" + name.replace(".", "_")
-            if name in kept.weights:
+            if name in state.weights:
                 self.register_parameter(own_name, nn.Parameter(tensor, requires_grad=False))
             else:
                 self.register_buffer(own_name, tensor)
-        if kept.stored:
-            self.register_buffer("replay__stored", torch.cat(kept.stored))
-        if not kept.places:
+        if state.stored:
+            self.register_buffer("replay__stored", torch.cat(state.stored))
+        if not state.places:
             return
-        places = torch.tensor(sorted(kept.places), device=new.index_device)
+        places = torch.tensor(sorted(state.places), device=new.index_device)
         own = new.take(places[places >= self.samples] - self.samples)
         if "replay__places" in before:
             old = torch.isin(before["replay__places"], places)
             own = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), own)
         for field, column in (("x", own.x), ("y", own.y), ("tasks", own.tasks)):
             self.register_buffer(f"replay__{field}", column)
-        self.register_buffer("replay__places", places, persistent=False)  # ours, to find them by: not counted
-        if kept.logits:
-            self.register_buffer("replay__logits", torch.cat(kept.logits))
+        # To find the samples by in the next task; not persistent, so not counted.
+        self.register_buffer("replay__places", places, persistent=False)
+        if state.logits:
+            self.register_buffer("replay__logits", torch.cat(state.logits))

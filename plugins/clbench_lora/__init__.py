@@ -1,4 +1,4 @@
-"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and its variants that share one answer."""
+"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and variants with shared adapters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench.core import moved
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
+
+moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed": "shared_adapters"}, {
+    "library.Kept": "run_adapters.TrialAdapters", "library.kept": "run_adapters.trials_with_adapters",
+    "adapters.Kept": "run_adapters.TrialAdapters", "adapters.kept": "run_adapters.trials_with_adapters",
+    "adapters.LayerFacts": "adapters.LayerSummary", "adapters.layer_facts": "adapters.layer_summaries",
+})
 
 
 class LowRankOptions(Options):

@@ -1,38 +1,43 @@
-"""Adapters that outlive their run: look at them, hand them on, merge, combine and remove them.
+"""Adapters that outlive their run: inspect, export, merge, combine and remove them.
 
     from clbench_lora import adapters
 
     kept = adapters.find("runs/mine", "lora:rank=4/0")
     adapters.merge(kept, 2, Path("merged.safetensors"))
 
-`clbench_lora.reload` makes strategies of them again, `clbench_lora.rerun` evaluates them and trains one more.
+`clbench_lora.reload` rebuilds strategies from them, `clbench_lora.evaluate` tests them and trains another one.
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from clbench.core import moved
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import Registry, discover
 from clbench.training.trials.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.files import write_adapter, write_base
-from clbench_lora.library import Kept, find, kept
 from clbench_lora.peft_format import PREFIX, Adapter
+from clbench_lora.run_adapters import TrialAdapters, find, trials_with_adapters
 
-__all__ = ["Kept", "LayerFacts", "combine", "export", "find", "kept", "layer_facts", "merge", "refuse_foreign",
-           "remove"]
+__all__ = ["LayerSummary", "TrialAdapters", "combine", "export", "find", "layer_summaries", "merge", "refuse_foreign",
+           "remove", "trials_with_adapters"]
+if not TYPE_CHECKING:
+    __getattr__ = functools.partial(moved.find, __name__)  # old names, until 0.3
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerSummary:
     """One layer of an adapter: what it is, what it costs, how much it changes."""
 
     name: str
@@ -43,33 +48,33 @@ class LayerFacts:
     change: float  # Frobenius norm of the change of W over that of W
 
 
-def layer_facts(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerFacts]:
-    """Return the facts of each layer of an adapter."""
+def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSummary]:
+    """Describe each layer of an adapter."""
     out = []
     for layer in adapter.layers:
         tensors = [t for name, t in adapter.tensors.items() if name.startswith(f"{PREFIX}{layer}.")]
         weight = base[f"{layer}.weight"]
         change = delta(adapter, layer, weight).norm() / weight.double().norm()
-        out.append(LayerFacts(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
+        out.append(LayerSummary(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
                               sum(t.nbytes for t in tensors), float(change)))
     return out
 
 
-def export(source: Kept, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, and its base, to a folder of their own.
+def export(source: TrialAdapters, task: int, to: Path) -> None:
+    """Write a task's adapter in PEFT's format, and its base, to a new or empty folder.
 
     Raises:
-        StoreError: the folder holds something already, or cannot be written.
+        StoreError: the folder is not empty, or cannot be written.
         SpecError: PEFT has no such layers.
     """
     _hand_on(source, source.adapter(task), to)
 
 
-def combine(source: Kept, tasks: Sequence[int], weights: Sequence[float], to: Path) -> Adapter:
+def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float], to: Path) -> Adapter:
     """Write the weighted sum of tasks' adapters (`arithmetic.combined`) as `export` does, and return it.
 
     Raises:
-        SpecError: what cannot be combined; a task named twice.
+        SpecError: these adapters cannot be combined, or a task is named twice.
         StoreError: as `export`.
     """
     if len(set(tasks)) != len(tasks):
@@ -79,8 +84,8 @@ def combine(source: Kept, tasks: Sequence[int], weights: Sequence[float], to: Pa
     return mixture
 
 
-def merge(source: Kept, task: int, to: Path) -> None:
-    """Write the weights of a plain model that answers as W with the task's adapter and head does.
+def merge(source: TrialAdapters, task: int, to: Path) -> None:
+    """Write the weights of a plain model that is the same function as W with the task's adapter and head.
 
     Raises:
         SpecError: `arithmetic.merged`; the name does not end in .safetensors.
@@ -95,8 +100,8 @@ def merge(source: Kept, task: int, to: Path) -> None:
         raise StoreError(f"cannot write {to}: {error.strerror or error}; choose another place") from None
 
 
-def remove(source: Kept, task: int) -> None:
-    """Delete a task's adapter; what the others answer stays the same, bit for bit, as they do not depend on it.
+def remove(source: TrialAdapters, task: int) -> None:
+    """Delete a task's adapter; the others do not depend on it, so their answers stay the same, bit for bit.
 
     Raises:
         StoreError: there is none, or it cannot be deleted.
@@ -105,16 +110,16 @@ def remove(source: Kept, task: int) -> None:
     folder = task_folder(source.folder, task)
     gone = folder.with_name(f".{folder.name}.removed")
     try:
-        if gone.exists():  # left by a crash, and in the way of `replace`
+        if gone.exists():  # left by a crash; `replace` needs the name
             shutil.rmtree(gone)
-        folder.replace(gone)  # at once; what is left of it after a crash is no adapter
+        folder.replace(gone)  # atomically; what a crash leaves behind is no adapter any more
         shutil.rmtree(gone)
     except OSError as error:
         raise StoreError(f"cannot remove {folder}: {error.strerror or error}") from None
 
 
-def _hand_on(source: Kept, adapter: Adapter, to: Path) -> None:
-    """Write an adapter and its base where nothing is yet, if PEFT can read them."""
+def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
+    """Write an adapter and its base to an empty folder, if PEFT can read them."""
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
@@ -122,10 +127,10 @@ def _hand_on(source: Kept, adapter: Adapter, to: Path) -> None:
     write_adapter(to, adapter)
 
 
-def refuse_foreign(source: Kept, adapter: Adapter, registry: Registry | None = None) -> None:
-    """Raise a SpecError if PEFT would take a layer of an adapter for another one.
+def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:
+    """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
-    PEFT's Conv2d adapters know neither dilation nor padding modes other than zeros, and would answer wrongly.
+    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would answer wrongly.
     """
     trial = source.record.trial
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What adapters add up to: W + s BA as one weight, and weighted sums of adapters, without approximation."""
+"""Exact arithmetic on adapters: W + s BA as one weight, and weighted sums of adapters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, configu
 
 
 def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
-    """Return what an adapter changes a layer's W by, in float64 and the shape of W.
+    """Return the change of a layer's W that an adapter makes, in float64 and the shape of W.
 
-    That is s BA, or with dora (m / |W + s BA|) (W + s BA) - W, each row on its own.
+    It is s BA, or with dora (m / |W + s BA|) (W + s BA) - W, row by row.
 
     Args:
         adapter: the adapter.
@@ -33,12 +33,12 @@ def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
 
 
 def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a model without adapters that answers as the base with the adapter does.
+    """Return the weights of a plain model that is the same function as the base with the adapter.
 
-    The sum is made in float64 and rounded once. The head is the adapter's: -inf outside its own classes.
+    Sums are computed in float64 and rounded once. The head is the adapter's: -inf outside its own classes.
 
     Raises:
-        SpecError: the adapter has a bias on a layer that has none, so that the plain model has no place for it.
+        SpecError: the adapter has a bias on a layer without one, so the plain model has no place for it.
     """
     out = dict(base)
     for layer in adapter.layers:
@@ -59,17 +59,17 @@ def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapter:
     """Return the adapter whose change of W is the weighted sum of the adapters' changes, exactly.
 
-    Their ranks add up: A is one A over the next, B one w s B beside the next, with s = 1. (The mean of the A's with
-    the mean of the B's would be another matrix.) In the head each class has its own task's row; where several tasks
-    have a class, its row is their mean by weight.
+    The ranks add up: the A's are stacked by rows, the w s B's by columns, with s = 1. (The product of a mean of the A's
+    and a mean of the B's would be another matrix.) In the head each class has its own task's row; if several tasks have
+    a class, its row is their weighted mean.
 
     Args:
         adapters: by task, at least one, all of the same trial.
         weights: of each, in the same order.
 
     Raises:
-        SpecError: not a weight for each adapter, dora (which scales W's own rows, so its change has no low rank),
-            or weights that cancel out for a class.
+        SpecError: the number of weights is wrong; dora (it scales W's own rows, so its change has no low rank);
+            different layers; or weights that cancel out for a class.
     """
     if not adapters or len(adapters) != len(weights):
         raise SpecError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
@@ -91,10 +91,10 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(total, Tensor)
             tensors[f"{PREFIX}{layer}.lora_B.bias"] = total.to(factors[0][1].dtype)
         ranks[layer] = len(tensors[f"{PREFIX}{layer}.lora_A.weight"])
-    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.facts.classes))
+    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.info.classes))
     weight, bias = (t.clone() for t in first.head)
     for c in classes:
-        shares = [(a, w) for a, w in parts if c in a.facts.classes]
+        shares = [(a, w) for a, w in parts if c in a.info.classes]
         if len(shares) == 1:
             shares = [(shares[0][0], 1.0)]
         total_weight = sum(w for _, w in shares)
@@ -105,7 +105,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(mean, Tensor)
             own[c] = mean.to(own.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
-    facts = AdapterInfo(trial=first.facts.trial, task=None, classes=classes, base=first.facts.base,
-                  mixture=dict(zip(adapters, weights, strict=True)))
+    info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
+                       mixture=dict(zip(adapters, weights, strict=True)))
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
-    return Adapter(config, tensors, facts)
+    return Adapter(config, tensors, info)

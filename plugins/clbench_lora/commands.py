@@ -1,4 +1,4 @@
-"""`clbench adapters`: what trials of lora keep, to look at, export, merge, remove and add to; and `clbench lora`."""
+"""The commands `clbench adapters`, for what trials of lora keep, and `clbench lora`."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def list_(run: Path) -> None:
     """List the trials of a run folder that kept adapters, and the tasks they have."""
     from tabulate import tabulate
 
-    from clbench_lora.adapters import kept
+    from clbench_lora.adapters import trials_with_adapters
 
     rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, ",".join(map(str, k.tasks)),
-             sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in kept(run)]
+             sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in trials_with_adapters(run)]
     if not rows:
         click.echo(f"no adapters in {run}")
         return
@@ -82,17 +82,17 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
     """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
     from tabulate import tabulate
 
-    from clbench_lora.adapters import find, layer_facts
+    from clbench_lora.adapters import find, layer_summaries
 
     source = find(run, trial)
     base = source.base()
     for number in source.tasks if task is None else [task]:
         adapter = source.adapter(number)
-        facts = layer_facts(adapter, base)
-        rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in facts]
-        rows.append(["all", "", "", sum(f.parameters for f in facts), sum(f.bytes for f in facts), ""])
-        where = f", task {origin.task} of {origin.benchmark}" if (origin := adapter.facts.origin) else ""
-        click.echo(f"task {number}{where}: classes {', '.join(map(str, adapter.facts.classes))}")
+        layers = layer_summaries(adapter, base)
+        rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
+        rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
+        where = f", task {origin.task} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
+        click.echo(f"task {number}{where}: classes {', '.join(map(str, adapter.info.classes))}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
@@ -143,7 +143,7 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
     """Train one more task onto the kept base by the trial's recipe; base and other adapters stay as they are."""
     from clbench_lora.adapters import find
-    from clbench_lora.rerun import add as train
+    from clbench_lora.evaluate import add as train
 
     number = train(find(run, trial), task, resolved(benchmark) if benchmark else None, data, device)
     click.echo(f"added task {number}")
@@ -170,7 +170,7 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
     from tabulate import tabulate
 
     from clbench_lora.adapters import find
-    from clbench_lora.rerun import evaluate_tasks
+    from clbench_lora.evaluate import evaluate_tasks
 
     accuracy = evaluate_tasks(find(run, trial), tasks, data, device)
     rows = [[str(n), f"{100 * a:.2f}"] for n, a in accuracy.items()]
@@ -193,7 +193,7 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     from clbench_lora import adapters
 
     mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
-    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {', '.join(map(str, mixture.facts.classes))})")
+    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {', '.join(map(str, mixture.info.classes))})")
 
 
 @click.group("lora", short_help="Measure how low the rank of fine-tuning is.")

@@ -1,14 +1,14 @@
-"""Adapters and their base as files, so that `peft` loads them onto the same base.
+"""Adapters and their base as files that `peft` can load.
 
 A task's folder holds
 
     adapter_config.json         PEFT's LoraConfig
     adapter_model.safetensors   A and B (bias, magnitude) of each layer and the head, by PEFT's names
-    clbench.json                `AdapterInfo`: what PEFT has no place for
+    clbench.json                `AdapterInfo`: what PEFT's files have no place for
     prototype.safetensors       the task's class means, with infer = prototype only
 
 and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. All are safetensors
-or JSON; nothing in them is ever run, and no path in them is ever followed.
+or JSON; nothing in them is ever executed, and no path in them is followed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from clbench.core.errors import StoreError
 from clbench.core.files import write_atomically
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
-CONFIG, MODEL, FACTS, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
+CONFIG, MODEL, INFO, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
                                    "prototype.safetensors")
 AGAIN = "restore it from a copy, or remove it and add its task again"
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:
-    """Write an adapter's files, in place of older ones.
+    """Write an adapter's files, replacing older ones.
 
     Raises:
         StoreError: they cannot be written.
@@ -41,10 +41,11 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         save_tensors(folder / MODEL, adapter.tensors, {"format": "pt"})
         if adapter.prototype is not None:
             save_tensors(folder / PROTOTYPE, {"prototype": adapter.prototype})
-        # Older releases of PEFT do not know the key.
+        # Older releases of PEFT do not know this key.
         values = adapter.config.model_dump(exclude=set() if adapter.config.lora_bias else {"lora_bias"})
         write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
-        write_atomically(folder / FACTS, adapter.facts.model_dump_json(indent=1) + "\n")  # last: now it is whole
+        # Last, so that an adapter that has this file is complete.
+        write_atomically(folder / INFO, adapter.info.model_dump_json(indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
 
@@ -53,13 +54,13 @@ def read_adapter(folder: Path) -> Adapter:
     """Return the adapter of a folder.
 
     Raises:
-        StoreError: it is not there, not whole, or not what `write_adapter` writes.
+        StoreError: it is missing, incomplete, or not what `write_adapter` writes.
     """
     prototype = folder / PROTOTYPE
     try:
-        facts = AdapterInfo.model_validate_json((folder / FACTS).read_bytes())
+        info = AdapterInfo.model_validate_json((folder / INFO).read_bytes())
         config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
-        adapter = Adapter(config, load_file(folder / MODEL), facts,
+        adapter = Adapter(config, load_file(folder / MODEL), info,
                           load_file(prototype)["prototype"] if prototype.exists() else None)
     except FileNotFoundError as error:
         raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
@@ -74,7 +75,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def write_base(path: Path, base: Mapping[str, Tensor]) -> str:
-    """Write a base and return its fingerprint, which is kept in the file's metadata too.
+    """Write a base and return its fingerprint, which is also stored in the file's metadata.
 
     Raises:
         StoreError: it cannot be written.
@@ -88,10 +89,10 @@ def write_base(path: Path, base: Mapping[str, Tensor]) -> str:
 
 
 def noted_fingerprint(path: Path) -> str:
-    """Return the fingerprint that a base's file notes in its metadata, without reading the tensors.
+    """Return the fingerprint in the metadata of a base's file, without reading the tensors.
 
     Raises:
-        StoreError: the file is not there or notes none.
+        StoreError: the file is missing or has none.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -104,7 +105,7 @@ def read_base(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a base by name.
 
     Raises:
-        StoreError: the file is not there or is no safetensors.
+        StoreError: the file is missing or not in safetensors format.
     """
     try:
         return load_file(path)
@@ -113,7 +114,7 @@ def read_base(path: Path) -> dict[str, Tensor]:
 
 
 def check_base(adapter: Adapter, digest: str, where: Path) -> None:
-    """Raise a StoreError if an adapter was trained on another base than that with this fingerprint."""
-    if adapter.facts.base != digest:
-        raise StoreError(f"adapter {where} was trained on another base (sha256 {adapter.facts.base[:12]}..., this one "
+    """Raise a StoreError if an adapter was trained on a base with another fingerprint."""
+    if adapter.info.base != digest:
+        raise StoreError(f"adapter {where} was trained on another base (sha256 {adapter.info.base[:12]}..., this one "
                          f"is {digest[:12]}...); use the base.safetensors it came with")

@@ -1,28 +1,28 @@
 """InfLoRA (Liang & Li 2024, arXiv 2404.00228): adapters per task, summed, each blind to the inputs of earlier tasks.
 
-Task t gets adapters of its own. Their A_t is not trained but designed from the task's inputs X to the layer, less
-what lies in the subspace that is kept for the earlier tasks: its rows are the strongest directions of X - PX. So A_t x
-is 0 for all x in that subspace, and training B_t changes nothing there. After the task the subspace grows, by the
-criterion of GPM, until it holds a share of the energy of the task's inputs. (The paper calls A_t what is B here, and
-calls B_t, the dimensionality reduction matrix, what is A.) What is trained is B_t and a head for the task's new
-classes, on the cross-entropy over the task's own classes; all heads answer together, without inferring the task.
+Task t gets its own adapters. Their A_t is not trained but computed from the task's inputs X to the layer, without the
+part in the subspace stored for earlier tasks: its rows are the strongest directions of X - PX. So A_t x is 0 for all x
+in that subspace, and training B_t changes nothing there. After the task the subspace is extended, by the criterion of
+GPM, until it holds a share of the energy of the task's inputs. (The paper swaps the letters: its A_t is B here, and its
+B_t, the dimensionality reduction matrix, is A.) Trained are B_t and a head for the task's new classes, on the
+cross-entropy over the task's own classes. At the test all heads answer together; no task is inferred.
 
 Where the reference code (liangyanshuo/InfLoRA) differs from the paper, this follows the paper:
 
-- The code applies the criterion to the second moments of the inputs, so its energies are the fourth powers of their
-  singular values and not the squares; at the same threshold it keeps fewer directions. After the first task it also
-  stops one direction earlier.
+- The code applies the criterion to the second moments of the inputs, so its energies are fourth powers of the singular
+  values instead of squares; at the same threshold it stores fewer directions. After the first task it also stops one
+  direction earlier.
 - The code takes the singular vectors of C - PC for the second moment C, the paper those of X - PX, which are the
   eigenvectors of (1 - P) C (1 - P).
 - The rows of the code's A_t have length 1/sqrt(3), here 1 (alpha = rank / sqrt(3) gives theirs).
 
-Both adapt k and v of all attention layers (`layers` = '.*attention.[kv]'), whose inputs are the same, so that they
-keep one subspace for both; here each layer keeps its own. The code keeps projectors [d, d] in use and bases in memory,
-here half of the symmetric projector is all there is (`subspace`), which is DualGPM's upper bound.
-Inputs are those of the training samples as they are, not augmented.
+Both adapt k and v of all attention layers (`layers` = '.*attention.[kv]'), which have the same inputs, and store one
+subspace for both; here each layer has its own. The code works with projectors [d, d] and stores bases; here only half
+of the symmetric projector is stored (`subspace`), which is DualGPM's upper bound. The inputs are those of the training
+samples without augmentation.
 
-Where no class of a task is new (scenario `domain`, or classes that come back) no head is added; the heads of the
-task's classes are trained on, which changes what they answer for earlier tasks.
+If no class of a task is new (scenario `domain`, or classes that return) no head is added; the heads of the task's
+classes are trained further, which changes their answers for earlier tasks.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from clbench import Batch, Network, Samples, Task, World
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
+from clbench_lora.shared_adapters import SummedLoRA
 from clbench_lora.subspace import design, grown, packed, rows, unpacked
-from clbench_lora.summed import SummedLoRA
 
-CHUNK = 64  # samples per step of the pass that looks at inputs
+CHUNK = 64  # samples per step of the pass that collects inputs
 
 
 class InfLoRA(SummedLoRA):
-    """A frozen base W, adapters for each task whose A is designed and frozen, and a head for each task's new classes.
+    """A frozen base W, adapters per task with a computed, frozen A, and a head for each task's new classes.
 
-    The buffers `subspace__*` are projectors onto what is kept of each adapted layer's inputs, as `packed` gives them.
+    The buffers `subspace__*` are the projectors onto the stored subspace of each adapted layer's inputs (`packed`).
     """
 
     method = "inflora"
@@ -55,18 +55,18 @@ class InfLoRA(SummedLoRA):
     options: InfLoRAOptions
 
     def __init__(self, model: Network, world: World, options: InfLoRAOptions | None = None) -> None:
-        """Put adapters' layers in place, nothing kept yet; SpecError where they do not fit the model."""
+        """Install the adapted layers, with empty subspaces; SpecError if they do not fit the model."""
         super().__init__(model, world, options if options is not None else InfLoRAOptions())
         self.heads = nn.ModuleList()
         self.classes: list[tuple[int, ...]] = []  # of each head
-        self.current: list[int] = []  # the heads of the task at hand
+        self.current: list[int] = []  # the heads of the current task
         for name, layer in self.adapted.items():
             like = layer.base_layer.weight
             size = like[0].numel()
             self.register_buffer(f"subspace__{_slot(name)}", packed(like.new_zeros(size, size)))
 
     def before_task(self, task: Task) -> None:
-        """Add a head for new classes, first of all its new layers: methods share heads of a seed. Then adapters."""
+        """Add a head for new classes, then adapters; the head comes first, so that all methods get the same head."""
         known = {c for classes in self.classes for c in classes}
         if new := tuple(c for c in task.classes if c not in known):
             head = self.model.head
@@ -85,7 +85,7 @@ class InfLoRA(SummedLoRA):
 
     @torch.no_grad()
     def begin(self, task: Task) -> None:
-        """Design A_t, and train B_t from here on."""
+        """Compute A_t and train B_t from now on."""
         super().begin(task)  # B_t is 0: the network answers as before
         for name, moment in self.moments(task.train).items():
             a = self.adapted[name].lora_A[-1].get_parameter("weight")
@@ -93,14 +93,14 @@ class InfLoRA(SummedLoRA):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Let the kept subspaces take in what the task needs."""
+        """Extend the stored subspaces by the directions that the task needs."""
         start, end = self.options.threshold, self.options.final_threshold
         threshold = start + (end - start) * task.index / self.world.tasks
         for name, moment in self.moments(task.train).items():
             self.get_buffer(f"subspace__{_slot(name)}").copy_(packed(grown(moment, self.kept(name), threshold)))
 
     def kept(self, name: str) -> Tensor:
-        """Return the projector [d, d] onto the subspace of a layer's inputs that is kept for the tasks so far."""
+        """Return the projector [d, d] onto the subspace of a layer's inputs stored for the tasks so far."""
         size = self.adapted[name].base_layer.weight[0].numel()
         return unpacked(self.get_buffer(f"subspace__{_slot(name)}"), size)
 
@@ -133,7 +133,7 @@ class InfLoRA(SummedLoRA):
         return self.cross_entropy(own, batch)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return the logits [N, C] of all heads; those of classes without a head are the original head's."""
+        """Return the logits [N, C] of all heads; for classes without a head those of the original head."""
         features = self.model.features(x)
         logits: Tensor = self.model.head(features)
         for head in self.heads:
@@ -143,5 +143,5 @@ class InfLoRA(SummedLoRA):
 
 
 def _slot(name: str) -> str:
-    """Return a layer's name without dots, which a buffer's name may not have."""
+    """Return a layer's name without dots, which are not allowed in a buffer's name."""
     return name.replace(".", "__")

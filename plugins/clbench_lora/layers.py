@@ -1,4 +1,4 @@
-"""Low-rank adapters on Linear and Conv2d layers, and the choice of the layers that get them."""
+"""Low-rank adapters on Linear and Conv2d layers, and the selection of these layers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from clbench.core.errors import SpecError
 from clbench.strategy.per_task import conv_like
 from clbench_lora import AdapterOptions, Init
 
-# q, k, v and the output projection under a module whose name says attention, in the spellings that models use.
+# q, k, v and output projection within a module named attention, in the spellings that models use.
 ATTENTION = r"(.*\.)?(\w+_)?att(n|ention)\w*\.(.*\.)?(q|k|v|qkv|proj|query|key|value|(q|k|v|o|out)_proj)"
 
 
 class LoRALayer(nn.Module):
-    """A layer W with low-rank adapters: h = Wx + s B(Ax), summed over those that are active, or Wx where none is.
+    """A layer W with low-rank adapters: h = Wx + s B(Ax), summed over the active adapters; Wx if none is active.
 
-    A is random and B is zero, so a new adapter changes nothing. Which adapters are active is plain state (`active`,
-    their indices) that the strategy sets around each forward pass.
+    A is random and B is zero, so a new adapter changes nothing. `active` holds the indices of the active adapters; the
+    strategy sets it around each forward pass.
 
-    Where the references differ: the paper draws A from a Gaussian; microsoft/loralib and PEFT (by default) draw it
+    The references differ. The paper draws A from a Gaussian; microsoft/loralib and PEFT (by default) draw it
     Kaiming-uniform (a = √5), as `init = kaiming` does here; `gaussian` is PEFT's, N(0, 1 / r^2). PEFT's defaults are
     rank 8 and `lora_alpha` 8, loralib's `lora_alpha` is 1 whatever the rank. On Conv2d this is PEFT's form (A a
     convolution with r output channels and the layer's geometry, B a 1x1 convolution, so BA has rank r as a matrix
@@ -34,17 +34,17 @@ class LoRALayer(nn.Module):
     with the task's index where PEFT has the adapter's name.
 
     `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
-    paper takes them off W; here W stays as it is, shared by all tasks, and what A and B start from (`pissa_A`,
-    `pissa_B`) is taken off the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
+    paper subtracts them from W. Here W is shared by all tasks and does not change; instead the start (`pissa_A`,
+    `pissa_B`) is subtracted from the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
 
-    `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA apart from its direction; the
-    length that divides is taken as a constant in the gradient, as the paper's 4.3 and PEFT have it.
+    `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA separately from its direction;
+    the length in the denominator is a constant in the gradient, as in the paper (4.3) and in PEFT.
 
     Args:
-        base_layer: the layer W, kept as it is.
+        base_layer: the layer W, which does not change.
         rank: r, at most the layer's width (`width`).
         scaling: s.
-        init: how A (and with pissa B) starts.
+        init: how A (with pissa also B) is initialised.
         dropout: share of the adapter's inputs that are zeroed in training.
         bias: whether B has a bias, which s multiplies too (PEFT's `lora_bias`); not with dora.
         dora: whether each adapter learns the length of the rows.
@@ -69,7 +69,7 @@ class LoRALayer(nn.Module):
         self.active: tuple[int, ...] = ()
 
     def add(self) -> None:
-        """Add an adapter, trainable, where W is and of W's type."""
+        """Add a trainable adapter, on the device and of the dtype of W."""
         w = self.base_layer
         where: dict[str, Any] = {"device": w.weight.device, "dtype": w.weight.dtype}
         a: nn.Module
@@ -94,7 +94,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Let the newest adapter start from W as it is now; `add` does, and must be followed by this if W changes."""
+        """Let the newest adapter start from the current W; `add` calls it, and it must be called again if W changes."""
         weight = self.base_layer.weight
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector[-1].copy_(weight.flatten(1).norm(dim=1))
@@ -120,7 +120,7 @@ class LoRALayer(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output, with that of the active adapters added."""
+        """Return the layer's output plus that of the active adapters."""
         out: Tensor = self.base_layer(x)
         if not self.active:
             return out
@@ -136,7 +136,7 @@ class LoRALayer(nn.Module):
         return out
 
     def _rescaled(self, out: Tensor, added: Tensor, adapter: int) -> Tensor:
-        """Return what DoRA adds to Wx + b: its rows' lengths are those learned, and the bias stays out of it."""
+        """Return what DoRA adds to Wx + b: rows are rescaled to the learned lengths, and the bias is left out."""
         assert self.lora_magnitude_vector is not None
         length = (self.base_layer.weight + self._product(adapter)).flatten(1).norm(dim=1).detach()
         scale = self._along(self.lora_magnitude_vector[adapter] / length)
@@ -144,18 +144,18 @@ class LoRALayer(nn.Module):
         return (scale - 1) * bare + scale * added
 
     def _along(self, values: Tensor) -> Tensor:
-        """Return one value per output, shaped to go along the outputs of a batch."""
+        """Return one value per output, shaped to broadcast along the outputs of a batch."""
         return values if isinstance(self.base_layer, nn.Linear) else values[:, None, None]
 
     def _product(self, adapter: int) -> Tensor:
-        """Return s BA, less s B0 A0 with pissa, in the shape of W."""
-        # Not by `get_parameter`: under torch.func a parameter's place is taken by a plain tensor.
+        """Return s BA (with pissa minus s B0 A0) in the shape of W."""
+        # Not `get_parameter`: torch.func replaces parameters by plain tensors.
         a, b = (cast(Tensor, part[adapter].weight).flatten(1) for part in (self.lora_A, self.lora_B))
         product = b @ a - self.pissa_B @ self.pissa_A if self.init == "pissa" else b @ a
         return (self.scaling * product).view_as(self.base_layer.weight)
 
     def delta_weight(self, adapter: int) -> Tensor:
-        """Return what an adapter changes W by, in the shape of W."""
+        """Return the change of W that an adapter makes, in the shape of W."""
         product = self._product(adapter)
         if self.lora_magnitude_vector is None:
             return product
@@ -164,11 +164,11 @@ class LoRALayer(nn.Module):
         return merged * scale.view(-1, *[1] * (merged.dim() - 1)) - self.base_layer.weight
 
     def merged_weight(self, adapter: int) -> Tensor:
-        """Return the weight with which a plain layer (with `merged_bias`) answers as W with the adapter does."""
+        """Return the weight of a plain layer that, with `merged_bias`, is the same function as W with the adapter."""
         return self.base_layer.weight + self.delta_weight(adapter)
 
     def merged_bias(self, adapter: int) -> Tensor | None:
-        """Return W's bias with the adapter's own added; None where there is neither."""
+        """Return W's bias plus the adapter's; None if there is neither."""
         bias: Tensor | None = self.base_layer.bias
         if not self.bias:
             return bias
@@ -176,24 +176,24 @@ class LoRALayer(nn.Module):
         return own if bias is None else bias + own
 
     def extra_repr(self) -> str:
-        """Name the rank, the scale and the number of adapters."""
+        """Return rank, scale and number of adapters for `repr`."""
         return f"rank={self.rank}, scaling={self.scaling:g}, adapters={len(self.lora_A)}"
 
 
 def width(layer: nn.Linear | nn.Conv2d) -> int:
-    """Return the largest rank that a change of the layer can have, taking its weight as a matrix [out, the rest]."""
+    """Return the largest possible rank of a change of the layer, whose weight is taken as a matrix [out, the rest]."""
     return min(layer.weight.shape[0], math.prod(layer.weight.shape[1:]))
 
 
 def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return the layers of a model's blocks that `layers` names, by module name, in the model's order.
+    """Return the layers of a model's blocks that `layers` selects, by module name, in the model's order.
 
     Args:
         layers: all | last | last:N | attention | a regular expression that must fit a whole name (as PEFT's
             `target_modules`).
 
     Raises:
-        SpecError: no layer fits, there are fewer than N, or one that fits cannot be adapted.
+        SpecError: no layer matches, there are fewer than N, or one that matches cannot be adapted.
     """
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
@@ -222,22 +222,22 @@ def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Li
 
 
 def rank_of(name: str, options: AdapterOptions) -> int:
-    """Return a layer's rank: that of the first pattern that fits its whole name, else the common one."""
+    """Return a layer's rank: that of the first pattern that matches its whole name, else the common rank."""
     return next((rank for pattern, rank in options.rank_pattern.items() if re.fullmatch(pattern, name)), options.rank)
 
 
 def scaling_of(rank: int, options: AdapterOptions) -> float:
-    """Return the factor of an adapter's output: alpha / r, or alpha / √r (rslora); alpha is r unless given."""
+    """Return the factor of an adapter's output: alpha / r, or alpha / √r (rslora); alpha is r by default."""
     alpha = rank if options.alpha is None else options.alpha
     return alpha / (math.sqrt(rank) if options.scaling == "rslora" else rank)
 
 
 def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
-    """Put a `LoRALayer` in the place of each layer that `options.layers` names, and return them by module name.
+    """Replace each layer that `options.layers` selects by a `LoRALayer`, and return these by module name.
 
     Raises:
-        SpecError: as `select`; a rank exceeds its layer's width; a pattern fits no layer; pissa on a convolution. The
-            model is then unchanged.
+        SpecError: as `select`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
+            The model is unchanged then.
     """
     chosen = select(model, options.layers, method)
     idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]

@@ -5,11 +5,11 @@ each earlier A_i, which are frozen:
 
     cross-entropy + lambda_orth sum_{i < t} sum_{jk} |(A_i A_t^T)_{jk}|      (summed over the adapted layers)
 
-Paper and reference code (cmnfriend/O-LoRA) differ: the paper squares the entries, the code takes absolute values, as is
-done here; both vanish at the same place, but the absolute value pulls as strongly near it. The code also has a second
-term, lambda_2 times the norms of A_t and B_t, which is not the paper's and is left out. Theirs are language models that
-generate their answers; here the model's head, over all classes, is trained on from task to task as in `naive`, and
-nothing holds it. On Conv2d, A is taken as a matrix [r, in·kh·kw].
+Paper and reference code (cmnfriend/O-LoRA) differ: the paper squares the entries, the code takes absolute values, as
+here. Both vanish at the same place, but the gradient of the absolute value does not fade near it. The code has a second
+term, lambda_2 times the norms of A_t and B_t, which is not in the paper and is left out. Their models are language
+models that generate answers; here the model's head, over all classes, is trained from task to task as in `naive`, and
+nothing protects it. On Conv2d, A is taken as a matrix [r, in·kh·kw].
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from clbench import Batch, Network, World
 from clbench_lora import OLoRAOptions
-from clbench_lora.summed import SummedLoRA
+from clbench_lora.shared_adapters import SummedLoRA
 
 
 class OLoRA(SummedLoRA):
-    """A frozen base W, adapters for each task, and the penalty that keeps the newest away from the earlier ones."""
+    """A frozen base W, adapters per task, and the penalty on overlap of the newest with the earlier ones."""
 
     method = "o-lora"
     options: OLoRAOptions
 
     def __init__(self, model: Network, world: World, options: OLoRAOptions | None = None) -> None:
-        """Put adapters' layers in place; SpecError where they do not fit the model."""
+        """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options if options is not None else OLoRAOptions())
 
     def loss(self, batch: Batch) -> Tensor:

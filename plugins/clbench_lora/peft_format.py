@@ -1,4 +1,4 @@
-"""One task's adapter as PEFT sees it: its configuration and its tensors, by PEFT's names."""
+"""One task's adapter in PEFT's form: its configuration and its tensors, by PEFT's names."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Origin(BaseModel):
 
 
 class AdapterInfo(BaseModel):
-    """What is known of an adapter beside PEFT's configuration."""
+    """What is known about an adapter beyond PEFT's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1] = 1
     trial: str  # key
     task: int | None  # None for a mixture
-    classes: tuple[int, ...]  # outputs that its head answers for, in the order of the head's own units
+    classes: tuple[int, ...]  # outputs of its head, in the order of the head's own units
     base: str  # sha256 of W (`fingerprint`)
     origin: Origin | None = None
     mixture: dict[int, float] = {}  # task -> weight
 
 
 class PeftConfig(BaseModel):
-    """PEFT's LoraConfig, as far as adapters of clbench use it; other keys are PEFT's defaults."""
+    """The part of PEFT's LoraConfig that clbench's adapters use; other keys have PEFT's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     peft_type: Literal["LORA"] = "LORA"
@@ -69,11 +69,11 @@ class PeftConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: its configuration, its tensors by PEFT's names, and what else is known of it."""
+    """One adapter: its configuration, its tensors by PEFT's names, and what else is known about it."""
 
     config: PeftConfig
     tensors: dict[str, Tensor]
-    facts: AdapterInfo
+    info: AdapterInfo
     prototype: Tensor | None = None
 
     @property
@@ -82,11 +82,11 @@ class Adapter:
         return self.config.target_modules
 
     def rank(self, layer: str) -> int:
-        """Return the rank of a layer's adapter as stored (of a pissa adapter: twice that of its options)."""
+        """Return the stored rank of a layer's adapter; for a pissa adapter twice that of its options."""
         return self.config.rank_pattern.get(layer, self.config.r)
 
     def alpha(self, layer: str) -> float:
-        """Return a layer's alpha as stored."""
+        """Return the stored alpha of a layer."""
         return self.config.alpha_pattern.get(layer, self.config.lora_alpha)
 
     def scaling(self, layer: str) -> float:
@@ -95,7 +95,7 @@ class Adapter:
         return self.alpha(layer) / (math.sqrt(rank) if self.config.use_rslora else rank)
 
     def part(self, module: str, name: str) -> Tensor | None:
-        """Return one tensor of a module (`lora_A.weight` and the like), None where there is none."""
+        """Return a tensor of a module, such as `lora_A.weight`; None if there is none."""
         return self.tensors.get(f"{PREFIX}{module}.{name}")
 
     def factors(self, layer: str) -> tuple[Tensor, Tensor]:
@@ -110,10 +110,10 @@ class Adapter:
 
 def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: bool = False, dora: bool = False,
               bias: bool = False, dropout: float = 0.0) -> PeftConfig:
-    """Return PEFT's configuration of layers with these ranks and alphas; those that differ get a pattern.
+    """Return PEFT's configuration for layers with these ranks and alphas; values unlike the first get patterns.
 
-    The keys of patterns are whole names as they are: releases of PEFT differ in how they read regular expressions
-    there, and a plain name means itself in all.
+    The keys of patterns are plain names: releases of PEFT differ in how they read regular expressions there, but all
+    take a plain name for itself.
     """
     first = next(iter(ranks))
     return PeftConfig(
@@ -124,20 +124,20 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
 
 @torch.no_grad()
 def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, outputs: int, options: AdapterOptions,
-               facts: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
-    """Return one adapter of a strategy's layers as PEFT sees it.
+               info: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
+    """Return one adapter of a strategy's layers in PEFT's form.
 
-    A pissa adapter, which is a difference from its start (h = Wx + s (BA - B0 A0) x), is the exact adapter of rank 2r
-    with A over A0 and B beside -B0.
+    A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an ordinary adapter of rank
+    2r, exactly: A stacked over A0, B next to -B0.
 
     Args:
         layers: the adapted layers by name.
-        position: which of their adapters.
-        head: the task's, for the outputs `facts.classes`.
+        position: the index of the adapter in them.
+        head: the task's, for the outputs `info.classes`.
         outputs: number of all outputs, C.
         options: of the layers.
-        facts: kept with it.
-        prototype: class means [K, D], kept with it.
+        info: stored with it.
+        prototype: class means [K, D], stored with it.
     """
     tensors, ranks, alphas = {}, {}, {}
     rslora = options.scaling == "rslora"
@@ -153,15 +153,15 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
         alphas[name] = float(f"{layer.scaling * (math.sqrt(rank) if rslora else rank):.12g}")
     weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
     bias = torch.full_like(weight[:, 0], -math.inf)
-    weight[list(facts.classes)] = head.weight
-    bias[list(facts.classes)] = head.bias
+    weight[list(info.classes)] = head.weight
+    bias[list(info.classes)] = head.bias
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     config = configure(ranks, alphas, rslora=rslora, dora=options.dora, bias=options.bias, dropout=options.dropout)
-    return Adapter(config, {n: t.detach() for n, t in tensors.items()}, facts, prototype)
+    return Adapter(config, {n: t.detach() for n, t in tensors.items()}, info, prototype)
 
 
 def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, Tensor]:
-    """Return the tensors of W and of the original head by the names they have in the model without adapters."""
+    """Return the tensors of W and of the original head, by their names in the model without adapters."""
     found = {}
     for key, tensor in model.state_dict().items():
         owner = next((name for name in layers if key.startswith(f"{name}.")), None)
@@ -173,9 +173,9 @@ def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, T
 
 
 def fingerprint(base: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of a base: names, types, shapes and bytes of its tensors, but for the head's, in hexadecimal.
+    """Return the SHA-256 of a base in hexadecimal: of names, dtypes, shapes and bytes of its tensors, without the head.
 
-    Adapters bring a head of their own, so the base's does not matter to them.
+    Adapters have their own head, so the base's does not matter.
     """
     total = hashlib.sha256()
     for name in sorted(base):

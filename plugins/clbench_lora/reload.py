@@ -1,6 +1,6 @@
-"""Strategies made of kept adapters, any of them, on the base they had.
+"""Strategies rebuilt from any of a trial's kept adapters, on their base.
 
-What is reloaded answers bit for bit as the strategy did that kept it, on the same machine.
+On the same machine a reloaded strategy gives the same answers as the original one, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from clbench.data.stream import Prepare
 from clbench.strategy.per_task import TaskHead
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench_lora.layers import LoRALayer
-from clbench_lora.library import Kept
 from clbench_lora.peft_format import Adapter
+from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
 
-def rebuild(source: Kept, tasks: int | None = None, prepare: Prepare | None = None,
+def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None,
             registry: Registry | None = None) -> LoRA:
-    """Return a trial's strategy around its base W as it was kept, on the CPU, with no task learned yet.
+    """Return a trial's strategy around its kept base W, on the CPU, with no task learned yet.
 
-    W is what it is, whatever it came from: the option `base` is `pretrained` in what is rebuilt.
+    Since W is loaded, the option `base` of the rebuilt strategy is `pretrained`, whatever the trial's was.
 
     Args:
-        source: what the trial kept.
-        tasks: how many tasks there will be; the trial's unless given.
-        prepare: what turns raw samples into inputs.
-        registry: what is installed.
+        source: what the trial has kept.
+        tasks: number of tasks that there will be; by default the trial's.
+        prepare: turns raw samples into inputs.
+        registry: the installed plugins.
 
     Raises:
-        SpecError: the trial's method is none whose adapters can be loaded.
+        SpecError: adapters of the trial's method cannot be loaded.
         StoreError: the base does not fit the trial's model.
     """
     trial, known = source.record.trial, registry or discover()
@@ -58,12 +58,12 @@ def rebuild(source: Kept, tasks: int | None = None, prepare: Prepare | None = No
     return strategy
 
 
-def load(source: Kept, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
+def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
          registry: Registry | None = None) -> LoRA:
-    """Return a strategy that has learned the given tasks (all that are kept unless given): task i is the i-th of them.
+    """Return a strategy that has learned the given tasks (by default all kept ones); its task i is the i-th of them.
 
     Raises:
-        SpecError, StoreError: as `rebuild`; an adapter is missing, of another base, or does not fit.
+        SpecError, StoreError: as `rebuild`; an adapter is missing, has another base, or does not fit.
     """
     numbers = source.tasks if tasks is None else list(tasks)
     strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare, registry)
@@ -73,7 +73,7 @@ def load(source: Kept, tasks: Iterable[int] | None = None, prepare: Prepare | No
 
 
 def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
-    """Give a strategy a head and adapters for a task, untrained."""
+    """Add an untrained head and adapters for a task to a strategy."""
     none = torch.empty(0, dtype=torch.int64)
     strategy.before_task(Task(len(strategy.heads), tuple(classes), Samples(none, none, none)))
     strategy.learned = len(strategy.heads)
@@ -81,14 +81,14 @@ def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
 
 @torch.no_grad()
 def put(strategy: LoRA, adapter: Adapter) -> None:
-    """Give a strategy one more task, which it answers by this adapter.
+    """Add a task to a strategy, to be answered with this adapter.
 
     Raises:
-        StoreError: the adapter has other layers, ranks or parts than the strategy's.
+        StoreError: layers, ranks or parts of the adapter differ from the strategy's.
     """
-    reserve(strategy, adapter.facts.classes)
+    reserve(strategy, adapter.info.classes)
     if list(strategy.adapted) != adapter.layers:
-        raise StoreError(f"adapter of task {adapter.facts.task} is on other layers than the trial's method says")
+        raise StoreError(f"adapter of task {adapter.info.task} is on other layers than the trial's method says")
     for name, layer in strategy.adapted.items():
         own = layer.parameters_of(-1)
         values = {part: adapter.part(name, part) for part in own}
@@ -99,19 +99,19 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
             if value is not None and part == "lora_magnitude_vector":
                 value = value.flatten()  # [1, out, 1, 1] on convolutions
             if value is None or value.shape != parameter.shape:
-                raise StoreError(f"adapter of task {adapter.facts.task}: {part} of {name} is missing or of another "
+                raise StoreError(f"adapter of task {adapter.info.task}: {part} of {name} is missing or of another "
                                  "shape than the trial's method says")
             parameter.copy_(value)
     head = strategy.heads[-1]
     assert isinstance(head, TaskHead)
     for rows, whole in zip((head.weight, head.bias), adapter.head, strict=True):
-        rows.copy_(whole[list(adapter.facts.classes)])
+        rows.copy_(whole[list(adapter.info.classes)])
     if adapter.prototype is not None:
         strategy.register_buffer(f"prototype_{len(strategy.heads) - 1}", adapter.prototype)
 
 
 def split_pissa(layer: LoRALayer, adapter: Adapter, name: str) -> dict[str, Tensor | None]:
-    """Return A and B of a pissa adapter stored with rank 2r, and set what they started from in the layer."""
+    """Return A and B of a pissa adapter stored with rank 2r, and set their start in the layer."""
     a, b = adapter.factors(name)
     if len(a) != 2 * layer.rank:
         return {"lora_A.weight": None}

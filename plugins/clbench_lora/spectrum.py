@@ -1,9 +1,9 @@
-"""How low the rank of fine-tuning is: the singular values of what full fine-tuning changes W by, layer by layer.
+"""How low the rank of fine-tuning is: the singular values of the change of W by full fine-tuning, layer by layer.
 
 LoRA rests on the hypothesis that this change has a low intrinsic rank (Hu et al. 2021, arXiv 2106.09685, section 1).
-Here it is measured on the trials of `independent`, and put beside the accuracy that `lora` reaches at each rank. The
-energy of a change is the sum of its squared singular values, the square of its Frobenius norm; the share of it that the
-best change of rank r has is the sum of the r largest over the sum of all (Eckart & Young 1936).
+Here it is measured on the trials of `independent` and compared with the accuracy that `lora` reaches at each rank. The
+energy of a change is the sum of its squared singular values, which is its squared Frobenius norm. The best change of
+rank r has the r largest of them: its share is their sum over the sum of all (Eckart & Young 1936).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DIMENSIONS = (2, 4)  # of the weights of Linear and Conv2d layers
 
 @dataclass(frozen=True)
 class Change:
-    """What a task of a trial changed a layer's weight by: its singular values, largest first."""
+    """The change of a layer's weight by a task of a trial, as its singular values, largest first."""
 
     trial: str  # key
     seed: int
@@ -47,15 +47,15 @@ class Change:
         return len(self.singular)
 
     def rank(self, share: float) -> int:
-        """Return the rank that holds a share of the energy."""
+        """Return the smallest rank that holds a share of the energy."""
         return rank_holding(self.singular, share)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a method reached at a rank: ACC over seeds, and the share of the energy that changes of this rank hold.
+    """The result of a method at a rank: ACC over seeds, and the share of the energy that changes of this rank hold.
 
-    Rank 0 is `frozen`, rank None is no limit (`independent`, whose change is what is measured) or one that differs
+    Rank 0 is `frozen`. Rank None means no limit (`independent`, whose change is measured) or a rank that differs
     between layers.
     """
 
@@ -68,7 +68,7 @@ class Reached:
 
 @dataclass
 class Spectrum:
-    """The changes of all trials of one method of `independent` in one setting, and what others reached there."""
+    """The changes of all trials of one method of `independent` in one setting, and the results of others there."""
 
     setting: str
     label: str
@@ -93,7 +93,7 @@ def singular_values(change: Tensor) -> Tensor:
 
 
 def energy_shares(singular: Sequence[float]) -> list[float]:
-    """Return the share of the energy that the best changes of rank 1, 2, ... R hold; 1 throughout where there is none.
+    """Return the share of the energy that the best changes of rank 1, 2, ... R hold; all 1 if there is no energy.
 
     >>> energy_shares([2.0, 1.0, 0.0])
     [0.8, 1.0, 1.0]
@@ -104,7 +104,7 @@ def energy_shares(singular: Sequence[float]) -> list[float]:
 
 
 def rank_holding(singular: Sequence[float], share: float) -> int:
-    """Return the smallest rank whose best change holds a share in (0, 1] of the energy; 0 where nothing changed.
+    """Return the smallest rank whose best change holds a share in (0, 1] of the energy; 0 if nothing changed.
 
     >>> rank_holding([2.0, 1.0, 0.0], 0.8), rank_holding([2.0, 1.0, 0.0], 0.81), rank_holding([0.0, 0.0], 0.9)
     (1, 2, 0)
@@ -115,19 +115,19 @@ def rank_holding(singular: Sequence[float], share: float) -> int:
 
 
 def energy_at(changes: Sequence[Change], rank: int) -> float:
-    """Return the share of the energy of all changes together that their best changes of a rank hold."""
+    """Return the share of the energy of all changes together that the best changes of a rank hold."""
     total = math.fsum(s * s for c in changes for s in c.singular)
     held = math.fsum(s * s for c in changes for s in c.singular[:rank])
     return held / total if total else 1.0
 
 
 def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield each Linear and Conv2d layer of the blocks with what its weight was changed by.
+    """Yield each Linear and Conv2d layer of the blocks with the change of its weight.
 
-    The heads are left out: each task has its own, and W none to compare it with.
+    Heads are left out: each task has its own, and W has none to compare it with.
 
     Raises:
-        StoreError: the two are not of one model.
+        StoreError: the two belong to different models.
     """
     for name, before in base.items():
         if name.startswith("head.") or not name.endswith(".weight") or before.dim() not in DIMENSIONS:
@@ -138,10 +138,10 @@ def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> I
 
 
 def changes_of(record: Record, folder: Path) -> Iterator[Change]:
-    """Yield the changes of a trial of `independent`, task by task, from the weights that it exported to a folder.
+    """Yield the changes of a trial of `independent`, task by task, from the weights that it has exported.
 
     Raises:
-        StoreError: they are missing or cannot be read.
+        StoreError: weights are missing or cannot be read.
     """
     base = _read(folder / BASE)
     for task in range(len(record.R) - 1):
@@ -154,7 +154,7 @@ def spectra(run: Path) -> list[Spectrum]:
     """Return the spectra of a run folder: one for each setting and method of `independent` in it.
 
     Raises:
-        StoreError: there is no whole trial of `independent` with its weights, or files cannot be read.
+        StoreError: there is no finished trial of `independent` with its weights, or files cannot be read.
     """
     store = Store(run)
     records = [r for r in store.read()[0] if r.status == "done"]
@@ -177,7 +177,7 @@ def spectra(run: Path) -> list[Spectrum]:
 
 
 def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record]) -> None:
-    """Add what frozen, lora and independent itself reached in a setting, by rank, and notes on what differs."""
+    """Add the results of frozen, lora and independent in a setting, by rank, and notes on what differs."""
     start = full[0].trial.method.options["base"]
     groups: dict[str, list[Record]] = {}
     for record in same:
@@ -201,7 +201,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
 
 
 def _setting(record: Record) -> str:
-    """Name a setting in a line."""
+    """Return a setting as one line."""
     trial = record.trial
     weights = f", weights {trial.weights.sha256[:12]}" if trial.weights else ""
     return f"{trial.benchmark}, scenario {trial.scenario}, {trial.model}{weights}"

@@ -26,13 +26,13 @@ MEANING = ("Rank holding p % of the energy: the smallest r for which the r large
            "rank. Heads are left out.")
 MEANING_OF_ACC = ("ACC: mean over seeds ± half of the 95% confidence interval. Energy: what the best change of that "
                   "rank holds of the changes of all layers, tasks and seeds together.")
-MOST_NAMES = 8  # curves that are named in the figure one by one
+MOST_NAMES = 8  # up to so many curves are named in a legend
 
 
 def show(spectra: Sequence[Spectrum], form: str) -> str:
     """Return spectra as `text`, `md` or `json` (with every singular value)."""
     if form == "json":
-        return json.dumps([_facts(s) for s in spectra], indent=1)
+        return json.dumps([_as_json(s) for s in spectra], indent=1)
     blocks = []
     for s in spectra:
         heading = f"{s.label}: {s.setting}"
@@ -74,7 +74,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> 
                     colalign=("left", *["right"] * (len(headers) - 1)))
 
 
-def _facts(s: Spectrum) -> dict[str, Any]:
+def _as_json(s: Spectrum) -> dict[str, Any]:
     """Return a spectrum as plain values."""
     changes = [{**asdict(c), "full_rank": c.full_rank, "ranks": {str(share): c.rank(share) for share in SHARES},
                 "relative_ranks": {str(share): c.rank(share) / c.full_rank for share in SHARES}} for c in s.changes]
@@ -83,9 +83,9 @@ def _facts(s: Spectrum) -> dict[str, Any]:
 
 
 def draw(spectra: Sequence[Spectrum], path: Path) -> None:
-    """Draw into a .png or .svg file: energy against rank for each layer, and accuracy against rank below it.
+    """Draw into a .png or .svg file, for each spectrum: energy against rank for each layer, and accuracy against rank.
 
-    A row of both for each spectrum; the same numbers give the same bytes.
+    Each spectrum is a row with both; the same numbers give the same bytes.
 
     Raises:
         StoreError: the file cannot be written.
@@ -106,7 +106,7 @@ def draw(spectra: Sequence[Spectrum], path: Path) -> None:
 
 
 def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
-    """Draw a curve for each layer, the mean over tasks and seeds, from the first layer (dark) to the last (light)."""
+    """Draw a curve for each layer, its mean over tasks and seeds, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -133,7 +133,7 @@ def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
 
 
 def _accuracies(axes: Axes, s: Spectrum) -> None:
-    """Draw what methods reached at their ranks, and what full fine-tuning did as a line."""
+    """Draw the accuracy of methods at their ranks, and that of full fine-tuning as a line."""
     for i, method in enumerate(dict.fromkeys(r.method for r in s.reached if r.rank is not None)):
         points = [(r.rank, r.accuracy) for r in s.reached if r.method == method and r.rank is not None]
         axes.errorbar([rank for rank, _ in points], [a.mean for _, a in points],

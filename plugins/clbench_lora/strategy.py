@@ -1,10 +1,10 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685), one set of adapters per task on a base that does not change.
 
-The paper adapts one pretrained model to one task. Here each task of the stream gets adapters of its own and a head, so
-that what an old task answers is bit for bit the same after later tasks: nothing it is computed from is trained again.
+The paper adapts one pretrained model to one task. Here each task of the stream gets its own adapters and head. Nothing
+that an old task's answers are computed from is trained again, so they stay the same bit for bit.
 
 With `base = task1` there is no pretrained model: the first half of the first task's steps trains W and the task's head
-as plain fine-tuning does, then W is frozen and the second half trains the first adapters, with the head trained on.
+by plain fine-tuning; then W is frozen, and the second half trains the first adapters and the head.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clbench_lora.peft_format import Adapter, AdapterInfo, Origin, adapter_of, b
 
 
 class LoRA(PerTaskStrategy):
-    """A frozen base W; per task one adapter on each chosen layer of the blocks, and a head.
+    """A frozen base W; per task one adapter on each selected layer of the blocks, and a head.
 
     `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
     """
@@ -34,7 +34,7 @@ class LoRA(PerTaskStrategy):
     options: LoRAOptions
 
     def __init__(self, model: Network, world: World, options: LoRAOptions | None = None) -> None:
-        """Put adapters' layers in place; SpecError where they do not fit the model."""
+        """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else LoRAOptions()
         super().__init__(model, world, options)
         check_base("lora", options, world)
@@ -43,7 +43,7 @@ class LoRA(PerTaskStrategy):
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head and adapters; train them, or W where the first task is to make it."""
+        """Add the task's head and adapters; train them, or W if the first task begins with it."""
         super().before_task(task)
         for layer in self.adapted.values():
             layer.add()
@@ -54,7 +54,7 @@ class LoRA(PerTaskStrategy):
         return self.options.phases(task.index)
 
     def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W once it has been trained, and go on with the adapters, which start from it."""
+        """Freeze W after its phase and train the adapters, which start from it."""
         if phase == 1:
             for layer in self.adapted.values():
                 layer.settle()
@@ -70,7 +70,7 @@ class LoRA(PerTaskStrategy):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> LoRA:
-        """Set the mode; the adapters' dropout follows it though the blocks around it stay in eval mode."""
+        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
         super().train(mode)
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
@@ -81,7 +81,7 @@ class LoRA(PerTaskStrategy):
         return () if self.base_learns else (self.model.blocks,)
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of W with the task's adapters, and of its head (of W alone while W is trained)."""
+        """Return the logits [N, C] of W with the task's adapters and head; without adapters while W is trained."""
         with self.active_adapter(None if self.base_learns else task):
             features = self.model.features(x)
         logits: Tensor = self.heads[task](features)
@@ -92,7 +92,7 @@ class LoRA(PerTaskStrategy):
         return self.model.features(x)
 
     def export(self, folder: Path, task: Task) -> None:
-        """Write the task's adapter and head in PEFT's format; with the first, W, which does not change any more."""
+        """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same."""
         base = folder / BASE
         if task.index == 0:
             write_base(base, base_tensors(self.model, self.adapted))
@@ -103,22 +103,22 @@ class LoRA(PerTaskStrategy):
         """Return a learned task's adapter and head as PEFT sees them.
 
         Args:
-            task: the task, at its place in this strategy.
+            task: the task, with its index in this strategy.
             trial: the key of the trial it belongs to.
             base: the fingerprint of W.
-            number: what it is called in that trial; the task's index unless given.
-            origin: where it comes from, if not from the trial's benchmark.
+            number: its number in that trial; by default the task's index.
+            origin: where the task comes from, if not from the trial's benchmark.
         """
         head = self.heads[task.index]
         assert isinstance(head, TaskHead)
-        facts = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
-                      origin=origin)
+        info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
+                           origin=origin)
         prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
-        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, facts, prototype)
+        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, info, prototype)
 
     @contextmanager
     def active_adapter(self, task: int | None) -> Iterator[None]:
-        """Make the adapters of a task (None: none) active within the block; outside of it none ever is."""
+        """Activate the adapters of a task (None: no adapters) inside the block; outside none is active."""
         try:
             for layer in self.adapted.values():
                 layer.active = () if task is None else (task,)

@@ -1,12 +1,12 @@
-"""Subspaces of a layer's inputs: how they are measured, kept (GPM) and kept clear of.
+"""Subspaces of a layer's inputs: measure them, store them (GPM), and avoid them.
 
-All functions take the layer's inputs as their uncentred second moment C = sum x x^T, whose eigenvectors are the left
-singular vectors of the matrix of inputs and whose eigenvalues are the squares of its singular values: their energy. A
-subspace is the projector P onto it.
+All functions take the layer's inputs as their uncentred second moment C = sum x x^T. Its eigenvectors are the left
+singular vectors of the matrix of inputs, its eigenvalues the squares of the singular values: the energy. A subspace is
+represented by the projector P onto it.
 
-Kept is the upper triangle of P: unlike a basis it is unique, and no shape depends on values, so that several seeds can
-be stacked and sizes be counted without data. Its d (d + 1) / 2 numbers are about as many as the smaller of a basis and
-one of the orthogonal complement has at most, which is what DualGPM keeps (Liang & Li 2023, Adaptive Plasticity
+The upper triangle of P is stored. Unlike a basis it is unique, and no shape depends on values, so that seeds can be
+stacked and sizes counted without data. Its d (d + 1) / 2 numbers are about the most that DualGPM stores, which is the
+smaller of a basis of the subspace and one of its orthogonal complement (Liang & Li 2023, Adaptive Plasticity
 Improvement for Continual Learning, CVPR).
 """
 
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROUNDING = 32  # energies below this many epsilons of the total are taken for rounding errors
+ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
 
 
 def rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what a layer multiplies its weight with, a row for each output position: [M, in] or [M, in·kh·kw].
+    """Return the vectors that a layer multiplies its weight with, one per output position: [M, in] or [M, in·kh·kw].
 
     Args:
         layer: the layer.
@@ -38,7 +38,7 @@ def rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
 def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues [d], largest first, and eigenvectors [d, d] as columns, in float64.
 
-    Each vector's largest entry is positive, so that its sign is not left to the solver.
+    The largest entry of each vector is positive, so that the sign does not depend on the solver.
     """
     values, vectors = torch.linalg.eigh(symmetric.double())
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
@@ -47,20 +47,20 @@ def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def residual(moment: Tensor, projector: Tensor) -> Tensor:
-    """Return the second moment [d, d] of what is left of the inputs outside a subspace, in float64."""
+    """Return the second moment [d, d] of the part of the inputs outside a subspace, in float64."""
     free = torch.eye(len(moment), dtype=torch.float64, device=moment.device) - projector.double()
     return free @ moment.double() @ free
 
 
 def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
-    """Return the A [rank, d] of a new task: the strongest directions of its inputs outside the kept subspace.
+    """Return the A [rank, d] of a new task: the strongest directions of its inputs outside the stored subspace.
 
-    The rows are orthonormal. Where less than `rank` directions are left, the others are 0: nothing can be learned there
-    without interference.
+    The rows are orthonormal. If fewer than `rank` directions are left, the other rows are 0, since nothing can be
+    learned there without interference.
 
     Args:
         moment: of the new task's inputs [d, d].
-        projector: P of what is kept [d, d].
+        projector: P of the stored subspace [d, d].
         rank: at most d.
     """
     values, vectors = directions(residual(moment, projector))
@@ -68,31 +68,31 @@ def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
 
 
 def grown(moment: Tensor, projector: Tensor, threshold: float) -> Tensor:
-    """Return the projector [d, d] onto a subspace and the fewest directions that let it hold a share of the energy.
+    """Return the projector [d, d] onto a subspace, extended by as few directions as it needs to hold a share of energy.
 
-    That is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >= threshold
+    This is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >= threshold
     |X|^2 with the smallest k, for inputs X.
 
     Args:
         moment: of the inputs [d, d].
-        projector: P so far [d, d].
+        projector: P of the subspace so far [d, d].
         threshold: share in (0, 1].
     """
     values, vectors = directions(residual(moment, projector))
     total = moment.double().trace()
-    held = total - values.sum() + values.cumsum(0) - values  # before each direction is taken in
+    held = total - values.sum() + values.cumsum(0) - values  # before each direction is added
     taken = vectors * ((held < threshold * total) & _counts(values, moment))
     return projector.double() + taken @ taken.T
 
 
 def packed(projector: Tensor) -> Tensor:
-    """Return the d (d + 1) / 2 numbers that a symmetric matrix [d, d] consists of."""
+    """Return the d (d + 1) / 2 independent numbers of a symmetric matrix [d, d]."""
     above = _above(projector)
     return projector[above[0], above[1]]
 
 
 def unpacked(numbers: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix [size, size] of what `packed` gave."""
+    """Return the symmetric matrix [size, size] from what `packed` returned."""
     whole = numbers.new_zeros(size, size)
     i, j = _above(whole)
     whole[i, j] = numbers
@@ -106,5 +106,5 @@ def _above(matrix: Tensor) -> Tensor:
 
 
 def _counts(values: Tensor, moment: Tensor) -> Tensor:
-    """Tell which energies are more than rounding errors of the moment's type."""
+    """Tell which energies are more than rounding errors of the moment's dtype."""
     return values > ROUNDING * torch.finfo(moment.dtype).eps * moment.double().trace()

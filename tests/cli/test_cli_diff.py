@@ -69,11 +69,12 @@ def test_a_folder_without_records_is_an_error(tmp_path, capsys):
 def test_float_noise_is_not_called_zero():
     a = make_record("lora", 0, [[0.5, 0.5], [0.9, 0.5], [0.8, 0.9]])
     b = make_record("lora", 0, [[0.5, 0.5], [0.9, 0.5], [0.8, 0.9 + 1e-9]])
-    assert list(changes.facts(a, b)) == [
+    assert list(changes.differences(a, b)) == [
         "R: 1 of 6 cells, by up to 1e-07 points (after task 2, on task 2), ACC 85.00 -> 85.00 %"]
 
 
 def test_a_failure_is_told_from_a_result():
-    found = list(changes.facts(make_record("er"), make_record("er", status="diverged", message="the loss is NaN")))
+    diverged = make_record("er", status="diverged", message="the loss is NaN")
+    found = list(changes.differences(make_record("er"), diverged))
     assert found[0] == "status: done -> diverged"
     assert any(line.startswith("failure: None -> ") for line in found)

@@ -28,7 +28,7 @@ def named(registry, name="split-mnist-5k", **options):
 
 
 def load(registry, folder, build=raw, seed=0, **options):
-    return cache.load(named(registry, **options), seed, folder, registry, build)
+    return cache.read_or_build(named(registry, **options), seed, folder, registry, build)
 
 
 def never():
@@ -200,7 +200,7 @@ def test_two_at_once_build_once(registry, tmp_path):
 def test_a_file_in_use_can_be_replaced(registry, tmp_path):
     first = load(registry, tmp_path)
     (file,) = (tmp_path / "streams").glob("*.safetensors")
-    cache.write(file, replace(first, train=first.test, test=first.train), {})
+    cache.write_stream(file, replace(first, train=first.test, test=first.train), {})
     assert torch.equal(first.train[0].x, raw().train[0].x)
 
 

@@ -3,7 +3,7 @@ import multiprocessing
 import pytest
 import torch
 from helpers.stacks import lead
-from helpers.streams import live
+from helpers.streams import stochastic
 
 from clbench.core import seeds
 from clbench.core.hookspecs import StrategyInfo
@@ -23,7 +23,7 @@ RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
-        patch.setattr(tiny, "tiny_stream", live)
+        patch.setattr(tiny, "tiny_stream", stochastic)
         patch.setattr(prefetch, "core_to_spare", lambda _: not here)
         benches = lead(method, options, group, RECIPE, tasks=2)
         assert all(isinstance(task.train, StochasticSamples) for b in benches for task in b.stream.tasks)
@@ -32,7 +32,7 @@ def ends(method, options, group, monkeypatch, here):
 
 @pytest.mark.parametrize(("method", "options"), [("naive", {}), ("er", {"capacity": 9}), ("lora", {"rank": 2}),
                                                 ("joint", {})])
-def test_what_is_drawn_ahead_is_what_would_be_drawn(method, options, monkeypatch):
+def test_what_is_prefetched_is_what_would_be_drawn(method, options, monkeypatch):
     info = discover().strategy(method)
     for ours, theirs in zip(ends(info, options, [0], monkeypatch, here=False),
                             ends(info, options, [0], monkeypatch, here=True), strict=True):
@@ -64,12 +64,12 @@ def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
 
 def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
     monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
-    samples = live("task").tasks[0].train
+    samples = stochastic("task").tasks[0].train
 
     def run(taken):
         order = trainer.Order(24, 10, 0, 0)
         with seeds.scope(0):
-            with prefetch.drawn_ahead([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
+            with prefetch.prefetched([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
                 twin = trainer.Order(24, 10, 0, 0)
                 batches = [twin.batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
@@ -84,12 +84,12 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
 
 def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
     monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
-    samples = live("task").tasks[0].train
+    samples = stochastic("task").tasks[0].train
 
     def draw(i):
         raise ValueError("no such picture")
 
     broken = StochasticSamples(samples.x, samples.y, samples.tasks, draw)
     with (pytest.raises(ValueError, match="no such picture"),
-          prefetch.drawn_ahead([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
+          prefetch.prefetched([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
         drawn.take(torch.arange(2))

@@ -14,7 +14,7 @@ from clbench.execution.tuning import _at_end, chosen, rows_of
 from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices, Range, Search, Tried
 from clbench.experiment.spec import MethodSpec, build
-from clbench.experiment.toml_file import write
+from clbench.experiment.toml_file import write_tuned
 from clbench.results.store import Store
 
 pytestmark = pytest.mark.extra("tune")
@@ -275,13 +275,13 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
 
     methods = [MethodSpec(name="ewc", options={"strength": 1.5}, scenario=("task",)),
                MethodSpec(name="lora", label="x")]
-    write(out, source, methods, search("ewc", "one"))
+    write_tuned(out, source, methods, search("ewc", "one"))
     text = out.read_text()
     assert text.startswith("# mine\n") and "# few" in text and "[[methods]]" not in text
     spec = build(tomllib.loads(text))
     assert spec.methods == tuple(methods) and spec.recipe.epochs == 1 and spec.tuning == (search("ewc", "one"),)
-    write(out, out, methods, search("x", "two"))
-    write(out, out, methods, search("x", "three"))
+    write_tuned(out, out, methods, search("x", "two"))
+    write_tuned(out, out, methods, search("x", "three"))
     assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"))
 
 

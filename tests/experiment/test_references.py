@@ -37,7 +37,7 @@ def test_split_mnist_of_van_de_ven_is_dealt_out_by_seed_with_strengths_of_each_s
 def test_the_file_of_the_docs_is_one(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(re.search(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "verify.md").read_text(), re.M | re.S)[1])
-    reference = references.load(file)
+    reference = references.read_reference(file)
     assert len(reference.plan(reference.cells, discover())) == 2
 
 
@@ -59,7 +59,7 @@ def test_an_installed_clbench_reads_those_beside_it(tmp_path, monkeypatch):
 
 
 def test_cells_have_recipes_of_their_own_and_what_is_given_goes_before_the_file(tmp_path):
-    reference = references.load(write(tmp_path))
+    reference = references.read_reference(write(tmp_path))
     specs = [reference.spec(cell, {"seeds": 3, "device": "cpu"}) for cell in reference.cells]
     assert [s.recipe.lr for s in specs] == [1e-3, 3e-3, 1e-3]
     assert {s.recipe.iterations for s in specs} == {15}
@@ -68,7 +68,7 @@ def test_cells_have_recipes_of_their_own_and_what_is_given_goes_before_the_file(
 
 
 def test_cells_are_chosen_by_scenario_and_label(tmp_path):
-    reference = references.load(write(tmp_path))
+    reference = references.read_reference(write(tmp_path))
     naive, _, er = reference.cells
     assert reference.choose() == list(reference.cells)
     assert reference.choose(["task"]) == [naive]
@@ -102,7 +102,7 @@ def test_a_faulty_file_is_named_with_what_is_wrong(parts, message, tmp_path):
 
 
 def test_mistakes_in_the_experiment_are_named_too(tmp_path):
-    reference = references.load(write(tmp_path, head=HEAD.replace("iterations = 15", "iterations = 0")))
+    reference = references.read_reference(write(tmp_path, head=HEAD.replace("iterations = 15", "iterations = 0")))
     with pytest.raises(SpecError, match=r"^Tiny: recipe.iterations: "):
         reference.spec(reference.cells[0])
 

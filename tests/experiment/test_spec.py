@@ -3,7 +3,7 @@ import math
 import pytest
 
 from clbench.core.errors import SpecError
-from clbench.experiment.spec import build, load
+from clbench.experiment.spec import build, read_toml
 
 
 def mistakes(values):
@@ -78,11 +78,11 @@ def test_a_method_may_stand_twice_with_other_options():
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path):
     with pytest.raises(SpecError, match="no experiment file"):
-        load(tmp_path / "none.toml")
+        read_toml(tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("methods = [")
     with pytest.raises(SpecError, match="is not TOML"):
-        load(bad)
+        read_toml(bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match="cannot read"):
-        load(bad)
+        read_toml(bad)

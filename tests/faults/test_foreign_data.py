@@ -4,7 +4,7 @@ import ast
 import json
 
 import pytest
-from clbench_lora.files import CONFIG, FACTS, MODEL, read_adapter, read_base
+from clbench_lora.files import CONFIG, INFO, MODEL, read_adapter, read_base
 from helpers import ROOT
 from helpers.records import make_record
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +17,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.records import Record
-from clbench.results.store import Problem, Store, load
+from clbench.results.store import Problem, Store, read_record
 from clbench.training.trials import checkpoint
 
 SOURCES = sorted([*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
@@ -97,7 +97,7 @@ def test_mutated_records_are_records_or_problems(tmp_path_factory, data):
     whole = json.loads(record.model_dump_json(by_alias=True))
     path.write_bytes(json.dumps(mutated(data, whole)).encode("utf-8", "replace") if data.draw(st.booleans())
                      else bitten(data, record.model_dump_json(by_alias=True).encode()))
-    found = load(path)
+    found = read_record(path)
     assert isinstance(found, Record | Problem)
     assert isinstance(found, Record) or "\n" not in str(found)
     assert not isinstance(found, Record) or found.key == record.key
@@ -111,7 +111,7 @@ def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, da
     (folder / MODEL).write_bytes(bitten(data, tensors))
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["../../x"]}
     (folder / CONFIG).write_text(json.dumps(mutated(data, config)))
-    (folder / FACTS).write_text(json.dumps({"trial": "../..", "task": 0, "classes": [0], "base": "0"}))
+    (folder / INFO).write_text(json.dumps({"trial": "../..", "task": 0, "classes": [0], "base": "0"}))
     for read in (lambda: read_adapter(folder), lambda: read_base(folder / MODEL)):
         try:
             read()
@@ -129,4 +129,5 @@ def test_a_record_names_no_place_outside_its_folder(tmp_path):
     for key in ("../../etc", "/etc/passwd", "a/b"):
         text = record.model_dump_json(by_alias=True).replace(record.key, key)
         (store.records / "x.json").write_text(text)
-        assert "key" in load(store.records / "x.json").reason  # a key is a hash of the trial, checked when it is read
+        # A key is a hash of the trial, checked when it is read.
+        assert "key" in read_record(store.records / "x.json").reason

@@ -2,7 +2,7 @@
 
 import torch
 from clbench_lora import LoRAOptions
-from clbench_lora.adapters import Kept
+from clbench_lora.adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
 from clbench.core import seeds
@@ -56,4 +56,4 @@ def keep(run, kind="mlp", scenario="task", seed=0, tasks=None, dtype=torch.float
         learn(strategy, task, seed)
         enlarge(strategy, i)
         strategy.export(folder, task)
-    return strategy, Kept(record, folder)
+    return strategy, TrialAdapters(record, folder)

@@ -11,7 +11,7 @@ from clbench.data.samples import StochasticSamples
 from clbench.testing.checks import tiny_stream
 
 
-def live(scenario):
+def stochastic(scenario):
     """Return the tiny stream with noise and flips that are drawn anew."""
     stream = tiny_stream(scenario)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clbench_lora import adapters
-from clbench_lora.adapters import find, layer_facts
+from clbench_lora.adapters import find, layer_summaries
 from clbench_lora.arithmetic import combined, delta, merged
+from clbench_lora.evaluate import add, evaluate_tasks
 from clbench_lora.files import read_adapter
 from clbench_lora.peft_format import fingerprint
 from clbench_lora.reload import load
-from clbench_lora.rerun import add, evaluate_tasks
 from helpers.adapters import keep, plain
 from helpers.per_task import answer, inputs, make_task
 from safetensors.torch import load_file, save_file
@@ -199,8 +199,8 @@ def test_an_export_is_the_adapter_and_its_base(tmp_path):
         adapters.export(source, 1, tmp_path / "to")
     mixture = adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "mixed")
     again = read_adapter(tmp_path / "mixed")
-    assert (again.config, again.facts) == (mixture.config, mixture.facts)
-    assert again.facts.mixture == {0: 0.5, 1: 0.5}
+    assert (again.config, again.info) == (mixture.config, mixture.info)
+    assert again.info.mixture == {0: 0.5, 1: 0.5}
 
 
 def test_another_base_is_an_error_and_another_head_is_not(tmp_path):
@@ -258,15 +258,15 @@ def test_an_adapter_that_is_not_the_methods_is_an_error(tmp_path):
         load(source)
 
 
-def test_layer_facts_by_hand(tmp_path):
+def test_layer_summaries_by_hand(tmp_path):
     strategy, source = keep(tmp_path, rank=3, alpha=5.0)
-    facts = layer_facts(source.adapter(2), source.base())
-    assert [(f.name, f.rank, f.alpha, f.parameters, f.bytes) for f in facts] == [
+    layers = layer_summaries(source.adapter(2), source.base())
+    assert [(f.name, f.rank, f.alpha, f.parameters, f.bytes) for f in layers] == [
         ("blocks.0.body.1", 3, 5.0, 3 * (64 + 12), 12 * (64 + 12)), ("blocks.1.body", 3, 5.0, 3 * 24, 12 * 24)]
-    for fact, layer in zip(facts, strategy.adapted.values(), strict=True):
+    for summary, layer in zip(layers, strategy.adapted.values(), strict=True):
         b, a = layer.lora_B[2].weight, layer.lora_A[2].weight
         ratio = (5 / 3 * b @ a).square().sum().sqrt() / layer.base_layer.weight.square().sum().sqrt()
-        assert fact.change == pytest.approx(ratio.item(), rel=1e-5)
+        assert summary.change == pytest.approx(ratio.item(), rel=1e-5)
 
 
 def test_trials_are_found_by_name_and_key(tmp_path):
@@ -319,8 +319,8 @@ def test_a_task_of_another_benchmark_is_added_and_the_others_stay(finished):
     assert add(source, 1, other, device="cpu") == 5
     after = files(run / "artifacts")
     assert {n: b for n, b in after.items() if "task5" not in n} == before
-    facts = source.adapter(5).facts
-    assert (facts.origin.benchmark, facts.origin.task, facts.classes) == (other, 1, (5, 6, 7, 8, 9))
+    info = source.adapter(5).info
+    assert (info.origin.benchmark, info.origin.task, info.classes) == (other, 1, (5, 6, 7, 8, 9))
     accuracy = evaluate_tasks(source, [0, 5], device="cpu")
     assert accuracy[0] == record.R[-1][0]
     assert accuracy[5] > 0.5  # of five classes
@@ -350,7 +350,7 @@ def test_what_cannot_be_added_is_refused(finished):
 def test_other_data_than_the_trial_saw_are_an_error(finished):
     source = find(finished[0])
     stream = source.record.stream.model_copy(update={"fingerprint": "0" * 16})
-    changed = adapters.Kept(source.record.model_copy(update={"stream": stream}), source.folder)
+    changed = adapters.TrialAdapters(source.record.model_copy(update={"stream": stream}), source.folder)
     with pytest.raises(DataError, match="has other data here"):
         evaluate_tasks(changed, device="cpu")
 

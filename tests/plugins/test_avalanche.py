@@ -114,7 +114,7 @@ def test_learns_and_does_something_else_than_naive(name, scenario, methods, fine
     strategy, right, done = learned(methods[f"avalanche:{name}"], scenario, tasks=2)
     assert right[0] >= 0.9, right
     assert done[0].steps == AT_ONCE.epochs * SAMPLES // AT_ONCE.batch_size
-    assert strategy.agent.led is None, "what led the last task is held on to"
+    assert strategy.agent.batch_order is None, "the order of the last task is held on to"
     assert same_weights(strategy, fine_tuned[scenario]) == (name in NAIVE[scenario])
 
 

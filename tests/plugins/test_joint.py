@@ -2,7 +2,7 @@ import pytest
 import torch
 from clbench_joint.strategy import Joint
 from helpers.methods import make, task
-from helpers.streams import live
+from helpers.streams import stochastic
 
 from clbench.data.samples import Samples, StochasticSamples
 from clbench.strategy.base import Task
@@ -39,5 +39,5 @@ def test_old_samples_are_drawn_anew_where_new_ones_are(fixed):
 
 
 def test_samples_that_are_drawn_anew_keep_no_trial_from_going_on_from_a_checkpoint(monkeypatch):
-    monkeypatch.setattr(tiny, "tiny_stream", live)
+    monkeypatch.setattr(tiny, "tiny_stream", stochastic)
     check("joint", "checkpoint")

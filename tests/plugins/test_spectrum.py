@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clbench_lora import spectrum_view
-from clbench_lora.library import kept
+from clbench_lora.run_adapters import trials_with_adapters
 from clbench_lora.spectrum import (
     Change,
     energy_at,
@@ -209,6 +209,6 @@ def test_a_run_is_measured(tmp_path):
     assert [r.rank for r in found.reached] == [0, 1, 2, None]
     assert 0 < found.reached[1].energy < found.reached[2].energy < 1
     weights = load_file(store.artifacts / found.changes[0].trial / "base.safetensors")["blocks.1.body.weight"]
-    assert {k.record.trial.method.name for k in kept(tmp_path)} == {"lora"}
+    assert {k.record.trial.method.name for k in trials_with_adapters(tmp_path)} == {"lora"}
     lora = next(r for r in store.read()[0] if r.trial.method.name == "lora")
     assert torch.equal(load_file(store.artifacts / lora.key / "base.safetensors")["blocks.1.body.weight"], weights)

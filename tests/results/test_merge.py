@@ -9,7 +9,7 @@ from clbench.results import merge
 def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
     a = folder(tmp_path / "a", make_record("lora", 0, label="mine"), make_record("er", 0))
     b = folder(tmp_path / "b", make_record("lora", 0, train_seconds=9.0, device="cuda"), make_record("ewc", 0))
-    merged = merge.read([a, b])
+    merged = merge.merge_runs([a, b])
     assert sorted(r.label for r in merged.records) == ["er", "ewc", "mine"]
     assert merged.notes == ()
 
@@ -21,7 +21,7 @@ def test_weights_at_another_place_are_the_same_trial(tmp_path):
         return record.model_copy(update={"trial": trial, "key": trial.key})
 
     folders = [folder(tmp_path / name, at(f"/{name}.safetensors")) for name in "ab"]
-    assert len(merge.read(folders).records) == 1
+    assert len(merge.merge_runs(folders).records) == 1
 
 
 def test_all_conflicts_are_named_with_their_folders(tmp_path):
@@ -29,7 +29,7 @@ def test_all_conflicts_are_named_with_their_folders(tmp_path):
     b = folder(tmp_path / "b", make_record("lora", 0, make_matrix(3, 0.01)), make_record("er", 0, status="diverged"),
                make_record("ewc", 0))
     with pytest.raises(StoreError) as caught:
-        merge.read([a, b])
+        merge.merge_runs([a, b])
     first, second, advice = sorted(str(caught.value).splitlines())
     assert first.startswith(f"er, seed 0 (split-mnist-5k, task, mlp) differs between {a} and {b} (record ")
     assert "status: done -> diverged" in first
@@ -41,13 +41,13 @@ def test_a_failed_record_gives_way(tmp_path):
     good, bad = make_record("lora", 0), make_record("lora", 0, status="failed", message="out of memory")
     a, b, c = (folder(tmp_path / name, record) for name, record in zip("abc", (bad, good, bad), strict=True))
     for order in ([a, b], [b, a]):
-        merged = merge.read(order)
+        merged = merge.merge_runs(order)
         assert merged.records == (good,)
         assert merged.notes == (f"lora, seed 0 (split-mnist-5k, task, mlp) failed in {a}; its record in {b} counts",)
-    assert merge.read([a, c]).records == (bad,)
+    assert merge.merge_runs([a, c]).records == (bad,)
 
 
 def test_a_folder_without_records_is_named(tmp_path):
     a = folder(tmp_path / "a", make_record("lora"))
     with pytest.raises(StoreError, match=f"no records in {tmp_path / 'b' / 'records'}"):
-        merge.read([a, tmp_path / "b"])
+        merge.merge_runs([a, tmp_path / "b"])

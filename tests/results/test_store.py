@@ -8,7 +8,7 @@ import pytest
 from helpers.records import make_record
 
 from clbench.core.errors import StoreError
-from clbench.results.store import Store, load
+from clbench.results.store import Store, read_record
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_corrupt_and_foreign_files_are_named_and_left_alone(store):
 def test_a_record_of_a_later_schema_is_a_problem(store):
     path = store.write(make_record())
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    assert "schema 2, this clbench reads 1" in load(path).reason
+    assert "schema 2, this clbench reads 1" in read_record(path).reason
 
 
 def test_stores_merge_by_copying_files(tmp_path):

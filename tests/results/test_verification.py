@@ -20,7 +20,7 @@ def ending_in(accuracy):
 
 @pytest.fixture
 def reference(tmp_path):
-    return references.load(write(tmp_path))
+    return references.read_reference(write(tmp_path))
 
 
 def judged(reference, finals, statuses=()):

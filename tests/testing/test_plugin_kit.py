@@ -56,7 +56,7 @@ def python(environment, *args, cwd=None):
 def test_new_plugins_are_installed_pass_their_tests_and_keep_the_rules(tmp_path):
     registry = discover()
     for kind in new_plugin.KINDS:
-        written = new_plugin.write(f"clbench-my-{kind}2", tmp_path / "made" / kind, registry, kind)
+        written = new_plugin.write_plugin(f"clbench-my-{kind}2", tmp_path / "made" / kind, registry, kind)
         module, code = f"clbench_my_{kind}2", new_plugin.THINGS[new_plugin.KINDS[kind][0]].module
         assert [str(p.relative_to(tmp_path / "made" / kind)) for p in written] == [
             "pyproject.toml", "README.md", f"{module}/__init__.py", f"{module}/{code}.py", f"tests/test_{module}.py"]
@@ -78,7 +78,7 @@ def test_new_plugins_are_clean(name, tmp_path):
     pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
     registry = discover()
     for kind in new_plugin.KINDS:
-        new_plugin.write(name, tmp_path / kind, registry, kind)
+        new_plugin.write_plugin(name, tmp_path / kind, registry, kind)
     python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_new_plugins_are_clean(name, tmp_path):
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        new_plugin.write(name, tmp_path / "made", discover())
+        new_plugin.write_plugin(name, tmp_path / "made", discover())
     assert not (tmp_path / "made").exists()
 
 

@@ -42,7 +42,7 @@ def test_what_a_frozen_module_gives_is_looked_up_and_is_what_it_gives():
         assert type(x) is DeferredRows and type(out) is torch.Tensor
         torch.testing.assert_close(out, learner(frozen(samples.x[index]) * 2))
         assert out.requires_grad
-    (table,) = [n.table for n in kept.memo.nodes.values() if n.table is not None]
+    (table,) = [n.table for n in kept.cache.nodes.values() if n.table is not None]
     torch.testing.assert_close(table, frozen(samples.x) * 2)
 
 
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_ordinary_tensors():
 def test_the_frozen_product_is_not_computed_again(monkeypatch):
     frozen, learner, _, kept = some()
     learner(frozen(kept.take(BATCHES[0]).x))
-    nodes = [n for n in kept.memo.nodes.values() if n is not None]
+    nodes = [n for n in kept.cache.nodes.values() if n is not None]
     for node in nodes:
         monkeypatch.setattr(node, "function", None)  # calling it would raise
     with torch.autograd.profiler.profile() as profile:
@@ -113,7 +113,7 @@ def test_an_operation_that_is_new_in_a_later_batch_is_carried_out():
 def test_tables_stay_within_the_budget():
     frozen, learner, _, kept = some(budget=4 * N * 5 - 1)
     learner(frozen(kept.take(BATCHES[0]).x))
-    assert all(n is None or n.table is None for n in kept.memo.nodes.values())
+    assert all(n is None or n.table is None for n in kept.cache.nodes.values())
     assert type(kept.take(BATCHES[1]).x) is torch.Tensor  # nothing to look up: no rows
 
 
@@ -136,17 +136,17 @@ def test_without_frozen_modules_samples_stay_as_they_are():
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_training_on_rows_is_the_same_training(method, options, tables, model, monkeypatch):
     info = discover().strategy(method)
-    memos = []
+    caches = []
 
     class Noted(OutputCache):
         def __init__(self, *args):
             super().__init__(*args)
-            memos.append(self)
+            caches.append(self)
 
     monkeypatch.setattr("clbench.training.lookup.OutputCache", Noted)
     torch.manual_seed(0)  # for dropout
     (fast,) = lead(info, options, [0], RECIPE, model=model)
-    found = [sum(n is not None and n.table is not None for n in memo.nodes.values()) for memo in memos]
+    found = [sum(n is not None and n.table is not None for n in cache.nodes.values()) for cache in caches]
     assert found[-1] == tables
     monkeypatch.setattr(precompute, "cache_frozen_outputs", lambda samples, *_: samples)
     torch.manual_seed(0)
@@ -165,3 +165,26 @@ def test_a_strategy_that_freezes_nothing_gets_ordinary_tensors():
     samples = b.stream.tasks[0].train
     (given,) = precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).samples
     assert not isinstance(given, CachedSamples)
+
+
+@pytest.mark.parametrize(("value", "start", "cached"), [(None, 2, True), ("1", 2, True), ("0", 0, False)])
+def test_the_environment_turns_it_off_and_frozen_first_blocks_with_it(value, start, cached, monkeypatch):
+    monkeypatch.delenv("CLBENCH_CACHE_FROZEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CLBENCH_CACHE_FROZEN", value)
+    b = bench(discover().strategy("shared-private"), {}, "task")
+    b.learn(0)
+    b.strategy.requires_grad_(False)
+    samples = b.stream.tasks[0].train
+    given = precompute.precompute_inputs([b.strategy.train()], [samples], 0, len(samples))
+    assert given.prepared and given.start == start
+    assert isinstance(given.samples[0], CachedSamples) is cached
+
+
+def test_a_cache_lists_what_it_recorded():
+    frozen, learner, _, kept = some()
+    x = kept.take(BATCHES[0]).x
+    learner(frozen(x) * 2)
+    assert str(x.cache).splitlines() == [
+        "40 samples, 3 operations, in use", "linear -> [5]", "relu -> [5]", "mul -> [5], table"]
+    assert repr(x) == repr(kept.x[BATCHES[0]])

@@ -1,1 +1,1 @@
-"""An Avalanche benchmark read into tensors; the only place that imports Avalanche."""
+"""Avalanche benchmarks read into tensors; the only package that imports Avalanche."""

@@ -1,7 +1,7 @@
-"""The built-in benchmarks as Avalanche builds them; imported on a cache miss only.
+"""The built-in benchmarks, built by Avalanche; imported on a cache miss only.
 
-Every `build(options, data_dir, seed)` returns an Avalanche benchmark. The built-in ones give uint8 images; a `Layout`
-attached to them tells how to normalise and, for permuted pixels, which permutation each task has.
+Every `build(options, data_dir, seed)` returns an Avalanche benchmark. The built-in ones give uint8 images, and a
+`Layout` attached to them says how to normalise and, for permuted pixels, how each task is permuted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LAYOUT = "clbench_layout"  # attribute of a benchmark
 
 @dataclass(frozen=True)
 class Layout:
-    """What a built-in benchmark tells about its inputs: normalisation, each task's permutation, augmentation."""
+    """What a built-in benchmark says about its inputs: normalisation, each task's permutation, augmentation."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -50,7 +50,7 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     """Return Avalanche's SplitMNIST: 60,000 training and 10,000 test images."""
     from avalanche.benchmarks.classic import SplitMNIST
 
-    datasets.mnist_like("MNIST", data_dir)  # downloads, or says what is missing; Avalanche then finds it there
+    datasets.mnist_like("MNIST", data_dir)  # downloads it or raises; Avalanche then finds it there
     benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed, options.classes),
                            train_transform=ToBytes(), eval_transform=ToBytes(), dataset_root=str(data_dir))
     return laid_out(benchmark, options, "MNIST")
@@ -62,12 +62,12 @@ def split_mnist_5k(options: SplitOptions, data_dir: Path, seed: int) -> Any:
 
 
 def split_fashion_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
-    """Return Fashion-MNIST, split by class (Avalanche's own SplitFMNIST would go to the network to check it)."""
+    """Return Fashion-MNIST, split by class (Avalanche's own SplitFMNIST would check it over the network)."""
     return _split(*datasets.mnist_like("FashionMNIST", data_dir), options, seed, "FashionMNIST")
 
 
 def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
-    """Return permuted MNIST: zero-padded images, as they are in task 0, their pixels permuted in the others."""
+    """Return permuted MNIST: zero-padded images, as they are in task 0, with permuted pixels in the others."""
     from avalanche.benchmarks.classic.cmnist import PixelsPermutation
 
     pad = [options.padding] * 4
@@ -81,7 +81,7 @@ def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
 
 
 def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
-    """Return rotated MNIST: task t turned by t / tasks of `degrees`, counter-clockwise, nearest pixel."""
+    """Return rotated MNIST: task t is turned by t / tasks of `degrees`, counter-clockwise, nearest pixel."""
     from torchvision.transforms import RandomRotation
 
     angles = [options.degrees * task / options.tasks for task in range(options.tasks)]
@@ -96,7 +96,7 @@ def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
 
 
 def split_cifar100(options: CIFAR100Options, data_dir: Path, seed: int) -> Any:
-    """Return CIFAR-100, split by class, without the classes that are held out, or these alone."""
+    """Return CIFAR-100, split by class, without the held-out classes, or only these."""
     begin = options.classes - options.held_out if options.part == "held-out" else 0
     return _split_cifar("CIFAR100", options, data_dir, seed, options.used, begin=begin)
 
@@ -108,7 +108,7 @@ def split_cifar100_b50(options: B50Options, data_dir: Path, seed: int) -> Any:
 
 def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, classes: int, first: int = 0,
                  begin: int = 0) -> Any:
-    """Return so many classes from `begin` on as tasks, behind one of `first` classes if any; labels begin at 0."""
+    """Return `classes` classes from `begin` on as tasks, after a task of `first` classes if any; labels begin at 0."""
     parts = []
     for part, per_class in zip(datasets.cifar(name, data_dir), (options.train_per_class, options.test_per_class),
                                strict=True):
@@ -122,7 +122,7 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
 
 
 def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
-    """Return what the function `package.module:function` returns; the current directory is importable for it."""
+    """Return what the function `package.module:function` returns; modules of the current directory can be imported."""
     module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
@@ -140,7 +140,7 @@ def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
 
 
 def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
-    """Return the order in which so many classes come."""
+    """Return the order in which the classes come."""
     if options.class_order == "natural":
         return list(range(classes))
     order: list[int] = torch.randperm(classes, generator=seeds.generator(seed, "classes")).tolist()
@@ -148,7 +148,7 @@ def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
 
 
 def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
-    """Attach to a benchmark how its inputs are laid out, and return it."""
+    """Return a benchmark with a `Layout` attached."""
     mean, std = STATISTICS[dataset] if options.normalize else ((), ())
     setattr(benchmark, LAYOUT, Layout(mean, std, permutations))
     return benchmark
@@ -161,7 +161,7 @@ def _split(train: Images, test: Images, options: SplitOptions, seed: int, datase
 
 
 def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: dict[int, int] | None = None) -> Any:
-    """Return a benchmark whose tasks have classes of their own; `sizes` are those of tasks that differ."""
+    """Return a benchmark whose tasks have different classes, equally many but for the tasks in `sizes`."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset
 
@@ -170,7 +170,7 @@ def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: 
 
 
 def _transformed(train: Images, test: Images, transforms: Sequence[Callable[..., Any] | None]) -> Any:
-    """Return a benchmark of the same images in every task under a transform of its own."""
+    """Return a benchmark with the same images in every task, each task under its own transform."""
     from avalanche.benchmarks import benchmark_from_datasets
     from avalanche.benchmarks.utils import DefaultTransformGroups, make_avalanche_dataset
     from torch.utils.data import TensorDataset

@@ -1,4 +1,4 @@
-"""A benchmark built by Avalanche and read into tensors, whole; imported on a cache miss only."""
+"""Build a benchmark with Avalanche and read all of it into tensors; imported on a cache miss only."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from clbench.data.samples import permute
 def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, seed: int) -> RawStream:
     """Build a benchmark with Avalanche and return it as tensors.
 
-    Global random generators are seeded while it is built, so that a function that draws without a seed of its own gives
-    every method the same stream.
+    The global generators are seeded while it is built, so that a builder that draws without a seed gives every method
+    the same stream.
 
     Raises:
-        DataError: a builder that raises or returns something else, and all that `materialise` raises.
+        DataError: the builder raises or returns something else; whatever `materialise` raises.
     """
     import_avalanche()
     where = f"benchmark {info.name!r}"
@@ -45,7 +45,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
             return as_raw(build(info.options.model_validate(options), data_dir, seed), where)
         except ClbenchError:
             raise
-        except (Exception, SystemExit) as error:  # whatever somebody else's builder raises becomes one line
+        except (Exception, SystemExit) as error:  # any error of the builder becomes one line
             raise DataError(f"{where} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -85,7 +85,7 @@ def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
 
 
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
-    """Return an experience as it is kept; where it is the first one permuted, only the permutation is."""
+    """Return an experience as a split; if it is the first one permuted, only the permutation is stored."""
     if permutation is None or read.x is first:
         return Split(read.x, read.y, draw=read.draw)
     if not torch.equal(read.x, permute(first, permutation)):
@@ -94,7 +94,7 @@ def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor |
 
 
 def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
-    """Return the classes of an experience in the order it gives, if it gives one, else sorted."""
+    """Return the classes of an experience in its own order if it has one, else sorted."""
     given = getattr(experience, "classes_in_this_experience", None)
     if isinstance(given, (list, tuple)) and sorted(given) == present:
         return tuple(int(c) for c in given)
@@ -102,13 +102,13 @@ def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
 
 
 def _merged(notes: list[str]) -> list[str]:
-    """Return at most the first note of many, with how many there are."""
+    """Return a single note for many: the first, with the number of others."""
     return notes if len(notes) < 2 else [f"{notes[0]} (and {len(notes) - 1} more experiences)"]
 
 
 @contextmanager
 def _importable_here() -> Iterator[None]:
-    """Let modules of the current directory be imported, as `python -m` does."""
+    """Let modules of the current directory be imported inside, as `python -m` does."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -118,7 +118,7 @@ def _importable_here() -> Iterator[None]:
 
 
 def import_avalanche() -> None:
-    """Import Avalanche's benchmarks without the warnings that its import raises (absent QP solvers, deprecations)."""
+    """Import Avalanche's benchmarks without the warnings of its import (missing QP solvers, deprecations)."""
     with warnings.catch_warnings(), chatter_to_stderr(), uncollected():
         warnings.simplefilter("ignore")
         importlib.import_module("avalanche.benchmarks.classic")

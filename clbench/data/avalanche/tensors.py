@@ -1,8 +1,7 @@
 """An experience of an Avalanche benchmark as two tensors, exactly as iterating its data set would give them.
 
-Whole arrays are read where the data under the experience are known (`whole.py`), 4 to 23 times faster than item by
-item, and then compared bit for bit with a sample of items, each drawn twice; anything unknown or unequal is read item
-by item.
+Known data sets are read as whole arrays (`whole.py`), 4 to 23 times faster than item by item. The result is compared
+bit for bit with a sample of items, each read twice. Anything unknown or unequal is read item by item.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from clbench.core.errors import DataError
 from clbench.data.avalanche import whole
 from clbench.data.avalanche.transforms import NotBatchable, Pictures
 
-SAMPLE = 64  # items that are drawn, each twice, and compared
-CHUNK = 8192  # rows that are transformed at once, which bounds memory
+SAMPLE = 64  # items that are read, each twice, and compared
+CHUNK = 8192  # rows that are transformed at once, to bound memory
 
 
 @dataclass(frozen=True)
 class Experience:
-    """Inputs x [N, ...] (uint8, else float32), labels y [N] int64, and a note where it was read item by item.
+    """Inputs x [N, ...] (uint8, else float32), labels y [N] int64, and a note if it was read item by item.
 
-    With random transforms x is one draw, and `draw(i)` returns another one of sample i.
+    With random transforms x is one draw, and `draw(i)` draws sample i once more.
     """
 
     x: Tensor
@@ -45,7 +44,8 @@ def materialise(dataset: Any, group: str, where: str) -> Experience:
         where: what is read, for errors and notes.
 
     Raises:
-        DataError: no samples, random transforms, inputs of several shapes or of no known type, labels not whole.
+        DataError: no samples, random transforms in a test, inputs of several shapes or an unknown type, labels that are
+            no integers.
     """
     data = getattr(dataset, group)() if hasattr(dataset, group) else dataset
     if len(data) == 0:
@@ -66,7 +66,7 @@ def materialise(dataset: Any, group: str, where: str) -> Experience:
 
 
 def _redrawn(data: Any, group: str, where: str) -> Experience:
-    """Return an experience whose samples come out anew each time; only training samples may."""
+    """Return an experience with random transforms; only training samples may have them."""
     if group != "train":
         raise DataError(f"{where} gives other samples each time it is read: a test must be the same each time; give "
                         "the benchmark deterministic transforms for evaluation")
@@ -85,7 +85,7 @@ def _whole(data: Any, where: str) -> tuple[Tensor, list[int]]:
     xs: list[Tensor] = []
     ys: list[int] = []
     for rows in np.array_split(np.arange(len(data)), -(-len(data) // CHUNK)):
-        x, y = whole.read(data, rows)
+        x, y = whole.read_arrays(data, rows)
         xs.append(x.x if isinstance(x, Pictures) else x)
         ys.extend(_label(label, where) for label in y)
     return (xs[0] if len(xs) == 1 else torch.cat(xs)), ys
@@ -136,12 +136,12 @@ def _label(label: Any, where: str) -> int:
         if whole_number == label:
             return whole_number
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        pass  # told below, with every other label that is no whole number
+        pass  # reported below, with all other labels that are no whole numbers
     raise DataError(f"{where}: labels must be whole numbers, got {type(label).__name__} {str(label)[:40]!r}")
 
 
 def _stored(x: Tensor, y: list[int]) -> tuple[Tensor, Tensor]:
-    """Return inputs as they are stored (grey uint8 images [N, H, W] get their channel) and labels as int64."""
+    """Return inputs as they are stored (grey uint8 images [N, H, W] get a channel) and labels as int64."""
     if x.dtype != torch.uint8:
         x = x.to(torch.float32)
     elif x.ndim == 3:

@@ -1,6 +1,6 @@
-"""Transforms of a whole batch of images at once, where that equals transforming one by one.
+"""Transforms applied to a whole batch of images, where that equals transforming them one by one.
 
-Only transforms known to act alike on [N, C, H, W] and on [C, H, W] are taken; `tensors.py` proves each use on a sample.
+Only transforms known to do the same on [N, C, H, W] and on [C, H, W] are used; `tensors.py` checks each on a sample.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from clbench.data.samples import permute
 
 
 class NotBatchable(Exception):
-    """Something that cannot be read or transformed as a whole, with its name."""
+    """Something, named in the message, cannot be read or transformed as a whole."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of what would be PIL images one by one: uint8 [N, C, H, W]."""
+    """A batch of images, uint8 [N, C, H, W], that would be PIL images one by one."""
 
     x: Tensor
 
 
 class ToBytes:
-    """Images in [0, 1] as uint8: undoes the division by 255, exactly, so that what is stored takes a quarter."""
+    """Images in [0, 1] as uint8: undoes the division by 255 exactly and takes a quarter of the memory."""
 
-    clbench_batched = True  # acts alike on [C, H, W] and [N, C, H, W]
+    clbench_batched = True  # does the same on [C, H, W] and [N, C, H, W]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return round(255 x) as uint8."""
@@ -37,12 +37,12 @@ class ToBytes:
 
 
 Batch = Tensor | Pictures
-# Transforms of torchvision (v1) that treat the images of a batch alike, whatever their parameters.
+# Transforms of torchvision (v1) that treat all images of a batch alike, whatever their parameters.
 ALIKE = ("Normalize", "ConvertImageDtype", "Pad", "CenterCrop", "Resize", "Grayscale")
 
 
 def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
-    """Return a batch transformed as its images would be one by one, or raise `NotBatchable`."""
+    """Return a batch transformed as its images would be one by one; raise `NotBatchable` if that is not known."""
     if transform is None:
         return x
     cls = type(transform)
@@ -67,7 +67,7 @@ def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
 
 
 def _alike(given: Any, module: str, name: str) -> bool:
-    """Tell whether a transform acts alike on one image and on a batch, with no randomness."""
+    """Tell whether a transform does the same to one image and to a batch, without randomness."""
     if getattr(given, "clbench_batched", False):
         return True
     if module != "torchvision.transforms.transforms":

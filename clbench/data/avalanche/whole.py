@@ -1,4 +1,4 @@
-"""Avalanche data sets read as whole arrays: through index maps, concatenations and transforms down to their leaves."""
+"""Avalanche data sets as whole arrays, read through index maps, concatenations and transforms down to their data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clbench.data.avalanche.transforms import Batch, NotBatchable, Pictures, app
 Labels = list[Any]
 
 
-def read(data: Any, rows: np.ndarray[Any, Any], group: str | None = None) -> tuple[Batch, Labels]:
+def read_arrays(data: Any, rows: np.ndarray[Any, Any], group: str | None = None) -> tuple[Batch, Labels]:
     """Return items `rows` of a data set as a batch and a list of labels, or raise `NotBatchable`.
 
     Args:
@@ -27,7 +27,7 @@ def read(data: Any, rows: np.ndarray[Any, Any], group: str | None = None) -> tup
     from avalanche.benchmarks.utils.flat_data import FlatData
 
     if isinstance(data, AvalancheDataset):
-        return read(data._flat_data, rows)
+        return read_arrays(data._flat_data, rows)
     if isinstance(data, FlatData):
         transformed = isinstance(data, _FlatDataWithTransform)
         group = (group or data._transform_groups.current_group) if transformed else None
@@ -38,7 +38,7 @@ def read(data: Any, rows: np.ndarray[Any, Any], group: str | None = None) -> tup
                 x, y = _transformed(groups.transform_groups[group], x, y)
         return x, y
     if isinstance(data, Subset):
-        return read(data.dataset, np.asarray(data.indices, np.int64)[rows])
+        return read_arrays(data.dataset, np.asarray(data.indices, np.int64)[rows])
     if isinstance(data, ConcatDataset):
         return _parts(data.datasets, data.cumulative_sizes, rows, None)
     return _leaf(data, rows)
@@ -59,15 +59,15 @@ def _parts(datasets: Sequence[Any], sizes: Sequence[int], rows: np.ndarray[Any, 
            group: str | None) -> tuple[Batch, Labels]:
     """Read rows of a concatenation."""
     if len(datasets) == 1:
-        return read(datasets[0], rows, group)
+        return read_arrays(datasets[0], rows, group)
     owners = np.searchsorted(np.asarray(sizes), rows, side="right")
     if len(np.unique(owners)) == 1:
         owner = int(owners[0])
-        return read(datasets[owner], rows - (sizes[owner - 1] if owner else 0), group)
+        return read_arrays(datasets[owner], rows - (sizes[owner - 1] if owner else 0), group)
     xs, ys, places = [], [], []
     for owner in np.unique(owners).tolist():
         where = np.flatnonzero(owners == owner)
-        x, y = read(datasets[owner], rows[where] - (sizes[owner - 1] if owner else 0), group)
+        x, y = read_arrays(datasets[owner], rows[where] - (sizes[owner - 1] if owner else 0), group)
         if isinstance(x, Pictures):
             raise NotBatchable("concatenated pictures")
         xs.append(x)
@@ -105,7 +105,7 @@ def _labels(transform: Callable[[Any], Any] | None, y: Labels) -> Labels:
 
 
 def _leaf(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Batch, Labels]:
-    """Read rows of a data set whose items are known to come from its arrays."""
+    """Read rows of a data set whose items are known to be those of its arrays."""
     index = torch.from_numpy(rows)
     if isinstance(data, TensorDataset):
         if type(data).__getitem__ is not TensorDataset.__getitem__ or len(data.tensors) < 2:

@@ -1,4 +1,4 @@
-"""An Avalanche strategy that takes the recipe's steps: in the harness's data order, counted, and silent."""
+"""Drive an Avalanche strategy by the recipe: batches in the harness's order, steps recorded, no output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clbench_avalanche.experience import places
 
 
 class Masked(nn.CrossEntropyLoss):
-    """Cross-entropy over the outputs that take part: all that are in `active` [C], or all where that is None."""
+    """Cross-entropy over the outputs that take part: those in `active` [C], or all if that is None."""
 
     active: Tensor | None = None
 
@@ -36,7 +36,7 @@ class Masked(nn.CrossEntropyLoss):
 
 
 class Batches(Sampler[list[int]]):
-    """One pass over a task's samples in batches that the harness gives."""
+    """One pass over a task's samples in the harness's batches."""
 
     def __init__(self, following: Callable[[], Tensor], count: int) -> None:
         """Give `count` batches in each pass."""
@@ -47,23 +47,23 @@ class Batches(Sampler[list[int]]):
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the places of each batch's samples."""
+        """Yield the indices of each batch's samples."""
         return (self.following().tolist() for _ in range(self.count))
 
 
-class Watch(SupervisedPlugin):  # type: ignore[misc]
-    """Notes the losses of a task's steps and what they train, follows the schedule, and ends the task in time."""
+class StepRecorder(SupervisedPlugin):  # type: ignore[misc]
+    """Records the losses of a task's steps and what they train, steps the schedule, and ends the task in time."""
 
     def __init__(self, budget: Budget) -> None:
-        """Watch one task."""
+        """Record one task."""
         super().__init__()
         self.budget = budget
         self.losses: list[Tensor] = []
-        self.trainable = 0  # numbers that the first step can change; some strategies freeze more when the task ends
+        self.trainable = 0  # numbers that the first step can change; some strategies freeze more at the end of a task
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
 
     def before_training_epoch(self, strategy: Any, **_: Any) -> None:
-        """Count what is trained, and begin the schedule, once it is known how many steps there will be."""
+        """Count what is trained and start the schedule, now that the number of steps is known."""
         if self.losses:
             return
         self.trainable = sum(p.numel() for p in strategy.model.parameters() if p.requires_grad)
@@ -72,7 +72,7 @@ class Watch(SupervisedPlugin):  # type: ignore[misc]
             self.schedule = self.budget.schedule(strategy.optimizer, steps)
 
     def after_training_iteration(self, strategy: Any, **_: Any) -> None:
-        """Note the step."""
+        """Record the step."""
         self.losses.append(strategy.loss.detach().reshape(()))
         if self.schedule is not None:
             self.schedule.step()
@@ -81,8 +81,11 @@ class Watch(SupervisedPlugin):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Lead:
-    """Where a task's samples stand in the stream, and what gives the places in them of the next batch."""
+class BatchOrder:
+    """A task's samples by their places in the stream, and the harness's order of batches.
+
+    `following` returns the indices of the next batch within these samples.
+    """
 
     places: list[int]
     following: Callable[[], Tensor]
@@ -90,7 +93,7 @@ class Lead:
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Seed the generators of Python and numpy, which Avalanche uses beside torch's, and restore them afterwards."""
+    """Seed the generators of Python and NumPy, which Avalanche uses too, inside the block; restore them after it."""
     before = random.getstate(), np.random.get_state()
     seed = int(torch.randint(2**31, (1,), generator=generator))
     random.seed(seed)
@@ -104,7 +107,7 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Keep back what Avalanche has to say of its own deprecated parts, which no filter stops; pass on the rest."""
+    """Suppress Avalanche's warnings about its own deprecated parts, which no filter stops; pass on all others."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         yield
@@ -115,9 +118,9 @@ def without_deprecations() -> Iterator[None]:
 
 @contextmanager
 def without_waiting(agent: Any) -> Iterator[None]:
-    """Let a strategy fail that would wait forever for a batch that its memory is too small to fill.
+    """Raise an error where a strategy would wait forever because its memory is too small to fill a batch.
 
-    `cycle`, by which Avalanche's modules go round and round a loader, does not return where the loader has no batch.
+    `cycle`, with which Avalanche's modules repeat a loader, never returns if the loader has no batch.
 
     Raises:
         SpecError: such a batch was asked for.
@@ -142,15 +145,15 @@ def without_waiting(agent: Any) -> Iterator[None]:
 
 def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device: torch.device,
           forward: AbstractContextManager[object], options: dict[str, Any]) -> Any:
-    """Return the strategy of that name around a model; `forward` is the context of its forward passes."""
+    """Return the strategy of that name for a model; `forward` is the context of its forward passes."""
     base: Any = getattr(supervised, name)
 
     def make_train_dataloader(self: Any, **arguments: Any) -> None:
-        """Take the harness's batches where what is trained on are the task's own samples and no others."""
-        if places(self.adapted_dataset) == self.led.places:
+        """Use the harness's batches if exactly the task's own samples are trained on."""
+        if places(self.adapted_dataset) == self.batch_order.places:
             count = math.ceil(len(self.adapted_dataset) / self.train_mb_size)
             self.dataloader = DataLoader(self.adapted_dataset, collate_fn=self.adapted_dataset.collate_fn,
-                                         batch_sampler=Batches(self.led.following, count))
+                                         batch_sampler=Batches(self.batch_order.following, count))
         else:
             base.make_train_dataloader(self, **arguments)
 
@@ -160,9 +163,9 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
             logits: Tensor = base.forward(self)
         return logits
 
-    led = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
+    driven = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
                                "__module__": __name__})
-    return led(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
+    return driven(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
                train_mb_size=budget.recipe.batch_size, device=device,
-               train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has a step at least
+               train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has at least one step
                evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)

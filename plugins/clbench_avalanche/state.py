@@ -1,4 +1,4 @@
-"""What an Avalanche strategy keeps between tasks, found in its attributes and those of its plugins."""
+"""The state that an Avalanche strategy keeps between tasks, found in its attributes and those of its plugins."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from torch import Tensor, nn
 
 from clbench_avalanche.experience import places
 
-# The model and the optimiser are the harness's; results of the last step are no memory of the past; what a data loader
-# reads is found where it is kept.
-PASSED_BY = frozenset({
+# Attributes that are no state of the strategy: the model and the optimiser are the harness's, results of the last step
+# are no memory of the past, and what a data loader reads is found where it is stored.
+SKIPPED = frozenset({
     "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader",
     "buffer_dataloader", "buffer_dliter", "mbatch", "mb_output", "loss", "batch_logits", "mb_buffer_x", "mb_buffer_y",
-    "mb_buffer_tid", "mb_buffer_out", "reference_gradients", "led"})
+    "mb_buffer_tid", "mb_buffer_out", "reference_gradients", "batch_order"})
 STORED = ("*_items", "*_memory_x_*", "*_ext_mem_list_x")
 
 
 @dataclass
-class Kept:
-    """Tensors by the attributes that lead to them, samples of the stream, and logits of samples."""
+class AgentState:
+    """Tensors by the path of attributes that leads to them, samples of the stream, and logits of samples."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     weights: set[str] = field(default_factory=set)  # which of the tensors are parameters of a network
-    stored: list[Tensor] = field(default_factory=list)  # inputs or features [M, ...] that are no samples of the stream
+    stored: list[Tensor] = field(default_factory=list)  # inputs or features [M, ...] that are not samples of the stream
     places: set[int] = field(default_factory=set)
     logits: list[Tensor] = field(default_factory=list)
 
 
-def found(agent: Any) -> Kept:
-    """Return what a strategy keeps beside its model; what is kept twice under other names counts once."""
+def agent_state(agent: Any) -> AgentState:
+    """Return the state of a strategy without its model; a tensor that is reached by two names counts once."""
     own = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
-    kept, seen = Kept(), {id(agent.model)}
-    reached = [*_walk(agent, "", seen, kept)]
+    state, seen = AgentState(), {id(agent.model)}
+    reached = [*_walk(agent, "", seen, state)]
     reached += [pair for name, value in vars(agent.model).items() if name not in {*vars(nn.Module()), "features"}
-                for pair in _walk(value, f"_{name}", seen, kept)]  # CWR* keeps weights as attributes of the model
+                for pair in _walk(value, f"_{name}", seen, state)]  # CWR* stores weights as attributes of the model
     for name, tensor in reached:
         if tensor.numel() and storage(tensor) not in own:
             own.add(storage(tensor))
             if any(fnmatchcase(name, pattern) for pattern in STORED):
-                kept.stored.append(tensor)
+                state.stored.append(tensor)
             else:
-                kept.tensors[name] = tensor
-    return kept
+                state.tensors[name] = tensor
+    return state
 
 
 def storage(tensor: Tensor) -> int:
-    """Return where a tensor's numbers lie."""
+    """Return the address of a tensor's storage."""
     return tensor.untyped_storage().data_ptr()
 
 
-def _walk(value: Any, name: str, seen: set[int], kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor that can be reached from a value, with its name; note the samples of data sets."""
+def _walk(value: Any, name: str, seen: set[int], state: AgentState) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor that can be reached from a value, with its name; add samples of data sets to `state`."""
     if isinstance(value, Tensor):
         yield name, value.detach()
     elif isinstance(value, np.ndarray):
@@ -67,26 +67,26 @@ def _walk(value: Any, name: str, seen: set[int], kept: Kept) -> Iterator[tuple[s
     elif isinstance(value, AvalancheDataset):
         seen.add(id(value))
         known = places(value)
-        kept.places.update(known)
-        if len(value) and not known:  # not samples of the stream, but features
+        state.places.update(known)
+        if len(value) and not known:  # features, not samples of the stream
             items = [*value]
             yield f"{name}_items", torch.stack([item[0] for item in items])
             yield f"{name}_labels", torch.tensor([int(item[1]) for item in items])
         if len(value) and hasattr(value, "logits"):
-            kept.logits.append(torch.stack(list(value.logits)))
+            state.logits.append(torch.stack(list(value.logits)))
     elif isinstance(value, nn.Module):
         seen.add(id(value))
-        kept.weights.update(f"{name}_{inner}" for inner, _ in value.named_parameters())
+        state.weights.update(f"{name}_{inner}" for inner, _ in value.named_parameters())
         yield from ((f"{name}_{inner}", tensor) for inner, tensor in value.state_dict().items())
     else:
         seen.add(id(value))
         for inner, part in _parts(value):
-            if inner not in PASSED_BY:
-                yield from _walk(part, f"{name}_{inner}", seen, kept)
+            if inner not in SKIPPED:
+                yield from _walk(part, f"{name}_{inner}", seen, state)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a container or an object of Avalanche's holds."""
+    """Yield the contents of a container, or the attributes of an object of Avalanche, by name."""
     if isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif isinstance(value, list | tuple | set | frozenset):

@@ -1,10 +1,10 @@
-"""What variants of LoRA have in common whose adapters are summed: one network answers for all tasks.
+"""Base of the LoRA variants whose adapters are shared by all tasks: their outputs are summed.
 
-Unlike in `lora`, no adapter belongs to a task at test time, so the task is neither needed nor inferred, and what old
-tasks answer can change.
+Unlike in `lora`, no adapter belongs to a task at the test. So the task is neither needed nor inferred, and the answers
+for old tasks can change.
 
-`base` means what it does in `lora`: with `base = task1` the first half of the first task's steps trains W and the head
-as plain fine-tuning does, then W is frozen and the second half trains the first adapters, with the head trained on.
+`base` means the same as in `lora`: with `base = task1` the first half of the first task's steps trains W and the head
+by plain fine-tuning; then W is frozen, and the second half trains the first adapters and the head.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from clbench_lora.layers import LoRALayer, adapt
 
 
 class SummedLoRA(Strategy):
-    """A frozen base W with adapters on each chosen layer of the blocks, all of them active, and the model's own head.
+    """A frozen base W with adapters on each selected layer of the blocks, all active, and the model's own head.
 
-    Subclasses say when adapters are added, what of them learns, and what else they need. `adapted` maps the name of
-    each adapted layer (as in the model given) to its `LoRALayer`.
+    Subclasses define when adapters are added, what part of them learns, and what else they need. `adapted` maps the
+    name of each adapted layer (as in the model given) to its `LoRALayer`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"))
@@ -32,7 +32,7 @@ class SummedLoRA(Strategy):
     options: SeqLoRAOptions | OLoRAOptions | InfLoRAOptions
 
     def __init__(self, model: Network, world: World, options: SeqLoRAOptions | OLoRAOptions | InfLoRAOptions) -> None:
-        """Put adapters' layers in place; SpecError where they do not fit the model."""
+        """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         check_base(self.method, options, world)
         self.adapted = adapt(model, adapter_options(options), self.method)
@@ -41,19 +41,19 @@ class SummedLoRA(Strategy):
         self.train(self.training)
 
     def grows(self, task: Task) -> bool:
-        """Return whether a task gets adapters of its own. Default: each does."""
+        """Tell whether a task gets its own adapters. Default: yes."""
         return True
 
     def learning(self, layer: LoRALayer) -> Iterable[nn.Parameter]:
-        """Return what a task trains of an adapted layer. Default: all of its newest adapter."""
+        """Return the parameters of an adapted layer that a task trains. Default: all of its newest adapter."""
         return layer.parameters_of(-1).values()
 
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
-        """Return the heads that a task trains. Default: the model's, which has all outputs."""
+        """Return the heads that a task trains. Default: the model's head, which has all outputs."""
         return (self.model.head,)
 
     def before_task(self, task: Task) -> None:
-        """Add adapters; train them, or W where the first task is to make it."""
+        """Add adapters; train them, or W if the first task begins with it."""
         self.requires_grad_(False)
         if self.grows(task):
             for layer in self.adapted.values():
@@ -67,14 +67,14 @@ class SummedLoRA(Strategy):
         return self.options.phases(task.index)
 
     def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W once it has been trained, and go on with the adapters, which start from it."""
+        """Freeze W after its phase and train the adapters, which start from it."""
         if phase == 1:
             for layer in self.adapted.values():
                 layer.settle()
             self.begin(task)
 
     def begin(self, task: Task) -> None:
-        """Train adapters from here on; W is what it will stay."""
+        """Train adapters from now on; W does not change any more."""
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
@@ -90,11 +90,11 @@ class SummedLoRA(Strategy):
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks, but for the adapters that learn in them, once W is frozen."""
+        """Return the blocks once W is frozen; the adapters in them still learn."""
         return () if self.base_learns else (self.model.blocks,)
 
     def train(self, mode: bool = True) -> SummedLoRA:
-        """Set the mode; the adapters' dropout follows it though the blocks around it stay in eval mode."""
+        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
         super().train(mode)
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
@@ -102,7 +102,7 @@ class SummedLoRA(Strategy):
 
 
 def adapter_options(options: LowRankOptions) -> AdapterOptions:
-    """Return options as those of adapters of any kind; what they leave open is as in `lora`."""
+    """Return `AdapterOptions` with these values; options that these lack have the defaults of `lora`."""
     if isinstance(options, AdapterOptions):
         return options
     return AdapterOptions(**{name: getattr(options, name) for name in LowRankOptions.model_fields})

@@ -1,4 +1,4 @@
-"""What the trials of a run kept: their bases and adapters, found by the trial's name."""
+"""The bases and adapters that the trials of a run have kept, found by the trial's name."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from clbench_lora.peft_format import Adapter, fingerprint
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a trial kept: its base and an adapter per task, in `folder`."""
+class TrialAdapters:
+    """The base and the adapters, one per task, that a trial has kept in `folder`."""
 
     record: Record
     folder: Path
 
     @property
     def name(self) -> str:
-        """Return how the trial can be called: its label and its seed."""
+        """Return the trial's name: its label and its seed."""
         return f"{self.record.label}/{self.record.trial.seed}"
 
     @property
     def stream(self) -> StreamFacts:
-        """Return the facts of the trial's stream."""
+        """Return what the record says of the trial's stream."""
         if self.record.stream is None:
             raise StoreError(f"record {self.record.key} knows no stream; run the trial again")
         return self.record.stream
@@ -48,19 +48,19 @@ class Kept:
         return sorted(int(m[1]) for m in found if m)
 
     def base(self) -> dict[str, Tensor]:
-        """Return W and the original head, by the names of the model without adapters."""
+        """Return W and the original head, by their names in the model without adapters."""
         return read_base(self.folder / BASE)
 
     @cached_property
     def digest(self) -> str:
-        """Return the fingerprint of W as it is in the file."""
+        """Return the fingerprint of W, computed from the file."""
         return fingerprint(self.base())
 
     def adapter(self, task: int) -> Adapter:
         """Return a task's adapter, checked against the base.
 
         Raises:
-            StoreError: there is none, it cannot be read, or it was trained on another base.
+            StoreError: it is missing, cannot be read, or was trained on another base.
         """
         self.check(task)
         where = task_folder(self.folder, task)
@@ -75,29 +75,29 @@ class Kept:
                              f"{', '.join(map(str, self.tasks)) or '(none)'}")
 
 
-def kept(run: Path) -> list[Kept]:
-    """Return what the trials of a run folder kept, in the order in which they were run.
+def trials_with_adapters(run: Path) -> list[TrialAdapters]:
+    """Return what the trials of a run folder have kept, in the order in which they were run.
 
     Raises:
         StoreError: the folder cannot be read.
     """
     store = Store(run)
     records, _ = store.read()
-    return [Kept(r, store.artifacts / r.key) for r in records
+    return [TrialAdapters(r, store.artifacts / r.key) for r in records
             if r.trial.method.name == "lora" and (store.artifacts / r.key / BASE).is_file()]  # others keep a base too
 
 
-def find(run: Path | str, trial: str | None = None) -> Kept:
-    """Return what one trial of a run folder kept.
+def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
+    """Return what one trial of a run folder has kept.
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or the beginning of a key; None where only one trial kept adapters.
+        trial: `label/seed`, or the beginning of a key; None if only one trial has kept adapters.
 
     Raises:
-        StoreError: no such trial kept adapters, or several fit.
+        StoreError: no such trial has kept adapters, or several match.
     """
-    everything = kept(Path(run))
+    everything = trials_with_adapters(Path(run))
     if not everything:
         raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
                          f"{run} makes some")

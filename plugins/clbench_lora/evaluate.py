@@ -1,4 +1,4 @@
-"""Kept adapters back on their streams: any of them are tested again, and one more task is trained on their base."""
+"""Put kept adapters back on their streams: test any of them again, and train one more task on their base."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from clbench.training.evaluation import evaluate
 from clbench.training.trainer import Trainer
 from clbench.training.trials.runner import TrialRunner, train_task
 from clbench.training.trials.state import TrialState
+from clbench_lora import reload
 from clbench_lora.files import write_adapter
-from clbench_lora.library import Kept
 from clbench_lora.peft_format import Origin
-from clbench_lora.reload import load, rebuild, reserve
+from clbench_lora.run_adapters import TrialAdapters
 
 
-def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
+def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
                    device: str = "auto") -> dict[int, float]:
     """Return the accuracy in [0, 1] of kept adapters on the test samples of their own tasks.
 
-    The scenario is the trial's: where it gives no task, the task is inferred among those that are named, and the
-    outputs are theirs.
+    The scenario is the trial's. If it does not give the task, the task is inferred among the named ones, and only their
+    outputs compete.
 
     Args:
-        source: what the trial kept.
-        tasks: which adapters; all unless given.
+        source: what the trial has kept.
+        tasks: which adapters; by default all.
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
-        SpecError: adapters of other benchmarks among them, where the task must be inferred.
-        DataError: the data are absent, or no longer those that the trial saw.
-        StoreError: as `load`.
+        SpecError: adapters of several benchmarks, and the task must be inferred.
+        DataError: the data are missing, or differ from those of the trial.
+        StoreError: as `reload.load`.
     """
     numbers = source.tasks if tasks is None else list(tasks)
     trial = source.record.trial
@@ -56,16 +56,16 @@ def evaluate_tasks(source: Kept, tasks: Sequence[int] | None = None, data_dir: P
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
         same_data(stream, homes[members[0]])
         part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
-        strategy = load(source, members, stream.prepare, runner.registry).to(runner.device)
+        strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
         with numerics.products(trial.recipe), numerics.forward(trial.recipe, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         found.update(zip(members, row.accuracy, strict=True))
     return {n: found[n] for n in numbers}
 
 
-def home(source: Kept, number: int) -> Origin:
+def home(source: TrialAdapters, number: int) -> Origin:
     """Return where a kept adapter's task comes from."""
-    return source.adapter(number).facts.origin or Origin(
+    return source.adapter(number).info.origin or Origin(
         benchmark=source.record.trial.benchmark, task=number, fingerprint=source.stream.fingerprint)
 
 
@@ -76,26 +76,26 @@ def same_data(stream: Stream, origin: Origin) -> None:
                         f"adapter was trained on ({origin.fingerprint}); use the same data folder")
 
 
-def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
+def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
         device: str = "auto") -> int:
-    """Train one more adapter and head onto a kept base as the trial's recipe says, and return its number.
+    """Train another adapter and head on a kept base by the trial's recipe, and return its number.
 
-    The base and the other adapters are only read. Seeds are those of the trial, so that a task that was removed comes
-    back bit for bit on the same machine; but for task 0 with `base = task1`, which now has its whole budget for the
-    adapter, where W took half of it.
+    The base and the other adapters are only read. Seeds are those of the trial, so that on the same machine a removed
+    task comes back bit for bit. The exception is task 0 with `base = task1`: the adapter now gets the whole budget, of
+    which W took half in the trial.
 
     Args:
-        source: what the trial kept.
+        source: what the trial has kept.
         task: its index in the benchmark.
-        benchmark: whose; the trial's unless given. A task of another one gets the next free number, and its classes
-            are the first outputs, as in that benchmark alone.
+        benchmark: by default the trial's. A task of another one gets the next free number, and its classes are the
+            first outputs, as in that benchmark alone.
         data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
         SpecError: no such task, inputs of another shape, more classes than the model has outputs, or training diverged.
-        StoreError: the task has an adapter already, or files cannot be read or written.
-        DataError: the data are absent, or no longer those that the trial saw.
+        StoreError: the task already has an adapter, or files cannot be read or written.
+        DataError: the data are missing, or differ from those of the trial.
     """
     trial = source.record.trial
     own = benchmark is None or benchmark == trial.benchmark
@@ -110,9 +110,10 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     if own:
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
     number = task if own else max([*source.tasks, len(source.stream.classes) - 1]) + 1
-    strategy = rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
-    for earlier in stream.tasks[:task]:  # so that the task has its own index, on which data order and draws depend
-        reserve(strategy, earlier.classes)
+    strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
+    # So that the task has its index in the benchmark, on which data order and draws depend.
+    for earlier in stream.tasks[:task]:
+        reload.reserve(strategy, earlier.classes)
     member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
     with numerics.products(trial.recipe):
         alive = train_task([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
@@ -124,7 +125,7 @@ def add(source: Kept, task: int, benchmark: Resolved | None = None, data_dir: Pa
     return number
 
 
-def check_fits(source: Kept, stream: Stream, benchmark: Resolved, task: int) -> None:
+def check_fits(source: TrialAdapters, stream: Stream, benchmark: Resolved, task: int) -> None:
     """Raise a SpecError if a task of a stream cannot be trained on a kept base."""
     if not 0 <= task < len(stream.tasks):
         raise SpecError(f"benchmark {benchmark.name!r} has tasks 0 to {len(stream.tasks) - 1}, not {task}")
