@@ -85,7 +85,7 @@ def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
 
 
 benchmarks = list_command("benchmarks", "benchmark", "benchmarks", ("scenarios",),
-                       "List the installed benchmarks, their scenarios and options.")
+                          "List the installed benchmarks, their scenarios and options.")
 
 
 methods = list_command("methods", "method", "strategies", ("paper", "reference"),
@@ -96,4 +96,4 @@ models = list_command("models", "model", "models", (), "List the installed model
 
 
 trackers = list_command("trackers", "tracker", "trackers", (),
-                       "List the installed trackers, which clbench run --log shows records to, and their options.")
+                        "List the installed trackers, which clbench run --log shows records to, and their options.")

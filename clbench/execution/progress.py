@@ -151,7 +151,7 @@ class LiveDisplay(Display):
         """Show the trials `todo` on a terminal."""
         super().__init__(console, todo)
         self.bars = Bars(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-                             State(self.tally), console=console, transient=True)
+                         State(self.tally), console=console, transient=True)
         self.whole = self.bars.add_task("trials", total=1.0, state=None)
         self.rows: dict[str, TaskID] = {}
 

@@ -44,9 +44,9 @@ def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
-                      scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
-                      weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
-                label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
+                           scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
+                           weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
+                     label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
         for scenario in scenarios
         for seed in spec.seeds
         for row, label, info, method in resolved if row.runs_in(scenario)

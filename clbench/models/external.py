@@ -112,4 +112,4 @@ def _network(name: str, create: Callable[[str], nn.Module], known: list[str], in
     aliases |= {parameter: f"blocks.0.body.model.{parameter}"
                 for parameter, _ in model.named_parameters(recurse=False)}
     return kind(model)([Block(Backbone(model), nn.Flatten())], nn.Linear(layer.in_features, classes),
-                   {**aliases, last: "head"})
+                       {**aliases, last: "head"})

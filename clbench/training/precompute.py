@@ -72,7 +72,7 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
 
 
 def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
-         lookups: bool = True) -> TrainingInputs:
+                      lookups: bool = True) -> TrainingInputs:
     """Return what a phase trains on, with all that would be computed again in each pass computed now.
 
     Args:

@@ -298,7 +298,7 @@ def optimizer_state(engine: Engine, member: int, members: int) -> dict[str, Tens
 
 
 def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
-                 found: Sequence[Mapping[str, Tensor]]) -> Engine | None:
+                            found: Sequence[Mapping[str, Tensor]]) -> Engine | None:
     """Return an engine whose optimiser has that state, one mapping per member; None where there is none."""
     if not found[0]:
         return None

@@ -164,8 +164,8 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
         return logits
 
     driven = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
-                               "__module__": __name__})
+                                  "__module__": __name__})
     return driven(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
-               train_mb_size=budget.recipe.batch_size, device=device,
-               train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has at least one step
-               evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)
+                  train_mb_size=budget.recipe.batch_size, device=device,
+                  train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has at least one step
+                  evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)

@@ -56,7 +56,7 @@ def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSumm
         weight = base[f"{layer}.weight"]
         change = delta(adapter, layer, weight).norm() / weight.double().norm()
         out.append(LayerSummary(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
-                              sum(t.nbytes for t in tensors), float(change)))
+                                sum(t.nbytes for t in tensors), float(change)))
     return out
 
 

@@ -27,7 +27,7 @@ from clbench.core.files import write_atomically
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
 CONFIG, MODEL, INFO, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
-                                   "prototype.safetensors")
+                                  "prototype.safetensors")
 AGAIN = "restore it from a copy, or remove it and add its task again"
 
 

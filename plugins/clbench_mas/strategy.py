@@ -37,7 +37,7 @@ class MAS(QuadraticPenalty):
         """Add the task's importance and hold the parameters where they are."""
         samples = task.train.subset(self.options.samples, self.world.generator)
         self.anchor_here(mean_gradients(self, samples, task.index, read=self._active_outputs,
-                                 seeds=lambda outputs, part: [2 * outputs], measure=torch.abs))
+                                        seeds=lambda outputs, part: [2 * outputs], measure=torch.abs))
 
     def _active_outputs(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return logits [N, C] with 0 where an output is not active for the sample's task."""

@@ -98,7 +98,7 @@ def test_a_file_moved_elsewhere_is_the_same_code(file, tmp_path):
     file.rename(moved)
     del sys.modules["decay_method"]
     ready = run.prepare(build({"methods": "decay", "seeds": 1, "recipe": {"iterations": 2}}),
-                               discover(files=[moved]), tmp_path / "run")
+                        discover(files=[moved]), tmp_path / "run")
     assert (len(ready.missing), run.outdated(ready)) == (0, [])
 
 

@@ -31,7 +31,7 @@ def ends(method, options, group, monkeypatch, here):
 
 
 @pytest.mark.parametrize(("method", "options"), [("naive", {}), ("er", {"capacity": 9}), ("lora", {"rank": 2}),
-                                                ("joint", {})])
+                                                 ("joint", {})])
 def test_what_is_prefetched_is_what_would_be_drawn(method, options, monkeypatch):
     info = discover().strategy(method)
     for ours, theirs in zip(ends(info, options, [0], monkeypatch, here=False),

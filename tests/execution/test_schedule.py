@@ -15,7 +15,7 @@ from clbench.experiment.trial import PlannedTrial, Progress
 
 
 @pytest.mark.parametrize(("stack", "device", "size"), [(None, "cpu", 1), (None, "cuda:0", 5), (2, "cpu", 2),
-                                                      (3, "cuda:0", 3)])
+                                                       (3, "cuda:0", 3)])
 def test_a_stack_is_seeds_of_one_method_in_one_setting(stack, device, size):
     planned = plan(build({"methods": "naive,ewc", "seeds": 5, "scenario": "task,class"}), discover())
     waiting, groups = TrialQueue(planned), []

@@ -66,7 +66,7 @@ def test_the_discriminator_learns_and_the_shared_module_unlearns():
     got = dict(zip(trained, torch.autograd.grad(strategy.loss(b), trained.values()), strict=True))
     label, told, noise, apart = by_hand(strategy, b)
     forward, back, fake = (dict(zip(trained, torch.autograd.grad(term, trained.values(), allow_unused=True,
-                                                                  retain_graph=True), strict=True))
+                                                                 retain_graph=True), strict=True))
                            for term in (label + 0.2 * apart, told, noise))
     assert {n.split(".")[0] for n in trained} == {"model", "private", "discriminator", "heads"}
     for name in trained:

@@ -25,7 +25,7 @@ def stream(n, start=0, labels=None, seed=0):
     number = torch.arange(start, start + n)
     x = torch.stack([number % 256, number // 256, 0 * number, 0 * number], 1).to(torch.uint8).reshape(n, 1, 2, 2)
     y = torch.tensor(labels) if labels else torch.randint(0, CLASSES, (n,),
-                                                         generator=torch.Generator().manual_seed(seed + start))
+                                                          generator=torch.Generator().manual_seed(seed + start))
     return Samples(x, y, number % 3)
 
 

@@ -69,9 +69,10 @@ def _figure(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) ->
     points = sorted((FigurePoint(label, strategies[label], False, True, None, None, None, (), rank)
                      for label, rank in zip(labels, found.average, strict=True)), key=lambda p: p.rank or 0)
     told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
-    return FigureData("critical-difference", "critical-difference", _TITLE,
-                   f"ACC, {len(settings)} settings; Friedman p = {found.p:.2g}",
-                   f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
-                   "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "
-                   f"apart than the critical difference (Nemenyi, {100 * ALPHA:g}%), which the line above shows: those "
-                   "cannot be told apart.", tuple(points), critical=found.critical)
+    return FigureData(
+        "critical-difference", "critical-difference", _TITLE,
+        f"ACC, {len(settings)} settings; Friedman p = {found.p:.2g}",
+        f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
+        "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "
+        f"apart than the critical difference (Nemenyi, {100 * ALPHA:g}%), which the line above shows: those "
+        "cannot be told apart.", tuple(points), critical=found.critical)

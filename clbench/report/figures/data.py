@@ -100,36 +100,40 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
     if not any(p.kept[-1] > p.kept[0] for p in drawn):
         return None
     told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
-    return FigureData("growth", name, "Parameters kept after each task", subject,
-                   f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
-                   "All parameters that a method keeps after each task. Methods that keep the same share a line.",
-                   tuple(drawn), axis="parameters kept")
+    return FigureData(
+        "growth", name, "Parameters kept after each task", subject,
+        f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
+        "All parameters that a method keeps after each task. Methods that keep the same share a line.",
+        tuple(drawn), axis="parameters kept")
 
 
 def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
                      for r in results)
-    return FigureData("curves", name, "Accuracy over tasks", subject,
-                   f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
-                   "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
-                   "as a band. Dashed: references.", results=results)
+    return FigureData(
+        "curves", name, "Accuracy over tasks", subject,
+        f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
+        "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
+        "as a band. Dashed: references.", results=results)
 
 
 def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
                      for r in results)
-    return FigureData("forgetting", name, "Forgetting per task", subject,
-                   f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
-                   "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
-                   "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
+    return FigureData(
+        "forgetting", name, "Forgetting per task", subject,
+        f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
+        "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
+        "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
 
 
 def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = ", ".join(r.label for r in results)
-    return FigureData("heatmaps", name, "Accuracy on each task after each task", subject,
-                   f"A heat map of R for each of {told}; the tables of R hold its numbers.",
-                   "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
-                   "left of the line are the tasks seen so far.", results=results)
+    return FigureData(
+        "heatmaps", name, "Accuracy on each task after each task", subject,
+        f"A heat map of R for each of {told}; the tables of R hold its numbers.",
+        "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
+        "left of the line are the tasks seen so far.", results=results)
 
 
 def _mean(values: Sequence[float], unit: Unit = "percent") -> str:

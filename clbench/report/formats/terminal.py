@@ -73,7 +73,7 @@ def fit(table: Table, width: int) -> list[Table]:
     used = left
     for j, column in enumerate(table.columns):
         need = _PADDING + max(cell_len(t) for t in (*_header(column).split("\n"), *(r.cells[j].text
-                                                                                   for r in table.rows)))
+                                                                                    for r in table.rows)))
         if groups[-1] and used + need > width:
             groups.append([])
             used = left
