@@ -67,7 +67,7 @@ def on_meta(method, options, seed):
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
     members = [on_meta(method, options, seed) for seed in range(count)]
     monkeypatch.setattr(training, "diverged", lambda losses, task: None)  # reads the losses when the task is over
-    monkeypatch.setattr(precompute, "proven", lambda *_: False)  # reads a loss before the first step
+    monkeypatch.setattr(precompute, "is_equivalent", lambda *_: False)  # reads a loss before the first step
     trainer = Trainer([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
     with Copies() as copies:
         trained = trainer.fit([task for _, task in members])
