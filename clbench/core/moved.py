@@ -184,7 +184,7 @@ declare("clbench", {
     "report.markdown": "report.formats.markdown", "report.methods": "report.analysis.grouping",
     "report.page": "report.formats.page", "report.pairs": "report.analysis.paired_tests",
     "report.pictures": "report.figures.data", "report.ranking": "report.analysis.ranking",
-    "report.ranks_figure": "report.figures.ranks", "report.scheme": "report.formats.page",
+    "report.ranks_figure": "report.figures.ranks", "report.scheme": "report.formats.palette",
     "report.series": "report.figures.data", "report.terminal": "report.formats.terminal",
     "report.tex": "report.formats.latex", "report.text": "report.formatting",
     "report.verified": "report.formats.verified",
@@ -226,7 +226,5 @@ declare("clbench", {
     "report.model.Picture": "report.model.FigureData", "report.model.Point": "report.model.FigurePoint",
     "training.Trainer": "training.trainer.Trainer", "training.Order": "training.trainer.Order",
     "training.steps_of": "training.trainer.steps_of", "training.make_schedule": "training.optimizers.make_schedule",
-    "execution.How": "execution.workers.settings.ExecutionSettings",
-    "execution.OnRay": "execution.workers.settings.RayCluster",
-    "execution.Listener": "execution.workers.settings.Listener",
+    "execution.Listener": "execution.workers.plan.Listener",
 })

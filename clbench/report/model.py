@@ -136,7 +136,7 @@ class FigurePoint:
 class FigureData:
     """A figure as data, with its title, caption and alternative text; it is drawn as `figures/<name>.svg`."""
 
-    kind: Literal["pareto", "growth", "curves", "heatmaps", "forgetting", "critical-difference"]
+    kind: str  # how it is drawn: a key of `clbench.report.figures.draw.KINDS`
     name: str
     title: str
     subject: str  # the section's title
