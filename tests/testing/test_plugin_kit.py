@@ -100,7 +100,7 @@ def test_names_that_do_not_do(name, words, tmp_path):
 ])
 def test_names_are_taken_among_their_own_kind(kind, name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        new_plugin.write(name, tmp_path / "made", discover(), kind)
+        new_plugin.write_plugin(name, tmp_path / "made", discover(), kind)
 
 
 @pytest.mark.parametrize(("kind", "lines"), [

@@ -12,7 +12,7 @@ from clbench.data.augmentation import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench
-from clbench.training import numerics, precompute
+from clbench.training import numerics, precompute, stacking
 from clbench.training import trainer as training
 from clbench.training.trainer import Trainer
 
@@ -65,6 +65,7 @@ def on_meta(method, options, seed):
 @pytest.mark.parametrize(("method", "options"), METHODS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
+    monkeypatch.setattr(stacking, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
     if count > 1 and "dropout" in options:
         options = {**options, "dropout": 0.0}  # what draws in its loss is not stacked
     members = [on_meta(method, options, seed) for seed in range(count)]
