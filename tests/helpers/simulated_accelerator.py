@@ -1,0 +1,165 @@
+"""An accelerator simulated on the CPU: tensors that are elsewhere, refuse to be mixed with the host's, and count waits.
+
+    with Simulated() as device:                      # torch.device("simulated", 0)
+        model.to("simulated")(x.to("simulated"))     # host tensors beside them raise, as on CUDA
+    waits                                            # where the host waited for the device (.item(), bool(), .tolist())
+
+A wrapper subclass holds a CPU tensor and says that it lives on `simulated:0` (torch's PrivateUse1 slot, set up from
+Python; an experimental interface of torch 2.9). Every operation is done on the CPU tensors inside, so results are the
+CPU's, bit for bit; what goes wrong is what would go wrong on any accelerator: a tensor left on the host, a factory
+without `device=`, `.numpy()` of a device tensor, a wait in the hot loop. vmap, functional_call, autograd and optimisers
+work.
+Not simulated: pinned memory, streams, autocast (bf16), CUDA graphs, kernels.
+"""
+from __future__ import annotations
+
+import traceback
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+HOST_TENSORS_ALLOWED = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_",
+                        "aten::index_put"}  # as on CUDA: copies, and indices on the host
+FIRST_DECIDES = HOST_TENSORS_ALLOWED - {"aten::_to_copy"}  # where the result is: where the first argument is
+waits: list[str] = []
+
+
+class Module:
+    """What torch expects of `torch.simulated`."""
+
+    def is_initialized(self): return True
+    def is_available(self): return True
+    def current_device(self): return 0
+    def device_count(self): return 1
+    def synchronize(self, device=None): pass
+    def _is_in_bad_fork(self): return False
+    def manual_seed(self, seed): pass
+    def manual_seed_all(self, seed): pass
+    def get_rng_state(self, device=None): return torch.get_rng_state()  # draws are the CPU's
+    def set_rng_state(self, state, device=None): pass
+    def get_amp_supported_dtype(self): return [torch.bfloat16, torch.float16]
+
+
+_setup_privateuseone_for_python_backend("simulated", backend_module=Module())
+DEVICE = torch.device("simulated", 0)
+
+
+def note_wait() -> None:
+    waits.append("".join(traceback.format_stack(limit=10)[:-2]))
+
+
+class SimulatedTensor(torch.Tensor):
+    """A CPU tensor, `raw`, that says it is on the device."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, raw):
+        return torch.Tensor._make_wrapper_subclass(cls, raw.size(), strides=raw.stride(), dtype=raw.dtype,
+                                                   storage_offset=raw.storage_offset(), layout=raw.layout,
+                                                   device=DEVICE)
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return on_device(func, args, kwargs or {})
+
+    @property
+    def data(self):
+        return torch._C.TensorBase.data.__get__(self)
+
+    @data.setter
+    def data(self, new):
+        torch._C.TensorBase.data.__set__(self, new)
+        self.raw = new.raw
+
+    def tolist(self):
+        note_wait()
+        return self.raw.tolist()
+
+    def untyped_storage(self): return self.raw.untyped_storage()
+    def data_ptr(self): return self.raw.data_ptr()
+    def __repr__(self): return f"SimulatedTensor({self.raw!r})"
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            new = SimulatedTensor(self.raw.detach().clone())
+            memo[id(self)] = (torch.nn.Parameter(new, self.requires_grad) if isinstance(self, torch.nn.Parameter)
+                              else new.requires_grad_(self.requires_grad))
+        return memo[id(self)]
+
+
+def on_device(func, args, kwargs):
+    """Do an operation on the CPU tensors inside, if it would be allowed on an accelerator."""
+    name = func._schema.name
+    flat, spec = tree_flatten((args, kwargs))
+    here = [a for a in flat if isinstance(a, SimulatedTensor)]
+    host = [a for a in flat if isinstance(a, torch.Tensor) and not isinstance(a, SimulatedTensor)]
+    if here and name not in HOST_TENSORS_ALLOWED and any(h.dim() for h in host):
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name} got "
+                           f"{[tuple(h.shape) for h in host]} of the host beside "
+                           f"{[tuple(s.shape) for s in here]} of {DEVICE}")
+    if name == "aten::_local_scalar_dense" and here:
+        note_wait()
+    if name in FIRST_DECIDES:
+        result_here = isinstance(args[0], SimulatedTensor)
+        if here and not result_here and name != "aten::copy_":
+            raise RuntimeError(f"{name}: a tensor of the host indexed by, or given, tensors of {DEVICE}")
+    elif kwargs.get("device") is not None:
+        result_here = torch.device(kwargs["device"]).type == DEVICE.type
+    else:
+        result_here = bool(here)
+    wrappers = {id(s.raw): s for s in here}
+    plain_args, plain_kwargs = tree_unflatten(
+        [a.raw if isinstance(a, SimulatedTensor) else torch.device("cpu") if isinstance(a, torch.device) else a
+         for a in flat], spec)
+    plain_kwargs.pop("pin_memory", None)
+
+    def wrap(result):
+        if not result_here or not isinstance(result, torch.Tensor) or isinstance(result, SimulatedTensor):
+            return result
+        return wrappers[id(result)] if id(result) in wrappers else SimulatedTensor(result)  # in place: its argument
+
+    results, shape = tree_flatten(func(*plain_args, **plain_kwargs))
+    return tree_unflatten([wrap(r) for r in results], shape)
+
+
+class Simulated(TorchDispatchMode):
+    """Within it, `device="simulated"` can be asked for."""
+
+    def __enter__(self):
+        super().__enter__()
+        return DEVICE
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        flat, _ = tree_flatten((args, kwargs or {}))
+        if any(isinstance(a, SimulatedTensor) or (isinstance(a, torch.device) and a.type == DEVICE.type) for a in flat):
+            return on_device(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def raw(tensor):
+    return tensor.raw if isinstance(tensor, SimulatedTensor) else tensor
+
+
+def _empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+    return SimulatedTensor(torch.empty(size, dtype=dtype, memory_format=memory_format or torch.contiguous_format))
+
+
+def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
+    return SimulatedTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy_from(source, target, non_blocking=False):
+    raw(target).copy_(raw(source))
+    return target
+
+
+_library = torch.library.Library("aten", "IMPL")  # what torch's C++ asks for past the dispatch mode
+_library.impl("empty.memory_format", _empty, "PrivateUse1")
+_library.impl("empty_strided", _empty_strided, "PrivateUse1")
+_library.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -1,0 +1,100 @@
+"""Every method on a device that is not the host: what the CPU gives, nothing mixed up, and few waits for the device."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("torch", "2.9", reason="torch lacks the interface of a device written in Python")
+
+from helpers.simulated_accelerator import DEVICE, Simulated, waits
+
+from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.testing import tiny_stream
+from clbench.training.trials import checkpoint, runner
+from clbench.training.trials.runner import TrialRunner
+
+TASKS = 3
+MODELS = {"mlp": "mlp:width=16", "cnn": "cnn", "resnet20": "resnet20:width=4",
+          "vit": "vit-tiny:patch=4:width=8:depth=2:heads=2"}
+METHODS = sorted(discover().strategies.keys() - {"avalanche:GSS_greedy"})  # which fails on tasks as small, anywhere
+OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10", "er-ace": ":capacity=10",
+           "icarl": ":capacity=12", "acl": ":memory=3", "l2p": ":pool=4:top=2:length=2"}
+# Host waits of a trial of three tasks. One a task (have the losses stayed finite?) and one a row of R are the rule;
+# what needs more says so here.
+WAITS = {"icarl": 400, "ewc": 60, "mas": 45, "a-gem": 30, "acl": 30, "packnet": 40}
+
+
+def trials(method, scenario="class", seeds=1, model=None):
+    info = discover().strategy(method)
+    spec = build({"methods": [f"{method}{OPTIONS.get(method, '')}"], "scenario": scenario, "seeds": seeds,
+                  "model": MODELS[model or info.check_model],
+                  "recipe": {"iterations": 4, "batch_size": 8, "lr": 0.01, "optimizer_state": "keep"}})
+    return plan(spec, discover())
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Return a function that runs trials on the CPU or the simulated device and gives their records."""
+    monkeypatch.setattr(TrialRunner, "stream", lambda self, trial: tiny_stream(trial.scenario).to(self.device))
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+
+    def go(planned, device, folder=None, kill_after=None):
+        def hear(progress):
+            if progress.task == kill_after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(runner, "pick_device", lambda _: device)
+        on = TrialRunner(ExecutionSettings(), "auto", "a test", artifacts=folder and folder / "artifacts",
+                         checkpoints=folder and folder / "checkpoints")
+        records = on.run_stack(planned, hear)
+        assert [r.failure and f"{r.failure.message}\n{r.failure.traceback}" for r in records] == [None] * len(records)
+        return records
+
+    return go
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gives_on_the_device_what_it_gives_on_the_cpu_and_rarely_waits(run, method):
+    cpu, = run(trials(method), torch.device("cpu"))
+    del waits[:]
+    with Simulated() as device:
+        record, = run(trials(method), device)
+    assert record.R == cpu.R
+    if not method.startswith("avalanche:"):  # whose loops and copies are Avalanche's
+        assert record.costs.bytes == cpu.costs.bytes
+        assert len(waits) <= WAITS.get(method, 7 * TASKS), "\n".join(sorted(set(waits))[:3])
+
+
+@pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "slda"])
+def test_a_stack_and_a_trial_that_goes_on_give_there_what_they_give_on_the_cpu(run, tmp_path, method):
+    group = trials(method, "task", seeds=2)
+    cpu = run(group, torch.device("cpu"))
+    with Simulated() as device:
+        there = run(group, device)
+        with pytest.raises(KeyboardInterrupt):
+            run(group, device, tmp_path, kill_after=2)
+        again = run(group, device, tmp_path)
+    assert [r.R for r in there] == [r.R for r in again] == [r.R for r in cpu]
+    assert not [note for r in (*there, *again) for note in r.notes if "failed" in note or "started over" in note]
+
+
+@pytest.mark.parametrize(("method", "model"), [("ewc", "cnn"), ("lora", "cnn"), ("ewc", "vit"), ("lora", "vit"),
+                                               ("lora", "resnet20")])
+def test_other_models_run_there_too(run, method, model):
+    cpu, = run(trials(method, model=model), torch.device("cpu"))
+    with Simulated() as device:
+        record, = run(trials(method, model=model), device)
+    assert record.R == cpu.R
+
+
+def test_a_tensor_left_on_the_host_is_an_error_there():
+    with Simulated() as device, pytest.raises(RuntimeError, match="on the same device"):
+        torch.ones(3, device=device) + torch.ones(3)
+    with Simulated() as device:
+        before, twin = len(waits), copy.deepcopy(torch.nn.Linear(3, 2).to(device))
+        assert float(twin(torch.ones(1, 3, device=device)).sum().detach()) and len(waits) == before + 1
+    assert DEVICE.type == "simulated"
