@@ -12,7 +12,7 @@ from clbench.core import entry_points
 from clbench.core.errors import ClbenchError, PluginError, unknown
 from clbench.execution import interrupts
 
-COMMANDS = {  # where each is, and what it is for
+COMMANDS = {  # import target and short help of each
     "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
     "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),
     "report": ("clbench.cli.report:command", "Render a report again from its records, or one of several runs."),
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
             command = entry_points.resolve(target, f"command {name!r}")
         except PluginError:
             raise
-        except (Exception, SystemExit) as error:  # whatever somebody else's module raises becomes one line
+        except (Exception, SystemExit) as error:  # any error of a third-party module becomes one line
             reason = " ".join(str(error).split())
             raise PluginError(f"command {name!r}: {target}: {type(error).__name__}: {reason}") from error
         if not isinstance(command, click.Command):
@@ -76,13 +76,13 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context,
                         args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which one may have been meant."""
+        """Find the command, or suggest similar names."""
         if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
             raise click.UsageError(unknown("command", args[0], self.list_commands(ctx), "clbench --help"))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what each command is for; of a plugin's, which is not loaded for this, where it comes from."""
+        """Write the short help of each command; for a plugin's, which is not loaded for this, its package."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         if self.of_plugins:
@@ -113,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def call(args: Sequence[str]) -> int:
-    """Run the command line and return the exit code; what the user can mend becomes one line per mistake."""
+    """Run the command line and return the exit code; each user error is printed as one line."""
     try:
         code = group.main(list(args), prog_name="clbench", standalone_mode=False)
     except ClbenchError as error:

@@ -63,11 +63,11 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
 
 
 def run_missing(ready: Experiment, dry_run: bool) -> int | None:
-    """Run the trials that are missing, and return the exit code where that is the end: a dry run, or interrupted.
+    """Run the missing trials; return an exit code if the command should stop (dry run, interrupt), else None.
 
     Args:
         ready: the experiment.
-        dry_run: whether to list the trials only.
+        dry_run: whether to only list the trials.
     """
     from rich.console import Console
 
@@ -91,7 +91,7 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
 
 
 def conclude(ready: Experiment) -> int:
-    """Print the table and where things are; return the exit code."""
+    """Write the report, print the table and the paths, and return the exit code."""
     from rich.console import Console
 
     from clbench import report
@@ -113,7 +113,7 @@ def conclude(ready: Experiment) -> int:
 
 
 def trials(ready: Experiment) -> str:
-    """Return the list of trials, and what is there of each."""
+    """Return a table of the trials and the state of each."""
     from tabulate import tabulate
 
     rows = []

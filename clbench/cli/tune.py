@@ -25,7 +25,7 @@ FIRST_SEED = 1000
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    """Read a number of seeds or a list, as `clbench run` does, but count from 1000: 0, 1, 2, ... are of results."""
+    """Read a number of seeds or a list, as `clbench run` does, but count from 1000: 0, 1, 2, ... are for results."""
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts) or parts == ["0"]:
         raise click.BadParameter(f"expected a number of seeds or a list such as 1000,1001, got {value!r}")
@@ -66,7 +66,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
     from clbench.experiment import toml_file
     from clbench.experiment.overrides import read_spec
 
-    toml_file.tomlkit()  # says what is missing before hours of search, not after
+    toml_file.tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
     original = read_spec(source, {}, {}, ())
     spec = read_spec(source, {}, flags, ())
@@ -92,7 +92,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
 
 
 def _check_seeds(original: Spec, spec: Spec) -> None:
-    """Refuse seeds that are reported with: options would fit their batches and initial weights."""
+    """Reject the experiment's own seeds: options would be fitted to their batches and initial weights."""
     from clbench.core.errors import SpecError
     from clbench.report.formatting import listed
 
@@ -108,7 +108,7 @@ def _by_optuna(rows: Sequence[Row]) -> bool:
 
 
 def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
-    """Return the display of a round; none where all is there already."""
+    """Return the progress display of a round; a silent listener if no trial is missing."""
     from rich.console import Console
 
     from clbench.execution.progress import display
@@ -118,7 +118,7 @@ def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the best options of each row, what they gave, and how much hung on them."""
+    """Return a table of each row's best options, their scores and the scores of the other candidates."""
     from tabulate import tabulate
 
     from clbench.core.options import format_value

@@ -1,4 +1,4 @@
-"""Execution: an experiment carried out. The process that leads the workers never imports torch."""
+"""Running experiments. The process that manages the workers never imports torch."""
 
 from clbench.core.lazy import lazy
 

@@ -98,7 +98,7 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
 
 
 def called(spec: Any, arguments: Mapping[str, Any]) -> str:
-    """Write a call of `run` as it may have stood in the user's code, for the records."""
+    """Reconstruct the call of `run` as source code, for the records."""
     first = [] if spec is None else [repr(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)]
     given = [f"{k}={v!r}" for k, v in arguments.items() if v is not None]
     return f"clbench.run({', '.join([*first, *given])})"

@@ -1,4 +1,4 @@
-"""Which trials this process runs where several share a run folder: each is locked for as long as it is run."""
+"""Sharing a run folder between processes: a process locks each trial while it runs it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-POLL_SECONDS = 0.5  # between looks at what other processes are still running
+POLL_SECONDS = 0.5  # between checks of trials that other processes are running
 
 
 class TrialClaims:
-    """The trials that are being run here, and those that were found taken.
+    """The trials that this process has locked, and those that other processes have.
 
     Args:
         store: the run folder.
-        known: its records by key, as they were read; what is written later is another process's, or our own.
-        found: hears of a record that another process has written, while its trial is locked.
-        note: hears of something the user should know.
+        known: its records by key, as read at the start; later records come from this process or another.
+        found: called with each record that another process has written, while its trial is locked.
+        note: called with messages for the user.
     """
 
     def __init__(self, store: Store, known: dict[str, Record], found: Callable[[Record], None],
                  note: Callable[[str], None]) -> None:
-        """Hold nothing yet."""
+        """Start without any locks."""
         self.store = store
         self.known = known
         self.found = found
@@ -36,7 +36,7 @@ class TrialClaims:
         self.locks = True
 
     def take(self, planned: PlannedTrial) -> bool:
-        """Return whether the trial is to be run here: no other process runs it, or has since the folder was read."""
+        """Lock a trial and return whether to run it: no other process is running it or has finished it meanwhile."""
         key = planned.trial.key
         if key in self.held:
             return True
@@ -55,7 +55,7 @@ class TrialClaims:
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Lock a trial whose record is there, for a moment: others that have it locked only look at the record too."""
+        """Lock a finished trial briefly, waiting if needed; other processes also lock it only to read its record."""
         while (taken := self._lock(key)) is None and self.locks:
             time.sleep(POLL_SECONDS)
         try:
@@ -65,15 +65,15 @@ class TrialClaims:
                 taken.release()
 
     def release(self, key: str) -> None:
-        """Let go of a trial whose record is written."""
+        """Unlock a trial whose record has been written."""
         taken = self.held.pop(key, None)
         if taken:
             taken.release()
 
     def wait(self) -> list[PlannedTrial]:
-        """Wait until other processes are done with the trials they took, and return those they left undone.
+        """Wait for other processes to finish their trials, and return those that they left unfinished.
 
-        These are held from here on.
+        This process has then locked the trials that are returned.
         """
         if self.elsewhere:
             self.note(f"{len(self.elsewhere)} of the trials are being run by another clbench in this folder; waiting")
@@ -84,12 +84,12 @@ class TrialClaims:
         return []
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Unlock all trials."""
         for key in list(self.held):
             self.release(key)
 
     def _lock(self, key: str) -> Lock | None:
-        """Lock a trial; None where another process has, or there are no locks here, which is said once."""
+        """Lock a trial; None if another process has it, or if the folder has no file locks (noted once)."""
         if not self.locks:
             return None
         try:

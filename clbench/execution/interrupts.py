@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first lets what is being written be written, the second stops at once.
+"""Ctrl-C and SIGTERM: the first signal lets pending writes finish, the second stops at once.
 
-Both end in a KeyboardInterrupt. Within `held` the first is put off until the block is left.
+Both raise KeyboardInterrupt. Within `held` the first is deferred until the block ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _State:
-    """What has been heard; there is one, as signals come to the process."""
+    """The signals received so far; a single instance, because signals are per process."""
 
     def __init__(self) -> None:
         self.heard = 0
@@ -26,7 +26,7 @@ _state = _State()
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Hear the signals within the block, if this is the main thread."""
+    """Handle both signals within the block, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,7 +35,7 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
-        _state.heard = 0  # or what is held later would be interrupted by what is long over
+        _state.heard = 0  # otherwise an old signal would interrupt a later `held` block
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -50,7 +50,7 @@ def _hear(number: int, frame: Any) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Put the handlers back, after the block, that somebody else's code sets within it."""
+    """Restore the signal handlers after the block, in case third-party code replaces them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -62,7 +62,7 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def held(wake: Callable[[], object] | None = None) -> Iterator[None]:
-    """Put a first signal off until the outermost such block is left; `wake` ends a wait in it."""
+    """Defer a first signal until the outermost such block ends; `wake` is called to end a wait inside it."""
     outer = _state.wake
     if wake is not None:
         _state.wake = wake

@@ -1,4 +1,4 @@
-"""What is shown while trials run: live bars on a terminal, one plain line per finished trial elsewhere."""
+"""Progress output: live bars on a terminal, one plain line per finished trial elsewhere."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SHOWN_LINES = 12  # of the traceback of a failed trial; the record keeps all of 
 
 
 class Tally:
-    """How far the trials of a run have come, and how long it takes."""
+    """The progress of a run and its timing."""
 
     def __init__(self, total: int) -> None:
         """Count up to `total` trials."""
         self.total = total
         self.done = 0
-        self.shares: dict[str, float] = {}  # of each running trial: the share that is over
+        self.shares: dict[str, float] = {}  # the finished share of each running trial
         self.began: float | None = None
 
     def start(self, key: str) -> None:
@@ -41,11 +41,11 @@ class Tally:
 
     @property
     def share(self) -> float:
-        """Return the share of all trials that is over."""
+        """Return the finished share of the run, from 0 to 1."""
         return (self.done + sum(self.shares.values())) / self.total
 
     def times(self) -> str:
-        """Return the time since the first trial began and an estimate of what is left, in words."""
+        """Return the elapsed time and an estimate of the remaining time, as text."""
         if self.began is None:
             return "getting ready"
         elapsed = time.monotonic() - self.began
@@ -54,7 +54,7 @@ class Tally:
 
 
 class Display(Listener):
-    """What both displays share: plain lines for what is said once. Used as a context manager."""
+    """Base class of both displays, which prints one-off messages as plain lines. A context manager."""
 
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a console."""

@@ -1,4 +1,4 @@
-"""An experiment as it is carried out: plan, see what is missing, execute, store, report."""
+"""Running an experiment: plan it, find the missing trials, run them, store records, write the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the ne
 
 @dataclass
 class Experiment:
-    """The trials of a spec, the run folder they go to, and the records that are already there."""
+    """The trials of a spec, their run folder, and the records that it already has."""
 
     spec: Spec
     registry: Registry
@@ -95,7 +95,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
 
 
 def execute(experiment: Experiment, listener: Listener, *, command: str) -> list[Record]:
-    """Run what is missing, store each record as it comes, and return the records of all the experiment's trials.
+    """Run the missing trials, store each record as it arrives, and return the records of all trials.
 
     Args:
         experiment: from `prepare`; its spec's `execution` says how.
@@ -143,7 +143,7 @@ def outdated(experiment: Experiment) -> list[str]:
 
 def plan_workers(experiment: Experiment, command: str,
                  claim: Callable[[PlannedTrial], bool] = lambda _: True) -> WorkerPlan:
-    """Decide on workers and threads, as far as the user has not.
+    """Choose the numbers of workers and threads that the user has not set.
 
     The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
     last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
@@ -167,10 +167,10 @@ def plan_workers(experiment: Experiment, command: str,
 
 
 class RecordKeeper(Listener):
-    """Stores each record as it comes, shows it to the trackers, and passes on what it hears."""
+    """Stores each record, logs it to the trackers, and forwards all events to another listener."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
-        """Stand between the executor and the listener."""
+        """Wrap the listener that events are forwarded to."""
         self.experiment = experiment
         self.listener = listener
         self.failing: set[str] = set()
@@ -178,23 +178,23 @@ class RecordKeeper(Listener):
         self.claims = TrialClaims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self.listener.ready(device, workers, threads, nodes)
 
     def note(self, text: str) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self.listener.note(text)
 
     def started(self, planned: PlannedTrial) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self.listener.started(planned)
 
     def progress(self, event: Progress) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self.listener.progress(event)
 
     def finished(self, record: Record) -> None:
-        """Store first: what is told of has been kept."""
+        """Store the record before forwarding the event."""
         with interrupts.held():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
@@ -236,11 +236,11 @@ class RecordKeeper(Listener):
         self.listener.finished(record)
 
     def track(self, record: Record) -> None:
-        """Show a record to every tracker; one that fails is reported once and stops nothing."""
+        """Log a record to every tracker; a failure is reported once per tracker and does not stop the run."""
         for name, tracker in self.experiment.trackers.items():
             try:
                 tracker.log(record)
-            except Exception as error:  # somebody else's code and service: the records are what counts
+            except Exception as error:  # third-party code and services must not cost records
                 if name not in self.failing:
                     self.failing.add(name)
                     self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")

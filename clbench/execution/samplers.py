@@ -21,13 +21,13 @@ Candidate = dict[str, Any]
 
 
 class Sampler(Protocol):
-    """Proposes candidates, some at a time, and hears their scores."""
+    """Proposes candidates in batches and receives their scores."""
 
     def ask(self) -> list[Candidate]:
         """Return the next candidates; none when the search is over."""
 
     def tell(self, scores: Sequence[float]) -> None:
-        """Hear the scores, higher is better, of the candidates asked for last."""
+        """Receive the scores of the last candidates, higher is better."""
 
 
 def sampler_for(space: Space, whole: Collection[str], trials: int) -> Sampler:
@@ -54,16 +54,16 @@ class Grid:
     """Tries every candidate of a list, all at once."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
-        """Take the candidates."""
+        """Store the candidates."""
         self.left = list(candidates)
 
     def ask(self) -> list[Candidate]:
-        """Return them all, the first time."""
+        """Return all candidates on the first call, none afterwards."""
         asked, self.left = self.left, []
         return asked
 
     def tell(self, scores: Sequence[float]) -> None:
-        """Hear the scores, which change nothing."""
+        """Ignore the scores."""
 
 
 class TPE:
@@ -95,7 +95,7 @@ class TPE:
         return [{option: self._value(option, trial.params[option]) for option in self.space} for trial in self.asked]
 
     def tell(self, scores: Sequence[float]) -> None:
-        """Hand the scores to Optuna."""
+        """Pass the scores to Optuna."""
         for trial, score in zip(self.asked, scores, strict=True):
             self.study.tell(trial, score)
 

@@ -1,1 +1,1 @@
-"""What is to be run: Spec -> plan -> Trial. Nothing here imports torch."""
+"""Descriptions of experiments: Spec -> plan -> Trial. No module of this package imports torch."""

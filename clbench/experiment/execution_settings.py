@@ -18,7 +18,7 @@ Executor = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class Flag:
-    """What help texts show of a field beside its name, type, bounds and description."""
+    """Details of a field for help texts, besides its name, type, bounds and description."""
 
     metavar: str | None = None
     default: str = ""  # in words, where the default is None
@@ -63,20 +63,20 @@ class ExecutionSettings(Strict):
     @field_validator("data")
     @classmethod
     def _at_home(cls, value: Path | None) -> Path | None:
-        """Read `~` as the user's home, which no shell does in a file."""
+        """Expand `~`, because no shell expands it in a file."""
         return value and Path(os.path.expanduser(value))
 
     @field_validator("executor", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        """Refuse an executor that there is not, with near names."""
+        """Reject an unknown executor and suggest similar names."""
         if isinstance(value, str) and value not in get_args(Executor):
             raise ValueError(unknown("executor", value, get_args(Executor), "clbench run --help"))
         return value
 
     @model_validator(mode="after")
     def _one_place(self) -> ExecutionSettings:
-        """Refuse what goes with the other executor."""
+        """Reject settings of the other executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):
             raise ValueError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
         if self.executor == "ray" and self.workers == 0:
@@ -85,12 +85,12 @@ class ExecutionSettings(Strict):
 
 
 def flag(name: str) -> Flag:
-    """Return what help texts show of a field beside the rest."""
+    """Return the `Flag` of a field, or an empty one."""
     return next((m for m in ExecutionSettings.model_fields[name].metadata if isinstance(m, Flag)), Flag())
 
 
 def meaning(name: str) -> str:
-    """Return the sentence or two that help texts show of a field: what it means, and its default if it has a value."""
+    """Return the help text of a field: its description, and its default if it has one."""
     field = ExecutionSettings.model_fields[name]
     default = "" if isinstance(field.default, bool) else flag(name).default or format_value(field.default)
     return f"{field.description}  [default: {default}]" if default else field.description or ""

@@ -1,4 +1,4 @@
-"""What flags, or arguments in Python, change in an experiment that a file describes."""
+"""Overriding the settings of an experiment file by flags or Python arguments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a file with those that were given in their place; None means not given.
+    """Return the values of a file, overridden by `given`; None means not given.
 
-    The keys of the recipe and of the execution stand beside the others in `given`. A budget in epochs replaces one in
-    iterations and the other way round. A method given by its bare name is the file's, with its options, where the file
-    has it.
+    `given` is flat: it has the keys of the recipe and of the execution settings beside the others. A budget in epochs
+    replaces one in iterations and vice versa. A method given by its bare name is the file's, with its options, where
+    the file has it.
     """
     out = dict(values)
     for key, value in given.items():
@@ -26,7 +26,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         if table:
             inside = out.get(table, {})
             if not isinstance(inside, Mapping):
-                continue  # a mistake in the file, which validation names
+                continue  # a mistake in the file, which validation reports
             inside = {k: v for k, v in inside.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
             out[table] = {**inside, key: value}
         elif key == "methods":
@@ -37,7 +37,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _pick(known: Any, wanted: Any) -> Any:
-    """Replace bare names among the wanted methods by the file's methods of that label or name."""
+    """Replace bare names among the wanted methods with the file's methods of that label or name."""
     if isinstance(wanted, str):
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     if not isinstance(known, list) or not isinstance(wanted, list | tuple):
@@ -50,7 +50,7 @@ def _pick(known: Any, wanted: Any) -> Any:
 
 
 def _calls(method: Any) -> set[str]:
-    """Return how a method of a file, as it stands there, can be called."""
+    """Return the names by which an unparsed method of a file can be selected."""
     if isinstance(method, str):
         return {method, method.partition(":")[0]}
     return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
@@ -87,14 +87,14 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
 
 
 def _names(method: MethodSpec) -> set[str]:
-    """Return how a method can be called: its label, its strategy's name, and the name with options as given."""
+    """Return the names that select a method: its label, its strategy's name, and the name with options as given."""
     written = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.options.items())])
     return {name for name in (method.label, method.name, written) if name}
 
 
 def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],
               options: Mapping[str, Any] | Iterable[str]) -> Spec:
-    """Return the experiment of a file (or of `values`) with what was given in its place.
+    """Return the experiment of a file (or of `values`), overridden by `given` and `options`.
 
     Raises:
         SpecError: it is not a valid experiment; every mistake is a line.

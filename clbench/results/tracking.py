@@ -1,4 +1,4 @@
-"""Trackers: records shown to other tools as they come, and what those tools are told of a record.
+"""Trackers: logging records to other tools as trials finish, and the values that are logged.
 
 A tracker is named by `clbench run --log`; its plugin declares it as a `TrackerInfo`. It is made before any trial
 starts, sees every record of the experiment, and logs those that it has not logged yet.
@@ -28,10 +28,10 @@ Value = str | int | float | bool
 
 
 class Tracker(Protocol):
-    """Shows records to another tool; lives in the main process, which does without torch."""
+    """Logs records to another tool; runs in the main process, which does not import torch."""
 
     def log(self, record: Record) -> None:
-        """Log a finished trial, unless this very training of it is logged (`run_id`)."""
+        """Log a finished trial, unless this run of it (`run_id`) is already logged."""
 
 
 def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict[str, Tracker]:
@@ -66,13 +66,13 @@ def library(module: str, tracker: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise PluginError(f"tracker {tracker!r} needs {error.name}: pip install {extra}") from None
-    except Exception as error:  # somebody else's package, which must not end the run with a traceback
+    except Exception as error:  # a third-party package, whose errors must not end the run with a traceback
         raise PluginError(f"tracker {tracker!r}: cannot import {module}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a trial when it has learned `tasks` tasks (0: before any training)."""
+    """The values of a trial after `tasks` tasks (0: before any training)."""
 
     tasks: int
     seconds: float  # since the trial began
@@ -80,23 +80,23 @@ class Step:
 
 
 def run_id(record: Record) -> str:
-    """Return what tells one training of a trial from every other: its key and when it started."""
+    """Return an identifier of one run of a trial: its key and start time."""
     return f"{record.key}-{record.provenance.started:%Y%m%dT%H%M%S}"
 
 
 def run_name(record: Record) -> str:
-    """Return what a run is called in a list of runs; one on validation samples says so."""
+    """Return the display name of a run, which says whether it used validation samples."""
     trial = record.trial
     return f"{record.label} {trial.scenario} seed {trial.seed}" + (" validation" if trial.validation else "")
 
 
 def group_name(record: Record) -> str:
-    """Return what the runs of a method in a setting share, whatever their seed, and no others."""
+    """Return the group name shared by exactly the runs that differ only in their seed."""
     return f"{record.label} {record.trial.scenario} {record.trial.seedless[:8]}"
 
 
 def parameters(record: Record) -> dict[str, Value]:
-    """Return what defines the trial, flat: the setting, the method, every option (`method.rank`) and the seed.
+    """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
     `validation` is the share of the training samples that accuracies were measured on; 0 means the test set.
     """
@@ -116,7 +116,7 @@ def _named(kind: str, thing: Resolved) -> dict[str, Any]:
 
 
 def steps(record: Record) -> Iterator[Step]:
-    """Yield what a trial did, step by step: accuracies (fractions), parameters, bytes and seconds.
+    """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes and seconds.
 
     accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
     cost/trainable, cost/parameters, cost/bytes: trained on the last task, kept after it ·
@@ -142,7 +142,7 @@ def steps(record: Record) -> Iterator[Step]:
 
 
 def final(record: Record) -> dict[str, float]:
-    """Return ACC, forgetting and BWT of a whole R, as fractions; nothing where the trial did not end well."""
+    """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done."""
     if record.status != "done":
         return {}
     found = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}

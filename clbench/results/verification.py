@@ -1,8 +1,8 @@
-"""Verification: the cells of a published table beside the records that repeat them, with a verdict on each.
+"""Verification: compares the cells of a published table with our records and gives a verdict on each.
 
 The tolerance of a cell is the half width of Welch's interval (docs/verify.md) of the difference of the two means, from
 both spreads and both numbers of seeds, plus the rounding of the published figure and the cell's stated allowance. Where
-the spread was not published, the half width of Student's interval of our mean stands in its place.
+the spread was not published, the half width of Student's interval of our mean is used instead.
 
 Verdicts: `reproduced` (the difference is within the tolerance), `missed` (it is not, or a seed diverged), `cannot tell`
 (the difference is within a tolerance so wide that it says nothing, or there are too few seeds), `not run`.
@@ -23,15 +23,15 @@ from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
 Verdict = Literal["reproduced", "missed", "cannot tell", "not run"]
-MOST_SEEDS = 1000  # that are looked at for a tolerance that decides
+MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A cell with what our records say; accuracies, differences and tolerances in points."""
+    """A cell with the results of our records; accuracies, differences and tolerances in points."""
 
     cell: Cell
-    records: tuple[Record, ...]  # all that repeat the cell, by seed
+    records: tuple[Record, ...]  # all records that repeat the cell, by seed
     tolerance: float | None  # None for fewer than two seeds
     verdict: Verdict
     remarks: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Checked:
 
     @property
     def failed(self) -> bool:
-        """Tell whether a seed has no result."""
+        """Return whether a seed has no result."""
         return any(r.status != "done" for r in self.records)
 
     @property
@@ -107,20 +107,20 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     """Return the tolerance of a cell in points.
 
     Args:
-        reference: what states the level and the rounding.
+        reference: the published table, which states the level and the rounding.
         cell: the published number.
         accuracies: ours, one per seed, at least two.
-        seeds: as if our spread were that of so many seeds; None for as many as there are.
+        seeds: the number of seeds to assume for our spread; None for the actual number.
     """
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
     published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
-    # No published spread is a spread of zero over endlessly many seeds: Welch's interval is then Student's.
+    # An unpublished spread counts as zero, for which Welch's interval is Student's interval of our mean.
     half = welch_half_width((error, n), (published or 0.0, reference.seeds), rule.level)
     return half + rule.rounding + cell.allowance
 
 
 def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
-    """Return how many seeds of the same spread would bring the tolerance down to the widest; None for none."""
+    """Return how many seeds of the same spread would lower the tolerance to the widest; None if no number does."""
     return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
                  if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)

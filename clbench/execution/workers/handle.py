@@ -1,4 +1,4 @@
-"""One worker as the process that leads it sees it, wherever it runs."""
+"""Handle of one worker in the managing process, wherever the worker runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkerHandle(ABC):
     """
 
     def __init__(self, inbox: Inbox) -> None:
-        """Expect nothing of it yet."""
+        """Start without pending requests."""
         self.inbox = inbox
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.ready: Ready | None = None
@@ -34,25 +34,25 @@ class WorkerHandle(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Send a message; to a dead worker it is lost, and its death is in the inbox or about to be."""
+        """Send a message; if the worker has died, it is lost, and the inbox reports the death sooner or later."""
 
     @abstractmethod
     def end(self) -> None:
-        """Make an end of the worker, and of what it may have started, whatever it is doing."""
+        """Kill the worker and its child processes, whatever it is doing."""
 
     @abstractmethod
     def exit_reason(self) -> str:
-        """Return how the worker ended, in words that begin with it."""
+        """Return how the worker ended, as a clause whose subject is the worker."""
 
     def ask(self, request: Prepare | Run) -> None:
-        """Send a request and remember it until it is answered."""
+        """Send a request and store it until it is answered."""
         self.request, self.since = request, datetime.datetime.now(datetime.timezone.utc)
         self.clock = time.monotonic()
         self.send(request)
 
     @property
     def seconds(self) -> float:
-        """Return for how long it has had its last request; the clock on the wall may jump meanwhile."""
+        """Return the seconds since the last request, by the monotonic clock, because the wall clock may jump."""
         return time.monotonic() - self.clock
 
     def last_stderr_line(self) -> str:

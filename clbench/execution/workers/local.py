@@ -18,7 +18,7 @@ from clbench.experiment.trial import PlannedTrial
 
 
 def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
-    """Run trials and tell the listener of each; returns when all are over.
+    """Run trials and report each to the listener; returns when all have ended.
 
     Raises:
         ClbenchError: bad input that shows only with the data or torch at hand; no trial has started then.

@@ -1,4 +1,4 @@
-"""What an executor is given: a plan for its workers, and somebody who hears how it goes on."""
+"""The input of an executor: a plan for its workers, and a listener for the events of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clbench.results.records import Record
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a run decides for itself: how many workers there are, what each is told, and what is asked for each trial.
+    """What a run decides: the number of workers, their settings, and the callbacks for each trial.
 
     What the user decides is in the settings, which every worker is told.
     """
@@ -26,27 +26,27 @@ class WorkerPlan:
 
     @property
     def settings(self) -> ExecutionSettings:
-        """Return what the user decided."""
+        """Return the user's execution settings."""
         return self.start.settings
 
 
 class Listener:
-    """Hears how an experiment goes on; this one does nothing."""
+    """Receives the events of a run; the base class ignores them."""
 
     def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
-        """Hear what the experiment consists of, and which of its trials are to be run now."""
+        """Receive all trials of the experiment, and those that will be run now."""
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Hear that workers are there, the device they use, and on how many nodes of a cluster; 0: this machine."""
+        """Receive the device and number of workers that are ready, and of cluster nodes (0: this machine)."""
 
     def note(self, text: str) -> None:
-        """Hear of something the user should know."""
+        """Receive a message for the user."""
 
     def started(self, planned: PlannedTrial) -> None:
-        """Hear that a trial has begun."""
+        """Receive a trial that has started."""
 
     def progress(self, event: Progress) -> None:
-        """Hear how far a trial has come."""
+        """Receive the progress of a running trial."""
 
     def finished(self, record: Record) -> None:
-        """Hear that a trial is over, well or not."""
+        """Receive the record of a trial that has ended, whatever its status."""

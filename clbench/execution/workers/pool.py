@@ -32,11 +32,11 @@ from clbench.results.records import Failure
 
 
 class WorkerError(ClbenchError):
-    """Workers that do not start, or die before any trial has."""
+    """Workers do not start, or die before any trial has started."""
 
 
 class Pool:
-    """Workers and the trials that wait for them.
+    """A pool of workers and the queue of their trials.
 
     Args:
         plan: how many workers there are to be.
@@ -47,7 +47,7 @@ class Pool:
 
     def __init__(self, plan: WorkerPlan, listener: Listener, start: Callable[[Inbox], WorkerHandle],
                  nodes: int = 0) -> None:
-        """Take the plan; `run` starts the workers."""
+        """Store the plan; `run` starts the workers."""
         self.plan = plan
         self.listener = listener
         self.start = start
@@ -83,11 +83,11 @@ class Pool:
 
     @property
     def left(self) -> bool:
-        """Tell whether trials are still to be given out."""
+        """Return whether trials remain to be assigned."""
         return bool(self.again or self.waiting.left)
 
     def hear(self, link: WorkerHandle, event: Message | Exception | None) -> None:
-        """Take in what a worker says."""
+        """Handle a message of a worker."""
         if event is None:
             self.handle_death(link)
         elif isinstance(event, Exception):
@@ -119,7 +119,7 @@ class Pool:
                     self.listener.finished(record)
 
     def assign(self) -> None:
-        """Give each idle worker something to do: one prepares, and when that is done all run trials."""
+        """Assign work to idle workers: one runs the preflight checks; after them all run trials."""
         if not self.checked and self.checker and self.checker.request is None:
             if planned := self.checks.next():
                 self.checker.ask(Prepare(planned=planned))
@@ -133,7 +133,7 @@ class Pool:
                         self.listener.started(planned)
 
     def _next(self, device: str) -> list[PlannedTrial]:
-        """Return the trials to run next, none where all are given out or taken by other processes."""
+        """Return the trials to run next; none if all are assigned or locked by other processes."""
         group: list[PlannedTrial] = []
         while self.left and not group:
             waiting = self.again.popleft() if self.again else self.waiting.take(self.plan.settings.stack, device)
@@ -141,7 +141,7 @@ class Pool:
         return group
 
     def handle_death(self, link: WorkerHandle) -> None:
-        """Deal with a worker's death: what it was doing is tried again or has failed, a new one takes its place."""
+        """Handle a worker's death: its request is retried or has failed, and a new worker replaces it."""
         self.links.remove(link)
         link.end()
         cause, request = link.exit_reason(), link.request
@@ -160,12 +160,12 @@ class Pool:
             self.links.append(self.start(self.inbox))
 
     def _once_more(self, key: str) -> bool:
-        """Count a death and return whether what it cost may be tried again."""
+        """Count a death and return whether the lost work may be retried."""
         self.deaths[key] += 1
         return self.deaths[key] <= self.plan.settings.retries
 
     def _lost(self, link: WorkerHandle, group: Sequence[PlannedTrial], cause: str) -> None:
-        """Try the trials of a dead worker again, a stack as two halves, or take them for failed."""
+        """Retry the trials of a dead worker, a stack as two halves, or record them as failed."""
         names = f"{group[0].label} seed {', '.join(str(p.trial.seed) for p in group)}"
         if len(group) > 1:
             half = len(group) // 2
@@ -183,7 +183,7 @@ class Pool:
             self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
 
     def _unprepared(self, link: WorkerHandle, request: Message | None, cause: str) -> None:
-        """Let another worker prepare what a dead one was preparing.
+        """Let another worker prepare the trial that a dead one was preparing.
 
         Raises:
             WorkerError: that has been tried often enough.
@@ -197,7 +197,7 @@ class Pool:
         self.checker = next((p for p in self.links if p.ready), None)
 
     def keep_only(self, link: WorkerHandle) -> None:
-        """Send all other workers away: on one accelerator they would be in each other's way."""
+        """Stop all other workers, which would compete for the one accelerator."""
         others = [p for p in self.links if p is not link]
         self.links = [link]
         for other in others:

@@ -23,10 +23,10 @@ DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may ho
 
 
 class Process(WorkerHandle):
-    """One worker process, as seen from here."""
+    """Handle of a worker process."""
 
     def __init__(self, start: Start, inbox: Inbox) -> None:
-        """Start it; what it says goes to `inbox`, and None when it has died."""
+        """Start the process; its messages go to `inbox`, and None when it has died."""
         super().__init__(inbox)
         number = str(start.threads)
         threads = {} if start.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
@@ -64,14 +64,14 @@ class Process(WorkerHandle):
         self.inbox.put((self, None))
 
     def send(self, message: Message) -> None:
-        """Send a message; to a dead worker it is lost, and its death is in the inbox or about to be."""
+        """Send a message; if the worker has died, it is lost, and the inbox reports the death sooner or later."""
         assert self.popen.stdin
         with contextlib.suppress(OSError):
             self.popen.stdin.write(message.line())
             self.popen.stdin.flush()
 
     def end(self) -> None:
-        """Make an end of the worker, and of what it may have started, whatever it is doing."""
+        """Kill the worker and its child processes, whatever it is doing."""
         if self.popen.poll() is None:
             if os.name == "posix":
                 with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
@@ -84,7 +84,7 @@ class Process(WorkerHandle):
             self.popen.stdin.close()
 
     def exit_reason(self) -> str:
-        """Return how the process ended, in words."""
+        """Return how the process ended, as text."""
         code = self.popen.returncode
         if code >= 0:
             return f"the worker process exited with code {code}"

@@ -1,4 +1,4 @@
-"""What the leading process and its workers say to each other: one JSON object a line."""
+"""Messages between the managing process and its workers: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def line(self) -> str:
-        """Return the message as the line that is sent."""
+        """Return the message as a line of JSON."""
         return self.model_dump_json(by_alias=True) + "\n"
 
 
@@ -40,7 +40,7 @@ class Start(Message):
 
 
 class Prepare(Message):
-    """To a worker: get the stream of a trial and see whether its method can be built."""
+    """To a worker: load the stream of a trial and check that its method can be built."""
 
     type: Literal["prepare"] = "prepare"
     planned: PlannedTrial
@@ -62,14 +62,14 @@ class Ready(Message):
 
 
 class Prepared(Message):
-    """From a worker: the answer to `Prepare` where all is well."""
+    """From a worker: the answer to `Prepare` if the trial can run."""
 
     type: Literal["prepared"] = "prepared"
     notes: list[str]
 
 
 class Refused(Message):
-    """From a worker: the answer to `Start` or `Prepare` where the user has something to mend."""
+    """From a worker: the answer to `Start` or `Prepare` after an error of the user."""
 
     type: Literal["refused"] = "refused"
     kind: str
@@ -82,7 +82,7 @@ class Refused(Message):
 
 
 class Note(Message):
-    """From a node of a cluster: something the user should know."""
+    """From a node of a cluster: a message for the user."""
 
     type: Literal["note"] = "note"
     text: str
@@ -97,14 +97,14 @@ class Died(Message):
 
 
 class Running(Message):
-    """From a worker: how far a trial has come."""
+    """From a worker: the progress of a trial."""
 
     type: Literal["running"] = "running"
     progress: Progress
 
 
 class Finished(Message):
-    """From a worker: the answer to `Run`, whatever became of the trials."""
+    """From a worker: the answer to `Run`, whether the trials succeeded or failed."""
 
     type: Literal["finished"] = "finished"
     records: list[Record]
@@ -117,7 +117,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
 
 def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
-    """Return the record of a trial that ended before it could leave one itself."""
+    """Return the record of a trial that ended before it could create one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
         "trial": planned.trial, "failure": failure, "provenance": provenance.model_copy(update={"started": started})})

@@ -39,11 +39,11 @@ CALLS = 3  # that an actor serves at once: it listens for long, and is sent to a
 
 
 class ClusterError(ClbenchError):
-    """A cluster that is not there, or has no room for what is asked of it."""
+    """The cluster cannot be reached or lacks the requested resources."""
 
 
 def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
-    """Run trials on the cluster and tell the listener of each; returns when all are over.
+    """Run trials on the cluster and report each to the listener; returns when all have ended.
 
     Raises:
         ClusterError: no cluster answers, or none of its nodes has what a worker needs.
@@ -60,7 +60,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Yield the library, connected; a connection that the user's code has made is used, and left open.
+    """Yield the connected Ray library; a connection made by the user's code is reused and left open.
 
     Without an address it is RAY_ADDRESS, or Ray's own port on this machine.
 
@@ -89,7 +89,7 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def reach(address: str) -> None:
-    """Raise `ClusterError` where nobody listens at an address."""
+    """Raise `ClusterError` if nothing listens at an address."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"{address!r} is no address of a Ray cluster: HOST:PORT, as in 10.0.0.1:{PORT}")
@@ -101,10 +101,10 @@ def reach(address: str) -> None:
 
 
 class Cluster:
-    """Where workers are started, and what each takes."""
+    """The cluster on which workers are started, and the resources of each."""
 
     def __init__(self, ray: Any, start: Start, mark: Path) -> None:
-        """Decide on GPUs.
+        """Choose the number of GPUs per worker.
 
         Args:
             ray: the library, connected.
@@ -128,7 +128,7 @@ class Cluster:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def nodes(self) -> list[int]:
-        """Return for how many workers each node that can take any has room, whatever else runs there now."""
+        """Return the number of workers that fit on each usable node, ignoring its current load."""
         rooms = []
         for node in self._resources():
             room = int(node.get("CPU", 0) // self.cpus)
@@ -163,12 +163,12 @@ class Cluster:
 
 
 def gpus_of(device: str, asked: float | None, there: bool) -> tuple[float, str]:
-    """Return the GPUs of each worker and the device it is told; `there` says whether the cluster has any.
+    """Return the number of GPUs per worker and the worker's device; `there` says whether the cluster has GPUs.
 
-    `asked` is a fraction of one GPU, or whole ones; None is one, if a node has any and the device may be it.
+    `asked` is a fraction of one GPU or a whole number; None means one if the cluster has GPUs and `device` allows it.
 
     Raises:
-        SpecError: the device is not what is asked for, or half of one GPU and the whole of another.
+        SpecError: the device has an index, it contradicts the number of GPUs, or that is above 1 and not whole.
     """
     kind = device.partition(":")[0]
     if ":" in device:
@@ -184,10 +184,10 @@ def gpus_of(device: str, asked: float | None, there: bool) -> tuple[float, str]:
 
 
 class Remote(WorkerHandle):
-    """A worker on a node of the cluster, as seen from here."""
+    """Handle of a worker on a node of the cluster."""
 
     def __init__(self, cluster: Cluster, actor: Any, inbox: Inbox) -> None:
-        """Listen to an actor that has been asked for."""
+        """Listen to an actor that Ray has been asked to start."""
         super().__init__(inbox)
         self.cluster, self.actor = cluster, actor
         self.name, self.death = "", "the worker ended"
@@ -219,7 +219,7 @@ class Remote(WorkerHandle):
         self.actor.send.remote(message)
 
     def end(self) -> None:
-        """Make an end of the worker and its actor, as `WorkerHandle` says."""
+        """Stop the worker and its actor, as `WorkerHandle` says."""
         ray = self.cluster.ray
         if self.name:
             ray.wait([self.actor.end.remote()], timeout=END_SECONDS)
@@ -236,18 +236,19 @@ class Begin:
     """What an actor needs to start its worker."""
 
     start: Start
-    plugins: Mapping[str, bytes]  # those that are files, by their names
+    plugins: Mapping[str, bytes]  # source of each plugin that is a file, by file name
     folder: str  # where the command was started
     mark: str  # a file in the run folder
 
 
 class Host:
-    """The actor: leads a worker process on a node of the cluster."""
+    """The Ray actor, which manages a worker process on a node of the cluster."""
 
     def begin(self, begin: Begin) -> str:
-        """Start the worker where the command was started, if the node has that folder, and return the node's name.
+        """Start the worker and return the node's name.
 
-        A node without the run folder keeps no artifacts and checkpoints; a note says so.
+        The worker starts in the folder of the command, if the node has it. Without the run folder it writes no
+        artifacts and no checkpoints; a note says so.
         """
         name = socket.gethostname()
         self.inbox: Inbox = queue.SimpleQueue()
@@ -267,11 +268,11 @@ class Host:
         return name
 
     def send(self, message: Message) -> None:
-        """Pass a message on to the worker."""
+        """Send a message to the worker."""
         self.process.send(message)
 
     def hear(self) -> list[Message]:
-        """Wait until the worker says something, and return all it has said; the last of all is `Died`."""
+        """Wait for messages of the worker and return all that have arrived; `Died` is the last one ever."""
         said, self.said = self.said, []
         while not said or not self.inbox.empty():
             heard = self.inbox.get()
@@ -282,6 +283,6 @@ class Host:
         return said
 
     def end(self) -> None:
-        """Make an end of the worker."""
+        """Stop the worker."""
         self.process.end()
         self.files.cleanup()

@@ -1,4 +1,4 @@
-"""In which order trials run, and what is checked before the first of them."""
+"""The order of trials, and the checks before the first one starts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from clbench.core.errors import ClbenchError, DataError
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial
 
-ACCELERATOR_STACK = 32  # trials that are tried together; a stack that does not fit in memory is halved
+ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
 
 
 Kind = tuple[tuple[str, ...], str]
 
 
 class TrialQueue:
-    """The trials that wait, setting by setting (streams are large); in each the longest go first, once known.
+    """Queue of trials: one setting after another, because streams are large; longest first within a setting.
 
-    So methods are all met early, and no long trial is left to run alone at the end.
+    Kinds of trials that have not been timed yet count as longest. So each method starts early, and no long trial is
+    left to run alone at the end.
     """
 
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
-        """Let them wait in the order of the plan."""
-        # Positions in the plan and trials, by setting and kind: what these are takes long to write out.
+        """Queue the trials in the order of the plan."""
+        # Positions in the plan and trials, by setting and kind, which are costly to format and so computed once.
         self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
         for position, planned in enumerate(todo):
             kinds = self.left.setdefault(planned.trial.setting, {})
@@ -31,14 +32,13 @@ class TrialQueue:
         self.seconds: dict[Kind, float] = {}
 
     def take(self, stack: int | None, device: str) -> list[PlannedTrial]:
-        """Remove the next trial and, up to the size of a stack, others of its setting that may train with it.
+        """Remove and return the next trial and others of its setting that can train in the same stack.
 
-        Without a size trials run one by one on a CPU and together on an accelerator.
-
-        These are the other seeds of its method, then those of methods that differ in `Scalar` options only.
+        The others are further seeds of its method, then trials of methods that differ in `Scalar` options only. With
+        `stack=None` trials run one by one on a CPU and in stacks of `ACCELERATOR_STACK` on an accelerator.
         """
         setting, here = next(iter(self.left.items()))
-        kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # the earliest of several
+        kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # ties: first in the plan
         size = stack or (1 if device == "cpu" else ACCELERATOR_STACK)
         family = here[kind][0][1].family
         kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
@@ -54,17 +54,17 @@ class TrialQueue:
         return group
 
     def took(self, group: Sequence[PlannedTrial], seconds: float) -> None:
-        """Hear how long trials took."""
+        """Store the seconds that a group of trials took."""
         for planned in group:
             self.seconds[self._kind(planned)] = seconds / len(group)
 
     def _kind(self, planned: PlannedTrial) -> Kind:
-        """Return what trials have in common that differ in their seed only."""
+        """Return the key shared by trials that differ only in their seed."""
         return planned.trial.setting, str(planned.trial.method)
 
 
 class PreflightChecks:
-    """What is to be found out before any trial starts: that each method can be built on each setting's stream."""
+    """Checks before any trial starts that each method can be built on each setting's stream."""
 
     def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
         """Take the first trial of every setting and method."""
@@ -77,10 +77,10 @@ class PreflightChecks:
         self.notes: set[str] = set()
 
     def next(self) -> PlannedTrial | None:
-        """Return the trial to prepare now; None when all are.
+        """Return the next trial to prepare; None when all have been checked.
 
         Raises:
-            ClbenchError: all have been looked at and some cannot run; a line for each mistake.
+            ClbenchError: all have been checked and some cannot run; a line for each mistake.
         """
         if self.left:
             return self.left.pop(0)
@@ -89,14 +89,14 @@ class PreflightChecks:
         return None
 
     def passed(self, notes: Sequence[str]) -> None:
-        """Hear that a trial can run; what there is to note is passed on once."""
+        """Record that a trial can run, and report each distinct note once."""
         for note in notes:
             if note not in self.notes:
                 self.notes.add(note)
                 self.listener.note(note)
 
     def refused(self, planned: PlannedTrial, error: ClbenchError) -> None:
-        """Hear that a trial cannot run. Without its stream, neither can the others of its setting."""
+        """Record that a trial cannot run; a `DataError` means no stream, so the rest of its setting is skipped."""
         self.problems[str(error)] = error
         if isinstance(error, DataError):
             self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]

@@ -34,14 +34,14 @@ Send = Callable[[Message], None]
 
 
 class Worker:
-    """Answers requests; the same object serves in a process of its own and in the user's."""
+    """Answers requests, in a process of its own or in the user's process."""
 
     def __init__(self, start: Start, send: Send) -> None:
-        """Import torch and get ready to run on the device.
+        """Import torch and set up the device.
 
         Raises:
             SpecError: there is no such device, or no compiler where losses are to be compiled.
-            PluginError: a plugin's file cannot be used any more.
+            PluginError: a plugin's file can no longer be loaded.
         """
         import torch
 
@@ -62,7 +62,7 @@ class Worker:
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 
     def prepare(self, planned: PlannedTrial) -> None:
-        """Answer `Prepare`. What is not the user's mistake is left to the trial itself, whose record keeps it."""
+        """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
             self.send(Prepared(notes=self.runner.prepare(planned.trial)))
         except ClbenchError as error:
@@ -72,7 +72,7 @@ class Worker:
             self.send(Prepared(notes=[]))
 
     def run(self, group: Sequence[PlannedTrial]) -> None:
-        """Answer `Run`; an exception that the trials did not turn into records themselves becomes some here."""
+        """Answer `Run`; an exception that escapes the trials becomes a failed record of each."""
         started = datetime.datetime.now(datetime.timezone.utc)
         try:
             records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
@@ -86,10 +86,10 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the process that started this one until it closes our standard input or dies."""
+    """Serve the parent process until it closes standard input or exits."""
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What a plugin prints or reads must not get into the conversation.
+    # Plugins must not print to or read from the streams of the protocol.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -97,7 +97,7 @@ def main() -> None:
     def listen() -> None:
         for line in lines:
             inbox.put(line)
-        os._exit(0)  # the leader has gone: a trial that is running has nobody left to report to
+        os._exit(0)  # the parent is gone, so a running trial could not report its result
 
     def send(message: Message) -> None:
         answers.write(message.line())
