@@ -7,18 +7,40 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 
 
 class Strict(BaseModel):
-    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number."""
+    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
+
+    Fields in `LATER` came after the first records. What is written leaves them out while they have their defaults, so
+    that the keys of trials stay as they are.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and has its default."""
+        written: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        same = [n for n in self.LATER if getattr(self, n) == fields[n].get_default(call_default_factory=True)]
+        return {name: value for name, value in written.items() if name not in same}
 
     @field_validator("*", mode="before")
     @classmethod
