@@ -79,6 +79,13 @@ class Options(Strict):
         """Read 'none' as None for options that allow it."""
         return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _joined_by_plus(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read text as a list for options that are lists: `q+v` is q and v."""
+        is_list = get_origin(cls.model_fields[info.field_name or ""].annotation) is list
+        return value.split("+") if is_list and isinstance(value, str) else value
+
 
 def scalars(options: type[Options]) -> list[str]:
     """Return the names of the options that are declared as `Scalar`."""
@@ -172,7 +179,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as text that `parse_value` reads back."""
+    """Return a value as text that `parse_value` reads back; a list of words as `Options` reads it, `q+v`."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
@@ -180,6 +187,8 @@ def format_value(value: Any) -> str:
         return min((text for text in short if float(text) == value), key=len, default=repr(value))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list) and value and all(isinstance(v, str) and re.fullmatch(r"\w+", v) for v in value):
+        return "+".join(value)
     return str(value)
 
 
