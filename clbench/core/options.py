@@ -7,18 +7,40 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 
 
 class Strict(BaseModel):
-    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number."""
+    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
+
+    Fields in `LATER` came after the first records. What is written leaves them out while they have their defaults, so
+    that the keys of trials stay as they are.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and has its default."""
+        written: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        same = [n for n in self.LATER if getattr(self, n) == fields[n].get_default(call_default_factory=True)]
+        return {name: value for name, value in written.items() if name not in same}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -56,6 +78,13 @@ class Options(Strict):
     def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
         """Read 'none' as None for options that allow it."""
         return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _joined_by_plus(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read text as a list for options that are lists: `q+v` is q and v."""
+        is_list = get_origin(cls.model_fields[info.field_name or ""].annotation) is list
+        return value.split("+") if is_list and isinstance(value, str) else value
 
 
 def scalars(options: type[Options]) -> list[str]:
@@ -150,7 +179,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as text that `parse_value` reads back."""
+    """Return a value as text that `parse_value` reads back; a list of words as `Options` reads it, `q+v`."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
@@ -158,6 +187,8 @@ def format_value(value: Any) -> str:
         return min((text for text in short if float(text) == value), key=len, default=repr(value))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list) and value and all(isinstance(v, str) and re.fullmatch(r"\w+", v) for v in value):
+        return "+".join(value)
     return str(value)
 
 

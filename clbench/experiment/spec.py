@@ -11,11 +11,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -53,11 +51,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 class Recipe(Strict):
-    """How every method is trained on each task.
-
-    A field that came later than the first records is left out of what is written while it has its default, so that
-    the keys of trials stay as they are.
-    """
+    """How every method is trained on each task."""
 
     LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm")
 
@@ -76,13 +70,6 @@ class Recipe(Strict):
         "reset", description="whether moments are forgotten or kept when a new task begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of the arithmetic; tf32 on CUDA only, bf16 is mixed precision over float32 weights")
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later and has its default."""
-        written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items()
-                if name not in self.LATER or value != type(self).model_fields[name].default}
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:

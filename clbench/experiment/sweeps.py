@@ -19,9 +19,9 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     """Return a method for every combination of its options' values, each with the names of the options that vary.
 
     What is a sweep depends on the option's type. A list is one where the option takes a single value, and so is text
-    with commas (`1,2,4`, from a flag) where it takes numbers, true/false or named choices. Text with commas for an
-    option that is itself text, such as a regular expression, is one value, and so is a list for a list. Sweeps
-    without values, and values that a comma made into methods, are added to `problems`, a line each.
+    with commas (`1,2,4`, from a flag) where it takes numbers, true/false, named choices or a list (`q+v,k`). Text with
+    commas for an option that is itself text, such as a regular expression, is one value, and so is a list for a list.
+    Sweeps without values, and values that a comma made into methods, are added to `problems`, a line each.
     """
     rows = []
     for method in _without_strays(methods, registry, problems):
@@ -54,8 +54,8 @@ def _holds_several(kind: Any) -> bool:
 
 
 def _split_on_commas(kinds: Sequence[Any]) -> bool:
-    """Say whether no value of these types is free text, in which a comma may be meant."""
-    return all(kind in _COUNTABLE or (not isinstance(kind, type) and kind is not Any) for kind in kinds)
+    """Say whether no value of these types is free text, in which a comma may be meant; text for a list has none."""
+    return all(kind is list or kind in _COUNTABLE or (not isinstance(kind, type) and kind is not Any) for kind in kinds)
 
 
 def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
@@ -87,8 +87,11 @@ def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems:
     for i, more in strays.items():
         option, first = list(kept[i].options.items())[-1]
         written = f"{option}={','.join([format_value(first), *more])}"
+        as_list = ""
+        if types_of(kept[i], option, registry) == [list]:
+            as_list = f"; a list of them is {option}={'+'.join([format_value(first), *more])}"
         problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
-                        f"--set {kept[i].name}.{written}")
+                        f"--set {kept[i].name}.{written}{as_list}")
     return kept
 
 
@@ -96,6 +99,10 @@ def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
     """Say whether `text` looks like one more value of the method's last option."""
     if not method.options:
         return False
-    kinds = types_of(method, list(method.options)[-1], registry)
+    option = list(method.options)[-1]
+    kinds = types_of(method, option, registry)
+    if kinds == [list]:
+        members = get_args(registry.strategies[method.name].options.model_fields[option].annotation)
+        return {*text.split("+")} <= {leaf for member in members for leaf in _leaves(member)}
     named = text in kinds or (text == "none" and type(None) in kinds)
     return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from clbench.core import moved
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
+Target = Literal["q", "k", "v", "proj", "mlp"]
 
 moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed": "shared_adapters"}, {
     "library.Kept": "run_adapters.TrialAdapters", "library.kept": "run_adapters.trials_with_adapters",
@@ -23,6 +24,8 @@ moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed
 
 class LowRankOptions(Options):
     """Which layers have adapters, of which rank and scale."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("targets",)
 
     rank: int = Field(4, ge=1, description="rank r of the adapters; at most the width of every layer they are on")
     rank_pattern: dict[str, int] = Field({}, description="other ranks for layers whose whole name a regular expression "
@@ -35,6 +38,9 @@ class LowRankOptions(Options):
     layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks are adapted: "
                         "all | last | last:N | attention (its q, k, v, proj) | a regular expression that fits whole "
                         "names, such as 'blocks\\.1\\..*'")
+    targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
+                                  "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
+                                  "gets adapters for each part apart")
 
     @field_validator("layers")
     @classmethod
@@ -45,6 +51,19 @@ class LowRankOptions(Options):
         except re.error as error:
             raise ValueError(f"{layers!r} is not a regular expression: {error}") from None
         return layers
+
+    @field_validator("targets")
+    @classmethod
+    def _in_order(cls, targets: list[Target]) -> list[Target]:
+        """Name each target once, in one order, so that q+v and v+q are the same trial."""
+        return [target for target in get_args(Target) if target in targets]
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> LowRankOptions:
+        """Refuse mlp within attention, which has none."""
+        if self.layers == "attention" and "mlp" in self.targets:
+            raise ValueError("layers = attention has q, k, v and proj, not mlp; leave layers out, or mlp")
+        return self
 
     @field_validator("rank_pattern")
     @classmethod

@@ -16,7 +16,7 @@ Where the reference code (liangyanshuo/InfLoRA) differs from the paper, this fol
   eigenvectors of (1 - P) C (1 - P).
 - The rows of the code's A_t have length 1/sqrt(3), here 1 (alpha = rank / sqrt(3) gives theirs).
 
-Both adapt k and v of all attention layers (`layers` = '.*attention.[kv]'), which have the same inputs, and store one
+Both adapt k and v of all attention layers (`targets = k+v`), which have the same inputs, and store one
 subspace for both; here each layer has its own. The code works with projectors [d, d] and stores bases; here only half
 of the symmetric projector is stored (`subspace`), which is DualGPM's upper bound. The inputs are those of the training
 samples without augmentation.

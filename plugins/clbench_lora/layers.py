@@ -1,9 +1,11 @@
-"""Low-rank adapters on Linear and Conv2d layers, and the selection of these layers."""
+"""Low-rank adapters on Linear and Conv2d layers or parts of them, and the selection of these layers."""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +15,46 @@ from torch import Tensor, nn
 from clbench import Network
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import conv_like
-from clbench_lora import AdapterOptions, Init
+from clbench_lora import AdapterOptions, Init, Target
 
 # q, k, v and output projection within a module named attention, in the spellings that models use.
 ATTENTION = r"(.*\.)?(\w+_)?att(n|ention)\w*\.(.*\.)?(q|k|v|qkv|proj|query|key|value|(q|k|v|o|out)_proj)"
+
+# How a layer in attention says by the end of its name what it is; any other layer of `ATTENTION` is the projection.
+ENDS: dict[str, Target] = {"q": "q", "query": "q", "q_proj": "q", "k": "k", "key": "k", "k_proj": "k",
+                           "v": "v", "value": "v", "v_proj": "v"}
+FUSED: tuple[Target, ...] = ("q", "k", "v")  # the parts of a layer named qkv, in the order of its rows
+MLP = r"(.*\.)?mlp(\..*)?"
+
+
+class Rows:
+    """Some rows of a Linear layer's weight, taken as a layer of their own.
+
+    Not a module: the weight stays the layer's, and is read from it anew each time.
+
+    Args:
+        layer: the whole layer.
+        part: which of the parts, counted from 0.
+        parts: the number of parts, all of one size.
+    """
+
+    def __init__(self, layer: nn.Linear, part: int, parts: int) -> None:
+        """Note which rows."""
+        self.layer = layer
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features // parts
+        self.rows = slice(part * self.out_features, (part + 1) * self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the rows' weight [out, in]."""
+        return self.layer.weight[self.rows]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the rows' bias [out]; None if the layer has none."""
+        bias: Tensor | None = self.layer.bias
+        return None if bias is None else bias[self.rows]
 
 
 class LoRALayer(nn.Module):
@@ -41,7 +79,7 @@ class LoRALayer(nn.Module):
     the length in the denominator is a constant in the gradient, as in the paper (4.3) and in PEFT.
 
     Args:
-        base_layer: the layer W, which does not change.
+        base_layer: the layer W, which does not change; or some of its rows, in a `FusedLoRA`.
         rank: r, at most the layer's width (`width`).
         scaling: s.
         init: how A (with pissa also B) is initialised.
@@ -53,8 +91,8 @@ class LoRALayer(nn.Module):
     pissa_A: Tensor
     pissa_B: Tensor
 
-    def __init__(self, base_layer: nn.Linear | nn.Conv2d, rank: int, scaling: float, *, init: Init = "kaiming",
-                 dropout: float = 0.0, bias: bool = False, dora: bool = False) -> None:
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d | Rows, rank: int, scaling: float, *,
+                 init: Init = "kaiming", dropout: float = 0.0, bias: bool = False, dora: bool = False) -> None:
         """Wrap a layer; it has no adapter yet."""
         super().__init__()
         self.base_layer = base_layer
@@ -74,7 +112,7 @@ class LoRALayer(nn.Module):
         where: dict[str, Any] = {"device": w.weight.device, "dtype": w.weight.dtype}
         a: nn.Module
         b: nn.Module
-        if isinstance(w, nn.Linear):
+        if not isinstance(w, nn.Conv2d):
             a = nn.Linear(w.in_features, self.rank, bias=False, **where)
             b = nn.Linear(self.rank, w.out_features, bias=self.bias, **where)
         else:
@@ -119,9 +157,16 @@ class LoRALayer(nn.Module):
             found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter]
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output plus that of the active adapters."""
-        out: Tensor = self.base_layer(x)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the layer's output plus that of the active adapters.
+
+        Args:
+            x: the input.
+            out: the layer's output Wx, which is computed if it is not given; with `Rows` it must be.
+        """
+        if out is None:
+            assert not isinstance(self.base_layer, Rows)
+            out = cast(Tensor, self.base_layer(x))
         if not self.active:
             return out
         x = self.lora_dropout(x)
@@ -145,7 +190,7 @@ class LoRALayer(nn.Module):
 
     def _along(self, values: Tensor) -> Tensor:
         """Return one value per output, shaped to broadcast along the outputs of a batch."""
-        return values if isinstance(self.base_layer, nn.Linear) else values[:, None, None]
+        return values[:, None, None] if isinstance(self.base_layer, nn.Conv2d) else values
 
     def _product(self, adapter: int) -> Tensor:
         """Return s BA (with pissa minus s B0 A0) in the shape of W."""
@@ -180,20 +225,57 @@ class LoRALayer(nn.Module):
         return f"rank={self.rank}, scaling={self.scaling:g}, adapters={len(self.lora_A)}"
 
 
-def width(layer: nn.Linear | nn.Conv2d) -> int:
+class FusedLoRA(nn.Module):
+    """One Linear layer for q, k and v, with adapters on some of these parts, each with an A and B of its own.
+
+    Each adapted part is a child, a `LoRALayer` on its `Rows`, and learns as a Linear layer of its own would.
+
+    Args:
+        base_layer: the layer W [3 out, in].
+        parts: the adapted parts by name.
+    """
+
+    def __init__(self, base_layer: nn.Linear, parts: Mapping[Target, LoRALayer]) -> None:
+        """Wrap a layer."""
+        super().__init__()
+        self.base_layer = base_layer
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    @property
+    def parts(self) -> dict[str, LoRALayer]:
+        """Return the adapted parts by name, in the order of their rows."""
+        return {name: part for name, part in self.named_children() if isinstance(part, LoRALayer)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output plus that of the active adapters of its parts."""
+        out: Tensor = self.base_layer(x)
+        parts = self.parts
+        if not any(part.active for part in parts.values()):
+            return out
+        chunks = zip(FUSED, out.chunk(len(FUSED), -1), strict=True)
+        return torch.cat([parts[name](x, chunk) if name in parts else chunk for name, chunk in chunks], -1)
+
+
+def width(layer: nn.Linear | nn.Conv2d | Rows) -> int:
     """Return the largest possible rank of a change of the layer, whose weight is taken as a matrix [out, the rest]."""
     return min(layer.weight.shape[0], math.prod(layer.weight.shape[1:]))
 
 
-def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Linear | nn.Conv2d]:
+def select(model: Network, layers: str, method: str = "lora",
+           targets: Sequence[Target] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers of a model's blocks that `layers` selects, by module name, in the model's order.
 
     Args:
+        model: the model.
         layers: all | last | last:N | attention | a regular expression that must fit a whole name (as PEFT's
             `target_modules`).
+        method: whose option it is, for errors.
+        targets: if there are any, of these layers only those that are, or contain, one of them (`parts_of`).
 
     Raises:
-        SpecError: no layer matches, there are fewer than N, or one that matches cannot be adapted.
+        SpecError: no layer matches, or none is one of the targets; there are fewer than N; or one that matches cannot
+            be adapted.
     """
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
@@ -211,6 +293,8 @@ def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Li
     if not chosen:
         raise SpecError(f"{method}: layers = {layers} fits no layer of this model; its Linear and Conv2d layers are "
                         f"{', '.join(candidates) or '(none)'}")
+    if targets:
+        chosen = _narrowed(model, chosen, targets, method)
     for name, layer in chosen.items():
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             raise SpecError(f"{method}: {name} is a convolution in {layer.groups} groups, which has no low-rank "
@@ -219,6 +303,41 @@ def select(model: Network, layers: str, method: str = "lora") -> dict[str, nn.Li
             raise SpecError(f"{method}: {name} is part of torch's nn.MultiheadAttention, which reads its weight "
                             "without calling it; leave it out with layers = <regular expression>")
     return chosen
+
+
+def parts_of(name: str) -> tuple[Target, ...]:
+    """Return what a layer is by its name: q, k, v, proj or mlp; all of q, k and v if it is named qkv; else nothing."""
+    if re.fullmatch(MLP, name):
+        return ("mlp",)
+    if not re.fullmatch(ATTENTION, name):
+        return ()
+    end = name.rpartition(".")[2]
+    return FUSED if end == "qkv" else (ENDS.get(end, "proj"),)
+
+
+def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targets: Sequence[Target],
+              method: str) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Return those of the layers that are, or contain, one of the targets; each target must have some."""
+    wanted = f"{method}: targets = {'+'.join(targets)}"
+    found = {name: layer for name, layer in chosen.items() if {*parts_of(name)} & {*targets}}
+    missing = [target for target in targets if not any(target in parts_of(name) for name in found)]
+    if missing and missing != ["mlp"] and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
+        raise SpecError(f"{wanted}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
+                        "outside of layers, where no adapter can be; only mlp can be adapted")
+    if missing:
+        raise SpecError(f"{wanted}: no selected layer of this model is {missing[0]} by its name (layers in attention "
+                        f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
+    for name, layer in found.items():
+        attention = model.get_submodule(name.rpartition(".")[0])
+        if parts_of(name) != FUSED:
+            continue
+        if not isinstance(layer, nn.Linear) or layer.out_features != 3 * layer.in_features:
+            raise SpecError(f"{wanted}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
+                            "one width as a Linear layer, so its parts are not known; leave targets out")
+        if getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False):
+            raise SpecError(f"{wanted}: {name} is part of an attention with biases outside of it (q_bias), which reads "
+                            "its weight without calling it; leave it out with layers = <regular expression>")
+    return found
 
 
 def rank_of(name: str, options: AdapterOptions) -> int:
@@ -233,29 +352,40 @@ def scaling_of(rank: int, options: AdapterOptions) -> float:
 
 
 def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
-    """Replace each layer that `options.layers` selects by a `LoRALayer`, and return these by module name.
+    """Put adapters on each layer that `options` selects, and return these by module name.
+
+    A layer becomes a `LoRALayer`. With targets, a layer named qkv becomes a `FusedLoRA`, and what is returned are its
+    adapted parts, as `qkv.q` and so on.
 
     Raises:
         SpecError: as `select`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
             The model is unchanged then.
     """
-    chosen = select(model, options.layers, method)
+    chosen = select(model, options.layers, method, options.targets)
     idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
     if idle:
         raise SpecError(f"{method}: rank_pattern {idle[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
-    wrapped = {}
+    wrapped: dict[str, LoRALayer | FusedLoRA] = {}
     for name, layer in chosen.items():
         rank = rank_of(name, options)
-        if rank > width(layer):
+        if rank > width(layer):  # that of a qkv's parts, too
             shape = "x".join(map(str, layer.weight.shape))
             raise SpecError(f"{method}: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); "
                             f"choose rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")
         if options.init == "pissa" and not isinstance(layer, nn.Linear):
             raise SpecError(f"{method}: init = pissa is defined on Linear layers only, and {name} is a convolution; "
                             "choose init = kaiming or gaussian, or other layers")
-        wrapped[name] = LoRALayer(layer, rank, scaling_of(rank, options), init=options.init, dropout=options.dropout,
-                                  bias=options.bias, dora=options.dora)
+        make = functools.partial(LoRALayer, rank=rank, scaling=scaling_of(rank, options), init=options.init,
+                                 dropout=options.dropout, bias=options.bias, dora=options.dora)
+        if options.targets and parts_of(name) == FUSED and isinstance(layer, nn.Linear):
+            wrapped[name] = FusedLoRA(layer, {part: make(Rows(layer, i, len(FUSED))) for i, part in enumerate(FUSED)
+                                              if part in options.targets})
+        else:
+            wrapped[name] = make(layer)
+    made: dict[str, LoRALayer] = {}
     for name, adapted in wrapped.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, adapted)
-    return wrapped
+        made |= ({name: adapted} if isinstance(adapted, LoRALayer) else
+                 {f"{name}.{part}": layer for part, layer in adapted.parts.items()})
+    return made

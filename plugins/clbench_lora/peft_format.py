@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench import Network
 from clbench.experiment.trial import Resolved
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import AdapterOptions
-from clbench_lora.layers import LoRALayer
+from clbench_lora.layers import LoRALayer, Rows
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the model's modules
 HEAD = "head"
@@ -128,10 +128,11 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
     """Return one adapter of a strategy's layers in PEFT's form.
 
     A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an ordinary adapter of rank
-    2r, exactly: A stacked over A0, B next to -B0.
+    2r, exactly: A stacked over A0, B next to -B0. The adapters of n parts of one layer (`FusedLoRA`) become one of rank
+    n r, exactly: the A's stacked, the B's as blocks of a matrix that is 0 elsewhere (`joined`).
 
     Args:
-        layers: the adapted layers by name.
+        layers: the adapted layers, or parts of such, by name.
         position: the index of the adapter in them.
         head: the task's, for the outputs `info.classes`.
         outputs: number of all outputs, C.
@@ -141,16 +142,11 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
     """
     tensors, ranks, alphas = {}, {}, {}
     rslora = options.scaling == "rslora"
-    for name, layer in layers.items():
-        parts: dict[str, Tensor] = dict(layer.parameters_of(position))
-        if layer.init == "pissa":
-            parts["lora_A.weight"] = torch.cat([parts["lora_A.weight"], layer.pissa_A])
-            parts["lora_B.weight"] = torch.cat([parts["lora_B.weight"], -layer.pissa_B], 1)
-        if layer.lora_magnitude_vector is not None and isinstance(layer.base_layer, torch.nn.Conv2d):
-            parts["lora_magnitude_vector"] = parts["lora_magnitude_vector"].view(1, -1, 1, 1)
+    for name, members in by_module(layers).items():
+        parts = stored(members, position)
         tensors.update({f"{PREFIX}{name}.{part}": tensor for part, tensor in parts.items()})
         rank = ranks[name] = len(parts["lora_A.weight"])
-        alphas[name] = float(f"{layer.scaling * (math.sqrt(rank) if rslora else rank):.12g}")
+        alphas[name] = float(f"{members[0].scaling * (math.sqrt(rank) if rslora else rank):.12g}")
     weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
     bias = torch.full_like(weight[:, 0], -math.inf)
     weight[list(info.classes)] = head.weight
@@ -160,11 +156,72 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
     return Adapter(config, {n: t.detach() for n, t in tensors.items()}, info, prototype)
 
 
+def by_module(layers: Mapping[str, LoRALayer]) -> dict[str, list[LoRALayer]]:
+    """Return adapted layers by the names that they have in the model without adapters; parts of one layer together."""
+    found: dict[str, list[LoRALayer]] = {}
+    for name, layer in layers.items():
+        module = name.rpartition(".")[0] if isinstance(layer.base_layer, Rows) else name
+        found.setdefault(module, []).append(layer)
+    return found
+
+
+def stored(members: Sequence[LoRALayer], position: int) -> dict[str, Tensor]:
+    """Return the tensors of one adapter of a layer as PEFT stores them.
+
+    Args:
+        members: the layer, or its adapted parts.
+        position: the index of the adapter in them.
+    """
+    found = []
+    for layer in members:
+        parts: dict[str, Tensor] = dict(layer.parameters_of(position))
+        if layer.init == "pissa":
+            parts["lora_A.weight"] = torch.cat([parts["lora_A.weight"], layer.pissa_A])
+            parts["lora_B.weight"] = torch.cat([parts["lora_B.weight"], -layer.pissa_B], 1)
+        if layer.lora_magnitude_vector is not None and isinstance(layer.base_layer, nn.Conv2d):
+            parts["lora_magnitude_vector"] = parts["lora_magnitude_vector"].view(1, -1, 1, 1)
+        found.append(parts)
+    rows = [layer.base_layer for layer in members if isinstance(layer.base_layer, Rows)]
+    return joined(rows, found) if rows else found[0]
+
+
+def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of one adapter on a whole layer that does what adapters on some of its rows do.
+
+    B and its bias are 0 for all other rows, and dora's length is that of W's own row.
+
+    Args:
+        rows: the adapted parts of the layer.
+        parts: the tensors of each part's adapter, all of one rank and scale.
+    """
+    weight = rows[0].layer.weight
+    a = torch.cat([own["lora_A.weight"] for own in parts])
+    whole = {"lora_A.weight": a, "lora_B.weight": weight.new_zeros(len(weight), len(a))}
+    if "lora_B.bias" in parts[0]:
+        whole["lora_B.bias"] = weight.new_zeros(len(weight))
+    if "lora_magnitude_vector" in parts[0]:
+        whole["lora_magnitude_vector"] = weight.norm(dim=1)
+    blocks = whole["lora_B.weight"].chunk(len(rows), 1)
+    for part, own, block in zip(rows, parts, blocks, strict=True):
+        block[part.rows] = own["lora_B.weight"]
+        for name in own.keys() - {"lora_A.weight", "lora_B.weight"}:
+            whole[name][part.rows] = own[name]
+    return whole
+
+
+def separated(rows: Sequence[Rows], whole: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the tensors of each part's adapter, of which `joined` made these."""
+    return [{"lora_A.weight": a, "lora_B.weight": block[part.rows],
+             **{name: whole[name][part.rows] for name in whole.keys() - {"lora_A.weight", "lora_B.weight"}}}
+            for part, a, block in zip(rows, whole["lora_A.weight"].chunk(len(rows)),
+                                      whole["lora_B.weight"].chunk(len(rows), 1), strict=True)]
+
+
 def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, Tensor]:
     """Return the tensors of W and of the original head, by their names in the model without adapters."""
-    found = {}
+    found, modules = {}, by_module(layers)
     for key, tensor in model.state_dict().items():
-        owner = next((name for name in layers if key.startswith(f"{name}.")), None)
+        owner = next((name for name in modules if key.startswith(f"{name}.")), None)
         if owner is None:
             found[key] = tensor
         elif key.startswith(f"{owner}.base_layer."):

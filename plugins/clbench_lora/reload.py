@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from clbench import Task, World
 from clbench.core import seeds
@@ -18,8 +17,8 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Prepare
 from clbench.strategy.per_task import TaskHead
 from clbench.training.trials.building import build_model, build_strategy, channels_last
-from clbench_lora.layers import LoRALayer
-from clbench_lora.peft_format import Adapter
+from clbench_lora.layers import LoRALayer, Rows
+from clbench_lora.peft_format import Adapter, by_module, separated, stored
 from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
@@ -87,21 +86,11 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
         StoreError: layers, ranks or parts of the adapter differ from the strategy's.
     """
     reserve(strategy, adapter.info.classes)
-    if list(strategy.adapted) != adapter.layers:
+    modules = by_module(strategy.adapted)
+    if list(modules) != adapter.layers:
         raise StoreError(f"adapter of task {adapter.info.task} is on other layers than the trial's method says")
-    for name, layer in strategy.adapted.items():
-        own = layer.parameters_of(-1)
-        values = {part: adapter.part(name, part) for part in own}
-        if layer.init == "pissa":
-            values.update(split_pissa(layer, adapter, name))
-        for part, parameter in own.items():
-            value = values[part]
-            if value is not None and part == "lora_magnitude_vector":
-                value = value.flatten()  # [1, out, 1, 1] on convolutions
-            if value is None or value.shape != parameter.shape:
-                raise StoreError(f"adapter of task {adapter.info.task}: {part} of {name} is missing or of another "
-                                 "shape than the trial's method says")
-            parameter.copy_(value)
+    for name, members in modules.items():
+        fill(members, adapter, name)
     head = strategy.heads[-1]
     assert isinstance(head, TaskHead)
     for rows, whole in zip((head.weight, head.bias), adapter.head, strict=True):
@@ -110,11 +99,28 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
         strategy.register_buffer(f"prototype_{len(strategy.heads) - 1}", adapter.prototype)
 
 
-def split_pissa(layer: LoRALayer, adapter: Adapter, name: str) -> dict[str, Tensor | None]:
-    """Return A and B of a pissa adapter stored with rank 2r, and set their start in the layer."""
-    a, b = adapter.factors(name)
-    if len(a) != 2 * layer.rank:
-        return {"lora_A.weight": None}
-    layer.pissa_A.copy_(a[layer.rank:])
-    layer.pissa_B.copy_(-b[:, layer.rank:])
-    return {"lora_A.weight": a[:layer.rank], "lora_B.weight": b[:, :layer.rank]}
+def fill(members: Sequence[LoRALayer], adapter: Adapter, name: str) -> None:
+    """Set the newest adapter of a layer, or of its adapted parts, to what is stored for the layer of this name.
+
+    Raises:
+        StoreError: something is missing or of another shape, or belongs to no part.
+    """
+    values = {}
+    for part, like in stored(members, -1).items():
+        value = adapter.part(name, part)
+        if value is None or value.shape != like.shape:
+            raise StoreError(f"adapter of task {adapter.info.task}: {part} of {name} is missing or of another shape "
+                             "than the trial's method says")
+        values[part] = value
+    rows = [layer.base_layer for layer in members if isinstance(layer.base_layer, Rows)]
+    for layer, parts in zip(members, separated(rows, values) if rows else [values], strict=True):
+        if layer.init == "pissa":  # stored with rank 2r, its start below
+            a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+            layer.pissa_A.copy_(a[layer.rank:])
+            layer.pissa_B.copy_(-b[:, layer.rank:])
+            parts.update({"lora_A.weight": a[:layer.rank], "lora_B.weight": b[:, :layer.rank]})
+        for part, parameter in layer.parameters_of(-1).items():
+            parameter.copy_(parts[part].view_as(parameter))  # magnitudes are [1, out, 1, 1] on convolutions
+    if rows and not torch.equal(stored(members, -1)["lora_B.weight"].cpu(), values["lora_B.weight"].cpu()):
+        raise StoreError(f"adapter of task {adapter.info.task}: lora_B.weight of {name} has numbers outside of its "
+                         "parts' blocks, so it is not one of the trial's method")

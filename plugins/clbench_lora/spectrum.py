@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import StoreError
+from clbench.core.options import format_value
 from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.stats import Interval, mean_interval
@@ -194,9 +195,11 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         if method.options["base"] != start:
             spectrum.notes.append(f"{label} starts from another W (base = {method.options['base']}) than "
                                   f"{spectrum.label} (base = {start})")
-        if method.options.get("layers", "all") != "all":
-            spectrum.notes.append(f"{label} adapts some layers only (layers = {method.options['layers']}); the energy "
-                                  "beside it is that of all")
+        narrow = {name: value for name, value in method.options.items()
+                  if (name == "layers" and value != "all") or (name == "targets" and value)}
+        if narrow:
+            which = ", ".join(f"{name} = {format_value(value)}" for name, value in narrow.items())
+            spectrum.notes.append(f"{label} adapts some layers only ({which}); the energy beside it is that of all")
     spectrum.reached.sort(key=lambda r: (r.method == "independent", math.inf if r.rank is None else r.rank, r.label))
 
 

@@ -16,17 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench_lora.layers import Rows
+
 ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
 
 
-def rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+def rows(layer: nn.Linear | nn.Conv2d | Rows, x: Tensor) -> Tensor:
     """Return the vectors that a layer multiplies its weight with, one per output position: [M, in] or [M, in·kh·kw].
 
     Args:
         layer: the layer.
         x: its input: [..., in], or images [N, in, H, W].
     """
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode)

@@ -68,6 +68,20 @@ def test_labels_know_defaults_that_are_made_anew_and_options_that_have_none():
     assert label("x", Made(needed=3, several=[4])) == "x:needed=3:several=[4]"
 
 
+def test_an_option_that_came_later_is_written_only_where_it_says_something():
+    class Newer(Sample):
+        LATER = ("flag", "several")
+
+        several: list[int] = Field(default_factory=list)
+
+    old = Sample(rank=8).model_dump()
+    del old["flag"]
+    assert Newer(rank=8).model_dump() == Newer(rank=8, several=[], flag=False).model_dump() == old
+    assert Newer(rank=8, several=[1]).model_dump() == {**old, "several": [1]}
+    assert Newer(flag=True).model_dump_json() == '{"rank":4,"alpha":null,"layers":"all","flag":true}'
+    assert Newer.model_validate(Newer(several=[1]).model_dump()) == Newer(several=[1])
+
+
 def test_documentation_has_type_bounds_default_and_meaning():
     docs = {d.name: d for d in document(Sample)}
     assert docs["rank"].type == "int >= 1"

@@ -113,3 +113,12 @@ def test_wrong_values_are_named_each_and_an_empty_sweep_is_none(registry):
         labels(registry, "many", ["many.number=1,x"])
     with pytest.raises(SpecError, match="two methods have the label 'many:number=1'"):
         labels(registry, "many", ["many.number=1,1"])
+
+
+def test_lists_of_words_are_swept_and_told_from_methods(registry):
+    assert labels(registry, "lora", ["lora.targets=q+v,mlp"]) == ["lora:targets=q+v", "lora:targets=mlp"]
+    assert labels(registry, [{"name": "lora", "options": {"targets": ["v", "q"]}}]) == ["lora:targets=q+v"]
+    with pytest.raises(SpecError, match=r"^lora:targets=q,k\+v: a comma begins the next method; a row for each "
+                                        r"value is --set lora\.targets=q,k\+v; a list of them is targets=q\+k\+v$"):
+        rows(registry, "lora:targets=q,k+v")
+    assert labels(registry, "lora:targets=q+v,ewc") == ["lora:targets=q+v", "ewc"]

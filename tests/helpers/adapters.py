@@ -15,7 +15,7 @@ from helpers.per_task import TASKS, learn, make_task, make_world
 from helpers.records import make_record
 
 MODELS = {"mlp": {"width": 12, "depth": 2}, "cnn": {"channels": 4, "depth": 2}, "resnet20": {"width": 4},
-          "vit-tiny": {"width": 12, "depth": 2, "heads": 3}}
+          "vit-tiny": {"width": 12, "depth": 2, "heads": 3}, "timm:vit_for_tests": {}}
 
 
 def plain(kind, shape=(1, 8, 8), seed=0):
@@ -35,16 +35,16 @@ def enlarge(strategy, task):
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
-def keep(run, kind="mlp", scenario="task", seed=0, tasks=None, dtype=torch.float32, **options):
+def keep(run, kind="mlp", scenario="task", seed=0, tasks=None, dtype=torch.float32, shape=(1, 8, 8), **options):
     """Train a few steps per task, make the adapters large, export as a run does; return the strategy and what it kept.
     """
-    model, resolved = plain(kind, seed=seed)
+    model, resolved = plain(kind, shape, seed=seed)
     strategy = LoRA(channels_last(model).to(dtype), make_world(scenario), LoRAOptions(**options))
     made = make_record("lora", seed, scenario=scenario, tasks=TASKS, label=f"lora:{kind}",
                        options=strategy.options.model_dump())
     trial = made.trial.model_copy(update={"model": resolved})
     classes = [list(t.classes) for t in tasks or map(make_task, range(TASKS))]
-    stream = made.stream.model_copy(update={"classes": classes, "input_shape": [1, 8, 8]})
+    stream = made.stream.model_copy(update={"classes": classes, "input_shape": list(shape)})
     record = Record.model_validate({**made.model_dump(by_alias=True), "trial": trial.model_dump(), "key": trial.key,
                                     "stream": stream.model_dump()})
     Store(run).write(record)

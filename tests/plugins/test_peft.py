@@ -1,15 +1,16 @@
 """What PEFT itself makes of our files (extra `peft`)."""
 
 import json
+import re
 import warnings
 
 import pytest
 import torch
-from clbench_lora import AdapterOptions, adapters
+from clbench_lora import AdapterOptions, adapters, reload
 from clbench_lora.arithmetic import merged
 from clbench_lora.layers import adapt
 from helpers.adapters import keep, plain
-from helpers.per_task import answer, inputs
+from helpers.per_task import TASKS, answer, inputs, make_task
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,7 +30,11 @@ CASES = [*(("mlp", o) for o in LINEAR), *(("cnn", o) for o in CONVOLUTIONS),
          ("resnet20", {"rank": 1, "bias": True, "base": "random"}),
          ("resnet20", {"rank": 2, "dora": True, "layers": "last:4", "base": "random"}),
          ("vit-tiny", {"layers": "attention"}), ("vit-tiny", {"dora": True}),
-         ("vit-tiny", {"layers": "attention", "init": "pissa"})]
+         ("vit-tiny", {"layers": "attention", "init": "pissa"}), ("vit-tiny", {"targets": ["q", "v", "mlp"]})]
+FUSED = [{"targets": ["q", "v"]}, {"targets": ["k"], "dora": True}, {"targets": ["q", "v"], "dora": True},
+         {"targets": ["q", "k", "v"], "scaling": "rslora", "rank": 3, "alpha": 5.0},
+         {"targets": ["q", "v", "proj", "mlp"], "bias": True, "alpha": 5.0, "rank": 3},
+         {"targets": ["q", "v"], "init": "pissa"}, {"targets": ["q", "v"], "rank_pattern": {r".*blocks\.1\..*qkv": 2}}]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,3 +118,72 @@ def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeyp
                         raising=False)
     with pytest.raises(SpecError, match=r"blocks\.0\.body is a convolution .* which PEFT's adapters do not have"):
         adapters.export(source, 0, tmp_path / "to")
+
+
+@pytest.fixture
+def tiny_timm(monkeypatch):
+    """Return a maker of a small vision transformer of timm, which is known by its name `vit_for_tests`."""
+    import timm
+    from timm.models import _registry
+
+    def vit_for_tests(pretrained=False, **options):
+        return timm.models.VisionTransformer(**{"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2,
+                                                "num_heads": 3, **options})
+
+    monkeypatch.setitem(_registry._model_entrypoints, "vit_for_tests", vit_for_tests)
+    monkeypatch.setattr(timm, "list_models", lambda: ["vit_for_tests"])
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: vit_for_tests(**options))
+    return vit_for_tests
+
+
+def colourful(index):
+    task = make_task(index)
+    object.__setattr__(task.train, "x", task.train.x.expand(-1, 3, -1, -1))
+    return task
+
+
+def as_timm(name):
+    """Return timm's own name of a part of the network."""
+    return re.sub(r"^(base_model\.model\.)?(blocks\.0\.body\.model\.)?", r"\1", name)
+
+
+@pytest.mark.extra("timm")
+@pytest.mark.parametrize("options", FUSED, ids=str)
+def test_an_adapter_of_parts_gives_the_same_logits_on_timms_model(tmp_path, tiny_timm, options):
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    strategy, source = keep(tmp_path, "timm:vit_for_tests", tasks=[*map(colourful, range(TASKS))], shape=(3, 8, 8),
+                            base="random", **options)
+    adapters.export(source, 1, tmp_path / "to")
+    x = inputs().expand(-1, 3, -1, -1)
+    ours = answer(strategy, 1, x).logits
+    with torch.no_grad():
+        network = by_peft("timm:vit_for_tests", tmp_path / "to", (3, 8, 8))(x)
+    torch.testing.assert_close(network[:, 2:4], ours[:, 2:4], rtol=1e-5, atol=1e-5)
+
+    plainly = tiny_timm(num_classes=2 * TASKS)
+    missing, extra = plainly.load_state_dict({as_timm(n): t for n, t in source.base().items()}, strict=False)
+    assert (missing, extra) == ([], [])
+    given = json.loads((tmp_path / "to" / "adapter_config.json").read_text())
+    patterns = {key: {as_timm(n): v for n, v in given[key].items()} for key in ("rank_pattern", "alpha_pattern")}
+    config = LoraConfig(**{**given, **patterns, "target_modules": [*map(as_timm, given["target_modules"])]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as in `by_peft`
+        tuned = get_peft_model(plainly, config).eval()
+    stored = {as_timm(n): t for n, t in load_file(tmp_path / "to" / "adapter_model.safetensors").items()}
+    assert not set_peft_model_state_dict(tuned, stored).unexpected_keys
+    with torch.no_grad():
+        theirs = tuned(x)
+    assert torch.equal(theirs.isfinite(), ours.isfinite())
+    assert (theirs - ours)[:, 2:4].abs().max() <= 1e-5 * max(1.0, ours[:, 2:4].abs().max().item())
+    assert (strategy.heads[1](strategy.shared_features(x)) - ours)[:, 2:4].abs().max() > 1e-3
+
+    adapters.merge(source, 1, tmp_path / "merged.safetensors")
+    plainly = tiny_timm(num_classes=2 * TASKS)
+    plainly.load_state_dict({as_timm(n): t for n, t in load_file(tmp_path / "merged.safetensors").items()})
+    with torch.no_grad():
+        torch.testing.assert_close(plainly.eval()(x)[:, 2:4], ours[:, 2:4], rtol=1e-4, atol=1e-5)
+    again = reload.load(source, [1])
+    assert torch.equal(answer(again, 0, x).logits, ours)
+    adapters.remove(source, 0)
+    assert torch.equal(answer(reload.load(source, [1]), 0, x).logits, ours)

@@ -165,8 +165,9 @@ def test_a_method_whose_size_depends_on_values_is_counted_as_far_as_it_goes(exte
     assert dataclasses.asdict(found.kept[0])["parameters"] == {"base": 478_410}
 
 
-def test_the_published_setting_of_inflora_trains_192_010_parameters_per_task():
-    found = counted("inflora:rank=10:base=pretrained:layers='.*attention\\.(k|v)'", "vit-b16", 2, 20, (3, 224, 224),
-                    "class", pretrained=True, samples=1)
+@pytest.mark.parametrize("which", ["layers='.*attention\\.(k|v)'", "targets=k+v"])
+def test_the_published_setting_of_inflora_trains_192_010_parameters_per_task(which):
+    found = counted(f"inflora:rank=10:base=pretrained:{which}", "vit-b16", 2, 20, (3, 224, 224), "class",
+                    pretrained=True, samples=1)
     assert found.trainable == [192_010] * 2
     assert [kept.parameters["heads"] for kept in found.kept] == [7_690, 2 * 7_690]
