@@ -25,6 +25,7 @@ from clbench.training import numerics
 from clbench.training.attention import FoldedAttention
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer
+from clbench.training.sharing import share_equal
 
 
 class Unstackable(ValueError):
@@ -255,29 +256,6 @@ class StackedStep:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
-
-
-def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
-    """Let parameters that all strategies have alike lie in memory once, and return their names.
-
-    Each strategy keeps a tensor of its own, which is copied when it is first written to, so none can change another's.
-
-    Args:
-        strategies: with the same structure.
-        frozen: whether only those that require no gradient are looked at.
-    """
-    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
-    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
-             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
-                     and not (frozen and other[name].requires_grad) for other in others)]
-    if not names or not others:
-        return set()
-    alike = torch.stack([torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names])
-    equal = {name for name, same in zip(names, alike.tolist(), strict=True) if same}
-    for name in equal:
-        for other in others:
-            other[name].data = torch._lazy_clone(first[name].data)
-    return equal
 
 
 def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch import nn
 from clbench import Network, Strategy, Task, World
 from clbench.strategy.per_task import check_base
 from clbench_lora import AdapterOptions, InfLoRAOptions, LowRankOptions, OLoRAOptions, SeqLoRAOptions
-from clbench_lora.layers import LoRALayer, adapt
+from clbench_lora.layers import LoRALayer
+from clbench_lora.selection import adapt
 
 
 class SummedLoRA(Strategy):

@@ -20,8 +20,8 @@ from clbench.core.artifacts import BASE, task_folder
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
-from clbench_lora.layers import adapt
 from clbench_lora.peft_format import Adapter, AdapterInfo, Origin, adapter_of, base_tensors
+from clbench_lora.selection import adapt
 
 
 class LoRA(PerTaskStrategy):

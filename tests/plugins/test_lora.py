@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clbench_lora import AdapterOptions, LoRAOptions
-from clbench_lora.layers import LoRALayer, adapt, select, width
+from clbench_lora.layers import LoRALayer, width
+from clbench_lora.selection import adapt, select
 from clbench_lora.strategy import LoRA
 from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world, steps
 from torch import nn

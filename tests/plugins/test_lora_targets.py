@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from clbench_lora import AdapterOptions, InfLoRAOptions, LoRAOptions, OLoRAOptions, SeqLoRAOptions
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.inflora import InfLoRA
-from clbench_lora.layers import LoRALayer, adapt, parts_of, select
+from clbench_lora.layers import LoRALayer
 from clbench_lora.olora import OLoRA
 from clbench_lora.peft_format import base_tensors, fingerprint
 from clbench_lora.reload import put
+from clbench_lora.selection import adapt, parts_of, select
 from clbench_lora.seq import SeqLoRA
 from clbench_lora.strategy import LoRA
 from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_task, make_world, steps

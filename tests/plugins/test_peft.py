@@ -8,7 +8,7 @@ import pytest
 import torch
 from clbench_lora import AdapterOptions, adapters, reload
 from clbench_lora.arithmetic import merged
-from clbench_lora.layers import adapt
+from clbench_lora.selection import adapt
 from helpers.adapters import keep, plain
 from helpers.per_task import TASKS, answer, inputs, make_task
 from safetensors.torch import load_file

@@ -16,7 +16,7 @@ from clbench.testing import bench
 from clbench.testing.tiny import MODELS
 from clbench.training.attention import FoldedAttention
 from clbench.training.lifecycle import learn_task
-from clbench.training.stacking import share_equal
+from clbench.training.sharing import share_equal
 from clbench.training.trainer import Trainer
 
 SEEDS = [0, 1, 2, 3]

@@ -22,7 +22,8 @@ from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
-from clbench.training.stacking import Unstackable, restore_optimizer_state, share_equal
+from clbench.training.sharing import share_equal
+from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
