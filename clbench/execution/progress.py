@@ -97,7 +97,7 @@ class Display(Listener):
         self.say(f"{where} on {device}{cluster}", "dim")
 
     def note(self, text: str) -> None:
-        """Say it."""
+        """Print a note."""
         self.say(text, "dim")
 
     def started(self, planned: PlannedTrial) -> None:
@@ -131,15 +131,15 @@ class PlainDisplay(Display):
 
 
 class State(ProgressColumn):
-    """The words behind a bar; those of the whole run change with the clock."""
+    """The text behind a bar; that of the whole run changes with time."""
 
     def __init__(self, tally: Tally) -> None:
-        """Read the whole run's words from its tally."""
+        """Take the text of the whole run from its tally."""
         super().__init__()
         self.tally = tally
 
     def render(self, task: Task) -> Text:
-        """Return the words."""
+        """Return the text."""
         state = task.fields.get("state")
         return Text(f"{self.tally.done}/{self.tally.total} done, {self.tally.times()}" if state is None else state)
 
@@ -156,7 +156,7 @@ class LiveDisplay(Display):
         self.rows: dict[str, TaskID] = {}
 
     def __enter__(self) -> LiveDisplay:
-        """Begin to draw."""
+        """Start drawing."""
         self.bars.start()
         return self
 
@@ -174,7 +174,7 @@ class LiveDisplay(Display):
         self.rows[key] = self.bars.add_task(self.names[key], total=1.0, state="starting")
 
     def progress(self, event: Progress) -> None:
-        """Move the bars."""
+        """Update the bars."""
         super().progress(event)
         seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"
         self.bars.update(self.rows[event.key], completed=event.task / event.tasks,
@@ -182,7 +182,7 @@ class LiveDisplay(Display):
         self.bars.update(self.whole, completed=self.tally.share)
 
     def finished(self, record: Record) -> None:
-        """Take the trial's bar away."""
+        """Remove the trial's bar."""
         super().finished(record)
         if record.key in self.rows:
             self.bars.remove_task(self.rows.pop(record.key))

@@ -50,7 +50,7 @@ class Experiment:
         return [p for p in self.planned if p.trial.key not in kept]
 
     def results(self) -> list[Record]:
-        """Return the records of the experiment's own trials, in the order of the methods, as far as they are there."""
+        """Return the available records of the experiment's own trials, in the order of the methods."""
         labels = list(dict.fromkeys(p.label for p in self.planned))
         own = sorted(self.planned, key=lambda p: labels.index(p.label))
         return [self.records[p.trial.key] for p in own if p.trial.key in self.records]
@@ -205,7 +205,7 @@ class RecordKeeper(Listener):
         self.listener.finished(record)
 
     def relabel(self) -> None:
-        """Give the records of finished trials the labels that these have now; of others it is written with the record.
+        """Relabel the records of finished trials as this experiment labels them; others get theirs when they are run.
 
         What is relabelled is the record as it stands, which another process may have written since it was read.
         """
@@ -223,14 +223,14 @@ class RecordKeeper(Listener):
         return record.model_copy(update={"label": planned.label, "reference": planned.reference})
 
     def _relabelled(self, record: Record) -> Record:
-        """Store a record under the label that its trial has here, where that is another, and return it."""
+        """Return a record with the label that its trial has in this experiment, stored anew if it differs."""
         labelled = self._labelled(record)
         if labelled != record:
             self.experiment.store.write(labelled)
         return labelled
 
     def _found(self, record: Record) -> None:
-        """Take in a record that another process has written into the folder, perhaps under another label."""
+        """Add a record that another process has written to the folder, perhaps under another label."""
         record = self.experiment.records[record.key] = self._relabelled(record)
         self.track(record)
         self.listener.finished(record)

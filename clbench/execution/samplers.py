@@ -70,7 +70,7 @@ class TPE:
     """Tries some candidates at random, together, and then one after the other what their scores suggest."""
 
     def __init__(self, space: Space, whole: Collection[str], trials: int) -> None:
-        """Search a space with so many candidates."""
+        """Search a space with a given number of candidates."""
         try:
             import optuna
         except ImportError:
@@ -100,7 +100,7 @@ class TPE:
             self.study.tell(trial, score)
 
     def _value(self, option: str, drawn: Any) -> Any:
-        """Return the value that stands for a draw: a choice for its place in the list, a number with few digits."""
+        """Return the value of a draw: the choice at its index, or a number rounded to a few digits."""
         axis = self.space[option]
         if not isinstance(axis, Range):
             return axis.values[drawn]

@@ -1,4 +1,4 @@
-"""Tuning: each method's options are searched by itself, on validation samples, as one experiment after another.
+"""Tuning: the options of each method are searched on validation samples, in a series of experiments.
 
 A row is a method in a scenario; every round asks each row's sampler for candidates, runs them all as one experiment in
 the tuning's run folder and tells the samplers the scores. Trials that are there already are not run again, so the same
@@ -34,7 +34,7 @@ EXAMPLE = "[tune.ewc] with strength = {low = 1e1, high = 1e7, log = true} (docs/
 
 @dataclass
 class Row:
-    """A method in a scenario, and what has been tried of it."""
+    """A method in a scenario, and the candidates tried so far."""
 
     entry: int  # which of the experiment's methods, sweeps taken apart
     method: MethodSpec
@@ -51,7 +51,7 @@ class Row:
                                               "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
 
     def hear(self, asked: Sequence[Candidate], records: Sequence[Record]) -> None:
-        """Take in what candidates gave, and tell the sampler; without a result from every seed, 0 is the score."""
+        """Record the results of candidates and pass their scores to the sampler; 0 if a seed has no result."""
         fresh = []
         for chosen in asked:
             label = self.candidate(chosen).label
@@ -64,7 +64,7 @@ class Row:
 
     @property
     def ranking(self) -> list[Tried]:
-        """Return what was tried, each candidate once, the best mean first; of equal ones the one tried first."""
+        """Return each candidate once, the best mean first; ties in the order in which they were tried."""
         once = {self.candidate(t.options).label: t for t in reversed(self.tried) if t.acc}
         first = [t for t in self.tried if once.get(self.candidate(t.options).label) is t]
         return sorted(first, key=score, reverse=True)
@@ -140,7 +140,7 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], only: Sequence[str]) -
 
 
 def _label(method: MethodSpec, space: Space, registry: Registry) -> str:
-    """Return how a method is called without what is searched, having checked that it takes all of the space."""
+    """Return the label of a method without the searched options, after checking that it has them all."""
     options = registry.strategy(method.name).options
     for corner in corners(space):
         valid = opt.validate(options, {**method.options, **corner}, f"tune.{method.name}", "clbench methods")

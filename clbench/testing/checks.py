@@ -1,4 +1,4 @@
-"""Conformance checks for strategies: what the harness relies on, said in words when it does not hold.
+"""Conformance checks for strategies: what the harness relies on, with a message for each violation.
 
 from clbench.testing import CHECKS, check
 

@@ -57,7 +57,7 @@ class Bench:
 
     @property
     def learner(self) -> Learner:
-        """Return what is led through the tasks."""
+        """Return the learner: strategy, stream and seed."""
         return Learner(self.strategy, self.stream, self.seed)
 
     def learn(self, index: int) -> Task:

@@ -22,13 +22,13 @@ class FoldedAttention(TorchFunctionMode):
     """A context in which attention on tensors of a `vmap` runs on all members at once; `calls` counts them."""
 
     def __init__(self) -> None:
-        """Count no call yet."""
+        """Start counting calls."""
         super().__init__()
         self.calls = 0
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Carry out a function of torch; attention of stacked members by the rule above."""
+        """Call a function of torch; attention of stacked members is folded into the batch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
                 and not kwargs.get("dropout_p") and any(map(torch._C._functorch.is_batchedtensor, args))):

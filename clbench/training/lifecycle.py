@@ -1,4 +1,4 @@
-"""How a strategy is led through its tasks: the one protocol of runs, resumed runs, counts, pretraining and checks.
+"""How a strategy is led through its tasks: one protocol for runs, resumed runs, counts, pretraining and checks.
 
 For each task: its outputs are activated, `before_task` is called, the budget is spent phase by phase, `after_task` is
 called. What each of the three steps draws from the global generators of torch, NumPy and Python comes from a seed of
@@ -20,7 +20,7 @@ from clbench.strategy.base import Strategy, Task
 
 @dataclass
 class Trained:
-    """What training did on one task, for one strategy."""
+    """The result of training one strategy on one task."""
 
     steps: int
     trainable: int  # what the strategy says it trains, in the phase that had most
@@ -41,7 +41,7 @@ class Learner:
         return Task(index, known.classes, known.train)
 
     def begin(self, index: int) -> Task:
-        """Activate the outputs of a task, let the strategy get ready for it, and return it."""
+        """Activate the outputs of a task, call `before_task`, and return the task."""
         rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
         rows, outputs = rules.in_loss([t.classes for t in self.stream.tasks], index)
         self.strategy.active[rows.start:rows.stop, outputs] = True
@@ -50,17 +50,17 @@ class Learner:
         return task
 
     def training(self, index: int) -> AbstractContextManager[None]:
-        """Seed what is drawn while a task is trained on."""
+        """Return a context that seeds the global generators for training on a task."""
         return seeds.scope(self.seed, "training", index)
 
     def finish(self, task: Task) -> None:
-        """Let the strategy consolidate what a task taught."""
+        """Call `after_task`, seeded."""
         with seeds.scope(self.seed, "consolidation", task.index):
             self.strategy.after_task(task)
 
 
 def begin_phase(strategy: Strategy, task: Task, phase: int) -> None:
-    """Let a strategy get ready for a phase of a task, and set it to training mode."""
+    """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()
 

@@ -71,7 +71,7 @@ class Compiler:
 
 
 def _said(error: Exception) -> str:
-    """Return an error's kind and how it begins, in one line."""
+    """Return the type of an error and the start of its message, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
 

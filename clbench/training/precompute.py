@@ -49,7 +49,7 @@ def frozen_blocks(strategy: Strategy) -> int:
 
 @contextmanager
 def starting_at(strategies: Sequence[Strategy], block: int) -> Iterator[None]:
-    """Let the models take the outputs of their first `block` blocks for inputs."""
+    """Make the models start at block `block`, whose inputs they are given."""
     try:
         for strategy in strategies:
             strategy.model.start = block
@@ -60,7 +60,7 @@ def starting_at(strategies: Sequence[Strategy], block: int) -> Iterator[None]:
 
 
 def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
-    """Return the samples with what the first blocks make of them in the place of x."""
+    """Return the samples with x replaced by the outputs of the first blocks."""
     parts = []
     with torch.no_grad():
         for raw in samples.chunks(CHUNK):
@@ -73,7 +73,7 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
 
 def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
                       lookups: bool = True) -> TrainingInputs:
-    """Return what a phase trains on, with all that would be computed again in each pass computed now.
+    """Return the inputs of a phase, with work that every pass would repeat already done.
 
     Args:
         strategies: the members, in the state in which the phase trains them.

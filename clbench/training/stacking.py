@@ -1,4 +1,4 @@
-"""How one optimiser step is taken: for one strategy, or for several members (seeds, strengths) stacked into one.
+"""One optimiser step, for a single strategy or for several members (seeds, strengths) stacked into one.
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
 the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""
 
     def close(self) -> None:
-        """Leave the members as strategies of their own."""
+        """Make the members independent strategies again."""
 
     def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the optimiser state of these members only."""
@@ -100,7 +100,7 @@ class SingleStep:
         return loss.detach()[None]
 
     def close(self) -> None:
-        """Undo nothing: the strategy was its own all the time."""
+        """Do nothing: the strategy was never stacked."""
 
     def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the only member."""
@@ -146,7 +146,7 @@ class StackedStep:
     """Steps of several seeds of one strategy at once."""
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
-        """StackedStep parameters and buffers, and make the members' tensors views of the stack."""
+        """Stack parameters and buffers, and make the members' tensors views of the stack."""
         self.forward = numerics.forward(recipe, strategies[0].active.device)
         self.members = list(strategies)
         self.call = Loss(self.members[0])
@@ -203,7 +203,7 @@ class StackedStep:
         return losses
 
     def close(self) -> None:
-        """Give every member storage of its own again."""
+        """Give every member its own storage again; what is shared stays shared until it is written to."""
         with torch.no_grad():
             for member in self.members:
                 for name, tensor in (*member.named_parameters(), *member.named_buffers()):
@@ -211,7 +211,7 @@ class StackedStep:
                         tensor.data = tensor.data.clone()
 
     def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimiser state of these members only; of a single one, as if it had trained alone."""
+        """Keep the optimiser state of these members only; a single one gets the state of unstacked training."""
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
         for name, old in self.trained.items():
@@ -239,7 +239,7 @@ class StackedStep:
         self._seen = [dict(member.named_buffers()) for member in self.members]
 
     def _follow_buffers(self) -> None:
-        """StackedStep again the buffers that `augment_batch` replaced (those changed in place are views already)."""
+        """Stack buffers again that `augment_batch` replaced (those changed in place are views already)."""
         now = [dict(member.named_buffers()) for member in self.members]
         for name in now[0]:
             if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):

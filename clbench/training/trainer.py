@@ -1,4 +1,4 @@
-"""The recipe and the only training loop; it names no method, and leads one strategy or several seeds of it."""
+"""The only training loop: it trains one strategy, or several seeds of it, by a recipe, and knows no method."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from clbench.training.stacking import Engine, Unstackable, make_engine
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the optimiser steps that a recipe gives a task of so many training samples."""
+    """Return the number of optimiser steps that a recipe gives a task, for its number of training samples."""
     if recipe.iterations is not None:
         return recipe.iterations
     assert recipe.epochs is not None
@@ -37,7 +37,7 @@ def steps_of(recipe: Recipe, samples: int) -> int:
 
 
 class Order:
-    """The order in which a task's samples are met: pass after pass, each a permutation; the last batch may be smaller.
+    """The order in which a task's samples are drawn: a permutation per pass; the last batch may be smaller.
 
     It comes from the axis ("data", task) of the seed, so it is the same for every method; so is what is drawn to
     augment each of them, from ("augmentation", task). What a method replays has draws of its own.
@@ -63,7 +63,7 @@ class Order:
         return self.left.pop()
 
     def batch(self, samples: Samples) -> Batch:
-        """Return the next batch of the task's samples, in whatever form they are given."""
+        """Return the next batch of samples, which may be raw or prepared."""
         part = samples.take(self.following(samples.index_device))
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
 
@@ -112,7 +112,7 @@ class Trainer:
         self.engine: Engine | None = None  # the last one, for optimiser state that is kept
 
     def fit(self, tasks: Sequence[Task]) -> list[Trained]:
-        """Spend the task's budget, phase by phase, on each member's view of the same task; none where no phase is.
+        """Train on a task phase by phase, each member on its own view of the task; without phases, take no step.
 
         Raises:
             Unstackable: members have tasks of different sizes, or what they draw would depend on each other.
@@ -167,7 +167,7 @@ class Trainer:
         return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
 
     def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
-        """Let a strategy spend the task's budget in a loop of its own."""
+        """Train a strategy that has its own loop (`Strategy.fit`)."""
         order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
         strategy.train()
         losses = strategy.fit(task, Budget(
@@ -176,7 +176,7 @@ class Trainer:
         return Trained(len(losses), strategy.trainable(), diverged(losses, task.index))
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
-        """Go on with these of the members."""
+        """Continue with these members only."""
         if len(strategies) != len(self.strategies):
             chosen = [i for i, s in enumerate(self.strategies) if any(s is k for k in strategies)]
             self.strategies = [self.strategies[i] for i in chosen]
@@ -185,7 +185,7 @@ class Trainer:
             self.engine.keep_members(chosen)
 
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
-        """Return whether every member has diverged; looked at now and then, since looking waits for the device."""
+        """Return whether every member has diverged; checked every 256 steps, since checking waits for the device."""
         return step % 256 == 255 and not bool(torch.isfinite(losses[-1]).any())
 
 

@@ -45,7 +45,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
 
 
 def _as_planned(weights: Weights) -> Path:
-    """Return the file of weights, whose content may be another since it was planned, or on another machine."""
+    """Return the file of weights after checking that its content is still the one that was planned."""
     try:
         found = files.hash_file(weights.path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints: what a trial goes on from, after a task, when its process was killed.
+"""Checkpoints: written after a task, so that a trial can continue when its process was killed.
 
 A checkpoint is one safetensors file: the strategy's `state_dict`, the state of its generator, the optimiser's moments
 where the recipe keeps them, and in the metadata, as JSON, what is no tensor. Nothing in it is ever run.
@@ -38,11 +38,11 @@ STRATEGY, OPTIMIZER, GENERATOR = "strategy/", "optimizer/", "generator"
 
 
 class Unresumable(Exception):
-    """A checkpoint that cannot be made or gone on from; the trial starts over."""
+    """A checkpoint cannot be written or resumed from; the trial starts over."""
 
 
 class CheckpointHeader(BaseModel):
-    """What a checkpoint holds beside tensors."""
+    """The part of a checkpoint that is not tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA
@@ -71,7 +71,7 @@ def path_of(folder: Path, key: str) -> Path:
 
 
 def read_header(path: Path) -> CheckpointHeader | None:
-    """Return what a checkpoint holds beside tensors, None where there is no checkpoint.
+    """Return the header of a checkpoint, None if there is no checkpoint.
 
     Raises:
         Unresumable: the file cannot be read.
@@ -86,7 +86,7 @@ def read_header(path: Path) -> CheckpointHeader | None:
 
 
 def write(path: Path, header: CheckpointHeader, strategy: Strategy, moments: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint in place of an older one; where none can be made, one that says why.
+    """Write a checkpoint, replacing an older one; if the strategy cannot be resumed, one that says why.
 
     Raises:
         OSError: it cannot be written.
@@ -177,7 +177,7 @@ def lasting(value: Any, modules: set[int]) -> bool:
 
 
 def encode(value: Any) -> Any:
-    """Return a plain value as JSON can hold it; containers are named."""
+    """Return a plain value in a form that JSON can hold; containers carry the name of their type."""
     if type(value) is dict:
         return {"dict": [[encode(k), encode(v)] for k, v in value.items()]}
     if type(value) in (list, tuple, set, frozenset):

@@ -1,4 +1,4 @@
-"""What a strategy keeps, counted from its parameters and buffers and never declared."""
+"""What a strategy keeps, counted from its parameters and buffers rather than declared by it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PeakMemory:
     """The peak memory since it was made: of the process, and of torch on an accelerator."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start anew, where the system lets a process do so (Linux, CUDA)."""
+        """Reset the peak, where the system allows it (Linux, CUDA)."""
         self.device = device
         self.reset = True
         if sys.platform == "linux":

@@ -130,7 +130,7 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 
 
 def fit(strategy: Strategy, task: Task, found: Count) -> Trained:
-    """Lead a strategy through the phases of a task, one pass over its samples in each, and note what it trains."""
+    """Lead a strategy through the phases of a task, one pass over its samples each, and count what it trains."""
     if strategy.owns_loop:
         raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
     recipe = Recipe(epochs=1)

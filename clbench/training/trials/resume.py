@@ -26,13 +26,13 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, origin: Provenance) -> None:
-        """Start the clock that says how much work a kill would cost."""
+        """Start measuring the time since the last checkpoint."""
         self.folder = folder
         self.origin = origin
         self.since = time.monotonic()
 
     def save(self, members: Sequence[TrialState], engine: Engine | None) -> None:
-        """Write a checkpoint of each member, if so much work is at stake; `engine` took their last step.
+        """Write a checkpoint of each member if the last one is old enough; `engine` took their last step.
 
         A disk that is full stops no training; the record notes it.
         """
@@ -49,7 +49,7 @@ class Checkpoints:
         self.since = time.monotonic()
 
     def restore(self, member: TrialState) -> None:
-        """Take a new member to where its checkpoint was made; nothing happens where there is none.
+        """Restore a new trial from its checkpoint, if there is one.
 
         Raises:
             Unresumable: that cannot be done; the member is then spoilt.
@@ -70,7 +70,7 @@ class Checkpoints:
         member.notes, member.started = list(header.notes), header.started
 
     def _header(self, member: TrialState) -> CheckpointHeader:
-        """Return all that the checkpoint holds of a trial but what is its strategy's."""
+        """Return the header of a trial's checkpoint, without what the strategy adds to it."""
         return CheckpointHeader(
             key=member.trial.key, code=checkpoint.code_of(member.strategy), versions=self.origin.versions,
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
@@ -79,7 +79,7 @@ class Checkpoints:
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner) -> dict[str, Tensor]:
-    """Take a new strategy to where a checkpoint was made, and return the optimiser's state.
+    """Restore a new strategy from a checkpoint and return the state of the optimiser.
 
     Raises:
         Unresumable: that cannot be done; the strategy is then spoilt.

@@ -116,13 +116,13 @@ class TrialRunner:
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
     def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
-        """Run trials as two stacks, after what circles of references still hold of the whole one is gone."""
+        """Run trials as two stacks, after collecting what reference cycles still hold of the whole one."""
         gc.collect()
         half = len(planned) // 2
         return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
 
     def _members(self, planned: Sequence[PlannedTrial], checkpoints: Checkpoints | None) -> list[TrialState] | None:
-        """Return trials ready to train, None where there is no memory for all of several."""
+        """Return trials ready to train, None if there is not enough memory for all of them."""
         try:
             members: list[TrialState] = []
             for one in planned:
@@ -136,7 +136,7 @@ class TrialRunner:
         return None
 
     def _member(self, planned: PlannedTrial, checkpoints: Checkpoints | None = None) -> TrialState:
-        """Return a trial with its stream and strategy, as its checkpoint left it, or untrained where there is none."""
+        """Return a trial with its stream and strategy, restored from its checkpoint if there is one, else untrained."""
         def untrained() -> TrialState:
             strategy, notes = self.build(planned.trial, stream)
             return TrialState(planned, strategy, stream, notes)
@@ -152,7 +152,7 @@ class TrialRunner:
         return member
 
     def _record(self, member: TrialState, origin: Provenance, memory: PeakMemory) -> Record:
-        """Return the record of a trial that is over."""
+        """Return the record of a finished trial."""
         planned, stream, failure = member.planned, member.stream, member.failure
         status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
         return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
@@ -188,7 +188,7 @@ class TrialRunner:
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
                 checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
-    """Lead the members of a stack through their streams together, task by task; one that diverges is left behind.
+    """Lead the members of a stack through their streams together, task by task; one that diverges drops out.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
     are compiled if there is a compiler.

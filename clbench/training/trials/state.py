@@ -36,12 +36,12 @@ class TrialState:
 
     @property
     def trial(self) -> Trial:
-        """Return what is being run."""
+        """Return the trial."""
         return self.planned.trial
 
     @property
     def learner(self) -> Learner:
-        """Return what is led through the tasks."""
+        """Return the learner: strategy, stream and seed."""
         return Learner(self.strategy, self.stream, self.trial.seed)
 
     @property
@@ -50,7 +50,7 @@ class TrialState:
         return max(len(self.R) - 1, 0)
 
     def add_kept(self, kept: Footprint) -> None:
-        """Note what is kept after one more task."""
+        """Add what is kept after one more task to the costs."""
         self.costs.parameters.append(kept.parameters)
         self.costs.bytes.append(kept.bytes)
         self.costs.replay_samples.append(kept.replay_samples)
