@@ -87,7 +87,8 @@ def order(browser):
 
 
 def tip(browser):
-    return [e.text for e in find(browser, "#tip.shown > *")]
+    # In one go: between finding an element and reading it the page may draw it anew.
+    return browser.execute_script("return [...document.querySelectorAll('#tip.shown > *')].map(e => e.innerText)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
