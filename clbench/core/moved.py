@@ -222,6 +222,11 @@ declare("clbench", {
     "digests.of_file": "core.files.hash_file", "digests.of_code": "core.files.hash_code",
     # of modules whose names are packages now
     "strategy.pick": "data.samples.pick", "strategy.Scenario": "core.scenario.Scenario",
+    "report.methods.Method": "report.analysis.grouping.MethodRecords",
+    "report.text.runs": "report.formatting.by_task", "report.comparing.measures": "report.columns.find_tested",
+    "report.pictures.pictures": "report.figures.data.section_figures",
+    "report.pictures.point": "report.figures.data.figure_point",
+    "report.pictures.file_names": "report.figures.data.slugs",
     "report.Picture": "report.model.FigureData", "report.Point": "report.model.FigurePoint",
     "report.model.Picture": "report.model.FigureData", "report.model.Point": "report.model.FigurePoint",
     "training.Trainer": "training.trainer.Trainer", "training.Order": "training.trainer.Order",
