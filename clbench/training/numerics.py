@@ -34,8 +34,8 @@ class Compiler:
         try:
             self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
         except Exception as error:  # the compiler's errors have no base of their own
-            raise SpecError(f"--compile does not work here ({_said(error)}); it needs a C++ compiler such as g++ on "
-                            "a CPU, Triton and a C compiler on CUDA") from error
+            raise SpecError(f"--compile does not work here ({_said(error)}); it needs a C++ compiler such as g++ on a "
+                            "CPU, Triton and a C compiler on CUDA") from error
 
     def __call__(self, loss: Loss) -> Loss:
         """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
