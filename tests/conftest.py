@@ -3,11 +3,7 @@ from importlib import metadata
 
 import hypothesis
 import pytest
-from hypothesis import settings
 from packaging.requirements import Requirement
-
-settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
-settings.load_profile("untimed")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: threads of torch would be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -51,11 +51,16 @@ def test_what_is_a_command(monkeypatch):
         ["cd", "runs"], ["clbench", "run", "a.toml", "--shard", "2/8"], ["clbench", "methods"]]
 
 
+def no_option(name):
+    """Return what click says of an option that there is not, in the wording of 8.2 or of later releases."""
+    return re.compile(rf"No such option:? '?--{name}\b")
+
+
 @pytest.mark.parametrize(("page", "words"), [
     ("    clbench rum --methods lora", "no command clbench rum"),
-    ("    clbench run --method lora", "No such option '--method'"),
+    ("    clbench run --method lora", no_option("method")),
     ("    clbench run --methods lorra", "no method 'lorra'"),
-    ("    clbench diff --json runs/a runs/b", "No such option '--json'"),
+    ("    clbench diff --json runs/a runs/b", no_option("json")),
     ("    clbench verify --dry-run no-such-reference", "no reference 'no-such-reference'"),
     ("    make install", "make is not run here"),
     ("```\nclbench run\n```", "no language"),
@@ -63,10 +68,10 @@ def test_what_is_a_command(monkeypatch):
     ("```toml\nmethods = ['lora']\nseed = 3\n```", "no key 'seed'"),
     ("```toml\nmethods = ['lora:rank=0']\n```", "lora.rank: should be greater than or equal to 1"),
     ("<!-- not run: data -->\n    clbench run --methods lora:rnk=3 --benchmark split-cifar100", "no option 'rnk'"),
-    ("<!-- not run: hours -->\n    clbench tune study.toml --trial 3", "No such option '--trial'"),
+    ("<!-- not run: hours -->\n    clbench tune study.toml --trial 3", no_option("trial")),
     ("<!-- not run: a GPU -->\n```python\nfor\n```", "invalid syntax"),
 ])
 def test_a_block_that_is_wrong_is_found(page, words, folder):
     block, = blocks(page)
-    with pytest.raises((Exception, SystemExit), match=re.escape(words)):
+    with pytest.raises((Exception, SystemExit), match=words if isinstance(words, re.Pattern) else re.escape(words)):
         follow(block)
