@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def disabled(name: str, value: str) -> bool:
                                         for pattern in os.environ.get(DISABLE, "").split(","))
 
 
-def resolve(target: str | type | Callable[..., Any], kind: str) -> Any:
+def resolve(target: object, kind: str) -> Any:
     """Return what `module:attribute` names; a class or function given instead of a name is returned as it is."""
     if not isinstance(target, str):
         return target

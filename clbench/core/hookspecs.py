@@ -15,6 +15,7 @@ import pluggy
 
 from clbench.core.moved import Renamed, old_keywords
 from clbench.core.options import NoOptions, Options
+from clbench.core.pretrained import WeightsSource
 from clbench.core.scenario import SCENARIOS, Scenario
 
 hookspec = pluggy.HookspecMarker("clbench")
@@ -61,13 +62,18 @@ class BenchmarkInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model: `build(options, input_shape, classes)` returns a `clbench.models.Network`."""
+    """A model: `build(options, input_shape, classes)` returns a `clbench.models.Network`.
+
+    An option named `size` is the harness's: images are resized to so many pixels, and `input_shape` says so.
+    """
 
     name: str
     build: str | Callable[..., Any]
     summary: str
     options: type[Options] = NoOptions
     any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
+    weights: str | WeightsSource = "clbench.models.published:HUB"  # where published weights come from
+    channels: int | None = None  # of the images it takes, if it takes no others; grey ones are then repeated
 
 
 @dataclass(frozen=True)

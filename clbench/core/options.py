@@ -86,6 +86,16 @@ class Options(Strict):
         is_list = get_origin(cls.model_fields[info.field_name or ""].annotation) is list
         return value.split("+") if is_list and isinstance(value, str) else value
 
+    def settled(self, pretrained: bool) -> Options:
+        """Return these options with every `auto` replaced by what it stands for; by default there is none.
+
+        It is asked before a trial's key is made, so that the key does not depend on what `auto` meant.
+
+        Args:
+            pretrained: whether the model starts from pretrained weights.
+        """
+        return self
+
 
 def scalars(options: type[Options]) -> list[str]:
     """Return the names of the options that are declared as `Scalar`."""

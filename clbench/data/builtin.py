@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
@@ -18,8 +18,9 @@ CIFAR10, CIFAR100 = ("cifar10.safetensors",), ("cifar100.safetensors",)
 class ImageOptions(Options):
     """Options of every image benchmark."""
 
-    normalize: bool = Field(False, description="subtract the data set's mean and divide by its deviation; "
-                            "false keeps inputs in [0, 1] as van de Ven & Tolias do")
+    normalize: bool | Literal["model"] = Field(
+        False, description="subtract the data set's mean and divide by its deviation; false keeps inputs in [0, 1] as "
+        "van de Ven & Tolias do; model: as the model's weights were trained, the default where they say how")
 
 
 class ClassOptions(Options):
@@ -53,13 +54,25 @@ class SplitOptions(ClassOptions, ImageOptions):
 class CIFAROptions(ClassOptions):
     """Options of `split-cifar10`."""
 
-    normalize: Literal["dataset", "imagenet", "none"] = Field(
-        "dataset", description="whose mean and deviation inputs are normalised by (imagenet suits weights that were "
-                               "trained so); none keeps them in [0, 1]")
-    augment: bool = Field(True, description="random crop (4 pixels of padding) and flip of training images, drawn anew "
-                                            "for each")
+    normalize: Literal["dataset", "imagenet", "none", "model"] = Field(
+        "dataset", description="whose mean and deviation inputs are normalised by; none keeps them in [0, 1]; model: "
+        "those that the model's weights were trained with, the default where they say so")
+    augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
+        "crop-flip", description="what is done to training images, drawn anew for each: a random crop (4 pixels of "
+        "padding) and flip; a random part, resized, and flip; nothing")
     train_per_class: int | None = Field(None, ge=1, description="only the first so many training images of each class")
     test_per_class: int | None = Field(None, ge=1, description="only the first so many test images of each class")
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _by_truth(cls, value: Any) -> Any:
+        """Read true and false, as they were written before there was a choice."""
+        return {True: "crop-flip", False: "none"}[value] if isinstance(value, bool) else value
+
+    @field_serializer("augment")
+    def _as_truth(self, value: str) -> bool | str:
+        """Write true and false as they always were, so that trials keep their keys."""
+        return {"crop-flip": True, "none": False}.get(value, value)
 
 
 class CIFAR100Options(CIFAROptions):
@@ -113,6 +126,18 @@ class RotatedOptions(ImageOptions):
     degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
 
 
+class CustomOptions(Options):
+    """Options of `module:function`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("normalize", "size")
+
+    normalize: Literal["none", "model"] = Field("none", description="none: inputs are what the benchmark gives; model: "
+                                                "normalised as the model's weights were trained, the default where "
+                                                "they say how")
+    size: int | None = Field(None, ge=1, description="pixels to which photos of several sizes are brought: the shorter "
+                             "side resized, the middle cut out; none: the model's size")
+
+
 @hookimpl
 def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     """Return the built-in benchmarks."""
@@ -142,6 +167,6 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
-                      "returns", any_name=True),
+                      "returns", CustomOptions, any_name=True),
     )
 

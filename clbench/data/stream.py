@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
+from clbench.core.pretrained import Interpolation, Preprocessing
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
-from clbench.data.augmentation import AUGMENTATIONS, CropFlip
+from clbench.data.augmentation import AUGMENTATIONS, Augmentation
 from clbench.data.raw import RawStream, Split, hold_out
+from clbench.data.resizing import resize
 from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
 
@@ -28,19 +31,33 @@ IMAGE_DIMS = 4
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turns raw samples into inputs of the model: uint8 -> [0, 1], then (x - mean) / std per channel, if given.
+    """Turns raw samples into inputs of the model: uint8 -> [0, 1], resized, then (x - mean) / std per channel.
 
     Args:
         mean: one number per channel (axis 1), or none.
         std: likewise.
+        size: pixels along each side to which images are resized; None: they are left as they are.
+        interpolation: by which.
+        antialias: see `Preprocessing`.
+        channels: to which the channel of grey images is repeated; None: it is not.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    size: int | None = None
+    interpolation: Interpolation = "bicubic"
+    antialias: bool = True
+    channels: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
-        x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+        image = x.dtype == torch.uint8
+        x = x.to(torch.float32).div_(255) if image else x.to(torch.float32)
+        if self.size is not None:
+            x = resize(x, self.size, self.interpolation, self.antialias)
+            x = x.clamp(0, 1) if image else x  # bicubic goes beyond
+        if self.channels is not None:
+            x = x.expand(-1, self.channels, -1, -1)
         if self.mean:
             x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
         if x.ndim != IMAGE_DIMS:
@@ -111,13 +128,13 @@ class Stream:
     prepare: Prepare
     fingerprint: str
     notes: tuple[str, ...]
-    augment: CropFlip | None = None
+    augment: Augmentation | None = None
 
     @cached_property
     def tests(self) -> Tests:
         """The test samples of all tasks, as inputs of the model if these take at most `TEST_BYTES`."""
         parts = [task.test for task in self.tasks]
-        size = 4 * sum(part.x.numel() for part in parts)
+        size = 4 * math.prod(self.input_shape) * sum(map(len, parts))
         prepared = self.prepare if size <= TEST_BYTES else None
         return Tests(torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]),
                      torch.cat([part.y for part in parts]),
@@ -154,6 +171,58 @@ class Stream:
                 f"{(room or 0) / 1e9:.1f} GB they are given on the device")
         return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train, streamed), samples(t.test))
                                          for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
+
+
+def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocessing: Preprocessing | None,
+              normalize: bool) -> Stream:
+    """Return a stream whose images become the inputs that a model takes.
+
+    Args:
+        stream: as the benchmark has it.
+        size: pixels along each side, None for the benchmark's own.
+        channels: of the model's images, None where it takes any.
+        preprocessing: of the model's weights; None if they bring none.
+        normalize: whether inputs are normalised as the weights were trained, and not as the benchmark does it.
+
+    Raises:
+        SpecError: the samples are no images.
+        DataError: they are to be normalised and are no bytes or numbers in [0, 1].
+    """
+    shape = stream.input_shape
+    repeated = channels if channels is not None and len(shape) == 3 and shape[0] == 1 else None
+    if size is None and repeated is None and preprocessing is None:
+        return stream
+    if len(shape) != 3:
+        raise SpecError(f"this benchmark's samples are no images ({list(shape)}), so the model's size and "
+                        "preprocessing do not apply; choose another model")
+    prepare = replace(stream.prepare, size=None if shape[1:] == (size, size) else size, channels=repeated)
+    notes = []
+    if size is not None:
+        notes.append(f"inputs: {size} x {size} pixels, made of {shape[1]} x {shape[2]}")
+    if repeated:
+        notes.append("inputs: grey images, their channel repeated")
+    if preprocessing is not None:
+        prepare = replace(prepare, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias)
+        if normalize:
+            require_unit(stream)
+            prepare = replace(prepare, mean=preprocessing.mean, std=preprocessing.std)
+            notes.append(f"inputs: preprocessed as the weights were trained ({preprocessing})")
+        else:
+            own = f"by mean {list(stream.prepare.mean)}" if stream.prepare.mean else "not at all"
+            notes.append(f"inputs: normalised {own}, as the benchmark's options say, while the weights were trained "
+                         f"with {preprocessing}")
+    side = shape[1:] if size is None else (size, size)
+    return replace(stream, prepare=prepare, augment=stream.augment and stream.augment.sized(size),
+                   input_shape=(repeated or shape[0], *side), notes=(*stream.notes, *notes),
+                   fingerprint=hashlib.sha256(f"{stream.fingerprint} {prepare}".encode()).hexdigest()[:16])
+
+
+def require_unit(stream: Stream) -> None:
+    """Refuse numbers outside [0, 1]: they have been normalised already."""
+    x = stream.tasks[0].test.x
+    if x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
+        raise DataError("inputs are to be normalised as the model's weights were trained, but they are not in [0, 1]: "
+                        "the benchmark seems to have normalised them; let it give images, or choose normalize = none")
 
 
 def stored(samples: Samples) -> Tensor:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from clbench.core import files
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
+from clbench.experiment.inputs import find_weights, settle_inputs
 from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.sweeps import expand
-from clbench.experiment.trial import PlannedTrial, Resolved, Trial, Weights, _of_name
+from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 
 
 def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
@@ -34,18 +33,23 @@ def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
         assert isinstance(info, BenchmarkInfo)
         problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
-    weights = _weights(spec.weights, problems)
+    weights, inputs = None, None
+    if benchmark and model:
+        weights, known = find_weights(spec.weights, spec.model, model[0], problems)
+        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems)
     rows = [(m, m.label or opt.label(m.name, found[1], swept)) for m, swept, found in methods if found]
     scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
     problems += _rows(scenarios, rows)
-    if problems or benchmark is None or model is None:
+    if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
-    resolved = [(m, label, found[0], Resolved(name=m.name, options=found[1].model_dump()))
+    resolved = [(m, label, found[0], Resolved(
+        name=m.name, options=found[1].settled(weights is not None).model_dump()))
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
-        PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=benchmark[1].model_dump()),
-                           scenario=scenario, model=Resolved(name=spec.model.name, options=model[1].model_dump()),
-                           weights=weights, recipe=spec.recipe, method=method, seed=seed, validation=spec.validation),
+        PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
+                           scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
+                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, method=method,
+                           seed=seed, validation=spec.validation),
                      label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
         for scenario in scenarios
         for seed in spec.seeds
@@ -94,19 +98,6 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
         return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
     except ClbenchError as error:
         problems.extend(str(error).splitlines())
-        return None
-
-
-def _weights(path: str | None, problems: list[str]) -> Weights | None:
-    """Hash the file of weights; a mistake is added to `problems`. What looks like a name is taken for torchvision's."""
-    if path in (None, "none"):
-        return None
-    if re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists():
-        return Weights(path=path, sha256=_of_name(path))
-    try:
-        return Weights(path=path, sha256=files.hash_file(path))
-    except OSError as error:
-        problems.append(f"cannot read weights {path}: {error.strerror}")
         return None
 
 

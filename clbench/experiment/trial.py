@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from clbench.core import options as opt
+from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
 from clbench.experiment.spec import Recipe
 
@@ -27,20 +28,25 @@ class Resolved(BaseModel):
 
 
 class Weights(BaseModel):
-    """A file of weights; its content, not its place, defines a trial. Or weights that torchvision has by a name."""
+    """A file of weights; its content, not its place, defines a trial. Or published weights by a name."""
+
+    DESCRIPTION: ClassVar[set[str]] = {"path", "licence", "training_data"}  # what is no part of a trial's key
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str  # or the name, such as IMAGENET1K_V1
+    path: str  # or the name with source and revision, such as IMAGENET1K_V1 or hf-hub:OWNER/NAME@COMMIT
     sha256: str  # of the content, or of the name
+    licence: str = ""  # as their publisher says; empty: not known
+    training_data: str = ""  # likewise
 
     @property
     def named(self) -> bool:
-        """Tell whether torchvision has these by name."""
-        return self.sha256 == _of_name(self.path)
+        """Tell whether these are published weights by a name."""
+        return self.sha256 == hash_of_name(self.path)
 
 
-def _of_name(name: str) -> str:
-    return hashlib.sha256(f"torchvision {name}".encode()).hexdigest()
+def hash_of_name(name: str) -> str:
+    """Return what stands for published weights in a trial's key; a name without a source is torchvision's."""
+    return hashlib.sha256((name if ":" in name else f"torchvision {name}").encode()).hexdigest()
 
 
 class Trial(BaseModel):
@@ -51,6 +57,7 @@ class Trial(BaseModel):
     scenario: Scenario
     model: Resolved
     weights: Weights | None = None
+    preprocessing: Preprocessing | None = None  # of the images, as the weights bring it
     recipe: Recipe
     method: Resolved
     seed: int
@@ -59,9 +66,11 @@ class Trial(BaseModel):
     @property
     def key(self) -> str:
         """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
-        left_out: dict[str, Any] = {"weights": {"path"}}
+        left_out: dict[str, Any] = {"weights": Weights.DESCRIPTION}
         if not self.validation:  # records from before there was such a thing keep their keys
             left_out["validation"] = True
+        if self.preprocessing is None:
+            left_out["preprocessing"] = True
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -74,7 +83,7 @@ class Trial(BaseModel):
     def setting(self) -> tuple[str, ...]:
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
-                self.recipe.model_dump_json(), f"validation={self.validation:g}")
+                self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""))
 
 
 @dataclass(frozen=True)

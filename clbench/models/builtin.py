@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -17,26 +18,35 @@ class MLPOptions(Options):
     depth: int = Field(2, ge=1, description="number of hidden layers")
 
 
-class CNNOptions(Options):
+class VisionOptions(Options):
+    """Options of every model of images."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("size",)
+
+    size: int | None = Field(None, ge=1, description="pixels along each side to which images are resized; none: the "
+                             "size that pretrained weights bring, else the benchmark's own")
+
+
+class CNNOptions(VisionOptions):
     """Options of `cnn`."""
 
     channels: int = Field(32, ge=1, description="channels of the first stage; each further stage has twice as many")
     depth: int = Field(2, ge=1, le=4, description="number of stages (3x3 convolution, ReLU, 2x2 max pooling)")
 
 
-class ResNet18Options(Options):
+class ResNet18Options(VisionOptions):
     """Options of `resnet18`."""
 
     width: int = Field(64, ge=1, description="channels of the first stage; each of the other three has twice as many")
 
 
-class ResNetCIFAR10Options(Options):
+class ResNetCIFAR10Options(VisionOptions):
     """Options of `resnet20` and `resnet32`."""
 
     width: int = Field(16, ge=1, description="channels of the first stage; each of the other two has twice as many")
 
 
-class ViTOptions(Options):
+class ViTOptions(VisionOptions):
     """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877) but for the patch, which suits 32 px."""
 
     patch: int = Field(4, ge=1, description="pixels along each side of a patch; divides the image's side")
@@ -78,7 +88,8 @@ def clbench_models() -> Sequence[ModelInfo]:
                   ViTOptions),
         ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 px",
                   ViTB16Options),
-        ModelInfo("torchvision:*", "clbench.models.external:torchvision", "torchvision's model of that name",
-                  any_name=True),
-        ModelInfo("timm:*", "clbench.models.external:timm", "timm's model of that name", any_name=True),
+        ModelInfo("torchvision:*", "clbench.models.torchvision_models:torchvision", "torchvision's model of that name",
+                  VisionOptions, any_name=True, weights="clbench.models.published:TORCHVISION", channels=3),
+        ModelInfo("timm:*", "clbench.models.timm_models:timm", "timm's model of that name", VisionOptions,
+                  any_name=True, weights="clbench.models.published:TIMM", channels=3),
     )

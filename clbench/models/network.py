@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -45,15 +45,30 @@ class Network(nn.Module):
         blocks: modules from inputs [N, *input_shape] to features [N, D].
         head: a linear layer from D features to C classes.
         aliases: published names of weights (or beginnings of such names) -> their names in this model.
+        published: whether files that are written (adapters) have the published names, as a library's model needs them.
+        conform: changes weights with published names so that they fit this model's input size and layout.
     """
 
-    def __init__(self, blocks: Iterable[Block], head: nn.Linear, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(self, blocks: Iterable[Block], head: nn.Linear, aliases: Mapping[str, str] | None = None,
+                 published: bool = False,
+                 conform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None) -> None:
         """Keep blocks and head."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.head = head
         self.aliases = dict(aliases or {})
+        self.published = published
+        self.conform = conform
+        self.weights_hash = ""  # of the content of weights that were loaded by a name
         self.start = 0  # the first block to run: the harness computes the outputs of frozen first blocks once
+
+    def published_name(self, name: str) -> str:
+        """Return the name that files have for a module, parameter or buffer of this network, by its name here."""
+        if not self.published:
+            return name
+        fitting = [(own, theirs) for theirs, own in self.aliases.items() if name == own or name.startswith(own + ".")]
+        own, theirs = max(fitting, key=lambda pair: len(pair[0]), default=(name, name))
+        return theirs + name.removeprefix(own)
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return features [N, D] of inputs [N, *input_shape].
@@ -75,13 +90,38 @@ class Network(nn.Module):
 class TokenNetwork(Network, ABC):
     """A network whose first output token is the features; in two parts, so that tokens (prompts) can be put between.
 
-    In eval mode `features(x) = encode(embed(x))[:, 0]`.
+    The first block is the embedding, the others are transformer blocks; the last one's activation ends in a norm and
+    the choice of the class token. In eval mode `features(x) = encode(embed(x))[:, 0]`.
     """
 
     @abstractmethod
-    def embed(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of inputs [N, *input_shape], with their positions; the class token is the first."""
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
 
-    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of inputs x [N, *input_shape], with their positions; the class token is the first."""
+        tokens: Tensor = self.blocks[0](x)
+        return tokens
+
     def encode(self, tokens: Tensor) -> Tensor:
         """Return the output of all layers for any number of tokens [N, L, D]: normalised, same shape."""
+        *inner, last = itertools.islice(self.blocks, 1, None)
+        for block in inner:
+            tokens = block(tokens)
+        assert isinstance(last, Block)
+        return self.normalized(last.body(tokens))
+
+
+class TransformerBlock(nn.Module):
+    """A transformer block of a library, with its ports."""
+
+    def __init__(self, unit: nn.Module, width: int) -> None:
+        """Keep the block, whose tokens have `width` numbers."""
+        super().__init__()
+        self.unit = unit
+        self.ports = Ports(width, width, tokens=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        out: Tensor = self.unit(tokens)
+        return out

@@ -93,17 +93,11 @@ class ClassToken(nn.Module):
 class VisionTransformer(TokenNetwork):
     """The network that `vit` builds."""
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
-        return cast(Tensor, self.blocks[0](x))
-
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, width] after all blocks and the final layer norm, of tokens [N, L, width]."""
-        *inner, last = self.blocks[1:]
-        for block in inner:
-            tokens = block(tokens)
-        assert isinstance(last, Block) and isinstance(last.activation, nn.Sequential)
-        return cast(Tensor, last.activation[0](last.body(tokens)))
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, width] after the final layer norm, of tokens [N, L, width]."""
+        end = self.blocks[-1].activation
+        assert isinstance(end, nn.Sequential)
+        return cast(Tensor, end[0](tokens))
 
 
 def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Network:

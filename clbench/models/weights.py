@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ def load_weights(model: Network, path: Path) -> list[str]:
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
     """Copy weights with own or published names into the model, as `load_weights` does; `source` is for errors."""
     own = model.state_dict()
+    if model.conform is not None and not set(weights) <= set(own):
+        weights = model.conform(weights)
     given = renamed(weights, own, model.aliases)
     wrong = sorted(set(given) ^ set(own)) + [n for n in own if n in given and own[n].shape != given[n].shape]
     # Files from before batch norm counted its batches lack the counters.
@@ -52,6 +55,8 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, without the prefixes and keys that training scripts add.
+
+    Numbers of any precision become float32.
 
     Raises:
         DataError: it cannot be read, or holds something else.
@@ -69,7 +74,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in WRAPPERS:
         if found and all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return dict(found)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
 def renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
@@ -82,3 +87,13 @@ def renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], aliases: Map
         longest = max(fitting, key=len, default=None)
         out[name if longest is None else aliases[longest] + name.removeprefix(longest)] = tensor
     return out
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors in hexadecimal: of names, types, shapes and bytes, in the order of names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -72,6 +72,7 @@ class Provenance(RecordPart):
     threads: int
     started: datetime.datetime
     command: str
+    weights: str = ""  # SHA-256 of the content of published weights, which a trial knows by their name only
 
 
 class Record(RecordPart):

@@ -141,7 +141,7 @@ class Strategy(OldNames, nn.Module):
         super().__init__()
         self.model = model
         self.world = world
-        self.options = options if options is not None else NoOptions()
+        self.options = (options if options is not None else NoOptions()).settled(world.pretrained)
         # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
         self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from clbench.core.options import Options
 
 Infer = Literal["entropy", "max-logit", "prototype"]
-Base = Literal["task1", "random", "pretrained"]
+Base = Literal["auto", "task1", "random", "pretrained"]
 
 
 class InferOptions(Options):
@@ -22,8 +22,14 @@ class InferOptions(Options):
 class StartOptions(Options):
     """Where the frozen part that all tasks share comes from."""
 
-    base: Base = Field("task1", description="shared weights: trained on the first task and then frozen, left as they "
-                       "were initialised, or those of --weights as they are")
+    base: Base = Field("auto", description="shared weights: trained on the first task and then frozen, left as they "
+                       "were initialised, or those of --weights as they are; auto: pretrained with --weights, else "
+                       "task1")
+
+    def settled(self, pretrained: bool) -> StartOptions:
+        """Return these options with `auto` replaced: pretrained weights are frozen, others learn the first task."""
+        chosen: Base = "pretrained" if pretrained else "task1"
+        return self.model_copy(update={"base": chosen}) if self.base == "auto" else self
 
     def phases(self, task: int) -> int:
         """Return the number of phases of a task: two for the first with `task1` (the shared part first), else one."""

@@ -19,6 +19,7 @@ from clbench.strategy.base import Strategy
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
 BATCH_BYTES = {"cpu": 2**20}
 ACCELERATOR_BYTES = 2**25
+SMALLEST = 32  # samples in a batch, however large they are
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.eval()
     tests = stream.tests
     device = tests.y.device
-    size = max(1, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
+    size = max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
     rules = scenario_rules(scenario)
     classes = [task.classes for task in stream.tasks]
     offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)

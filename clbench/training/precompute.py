@@ -9,6 +9,7 @@ that uses its inputs in another way is left alone. The outputs of other frozen m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from clbench.training.lookup import cache_frozen_outputs, enabled
 from clbench.training.stacking import Loss
 
 BYTES = 2**30  # for what is kept, all members together
-CHUNK = 1024
+CHUNK, CHUNK_BYTES = 1024, 2**24  # samples that go through frozen blocks at once, and bytes of their inputs
 
 
 class TrainingInputs(NamedTuple):
@@ -63,7 +64,8 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     """Return the samples with x replaced by the outputs of the first blocks."""
     parts = []
     with torch.no_grad():
-        for raw in samples.chunks(CHUNK):
+        each = 4 * math.prod(strategy.world.input_shape)
+        for raw in samples.chunks(min(CHUNK, max(1, CHUNK_BYTES // each))):
             x = strategy.world.prepare(raw.x)
             for block in list(strategy.model.blocks)[:blocks]:
                 x = block(x)

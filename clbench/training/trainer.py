@@ -15,7 +15,7 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import DivergedError
-from clbench.data.augmentation import CropFlip
+from clbench.data.augmentation import Augmentation
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
@@ -43,7 +43,8 @@ class Order:
     augment each of them, from ("augmentation", task). What a method replays has draws of its own.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, task: int, augment: CropFlip | None = None) -> None:
+    def __init__(self, samples: int, batch_size: int, seed: int, task: int,
+                 augment: Augmentation | None = None) -> None:
         """Begin the first pass."""
         self.samples = samples
         self.batch_size = batch_size
@@ -96,7 +97,7 @@ class Trainer:
     """
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
-                 augment: CropFlip | None = None, compiler: Compiler | None = None) -> None:
+                 augment: Augmentation | None = None, compiler: Compiler | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from clbench import Network
 from clbench.experiment.trial import Resolved
+from clbench.models.weights import hash_tensors
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import AdapterOptions
 from clbench_lora.layers import LoRALayer, Rows
@@ -234,11 +234,4 @@ def fingerprint(base: Mapping[str, Tensor]) -> str:
 
     Adapters have their own head, so the base's does not matter.
     """
-    total = hashlib.sha256()
-    for name in sorted(base):
-        if name.startswith(f"{HEAD}."):
-            continue
-        tensor = base[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return hash_tensors({name: tensor for name, tensor in base.items() if not name.startswith(f"{HEAD}.")})

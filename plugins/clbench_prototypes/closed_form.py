@@ -51,7 +51,7 @@ class ClosedForm(Strategy, ABC):
         super().__init__(model, world, options)
         check_base(self.method, options, world)
         self.learned = 0
-        self.base_learns = options.base == "task1"
+        self.base_learns = self.options.base == "task1"
         self.model.requires_grad_(self.base_learns)
         none = model.head.weight.new_zeros(world.classes, width or model.head.in_features, dtype=torch.float64)
         self.weight, self.bias = (nn.Parameter(of, requires_grad=False) for of in (none, none[:, 0].clone()))

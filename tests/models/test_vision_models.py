@@ -14,7 +14,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
-from clbench.models.external import named_weights
+from clbench.models.published import TORCHVISION
 from clbench.models.resnet import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
 from clbench.models.weights import load_weights
@@ -154,7 +154,7 @@ def test_torchvisions_models_by_name(tmp_path):
     assert torch.equal(model.eval().features(x), other.eval()(x)) and model(x).shape == (2, 4)
     with pytest.raises(SpecError, match=r"no torchvision model 'resnet19'; did you mean"):
         build_model(Resolved(name="torchvision:resnet19"), None, IMAGE, 4, registry)
-    with pytest.raises(SpecError, match="takes images with 3 channels, this benchmark has 1"):
+    with pytest.raises(SpecError, match=r"takes square images with 3 channels, this benchmark has inputs \[1, 28, 28\]"):
         build_model(Resolved(name="torchvision:resnet18"), None, (1, 28, 28), 4, registry)
 
 
@@ -165,7 +165,7 @@ def test_timms_models_by_name():
     registry = discover()
     model, _ = build_model(Resolved(name="timm:resnet18"), None, IMAGE, 4, registry)
     other = timm.create_model("resnet18", num_classes=0).eval()
-    other.load_state_dict({name.removeprefix("blocks.0.body.model."): tensor
+    other.load_state_dict({model.published_name(name): tensor
                            for name, tensor in model.state_dict().items() if not name.startswith("head.")})
     x = torch.randn(2, *IMAGE)
     assert torch.equal(model.eval().features(x), other(x)) and model(x).shape == (2, 4)
@@ -191,20 +191,22 @@ def test_torchvisions_weights_by_name(monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: given.state_dict())
     model, notes = build_model(trial.model, trial.weights, IMAGE, 10, registry)
     assert notes == ["weights: no head of this size, it starts untrained"]
-    assert torch.equal(model.blocks[0].body.model.layer1[0].conv1.weight, given.layer1[0].conv1.weight)
+    assert torch.equal(model.state_dict()["blocks.1.body.layer1.0.conv1.weight"], given.layer1[0].conv1.weight)
+    assert trial.preprocessing.mean == (0.485, 0.456, 0.406) and trial.preprocessing.interpolation == "bilinear"
+    assert trial.model.options == {"size": 224} and trial.benchmark.options["normalize"] == "model"
     other = trial.weights.model_copy(update={"path": "IMAGENET1K_V9"})
     assert not other.named
-    with pytest.raises(SpecError, match="are torchvision's"):
+    with pytest.raises(SpecError, match=r"weights .IMAGENET1K_V1. are none that model .resnet20. has"):
         build_model(Resolved(name="resnet20", options={"width": 2}), trial.weights, IMAGE, 10, registry)
     with pytest.raises(SpecError, match=r"no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V1'"):
-        named_weights("torchvision:resnet18", "IMAGENET1K_V3")
+        TORCHVISION.find("torchvision:resnet18", "IMAGENET1K_V3")
 
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
     with pytest.raises(DataError, match=r"IMAGENET1K_V1 of torchvision:resnet18 cannot be had: no route to host"):
-        named_weights("torchvision:resnet18", "IMAGENET1K_V1")
+        TORCHVISION.load("torchvision:resnet18", "IMAGENET1K_V1")
 
 
 def test_a_file_of_weights_that_changed_since_it_was_planned_is_refused(tmp_path):

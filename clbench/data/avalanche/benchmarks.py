@@ -17,15 +17,14 @@ import torch
 
 from clbench.core import seeds
 from clbench.core.errors import DataError
-from clbench.core.options import Options
 from clbench.data import datasets
-from clbench.data.augmentation import CropFlip
 from clbench.data.avalanche.transforms import ToBytes
 from clbench.data.builtin import (
     B50Options,
     CIFAR100Options,
     CIFAROptions,
     ClassOptions,
+    CustomOptions,
     ImageOptions,
     PermutedOptions,
     RotatedOptions,
@@ -38,12 +37,13 @@ LAYOUT = "clbench_layout"  # attribute of a benchmark
 
 @dataclass(frozen=True)
 class Layout:
-    """What a built-in benchmark says about its inputs: normalisation, each task's permutation, augmentation."""
+    """What a benchmark says about its inputs: normalisation, each task's permutation, augmentation, size of photos."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     permutations: tuple[torch.Tensor, ...] = ()
     augment: str = ""
+    size: int | None = None  # to which photos of several sizes are brought
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -116,12 +116,13 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
         parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
     benchmark = _by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
                           {0: first} if first else None)
-    mean, std = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"], "none": ((), ())}[options.normalize]
-    setattr(benchmark, LAYOUT, Layout(mean, std, augment=CropFlip.name if options.augment else ""))
+    kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
+    mean, std = kinds.get(options.normalize, ((), ()))
+    setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment))
     return benchmark
 
 
-def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
+def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
     """Return what the function `package.module:function` returns; modules of the current directory can be imported."""
     module, _, attribute = name.partition(":")
     try:
@@ -136,7 +137,10 @@ def custom(name: str, options: Options, data_dir: Path, seed: int) -> Any:
     function = getattr(found, attribute)
     if not callable(function):
         raise DataError(f"benchmark {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
-    return function()
+    benchmark = function()
+    if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
+        setattr(benchmark, LAYOUT, Layout(size=options.size))
+    return benchmark
 
 
 def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
@@ -149,7 +153,7 @@ def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
 
 def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
     """Return a benchmark with a `Layout` attached."""
-    mean, std = STATISTICS[dataset] if options.normalize else ((), ())
+    mean, std = STATISTICS[dataset] if options.normalize is True else ((), ())
     setattr(benchmark, LAYOUT, Layout(mean, std, permutations))
     return benchmark
 

@@ -20,7 +20,7 @@ from clbench.core.entry_points import resolve
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
-from clbench.data.avalanche.tensors import Experience, materialise
+from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
 from clbench.data.datasets import chatter_to_stderr
 from clbench.data.raw import RawStream, Split
 from clbench.data.samples import permute
@@ -54,18 +54,28 @@ def as_raw(benchmark: Any, where: str) -> RawStream:
     if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
         raise DataError(f"{where} returned {type(benchmark).__name__}, expected an Avalanche benchmark "
                         "(train_stream, test_stream)")
+    layout: Layout = getattr(benchmark, LAYOUT, Layout())
+    try:
+        return _as_raw(benchmark, layout, where)
+    except SeveralShapes:
+        if layout.size is None:
+            raise
+    return _as_raw(benchmark, layout, where, layout.size)
+
+
+def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None) -> RawStream:
+    """Return a benchmark as tensors, its photos brought to `size` pixels if there is one."""
     train, test = list(benchmark.train_stream), list(benchmark.test_stream)
     if not train:
         raise DataError(f"{where} has no experiences")
     if len(train) != len(test):
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
                         "every task needs both")
-    layout: Layout = getattr(benchmark, LAYOUT, Layout())
     splits: dict[str, list[Split]] = {"training": [], "test": []}
-    notes = []
+    notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
-            read = materialise(experience.dataset, group, f"{where}: {kind} experience {task}")
+            read = materialise(experience.dataset, group, f"{where}: {kind} experience {task}", size)
             first = splits[kind][0].x if task else read.x
             _alike(read.x, splits["training"][0].x if splits["training"] else read.x,
                    f"{where}: {kind} experience {task}")
@@ -80,8 +90,8 @@ def as_raw(benchmark: Any, where: str) -> RawStream:
 def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
     """Check that inputs have the shape and type of the first task's."""
     if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
-        raise DataError(f"{where} has inputs {x.dtype} {list(x.shape[1:])}, the first task has {first.dtype} "
-                        f"{list(first.shape[1:])}")
+        raise SeveralShapes(f"{where} has inputs {x.dtype} {list(x.shape[1:])}, the first task has {first.dtype} "
+                            f"{list(first.shape[1:])}; {SeveralShapes.way_out}")
 
 
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:

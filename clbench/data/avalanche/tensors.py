@@ -17,6 +17,7 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.data.avalanche import whole
 from clbench.data.avalanche.transforms import NotBatchable, Pictures
+from clbench.data.resizing import resize
 
 SAMPLE = 64  # items that are read, each twice, and compared
 CHUNK = 8192  # rows that are transformed at once, to bound memory
@@ -35,19 +36,29 @@ class Experience:
     draw: Callable[[int], Tensor] | None = None
 
 
-def materialise(dataset: Any, group: str, where: str) -> Experience:
+class SeveralShapes(DataError):
+    """Samples have not all one type and shape."""
+
+    way_out = ("every sample must have one type and shape: photos are brought to the size that the model, or the "
+               "benchmark, is given (--model NAME:size=224)")
+
+
+def materialise(dataset: Any, group: str, where: str, size: int | None = None) -> Experience:
     """Return the samples of an experience's data set.
 
     Args:
         dataset: an Avalanche data set; items are (x, y) or (x, y, task label).
         group: `train` or `eval`, the group of transforms to apply.
         where: what is read, for errors and notes.
+        size: pixels to which each photo is brought, the shorter side resized (bicubic) and the middle cut out.
 
     Raises:
-        DataError: no samples, random transforms in a test, inputs of several shapes or an unknown type, labels that are
-            no integers.
+        SeveralShapes: samples are not alike.
+        DataError: no samples, random transforms in a test, inputs of an unknown type, labels that are no integers.
     """
     data = getattr(dataset, group)() if hasattr(dataset, group) else dataset
+    if size is not None:
+        data = Sized(data, size, where)
     if len(data) == 0:
         raise DataError(f"{where} has no samples")
     positions = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64)).tolist()
@@ -63,6 +74,26 @@ def materialise(dataset: Any, group: str, where: str) -> Experience:
         note = f"{where} was read item by item, which is slow: {reason}"
         x, y = _one_by_one(data, where)
     return Experience(*_stored(x, y), note)
+
+
+class Sized:
+    """A data set whose photos are brought to one size."""
+
+    def __init__(self, data: Any, size: int, where: str) -> None:
+        """Bring the photos of `data` to `size` pixels."""
+        self.data, self.size, self.where = data, size, where
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an item, its photo uint8 [C, size, size]."""
+        x, y = _item(self.data[index], self.where)
+        if x.dtype != torch.uint8 or x.ndim != 3:
+            raise DataError(f"{self.where}: samples are of several shapes, and {x.dtype} {list(x.shape)} is no photo "
+                            "that could be resized; give them one shape")
+        return resize(x[None].float(), self.size, "bicubic", antialias=True)[0].round().clamp(0, 255).byte(), y
 
 
 def _redrawn(data: Any, group: str, where: str) -> Experience:
@@ -99,8 +130,8 @@ def _one_by_one(data: Any, where: str) -> tuple[Tensor, list[int]]:
     for i in range(len(data)):
         one, label = _item(data[i], where)
         if one.shape != first.shape or one.dtype != first.dtype:
-            raise DataError(f"{where}: sample {i} is {one.dtype} {list(one.shape)}, sample 0 is {first.dtype} "
-                            f"{list(first.shape)}; every sample must have one type and shape (resize or crop them)")
+            raise SeveralShapes(f"{where}: sample {i} is {one.dtype} {list(one.shape)}, sample 0 is {first.dtype} "
+                                f"{list(first.shape)}; {SeveralShapes.way_out}")
         x[i] = one
         y.append(label)
     return x, y

@@ -10,12 +10,12 @@ import torch
 from clbench.core import files
 from clbench.core.entry_points import resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
+from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
 from clbench.data.stream import IMAGE_DIMS
 from clbench.experiment.trial import Resolved, Weights
-from clbench.models import external
 from clbench.models.network import Network
-from clbench.models.weights import fill, load_weights
+from clbench.models.weights import fill, hash_tensors, load_weights
 from clbench.strategy.base import Strategy, World
 
 
@@ -40,7 +40,10 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
     if weights is None:
         return network, []
     if weights.named:
-        return network, fill(network, external.named_weights(info.name, weights.path), weights.path)
+        source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
+        tensors = source.load(model.name, weights.path)
+        network.weights_hash = hash_tensors(tensors)
+        return network, fill(network, tensors, weights.path)
     return network, load_weights(network, _as_planned(weights))
 
 

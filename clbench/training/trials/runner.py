@@ -12,7 +12,7 @@ from clbench.core import seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
-from clbench.data.stream import Stream, load_stream
+from clbench.data.stream import Stream, as_inputs, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
@@ -49,7 +49,8 @@ class TrialRunner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
-        self._streams: dict[tuple[str, str, float, int], Stream] = {}
+        self._streams: dict[tuple[object, ...], Stream] = {}
+        self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
             Compiler(self.device).probe()
 
@@ -161,16 +162,20 @@ class TrialRunner:
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                             "peak_device_bytes": memory.accelerator()}),
                       timings=member.timings, failure=failure, notes=member.notes,
-                      provenance=origin.model_copy(update={"started": member.started or origin.started}))
+                      provenance=origin.model_copy(update={"started": member.started or origin.started,
+                                                                 "weights": self._weights_hash}))
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
         seed = trial.seed if trial.validation or cache.depends_on_seed(trial.benchmark, self.registry) else 0
-        key = (str(trial.benchmark), trial.scenario, trial.validation, seed)
+        size, channels = trial.model.options.get("size"), self.registry.model(trial.model.name).channels
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
                                  trial.validation)
+            own = trial.benchmark.options.get("normalize", "model") == "model" and not loaded.prepare.mean
+            loaded = as_inputs(loaded, size, channels, trial.preprocessing, normalize=own)
             self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
@@ -178,6 +183,7 @@ class TrialRunner:
         """Return a trial's strategy, untrained and on the device, and notes on how it was made."""
         with seeds.scope(trial.seed, "init"):
             model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
+        self._weights_hash = model.weights_hash
         world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
                       pretrained=trial.weights is not None, prepare=stream.prepare)

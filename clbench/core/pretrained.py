@@ -1,0 +1,127 @@
+"""What pretrained weights bring beside their tensors, and how a model's source of published weights is asked for them.
+
+A source belongs to a model's declaration (`ModelInfo.weights`). The plan asks it what a name stands for, so that a
+trial's key has the revision; the process that trains asks it for the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clbench.core.errors import DataError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+class Preprocessing(BaseModel):
+    """How images become the inputs that weights were trained on.
+
+    Args:
+        interpolation: by which images are resized.
+        antialias: whether pixels are averaged where the image becomes smaller, as PIL does; it also decides which
+            bicubic kernel is meant (a = -0.5 as PIL's, without it -0.75).
+        mean: of each channel, in units of inputs scaled to [0, 1].
+        std: likewise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    interpolation: Interpolation = "bicubic"
+    antialias: bool = True
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[float, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Preprocessing:
+        """Refuse a mean and a deviation of different channels, and no deviation."""
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError("mean and std need a number for each channel, and std is above 0")
+        return self
+
+    def __str__(self) -> str:
+        """Return it as notes show it: `bicubic, mean 0.5 0.5 0.5, deviation 0.5 0.5 0.5`."""
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.interpolation}{'' if self.antialias else ' without antialias'}, mean {mean}, deviation {std}"
+
+
+@dataclass(frozen=True)
+class PretrainedInfo:
+    """What is known about weights beside their tensors; each part may be unknown."""
+
+    size: int | None = None  # pixels along each side of the images
+    preprocessing: Preprocessing | None = None
+    licence: str = ""
+    training_data: str = ""
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """Weights found by a name: `name` says exactly which, with source and revision, as in `timm:TAG@REVISION`."""
+
+    name: str
+    info: PretrainedInfo
+
+
+class WeightsSource(Protocol):
+    """Where a model's published weights come from."""
+
+    def find(self, model: str, name: str) -> NamedWeights:
+        """Return what a name stands for.
+
+        Raises:
+            SpecError: the model has no weights of that name.
+            DataError: they are neither here nor to be had.
+        """
+
+    def load(self, model: str, name: str) -> Mapping[str, Any]:
+        """Return the tensors of weights by the name that `find` gave them; DataError if they cannot be had."""
+
+    def info(self, model: str) -> PretrainedInfo:
+        """Return what weights of the model are trained on by default, for a file that does not say it."""
+
+
+def beside(path: Path) -> PretrainedInfo | None:
+    """Return what a JSON beside a file of weights says of it; None if there is none.
+
+    It is `NAME.json` beside `NAME.safetensors`, or `config.json` beside `model.safetensors` as on Hugging Face's hub.
+    The keys are timm's, at the top or under `pretrained_cfg`: `input_size` [3, H, W], `interpolation`, `antialias`,
+    `mean`, `std`, `license`, `training_data`.
+
+    Raises:
+        DataError: it cannot be read, or has other values there.
+    """
+    generic = path.stem in ("model", "pytorch_model")
+    found = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if generic else None)
+                  if p is not None and p.is_file()), None)
+    if found is None:
+        return None
+    try:
+        values = json.loads(found.read_text())
+        inner = values.get("pretrained_cfg", values) if isinstance(values, dict) else None
+        if not isinstance(inner, dict):
+            raise ValueError("expected an object")
+        return described(inner, licence=str(values.get("license") or ""))
+    except (OSError, ValueError, TypeError, IndexError, ValidationError) as error:
+        raise DataError(f"{found}, which describes weights {path.name}, cannot be used: "
+                        f"{' '.join(str(error).split())[:200]}") from None
+
+
+def described(values: Mapping[str, Any], licence: str = "", training_data: str = "") -> PretrainedInfo:
+    """Return what a description by timm's keys says (`beside`).
+
+    Raises:
+        ValueError: it has other values there.
+    """
+    preprocessing = None
+    if values.get("mean"):
+        preprocessing = Preprocessing(
+            interpolation=values.get("interpolation") or "bicubic", antialias=values.get("antialias", True),
+            mean=tuple(values["mean"]), std=tuple(values.get("std") or ()))
+    side = values.get("input_size")
+    return PretrainedInfo(int(side[-1]) if side else None, preprocessing, str(values.get("license") or licence),
+                          str(values.get("training_data") or training_data))

@@ -1,0 +1,103 @@
+"""Weights found by what the user wrote, and what they mean for the inputs: size and normalisation, settled in the plan.
+
+A trial's key is made afterwards, so it has what was settled and not how.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from clbench.core import files
+from clbench.core.entry_points import resolve
+from clbench.core.errors import ClbenchError
+from clbench.core.hookspecs import ModelInfo
+from clbench.core.options import Options
+from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, beside
+from clbench.experiment.spec import Named
+from clbench.experiment.trial import Weights, hash_of_name
+
+NAME = re.compile(r"[A-Z][A-Z0-9_]*|timm|(timm|hf-hub):.+")  # what is taken for a name where no such file is there
+
+
+class Inputs(NamedTuple):
+    """Options with what pretrained weights settle filled in, and how the weights preprocess images."""
+
+    benchmark: Options
+    model: Options
+    preprocessing: Preprocessing | None
+
+
+def find_weights(text: str | None, model: Named, info: ModelInfo,
+                 problems: list[str]) -> tuple[Weights | None, PretrainedInfo]:
+    """Return the weights that the user named and what is known about them; a mistake is added to `problems`.
+
+    They are a file, or a name that the model's source knows (`ModelInfo.weights`). A file says what it was trained on
+    by a JSON beside it; without one it is taken to be like the model's default weights.
+    """
+    if text in (None, "none"):
+        return None, PretrainedInfo()
+    try:
+        source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
+        if NAME.fullmatch(text) and not Path(text).exists():
+            found = source.find(model.name, text)
+            known = found.info
+            return Weights(path=found.name, sha256=hash_of_name(found.name), licence=known.licence,
+                           training_data=known.training_data), known
+        content = files.hash_file(text)
+        known = beside(Path(text)) or source.info(model.name)
+        metadata = header(Path(text))
+        return Weights(path=text, sha256=content, licence=known.licence or metadata.get("license", ""),
+                       training_data=known.training_data or metadata.get("training_data", "")
+                       or metadata.get("benchmark", "")), known
+    except OSError as error:
+        problems.append(f"cannot read weights {text}: {error.strerror}")
+    except ClbenchError as error:
+        problems += str(error).splitlines()
+    return None, PretrainedInfo()
+
+
+def header(path: Path) -> dict[str, str]:
+    """Return the metadata at the head of a safetensors file; nothing for another kind of file."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:
+        return {}  # loading it says so
+
+
+def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
+                  problems: list[str]) -> Inputs:
+    """Return the options of benchmark and model with the size and normalisation that the weights bring.
+
+    What the user named stays. A mistake is added to `problems`.
+
+    Args:
+        benchmark: its validated options.
+        named: the benchmark as the user wrote it.
+        model: its validated options.
+        weights: if there are any.
+        known: about them.
+        problems: mistakes so far.
+    """
+    fields = type(benchmark).model_fields
+    preprocessing = known.preprocessing if weights is not None else None
+    if preprocessing is None:
+        if getattr(benchmark, "normalize", None) == "model":
+            problems.append(f"{named.name}: normalize = model, but " +
+                            ("no weights are given (--weights)" if weights is None else
+                             f"nothing says how {weights.path} was trained; put a JSON with mean and std beside it"))
+    elif "normalize" in fields and "normalize" not in named.options:
+        benchmark = benchmark.model_copy(update={"normalize": "model"})
+    if "size" not in type(model).model_fields:
+        return Inputs(benchmark, model, preprocessing)
+    if weights is not None and getattr(model, "size", None) is None and known.size is not None:
+        model = model.model_copy(update={"size": known.size})
+    if "size" in fields and "size" not in named.options:
+        benchmark = benchmark.model_copy(update={"size": getattr(model, "size", None)})
+    return Inputs(benchmark, model, preprocessing)

@@ -1,0 +1,174 @@
+"""Where published weights come from: a repository on Hugging Face's hub, timm's names, torchvision's names.
+
+Nothing is unpickled: tensors are read from safetensors, or by `torch.load` with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clbench.core.errors import DataError, SpecError, unknown
+from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, beside, described
+from clbench.models.timm_models import home, known
+from clbench.models.weights import read_weights
+
+FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # of weights in a repository
+HUB_NAME = re.compile(r"hf-hub:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+class Hub:
+    """Repositories on Hugging Face's hub, `hf-hub:OWNER/NAME[@REVISION]`, for any model."""
+
+    names = "a file, or hf-hub:OWNER/NAME"
+
+    def find(self, model: str, name: str) -> NamedWeights:
+        """Return the weights of a repository at the commit that the cache has, else at the hub's newest."""
+        found = HUB_NAME.fullmatch(name)
+        if not found:
+            raise SpecError(f"weights {name!r}: model {model!r} takes {self.names}, and no such file is there")
+        file = in_hub(found["repository"], found["revision"], FILES)
+        info = self.info(model)
+        description = in_hub(found["repository"], file.parent.name, ("config.json",), needed=False)
+        if description is not None:
+            info = beside(description.with_name("model.safetensors")) or info
+        return NamedWeights(f"hf-hub:{found['repository']}@{file.parent.name}", info)
+
+    def load(self, model: str, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors of `hf-hub:OWNER/NAME@COMMIT`."""
+        found = HUB_NAME.fullmatch(name)
+        if not found:
+            raise DataError(f"weights {name!r} are none that model {model!r} has")
+        return read_weights(in_hub(found["repository"], found["revision"], FILES))
+
+    def info(self, model: str) -> PretrainedInfo:
+        """Return nothing: a model of clbench itself has no weights of its own."""
+        return PretrainedInfo()
+
+
+class Timm(Hub):
+    """timm's own weights: `timm` (the model's default), `timm:TAG`; and repositories on the hub."""
+
+    names = "a file, timm, timm:TAG or hf-hub:OWNER/NAME"
+
+    def find(self, model: str, name: str) -> NamedWeights:
+        """Return the weights of a model that has such a tag; `timm` stands for the tag in its name, or the default."""
+        source, _, tag = name.partition(":")
+        if source != "timm":
+            return super().find(model, name)
+        full = known(model)
+        if tag:
+            architecture = full.partition(".")[0]
+            tags = [n.partition(".")[2] for n in home().list_pretrained(f"{architecture}.*")]
+            if tag not in tags:
+                raise SpecError(unknown(f"tag of timm's {architecture}", tag, tags,
+                                        f"timm.list_pretrained('{architecture}*')"))
+            full = f"{architecture}.{tag}"
+        config = home().get_pretrained_cfg(full)
+        repository = config.hf_hub_id if config is not None else None
+        if repository is None or config.custom_load:
+            raise SpecError(f"timm publishes no weights of {full} on the hub that are plain tensors; name a file, or "
+                            f"another tag of timm.list_pretrained('{full.partition('.')[0]}*')")
+        file = in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
+        info = described({**config.to_dict(), "training_data": config.tag or ""})
+        return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)
+
+    def info(self, model: str) -> PretrainedInfo:
+        """Return what timm says of the model's default weights."""
+        config = home().get_pretrained_cfg(known(model))
+        return PretrainedInfo() if config is None else described(
+            {k: v for k, v in config.to_dict().items() if k != "license"})
+
+
+class Torchvision(Hub):
+    """torchvision's own weights, such as IMAGENET1K_V1, which it keeps in torch's hub folder."""
+
+    names = "a file, hf-hub:OWNER/NAME or one of torchvision's names such as IMAGENET1K_V1"
+
+    def find(self, model: str, name: str) -> NamedWeights:
+        """Return the weights that torchvision has of a model by that name."""
+        return (NamedWeights(name, preset(self._named(model, name)))
+                if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else super().find(model, name))
+
+    def load(self, model: str, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors of weights by torchvision's name; it checks the hash that is part of their address."""
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            return super().load(model, name)
+        try:
+            weights: Mapping[str, Tensor] = self._named(model, name).get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"weights {name} of {model} cannot be had: {' '.join(str(error).split())}; torchvision "
+                            f"looks in {torch_hub()} for {self._named(model, name).url}") from error
+        return weights
+
+    def info(self, model: str) -> PretrainedInfo:
+        """Return what torchvision says of the model's default weights."""
+        from torchvision.models import get_model_weights
+
+        default = next(iter(get_model_weights(model.partition(":")[2])), None)
+        return PretrainedInfo() if default is None else replace(preset(default), licence="", training_data="")
+
+    def _named(self, model: str, name: str) -> Any:
+        from torchvision.models import get_model_weights
+
+        inner = model.partition(":")[2]
+        published = get_model_weights(inner).__members__
+        if name not in published:
+            raise SpecError(unknown("weights", name, published, f"torchvision's get_model_weights({inner!r})"))
+        return published[name]
+
+
+def preset(weights: Any) -> PretrainedInfo:
+    """Return what torchvision's weights say of themselves."""
+    transforms = weights.transforms()
+    interpolation = transforms.interpolation.value
+    kind = interpolation if interpolation in ("nearest", "bilinear", "bicubic") else "bicubic"
+    known_as = Preprocessing(interpolation=kind, antialias=bool(transforms.antialias), mean=tuple(transforms.mean),
+                             std=tuple(transforms.std))
+    return PretrainedInfo(int(transforms.crop_size[0]), known_as, str(weights.meta.get("license") or ""),
+                          "ImageNet-1k" if weights.name.startswith("IMAGENET1K") else "")
+
+
+def torch_hub() -> Path:
+    """Return the folder in which torch keeps downloaded weights."""
+    import torch.hub
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed: bool = True) -> Any:
+    """Return the first of some files that a repository has, from the cache, else downloaded; None if none is needed.
+
+    Raises:
+        SpecError: huggingface_hub is not installed.
+        DataError: there is none, or it is not in the cache and cannot be downloaded.
+    """
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+    except ModuleNotFoundError:
+        raise SpecError("weights of hf-hub and timm need huggingface_hub: pip install 'clbench[timm]'") from None
+    reason = ""
+    for offline in (True, False):
+        for name in names:
+            try:
+                return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
+            except errors.EntryNotFoundError as error:  # no such file; or none in the cache, and no connection
+                reason = reason if offline or not isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+    if not needed:
+        return None
+    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    raise DataError(f"weights hf-hub:{repository}{f'@{revision}' if revision else ''} are neither in {folder} nor to "
+                    f"be had: {reason or 'the repository has none of ' + ', '.join(names)}. On a machine with a "
+                    f"connection run `hf download {repository} {names[0]}` and copy that folder here")
+
+
+HUB, TIMM, TORCHVISION = Hub(), Timm(), Torchvision()

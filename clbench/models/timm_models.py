@@ -1,0 +1,169 @@
+"""Models of timm as networks: plain vision transformers block by block, convolutional networks stage by stage.
+
+Anything else is one block. The head is what timm calls the classifier (`get_classifier`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.errors import SpecError, unknown
+from clbench.models.builtin import VisionOptions
+from clbench.models.library import in_stages, square, without
+from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
+from clbench.models.splitting import Stage
+
+
+def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a model of timm, untrained; `name` is `timm:vit_tiny_patch16_224` and the like, with or without a tag.
+
+    Args:
+        name: with the source before it.
+        _options: nothing here depends on them; images are resized before.
+        input_shape: [3, S, S]; models of a fixed input size are made for S pixels.
+        classes: C.
+
+    Raises:
+        SpecError: timm is absent, has no such model, or the model has no single linear classifier.
+    """
+    inner = known(name)
+    side = square(name, input_shape)
+    model: Any = create(inner, side, classes)
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        raise SpecError(f"model {name!r}: its classifier is not one linear layer but {type(classifier).__name__}, so "
+                        "it has no place for a head; choose another model")
+    conform = functools.partial(conformed, inner, side, classes)
+    if type(model) is home().models.VisionTransformer and model.global_pool in ("token", "avg"):
+        return transformer(model, classifier, classes, conform)
+    info = [dict(stage) for stage in getattr(model, "feature_info", ())]
+    stages = [Stage(str(s["module"]), int(s["num_chs"]), int(s["reduction"])) for s in info if s.get("module")]
+    maps = getattr(model, "output_fmt", "NCHW") == "NCHW"
+    return in_stages(model, classifier, classes, stages, maps, conform)
+
+
+def home() -> Any:
+    """Return the package timm; SpecError where it is not installed."""
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError:
+        raise SpecError("models and weights of timm need it: pip install 'clbench[timm]'") from None
+
+
+def known(name: str) -> str:
+    """Return timm's name of a model `timm:NAME`; SpecError if it has none such, or not with such a tag."""
+    inner, package = name.partition(":")[2], home()
+    architecture, _, tag = inner.partition(".")
+    if not package.is_model(architecture):
+        raise SpecError(unknown("timm model", architecture, package.list_models(), "timm.list_models()"))
+    if tag and inner not in (tags := package.list_pretrained(f"{architecture}.*")):
+        raise SpecError(unknown("timm model", inner, tags, f"timm.list_pretrained('{architecture}*')"))
+    return inner
+
+
+def create(inner: str, side: int, classes: int) -> nn.Module:
+    """Return a model as timm makes it, untrained; one of a fixed input size is made for `side` pixels."""
+    package = home()
+    fixed = package.get_pretrained_cfg(inner)
+    sized = {"img_size": side} if fixed is not None and fixed.fixed_input_size else {}
+    model: nn.Module = package.create_model(inner, pretrained=False, num_classes=classes, **sized)
+    return model
+
+
+def conformed(inner: str, side: int, classes: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return published weights as timm changes them on loading: renamed, position embeddings resampled to the size.
+
+    timm does it by a function of the module that a model is written in; it asks the model for shapes only.
+    """
+    with torch.device("meta"):
+        model = create(inner, side, classes)
+    change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if change is None:
+        return weights
+    changed: Mapping[str, Tensor] = change(dict(weights), model)
+    return changed
+
+
+class Embedding(nn.Module):
+    """The embedding of timm's vision transformers: patches, class and register tokens, positions."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over the parts of a VisionTransformer."""
+        super().__init__()
+        self.ports = Ports(model.patch_embed.proj.in_channels, model.embed_dim, tokens=True)
+        for name in PARTS:
+            setattr(self, name, getattr(model, name))
+        for name in ("dynamic_img_size", "no_embed_class", "num_prefix_tokens"):
+            setattr(self, name, getattr(model, name))
+        self.with_positions = type(model)._pos_embed
+
+    patch_embed: nn.Module
+    patch_drop: nn.Module
+    norm_pre: nn.Module
+    cls_token: Tensor | None
+    reg_token: Tensor | None
+    pos_embed: Tensor | None
+
+    def reset_parameters(self) -> None:
+        """Draw tokens and positions as timm does."""
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of images x [N, 3, H, W]."""
+        # timm's own method, which reads the attributes taken over above.
+        tokens: Tensor = self.norm_pre(self.patch_drop(self.with_positions(self, self.patch_embed(x))))
+        return tokens
+
+
+PARTS = ("patch_embed", "cls_token", "reg_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
+
+
+class Pool(nn.Module):
+    """The end of timm's vision transformers: norm, then the class token or the mean of the others, norm, dropout."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over the parts of a VisionTransformer."""
+        super().__init__()
+        self.norm, self.fc_norm, self.head_drop = model.norm, model.fc_norm, model.head_drop
+        averages = model.global_pool == "avg"
+        self.prefix = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+        self.averages = averages
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of tokens [N, L, D]."""
+        normed: Tensor = self.norm(tokens)
+        pooled = normed[:, self.prefix:].mean(1) if self.averages else normed[:, 0]
+        return cast(Tensor, self.head_drop(self.fc_norm(pooled)))
+
+
+class TimmTransformer(TokenNetwork):
+    """A plain vision transformer of timm, whose features are its class token."""
+
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
+        return cast(Tensor, self.blocks[-1].get_submodule("activation.norm")(tokens))
+
+
+def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -> Network:
+    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm, head."""
+    name = without(model, classifier)
+    units = [TransformerBlock(unit, model.embed_dim) for unit in model.blocks]
+    blocks = [Block(Embedding(model), nn.Identity()), *(Block(unit, nn.Identity()) for unit in units)]
+    blocks[-1].activation = Pool(model)
+    aliases = {part: f"blocks.0.body.{part}" for part in PARTS}
+    aliases |= {f"blocks.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(units))}
+    aliases |= {part: f"blocks.{len(units)}.activation.{part}" for part in ("norm", "fc_norm", "head_drop")}
+    plain = model.global_pool == "token" and isinstance(model.fc_norm, nn.Identity)
+    return (TimmTransformer if plain else Network)(blocks, nn.Linear(classifier.in_features, classes),
+                                                   {**aliases, name: "head"}, published=True, conform=conform)

@@ -1,0 +1,116 @@
+"""Models of torchvision as networks: ResNets stage by stage, vision transformers block by block, others as one block.
+
+The head takes the place of the last linear layer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.errors import SpecError, unknown
+from clbench.models.builtin import VisionOptions
+from clbench.models.library import in_stages, square, without
+from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
+from clbench.models.splitting import Stage
+
+
+def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a classification model of torchvision, untrained; `name` is `torchvision:resnet18` and the like.
+
+    Raises:
+        SpecError: torchvision has no such model, or it ends in no linear layer.
+    """
+    import torchvision.models as home
+
+    inner, side = name.partition(":")[2], square(name, input_shape)
+    names = home.list_models(home)
+    if inner not in names:
+        raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
+    sized = {"image_size": side} if inner.startswith("vit_") else {}
+    model: Any = home.get_model(inner, weights=None, **sized)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise SpecError(f"model {name!r} ends in no linear layer that could be the head; choose another model")
+    if isinstance(model, home.VisionTransformer):
+        return transformer(model, layers[-1], classes)
+    stages: list[Stage] = []
+    if isinstance(model, home.ResNet):
+        width = model.bn1.num_features
+        expansion = layers[-1].in_features // (8 * 64)
+        stages = [Stage("maxpool", width, 4), *(Stage(f"layer{i + 1}", 64 * 2**i * expansion, 4 * 2**i)
+                                                for i in range(4))]
+    return in_stages(model, layers[-1], classes, stages, maps=True)
+
+
+class Embedding(nn.Module):
+    """The embedding of torchvision's vision transformers: patches, a class token, positions."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over the parts of a VisionTransformer."""
+        super().__init__()
+        self.ports = Ports(model.conv_proj.in_channels, model.hidden_dim, tokens=True)
+        self.conv_proj, self.class_token = model.conv_proj, model.class_token
+        self.pos_embedding, self.dropout = model.encoder.pos_embedding, model.encoder.dropout
+
+    def reset_parameters(self) -> None:
+        """Draw tokens and positions as torchvision does."""
+        nn.init.zeros_(self.class_token)
+        nn.init.normal_(self.pos_embedding, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of images x [N, 3, H, W]."""
+        patches = self.conv_proj(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        return cast(Tensor, self.dropout(tokens + self.pos_embedding))
+
+
+class ClassToken(nn.Module):
+    """Norm, then the class token, then what comes before the classifier, if anything does."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over the parts of a VisionTransformer."""
+        super().__init__()
+        self.ln, self.heads = model.encoder.ln, model.heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of tokens [N, L, D]."""
+        return cast(Tensor, self.heads(self.ln(tokens)[:, 0]))
+
+
+class TorchvisionTransformer(TokenNetwork):
+    """A vision transformer of torchvision."""
+
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
+        return cast(Tensor, self.blocks[-1].get_submodule("activation.ln")(tokens))
+
+
+def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
+    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm, head."""
+    name = without(model, classifier)
+    layers = dict(model.encoder.layers.named_children())
+    blocks = [Block(Embedding(model), nn.Identity()),
+              *(Block(TransformerBlock(layer, model.hidden_dim), nn.Identity()) for layer in layers.values())]
+    blocks[-1].activation = ClassToken(model)
+    aliases = {part: f"blocks.0.body.{part}" for part in ("conv_proj", "class_token")}
+    aliases |= {"encoder.pos_embedding": "blocks.0.body.pos_embedding",
+                "encoder.ln": f"blocks.{len(layers)}.activation.ln", name: "head"}
+    aliases |= {f"encoder.layers.{layer}": f"blocks.{i + 1}.body.unit" for i, layer in enumerate(layers)}
+    return TorchvisionTransformer(blocks, nn.Linear(classifier.in_features, classes), aliases, published=True,
+                                  conform=functools.partial(conformed, model.image_size, model.patch_size))
+
+
+def conformed(side: int, patch: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return published weights with their position embedding resampled to a size, as torchvision does it."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    name = "encoder.pos_embedding"
+    if name not in weights:
+        return weights
+    state = interpolate_embeddings(side, patch, cast(Any, {name: weights[name]}))
+    return {**weights, name: state[name]}
