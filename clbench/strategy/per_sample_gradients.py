@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
@@ -53,7 +54,8 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
     sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     if any(p.is_meta for p in parameters.values()):
         return sums
-    with evaluating(strategy), torch.enable_grad():
+    # Attention as plain products: the CPU's kernel has no rule for gradients of single samples.
+    with evaluating(strategy), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         probe = strategy.world.prepare(next(samples.chunks(4)).x).to(dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
         covered = {name for layer in layers for name in (layer.weight, layer.bias)}

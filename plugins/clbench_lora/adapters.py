@@ -95,7 +95,8 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
     adapter = source.adapter(task)
     try:
-        save_tensors(to, merged(adapter, source.base()), {"format": "pt"})
+        whole, names = merged(adapter, source.base()), source.names
+        save_tensors(to, {names.get(name, name): tensor for name, tensor in whole.items()}, {"format": "pt"})
     except OSError as error:
         raise StoreError(f"cannot write {to}: {error.strerror or error}; choose another place") from None
 
@@ -123,7 +124,7 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
-    write_base(to / BASE, source.base())
+    write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
 
 

@@ -106,6 +106,6 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             own[c] = mean.to(own.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
-                       mixture=dict(zip(adapters, weights, strict=True)))
+                       mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names)
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
     return Adapter(config, tensors, info)

@@ -7,8 +7,10 @@ A task's folder holds
     clbench.json                `AdapterInfo`: what PEFT's files have no place for
     prototype.safetensors       the task's class means, with infer = prototype only
 
-and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. All are safetensors
-or JSON; nothing in them is ever executed, and no path in them is followed.
+and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. Of a model of timm or
+torchvision all names are those that the library gives, so that its model takes both files; `clbench.json` and the
+metadata of the base say which names these are here. All are safetensors or JSON; nothing in them is ever executed, and
+no path in them is followed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -38,11 +41,13 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         StoreError: they cannot be written.
     """
     try:
-        save_tensors(folder / MODEL, adapter.tensors, {"format": "pt"})
+        names = adapter.info.names
+        save_tensors(folder / MODEL, renamed_tensors(adapter.tensors, names), {"format": "pt"})
         if adapter.prototype is not None:
             save_tensors(folder / PROTOTYPE, {"prototype": adapter.prototype})
         # Older releases of PEFT do not know this key.
-        values = adapter.config.model_dump(exclude=set() if adapter.config.lora_bias else {"lora_bias"})
+        config = renamed_config(adapter.config, names)
+        values = config.model_dump(exclude=set() if config.lora_bias else {"lora_bias"})
         write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
         # Last, so that an adapter that has this file is complete.
         write_atomically(folder / INFO, adapter.info.model_dump_json(indent=1) + "\n")
@@ -60,7 +65,8 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         info = AdapterInfo.model_validate_json((folder / INFO).read_bytes())
         config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
-        adapter = Adapter(config, load_file(folder / MODEL), info,
+        own = {published: name for name, published in info.names.items()}
+        adapter = Adapter(renamed_config(config, own), renamed_tensors(load_file(folder / MODEL), own), info,
                           load_file(prototype)["prototype"] if prototype.exists() else None)
     except FileNotFoundError as error:
         raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
@@ -74,15 +80,42 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
-def write_base(path: Path, base: Mapping[str, Tensor]) -> str:
+def renamed_config(config: PeftConfig, names: Mapping[str, str]) -> PeftConfig:
+    """Return a configuration with other names for the modules in `names`."""
+    def patterns(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in given.items()}
+
+    return config.model_copy(update={
+        "target_modules": [names.get(name, name) for name in config.target_modules],
+        "modules_to_save": [names.get(name, name) for name in config.modules_to_save],
+        "rank_pattern": patterns(config.rank_pattern), "alpha_pattern": patterns(config.alpha_pattern)})
+
+
+def renamed_tensors(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return an adapter's tensors with other names for the modules in `names`."""
+    out = {}
+    for key, tensor in tensors.items():
+        inner = key.removeprefix(PREFIX)
+        module = next((name for name in names if inner.startswith(f"{name}.")), None)
+        out[key if module is None else f"{PREFIX}{names[module]}{inner.removeprefix(module)}"] = tensor
+    return out
+
+
+def write_base(path: Path, base: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> str:
     """Write a base and return its fingerprint, which is also stored in the file's metadata.
+
+    Args:
+        path: the file.
+        base: its tensors by their names here.
+        names: the names that they have in the file, where these are others.
 
     Raises:
         StoreError: it cannot be written.
     """
     digest = fingerprint(base)
     try:
-        save_tensors(path, base, {"sha256": digest})
+        metadata = {"sha256": digest} | ({"names": json.dumps(dict(names))} if names else {})
+        save_tensors(path, {(names or {}).get(name, name): tensor for name, tensor in base.items()}, metadata)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
     return digest
@@ -102,14 +135,28 @@ def noted_fingerprint(path: Path) -> str:
 
 
 def read_base(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a base by name.
+    """Return the tensors of a base by their names here.
+
+    Raises:
+        StoreError: the file is missing or not in safetensors format.
+    """
+    own = {published: name for name, published in published_names(path).items()}
+    try:
+        return {own.get(name, name): tensor for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"base {path} cannot be read: {error}; restore it from a copy") from None
+
+
+def published_names(path: Path) -> dict[str, str]:
+    """Return the names that a base's tensors have in its file, by their names here; empty if they are the same.
 
     Raises:
         StoreError: the file is missing or not in safetensors format.
     """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("names", "{}")))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StoreError(f"base {path} cannot be read: {error}; restore it from a copy") from None
 
 

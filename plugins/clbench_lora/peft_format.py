@@ -42,6 +42,7 @@ class AdapterInfo(BaseModel):
     base: str  # sha256 of W (`fingerprint`)
     origin: Origin | None = None
     mixture: dict[int, float] = {}  # task -> weight
+    names: dict[str, str] = {}  # of adapted modules and the head: here -> in the files, where these are others
 
 
 class PeftConfig(BaseModel):

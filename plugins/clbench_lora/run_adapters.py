@@ -13,7 +13,7 @@ from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import StoreError
 from clbench.results.records import Record, StreamFacts
 from clbench.results.store import Store
-from clbench_lora.files import check_base, read_adapter, read_base
+from clbench_lora.files import check_base, published_names, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
 
 
@@ -50,6 +50,11 @@ class TrialAdapters:
     def base(self) -> dict[str, Tensor]:
         """Return W and the original head, by their names in the model without adapters."""
         return read_base(self.folder / BASE)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Return the names that the tensors of W have in files, by their names here; empty if they are the same."""
+        return published_names(self.folder / BASE)
 
     @cached_property
     def digest(self) -> str:

@@ -20,7 +20,7 @@ from clbench.core.artifacts import BASE, task_folder
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
-from clbench_lora.peft_format import Adapter, AdapterInfo, Origin, adapter_of, base_tensors
+from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
 from clbench_lora.selection import adapt
 
 
@@ -95,7 +95,8 @@ class LoRA(PerTaskStrategy):
         """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same."""
         base = folder / BASE
         if task.index == 0:
-            write_base(base, base_tensors(self.model, self.adapted))
+            tensors = base_tensors(self.model, self.adapted)
+            write_base(base, tensors, self._published(tensors))
         write_adapter(task_folder(folder, task.index), self.adapter(task, folder.name, noted_fingerprint(base)))
 
     def adapter(self, task: Task, trial: str, base: str, number: int | None = None,
@@ -112,9 +113,13 @@ class LoRA(PerTaskStrategy):
         head = self.heads[task.index]
         assert isinstance(head, TaskHead)
         info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
-                           origin=origin)
+                           origin=origin, names=self._published([*by_module(self.adapted), HEAD]))
         prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
         return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, info, prototype)
+
+    def _published(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the names that files have for modules or tensors of the model; none where they are the same."""
+        return {name: self.model.published_name(name) for name in names} if self.model.published else {}
 
     @contextmanager
     def active_adapter(self, task: int | None) -> Iterator[None]:

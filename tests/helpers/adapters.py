@@ -15,7 +15,7 @@ from helpers.per_task import TASKS, learn, make_task, make_world
 from helpers.records import make_record
 
 MODELS = {"mlp": {"width": 12, "depth": 2}, "cnn": {"channels": 4, "depth": 2}, "resnet20": {"width": 4},
-          "vit-tiny": {"width": 12, "depth": 2, "heads": 3}, "timm:vit_for_tests": {}}
+          "vit-tiny": {"width": 12, "depth": 2, "heads": 3}, "timm:test_vit": {}}
 
 
 def plain(kind, shape=(1, 8, 8), seed=0):

@@ -48,3 +48,45 @@ def shifting():
     return tensors_benchmark(train_tensors=[part(task, 150) for task in range(3)],
                              test_tensors=[part(task, 80) for task in range(3)], task_labels=[0] * 3,
                              complete_test_set_only=False)
+
+
+def pictures():
+    """Return two tasks of small colour images (uint8), two classes each, that a coloured corner tells apart."""
+    from avalanche.benchmarks import tensors_benchmark
+
+    generator = torch.Generator().manual_seed(2)
+
+    def part(task, samples):
+        y = torch.arange(samples) % 2 + 2 * task
+        x = torch.randint(0, 256, (samples, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        x[y % 2 == 0, 0, :8, :8] = 255
+        x[y % 2 == 1, 2, 8:, 8:] = 255
+        return x, y
+
+    return tensors_benchmark(train_tensors=[part(task, 24) for task in range(2)],
+                             test_tensors=[part(task, 16) for task in range(2)], task_labels=[0, 0],
+                             complete_test_set_only=False)
+
+
+def photos():
+    """Return two tasks of photos (PIL) of several sizes."""
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import make_avalanche_dataset
+    from PIL import Image
+    from torch.utils.data import Dataset
+
+    class Album(Dataset):
+        def __init__(self, first, seed):
+            generator = np.random.default_rng(seed)
+            self.targets = [first, first + 1] * 4
+            self.shots = [Image.fromarray(generator.integers(0, 256, (20 + 3 * i, 26 - 2 * i, 3), np.uint8))
+                          for i in range(8)]
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            return self.shots[index], self.targets[index]
+
+    return benchmark_from_datasets(train=[make_avalanche_dataset(Album(2 * t, t)) for t in range(2)],
+                                   test=[make_avalanche_dataset(Album(2 * t, 9 + t)) for t in range(2)])

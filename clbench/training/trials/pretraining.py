@@ -51,7 +51,8 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     row = evaluate(strategy, stream, "class", len(tasks))
     sizes = [len(task.test) for task in tasks]
     accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)
-    body = {n: t for n, t in strategy.model.state_dict().items() if not n.startswith("head.")}
+    body = {strategy.model.published_name(n): t for n, t in strategy.model.state_dict().items()
+            if not n.startswith("head.")}
     save_tensors(out, body, {"benchmark": str(trial.benchmark), "model": str(trial.model), "seed": str(trial.seed),
                              "recipe": trial.recipe.model_dump_json(), "accuracy": f"{accuracy:.4f}"})
     return Pretrained(stream.classes, len(every), trained.steps, accuracy)

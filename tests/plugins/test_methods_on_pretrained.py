@@ -1,0 +1,40 @@
+"""Every method on models of timm with weights: a transformer and a convolutional network, in task and class."""
+
+import pytest
+import torch
+
+import clbench
+
+pytestmark = pytest.mark.extra("timm")
+METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
+           "seq-lora", "o-lora", "inflora", "pnn", "shared-private", "frozen", "independent", "acl", "packnet", "ncm",
+           "slda", "ranpac", "l2p"]
+OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
+           "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2", "lora": "layers=.*(qkv|conv).*",
+           "ranpac": "projections=64"}
+REFUSED = {("pnn", "test_efficientnet"): "", ("l2p", "test_efficientnet"): "this model has none"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    import timm
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("test_vit", "test_efficientnet"):
+        torch.manual_seed(0)
+        save_file(timm.create_model(name, num_classes=0).state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model):
+    chosen = [":".join(filter(None, [name, OPTIONS.get(name)])) for name in METHODS]
+    if model == "test_efficientnet":
+        chosen = [name for name in chosen if not name.startswith("l2p")]
+    records = clbench.run(methods=chosen, benchmark="helpers.tiny_benchmarks:pictures", scenario="task,class", seeds=1,
+                          model=f"timm:{model}:size=32", weights=str(weights / f"{model}.safetensors"), epochs=1,
+                          batch_size=8, workers=0, out=tmp_path)
+    failed = {(r.label, r.trial.scenario): r.failure.message for r in records if r.status != "done"}
+    assert failed == {}
+    assert len(records) == 2 * len(chosen)
