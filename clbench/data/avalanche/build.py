@@ -72,7 +72,7 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
                         "every task needs both")
     splits: dict[str, list[Split]] = {"training": [], "test": []}
-    notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
+    notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
             read = materialise(experience.dataset, group, f"{where}: {kind} experience {task}", size)
@@ -83,8 +83,9 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
     orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
+    sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
-                     tuple(_merged(notes)), layout.augment)
+                     (*sized, *_merged(notes)), layout.augment)
 
 
 def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:

@@ -1,0 +1,122 @@
+"""Images as a model's weights want them: resized, normalised, augmented."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
+from clbench.core.errors import DataError, SpecError
+from clbench.core.pretrained import Preprocessing
+from clbench.core.registry import discover
+from clbench.data.augmentation import AUGMENTATIONS
+from clbench.data.builtin import CIFAROptions
+from clbench.data.resizing import resize
+from clbench.data.samples import Samples
+from clbench.data.stream import Prepare, Stream, StreamTask, as_inputs, load_stream
+from clbench.experiment.trial import Resolved
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def images(count=3, height=20, width=20, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+def stream(x, **options):
+    samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64))
+    return Stream((StreamTask((0,), samples, samples),), 1, tuple(x.shape[1:]), Prepare(**options), "abc", ())
+
+
+@pytest.mark.parametrize("size", [9, 20, 31, 48])
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear"])
+def test_images_are_resized_as_pil_resizes_them(size, kind):
+    x = images() // 2 + 64  # PIL clips what overshoots after each direction, we at the end
+    ours = Prepare(size=size, interpolation=kind)(x)
+    theirs = torch.stack([TF.pil_to_tensor(Image.fromarray(one.permute(1, 2, 0).numpy()).resize(
+        (size, size), getattr(Image.Resampling, kind.upper()))) for one in x])
+    assert (255 * ours - theirs).abs().max() <= 1.01  # PIL rounds to bytes, twice
+
+
+def test_without_antialias_the_kernel_is_torchs_own():
+    x = images()
+    ours = Prepare(size=31, antialias=False)(x)
+    theirs = torch.nn.functional.interpolate(x.float() / 255, (31, 31), mode="bicubic").clamp(0, 1)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_of_a_longer_side_the_middle_is_taken():
+    x = images(height=12, width=24)
+    assert torch.equal(resize(x, 12, "bicubic", antialias=True), x[:, :, :, 6:18])
+    tall = resize(x.float().transpose(2, 3), 6, "bilinear", antialias=True)
+    torch.testing.assert_close(tall, resize(x.float(), 6, "bilinear", antialias=True).transpose(2, 3))
+
+
+def test_a_stream_becomes_what_the_weights_want():
+    given = stream(images(), mean=(0.5,), std=(0.25,))
+    made = as_inputs(given, 31, 3, IMAGENET, normalize=True)
+    assert made.input_shape == (3, 31, 31) and made.tests.x.shape == (3, 3, 31, 31)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
+    torch.testing.assert_close(made.tests.x, (Prepare(size=31)(images()) - mean) / std)
+    assert made.fingerprint != given.fingerprint and "mean 0.485 0.456 0.406" in made.notes[-1]
+    kept = as_inputs(given, None, 3, IMAGENET, normalize=False)
+    assert kept.prepare.mean == (0.5,) and "normalised by mean [0.5], as the benchmark's options say" in kept.notes[0]
+    assert as_inputs(given, None, 3, None, normalize=False) is given
+    grey = as_inputs(stream(images(channels=1)), None, 3, None, normalize=False)
+    assert grey.input_shape == (3, 20, 20) and torch.equal(grey.tests.x[:, 0], grey.tests.x[:, 2])
+    with pytest.raises(SpecError, match="samples are no images"):
+        as_inputs(stream(torch.rand(3, 12)), 31, None, None, normalize=False)
+    with pytest.raises(DataError, match=r"not in \[0, 1\].*normalize = none"):
+        as_inputs(stream(images().float()), None, None, IMAGENET, normalize=True)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 20, 24), (20, 20, 8), (40, 13, 16), (13, 40, None)])
+def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, size):
+    augment = AUGMENTATIONS["random-resized-crop"].sized(size)
+    x = images(64, height, width)
+    draws = augment.draw(64, torch.Generator().manual_seed(1))
+    out = augment(x, draws)
+    shape = [height, width] if size is None else [size, size]
+    assert out.dtype == torch.uint8 and list(out.shape[2:]) == shape
+    for one, box, last, ours in zip(x, augment.boxes(draws, height, width).tolist(), draws[:, -1], out, strict=True):
+        part = TF.resized_crop(one, *box, shape, InterpolationMode.BICUBIC, antialias=True)
+        theirs = TF.hflip(part) if last < 0.5 else part
+        assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (60, 10)])
+def test_parts_have_the_shares_that_torchvision_draws(height, width):
+    augment = AUGMENTATIONS["random-resized-crop"]
+    ours = augment.boxes(augment.draw(4000, torch.Generator().manual_seed(0)), height, width).double()
+    torch.manual_seed(0)
+    image = torch.zeros(1, height, width)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    deviation = theirs.double().std(0) / 4000**0.5
+    assert ((ours.mean(0) - theirs.double().mean(0)).abs() <= 5 * deviation + 1e-9).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+
+
+def test_the_old_spellings_of_augment_are_the_same_trial():
+    by_truth = [CIFAROptions(augment=value) for value in (True, "crop-flip", False, "none")]
+    assert [o.model_dump()["augment"] for o in by_truth] == [True, True, False, False]
+    assert CIFAROptions(augment="random-resized-crop").model_dump()["augment"] == "random-resized-crop"
+    assert CIFAROptions.model_validate(by_truth[0].model_dump()).augment == "crop-flip"
+
+
+def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
+    def loaded(options):
+        name = "helpers.tiny_benchmarks:photos"
+        full = discover().benchmark(name).options.model_validate(options).model_dump()
+        return load_stream(Resolved(name=name, options=full), "task", 0, tmp_path, discover())
+
+    made = loaded({"size": 16})
+    assert made.input_shape == (3, 16, 16) and made.tasks[1].train.x.dtype == torch.uint8
+    assert made.notes == ("photos of several sizes were brought to 16 x 16 pixels",
+                          *[n for n in made.notes if "item by item" in n])
+    first = np.random.default_rng(0).integers(0, 256, (20, 26, 3), np.uint8)
+    scaled = TF.center_crop(TF.resize(Image.fromarray(first), 16, InterpolationMode.BICUBIC), [16, 16])
+    assert (made.tasks[0].train.x[0].int() - TF.pil_to_tensor(scaled).int()).abs().max() <= 2
+    with pytest.raises(DataError, match=r"photos are brought to the size that the model, or the benchmark, is given"):
+        loaded({})
