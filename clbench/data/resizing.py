@@ -20,12 +20,12 @@ def resize(x: Tensor, size: int, interpolation: Interpolation, antialias: bool) 
     if (height, width) == (size, size):
         return x
     shorter = min(height, width)
-    shape = [round(size * side / shorter) for side in (height, width)]
+    shape = [size * side // shorter for side in (height, width)]
     if interpolation == "nearest":
         x = F.interpolate(x, shape, mode="nearest-exact")
     else:
         x = F.interpolate(x, shape, mode=interpolation, align_corners=False, antialias=antialias)
-    top, left = ((side - size) // 2 for side in shape)
+    top, left = (round((side - size) / 2) for side in shape)
     return x[:, :, top:top + size, left:left + size]
 
 

@@ -79,7 +79,7 @@ def photos():
         def __init__(self, first, seed):
             generator = np.random.default_rng(seed)
             self.targets = [first, first + 1] * 4
-            self.shots = [Image.fromarray(generator.integers(0, 256, (20 + 3 * i, 26 - 2 * i, 3), np.uint8))
+            self.shots = [Image.fromarray(generator.integers(64, 192, (20 + 3 * i, 26 - 2 * i, 3), np.uint8))
                           for i in range(8)]
 
         def __len__(self):
