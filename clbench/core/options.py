@@ -204,12 +204,13 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
         raise SpecError("\n".join(explain(error, options, owner, listing))) from None
 
 
-def _unfinished(value: Any, options: type[Options], field: str) -> str:
+def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
     """Say which part of a wrong value, as `alpha` in `rank=4:alpha`, was taken for more of it and lacks a value."""
-    annotation = options.model_fields[field].annotation
-    text = {str, Any, object} & {annotation, *get_args(annotation)} and get_origin(annotation) is not dict
-    if not isinstance(value, str) or ":" not in value or text:
+    if not field or not isinstance(value, str) or ":" not in value:
         return ""
+    annotation = options.model_fields[field].annotation
+    if {str, Any, object} & {annotation, *get_args(annotation)} and get_origin(annotation) is not dict:
+        return ""  # text may have colons
     part = value.split(":")[1]
     return f"; {part!r} " + ("is not option=value" if "=" in part else "lacks '=value'")
 
@@ -224,7 +225,7 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
-            lines.append(f"{where}: {message}{given}{_unfinished(item['input'], options, str(item['loc'][0]))}")
+            lines.append(f"{where}: {message}{given}{_unfinished(item['input'], options, *map(str, item['loc'][:1]))}")
     return lines
 
 
