@@ -52,7 +52,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
                                                                counts, form)]
         blocks += ["Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
     notes = [f"{c.method}: trains {by_task(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
-    notes += [f"{c.method}: {c.note}" for c in counts if c.note]
+    notes += [f"{c.method}: {note}" for c in counts for note in (*c.remarks, *([c.note] if c.note else []))]
     return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
 
 
@@ -60,7 +60,8 @@ def as_json(count: Count, full: Count) -> dict[str, Any]:
     """Return a count as plain values."""
     return {"method": count.method, "trainable": count.trainable, "trainable_bytes": count.trainable_bytes,
             "ratio_to_full": factor(count, full), "parameters": count.parameters, "bytes": count.bytes,
-            "kept": [asdict(kept) for kept in count.kept], "flops": count.flops, "note": count.note}
+            "kept": [asdict(kept) for kept in count.kept], "flops": count.flops, "note": count.note,
+            "remarks": count.remarks}
 
 
 def factor(count: Count, full: Count) -> float | None:

@@ -63,6 +63,8 @@ class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
 
 
+_OPTION = re.compile(r"\s*[\w-]+\s*")  # what may stand before a "=": a regular expression with one is a value
+
 # A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
 # `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.
 Scalar = Annotated[float, PerMember()]
@@ -156,24 +158,26 @@ def as_json(docs: list[OptionDoc]) -> list[dict[str, Any]]:
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:
     """Split `name:option=value:option=value` into the name and typed values.
 
-    A part without `=` belongs to the name, so that `package.module:function` and `torchvision:resnet18` are names.
+    A part that is not `option=value` belongs to what is before it: to the name, so that `package.module:function` and
+    `torchvision:resnet18` are names, or to the value of an option, so that `last:4` is a value.
 
-    >>> parse_named("lora:rank=4:alpha=8.0")
-    ('lora', {'rank': 4, 'alpha': 8.0})
+    >>> parse_named("lora:layers=last:4:rank=8")
+    ('lora', {'layers': 'last:4', 'rank': 8})
     """
     head, *rest = text.split(":")
-    name, options = [head], {}
-    for i, part in enumerate(rest):
+    name: list[str] = [head]
+    written: dict[str, list[str]] = {}
+    for part in rest:
         key, eq, value = part.partition("=")
-        if eq:
-            options[key.strip()] = parse_value(value)
-        elif options:
-            raise SpecError(f"{text!r}: {':'.join(rest[i:])!r} is not option=value")
+        if eq and (not written or _OPTION.fullmatch(key)):
+            last = written[key.strip()] = [value]
+        elif written:
+            last.append(part)
         else:
             name.append(part)
     if not all(name):
         raise SpecError(f"{text!r}: expected name or name:option=value")
-    return ":".join(name), options
+    return ":".join(name), {key: parse_value(":".join(parts)) for key, parts in written.items()}
 
 
 def parse_value(text: str) -> Any:
@@ -210,6 +214,17 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
         raise SpecError("\n".join(explain(error, options, owner, listing))) from None
 
 
+def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
+    """Say which part of a wrong value, as `alpha` in `rank=4:alpha`, was taken for more of it and lacks a value."""
+    if not field or not isinstance(value, str) or ":" not in value:
+        return ""
+    annotation = options.model_fields[field].annotation
+    if {str, Any, object} & {annotation, *get_args(annotation)} and get_origin(annotation) is not dict:
+        return ""  # text may have colons
+    part = value.split(":")[1]
+    return f"; {part!r} " + ("is not option=value" if "=" in part else "lacks '=value'")
+
+
 def explain(error: ValidationError, options: type[Options], owner: str, listing: str) -> list[str]:
     """Turn pydantic's errors about an options class into clbench's lines, with near names for unknown options."""
     lines = []
@@ -220,7 +235,7 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
-            lines.append(f"{where}: {message}{given}")
+            lines.append(f"{where}: {message}{given}{_unfinished(item['input'], options, *map(str, item['loc'][:1]))}")
     return lines
 
 

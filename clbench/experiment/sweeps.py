@@ -20,13 +20,14 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
 
     What is a sweep depends on the option's type. A list is one where the option takes a single value, and so is text
     with commas (`1,2,4`, from a flag) where it takes numbers, true/false, named choices or a list (`q+v,k`). Text with
-    commas for an option that is itself text, such as a regular expression, is one value, and so is a list for a list.
+    commas for an option that is itself text, such as a regular expression, is one value, and so is a list for a list;
+    a list of lists (`[["q", "v"], ["k"]]`) is a sweep for a list of single values.
     Sweeps without values, and values that a comma made into methods, are added to `problems`, a line each.
     """
     rows = []
     for method in _without_strays(methods, registry, problems):
         swept = {name: values for name, given in method.options.items()
-                 if (values := _values(given, types_of(method, name, registry))) is not None}
+                 if (values := _values(given, _annotation(method, name, registry))) is not None}
         problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
                      for name, values in swept.items() if not values]
         for chosen in product(*swept.values()):
@@ -37,15 +38,27 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     return rows
 
 
-def _values(given: Any, kinds: Sequence[Any]) -> list[Any] | None:
+def _values(given: Any, annotation: Any) -> list[Any] | None:
     """Return the values of a sweep; None where `given` is one value, or one that validation will refuse."""
+    kinds = _leaves(annotation)
     if not kinds:
         return None
     if isinstance(given, list | tuple):
-        return None if any(map(_holds_several, kinds)) else list(given)
+        lists = bool(given) and all(isinstance(value, list | tuple) for value in given)
+        return None if any(map(_holds_several, kinds)) and not (lists and _is_flat(annotation)) else list(given)
     if isinstance(given, str) and "," in given and given not in kinds and _split_on_commas(kinds):
         return [parse_value(part.strip()) for part in given.split(",")]
     return None
+
+
+def _is_flat(annotation: Any) -> bool:
+    """Say whether no value of this type holds a list: true of `list[int]` and `tuple[int, ...]`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, UnionType):
+        return all(map(_is_flat, parts[:1] if origin is Annotated else parts))
+    if origin in (list, tuple):
+        return not any(_holds_several(leaf) for part in parts if part is not ... for leaf in _leaves(part))
+    return not any(map(_holds_several, _leaves(annotation)))
 
 
 def _holds_several(kind: Any) -> bool:
@@ -60,14 +73,21 @@ def _split_on_commas(kinds: Sequence[Any]) -> bool:
 
 def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
     """Return the types and the named choices that an option takes; none for an option or method that is not there."""
+    return _leaves(_annotation(method, option, registry))
+
+
+def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
+    """Return an option's type; `...` for an option or method that is not there."""
     info = registry.strategies.get(method.name)
     field = info.options.model_fields.get(option) if info else None
-    return _leaves(field.annotation) if field else []
+    return field.annotation if field else ...
 
 
 def _leaves(annotation: Any) -> list[Any]:
-    """Take a type apart: `int | None` is int and NoneType, a Literal its choices, `list[int]` is list."""
+    """Take a type apart: `int | None` is int and NoneType, a Literal its choices, `list[int]` is list, `...` none."""
     origin = get_origin(annotation)
+    if annotation is ...:
+        return []
     if origin is Annotated:
         return _leaves(get_args(annotation)[0])
     if origin in (Union, UnionType):
@@ -87,8 +107,13 @@ def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems:
     for i, more in strays.items():
         option, first = list(kept[i].options.items())[-1]
         written = f"{option}={','.join([format_value(first), *more])}"
-        as_list = ""
-        if types_of(kept[i], option, registry) == [list]:
+        kinds, as_list = types_of(kept[i], option, registry), ""
+        if kinds == [str]:
+            values = ", ".join(f'"{value}"' for value in (first, *more))
+            problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
+                            f"--set '{kept[i].name}.{option}=[{values}]'")
+            continue
+        if kinds == [list]:
             as_list = f"; a list of them is {option}={'+'.join([format_value(first), *more])}"
         problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
                         f"--set {kept[i].name}.{written}{as_list}")
@@ -104,5 +129,8 @@ def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
     if kinds == [list]:
         members = get_args(registry.strategies[method.name].options.model_fields[option].annotation)
         return {*text.split("+")} <= {leaf for member in members for leaf in _leaves(member)}
+    if kinds == [str]:  # free text, in which only `last:2` after `last:1` is surely no method
+        word, colon, _ = text.partition(":")
+        return bool(colon) and str(method.options[option]).startswith(word + colon)
     named = text in kinds or (text == "none" and type(None) in kinds)
     return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

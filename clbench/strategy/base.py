@@ -142,6 +142,8 @@ class Strategy(OldNames, nn.Module):
         self.model = model
         self.world = world
         self.options = (options if options is not None else NoOptions()).settled(world.pretrained)
+        # What `__init__` does otherwise than a reader of the options would think; the trial's record has it.
+        self.notes: list[str] = []
         # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
         self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
 

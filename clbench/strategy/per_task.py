@@ -17,6 +17,8 @@ from clbench.strategy.base import Prediction, Strategy, Task, World
 from clbench.strategy.class_means import class_means
 from clbench.strategy.per_task_options import Infer, InferOptions, StartOptions
 
+SAME = "Conv2dSame"  # timm's convolution, whose padding depends on the size of the images, as TensorFlow's does
+
 
 class TaskHead(nn.Linear):
     """A linear head for one task's classes; its logits cover all outputs and are -inf outside the task's own.
@@ -155,6 +157,11 @@ def check_base(method: str, options: StartOptions, world: World) -> None:
 
 def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
     """Return a new convolution with the geometry, device and dtype of `layer`, other channels, and no bias."""
+    size = (layer.kernel_size[0], layer.kernel_size[1])
     geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
-    return nn.Conv2d(channels, out, (layer.kernel_size[0], layer.kernel_size[1]), bias=False,
-                     device=layer.weight.device, dtype=layer.weight.dtype, **geometry)
+    where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    if type(layer).__name__ == SAME:  # older ones take neither device nor dtype
+        del geometry["padding_mode"]
+        same: nn.Conv2d = type(layer)(channels, out, size, bias=False, **geometry).to(**where)
+        return same
+    return nn.Conv2d(channels, out, size, bias=False, **where, **geometry)

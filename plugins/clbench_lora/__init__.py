@@ -36,8 +36,9 @@ class LowRankOptions(Options):
         "standard", description="alpha / rank, or alpha / sqrt(rank) (rank-stabilised: Kalajdzievski 2023)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapters' inputs zeroed in training")
     layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks are adapted: "
-                        "all | last | last:N | attention (its q, k, v, proj) | a regular expression that fits whole "
-                        "names, such as 'blocks\\.1\\..*'")
+                        "all (that can be) | last | last:N (the last N layers) | blocks:N (those of the last N "
+                        "blocks) | attention (its q, k, v, proj) | a regular expression that fits whole names, such as "
+                        "'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
                                   "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
                                   "gets adapters for each part apart")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
 from clbench import Network
 from clbench.core.errors import SpecError
-from clbench_lora import AdapterOptions, Target
+from clbench.strategy.per_task import SAME
+from clbench_lora import AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 
 # q, k, v and output projection within a module named attention, in the spellings that models use.
@@ -22,48 +24,132 @@ ENDS: dict[str, Target] = {"q": "q", "query": "q", "q_proj": "q", "k": "k", "key
                            "v": "v", "value": "v", "v_proj": "v"}
 MLP = r"(.*\.)?mlp(\..*)?"
 
+# Modules that hand their layers' weights to a function: torchvision's Swin transformers.
+READERS = {"ShiftedWindowAttention"}
+
+
+class Selection(NamedTuple):
+    """What `layers` and `targets` select of a model, by module name, in the model's order."""
+
+    layers: dict[str, nn.Linear | nn.Conv2d]  # what is adapted
+    left_out: str  # what `all`, `last` and `blocks` pass over, and why, in words
+
 
 def select(model: Network, layers: str, method: str = "lora",
            targets: Sequence[Target] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return the layers of a model's blocks that `layers` selects, by module name, in the model's order.
+    """Return the layers that are adapted, by module name, in the model's order (`choose`)."""
+    return choose(model, layers, method, targets).layers
+
+
+def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[Target] = ()) -> Selection:
+    """Return what `layers` and `targets` select of a model's blocks.
 
     Args:
         model: the model.
-        layers: all | last | last:N | attention | a regular expression that must fit a whole name (as PEFT's
-            `target_modules`).
+        layers: all | last | last:N (the last N layers) | blocks:N (all layers of the last N blocks that have any) |
+            attention | a regular expression that must fit a whole name (as PEFT's `target_modules`). The first four
+            pass over layers that cannot be adapted (`obstacle`), and N counts without them.
         method: whose option it is, for errors.
         targets: if there are any, of these layers only those that are, or contain, one of them (`parts_of`).
 
     Raises:
-        SpecError: no layer matches, or none is one of the targets; there are fewer than N; or one that matches cannot
-            be adapted.
+        SpecError: no layer matches, or none is one of the targets; there are fewer than N; or one that an expression
+            matches cannot be adapted.
     """
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)}
-    last = re.fullmatch(r"last(?::(\d+))?", layers)
-    if last:
-        count = int(last[1] or 1)
-        if candidates and not 1 <= count <= len(candidates):
-            raise SpecError(f"{method}: layers = {layers}, but this model's blocks have {len(candidates)} Linear and "
-                            f"Conv2d layers; choose from last:1 to last:{len(candidates)}")
-        chosen = dict([*candidates.items()][-count:])
+    obstacles = {name: what for name in candidates if (what := obstacle(model, name))}
+    counted = re.fullmatch(r"last|(?:last|blocks):\d+", layers)
+    if counted:
+        unit, _, count = layers.partition(":")
+        names = _last(candidates, obstacles, len(model.blocks), unit, int(count or 1),
+                      f"{method}: layers = {layers}")
     else:
         pattern = re.compile({"all": ".*", "attention": ATTENTION}.get(layers, layers))
-        chosen = {name: layer for name, layer in candidates.items() if pattern.fullmatch(name)}
+        names = [name for name in candidates if pattern.fullmatch(name)]
+    passing = layers == "all" or bool(counted)
+    chosen = {name: candidates[name] for name in names if not (passing and name in obstacles)}
+    left_out = [name for name in names if passing and name in obstacles]
     if not chosen:
-        raise SpecError(f"{method}: layers = {layers} fits no layer of this model; its Linear and Conv2d layers are "
-                        f"{', '.join(candidates) or '(none)'}")
+        raise SpecError(f"{method}: layers = {layers} fits no layer of this model" + (
+            f" that can be adapted: {_described(left_out, candidates, obstacles)}" if left_out else
+            f"; its Linear and Conv2d layers are {', '.join(candidates) or '(none)'}"))
     if targets:
-        chosen = _narrowed(model, chosen, targets, method)
-    for name, layer in chosen.items():
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            raise SpecError(f"{method}: {name} is a convolution in {layer.groups} groups, which has no low-rank "
-                            "adapter; leave it out with layers = <regular expression>")
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-            raise SpecError(f"{method}: {name} is part of torch's nn.MultiheadAttention, which reads its weight "
-                            "without calling it; leave it out with layers = <regular expression>")
-    return chosen
+        blocked = [name for name in left_out if {*parts_of(name)} & {*targets}]
+        chosen = _narrowed(model, chosen, targets, method, _described(blocked, candidates, obstacles))
+        left_out = blocked
+    for name in chosen:
+        if name in obstacles:
+            raise SpecError(f"{method}: {name} is {obstacles[name]}; leave it out with layers = <regular expression>")
+    return Selection(chosen, _described(left_out, candidates, obstacles))
+
+
+def _last(candidates: Mapping[str, nn.Module], obstacles: Mapping[str, str], blocks: int, unit: str, count: int,
+          wanted: str) -> list[str]:
+    """Return the names of the layers from the first of the last `count` layers or blocks on, in the model's order."""
+    usable = [name for name in candidates if name not in obstacles]
+    units = usable if unit == "last" else list(dict.fromkeys(map(_block, usable)))
+    if usable and not 1 <= count <= len(units):
+        kind = " that can be adapted" if obstacles else ""
+        has = (f"this model's blocks have {len(units)} Linear and Conv2d layers{kind}" if unit == "last" else
+               f"in this model there are Linear or Conv2d layers{kind} in {len(units)} of {blocks} blocks")
+        choice = f"choose from {unit}:1 to {unit}:{len(units)}" if len(units) > 1 else f"choose {unit}:1"
+        raise SpecError(f"{wanted}, but {has}; {choice}")
+    names = list(candidates)
+    if unit == "last":
+        return names[names.index(usable[-count]):] if usable else names
+    return [name for name in names if not usable or _block(name) in units[-count:]]
+
+
+def _block(name: str) -> str:
+    """Return the number of the block that a layer is in."""
+    return name.split(".")[1]
+
+
+def obstacle(model: Network, name: str) -> str:
+    """Return what a layer is that it cannot be adapted, as `a convolution in 4 groups`; empty if it can be."""
+    layer, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups > 1:
+            return f"a convolution in {layer.groups} groups, which has no low-rank adapter"
+        if type(layer).forward is not nn.Conv2d.forward and type(layer).__name__ != SAME:
+            return f"a {type(layer).__name__}, which changes its weight before it convolves with it"
+    if isinstance(parent, nn.MultiheadAttention):
+        return "part of torch's nn.MultiheadAttention, which reads its weight without calling it"
+    if READERS & {kind.__name__ for kind in type(parent).__mro__}:
+        return f"part of a {type(parent).__name__}, which reads its weight without calling it"
+    outside = getattr(parent, "q_bias", None) is not None and not getattr(parent, "qkv_bias_separate", False)
+    if outside and name.endswith(".qkv"):
+        return "part of an attention with biases outside of it (q_bias), which reads its weight without calling it"
+    return ""
+
+
+def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> list[str]:
+    """Return what a record should say of the layers that `options` selects, before the model is adapted.
+
+    Raises:
+        SpecError: as `choose`.
+    """
+    left_out = choose(model, options.layers, method, options.targets).left_out
+    return [f"layers = {options.layers} leaves out what cannot be adapted: {left_out}"] if left_out else []
+
+
+def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Mapping[str, str]) -> str:
+    """Return layers and what they are; those that differ in numbers only are told together, as `blocks.*.conv2`.
+
+    As many numbers become a `*`, from the left, as can without the name fitting a layer that is not among them.
+    """
+    others = [name for name in candidates if name not in left_out]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in left_out:
+        numbers = len(re.findall(r"\d+", name))
+        wider = (re.sub(r"\d+", "*", name, count=count) for count in range(numbers, 0, -1))
+        common = next((w for w in wider if not any(
+            re.fullmatch(re.escape(w).replace(r"\*", r"\d+"), other) for other in others)), name)
+        groups.setdefault((common, re.sub(r" \d+ groups", " groups", obstacles[name])), []).append(name)
+    return "; ".join(f"{common} ({len(members)} layers), each {what}" if len(members) > 1 else
+                     f"{members[0]} is {obstacles[members[0]]}" for (common, what), members in groups.items())
 
 
 def parts_of(name: str) -> tuple[Target, ...]:
@@ -76,28 +162,28 @@ def parts_of(name: str) -> tuple[Target, ...]:
     return FUSED if end == "qkv" else (ENDS.get(end, "proj"),)
 
 
-def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targets: Sequence[Target],
-              method: str) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return those of the layers that are, or contain, one of the targets; each target must have some."""
+def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targets: Sequence[Target], method: str,
+              blocked: str) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Return those of the layers that are, or contain, one of the targets; each target must have some.
+
+    `blocked` says which were left out.
+    """
     wanted = f"{method}: targets = {'+'.join(targets)}"
     found = {name: layer for name, layer in chosen.items() if {*parts_of(name)} & {*targets}}
     missing = [target for target in targets if not any(target in parts_of(name) for name in found)]
-    if missing and missing != ["mlp"] and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
+    if {*missing} & {*FUSED} and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
         raise SpecError(f"{wanted}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
                         "outside of layers, where no adapter can be; only mlp can be adapted")
+    if missing and blocked:
+        raise SpecError(f"{wanted}: no layer that is {missing[0]} can be adapted: {blocked}")
     if missing:
         raise SpecError(f"{wanted}: no selected layer of this model is {missing[0]} by its name (layers in attention "
                         f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
     for name, layer in found.items():
-        attention = model.get_submodule(name.rpartition(".")[0])
-        if parts_of(name) != FUSED:
-            continue
-        if not isinstance(layer, nn.Linear) or layer.out_features != 3 * layer.in_features:
+        thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
+        if parts_of(name) == FUSED and not thirds:
             raise SpecError(f"{wanted}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
-        if getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False):
-            raise SpecError(f"{wanted}: {name} is part of an attention with biases outside of it (q_bias), which reads "
-                            "its weight without calling it; leave it out with layers = <regular expression>")
     return found
 
 
@@ -119,7 +205,7 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
     adapted parts, as `qkv.q` and so on.
 
     Raises:
-        SpecError: as `select`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
+        SpecError: as `choose`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
             The model is unchanged then.
     """
     chosen = select(model, options.layers, method, options.targets)

@@ -18,7 +18,7 @@ from clbench import Network, Strategy, Task, World
 from clbench.strategy.per_task import check_base
 from clbench_lora import AdapterOptions, InfLoRAOptions, LowRankOptions, OLoRAOptions, SeqLoRAOptions
 from clbench_lora.layers import LoRALayer
-from clbench_lora.selection import adapt
+from clbench_lora.selection import adapt, remarks
 
 
 class SummedLoRA(Strategy):
@@ -36,6 +36,7 @@ class SummedLoRA(Strategy):
         """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         check_base(self.method, options, world)
+        self.notes += remarks(model, options, self.method)
         self.adapted = adapt(model, adapter_options(options), self.method)
         self.base_learns = False
         self.requires_grad_(False)

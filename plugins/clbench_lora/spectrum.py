@@ -4,12 +4,15 @@ LoRA rests on the hypothesis that this change has a low intrinsic rank (Hu et al
 Here it is measured on the trials of `independent` and compared with the accuracy that `lora` reaches at each rank. The
 energy of a change is the sum of its squared singular values, which is its squared Frobenius norm. The best change of
 rank r has the r largest of them: its share is their sum over the sum of all (Eckart & Young 1936).
+
+The weight of one layer for q, k and v is measured twice: whole, as an adapter on all of it changes it, and each third
+apart, as adapters with `targets` do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +28,9 @@ from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.stats import Interval, mean_interval
 from clbench.results.store import Store
+from clbench_lora import Target
+from clbench_lora.layers import FUSED
+from clbench_lora.selection import parts_of
 
 SHARES = (0.90, 0.95, 0.99)  # of the energy
 MODEL = "model.safetensors"  # what `independent` exports for each task
@@ -41,6 +47,7 @@ class Change:
     layer: str
     shape: tuple[int, ...]
     singular: tuple[float, ...]
+    whole: str | None = None  # of a part: the layer that it is a part of
 
     @property
     def full_rank(self) -> int:
@@ -79,8 +86,13 @@ class Spectrum:
 
     @property
     def layers(self) -> list[str]:
-        """Return the layers in the model's order."""
+        """Return the layers, by the numbers in their names, so that blocks are in the model's order."""
         return list(dict.fromkeys(c.layer for c in self.changes))
+
+    @property
+    def finest(self) -> list[str]:
+        """Return the layers in the same order, the parts of a layer in place of it."""
+        return list(dict.fromkeys(c.layer for c in parted(self.changes)))
 
     def of(self, layer: str) -> list[Change]:
         """Return a layer's changes, of all trials and tasks."""
@@ -116,10 +128,24 @@ def rank_holding(singular: Sequence[float], share: float) -> int:
 
 
 def energy_at(changes: Sequence[Change], rank: int) -> float:
-    """Return the share of the energy of all changes together that the best changes of a rank hold."""
+    """Return the share of the energy of all changes together that the best changes of a rank hold.
+
+    Of a layer with parts either it or its parts should be among them (`unparted`, `parted`).
+    """
     total = math.fsum(s * s for c in changes for s in c.singular)
     held = math.fsum(s * s for c in changes for s in c.singular[:rank])
     return held / total if total else 1.0
+
+
+def unparted(changes: Iterable[Change]) -> list[Change]:
+    """Return the changes of whole layers."""
+    return [c for c in changes if c.whole is None]
+
+
+def parted(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes of layers, those of its parts in place of a layer that has any."""
+    wholes = {c.whole for c in changes}
+    return [c for c in changes if c.layer not in wholes]
 
 
 def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -146,9 +172,23 @@ def changes_of(record: Record, folder: Path) -> Iterator[Change]:
     """
     base = _read(folder / BASE)
     for task in range(len(record.R) - 1):
-        for layer, change in weight_changes(base, _read(task_folder(folder, task) / MODEL)):
-            yield Change(record.key, record.trial.seed, task, layer, tuple(change.shape),
-                         tuple(singular_values(change).tolist()))
+        found = weight_changes(base, _read(task_folder(folder, task) / MODEL))
+        for layer, change in sorted(found, key=_numbered):  # files are in alphabetical order: block 10 before block 2
+            parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()}
+            for name, own in {layer: change, **parts}.items():
+                yield Change(record.key, record.trial.seed, task, name, tuple(own.shape),
+                             tuple(singular_values(own).tolist()), layer if name in parts else None)
+
+
+def _numbered(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
+    """Return a layer's name as what it is sorted by, numbers by their value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in item[0].split(".")]
+
+
+def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:
+    """Return the change of a layer for q, k and v by these parts, as views; nothing for any other layer."""
+    fused = parts_of(layer) == FUSED and change.dim() == DIMENSIONS[0] and len(change) == len(FUSED) * change.shape[1]
+    return dict(zip(FUSED, change.chunk(len(FUSED)), strict=True)) if fused else {}
 
 
 def spectra(run: Path) -> list[Spectrum]:
@@ -189,7 +229,8 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))
         if method.options.get("rank_pattern"):
             rank = None
-        energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(spectrum.changes, rank)
+        alike = parted(spectrum.changes) if method.options.get("targets") else unparted(spectrum.changes)
+        energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(alike, rank)
         spectrum.reached.append(Reached(label, method.name, rank, mean_interval([metrics.acc(r.R) for r in group]),
                                         energy))
         if method.options["base"] != start:

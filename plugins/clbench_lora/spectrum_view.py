@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MEANING = ("Rank holding p % of the energy: the smallest r for which the r largest squared singular values of the "
            "change of W make up p % of all; mean over tasks and seeds, (lowest-highest), and its share of the full "
            "rank. Heads are left out.")
+MEANING_OF_PARTS = ("A layer for q, k and v at once is shown whole, as one adapter changes it, and by its parts, as "
+                    "adapters with targets do; energies are of what a method adapts, the whole or the parts.")
 MEANING_OF_ACC = ("ACC: mean over seeds ± half of the 95% confidence interval. Energy: what the best change of that "
                   "rank holds of the changes of all layers, tasks and seeds together.")
 MOST_NAMES = 8  # up to so many curves are named in a legend
@@ -39,6 +41,7 @@ def show(spectra: Sequence[Spectrum], form: str) -> str:
         blocks += [f"## {escape(heading)}" if form == "md" else heading]
         ranks = ["layer", "weight", "full rank", *(f"rank for {share:.0%}" for share in SHARES)]
         blocks += [_table(ranks, [_layer_row(s.of(layer)) for layer in s.layers], form), MEANING]
+        blocks += [MEANING_OF_PARTS] if s.layers != s.finest else []
         blocks += [_table(["method", "rank", "energy (%)", "ACC (%)", "seeds"], list(map(_reached_row, s.reached)),
                           form), MEANING_OF_ACC]
         blocks += [escape(note) if form == "md" else note for note in s.notes]
@@ -106,13 +109,13 @@ def draw(spectra: Sequence[Spectrum], path: Path) -> None:
 
 
 def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
-    """Draw a curve for each layer, its mean over tasks and seeds, from the first layer (dark) to the last (light)."""
+    """Draw a curve for each layer (or its parts): its mean over tasks and seeds, the first dark, the last light."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     colours = colormaps["viridis"].resampled(256)
-    layers = s.layers
+    layers = s.finest
     for i, layer in enumerate(layers):
         curves = [energy_shares(c.singular) for c in s.of(layer)]
         mean = [fmean(values) for values in zip(*curves, strict=True)]

@@ -21,7 +21,7 @@ from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
 from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
-from clbench_lora.selection import adapt
+from clbench_lora.selection import adapt, remarks
 
 
 class LoRA(PerTaskStrategy):
@@ -38,6 +38,7 @@ class LoRA(PerTaskStrategy):
         options = options if options is not None else LoRAOptions()
         super().__init__(model, world, options)
         check_base("lora", options, world)
+        self.notes += remarks(model, options)
         self.adapted = adapt(model, options)
         self.base_learns = False
         self.train(self.training)

@@ -12,10 +12,13 @@ Improvement for Continual Learning, CVPR).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.strategy.per_task import SAME
 from clbench_lora.layers import Rows
 
 ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
@@ -31,10 +34,25 @@ def rows(layer: nn.Linear | nn.Conv2d | Rows, x: Tensor) -> Tensor:
     if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode)
+    padding = same_padding(layer, x) if type(layer).__name__ == SAME else layer._reversed_padding_repeated_twice
+    padded = F.pad(x, padding, mode)
     patches = F.unfold(padded, (layer.kernel_size[0], layer.kernel_size[1]), (layer.dilation[0], layer.dilation[1]),
                        0, (layer.stride[0], layer.stride[1]))
     return patches.transpose(1, 2).flatten(0, 1)
+
+
+def same_padding(layer: nn.Conv2d, x: Tensor) -> list[int]:
+    """Return the zeros that a "same" convolution adds to images: left, right, top, bottom; the odd one comes last.
+
+    With them there are ceil(side / stride) outputs along each side, as in TensorFlow.
+    """
+    found = []
+    for axis in (1, 0):  # the width first, as `F.pad` has it
+        side, stride = x.shape[axis - 2], layer.stride[axis]
+        reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+        total = max((math.ceil(side / stride) - 1) * stride + reach - side, 0)
+        found += [total // 2, total - total // 2]
+    return found
 
 
 def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,18 @@ class Sample(Options):
     ("package.module:function", "package.module:function", {}),
     ("torchvision:resnet18:width=2", "torchvision:resnet18", {"width": 2}),
     ("x:layers=blocks.0", "x", {"layers": "blocks.0"}),
+    ("lora:layers=last:4:rank=8", "lora", {"layers": "last:4", "rank": 8}),
+    ("torchvision:vit_b_16:layers=blocks:2", "torchvision:vit_b_16", {"layers": "blocks:2"}),
+    ("x:layers=(?:a|b)(?=c):rank=2", "x", {"layers": "(?:a|b)(?=c)", "rank": 2}),
+    ('x:ranks={"(?:a|b)" = 2}:rank=3', "x", {"ranks": {"(?:a|b)": 2}, "rank": 3}),
+    ("x:url=http://host:80", "x", {"url": "http://host:80"}),
+    ("a:rank=1:oops", "a", {"rank": "1:oops"}),
 ])
 def test_names_are_parsed(text, name, options):
     assert parse_named(text) == (name, options)
 
 
-@pytest.mark.parametrize("text", ["", "a:", ":rank=1", "a:rank=1:oops"])
+@pytest.mark.parametrize("text", ["", "a:", ":rank=1"])
 def test_malformed_names_are_refused(text):
     with pytest.raises(SpecError):
         parse_named(text)
@@ -47,6 +53,26 @@ def test_every_mistake_is_named_with_its_place():
     lines = str(caught.value).splitlines()
     assert lines == ["lora.rank: should be greater than or equal to 1, got 0",
                      "lora: no option 'ranck'; did you mean 'rank'? (clbench methods lists all)"]
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("lora:rank=4:alpha", "lora.rank: should be a valid integer, unable to parse string as an integer, got '4:alpha'; "
+                          "'alpha' lacks '=value'"),
+    ("lora:flag=true:alpha:8", "lora.flag: should be a valid boolean, unable to interpret input, got 'true:alpha:8'; "
+                               "'alpha' lacks '=value'"),
+    ("lora:rank=4:al pha=8", "lora.rank: should be a valid integer, unable to parse string as an integer, got "
+                             "'4:al pha=8'; 'al pha=8' is not option=value"),
+    ("lora:ranck=4:8", "lora: no option 'ranck'; did you mean 'rank'? (x lists all)"),
+    ("lora:layers=last:4", None),
+])
+def test_an_option_without_its_value_is_named(text, line):
+    name, given = parse_named(text)
+    if line is None:
+        assert label(name, validate(Sample, given, name, "x")) == text
+        return
+    with pytest.raises(SpecError) as caught:
+        validate(Sample, given, name, "x")
+    assert str(caught.value) == line
 
 
 def test_a_boolean_is_no_number():

@@ -6,7 +6,7 @@ from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.options import Options
 from clbench.core.registry import discover
-from clbench.experiment.overrides import set_options
+from clbench.experiment.overrides import read_spec, set_options
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 
@@ -21,6 +21,8 @@ class ManyOptions(Options):
     pair: tuple[int, int] = (1, 2)
     either: int | str = 0
     anything: Any = None
+    grid: list[list[int]] = [[1]]  # noqa: RUF012
+    maybe: list[int] | None = None
 
 
 class Plugin:
@@ -67,6 +69,8 @@ def test_several_sweeps_of_a_method_give_every_combination(registry):
     ("mode", "slow,fast", ["slow", "fast"]), ("mode", "a,b", ["a,b"]), ("mode", '["a,b", "slow"]', ["a,b", "slow"]),
     ("pattern", "a{1,2}", ["a{1,2}"]), ("pattern", '["a{1,2}", "b"]', ["a{1,2}", "b"]),
     ("sizes", "[1, 2]", [[1, 2]]), ("pair", "[3, 4]", [(3, 4)]),
+    ("sizes", "[[1], [2, 3]]", [[1], [2, 3]]), ("sizes", "[[]]", [[]]), ("pair", "[[3, 4], [5, 6]]", [(3, 4), (5, 6)]),
+    ("grid", "[[1], [2]]", [[[1], [2]]]), ("maybe", "[[1], [2]]", [[1], [2]]), ("anything", "[[1], [2]]", [[[1], [2]]]),
     ("either", "1,2", ["1,2"]), ("either", "[1, 2]", [1, 2]),
     ("anything", "[1, 2]", [[1, 2]]), ("anything", "1,2", ["1,2"]),
 ])
@@ -92,7 +96,7 @@ def test_values_in_python_keep_their_types(registry):
     ("lora:rank=1,2", "lora.rank=1,2"), ("naive,lora:alpha=2:rank=1,2,4,ewc", "lora.rank=1,2,4"),
     ("many:mode=slow,fast", "many.mode=slow,fast"),
     ("many:share=1,none", "many.share=1,none"), ("many:number=0,none", None), ("many:pattern=a,b", None),
-    ("lora:rank=1,eww", None)])
+    ("lora:rank=1,eww", None), ("many:pattern=a:1,b:2", None)])
 def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
     with pytest.raises(SpecError) as caught:
         labels(registry, methods)
@@ -122,3 +126,30 @@ def test_lists_of_words_are_swept_and_told_from_methods(registry):
                                         r"value is --set lora\.targets=q,k\+v; a list of them is targets=q\+k\+v$"):
         rows(registry, "lora:targets=q,k+v")
     assert labels(registry, "lora:targets=q+v,ewc") == ["lora:targets=q+v", "ewc"]
+
+
+def test_lists_of_lists_are_swept_from_a_file_and_from_a_flag(registry, tmp_path):
+    expected = ["lora:targets=q+v", "lora:targets=q+k+v", "lora:targets=[]"]
+    path = tmp_path / "sweep.toml"
+    path.write_text('seeds = 1\nmethods = [{name = "lora", options = {targets = [["q", "v"], ["q", "k", "v"], []]}}]\n')
+    planned = plan(read_spec(path, {}, {}, []), registry)
+    assert [p.label for p in planned] == expected
+    assert len({p.trial.key for p in planned}) == 3
+    assert labels(registry, "lora", ['lora.targets=[["q", "v"], ["q", "k", "v"], []]']) == expected
+    for one in planned:  # a label is a method as it is written
+        assert rows(registry, one.label)[0].trial == one.trial
+    with pytest.raises(SpecError, match=r"lora\.targets: should be 'q', 'k', 'v', 'proj' or 'mlp', got 'qkv'"):
+        rows(registry, "lora", {"lora.targets": [["q"], ["qkv"]]})
+
+
+def test_values_with_a_colon_are_methods_options_and_swept_as_a_list(registry):
+    for written in ("lora:layers=last:4:rank=8", "lora:rank=8:layers=last:4"):
+        one, = rows(registry, written)
+        assert (one.label, one.trial.method.options["layers"]) == ("lora:rank=8:layers=last:4", "last:4")
+        assert rows(registry, one.label)[0].trial == one.trial
+    with pytest.raises(SpecError) as caught:
+        rows(registry, "lora:layers=last:1,last:2,ewc")
+    assert str(caught.value) == ("lora:layers=last:1,last:2: a comma begins the next method; a row for each value is "
+                                 "--set 'lora.layers=[\"last:1\", \"last:2\"]'")
+    assert labels(registry, "lora", ['lora.layers=["last:1", "blocks:2"]']) == ["lora:layers=last:1",
+                                                                              "lora:layers=blocks:2"]

@@ -374,7 +374,7 @@ def test_targets_that_are_not_there_are_refused():
     biased = transformer()
     biased.blocks[1].body.attn.q_bias = nn.Parameter(torch.zeros(WIDTH))
     with pytest.raises(SpecError, match=r"blocks\.1\.body\.attn\.qkv is part of an attention with biases outside"):
-        adapt(biased, AdapterOptions(targets=["q"]))
+        adapt(biased, AdapterOptions(layers=".*", targets=["q"]))
     assert isinstance(biased.blocks[2].body.attn.qkv, nn.Linear)
 
 

@@ -9,11 +9,13 @@ from clbench_lora import spectrum_view
 from clbench_lora.run_adapters import trials_with_adapters
 from clbench_lora.spectrum import (
     Change,
+    changes_of,
     energy_at,
     energy_shares,
     rank_holding,
     singular_values,
     spectra,
+    thirds,
     weight_changes,
 )
 from helpers.records import make_matrix, make_record
@@ -136,6 +138,66 @@ def test_settings_do_not_mix_and_other_bases_are_noted(run):
     assert [(r.label, r.rank, r.energy) for r in second.reached] == [("mine", None, None), ("independent", None, 1.0)]
     assert second.notes == ["mine starts from another W (base = task1) than independent (base = random)",
                             "mine adapts some layers only (layers = last); the energy beside it is that of all"]
+
+
+@pytest.fixture
+def fused(tmp_path):
+    """Return a run whose layer for q, k and v changed in orthogonal directions: q by 4, k not at all, v by 3 and 2."""
+    name, out = "blocks.1.body.attn.qkv", "blocks.1.body.attn.proj"
+    left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
+    change = torch.zeros(18, 6, dtype=torch.float64)
+    change[:6] = 4 * torch.outer(left[0], right[0])
+    change[12:] = 3 * torch.outer(left[1], right[1]) + 2 * torch.outer(left[2], right[2])
+    store = Store(tmp_path)
+    record = make_record("independent", 0, make_matrix(1), tasks=1, reference=True, options={"base": "task1"})
+    folder = store.artifacts / record.key
+    base = {f"{name}.weight": torch.randn(18, 6, dtype=torch.float64), f"{out}.weight": torch.zeros(6, 6).double()}
+    save_tensors(folder / "base.safetensors", base)
+    save_tensors(folder / "task0" / "model.safetensors", {
+        f"{name}.weight": base[f"{name}.weight"] + change, f"{out}.weight": torch.outer(left[0], right[3])})
+    store.write(record)
+    for options in ({"layers": "all"}, {"layers": "all", "targets": ["q", "v"]}):
+        store.write(make_record("lora", 0, make_matrix(1), tasks=1, label=f"lora:{len(options)}",
+                                options={"rank": 1, "base": "task1", "rank_pattern": {}, **options}))
+    return tmp_path
+
+
+def test_q_k_and_v_of_one_layer_are_shown_apart(fused, capsys):
+    found, = spectra(fused)
+    assert found.layers == ["blocks.1.body.attn.proj", "blocks.1.body.attn.qkv",
+                            *(f"blocks.1.body.attn.qkv.{part}" for part in "qkv")]
+    assert found.finest == [found.layers[0], *found.layers[2:]]
+    shown = {c.layer.removeprefix("blocks.1.body.attn."): c for c in found.changes}
+    assert {name: (c.shape, c.full_rank, c.rank(0.99)) for name, c in shown.items()} == {
+        "qkv": ((18, 6), 6, 3), "qkv.q": ((6, 6), 6, 1), "qkv.k": ((6, 6), 6, 0), "qkv.v": ((6, 6), 6, 2),
+        "proj": ((6, 6), 6, 1)}
+    assert shown["qkv"].singular[:4] == pytest.approx([4, 3, 2, 0], abs=1e-9)
+    assert shown["qkv.v"].singular[:3] == pytest.approx([3, 2, 0], abs=1e-9)
+    energies = {r.label: r.energy for r in found.reached}
+    assert energies["lora:1"] == pytest.approx((16 + 1) / 30)  # rank 1 for the whole layer
+    assert energies["lora:2"] == pytest.approx((16 + 9 + 1) / 30)  # rank 1 for each part
+    assert found.notes == ["lora:2 adapts some layers only (targets = q+v); the energy beside it is that of all"]
+    code, text, _ = call(capsys, fused, "--plot", fused / "a.svg")
+    assert code == 0 and "qkv.v  " in text and "A layer for q, k and v at once is shown whole" in text
+    assert (fused / "a.svg").stat().st_size > 10_000
+    change = json.loads(call(capsys, fused, "--format", "json")[1])[0]["changes"][2]
+    assert (change["layer"], change["whole"]) == ("blocks.1.body.attn.qkv.q", "blocks.1.body.attn.qkv")
+
+
+def test_blocks_are_in_the_order_of_their_numbers(tmp_path):
+    record = make_record("independent", 0, make_matrix(1), tasks=1)
+    names = [f"blocks.{i}.body.{n}.weight" for i in (10, 2, 1) for n in (1, 0)]
+    for file in ("base.safetensors", "task0/model.safetensors"):
+        save_tensors(tmp_path / file, {name: torch.zeros(2, 2) for name in names})
+    found = [c.layer for c in changes_of(record, tmp_path)]
+    assert found == [f"blocks.{i}.body.{n}" for i in (1, 2, 10) for n in (0, 1)]
+
+
+def test_layers_named_qkv_that_are_not_three_of_one_width_are_shown_whole():
+    assert list(thirds("blocks.1.attn.qkv", torch.zeros(12, 4))) == ["q", "k", "v"]
+    for layer, shape in (("blocks.1.attn.qkv", (8, 4)), ("blocks.1.attn.qkv", (12, 4, 1, 1)), ("blocks.1.qkv", (12, 4)),
+                         ("blocks.1.attn.proj", (12, 4))):
+        assert thirds(layer, torch.zeros(shape)) == {}
 
 
 def call(capsys, *args):

@@ -43,6 +43,7 @@ class Count:
     kept: list[Footprint] = field(default_factory=list)  # after the task
     flops: int | None = None  # of one sample, a multiplication and its addition counted as two
     note: str | None = None  # why lists end early
+    remarks: list[str] = field(default_factory=list)  # the strategy's own notes
 
     @property
     def parameters(self) -> list[int]:
@@ -103,6 +104,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     found = Count(planned.label)
     with seeds.scope(0, "strategy"):
         strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
+        found.remarks = strategy.notes
         try:
             for index in range(len(stream.tasks)):
                 learn_task([Learner(strategy, stream, seed=0)], index, lambda tasks: [fit(strategy, tasks[0], found)])

@@ -189,7 +189,7 @@ class TrialRunner:
                       pretrained=trial.weights is not None, prepare=stream.prepare)
         with seeds.scope(trial.seed, "strategy"):
             strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
-        return strategy.to(self.device), notes
+        return strategy.to(self.device), [*notes, *strategy.notes]
 
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
