@@ -4,15 +4,15 @@ import pytest
 import torch
 
 import clbench
+from clbench.core.errors import SpecError
 
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
            "seq-lora", "o-lora", "inflora", "pnn", "shared-private", "frozen", "independent", "acl", "packnet", "ncm",
            "slda", "ranpac", "l2p"]
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
-           "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2", "lora": "layers=.*(qkv|conv).*",
+           "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64"}
-REFUSED = {("pnn", "test_efficientnet"): "", ("l2p", "test_efficientnet"): "this model has none"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,9 @@ def weights(tmp_path_factory):
 def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model):
     chosen = [":".join(filter(None, [name, OPTIONS.get(name)])) for name in METHODS]
     if model == "test_efficientnet":
+        with pytest.raises(SpecError, match="l2p puts prompts among the tokens of a vision transformer"):
+            clbench.run(methods="l2p", benchmark="helpers.tiny_benchmarks:pictures", model=f"timm:{model}:size=32",
+                        weights=str(weights / f"{model}.safetensors"), workers=0, out=tmp_path)
         chosen = [name for name in chosen if not name.startswith("l2p")]
     records = clbench.run(methods=chosen, benchmark="helpers.tiny_benchmarks:pictures", scenario="task,class", seeds=1,
                           model=f"timm:{model}:size=32", weights=str(weights / f"{model}.safetensors"), epochs=1,

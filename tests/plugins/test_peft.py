@@ -34,7 +34,7 @@ FUSED = [{"targets": ["q", "v"]}, {"targets": ["k"], "dora": True}, {"targets": 
          {"targets": ["q", "k", "v"], "scaling": "rslora", "rank": 3, "alpha": 5.0},
          {"targets": ["q", "v", "proj", "mlp"], "bias": True, "alpha": 5.0, "rank": 3},
          {"targets": ["q", "v"], "init": "pissa"}, {"targets": ["q", "v"], "rank_pattern": {r".*blocks\.1\..*qkv": 2}},
-         {"targets": ["k", "v"], "rank_pattern": {r".*blocks\.0\..*qkv": 1}, "dora": True, "scaling": "rslora"},
+         {"targets": ["k", "v"], "rank_pattern": {r".*blocks\.1\..*qkv": 1}, "dora": True, "scaling": "rslora"},
          {"targets": ["q", "v"], "layers": "blocks:1"}]
 
 
@@ -156,8 +156,8 @@ def test_timms_own_model_takes_an_adapter_with_plain_peft(tmp_path, options):
     for name in (n for n in sizes if n.endswith(".qkv")):
         parts = [layer for part, layer in strategy.adapted.items() if part.startswith(f"{name}.")]
         r = parts[0].rank * (2 if "init" in options else 1)  # pissa's start is stored too
-        beside = 3 * 12 * ((strategy.options.dora is True) + (strategy.options.bias is True))
-        assert sizes[name] == len(parts) * r * (12 + 3 * 12) + beside  # n r (in + 3 w), as docs/adapters.md has it
+        beside = 3 * 64 * ((strategy.options.dora is True) + (strategy.options.bias is True))
+        assert sizes[name] == len(parts) * r * (64 + 3 * 64) + beside  # n r (in + 3 w), as docs/adapters.md has it
     adapters.merge(source, 1, tmp_path / "merged.safetensors")
     plainly = timms()
     plainly.load_state_dict(load_file(tmp_path / "merged.safetensors"))
