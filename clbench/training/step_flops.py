@@ -3,7 +3,8 @@
 Steps of a phase are of one kind if their batches have the same shape. What a member of a stack computes is what it
 would compute alone, and a compiled loss counts as the uncompiled one: there the loss of the first member is run once
 more, by itself, for each kind of step. Outputs of frozen modules that are looked up (`clbench.training.lookup`) are
-counted where their tables are made, in the first step; a stack counts as if it looked them up too.
+counted where their tables are made, in the first step (tables that prove useless are our trial, and no method's cost);
+a stack counts as if it looked them up too.
 
 What draws replay (`augment_batch`) can compute more or less from step to step. There the calls of modules are told
 apart by the shapes of their arguments, the rest by the sizes of the strategy's own buffers.
@@ -27,6 +28,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from clbench.core import seeds
+from clbench.data.samples import Samples
 from clbench.strategy.base import Batch, Strategy
 from clbench.training.flops import FlopCount
 from clbench.training.lookup import CachedSamples
@@ -52,7 +54,8 @@ class PhaseFlops:
         self.augments = type(strategies[0]).augment_batch is not Strategy.augment_batch
         in_place = len(strategies) == 1 and not compiled
         self.alone = None if in_place else Alone(strategies[0], given, batch_size)
-        self.looks_up = self.alone.looks_up if self.alone else isinstance(given.samples[0], CachedSamples)
+        self.samples = given.samples[0]
+        self.looks_up = self.alone.looks_up if self.alone else isinstance(self.samples, CachedSamples)
         self.steps: dict[Hashable, list[int]] = {}
         self.draws = Draws()
 
@@ -82,11 +85,17 @@ class PhaseFlops:
         if self.alone is None:
             with FlopCount() as count:
                 losses = engine.step(batches)
-            return losses, [count.total]
+            first = not self.steps
+            return losses, [count.total - (wasted_flops(self.samples) if first else 0)]
         loss = self.alone.flops(engine, batches[0], first=not self.steps)
         with counted_edits(self.strategies) as counts:
             losses = engine.step(batches)
         return losses, [loss + count.total for count in counts]
+
+
+def wasted_flops(samples: Samples) -> int:
+    """Return what was spent, in the first step, on tables of the samples that could not be kept."""
+    return samples.cache.wasted_flops if isinstance(samples, CachedSamples) else 0
 
 
 @contextmanager
@@ -112,14 +121,14 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
 class Alone:
     """What the loss and the gradients of a strategy cost where it trains alone, uncompiled, with look-ups.
 
-    Tables are made for a batch's worth of samples only: their cost is in proportion to the samples.
+    Tables are made for about a batch of samples only: their cost is in proportion to the samples.
     """
 
     def __init__(self, strategy: Strategy, given: TrainingInputs, batch_size: int) -> None:
         self.strategy = strategy
         whole = given.samples[0]
         self.samples = len(whole)
-        few = min(batch_size, len(whole))
+        few = min(batch_size + 1, len(whole))  # no batch's size: what works on the first batch alone gets no table
         self.few = whole if not given.prepared else with_lookups(
             strategy, whole.take(torch.arange(few, device=whole.index_device)), Fraction(few, len(whole)))
 
@@ -137,7 +146,7 @@ class Alone:
         if not first:
             return looked_up
         plain = self._run(engine, batch)
-        return plain + (looked_up - plain) * self.samples // len(self.few)
+        return plain + (looked_up - wasted_flops(self.few) - plain) * self.samples // len(self.few)
 
     def _run(self, engine: Engine, batch: Batch) -> int:
         """Return the FLOPs of the loss and its gradients, and leave no trace: no running statistics, no draws."""
