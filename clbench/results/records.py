@@ -41,16 +41,25 @@ class Costs(RecordPart):
     parameters: list[dict[str, int]] = []  # kept after the task, by role: numbers
     bytes: list[dict[str, int]] = []  # kept after the task, by role: parameters and buffers
     replay_samples: list[int] = []  # stored inputs kept after the task
+    train_flops: list[int] = []  # of training on the task, what comes before and after its steps included
+    inference_flops: list[int] = []  # of predicting one test sample after the task, mean over the tasks learned so far
     peak_host_bytes: int | None = None  # of the process while the trial ran
     peak_device_bytes: int | None = None  # allocated by torch on the accelerator
 
 
 class Timings(RecordPart):
-    """Wall time in seconds, an entry for each task that was trained."""
+    """Wall time in seconds and the processor's time beside it, an entry for each task that was trained.
+
+    The processor's time is that of all threads of the trial's process, so it is what is comparable where several
+    processes share a machine; a stack's is shared out equally, like its wall time.
+    """
 
     train: list[float] = []
     consolidate: list[float] = []  # before_task and after_task
     evaluate: list[float] = []  # one more: the row before training
+    train_cpu: list[float] = []
+    consolidate_cpu: list[float] = []
+    evaluate_cpu: list[float] = []
 
 
 class Failure(RecordPart):
@@ -113,9 +122,13 @@ class Record(RecordPart):
         return self
 
     def facts(self) -> dict[str, Any]:
-        """Return what the same trial gives again on the same machine: all but timings, memory and provenance."""
+        """Return what the same trial gives again: all but timings, memory, FLOPs and provenance.
+
+        FLOPs depend a little on the kernels that a machine has, and older records have none.
+        """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True, "costs": {"peak_host_bytes", "peak_device_bytes"}})
+            "timings": True, "provenance": True,
+            "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:
         """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from statistics import mean
 
 import torch
 
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream
 from clbench.strategy.base import Strategy
+from clbench.training.flops import FlopCount
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
@@ -24,10 +27,15 @@ SMALLEST = 32  # samples in a batch, however large they are
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy on each task, and the share of its samples whose task was inferred right (None: nothing to infer)."""
+    """Accuracy on each task, and the share of its samples whose task was inferred right (None: nothing to infer).
+
+    `flops` are those of predicting one sample: of an unknown task, or the mean over the tasks learned so far, None
+    before any is learned.
+    """
 
     accuracy: list[float]
     task_inference: list[float] | None
+    flops: int | None = None
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int) -> Row:
@@ -48,10 +56,18 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     offered = offered.to(device)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
+    flops: list[Fraction] = []  # of a sample of each task that is learned
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
+            due = learned > (given or 0)  # one batch is counted, the others cost as much for each sample
             for x, y, tasks in tests.batches(size, given):
-                prediction = strategy.predict(x, given)
+                if due:
+                    with FlopCount() as count:
+                        prediction = strategy.predict(x, given)
+                    flops.append(Fraction(count.total, len(x)))
+                    due = False
+                else:
+                    prediction = strategy.predict(x, given)
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
                 if prediction.task is not None:
@@ -59,4 +75,4 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))
     strategy.train(training)
     shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
-    return Row(shares[0], shares[1] if infers else None)
+    return Row(shares[0], shares[1] if infers else None, round(mean(flops)) if flops else None)

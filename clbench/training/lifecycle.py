@@ -16,6 +16,7 @@ from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.strategy.base import Strategy, Task
+from clbench.training.flops import FlopCount
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Trained:
     steps: int
     trainable: int  # what the strategy says it trains, in the phase that had most
     diverged: DivergedError | None = None
+    flops: int = 0  # of the steps, and from `learn_task` also of what comes before and after them
 
 
 @dataclass
@@ -76,12 +78,18 @@ def learn_task(learners: Sequence[Learner], index: int, fit: Callable[[list[Task
     Returns:
         What `fit` returned; a strategy that diverged has not consolidated.
     """
-    tasks = [learner.begin(index) for learner in learners]
+    counts = [FlopCount() for _ in learners]
+    tasks = []
+    for learner, count in zip(learners, counts, strict=True):
+        with count:
+            tasks.append(learner.begin(index))
     with learners[0].training(index):
         trained = fit(tasks)
-    for learner, task, result in zip(learners, tasks, trained, strict=True):
+    for learner, task, result, count in zip(learners, tasks, trained, counts, strict=True):
         if result.diverged is None:
-            learner.finish(task)
+            with count:
+                learner.finish(task)
+        result.flops += count.total
     return trained
 
 

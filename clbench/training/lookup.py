@@ -52,6 +52,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data.samples import Samples, pick
+from clbench.training.flops import FlopCount
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caching off
 CHUNK = 1024  # samples for which a table is computed at once
@@ -126,6 +127,7 @@ class OutputCache:
         self.batches = 0
         self.index: Tensor | None = None  # of the current batch
         self.useful = True  # whether batches are still deferred
+        self.wasted_flops = 0  # on tables that could not be kept
 
     def __str__(self) -> str:
         """List the recorded operations, a line each: what is applied, the shape of a row, whether there is a table."""
@@ -199,13 +201,18 @@ class OutputCache:
             return
         # From the last sample to the first: a result that depends on a sample's neighbours then differs.
         order = torch.arange(self.size, device=rows.sample_index.device).flip(0)
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                table = torch.cat([self.evaluate(node, part, {}) for part in torch.split(order, CHUNK)]).flip(0)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return  # the operation works on the batch it was recorded on only
-        if table.shape == (self.size, *node.row_shape) and nearly_equal(pick(table, rows.sample_index), value):
+        table = None
+        with FlopCount() as count:
+            try:
+                with torch.no_grad(), torch.random.fork_rng():
+                    table = torch.cat([self.evaluate(node, part, {}) for part in torch.split(order, CHUNK)]).flip(0)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                pass  # the operation works on the batch it was recorded on only
+        if (table is not None and table.shape == (self.size, *node.row_shape)
+                and nearly_equal(pick(table, rows.sample_index), value)):
             node.table, self.bytes_left = table, self.bytes_left - table.nbytes
+        else:
+            self.wasted_flops += count.total
 
     def evaluate(self, node: Node, part: Tensor, done: dict[Node, Tensor]) -> Tensor:
         """Return the node's result for the samples at `part`; `done` collects what is computed for them, by node."""

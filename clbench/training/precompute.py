@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torch.func import functional_call
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy
+from clbench.training.flops import FlopCount
 from clbench.training.lookup import cache_frozen_outputs, enabled
 from clbench.training.stacking import Loss
 
@@ -34,6 +36,7 @@ class TrainingInputs(NamedTuple):
     samples: list[Samples]
     start: int
     prepared: bool
+    flops: int = 0  # that the samples of one member cost
 
 
 def frozen_blocks(strategy: Strategy) -> int:
@@ -88,9 +91,12 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
     looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
     if looks_at_raw or any(part.is_stochastic for part in samples) or seen < len(samples[0]):
         return raw
-    blocks = min(map(frozen_blocks, strategies)) if enabled() else 0
+    blocks, flops = min(map(frozen_blocks, strategies)) if enabled() else 0, 0
     if blocks and fits_budget(strategies, samples, blocks) and is_equivalent(strategies[0], samples[0], task, blocks):
-        kept = [outputs(s, part, blocks) for s, part in zip(strategies, samples, strict=True)]
+        with FlopCount() as count:
+            kept = [outputs(strategies[0], samples[0], blocks)]
+        flops = count.total
+        kept += [outputs(s, part, blocks) for s, part in zip(strategies[1:], samples[1:], strict=True)]
     elif fits_budget(strategies, samples, 0):
         blocks = 0
         shared = {id(part): part for part in samples}  # members may have the same
@@ -98,9 +104,22 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
         kept = [ready[id(part)] for part in samples]
     else:
         return raw
-    if lookups and len(strategies) == 1 and enabled():
-        kept = [cache_frozen_outputs(kept[0], strategies[0].frozen_modules(), BYTES - kept[0].x.nbytes)]
-    return TrainingInputs(kept, blocks, prepared=True)
+    if lookups and len(strategies) == 1:
+        kept = [with_lookups(strategies[0], kept[0])]
+    return TrainingInputs(kept, blocks, prepared=True, flops=flops)
+
+
+def with_lookups(strategy: Strategy, samples: Samples, share: Fraction = Fraction(1)) -> Samples:
+    """Return prepared samples for which the outputs of frozen modules are looked up, if that is not turned off.
+
+    Args:
+        strategy: whose modules they are.
+        samples: a share of the task's, in the form in which they are trained on.
+        share: the part that they are; they get as large a part of the budget.
+    """
+    if not enabled():
+        return samples
+    return cache_frozen_outputs(samples, strategy.frozen_modules(), int(BYTES * share) - samples.x.nbytes)
 
 
 def fits_budget(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:

@@ -9,7 +9,7 @@ pretrained base, is kept once: vmap then runs it on the samples of all members a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ class Engine(Protocol):
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
     sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
     loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
+    forward: AbstractContextManager[object]  # in which it runs
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimiser step on a prepared batch per member and return the losses [S], left on the device."""

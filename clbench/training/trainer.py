@@ -21,11 +21,13 @@ from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
 from clbench.training import precompute
+from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
+from clbench.training.step_flops import LoopFlops, PhaseFlops
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -73,11 +75,11 @@ class Order:
         assert self.augment is not None
         return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
 
-    def ready(self, strategy: Strategy, samples: Samples) -> Batch:
+    def ready(self, strategy: Strategy, samples: Samples, count: PhaseFlops | None = None) -> Batch:
         """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
         batch = self.batch(samples)
         new = len(batch.y)
-        batch = strategy.augment_batch(batch)
+        batch = count.augment(strategy, batch) if count is not None else strategy.augment_batch(batch)
         x = batch.x
         if self.augment is not None:
             own, replayed = self.draws
@@ -140,10 +142,11 @@ class Trainer:
             raise ValueError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
         bounds = [round(steps * phase / phases) for phase in range(phases + 1)]
         most = 0
+        flops = [FlopCount() for _ in tasks]
         losses: list[Tensor] = []
         for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
-            for strategy, task, own in zip(self.strategies, tasks, draws, strict=True):
-                with own:
+            for strategy, task, own, spent in zip(self.strategies, tasks, draws, flops, strict=True):
+                with own, spent:
                     begin_phase(strategy, task, phase)
             drawn = (end - begin) * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
@@ -151,30 +154,35 @@ class Trainer:
                                                        self.compiler is None))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
+            count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)
             most = max(most, self.strategies[0].trainable())
             schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, end - begin) as ready):
                 for step in range(begin, end):
-                    losses.append(engine.step([
-                        o.batch(part) if given.prepared else o.ready(strategy, part)
+                    losses.append(count.step(engine, [
+                        o.batch(part) if given.prepared else o.ready(strategy, part, count)
                         for strategy, o, part in zip(self.strategies, order, ready, strict=True)]))
                     if schedule is not None:
                         schedule.step()
                     if self._hopeless(losses, step):
                         break
             engine.close()
-        return [Trained(steps, most, diverged(column, tasks[0].index)) for column in torch.stack(losses).unbind(1)]
+            for spent, total in zip(flops, count.totals, strict=True):
+                spent.total += total
+        return [Trained(steps, most, diverged(column, tasks[0].index), spent.total)
+                for column, spent in zip(torch.stack(losses).unbind(1), flops, strict=True)]
 
     def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
         """Train a strategy that has its own loop (`Strategy.fit`)."""
         order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
         strategy.train()
-        losses = strategy.fit(task, Budget(
-            self.recipe, partial(order.following, torch.device("cpu")), partial(make_optimizer, self.recipe),
-            partial(make_schedule, self.recipe), order.augmented if self.augment else None))
-        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index))
+        with LoopFlops(partial(order.following, torch.device("cpu")), steps_of(self.recipe, len(task.train))) as count:
+            losses = strategy.fit(task, Budget(
+                self.recipe, count.following, partial(make_optimizer, self.recipe),
+                partial(make_schedule, self.recipe), order.augmented if self.augment else None))
+        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index), count.total)
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
         """Continue with these members only."""

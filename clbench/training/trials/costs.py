@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +54,18 @@ def role(strategy: Strategy, name: str) -> str:
 def nbytes(tensor: Tensor) -> int:
     """Return the bytes that a tensor's elements take."""
     return tensor.numel() * tensor.element_size()
+
+
+class Clock(NamedTuple):
+    """A moment, in seconds since an arbitrary one: on the wall's clock, and of the processor in this process."""
+
+    wall: float
+    cpu: float  # of all threads
+
+    @classmethod
+    def now(cls) -> Clock:
+        """Return the present moment."""
+        return cls(time.perf_counter(), time.process_time())
 
 
 class PeakMemory:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.core import seeds
 from clbench.core.errors import SpecError
@@ -25,6 +24,7 @@ from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Strategy, Task, World
+from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
 from clbench.training.trainer import Order, steps_of
 from clbench.training.trials.building import build_model, build_strategy
@@ -161,9 +161,9 @@ def flops(strategy: Strategy, task: int) -> int:
     """Return the FLOPs of predicting one sample: of a task in scenario `task`, of an unknown task otherwise."""
     strategy.eval()
     x = torch.empty(1, *strategy.world.input_shape, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCount() as counted:
         strategy.predict(x, task if strategy.world.task_given else None)
-    return int(counter.get_total_flops())
+    return int(counted.total)
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:

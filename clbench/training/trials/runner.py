@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench.training.trials.checkpoint import Unresumable
-from clbench.training.trials.costs import PeakMemory, measure
+from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.state import TrialState
 
@@ -228,40 +227,48 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
 def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> list[TrialState]:
     """Train the members on task `index`, note what it cost, and return those that did not diverge."""
     device = members[0].stream.tests.y.device
-    ready = done = 0.0
+    ready = done = Clock.now()
 
     def fit(tasks: list[Task]) -> list[Trained]:
         nonlocal ready, done
-        ready = time.perf_counter()
+        ready = Clock.now()
         trained = trainer.fit(tasks)
         synchronize(device)
-        done = time.perf_counter()
+        done = Clock.now()
         for member, result in zip(members, trained, strict=True):
             for note in trainer.compiler.notes if trainer.compiler else []:
                 member.add_note(note)
             member.costs.trainable.append(result.trainable)
             member.costs.steps.append(result.steps)
-            member.timings.train.append((done - ready) / len(members))
+            member.timings.train.append((done.wall - ready.wall) / len(members))
+            member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members))
             if result.diverged is not None:
                 member.failure = Failure(type="DivergedError", message=str(result.diverged))
         return trained
 
-    began = time.perf_counter()
+    began = Clock.now()
     trained = learn_task([member.learner for member in members], index, fit)
     synchronize(device)
-    consolidated = ready - began + time.perf_counter() - done
+    ended = Clock.now()
+    for member, result in zip(members, trained, strict=True):
+        member.costs.train_flops.append(result.flops)
     alive = [member for member, result in zip(members, trained, strict=True) if result.diverged is None]
     for member in alive:
-        member.timings.consolidate.append(consolidated / len(members))
+        member.timings.consolidate.append((ready.wall - began.wall + ended.wall - done.wall) / len(members))
+        member.timings.consolidate_cpu.append((ready.cpu - began.cpu + ended.cpu - done.cpu) / len(members))
     return alive
 
 
 def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
-    began = time.perf_counter()
+    began = Clock.now()
     with numerics.forward(member.trial.recipe, member.strategy.active.device):
         row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
-    member.timings.evaluate.append(time.perf_counter() - began)
+    ended = Clock.now()
+    member.timings.evaluate.append(ended.wall - began.wall)
+    member.timings.evaluate_cpu.append(ended.cpu - began.cpu)
+    if row.flops is not None:
+        member.costs.inference_flops.append(row.flops)
     member.R.append(row.accuracy)
     if row.task_inference is not None:
         member.task_inference.append(row.task_inference)

@@ -1,0 +1,291 @@
+"""FLOPs of training steps: counted at one step of each kind, times the number of such steps.
+
+Steps of a phase are of one kind if their batches have the same shape. What a member of a stack computes is what it
+would compute alone, and a compiled loss counts as the uncompiled one: there the loss of the first member is run once
+more, by itself, for each kind of step. Outputs of frozen modules that are looked up (`clbench.training.lookup`) are
+counted where their tables are made, in the first step (tables that prove useless are our trial, and no method's cost);
+a stack counts as if it looked them up too.
+
+What draws replay (`augment_batch`) can compute more or less from step to step. There the calls of modules are told
+apart by the shapes of their arguments, the rest by the sizes of the strategy's own buffers.
+
+A strategy with a loop of its own shows no more of its steps than the batches that it asks for (`LoopFlops`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from clbench.core import seeds
+from clbench.data.samples import Samples
+from clbench.strategy.base import Batch, Strategy
+from clbench.training.flops import FlopCount
+from clbench.training.lookup import CachedSamples
+from clbench.training.precompute import TrainingInputs, with_lookups
+from clbench.training.stacking import Engine, Loss
+
+EVERY = 17  # of the steps of a strategy's own loop one in so many is counted; prime, so that it falls on no rhythm
+
+
+class PhaseFlops:
+    """The FLOPs of a phase: `totals`, of each member.
+
+    Args:
+        strategies: the members, as the phase trains them.
+        given: the phase's inputs, whose own FLOPs are where the totals begin.
+        compiled: whether their loss is compiled.
+        batch_size: of the recipe.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy], given: TrainingInputs, compiled: bool, batch_size: int) -> None:
+        self.totals = [given.flops] * len(strategies)
+        self.strategies = strategies
+        self.augments = type(strategies[0]).augment_batch is not Strategy.augment_batch
+        in_place = len(strategies) == 1 and not compiled
+        self.alone = None if in_place else Alone(strategies[0], given, batch_size)
+        self.samples = given.samples[0]
+        self.looks_up = self.alone.looks_up if self.alone else isinstance(self.samples, CachedSamples)
+        self.steps: dict[Hashable, list[int]] = {}
+        self.draws = Draws()
+
+    def augment(self, strategy: Strategy, batch: Batch) -> Batch:
+        """Return what a member's `augment_batch` makes of a batch."""
+        if not self.augments:
+            return strategy.augment_batch(batch)
+        batch, flops = self.draws.augment(strategy, batch)
+        position = next(i for i, member in enumerate(self.strategies) if member is strategy)
+        self.totals[position] += flops
+        return batch
+
+    def step(self, engine: Engine, batches: Sequence[Batch]) -> Tensor:
+        """Take a step and return its losses [S]."""
+        kind = (batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps)
+        known = self.steps.get(kind)
+        if known is not None:
+            losses = engine.step(batches)
+        else:
+            losses, known = self._counted(engine, batches)
+            self.steps[kind] = known
+        self.totals = [total + flops for total, flops in zip(self.totals, known, strict=True)]
+        return losses
+
+    def _counted(self, engine: Engine, batches: Sequence[Batch]) -> tuple[Tensor, list[int]]:
+        """Take a step and return its losses, and what it costs each member."""
+        if self.alone is None:
+            with FlopCount() as count:
+                losses = engine.step(batches)
+            first = not self.steps
+            return losses, [count.total - (wasted_flops(self.samples) if first else 0)]
+        loss = self.alone.flops(engine, batches[0], first=not self.steps)
+        with counted_edits(self.strategies) as counts:
+            losses = engine.step(batches)
+        return losses, [loss + count.total for count in counts]
+
+
+def wasted_flops(samples: Samples) -> int:
+    """Return what was spent, in the first step, on tables of the samples that could not be kept."""
+    return samples.cache.wasted_flops if isinstance(samples, CachedSamples) else 0
+
+
+@contextmanager
+def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
+    """Count what each strategy computes in `edit_gradients` inside the block."""
+    counts = [FlopCount() for _ in strategies]
+
+    def counted(edit: Callable[[dict[str, Tensor]], dict[str, Tensor]], count: FlopCount) -> Callable[..., Any]:
+        def run(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+            with count:
+                return edit(gradients)
+        return run
+
+    try:
+        for strategy, count in zip(strategies, counts, strict=True):
+            vars(strategy)["edit_gradients"] = counted(strategy.edit_gradients, count)  # an engine need not know of it
+        yield counts
+    finally:
+        for strategy in strategies:
+            vars(strategy).pop("edit_gradients", None)
+
+
+class Alone:
+    """What the loss and the gradients of a strategy cost where it trains alone, uncompiled, with look-ups.
+
+    Tables are made for about a batch of samples only: their cost is in proportion to the samples.
+    """
+
+    def __init__(self, strategy: Strategy, given: TrainingInputs, batch_size: int) -> None:
+        self.strategy = strategy
+        whole = given.samples[0]
+        self.samples = len(whole)
+        few = min(batch_size + 1, len(whole))  # no batch's size: what works on the first batch alone gets no table
+        self.few = whole if not given.prepared else with_lookups(
+            strategy, whole.take(torch.arange(few, device=whole.index_device)), Fraction(few, len(whole)))
+
+    @property
+    def looks_up(self) -> bool:
+        """Tell whether it would look outputs up."""
+        return isinstance(self.few, CachedSamples)
+
+    def flops(self, engine: Engine, batch: Batch, first: bool) -> int:
+        """Return the FLOPs of a step on a batch: of the phase's first one, with the tables, or of a later one."""
+        if not self.looks_up:
+            return self._run(engine, batch)
+        there = torch.arange(len(batch.y), device=self.few.index_device)
+        looked_up = self._run(engine, replace(batch, x=self.few.take(there).x))
+        if not first:
+            return looked_up
+        plain = self._run(engine, batch)
+        return plain + (looked_up - wasted_flops(self.few) - plain) * self.samples // len(self.few)
+
+    def _run(self, engine: Engine, batch: Batch) -> int:
+        """Return the FLOPs of the loss and its gradients, and leave no trace: no running statistics, no draws."""
+        buffers = {".".join(filter(None, ("strategy", where, name))): buffer.clone()
+                   for where, module in self.strategy.named_modules() if module.training
+                   for name, buffer in module.named_buffers(recurse=False)}
+        trained = [p for p in self.strategy.parameters() if p.requires_grad]
+        with seeds.scope(0, "flops"), FlopCount() as count:
+            with engine.forward:
+                loss: Tensor = functional_call(Loss(self.strategy), buffers, (batch, batch.x, batch.y, batch.tasks))
+            torch.autograd.grad(loss, trained, allow_unused=True)
+        return int(count.total)
+
+
+class Draws:
+    """What `augment_batch` costs."""
+
+    def __init__(self) -> None:
+        self.rest: dict[Hashable, int] = {}  # all but calls of modules
+        self.modules: dict[Hashable, int] = {}
+
+    def augment(self, strategy: Strategy, batch: Batch) -> tuple[Batch, int]:
+        """Return what `augment_batch` makes of a batch, and its FLOPs."""
+        sizes = tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
+        kind = (len(batch.y), batch.first_pass, sizes)
+        rest = self.rest.get(kind)
+        with ModuleCalls(self.modules) as calls:
+            if rest is not None:
+                return strategy.augment_batch(batch), rest + calls.total
+            with FlopCount() as count:
+                batch = strategy.augment_batch(batch)
+        self.rest[kind] = count.total - calls.total
+        return batch, count.total
+
+
+class ModuleCalls:
+    """A context that adds up the FLOPs of calls of modules, each counted the first time that it is made.
+
+    Calls are the same if the module, its mode and the shapes of its tensors are. Calls inside a call belong to it.
+    """
+
+    def __init__(self, known: dict[Hashable, int]) -> None:
+        self.known = known
+        self.total = self.depth = 0
+        self.kind: Hashable = None
+        self.count: FlopCount | None = None
+
+    def __enter__(self) -> ModuleCalls:
+        """Begin to watch."""
+        self.handles = (register_module_forward_pre_hook(self._before),
+                        register_module_forward_hook(self._after, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
+        shapes = tuple([arg.shape if isinstance(arg, Tensor) else None for arg in args])
+        self.kind = (module, module.training, torch.is_grad_enabled(), shapes)
+        if self.kind not in self.known:
+            self.count = FlopCount().start()
+
+    def _after(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
+        if self.count is not None:
+            self.count.stop()
+            self.known[self.kind] = self.count.total
+            self.count = None
+        self.total += self.known[self.kind]
+
+
+class LoopFlops:
+    """The FLOPs of a strategy's own loop (`Strategy.fit`).
+
+    From one batch that it asks for to the next is a step. Counted are what comes before the first, the first of each
+    size, one in `EVERY`, and the last of the budget with all that follows it; a step that is not counted costs the
+    mean of those of its size that are. A loop that asks for its batches beforehand is so counted whole.
+
+    Args:
+        following: gives the indices of the next batch.
+        steps: how many batches the budget has.
+    """
+
+    def __init__(self, following: Callable[[], Tensor], steps: int) -> None:
+        self._following = following
+        self.steps = steps
+        self.taken = 0
+        self.count: FlopCount | None = None
+        self.size: int | None = None  # of the batch of the step at hand; None outside the steps
+        self.outside = 0
+        self.counted: defaultdict[int, list[int]] = defaultdict(list)  # FLOPs of steps, by size
+        self.skipped: Counter[int] = Counter()
+
+    def __enter__(self) -> LoopFlops:
+        """Begin before the first step."""
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End the last step."""
+        self._end()
+
+    def following(self) -> Tensor:
+        """Return the indices of the next batch: the next step begins."""
+        self._end()
+        index = self._following()
+        self.taken += 1
+        size = len(index)
+        self.size = size if self.taken != self.steps else None
+        if self.size is None or size not in self.counted or self.taken % EVERY == 0:
+            self._begin()
+        return index
+
+    @property
+    def total(self) -> int:
+        """Return the FLOPs of all steps and of what is outside them."""
+        uncounted = sum(Fraction(sum(self.counted[size]), len(self.counted[size])) * times
+                        for size, times in self.skipped.items())
+        return self.outside + sum(map(sum, self.counted.values())) + round(uncounted)
+
+    def _begin(self) -> None:
+        self.count = FlopCount().start()
+
+    def _end(self) -> None:
+        if self.count is None:
+            assert self.size is not None
+            self.skipped[self.size] += 1
+            return
+        self.count.stop()
+        if self.size is None:
+            self.outside += self.count.total
+        else:
+            self.counted[self.size].append(self.count.total)
+        self.count = None
