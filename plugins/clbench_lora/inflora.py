@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Task, World
+from clbench.core.errors import SpecError
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
@@ -107,9 +108,11 @@ class InfLoRA(SummedLoRA):
     def moments(self, samples: Samples) -> dict[str, Tensor]:
         """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
         sums = {name: torch.zeros_like(self.kept(name)) for name in self.adapted}
+        called: set[str] = set()
 
         def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(layer, LoRALayer)
+            called.add(name)
             seen = rows(layer.base_layer, inputs[0])
             sums[name] += seen.T @ seen / len(samples)
 
@@ -124,6 +127,9 @@ class InfLoRA(SummedLoRA):
             for handle in handles:
                 handle.remove()
         self.train(training)
+        if idle := [name for name in self.adapted if name not in called]:
+            raise SpecError(f"inflora: {idle[0]} is never called, so it has no inputs to learn from; leave it out with "
+                            "layers = <regular expression>")
         return sums
 
     def loss(self, batch: Batch) -> Tensor:

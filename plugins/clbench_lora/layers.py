@@ -15,6 +15,10 @@ from clbench_lora import Init, Target
 
 FUSED: tuple[Target, ...] = ("q", "k", "v")  # the parts of a layer named qkv, in the order of its rows
 
+# What a module around a layer may ask of it: timm's DaViT reads the size of a convolution to pad its input, say.
+GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding",
+            "dilation", "groups")
+
 
 class Rows:
     """Some rows of a Linear layer's weight, taken as a layer of their own.
@@ -91,9 +95,32 @@ class LoRALayer(nn.Module):
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_A = nn.ModuleList()
         self.lora_B = nn.ModuleList()
-        self.bias = bias
+        self.lora_bias = bias
         self.lora_magnitude_vector = nn.ParameterList() if dora else None
         self.active: tuple[int, ...] = ()
+        for name in GEOMETRY:  # which modules around a layer may read
+            if hasattr(base_layer, name):
+                setattr(self, name, getattr(base_layer, name))
+
+    @property
+    def weight(self) -> Tensor:
+        """Return W with the changes of the active adapters, for a module that reads it instead of calling the layer.
+
+        The adapters' dropout is not in it, and who looks at the layer's inputs (InfLoRA) sees none.
+        """
+        weight: Tensor = self.base_layer.weight
+        for adapter in self.active:
+            weight = weight + self.delta_weight(adapter)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return W's bias plus those of the active adapters, as `weight`."""
+        bias: Tensor | None = self.base_layer.bias
+        for adapter in self.active if self.lora_bias else ():
+            own = self._bias_of(adapter)
+            bias = own if bias is None else bias + own
+        return bias
 
     def add(self) -> None:
         """Add a trainable adapter, on the device and of the dtype of W."""
@@ -103,10 +130,10 @@ class LoRALayer(nn.Module):
         b: nn.Module
         if not isinstance(w, nn.Conv2d):
             a = nn.Linear(w.in_features, self.rank, bias=False, **where)
-            b = nn.Linear(self.rank, w.out_features, bias=self.bias, **where)
+            b = nn.Linear(self.rank, w.out_features, bias=self.lora_bias, **where)
         else:
             a = conv_like(w, w.in_channels, self.rank)
-            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.bias, **where)
+            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.lora_bias, **where)
         if self.init == "gaussian":
             nn.init.normal_(a.get_parameter("weight"), std=1 / self.rank)
         else:
@@ -140,7 +167,7 @@ class LoRALayer(nn.Module):
         """Return the parameters of one adapter, by PEFT's names."""
         found = {"lora_A.weight": self.lora_A[adapter].get_parameter("weight"),
                  "lora_B.weight": self.lora_B[adapter].get_parameter("weight")}
-        if self.bias:
+        if self.lora_bias:
             found["lora_B.bias"] = self.lora_B[adapter].get_parameter("bias")
         if self.lora_magnitude_vector is not None:
             found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter]
@@ -204,10 +231,14 @@ class LoRALayer(nn.Module):
     def merged_bias(self, adapter: int) -> Tensor | None:
         """Return W's bias plus the adapter's; None if there is neither."""
         bias: Tensor | None = self.base_layer.bias
-        if not self.bias:
+        if not self.lora_bias:
             return bias
-        own: Tensor = self.scaling * self.lora_B[adapter].get_parameter("bias")
+        own = self._bias_of(adapter)
         return own if bias is None else bias + own
+
+    def _bias_of(self, adapter: int) -> Tensor:
+        """Return the scaled bias of an adapter's B."""
+        return self.scaling * cast(Tensor, self.lora_B[adapter].bias)  # not `get_parameter`, as in `_product`
 
     def extra_repr(self) -> str:
         """Return rank, scale and number of adapters for `repr`."""

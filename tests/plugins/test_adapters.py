@@ -151,7 +151,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_changes(tmp_path, kind, options):
         found = delta(mixture, name, base[f"{name}.weight"])
         torch.testing.assert_close(found, expected.detach(), rtol=1e-11, atol=1e-13)
         assert mixture.rank(name) == sum(p.rank(name) for p in parts.values())
-        if layer.bias:
+        if layer.lora_bias:
             own = sum(w * layer.scaling * layer.lora_B[t].bias for w, t in ((0.3, 0), (-1.2, 2)))
             torch.testing.assert_close(merged(mixture, base)[f"{name}.bias"], layer.base_layer.bias + own)
     if options == {"rank": 3, "alpha": 5.0}:

@@ -124,7 +124,7 @@ def by_hand(layer, x, adapter):
         unit = rows / rows.square().sum(1, keepdim=True).sqrt()
         changed = (layer.lora_magnitude_vector[adapter].double()[:, None] * unit).view_as(w)
     bias = layer.base_layer.bias.double()
-    if layer.bias:
+    if layer.lora_bias:
         bias = bias + s * layer.lora_B[adapter].bias.double()
     return F.linear(x, changed, bias) if w.dim() == 2 else F.conv2d(x, changed, bias, layer.base_layer.stride)
 

@@ -1,5 +1,6 @@
 """Which layers of a network get adapters: the last blocks, and all but those that cannot have any."""
 
+import copy
 import warnings
 
 import pytest
@@ -259,6 +260,39 @@ def test_peft_gives_the_same_logits_on_same_convolutions():
     assert not set_peft_model_state_dict(tuned, adapter.tensors).unexpected_keys
     with torch.no_grad():
         torch.testing.assert_close(tuned(inputs())[:, :2], answer(strategy, 0).logits[:, :2], rtol=1e-5, atol=1e-5)
+
+
+class Reader(nn.Module):
+    """Reads the weight of its first layer, and the geometry of its second before it calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.called = nn.Linear(8, 8), nn.Conv2d(1, 2, 2)
+
+    def forward(self, x):
+        assert (self.called.kernel_size, self.called.stride, self.read.out_features) == ((2, 2), (1, 1), 8)
+        return self.called(F.linear(x, self.read.weight, self.read.bias))
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"alpha": 5.0, "scaling": "rslora"}, {"bias": True}], ids=str)
+def test_a_weight_that_is_read_has_the_changes_of_the_active_adapters(options):
+    model = Network([Block(Reader(), nn.Flatten())], nn.Linear(98, 6))
+    plain = copy.deepcopy(model)
+    strategy = LoRA(model, make_world(), LoRAOptions(rank=2, base="random", **options))
+    for index in range(2):
+        begin(strategy, make_task(index))
+        enlarge(strategy, index)
+    for task in range(2):
+        for name in ("read", "called"):
+            module, layer = plain.get_submodule(f"blocks.0.body.{name}"), strategy.adapted[f"blocks.0.body.{name}"]
+            module.weight.data, module.bias.data = layer.merged_weight(task).detach(), layer.merged_bias(task).detach()
+        ours = answer(strategy, task).logits
+        torch.testing.assert_close(strategy.heads[task](plain.features(inputs())), ours, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.blocks[0].body.read.weight, model.blocks[0].body.read.base_layer.weight)
+    idle = InfLoRA(Network([Block(Reader(), nn.Flatten())], nn.Linear(98, 6)), make_world(),
+                   InfLoRAOptions(rank=1, base="random"))
+    with pytest.raises(SpecError, match=r"inflora: blocks\.0\.body\.read is never called, so it has no inputs"):
+        begin(idle, make_task(0))
 
 
 def test_the_record_says_what_was_left_out():

@@ -127,7 +127,7 @@ def dense(layer, x, adapter=0):
     if layer.lora_magnitude_vector is not None:
         changed = layer.lora_magnitude_vector[adapter][:, None] * changed / changed.norm(dim=1, keepdim=True)
     out = x @ changed.T + bias
-    return out + layer.scaling * layer.lora_B[adapter].bias if layer.bias else out
+    return out + layer.scaling * layer.lora_B[adapter].bias if layer.lora_bias else out
 
 
 @pytest.mark.parametrize("targets", [("q",), ("q", "v"), ("q", "k", "v")], ids="+".join)
