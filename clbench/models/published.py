@@ -152,6 +152,7 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
     try:
         hub: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
+        cache: str = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
     except ModuleNotFoundError:
         raise SpecError("weights of hf-hub and timm need huggingface_hub: pip install 'clbench[timm]'") from None
     reason = ""
@@ -165,7 +166,7 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
                 reason = " ".join(str(error).split())[:200]
     if not needed:
         return None
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder = Path(cache) / f"models--{repository.replace('/', '--')}"
     raise DataError(f"weights hf-hub:{repository}{f'@{revision}' if revision else ''} are neither in {folder} nor to "
                     f"be had: {reason or 'the repository has none of ' + ', '.join(names)}. On a machine with a "
                     f"connection run `hf download {repository} {names[0]}` and copy that folder here")
