@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from clbench.core.options import Options, Scalar
     from clbench.data.samples import Samples
     from clbench.execution.api import run
+    from clbench.execution.loading import load_model
     from clbench.models.network import Block, Network
     from clbench.results.records import Record
     from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
 
 __all__ = [
     "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Prediction", "Record", "ReportFormat",
-    "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "run",
+    "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "load_model", "run",
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
     "clbench.core.options": ("Options", "Scalar"),
     "clbench.data.samples": ("Samples",),
     "clbench.execution.api": ("run",),
+    "clbench.execution.loading": ("load_model",),
     "clbench.models.network": ("Block", "Network"),
     "clbench.results.records": ("Record",),
     "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),

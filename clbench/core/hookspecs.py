@@ -30,6 +30,9 @@ class StrategyInfo:
     `layer_rows` are the rows of the table of `clbench params --layer` that the strategy brings, as pairs of the row's
     label and the strategy's options. `{rank}` in them stands for each of `--rank` in turn:
     `(("LoRA r={rank}", "rank={rank}:base=pretrained"),)`.
+
+    `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
+    strategy has exported to the trial's folder (`clbench.load_model`).
     """
 
     name: str
@@ -42,6 +45,7 @@ class StrategyInfo:
     unavailable: str = ""  # why it cannot be run, if so: it is not listed, and asking for it gives this reason
     baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
     layer_rows: Sequence[tuple[str, str]] = ()
+    load_model: str | Callable[..., Any] = ""
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 

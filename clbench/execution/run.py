@@ -23,7 +23,7 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import tracking
 from clbench.results.records import Record
-from clbench.results.store import Problem, Store
+from clbench.results.store import Problem, Store, other_weights
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS: dict[Executor, str] = {  # where each has its `execute`
@@ -175,6 +175,9 @@ class RecordKeeper(Listener):
         self.listener = listener
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
+        self.contents: dict[str, str] = {}  # of published weights
+        for known in experiment.records.values():
+            other_weights(known, self.contents)
         self.claims = TrialClaims(experiment.store, dict(experiment.records), self._found, listener.note)
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
@@ -195,6 +198,8 @@ class RecordKeeper(Listener):
 
     def finished(self, record: Record) -> None:
         """Store the record before forwarding the event."""
+        if problem := other_weights(record, self.contents):
+            raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
         with interrupts.held():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:

@@ -16,6 +16,7 @@ from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
 from clbench.models.library import in_stages, square, without
 from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
+from clbench.models.self_attention import with_plain_layers
 from clbench.models.splitting import Stage
 
 
@@ -93,6 +94,7 @@ class TorchvisionTransformer(TokenNetwork):
 def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
     """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm, head."""
     name = without(model, classifier)
+    renamed = with_plain_layers(model.encoder.layers)  # so that q, k, v and proj can be adapted
     layers = dict(model.encoder.layers.named_children())
     blocks = [Block(Embedding(model), nn.Identity()),
               *(Block(TransformerBlock(layer, model.hidden_dim), nn.Identity()) for layer in layers.values())]
@@ -101,6 +103,10 @@ def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
     aliases |= {"encoder.pos_embedding": "blocks.0.body.pos_embedding",
                 "encoder.ln": f"blocks.{len(layers)}.activation.ln", name: "head"}
     aliases |= {f"encoder.layers.{layer}": f"blocks.{i + 1}.body.unit" for i, layer in enumerate(layers)}
+    places = {layer: i + 1 for i, layer in enumerate(layers)}
+    for old, new in renamed.items():
+        layer, _, rest = new.partition(".")
+        aliases[f"encoder.layers.{old}"] = f"blocks.{places[layer]}.body.unit.{rest}"
     return TorchvisionTransformer(blocks, nn.Linear(classifier.in_features, classes), aliases, published=True,
                                   conform=functools.partial(conformed, model.image_size, model.patch_size))
 

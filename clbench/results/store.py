@@ -33,6 +33,20 @@ class Problem:
         return f"{self.path} is left alone: {self.reason}"
 
 
+def other_weights(record: Record, contents: dict[str, str]) -> str:
+    """Return what is wrong with the published weights of a record, empty if nothing is.
+
+    Args:
+        record: of a trial.
+        contents: the content of weights met so far, by the hash of their name; the record's is added.
+    """
+    weights, found = record.trial.weights, record.provenance.weights
+    if weights is None or not found or contents.setdefault(weights.sha256, found) == found:
+        return ""
+    return (f"its weights {weights.path} had the content {found[:16]}, those of earlier records of this folder "
+            f"{contents[weights.sha256][:16]}: one name must stand for one content")
+
+
 class Store:
     """The records of a run folder, `<directory>/records/<key>.json`."""
 
@@ -61,7 +75,13 @@ class Store:
                 records.append(found)
             else:
                 problems.append(found)
-        return sorted(records, key=lambda r: (r.provenance.started, r.key)), problems
+        records.sort(key=lambda r: (r.provenance.started, r.key))
+        contents: dict[str, str] = {}
+        for record in list(records):
+            if problem := other_weights(record, contents):
+                records.remove(record)
+                problems.append(Problem(self.path(record.key), problem))
+        return records, problems
 
     def get(self, key: str) -> Record | None:
         """Return the record of that key, None where there is none.

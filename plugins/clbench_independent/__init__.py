@@ -17,4 +17,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at full rank."""
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
                          "per task a full fine-tuned copy of the starting network (lora at full rank)",
-                         IndependentOptions, reference=True),)
+                         IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model"),)

@@ -17,9 +17,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, Record, Task, World
 from clbench.core.artifacts import BASE, save_tensors, task_folder
+from clbench.core.errors import DataError, StoreError
+from clbench.core.registry import discover
+from clbench.models.weights import load_weights
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
+from clbench.training.trials.building import build_model
 from clbench_independent import IndependentOptions
 
 MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names
@@ -99,3 +103,15 @@ class Independent(PerTaskStrategy):
         weight[list(task.classes)], bias[list(task.classes)] = head.weight.detach(), head.bias.detach()
         tensors |= {"head.weight": weight, "head.bias": bias}
         save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})
+
+
+def load_model(record: Record, folder: Path, task: int) -> Network:
+    """Return a task's network; StoreError if its file is not there or does not fit."""
+    assert record.stream is not None
+    outputs = len({c for classes in record.stream.classes for c in classes})
+    model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
+    try:
+        load_weights(model, task_folder(folder, task) / MODEL)
+    except DataError as error:
+        raise StoreError(str(error)) from None
+    return model

@@ -6,17 +6,20 @@ On the same machine a reloaded strategy gives the same answers as the original o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
-from clbench import Task, World
+from clbench import Network, Record, Task, World
 from clbench.core import seeds
+from clbench.core.artifacts import BASE
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import Registry, discover
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare
 from clbench.strategy.per_task import TaskHead
 from clbench.training.trials.building import build_model, build_strategy, channels_last
+from clbench_lora.arithmetic import merged
 from clbench_lora.layers import LoRALayer, Rows
 from clbench_lora.peft_format import Adapter, by_module, separated, stored
 from clbench_lora.run_adapters import TrialAdapters
@@ -69,6 +72,21 @@ def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Pre
     for number in numbers:
         put(strategy, source.adapter(number))
     return strategy.requires_grad_(False).eval()
+
+
+def load_model(record: Record, folder: Path, task: int) -> Network:
+    """Return the plain network that is W with a task's adapter and head.
+
+    Raises:
+        SpecError: adapters of the trial's options cannot be merged into W (`arithmetic.merged`).
+        StoreError: the adapter is missing, has another base, or does not fit.
+    """
+    if not (folder / BASE).is_file():
+        raise StoreError(f"{folder} has no {BASE}: the run's artifacts are not there; run the trial again")
+    source = TrialAdapters(record, folder)
+    model, _ = build_model(record.trial.model, None, tuple(source.stream.input_shape), source.outputs, discover())
+    model.load_state_dict(merged(source.adapter(task), source.base()))
+    return model
 
 
 def reserve(strategy: LoRA, classes: Sequence[int]) -> None:

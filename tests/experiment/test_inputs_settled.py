@@ -64,7 +64,7 @@ def test_a_json_beside_the_weights_says_how_they_were_trained(weights):
 def test_what_does_not_fit_is_said_with_a_way_out(weights):
     with pytest.raises(SpecError, match=r"split-cifar10: normalize = model, but no weights are given \(--weights\)"):
         planned(benchmark="split-cifar10:normalize=model")
-    with pytest.raises(SpecError, match="nothing says how .* was trained; put a JSON with mean and std beside it"):
+    with pytest.raises(SpecError, match=r"nothing says how .* was trained; put a JSON with mean and std beside it"):
         planned(benchmark="split-cifar10:normalize=model", weights=str(weights))
     for wrong in ({"mean": [0.5], "std": [0.5, 0.5]}, {"mean": [0.5], "std": [0]}, {"mean": ["x"], "std": [1]},
                   {"input_size": 3}):
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(weights):
     weights.with_suffix(".json").write_text("[]")
     with pytest.raises(DataError, match="expected an object"):
         beside(weights)
-    with pytest.raises(SpecError, match="cannot read weights absent.safetensors: No such file"):
+    with pytest.raises(SpecError, match=r"cannot read weights absent\.safetensors: No such file"):
         planned(weights="absent.safetensors")
     with pytest.raises(SpecError, match=r"weights 'timm': model 'resnet20' takes a file, or hf-hub:OWNER/NAME"):
         planned(weights="timm")

@@ -10,6 +10,7 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
 from clbench.models.network import Network, TokenNetwork
+from clbench.models.self_attention import SelfAttention
 from clbench.models.splitting import Stage, chain, cut
 from clbench.models.weights import fill, load_weights
 from clbench.training.trials.building import build_model
@@ -140,3 +141,17 @@ def test_a_base_that_a_run_pretrained_has_timms_names(tmp_path):
     with torch.no_grad():
         assert torch.equal(model.features(x), theirs(x))
     assert model.published_name("blocks.3.body.unit.attn.qkv") == "blocks.2.attn.qkv"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_in_plain_layers_is_torchs(bias):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(12, 3, bias=bias, batch_first=True).double()
+    x = torch.randn(4, 5, 12, dtype=torch.float64, requires_grad=True)
+    expected, _ = theirs(x, x, x, need_weights=False)
+    found, _ = SelfAttention(theirs)(x, x, x, need_weights=False)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(out.sin().sum(), x)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    with pytest.raises(NotImplementedError, match="only self-attention"):
+        SelfAttention(theirs)(x, x + 1, x)

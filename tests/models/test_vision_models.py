@@ -196,7 +196,7 @@ def test_torchvisions_weights_by_name(monkeypatch):
     assert trial.model.options == {"size": 224} and trial.benchmark.options["normalize"] == "model"
     other = trial.weights.model_copy(update={"path": "IMAGENET1K_V9"})
     assert not other.named
-    with pytest.raises(SpecError, match=r"weights .IMAGENET1K_V1. are none that model .resnet20. has"):
+    with pytest.raises(DataError, match=r"weights .IMAGENET1K_V1. are none that model .resnet20. has"):
         build_model(Resolved(name="resnet20", options={"width": 2}), trial.weights, IMAGE, 10, registry)
     with pytest.raises(SpecError, match=r"no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V1'"):
         TORCHVISION.find("torchvision:resnet18", "IMAGENET1K_V3")

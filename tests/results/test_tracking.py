@@ -7,6 +7,7 @@ from helpers.records import make_record
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import TrackerInfo, hookimpl
 from clbench.core.options import Options
+from clbench.core.pretrained import Preprocessing
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.run import RecordKeeper
@@ -103,8 +104,8 @@ def test_parameters_are_the_trial_flat():
 def test_whatever_defines_a_trial_is_among_its_parameters():
     record = make_record("lora", 4, options={"rank": 8})
     other = {"benchmark": Resolved(name="other"), "scenario": "class", "model": Resolved(name="cnn"),
-             "weights": Weights(path="w", sha256="1"), "recipe": Recipe(lr=1.0), "method": Resolved(name="ewc"),
-             "seed": 5, "validation": 0.1}
+             "weights": Weights(path="w", sha256="1"), "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,)),
+             "recipe": Recipe(lr=1.0), "method": Resolved(name="ewc"), "seed": 5, "validation": 0.1}
     assert other.keys() == Trial.model_fields.keys()
     for name, value in other.items():
         changed = record.model_copy(update={"trial": record.trial.model_copy(update={name: value})})
