@@ -52,23 +52,30 @@ def vit(content: bytes) -> dict[str, Tensor]:
     values = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
     given = {name.removeprefix("backbone."): tensor for name, tensor in
              {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
-    out = {"cls_token": given.pop("embeddings.cls_token"), "pos_embed": positions(values)}
+    depth = len({found[1] for name in given if (found := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    parts = parts_of_vit(depth)
+    if strange := sorted(set(given) ^ {name for names in parts.values() for name in names}):
+        raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: {', '.join(strange[:3])}")
+    return {"pos_embed": positions(values),
+            **{name: torch.cat([given[part] for part in names]) for name, names in parts.items()}}
+
+
+def parts_of_vit(depth: int) -> dict[str, list[str]]:
+    """Return, for each of timm's names but `pos_embed`, the names in transformers' DINOv2 of what is joined there."""
+    out = {"cls_token": ["embeddings.cls_token"]}
     for kind in ("weight", "bias"):
-        out[f"patch_embed.proj.{kind}"] = given.pop(f"embeddings.patch_embeddings.projection.{kind}")
-        out[f"norm.{kind}"] = given.pop(f"layernorm.{kind}")
-    depth = len({name.split(".")[2] for name in given})
+        out[f"patch_embed.proj.{kind}"] = [f"embeddings.patch_embeddings.projection.{kind}"]
+        out[f"norm.{kind}"] = [f"layernorm.{kind}"]
     for i in range(depth):
         theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
         for kind in ("weight", "bias"):
-            out[f"{ours}.attn.qkv.{kind}"] = torch.cat([given.pop(f"{theirs}.attention.attention.{part}.{kind}")
-                                                        for part in ("query", "key", "value")])
-            out[f"{ours}.attn.proj.{kind}"] = given.pop(f"{theirs}.attention.output.dense.{kind}")
+            out[f"{ours}.attn.qkv.{kind}"] = [f"{theirs}.attention.attention.{part}.{kind}"
+                                              for part in ("query", "key", "value")]
+            out[f"{ours}.attn.proj.{kind}"] = [f"{theirs}.attention.output.dense.{kind}"]
             for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                out[f"{ours}.{part}.{kind}"] = given.pop(f"{theirs}.{part}.{kind}")
+                out[f"{ours}.{part}.{kind}"] = [f"{theirs}.{part}.{kind}"]
         for n in (1, 2):
-            out[f"{ours}.ls{n}.gamma"] = given.pop(f"{theirs}.layer_scale{n}.lambda1")
-    if given:
-        raise ValueError(f"tensors that no place was found for: {', '.join(sorted(given)[:3])}")
+            out[f"{ours}.ls{n}.gamma"] = [f"{theirs}.layer_scale{n}.lambda1"]
     return out
 
 
@@ -214,11 +221,12 @@ def make(base: Base, folder: Path, wheels: Path | None) -> str:
                                 "source": source})
     replace(folder / f"{base.name}.json", (json.dumps({**base.about, "source": source}, indent=1) + "\n").encode())
     replace(folder / f"{base.name}.safetensors", content)
-    found, values = hashlib.sha256(content).hexdigest(), sum(t.numel() for t in tensors.values() if t.is_floating_point())
+    found = hashlib.sha256(content).hexdigest()
+    values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
     line = f"{folder / base.name}.safetensors: {len(tensors)} tensors, {values:,} values, SHA-256 {found}"
     if found != base.result:  # the wheel is the same, so it is the order in the file
-        line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials on "
-                 "it get keys of their own")
+        line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
+                 "on it get keys of their own")
     return line
 
 
