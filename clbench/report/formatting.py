@@ -5,7 +5,7 @@ from __future__ import annotations
 from clbench.report.model import Unit
 
 _SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}
-_PREFIXES = (1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"), (1e15, "P"), (1e18, "E")
+_PREFIXES: dict[Unit, str] = {"bytes": "kMGT", "flops": "kMGTPE"}
 NONE = "\N{EN DASH}"  # what a table shows where there is no value
 
 
@@ -87,11 +87,10 @@ def _short(value: float) -> str:
 
 
 def _prefix(value: float, unit: Unit) -> tuple[float, str]:
-    symbol = _SYMBOLS[unit]
+    symbol, prefixes = _SYMBOLS[unit], _PREFIXES[unit]
     if abs(value) < 999.5:
         return 1, symbol
-    *smaller, last = _PREFIXES
-    for factor, prefix in smaller:
-        if abs(value) / factor < 999.5:
-            return factor, prefix + symbol
-    return last[0], last[1] + symbol
+    for power, prefix in enumerate(prefixes, start=1):
+        if abs(value) / 1000.0 ** power < 999.5:
+            return 1000.0 ** power, prefix + symbol
+    return 1000.0 ** len(prefixes), prefixes[-1] + symbol
