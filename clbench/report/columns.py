@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -17,7 +17,7 @@ from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
 
-COUNTED: tuple[Unit, ...] = ("count", "bytes")
+COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
 BYTES_BY_ROLE = "Bytes kept at the end, by role"
 
@@ -56,6 +56,11 @@ def _training_time(record: Record) -> float | None:
     return sum(times.train) + sum(times.consolidate) if times.train else None
 
 
+def _training_cpu(record: Record) -> float | None:
+    times = record.timings
+    return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else None
+
+
 def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
@@ -73,6 +78,8 @@ FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metric
 TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
 BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
+COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _total(r.costs.train_flops), COMPARISON,
+                  cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
                cost=True)
 MEASURES = (  # in the order of the tables' columns
@@ -84,6 +91,7 @@ MEASURES = (  # in the order of the tables' columns
     TRAINABLE,
     Measure(Column("total params", "count", "down"), lambda r, _: _held(r.costs.parameters), COMPARISON),
     BYTES,
+    COMPUTE,
     TIME,
     Measure(Column("AIA", "percent", "up"), lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
     Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
@@ -92,9 +100,14 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
     Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
     Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS),
+    Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
+            optional=True),
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
     Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate), MORE_COSTS),
     Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate), MORE_COSTS),
+    Measure(Column("training CPU", "seconds"), lambda r, _: _training_cpu(r), MORE_COSTS, optional=True),
+    Measure(Column("evaluation CPU", "seconds"), lambda r, _: _total(r.timings.evaluate_cpu), MORE_COSTS,
+            optional=True),
     Measure(Column("peak memory", "bytes"), lambda r, _: r.costs.peak_host_bytes, MORE_COSTS),
     Measure(Column("peak device memory", "bytes"), lambda r, _: r.costs.peak_device_bytes, MORE_COSTS, optional=True),
 )
@@ -115,6 +128,15 @@ DEFINITIONS = (
     "Trainable params per task: those of the last task. Total params and bytes kept: everything the method holds after "
     "the last task, replay memory and buffers included. Training time: with consolidation, without evaluation.",
 )
+COMPUTE_DEFINITION = (
+    "Training compute: FLOPs of matrix products, convolutions and attention over all tasks, with consolidation, a "
+    "multiplication and its addition counted as two. Inference compute: the same for one test sample, after the last "
+    "task. Training CPU: the processor's seconds, of all threads, for what training time measures on the clock.")
+
+
+def definitions(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the definitions of what the tables of some records show; older ones have no FLOPs."""
+    return (*DEFINITIONS, COMPUTE_DEFINITION) if any(r.costs.train_flops for r in records) else DEFINITIONS
 
 
 def bytes_in_role(role: str) -> Measure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clbench.report.model import Unit
 
+_SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}
+_PREFIXES: dict[Unit, str] = {"bytes": "kMGT", "flops": "kMGTPE"}
 NONE = "\N{EN DASH}"  # what a table shows where there is no value
 
 
@@ -14,17 +16,19 @@ def clean(text: object) -> str:
 
 
 def number(value: float, unit: Unit) -> str:
-    """Return a value in its unit: accuracies in %, counts as 1,234,567, bytes as 1.2 MB (decimal), times in s.
+    """Return a value in its unit: accuracies in %, counts as 1,234,567, times in s, bytes and FLOPs as 1.20 MB.
 
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
+    >>> number(0, "flops"), number(999.6e9, "flops")
+    ('0 FLOP', '1.00 TFLOP')
     """
     if unit in ("percent", "points"):
         return _fixed(100 * value, 2)
     if unit == "count":
         return f"{value:,.0f}"
-    if unit == "bytes":
-        factor, name = _prefix(value)
+    if unit in _SYMBOLS:
+        factor, name = _prefix(value, unit)
         return f"{_short(value / factor) if factor > 1 else f'{value:,.0f}'} {name}"
     return _short(value)
 
@@ -37,8 +41,8 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
     """
     if half_width is None:
         return f"{number(mean, unit)} ± n/a"
-    if unit == "bytes":
-        factor, name = _prefix(mean)
+    if unit in _SYMBOLS:
+        factor, name = _prefix(mean, unit)
         return f"{_short(mean / factor)} ± {_short(half_width / factor)} {name}"
     return f"{number(mean, unit)} ± {number(half_width, unit)}"
 
@@ -82,10 +86,11 @@ def _short(value: float) -> str:
     return _fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
 
 
-def _prefix(value: float) -> tuple[float, str]:
+def _prefix(value: float, unit: Unit) -> tuple[float, str]:
+    symbol, prefixes = _SYMBOLS[unit], _PREFIXES[unit]
     if abs(value) < 999.5:
-        return 1, "B"
-    for factor, name in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB")):
-        if abs(value) / factor < 999.5:
-            return factor, name
-    return 1e12, "TB"
+        return 1, symbol
+    for power, prefix in enumerate(prefixes, start=1):
+        if abs(value) / 1000.0 ** power < 999.5:
+            return 1000.0 ** power, prefix + symbol
+    return 1000.0 ** len(prefixes), prefixes[-1] + symbol

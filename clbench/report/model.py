@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from clbench.core import moved
 
-Unit = Literal["percent", "points", "count", "bytes", "seconds", "number", "text"]
+Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
@@ -44,8 +44,8 @@ class Column:
 class Cell:
     """One cell: its text and, for a number, the mean over n seeds with the half width of its interval.
 
-    Numbers are raw: fractions, parameters, bytes, seconds. `bold` marks the values that tests show to be the best of a
-    column. In a column with a bold value, `second` marks the next best mean.
+    Numbers are raw: fractions, parameters, bytes, FLOPs, seconds. `bold` marks the values that tests show to be the
+    best of a column. In a column with a bold value, `second` marks the next best mean.
     """
 
     text: str

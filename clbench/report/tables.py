@@ -15,7 +15,6 @@ from clbench.report.columns import (
     BYTES_BY_ROLE,
     COMPARISON,
     COUNTED,
-    DEFINITIONS,
     MEASURES,
     MORE_COSTS,
     MORE_METRICS,
@@ -23,6 +22,7 @@ from clbench.report.columns import (
     Measure,
     bytes_in_role,
     cells,
+    definitions,
     fewest,
     mark,
 )
@@ -41,7 +41,7 @@ def build(records: Sequence[Record]) -> Report:
     settings = by_setting(records)
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
-                  tuple(map(_section, settings, slugs([setting.title for setting in settings]))), DEFINITIONS,
+                  tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
                   tables, verdicts, figures)
 
 

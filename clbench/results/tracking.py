@@ -117,11 +117,12 @@ def _named(kind: str, thing: Resolved) -> dict[str, Any]:
 
 
 def steps(record: Record) -> Iterator[Step]:
-    """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes and seconds.
+    """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes, FLOPs and seconds.
 
     accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
     cost/trainable, cost/parameters, cost/bytes: trained on the last task, kept after it ·
-    time/train, time/consolidate, time/evaluate: of the step.
+    cost/train_flops, cost/inference_flops: of training on it, of predicting a test sample after it ·
+    time/train, time/consolidate, time/evaluate: of the step · cpu/train and so on: the processor's time for it.
     """
     costs, times = record.costs, record.timings
     found: defaultdict[int, dict[str, float]] = defaultdict(dict)
@@ -133,6 +134,9 @@ def steps(record: Record) -> Iterator[Step]:
         ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
         ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
         ("time/consolidate", 1, times.consolidate), ("time/evaluate", 0, times.evaluate),
+        ("cost/train_flops", 1, costs.train_flops), ("cost/inference_flops", 1, costs.inference_flops),
+        ("cpu/train", 1, times.train_cpu), ("cpu/consolidate", 1, times.consolidate_cpu),
+        ("cpu/evaluate", 0, times.evaluate_cpu),
     ):
         for i, value in enumerate(values, first):
             found[i][name] = value

@@ -29,10 +29,12 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                 parameters: Mapping[str, int] | None = None, kept_bytes: Mapping[str, int] | None = None,
                 train_seconds: float = 1.0, fingerprint: str = "f00d", notes: Sequence[str] = (),
                 stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
-                peak_device_bytes: int | None = None, **provenance: Any) -> Record:
+                peak_device_bytes: int | None = None, train_flops: Sequence[int] = (),
+                **provenance: Any) -> Record:
     """A record of `method` and `seed`; what is not given is filled in so that records of a setting agree.
 
     `R` sets the number of tasks if given. A status other than done keeps the first two rows of R and a failure.
+    With `train_flops` it is a record that has FLOPs and the processor's seconds, without one of before.
     `provenance` overrides its fields (device=..., versions=..., command=...).
     """
     matrix = [list(row) for row in (R if R is not None else make_matrix(tasks))]
@@ -53,8 +55,11 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                     parameters=[dict(parameters or {"base": 1000})] * trained,
                     bytes=[dict(kept_bytes or {"base": 4000})] * trained,
                     replay_samples=[800 * (t + 1) * (method == "joint") for t in range(trained)],
-                    peak_host_bytes=300_000_000, peak_device_bytes=peak_device_bytes),
-        timings=Timings(train=[train_seconds] * trained, consolidate=[0.25] * trained, evaluate=[0.1] * len(rows)),
+                    peak_host_bytes=300_000_000, peak_device_bytes=peak_device_bytes,
+                    train_flops=list(train_flops)[:trained], inference_flops=[500] * trained if train_flops else []),
+        timings=Timings(train=[train_seconds] * trained, consolidate=[0.25] * trained, evaluate=[0.1] * len(rows),
+                        **{f"{part}_cpu": [0.5] * (trained + (part == "evaluate")) if train_flops else []
+                           for part in ("train", "consolidate", "evaluate")}),
         failure=None if status == "done" else Failure(type="DivergedError", message=message),
         notes=list(notes),
         provenance=Provenance(**{"versions": VERSIONS, "plugin": "clbench 0.1.0", "git": "0" * 40, "device": "cpu",

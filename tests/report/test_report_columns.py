@@ -24,7 +24,7 @@ def studied():
     """Return a section in which every column has a value, six seeds so that tests can decide."""
     methods = (("lora", 0.0, 10), ("ewc", -0.05, 90), ("joint", 0.02, 90))
     records = [make_record(m, s, make_matrix(3, shift + 0.001 * s), scenario="class", peak_device_bytes=7,
-                           task_inference=make_matrix(3), trainable=[cost] * 3)
+                           task_inference=make_matrix(3), trainable=[cost] * 3, train_flops=[cost * 10**9] * 3)
                for m, shift, cost in methods for s in range(6)]
     section, = build(records).sections
     return section
@@ -105,3 +105,19 @@ def test_figures_have_their_old_name_too():
         with pytest.warns(DeprecationWarning, match=rf"{name}\.pictures is {name}\.figures now") as caught:
             assert part.pictures is part.figures
         assert caught[0].filename == __file__
+
+
+def test_training_compute_is_shown_where_records_have_it():
+    old, new = make_record("lora"), make_record("ewc", train_flops=[10**9, 2 * 10**9, 10**12])
+    section, = build([old]).sections
+    assert "training compute" not in [c.title for c in section.comparison.columns]
+    assert "training compute" not in [title for title, _ in pareto_costs(section)]
+    assert not any("compute" in note for note in build([old]).notes)
+    section, = build([old, new]).sections
+    assert [cell.text for cell in section.comparison.cells("training compute")] == ["\N{EN DASH}", "1.00 TFLOP"]
+    assert section.comparison.cells("training compute")[1].mean == 1.003e12
+    assert ("training compute", [1]) in pareto_costs(section)
+    more, = (table for table in section.details if table.title == MORE_COSTS)
+    assert [cell.text for cell in more.cells("inference compute")] == ["\N{EN DASH}", "500 FLOP"]
+    assert [cell.text for cell in more.cells("training CPU")] == ["\N{EN DASH}", "3.00 ± n/a"]
+    assert any("compute" in note for note in build([old, new]).notes)

@@ -278,7 +278,8 @@ def test_seeds_with_streams_of_different_lengths_have_no_mean_matrix():
     (1234567, "count", "1,234,567"),
     (0, "bytes", "0 B"), (812, "bytes", "812 B"), (999, "bytes", "999 B"), (999.6, "bytes", "1.00 kB"),
     (1_913_640, "bytes", "1.91 MB"), (999_999, "bytes", "1.00 MB"), (45_200_000, "bytes", "45.2 MB"),
-    (5e15, "bytes", "5,000 TB"), (9.996, "seconds", "10.0"), (99.96, "seconds", "100"), (12345.6, "seconds", "12,346"),
+    (5e15, "bytes", "5,000 TB"), (5e15, "flops", "5.00 PFLOP"), (0, "flops", "0 FLOP"),
+    (9.996, "seconds", "10.0"), (99.96, "seconds", "100"), (12345.6, "seconds", "12,346"),
 ])
 def test_numbers_are_readable(value, unit, expected):
     assert number(value, unit) == expected

@@ -209,7 +209,8 @@ def _costs(section: Section) -> tuple[CostAxis, ...]:
     accuracies = [cell.mean for cell in comparison.cells(ACC.column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
     axes = []
-    for title in (m.column.title for m in MEASURES if m.cost):
+    there = {column.title for column in comparison.columns}
+    for title in (m.column.title for m in MEASURES if m.cost and m.column.title in there):
         costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, accuracy) for i in ranked
                   if (cost := costs[i]) and (accuracy := accuracies[i]) is not None}  # a log axis has no place for 0

@@ -2,6 +2,7 @@
 
 const PREFIXES = {
   count: [[1e9, " G"], [1e6, " M"], [1e3, " k"]],
+  flops: [[1e18, " EFLOP"], [1e15, " PFLOP"], [1e12, " TFLOP"], [1e9, " GFLOP"], [1e6, " MFLOP"], [1e3, " kFLOP"], [1, " FLOP"]],
   bytes: [[1e12, " TB"], [1e9, " GB"], [1e6, " MB"], [1e3, " kB"], [1, " B"]],
 };
 

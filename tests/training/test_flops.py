@@ -1,0 +1,278 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.strategy.base import Batch, Strategy
+from clbench.testing.checks import bench
+from clbench.training import evaluation, lifecycle, lookup, precompute, step_flops, trainer
+from clbench.training.flops import OWN, FlopCount
+from clbench.training.step_flops import EVERY, Draws, LoopFlops, PhaseFlops
+from clbench.training.trials.runner import TrialRunner
+
+REGISTRY = discover()
+RECIPE = {"iterations": 12, "batch_size": 96}  # 800 samples of a task: nine batches a pass, the last one of 32
+
+
+def counted(run):
+    """Return the FLOPs of a call as we count them, by torch's counter with our formulas, and by it alone."""
+    with FlopCount() as ours:
+        run()
+    with FlopCounterMode(display=False, custom_mapping=OWN) as theirs:
+        run()
+    with FlopCounterMode(display=False) as bare:
+        run()
+    return ours.total, theirs.get_total_flops(), bare.get_total_flops()
+
+
+def test_products_and_convolutions_are_counted_as_torch_counts_them():
+    x = torch.randn(5, 4, 8, 8)
+    network = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 10))
+    forward = 2 * 5 * (64 * 6 * 4 * 9 + 6 * 64 * 10)
+    weights_and_inner_input = forward + 2 * 5 * 6 * 64 * 10
+    assert counted(lambda: network(x).sum().backward()) == (forward + weights_and_inner_input,) * 3
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    products = lambda: (a @ b, torch.baddbmm(torch.zeros(3, 4, 6), a, b), torch.einsum("bij,bjk->bik", a, b))  # noqa: E731
+    assert counted(products) == (3 * 2 * 3 * 4 * 5 * 6,) * 3
+    with torch.inference_mode():
+        assert counted(lambda: network(x)) == (forward,) * 3
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, groups=4),
+                                   nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)])
+def test_gradients_of_a_grouped_convolution_cost_twice_what_it_does(layer):
+    x = torch.randn(5, 4, 8, 8, requires_grad=True)
+    positions = 64 if isinstance(layer, nn.ConvTranspose2d) else layer(x)[0, 0].numel()
+    ours, _, bare = counted(lambda: layer(x).sum().backward())
+    assert ours == 3 * 2 * 5 * positions * layer.weight.numel() < bare
+
+
+def test_attention_on_a_cpu_costs_what_its_products_do():
+    q, k, v = (torch.randn(2, 3, n, 4, requires_grad=True) for n in (7, 9, 9))
+    product = 2 * 2 * 3 * 7 * 9 * 4
+    attention = lambda: F.scaled_dot_product_attention(q, k, v)  # noqa: E731
+    with torch.no_grad():
+        assert counted(attention) == (2 * product, 2 * product, 0)
+    assert counted(lambda: attention().sum().backward())[0] == (2 + 5) * product
+
+
+def test_multihead_attention_costs_the_same_by_its_fast_path_and_without():
+    layer = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    x = torch.randn(3, 9, 16)
+    forward = lambda: layer(x, x, x, need_weights=False)  # noqa: E731
+    with torch.no_grad():
+        fast = counted(forward)[0]
+    assert fast == counted(forward)[0] == 3 * (4 * 2 * 9 * 16 * 16 + 2 * 2 * 9 * 9 * 16)
+
+
+def test_products_with_vectors_are_products():
+    a, b = torch.randn(4, 5), torch.randn(5)
+    assert counted(lambda: (a @ b, b @ b, torch.addmv(torch.zeros(4), a, b)))[0] == 2 * (20 + 5 + 20)
+    assert counted(lambda: (a + 1, a.softmax(1), F.layer_norm(a, (5,)), torch.linalg.svd(a)))[0] == 0
+
+
+def planned(method, model="mlp:width=16", scenario="class", seeds=1):
+    return plan(build({"methods": method, "model": model, "scenario": scenario, "seeds": seeds, "recipe": RECIPE,
+                       "benchmark": "split-mnist-5k"}), REGISTRY)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def runner(data):
+    return TrialRunner(ExecutionSettings(data=data), "cpu", "a test", REGISTRY)
+
+
+class EveryStep(PhaseFlops):
+    """Counts every step and every draw of replay, by torch's counter."""
+
+    def _add(self, run):
+        with FlopCounterMode(display=False, custom_mapping=OWN) as count:
+            result = run()
+        self.totals[0] += count.get_total_flops()
+        return result
+
+    def augment(self, strategy, batch):
+        return self._add(lambda: strategy.augment_batch(batch))
+
+    def step(self, engine, batches):
+        return self._add(lambda: engine.step(batches))
+
+
+class Whole(LoopFlops):
+    """Counts a strategy's own loop as a whole."""
+
+    def __enter__(self):
+        self.whole = FlopCount().start()
+        return self
+
+    def __exit__(self, *_):
+        self.whole.stop()
+
+    def following(self):
+        return self._following()
+
+    @property
+    def total(self):
+        return self.whole.total
+
+
+class Nothing:
+    """Counts nothing, in place of any of the counters."""
+
+    total = flops = 0
+
+    def __init__(self, strategies=(), *_):
+        self.totals = [0] * len(strategies) if isinstance(strategies, list) else []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def augment(self, strategy, batch):
+        return strategy.augment_batch(batch)
+
+    def step(self, engine, batches):
+        return engine.step(batches)
+
+
+METHODS = [
+    *((method, "mlp:width=16", "class") for method in (
+        "naive", "ewc", "er:capacity=150", "er:update=task", "der:capacity=60", "a-gem", "lora", "pnn", "lwf", "si",
+        "icarl:capacity=60", "acl", "packnet", "joint", "frozen", "o-lora")),
+    *((method, "cnn:channels=4:depth=1", "task") for method in ("naive", "pnn", "ewc")),
+    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("naive", "lora:layers=attention")),
+    ("er:capacity=60", "resnet20:width=2", "class"),
+]
+
+
+@pytest.mark.parametrize(("method", "model", "scenario"), METHODS)
+def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, method, model, scenario):
+    one, = planned(method, model, scenario)
+    record = runner.run(one)
+    assert record.status == "done", record.failure
+    monkeypatch.setattr(trainer, "PhaseFlops", EveryStep)
+    every = runner.run(one)
+    assert record.costs.train_flops == every.costs.train_flops
+    assert len(record.costs.train_flops) == len(record.costs.inference_flops) == 5
+    assert min(record.costs.train_flops) > 0 < min(record.costs.inference_flops)
+    monkeypatch.setattr(trainer, "PhaseFlops", Nothing)
+    for module in (evaluation, lifecycle, lookup, precompute, trainer):
+        monkeypatch.setattr(module, "FlopCount", Nothing)
+    bare = runner.run(one)
+    assert sum(bare.costs.train_flops) == 0
+    assert record.R == every.R == bare.R  # to count changes nothing
+
+
+@pytest.mark.parametrize(("method", "model", "scenario"), [
+    *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "a-gem", "lora", "pnn", "lwf")),
+    ("pnn", "cnn:channels=4:depth=1", "task"), ("er:capacity=60", "resnet20:width=2", "class"),
+    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("lora:layers=attention", "l2p", "pnn"))])
+def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, model, scenario):
+    group = planned(method, model, scenario, seeds=2)
+    stack, alone = runner.run_stack(group), [runner.run(one) for one in group]
+    assert [r.costs.train_flops for r in stack] == [r.costs.train_flops for r in alone]
+    assert [r.costs.inference_flops for r in stack] == [r.costs.inference_flops for r in alone]
+    assert not stack[0].notes
+
+
+def test_an_mlp_costs_what_its_layers_do(runner):
+    record = runner.run(planned("naive")[0])
+    layers = [784 * 16, 16 * 16, 16 * 10]
+    forward, backward = 2 * sum(layers), 2 * (2 * sum(layers) - layers[0])  # nobody needs the gradient of the images
+    assert record.costs.train_flops == [(800 + 3 * 96) * (forward + backward)] * 5
+    assert record.costs.inference_flops == [forward] * 5
+
+
+@pytest.mark.parametrize("method", ["lora", "a-gem"])
+def test_a_compiled_loss_counts_as_the_uncompiled_one(runner, data, monkeypatch, method):
+    one, = planned(method)
+    compiled = TrialRunner(ExecutionSettings(data=data, compile=True), "cpu", "a test", REGISTRY)
+    found = compiled.run(one)
+    assert not found.notes
+    assert found.costs.train_flops == runner.run(one).costs.train_flops
+
+
+@pytest.mark.parametrize("method", ["Naive", "Replay", "GEM", "EWC", "JointTraining"])
+def test_a_loop_of_its_own_is_counted_as_if_whole(runner, monkeypatch, method):
+    one, = planned(f"avalanche:{method}")
+    record = runner.run(one)
+    assert record.status == "done", record.failure
+    monkeypatch.setattr(trainer, "LoopFlops", Whole)
+    whole = runner.run(one)
+    assert record.costs.train_flops == whole.costs.train_flops
+    assert record.R == whole.R
+
+
+def test_of_a_loop_of_its_own_few_steps_are_counted():
+    sizes = [8, 8, 3] * 20
+    square = torch.ones(8, 8)
+    seen = []
+
+    def step(size):
+        seen.append(isinstance(torch.utils._python_dispatch._get_current_dispatch_mode(), FlopCount))
+        square[:size] @ square
+
+    indices = iter(map(torch.arange, sizes))
+    with LoopFlops(lambda: next(indices), len(sizes)) as count:
+        square @ square  # before the loop
+        for _ in sizes:
+            step(len(count.following()))
+        square @ square  # after it
+    assert count.total == 2 * 64 * (sum(sizes) + 2 * 8)
+    assert sum(seen) == 2 + len(sizes) // EVERY + 1  # the first of each size, one in EVERY, the last
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+class Grows(Strategy):
+    """Looks at as many of its samples as a counter says, through modules and without."""
+
+    looks = 0
+
+    def augment_batch(self, batch):
+        self.looks += 1
+        with torch.no_grad():
+            self.model(self.world.prepare(batch.x[:self.looks % 5 + 1]))
+            torch.ones(3, 3) @ torch.ones(3, 3)
+        return batch
+
+
+def test_draws_of_replay_are_counted_by_what_they_run():
+    one = bench(StrategyInfo("grows", Grows, ""), {}, "class")
+    batch = one.batch(0)
+    sample = sum(2 * p.numel() for p in one.strategy.model.parameters() if p.dim() == 2)
+    draws, runs = Draws(), []
+    for _ in range(12):
+        result, flops = draws.augment(one.strategy, batch)
+        assert isinstance(result, Batch)
+        runs.append(flops)
+    assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]
+    assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+def test_counted_edits_leave_no_trace():
+    one = bench(StrategyInfo("naive", Strategy, ""), {}, "class")
+    with step_flops.counted_edits([one.strategy]) as counts:
+        one.strategy.edit_gradients({"a": torch.ones(2)})
+    assert counts[0].total == 0
+    assert "edit_gradients" not in vars(one.strategy)
+
+
+def test_processor_seconds_stand_beside_those_of_the_clock(runner):
+    for record in runner.run_stack(planned("naive", seeds=2)):
+        times = record.timings
+        for wall, cpu in ((times.train, times.train_cpu), (times.consolidate, times.consolidate_cpu),
+                          (times.evaluate, times.evaluate_cpu)):
+            assert len(wall) == len(cpu) and min(cpu) >= 0
+        assert 0 < sum(times.train_cpu) < 1.5 * sum(times.train)  # of one thread and a little
