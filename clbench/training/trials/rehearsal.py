@@ -8,10 +8,10 @@ values is taken to come out well: that frozen blocks can be run once, and that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,16 @@ from clbench.training.trainer import Order
 aten: Any = torch.ops.aten
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # how many a mask picks is in its values
 PLAIN = (Tensor, nn.Parameter)
+CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None}  # optimisers count as 0
+
+
+class Form(NamedTuple):
+    """What a tensor is but for its values."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    meta: bool
 
 
 def stream_without_values(stream: Stream) -> Stream:
@@ -58,7 +68,16 @@ def stream_without_values(stream: Stream) -> Stream:
 
 
 class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which operations take tensors of the CPU (labels, masks) beside tensors without values."""
+    """A context in which operations take tensors of the CPU (labels, masks) beside tensors without values.
+
+    What shapes an operation makes of which is remembered: torch finds out in Python, which takes most of the time.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: dict[Hashable, Any] = {}
+        self.pure: dict[OpOverload, bool] = {}  # whether it makes new tensors only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; where an argument has no values, no other needs any."""
@@ -66,11 +85,34 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(func, OpOverload) or any(kind.__torch_dispatch__ is not ORDINARY for kind in types):
             return NotImplemented
         given = [value for value in (*flat(args), *flat(kwargs.values())) if isinstance(value, Tensor)]
-        if func.overloadpacket in BY_INDEX or len({value.is_meta for value in given}) < 2:
-            return func(*args, **kwargs)
-        if func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
-            return func(*args, **kwargs)  # values that are asked for: torch says so
-        return func(*map(shaped, args), **{name: shaped(value) for name, value in kwargs.items()})
+        mixed = func.overloadpacket not in BY_INDEX and len({value.is_meta for value in given}) > 1
+        if mixed and func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
+            mixed = False  # values are asked for: torch says so
+        if mixed:
+            args, kwargs = tuple(map(shaped, args)), {name: shaped(value) for name, value in kwargs.items()}
+        key = self._key(func, given, args, kwargs)
+        known = self.made.get(key) if key is not None else None
+        if known is not None:
+            return remade(known)
+        with torch._C.DisableTorchFunction():  # what torch computes shapes with, in Python, need not come by again
+            out = func(*args, **kwargs)
+        if key is not None and all(value.is_meta for value in flat([out]) if isinstance(value, Tensor)):
+            self.made[key] = made_of(out)
+        return out
+
+    def _key(self, func: OpOverload, given: Sequence[Tensor], args: Any, kwargs: Any) -> Hashable:
+        """Return what an operation and its arguments are recognised by, None where the result may be another."""
+        if func not in self.pure:
+            parts = (*func._schema.arguments, *func._schema.returns)
+            self.pure[func] = func.overloadpacket not in BY_INDEX and all(p.alias_info is None for p in parts)
+        if not self.pure[func] or not any(value.is_meta for value in given):
+            return None
+        key = func, made_of(args), tuple((name, made_of(kwargs[name])) for name in sorted(kwargs))
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -80,6 +122,26 @@ def flat(values: Any) -> Iterator[Any]:
             yield from flat(value)
         else:
             yield value
+
+
+def made_of(value: Any) -> Any:
+    """Return a tensor's form, and any other argument as it is."""
+    if isinstance(value, Tensor):
+        return Form(value.shape, value.stride(), value.dtype, value.is_meta)
+    if isinstance(value, list | tuple):
+        return type(value) is list, tuple(map(made_of, value))
+    return type(value), value
+
+
+def remade(made: Any) -> Any:
+    """Return what `made_of` was given, its tensors without values."""
+    if isinstance(made, Form):
+        return torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
+    kind, value = made
+    if isinstance(kind, bool):
+        parts = map(remade, value)
+        return list(parts) if kind else tuple(parts)
+    return value
 
 
 def shaped(value: Any) -> Any:
@@ -131,7 +193,7 @@ def phase_flops(strategy: Strategy, task: Task, samples: Samples, order: Order, 
     """
     given = (TrainingInputs([samples], start=0, prepared=False) if augment else
              precompute.precompute_inputs([strategy], [samples], task.index, steps * recipe.batch_size))
-    engine = SingleStep(strategy, recipe)
+    engine = SingleStep(strategy, recipe.model_copy(update=CHEAP))
     count = PhaseFlops([strategy], given, False, recipe.batch_size)
     period = -(-len(samples) // recipe.batch_size)
     settled: dict[int, int] = {}  # FLOPs of steps by their place in a pass
