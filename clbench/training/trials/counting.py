@@ -32,7 +32,7 @@ from clbench.strategy.base import Strategy, Task, World
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
 from clbench.training.trainer import Order, steps_of
-from clbench.training.trials.building import build_model, build_strategy
+from clbench.training.trials.building import build_model, build_strategy, check_model
 from clbench.training.trials.costs import Footprint, measure, nbytes
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
 
@@ -144,6 +144,7 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
     trial = planned.trial
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+    check_model(model, trial.model, stream.input_shape, registry)
     found = Count(planned.label)
     with seeds.scope(0, "strategy"):
         try:

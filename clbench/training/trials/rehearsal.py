@@ -3,7 +3,7 @@
 Every kind of step (batch shape and phase) is run once on torch's meta device, loss, gradients and all, and counted; its
 FLOPs are added for each such step of the recipe. From the third pass over a task on, a step is taken to cost what the
 step at its place in the pass before did: a replay memory is filled in the first pass. What a run decides by comparing
-values is taken to come out well: that frozen blocks can be run once, and that what frozen modules make can be looked up.
+values is taken to come out well: that frozen blocks can be run once, that outputs of frozen modules can be looked up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ from clbench.training.step_flops import PhaseFlops
 from clbench.training.trainer import Order
 
 aten: Any = torch.ops.aten
-BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # how many a mask picks is in its values
+# How many rows a mask picks is in its values.
+BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 PLAIN = (Tensor, nn.Parameter)
 CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None}  # optimisers count as 0
 
@@ -73,11 +74,8 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What shapes an operation makes of which is remembered: torch finds out in Python, which takes most of the time.
     """
 
-    def __init__(self) -> None:
-        """Remember nothing yet."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: dict[Hashable, Any] = {}
-        self.pure: dict[OpOverload, bool] = {}  # whether it makes new tensors only
+    made: ClassVar[dict[Hashable, Any]] = {}
+    pure: ClassVar[dict[OpOverload, bool]] = {}  # whether an operation makes new tensors only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; where an argument has no values, no other needs any."""
