@@ -85,7 +85,7 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [value for value in (*flat(args), *flat(kwargs.values())) if isinstance(value, Tensor)]
         mixed = func.overloadpacket not in BY_INDEX and len({value.is_meta for value in given}) > 1
         if mixed and func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
-            mixed = False  # values are asked for: torch says so
+            raise RuntimeError(f"{func} would write a result without values into a tensor that has some")
         if mixed:
             args, kwargs = tuple(map(shaped, args)), {name: shaped(value) for name, value in kwargs.items()}
         key = self._key(func, given, args, kwargs)
@@ -157,7 +157,7 @@ class FusedAttention(TorchFunctionMode):
         """Call a function of torch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
-                and not kwargs.get("dropout_p") and torch.backends.cuda.flash_sdp_enabled()
+                and not kwargs.get("dropout_p") and torch._C._get_flash_sdp_enabled()
                 and all(type(arg) in PLAIN and arg.is_meta and arg.dim() == 4 for arg in args)
                 and args[0].shape[3] == args[2].shape[3]):
             return aten._scaled_dot_product_flash_attention_for_cpu(
