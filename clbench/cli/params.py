@@ -59,7 +59,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 @click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")
 @click.option("--classes", type=click.IntRange(min=1), help="Classes of all tasks together.  [default: 10 per task]")
 @click.option("--input-shape", callback=dimensions, default="3x32x32", metavar="CxHxW", show_default=True,
-              help="Of one sample.")
+              help="Of one sample of the benchmark; the model's option size resizes images.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
               help="Training samples of each task, which a replay memory fills up with.")
 @click.option("--scenario", type=click.Choice(get_args(Scenario)), default="task", show_default=True,
@@ -118,27 +118,31 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
              plot: Path | None, form: str) -> None:
     from clbench.cli.counts import growth_of_bytes, show
     from clbench.core.registry import discover
+    from clbench.data.stream import as_inputs
     from clbench.report.writing import write_figure
     from clbench.training.trials.counting import count, stream_of_shapes
 
     registry = discover(files=plugins)
-    full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario),
-                      *_plan(registry, methods, model, scenario, options)]
-    stream = stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples)
+    full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario, pretrained=pretrained),
+                      *_plan(registry, methods, model, scenario, options, pretrained)]
+    stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples),
+                       full.trial.model.options.get("size"), registry.model(full.trial.model.name).channels, None,
+                       normalize=False)
     counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
     if plot is not None:
         write_figure(growth_of_bytes(counts, f"{full.trial.model}, scenario {scenario}"), plot,
                      "svg" if plot.suffix == ".svg" else "png")
-    setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes, "inputs": list(input_shape),
+    setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes,
+               "inputs": list(stream.input_shape),
                "samples": samples, "scenario": scenario, "pretrained": pretrained}
     click.echo(show(setting, counts, form))
 
 
 def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
-          options: Sequence[str] = ()) -> list[PlannedTrial]:
+          options: Sequence[str] = (), pretrained: bool | None = None) -> list[PlannedTrial]:
     """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
 
     return plan(read_spec(None, {}, {"methods": methods, "model": model, "scenario": scenario, "seeds": 1}, options),
-                registry)
+                registry, pretrained)

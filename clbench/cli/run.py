@@ -45,7 +45,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
-@click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
+@click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
+              "train and compute; run nothing and write no records.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard: str | None, log: str,
             plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
@@ -77,7 +78,9 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
-        click.echo(trials(ready))
+        from clbench.cli.forecasts import listing
+
+        click.echo(listing(ready))
         return 0
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
@@ -110,14 +113,3 @@ def conclude(ready: Experiment) -> int:
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)
         return 1
     return 0
-
-
-def trials(ready: Experiment) -> str:
-    """Return a table of the trials and the state of each."""
-    from tabulate import tabulate
-
-    rows = []
-    for planned in ready.planned:
-        trial, record = planned.trial, ready.records.get(planned.trial.key)
-        rows.append([trial.key, planned.label, trial.scenario, trial.seed, record.status if record else "missing"])
-    return tabulate(rows, headers=["key", "method", "scenario", "seed", "state"], disable_numparse=True)

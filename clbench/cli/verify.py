@@ -25,7 +25,8 @@ def _names(text: str | None) -> list[str]:
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries"))
-@click.option("--dry-run", is_flag=True, help="List the trials and what is there of them; run and write nothing.")
+@click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
+              "train and compute; run nothing and write no records.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, dry_run: bool,
             **given: Any) -> int:
     """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.

@@ -24,6 +24,10 @@ class DataError(ClbenchError):
     """A benchmark whose data are absent, empty or not what the scenario needs."""
 
 
+class MissingDataError(DataError):
+    """A benchmark whose data are not on this machine."""
+
+
 class StoreError(ClbenchError):
     """A run folder or a record that cannot be read or written."""
 

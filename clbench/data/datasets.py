@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, MissingDataError
 from clbench.data.builtin import MNIST_FILES
 
 OFFLINE = "split-mnist-5k"
@@ -29,6 +30,7 @@ STATISTICS = {  # mean and standard deviation of training pixels, by channel
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 CIFAR_SIZES = 50_000, 10_000  # training and test images of CIFAR-10 and CIFAR-100
+DOWNLOADS: ContextVar[bool] = ContextVar("DOWNLOADS", default=True)  # whether missing data sets are downloaded
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer until a download is given up
 
 
@@ -55,14 +57,15 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
     where = folder(name, data_dir)
     cls: Any = getattr(torchvision.datasets, name)
     if not all((where / file).is_file() for file in MNIST_FILES):
+        require_downloads(name, where)
         try:
             with chatter_to_stderr(), _impatient():
                 cls(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).split("\n")[-2 if isinstance(error, RuntimeError) and "\n" in str(error) else 0]
-            raise DataError(f"no {name} in {where} and no way to download it ({reason.strip()}); put "
-                            f"{', '.join(MNIST_FILES)} there (or their .gz), or take --benchmark {OFFLINE}, "
-                            "which needs no download") from error
+            raise MissingDataError(f"no {name} in {where} and no way to download it ({reason.strip()}); put "
+                                   f"{', '.join(MNIST_FILES)} there (or their .gz), or take --benchmark {OFFLINE}, "
+                                   "which needs no download") from error
     try:
         parts = [cls(data_dir, train=train) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as error:
@@ -118,13 +121,15 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
     import torchvision.datasets
 
     cls: Any = getattr(torchvision.datasets, name)
+    require_downloads(name, where)
     try:
         with chatter_to_stderr(), _impatient():
             train, test = (cls(data_dir, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise DataError(f"no {name} in {where} and no way to download it ({reason}); put that file or torchvision's "
-                        f"there, or take --benchmark {OFFLINE}, which needs no download") from error
+        raise MissingDataError(f"no {name} in {where} and no way to download it ({reason}); put that file or "
+                               f"torchvision's there, or take --benchmark {OFFLINE}, which needs no "
+                               "download") from error
     tensors = {}
     for part, data in (("train", train), ("test", test)):
         tensors[f"{part}_x"] = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
@@ -141,6 +146,22 @@ def few(images: Images, per_class: int | None) -> Images:
         return images
     chosen = torch.cat([(images.y == c).nonzero().flatten()[:per_class] for c in torch.unique(images.y)]).sort().values
     return Images(images.x[chosen], images.y[chosen])
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Refuse, inside the block, what would have to be downloaded."""
+    token = DOWNLOADS.set(False)
+    try:
+        yield
+    finally:
+        DOWNLOADS.reset(token)
+
+
+def require_downloads(name: str, where: Path) -> None:
+    """Raise MissingDataError where a data set would have to be downloaded and that is not allowed."""
+    if not DOWNLOADS.get():
+        raise MissingDataError(f"no {name} in {where} yet; a run would download it")
 
 
 @contextmanager

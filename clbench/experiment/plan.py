@@ -17,8 +17,13 @@ from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 
 
-def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
+def plan(spec: Spec, registry: Registry, pretrained: bool | None = None) -> list[PlannedTrial]:
     """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
+
+    Args:
+        spec: what to compare.
+        registry: what is installed.
+        pretrained: whether the model is to be taken for a pretrained one; None: where weights are given.
 
     Raises:
         SpecError: names unknown, options wrong, scenarios the benchmark has not; all of them, a line each.
@@ -42,8 +47,9 @@ def plan(spec: Spec, registry: Registry) -> list[PlannedTrial]:
     problems += _rows(scenarios, rows)
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
+    known_weights = weights is not None if pretrained is None else pretrained
     resolved = [(m, label, found[0], Resolved(
-        name=m.name, options=found[1].settled(weights is not None).model_dump()))
+        name=m.name, options=found[1].settled(known_weights).model_dump()))
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),

@@ -36,6 +36,14 @@ def square(name: str, input_shape: tuple[int, ...]) -> int:
     return input_shape[1]
 
 
+def whole_patches(name: str, side: int, patch: int) -> None:
+    """Refuse images of `side` pixels that cannot be cut into patches; SpecError names the nearest size that can."""
+    if side % patch:
+        nearest = max(patch, round(side / patch) * patch)
+        raise SpecError(f"model {name!r} cuts images into patches of {patch} x {patch} pixels, this benchmark has "
+                        f"inputs of {side} x {side}; choose a multiple of {patch}, such as {name}:size={nearest}")
+
+
 def without(model: nn.Module, classifier: nn.Linear) -> str:
     """Replace a model's classifier by the identity and return its name."""
     name: str = next(n for n, module in model.named_modules() if module is classifier)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import in_stages, square, without
+from clbench.models.library import in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
 from clbench.models.splitting import Stage
 
@@ -42,6 +42,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
                         "it has no place for a head; choose another model")
     conform = functools.partial(conformed, inner, side, classes)
     if type(model) is home().models.VisionTransformer and model.global_pool in ("token", "avg"):
+        whole_patches(name, side, max(model.patch_embed.patch_size))
         return transformer(model, classifier, classes, conform)
     info = [dict(stage) for stage in getattr(model, "feature_info", ())]
     stages = [Stage(str(s["module"]), int(s["num_chs"]), int(s["reduction"])) for s in info if s.get("module")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import in_stages, square, without
+from clbench.models.library import in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
 from clbench.models.self_attention import with_plain_layers
 from clbench.models.splitting import Stage
@@ -33,6 +33,8 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
     if inner not in names:
         raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
     sized = {"image_size": side} if inner.startswith("vit_") else {}
+    if sized:
+        whole_patches(name, side, int(inner.rpartition("_")[2]))  # vit_b_16 and the like
     model: Any = home.get_model(inner, weights=None, **sized)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:

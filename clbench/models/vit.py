@@ -108,8 +108,9 @@ def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Netw
     """
     channels, height, side = input_shape
     if height != side or side % options.patch:
+        nearest = max(options.patch, round(side / options.patch) * options.patch)
         raise SpecError(f"a vision transformer with patch = {options.patch} takes square images whose side is a "
-                        f"multiple of it, not {height} x {side}; choose another patch or model")
+                        f"multiple of it, not {height} x {side}; choose another size (size={nearest}), patch or model")
     blocks = [Block(Embedding(channels, side, options.patch, options.width), nn.Identity())]
     hidden = round(options.width * options.mlp_ratio)
     blocks += [Block(Transformer(options.width, options.heads, hidden), nn.Identity()) for _ in range(options.depth)]

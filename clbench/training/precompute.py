@@ -132,13 +132,14 @@ def fits_budget(strategies: Sequence[Strategy], samples: Sequence[Samples], bloc
 def is_equivalent(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:
     """Return whether the loss of a batch is the same from the blocks' outputs as from its inputs.
 
-    What is trained is moved a little first: a term that starts at zero would say nothing.
+    What is trained is moved a little first: a term that starts at zero would say nothing. Losses without values are
+    taken to be the same if both can be computed.
     """
     some = samples.take(torch.arange(min(16, len(samples)), device=samples.index_device))
     batch = Batch(some.x, some.y, some.tasks, task)
     losses: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
-    moved = {f"strategy.{n}": p + 0.01 * torch.randn(p.shape, generator=generator).to(p)
+    moved = {f"strategy.{n}": p if p.is_meta else p + 0.01 * torch.randn(p.shape, generator=generator).to(p)
              for n, p in strategy.named_parameters() if p.requires_grad}
     buffers = dict(strategy.named_buffers())
     with torch.no_grad():
@@ -149,4 +150,4 @@ def is_equivalent(strategy: Strategy, samples: Samples, task: int, blocks: int) 
                     losses.append(functional_call(Loss(strategy), state, (batch, x, batch.y, batch.tasks)))
                 except (RuntimeError, ValueError, IndexError, TypeError):
                     return False  # it does something else with its inputs than to run the model on them
-    return bool(torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-6))
+    return losses[0].is_meta or bool(torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-6))

@@ -70,15 +70,25 @@ class PhaseFlops:
 
     def step(self, engine: Engine, batches: Sequence[Batch]) -> Tensor:
         """Take a step and return its losses [S]."""
-        kind = (batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps)
-        known = self.steps.get(kind)
-        if known is not None:
-            losses = engine.step(batches)
-        else:
-            losses, known = self._counted(engine, batches)
-            self.steps[kind] = known
-        self.totals = [total + flops for total, flops in zip(self.totals, known, strict=True)]
+        if self.known(batches):
+            return engine.step(batches)
+        kind = self._kind(batches)
+        losses, self.steps[kind] = self._counted(engine, batches)
+        self._add(self.steps[kind])
         return losses
+
+    def known(self, batches: Sequence[Batch]) -> bool:
+        """Add the FLOPs of a step on such batches if one has been counted, and tell whether that was so."""
+        known = self.steps.get(self._kind(batches))
+        if known is not None:
+            self._add(known)
+        return known is not None
+
+    def _kind(self, batches: Sequence[Batch]) -> Hashable:
+        return batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps
+
+    def _add(self, flops: Sequence[int]) -> None:
+        self.totals = [total + more for total, more in zip(self.totals, flops, strict=True)]
 
     def _counted(self, engine: Engine, batches: Sequence[Batch]) -> tuple[Tensor, list[int]]:
         """Take a step and return its losses, and what it costs each member."""

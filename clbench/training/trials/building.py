@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from clbench.core import files
 from clbench.core.entry_points import resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
+from clbench.core.options import format_value
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
 from clbench.data.stream import IMAGE_DIMS
@@ -17,6 +19,9 @@ from clbench.experiment.trial import Resolved, Weights
 from clbench.models.network import Network
 from clbench.models.weights import fill, hash_tensors, load_weights
 from clbench.strategy.base import Strategy, World
+
+SHOWN = 200  # characters of a model's own error
+PATCH = re.compile(r"patch size \(?(\d+)")
 
 
 def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int, ...], classes: int,
@@ -31,12 +36,15 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
     build = resolve(info.build, f"model {info.name!r}")
     if info.any_name:
         build = partial(build, info.name)
+    if takes_images(model, registry) and len(input_shape) != IMAGE_DIMS - 1:
+        raise SpecError(f"model {model.name!r} takes images, this benchmark has inputs {list(input_shape)}; choose "
+                        "another model (mlp takes any inputs) or another benchmark")
     try:
         network: Network = build(info.options.model_validate(model.options), input_shape, classes)
     except ClbenchError:
         raise
     except Exception as error:
-        raise SpecError(f"model {model} cannot be built for inputs {input_shape}: {error}") from error
+        raise unfit(model, input_shape, registry, error) from error
     if weights is None:
         return network, []
     if weights.named:
@@ -45,6 +53,46 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         network.weights_hash = hash_tensors(tensors)
         return network, fill(network, tensors, weights.path)
     return network, load_weights(network, _as_planned(weights))
+
+
+def takes_images(model: Resolved, registry: Registry) -> bool:
+    """Tell whether a model is one of images, whose option `size` resizes them."""
+    return "size" in registry.model(model.name).options.model_fields
+
+
+def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
+    """Return the error of a model that does not work on such inputs, on one line that says what mends it."""
+    said = " ".join(str(error).split())[:SHOWN].rstrip(".") or type(error).__name__
+    way = "another model"
+    if takes_images(model, registry):
+        named = ":".join([model.name, *(f"{name}={format_value(value)}" for name, value in model.options.items()
+                                        if name != "size" and value != default(model, name, registry)), "size=PX"])
+        patch = PATCH.search(said)
+        way = f"another size ({named}{f', PX a multiple of {patch[1]}' if patch else ''}) or another model"
+    return SpecError(f"model {model} does not work on inputs {list(input_shape)}: {said}; choose {way}")
+
+
+def default(model: Resolved, name: str, registry: Registry) -> object:
+    """Return the default of a model's option."""
+    return registry.model(model.name).options.model_fields[name].default
+
+
+def check_model(network: Network, model: Resolved, input_shape: tuple[int, ...], registry: Registry) -> None:
+    """Run a model of images on one sample, where it lies (`meta` too): some look at their inputs only then.
+
+    Raises:
+        SpecError: it does not take them.
+    """
+    if not takes_images(model, registry):
+        return
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *input_shape, device=next(network.parameters()).device))
+    except Exception as error:  # of any kind: it comes from the model
+        raise unfit(model, input_shape, registry, error) from error
+    network.train(training)
 
 
 def _as_planned(weights: Weights) -> Path:

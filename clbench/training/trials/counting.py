@@ -8,8 +8,12 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from clbench.core import seeds
 from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.augmentation import Augmentation
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.experiment.spec import Recipe
@@ -27,8 +32,9 @@ from clbench.strategy.base import Strategy, Task, World
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
 from clbench.training.trainer import Order, steps_of
-from clbench.training.trials.building import build_model, build_strategy
+from clbench.training.trials.building import build_model, build_strategy, check_model
 from clbench.training.trials.costs import Footprint, measure, nbytes
+from clbench.training.trials.rehearsal import on_shapes, phase_flops
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
 
@@ -41,7 +47,8 @@ class Count:
     trainable: list[int] = field(default_factory=list)  # parameters, in the phase that has most
     trainable_bytes: list[int] = field(default_factory=list)
     kept: list[Footprint] = field(default_factory=list)  # after the task
-    flops: int | None = None  # of one sample, a multiplication and its addition counted as two
+    flops: int | None = None  # of predicting one sample, a multiplication and its addition counted as two
+    train_flops: list[int] | None = None  # of training on each task, where that is counted too
     note: str | None = None  # why lists end early
     remarks: list[str] = field(default_factory=list)  # the strategy's own notes
 
@@ -98,23 +105,67 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     Raises:
         SpecError: model, method and stream do not go together.
     """
+    return lead(planned, stream, registry, pretrained, fit, [len(stream.tasks) - 1])
+
+
+def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
+    """Return what `count` does, for a trial as it stands, with the FLOPs of its training; `flops` as a record has them.
+
+    Not counted is what consolidation computes from values only (per-sample gradients, decompositions).
+
+    Args:
+        planned: the trial.
+        stream: its own, without values (`rehearsal.stream_without_values`).
+        registry: what is installed.
+
+    Raises:
+        SpecError: model, method and stream do not go together.
+    """
+    spend = partial(rehearse, recipe=planned.trial.recipe, augment=stream.augment)
+    with on_shapes():
+        found = lead(planned, stream, registry, planned.trial.weights is not None, spend, range(len(stream.tasks)))
+    if found.train_flops is not None and len(found.train_flops) < len(stream.tasks):
+        found.train_flops = None
+    return found
+
+
+def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool,
+         spend: Callable[[Strategy, Task, Count], Trained], tests: Sequence[int]) -> Count:
+    """Lead a trial's strategy through a stream of shapes and return what is counted on the way.
+
+    Args:
+        planned: the trial.
+        stream: with inputs on the meta device.
+        registry: what is installed.
+        pretrained: whether the model is to be taken for a pretrained one.
+        spend: takes the place of the training steps on a task.
+        tests: tasks of the samples that are predicted in the end, if the scenario gives the task.
+    """
     trial = planned.trial
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+    check_model(model, trial.model, stream.input_shape, registry)
     found = Count(planned.label)
     with seeds.scope(0, "strategy"):
-        strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
-        found.remarks = strategy.notes
         try:
+            strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
+            found.remarks = strategy.notes
             for index in range(len(stream.tasks)):
-                learn_task([Learner(strategy, stream, seed=0)], index, lambda tasks: [fit(strategy, tasks[0], found)])
+                trained, = learn_task([Learner(strategy, stream, seed=0)], index,
+                                      lambda tasks: [spend(strategy, tasks[0], found)])
+                if found.train_flops is not None:
+                    found.train_flops.append(trained.flops)
                 found.kept.append(measure(strategy))
-            found.flops = flops(strategy, len(stream.tasks) - 1)
+            found.flops = round(mean(Fraction(flops(strategy, index)) for index in tests))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = len(found.kept)
-            found.note = (f"cannot be counted without data after {done} of {len(stream.tasks)} tasks "
-                          f"({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+            found.note = f"cannot be counted without data after {done} of {len(stream.tasks)} tasks ({said(error)})"
     return found
+
+
+def said(error: Exception) -> str:
+    """Return the type of an error and the start of its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
@@ -133,22 +184,66 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 
 def fit(strategy: Strategy, task: Task, found: Count) -> Trained:
     """Lead a strategy through the phases of a task, one pass over its samples each, and count what it trains."""
-    if strategy.owns_loop:
-        raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
+    require_steps(strategy)
     recipe = Recipe(epochs=1)
     samples = strategy.training_samples(task)
     order = Order(len(samples), recipe.batch_size, 0, task.index)
     most, steps = (0, 0), 0
     for phase in range(strategy.phases(task)):
         begin_phase(strategy, task, phase)
-        count, size = trained(strategy)
-        most = max(most, (strategy.trainable(), size * strategy.trainable() // max(count, 1)))
+        most = max(most, learning(strategy))
         for _ in range(steps_of(recipe, len(samples))):
             strategy.augment_batch(order.batch(samples))
             steps += 1
     found.trainable.append(most[0])
     found.trainable_bytes.append(most[1])
     return Trained(steps, most[0])
+
+
+def rehearse(strategy: Strategy, task: Task, found: Count, recipe: Recipe, augment: Augmentation | None) -> Trained:
+    """Do what `fit` does by a recipe of its own, and count what its steps compute.
+
+    Where a loss asks for values, their FLOPs are not counted from there on, and a remark says so.
+    """
+    require_steps(strategy)
+    if task.index == 0:
+        found.train_flops = []
+    phases = strategy.phases(task)
+    samples = strategy.training_samples(task) if phases else task.train
+    steps = steps_of(recipe, len(samples)) if phases else 0
+    if steps < phases:
+        raise SpecError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
+    order = Order(len(samples), recipe.batch_size, 0, task.index, augment)
+    bounds = [round(steps * phase / max(phases, 1)) for phase in range(phases + 1)]
+    most, total = (0, 0), 0
+    for phase, (begin, end) in enumerate(pairwise(bounds)):
+        with FlopCount() as spent:
+            begin_phase(strategy, task, phase)
+        most = max(most, learning(strategy))
+        try:
+            if found.train_flops is not None:
+                total += spent.total + phase_flops(strategy, task, samples, order, end - begin, recipe, augment)
+                continue
+        except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
+            found.train_flops = None
+            found.remarks.append(f"FLOPs of its training cannot be counted without data ({said(error)})")
+        for _ in range(min(end - begin, steps_of(Recipe(epochs=1), len(samples)))):
+            strategy.augment_batch(order.batch(samples))
+    found.trainable.append(most[0])
+    found.trainable_bytes.append(most[1])
+    return Trained(steps, most[0], flops=total)
+
+
+def require_steps(strategy: Strategy) -> None:
+    """Raise RuntimeError for a strategy whose steps are its own."""
+    if strategy.owns_loop:
+        raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
+
+
+def learning(strategy: Strategy) -> tuple[int, int]:
+    """Return how many numbers the current phase can change, and the bytes they take."""
+    count, size = trained(strategy)
+    return strategy.trainable(), size * strategy.trainable() // max(count, 1)
 
 
 def trained(module: nn.Module) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
 from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
-from clbench.training.trials.building import build_model, build_strategy, channels_last
+from clbench.training.trials.building import build_model, build_strategy, channels_last, check_model
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
@@ -60,7 +60,7 @@ class TrialRunner:
             ClbenchError: the data are absent, or the benchmark, model or options do not go together.
         """
         stream = self.stream(trial)
-        self.build(trial, stream)
+        self.build(trial, stream, check=True)
         return list(stream.notes)
 
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
@@ -178,10 +178,15 @@ class TrialRunner:
             self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
-    def build(self, trial: Trial, stream: Stream) -> tuple[Strategy, list[str]]:
-        """Return a trial's strategy, untrained and on the device, and notes on how it was made."""
+    def build(self, trial: Trial, stream: Stream, check: bool = False) -> tuple[Strategy, list[str]]:
+        """Return a trial's strategy, untrained and on the device, and notes on how it was made.
+
+        With `check` the model is run on one sample first.
+        """
         with seeds.scope(trial.seed, "init"):
             model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
+        if check:
+            check_model(model, trial.model, stream.input_shape, self.registry)
         self._weights_hash = model.weights_hash
         world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),

@@ -1,0 +1,131 @@
+"""What a dry run says of trials beside their state: what they train, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from clbench.cli.counts import scaled
+from clbench.core.errors import ClbenchError, DataError, MissingDataError
+from clbench.experiment.trial import PlannedTrial
+from clbench.report.formatting import NONE, by_task
+
+if TYPE_CHECKING:
+    from clbench.execution.run import Experiment
+    from clbench.results.records import Record
+    from clbench.training.trials.counting import Count
+
+HEADERS = ("key", "method", "scenario", "seed", "state", "trainable", "training FLOPs", "FLOPs per sample")
+
+
+class Forecast(NamedTuple):
+    """Parameters that the last task trains, FLOPs of training, and of predicting one sample in the end, as text."""
+
+    trainable: str = NONE
+    training: str = NONE
+    inference: str = NONE
+
+
+Kind = tuple[tuple[str, ...], str]  # setting and method
+
+
+def listing(ready: Experiment) -> str:
+    """Return a table of the trials: the state of each, and what it trains and computes.
+
+    What is done has it in its record. The rest is counted on shapes, once for each setting and method. Notes go to
+    standard error.
+
+    Raises:
+        ClbenchError: some trials cannot run as they are planned; a line for each mistake.
+    """
+    from tabulate import tabulate
+
+    counted = forecasts(ready)
+    rows = []
+    for planned in ready.planned:
+        trial, record = planned.trial, ready.records.get(planned.trial.key)
+        known = counted.get(kind(planned)) if record is None or record.status == "failed" else recorded(record)
+        rows.append([trial.key, planned.label, trial.scenario, trial.seed, record.status if record else "missing",
+                     *(known or Forecast())])
+    return tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
+
+
+def kind(planned: PlannedTrial) -> Kind:
+    """Return what trials share that differ in their seed only."""
+    return planned.trial.setting, str(planned.trial.method)
+
+
+def recorded(record: Record) -> Forecast:
+    """Return what a record says."""
+    costs = record.costs
+    return Forecast(f"{costs.trainable[-1]:,}" if costs.trainable else NONE, flops(costs.train_flops),
+                    flops(costs.inference_flops[-1:]))
+
+
+def flops(counts: Sequence[int] | None) -> str:
+    """Return the sum of some numbers with three digits and a prefix; a dash where there are none."""
+    return scaled(sum(counts)).strip() if counts else NONE
+
+
+def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
+    """Return what trials to be run will train and compute, by setting and method.
+
+    Raises:
+        ClbenchError: as `listing`.
+    """
+    first: dict[Kind, PlannedTrial] = {}
+    for planned in ready.missing:
+        first.setdefault(kind(planned), planned)
+    if not first:
+        return {}
+    from clbench.data.datasets import without_downloads
+    from clbench.training.trials.counting import forecast
+    from clbench.training.trials.rehearsal import stream_without_values
+    from clbench.training.trials.runner import TrialRunner
+
+    runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
+    found: dict[Kind, Forecast] = {}
+    problems: dict[str, ClbenchError] = {}
+    notes: dict[str, None] = {}
+    absent: set[tuple[str, ...]] = set()  # settings without a stream
+    scenarios = {planned.trial.scenario for planned in ready.planned}
+    for own, planned in first.items():
+        name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
+        if own[0] in absent:
+            continue
+        try:
+            with without_downloads():
+                stream = runner.stream(planned.trial)
+            notes |= dict.fromkeys(stream.notes)
+            count = forecast(planned, stream_without_values(stream), ready.registry)
+        except MissingDataError as error:
+            notes[f"{error}; FLOPs are counted once the data are there"] = None
+            absent.add(own[0])
+        except ClbenchError as error:
+            problems[str(error)] = error
+            if isinstance(error, DataError):
+                absent.add(own[0])
+        except Exception as error:  # as in a run, where the trial's record has it
+            notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
+        else:
+            found[own] = as_text(count)
+            notes |= {f"{name}: {note}": None for note in remarks(count)}
+    if problems:
+        raise type(next(iter(problems.values())))("\n".join(problems))
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+    return found
+
+
+def as_text(count: Count) -> Forecast:
+    """Return a count's figures."""
+    return Forecast(f"{count.trainable[-1]:,}" if count.trainable else NONE, flops(count.train_flops),
+                    flops(None if count.flops is None else [count.flops]))
+
+
+def remarks(count: Count) -> list[str]:
+    """Return what a count's figures do not say."""
+    varying = [f"trains {by_task(count.trainable)}"] if len(set(count.trainable)) > 1 else []
+    return [*varying, *count.remarks, *filter(None, [count.note])]

@@ -1,0 +1,133 @@
+"""FLOPs of training, counted on shapes, beside those that runs record."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.training.flops import FlopCount
+from clbench.training.lifecycle import Learner
+from clbench.training.trials.counting import forecast
+from clbench.training.trials.rehearsal import on_shapes, stream_without_values
+from clbench.training.trials.runner import TrialRunner
+
+REGISTRY = discover()
+PICTURES = "helpers.tiny_benchmarks:pictures"  # two tasks of 24 images
+EPOCHS, ITERATIONS = {"epochs": 5, "batch_size": 10}, {"iterations": 8, "batch_size": 10}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    return TrialRunner(ExecutionSettings(data=tmp_path_factory.mktemp("data")), "cpu", "a test", REGISTRY)
+
+
+def planned(method, model, recipe=EPOCHS, scenario="task", benchmark=PICTURES):
+    return plan(build({"methods": [method], "model": model, "scenario": scenario, "seeds": 1, "recipe": recipe,
+                       "benchmark": benchmark}), REGISTRY)[0]
+
+
+@pytest.fixture
+def consolidated(monkeypatch):
+    """Note what each task's consolidation computes."""
+    found, finish = [], Learner.finish
+
+    def counted(self, task):
+        with FlopCount() as count:
+            finish(self, task)
+        found.append(count.total)
+
+    monkeypatch.setattr(Learner, "finish", counted)
+    return found
+
+
+def both(runner, consolidated, one):
+    """Return the FLOPs of each task's training without consolidation, as forecast and as recorded, and the two."""
+    ahead = forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+    after = [consolidated.copy(), consolidated.clear()][0]
+    record = runner.run(one)
+    assert record.status == "done", record.failure
+    assert ahead.train_flops is not None, ahead.remarks
+    assert ahead.trainable == record.costs.trainable
+    assert ahead.flops == record.costs.inference_flops[-1]
+    return ([total - own for total, own in zip(ahead.train_flops, after, strict=True)],
+            [total - own for total, own in zip(record.costs.train_flops, consolidated, strict=True)], ahead, record)
+
+
+METHODS = ["naive", "ewc", "er:capacity=30", "lora", "pnn"]
+
+
+@pytest.mark.parametrize(("method", "model", "recipe", "scenario"), [
+    *((method, "mlp:width=16", recipe, "task") for method in METHODS for recipe in (EPOCHS, ITERATIONS)),
+    *((method, "mlp:width=16", EPOCHS, "class") for method in (
+        "joint", "lwf", "a-gem:capacity=12", "seq-lora", "frozen", "ncm", "independent", "shared-private", "packnet")),
+    *((method, "cnn:channels=4", EPOCHS, "task") for method in ("naive", "er:capacity=30", "lora", "pnn")),
+    *(pytest.param(method, "timm:test_vit:size=32", EPOCHS, "task", marks=pytest.mark.extra("timm"))
+      for method in METHODS)])
+def test_a_forecast_is_what_a_run_records(runner, consolidated, method, model, recipe, scenario):
+    ahead, recorded, found, record = both(runner, consolidated, planned(method, model, recipe, scenario))
+    assert ahead == recorded
+    if method != "ewc":  # per-sample gradients need values
+        assert found.train_flops == record.costs.train_flops
+
+
+def test_the_flops_of_a_multilayer_perceptrons_training_are_those_of_its_products(runner):
+    one = planned("naive", "mlp:width=16", {"epochs": 5, "batch_size": 10})
+    found = forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+    inputs, width, outputs = 3 * 16 * 16, 16, 4
+    forward = 2 * (inputs * width + width * width + width * outputs)
+    backward = 2 * forward - 2 * inputs * width  # of weights and inputs, but not of the first layer's inputs
+    assert found.train_flops == [5 * 24 * (forward + backward)] * 2
+
+
+def test_a_budget_of_fewer_steps_than_phases_is_refused(runner):
+    one = planned("lora", "mlp:width=16", {"iterations": 1})
+    with pytest.raises(SpecError, match="1 steps cannot be split into 2 phases; give the task a larger budget"):
+        forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+
+
+def test_labels_and_masks_go_with_tensors_without_values():
+    logits = torch.empty(4, 3, device="meta", requires_grad=True)
+    mask, labels = torch.tensor([[True, False, False]]), torch.arange(4) % 3
+    with on_shapes():
+        loss = F.cross_entropy(logits.masked_fill(mask, -1.0), labels)
+        loss.backward()
+        assert loss.is_meta and logits.grad.shape == (4, 3)
+        assert (labels + labels).tolist() == [0, 2, 4, 0]
+        rows = logits[labels == 0]
+        assert rows.shape == (2, 3)  # which a mask without values could not say
+        with pytest.raises(RuntimeError, match="without values into a tensor that has some"):
+            torch.zeros(3).add_(logits[0].detach())
+
+
+def test_shapes_are_remembered_for_the_same_operation_only():
+    with on_shapes():
+        for rows in (2, 3, 2):
+            x = torch.empty(rows, 5, device="meta")
+            assert (x.sum(0).shape, x.sum(1).shape, (x @ x.T).shape) == ((5,), (rows,), (rows, rows))
+            values, order = x.topk(2, dim=1)
+            assert (values.dtype, order.dtype) == (torch.float32, torch.int64)
+            assert x.double().sum().dtype == torch.float64
+
+
+def test_the_gradients_of_attention_are_those_of_the_fused_one():
+    q = torch.empty(2, 3, 5, 8, device="meta", requires_grad=True)
+    with on_shapes(), FlopCount() as count:
+        F.scaled_dot_product_attention(q, q, q).sum().backward()
+    values = torch.randn(2, 3, 5, 8, requires_grad=True)
+    with FlopCount() as real:
+        F.scaled_dot_product_attention(values, values, values).sum().backward()
+    assert count.total == real.total == 7 * 2 * (2 * 3 * 5 * 5 * 8)
+
+
+def test_a_model_that_does_not_take_its_inputs_is_found_before_training(runner):
+    one = planned("naive", "cnn:size=1")
+    line = (r"model cnn:size=1:channels=32:depth=2 does not work on inputs \[3, 1, 1\]: .*; choose another size "
+            r"\(cnn:size=PX\) or another model")
+    with pytest.raises(SpecError, match=line):
+        runner.prepare(one.trial)
+    with pytest.raises(SpecError, match=line):
+        forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
