@@ -40,14 +40,17 @@ class Prepare:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
-        x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+        out = x.to(torch.float32)
+        if x.dtype == torch.uint8:
+            out.div_(255)
         if self.mean:
-            x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
+            mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
+            out = (out - mean if out is x else out.sub_(mean)).div_(std)  # new memory costs more than the arithmetic
         if x.ndim != IMAGE_DIMS:
-            return x
+            return out
         # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which
         # vmap does not support.
-        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @functools.cache

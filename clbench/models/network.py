@@ -61,8 +61,11 @@ class Network(nn.Module):
         `weights` take the place of the blocks' own parameters, by name in this network.
         """
         for number, block in itertools.islice(enumerate(self.blocks), self.start, None):
+            if weights is None:
+                x = block(x)
+                continue
             prefix = f"blocks.{number}."
-            given = {n.removeprefix(prefix): w for n, w in (weights or {}).items() if n.startswith(prefix)}
+            given = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
             x = functional_call(block, given, (x,)) if given else block(x)
         return x
 
