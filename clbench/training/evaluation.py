@@ -14,6 +14,7 @@ import torch
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream
 from clbench.strategy.base import Strategy
+from clbench.training.kept_answers import KeptAnswers, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
@@ -29,10 +30,12 @@ class Row:
     task_inference: list[float] | None
 
 
-def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int) -> Row:
+def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
+             kept: KeptAnswers | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
-    Where the task is not given, batches run across tasks.
+    Where the task is not given, batches run across tasks. `kept` are the answers of earlier evaluations of the same
+    strategy on the same stream: what has not changed since is not computed again.
     """
     training = strategy.training
     strategy.eval()
@@ -47,10 +50,11 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     offered = offered.to(device)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
+    if kept is not None:
+        kept.begin()
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
-            for x, y, tasks in tests.batches(size, given):
-                prediction = strategy.predict(x, given)
+            for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
                 if prediction.task is not None:

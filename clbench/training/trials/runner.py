@@ -254,7 +254,7 @@ def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = time.perf_counter()
     with numerics.forward(member.trial.recipe, member.strategy.active.device):
-        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
+        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
     member.timings.evaluate.append(time.perf_counter() - began)
     member.R.append(row.accuracy)
     if row.task_inference is not None:
