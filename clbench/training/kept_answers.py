@@ -195,6 +195,6 @@ def hashed(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
     for (name, tensor), part in zip(tensors.items(), flat, strict=True):
         state = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
         for piece in torch.split(part, PIECE):
-            state.update(memoryview(piece.clone().numpy()))  # a copy: NumPy would end the sharing of memory
+            state.update(piece.clone().numpy().data)  # a copy: NumPy would end the sharing of memory
         found[name] = state.digest()
     return found

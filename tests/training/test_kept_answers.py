@@ -125,7 +125,8 @@ def test_no_more_is_kept_than_the_budget(monkeypatch):
     kept = KeptAnswers()
     for learned in (1, 2):
         b.learn(learned - 1)
-        assert evaluate(b.strategy, b.stream, "class", learned, kept) == evaluate(b.strategy, b.stream, "class", learned)
+        row = evaluate(b.strategy, b.stream, "class", learned, kept)
+        assert row == evaluate(b.strategy, b.stream, "class", learned)
     assert [answers.shape for _, answers in kept.known.values()] == [(24 * TASKS, 2)]
 
 
