@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +78,14 @@ class Scaled(PerTaskStrategy):
 
     def shared_features(self, x):
         return self.model.features(x)
+
+
+def test_watching_does_not_import_the_compiler():
+    code = ("import sys, torch; from clbench.training.kept_answers import Reads\n"
+            "with torch.no_grad(), Reads() as reads: torch.nn.Linear(2, 3)(torch.ones(1, 2))\n"
+            "print(len(reads.storages) > 2, 'torch._dynamo' in sys.modules)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["True", "False"]
 
 
 def through_data(strategy):
