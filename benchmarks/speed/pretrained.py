@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--only", default="", help="contenders whose names contain this")
     add("--tasks", type=int, default=2)
-    add("--per-class", type=int, default=40, help="training images of each class, ten classes a task; a quarter in tests")
+    add("--per-class", type=int, default=40, help="training images of a class, ten classes a task; a quarter in tests")
     add("--epochs", type=int, default=1)
     add("--batch-size", type=int, default=32)
     add("--augment", choices=("none", "crop-flip"), default="none")

@@ -29,10 +29,10 @@ from clbench.training.trials.runner import TrialRunner
 BLOCKS, STEPS = 60, 25
 
 
-def setting_of(batch_size: int, threads: int, data: Path) -> Setting:
+def setting_of(model: str, batch_size: int, threads: int, data: Path) -> Setting:
     """Return the setting that both loops train in."""
     return Setting(benchmark="split-mnist", data_dir=str(data), epochs=1, lr=0.05, optimizer="sgd", threads=threads,
-                   device="cpu", model="mlp", method="naive", batch_size=batch_size, contender="clbench", seeds=(0,))
+                   device="cpu", model=model, method="naive", batch_size=batch_size, contender="clbench", seeds=(0,))
 
 
 def loops(setting: Setting) -> dict[str, Callable[[], None]]:
@@ -70,11 +70,12 @@ def main() -> None:
     """Print milliseconds a step, medians over blocks, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=default_data_dir(), help="folder of data sets")
-    data = parser.parse_args().data
+    parser.add_argument("--model", default="mlp", help="of clbench's models of inputs like MNIST's")
+    found = parser.parse_args()
     for batch_size in (128, 16):
         for threads in (2, 1):
             torch.set_num_threads(threads)
-            steps = loops(setting_of(batch_size, threads, data))
+            steps = loops(setting_of(found.model, batch_size, threads, found.data))
             took: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(BLOCKS):
                 for name, step in steps.items():

@@ -52,19 +52,23 @@ class Prepare:
     def __call__(self, x: Tensor) -> Tensor:
         """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
         image = x.dtype == torch.uint8
-        x = x.to(torch.float32).div_(255) if image else x.to(torch.float32)
+        out = x.to(torch.float32)
+        if image:
+            out.div_(255)
         if self.size is not None:
-            x = resize(x, self.size, self.interpolation, self.antialias)
-            x = x.clamp(0, 1) if image else x  # bicubic goes beyond
+            out = resize(out, self.size, self.interpolation, self.antialias)
+            out = out.clamp(0, 1) if image else out  # bicubic goes beyond
         if self.channels is not None:
-            x = x.expand(-1, self.channels, -1, -1)
+            out = out.expand(-1, self.channels, -1, -1)
         if self.mean:
-            x = (x - along(self.mean, x.ndim, x.device)).div_(along(self.std, x.ndim, x.device))
+            mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
+            own = out is not x and self.channels is None and self.size is None  # new memory costs more than arithmetic
+            out = (out.sub_(mean) if own else out - mean).div_(std)
         if x.ndim != IMAGE_DIMS:
-            return x
+            return out
         # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which
         # vmap does not support.
-        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @functools.cache

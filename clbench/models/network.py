@@ -75,9 +75,16 @@ class Network(nn.Module):
 
         `weights` take the place of the blocks' own parameters, by name in this network.
         """
-        for number, block in itertools.islice(enumerate(self.blocks), self.start, None):
+        return self.run(x, self.start, None, weights)
+
+    def run(self, x: Tensor, begin: int, end: int | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return what the blocks from `begin` to before `end` (None: all that are left) make of their input x."""
+        for number, block in itertools.islice(enumerate(self.blocks), begin, end):
+            if weights is None:
+                x = block(x)
+                continue
             prefix = f"blocks.{number}."
-            given = {n.removeprefix(prefix): w for n, w in (weights or {}).items() if n.startswith(prefix)}
+            given = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
             x = functional_call(block, given, (x,)) if given else block(x)
         return x
 

@@ -203,7 +203,7 @@ class Strategy(OldNames, nn.Module):
 
     def mask(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf."""
-        return logits.masked_fill(~self.active[tasks], float("-inf"))
+        return logits.masked_fill(~self.active.index_select(0, tasks), float("-inf"))
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients to step with, by parameter name. Default: unchanged."""

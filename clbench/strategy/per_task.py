@@ -110,11 +110,19 @@ class PerTaskStrategy(Strategy, ABC):
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))
-        logits = self.learned_logits(x)
         features = self.shared_features(x) if self.options.infer == "prototype" else None
+        return self.chosen(self.learned_logits(x), features)
+
+    def chosen(self, logits: Tensor, features: Tensor | None) -> Prediction:
+        """Return for each sample the logits [N, C] of the task inferred for it, and that task [N].
+
+        Args:
+            logits: [learned tasks, N, C].
+            features: shared features [N, D] where they are what infers the task.
+        """
         prototypes = [self.get_buffer(f"prototype_{t}") for t in range(self.learned)] if features is not None else []
         inferred = infer_task(self.options.infer, logits, features, prototypes)
-        return Prediction(logits[inferred, torch.arange(len(x), device=x.device)], inferred)
+        return Prediction(logits[inferred, torch.arange(logits.shape[1], device=logits.device)], inferred)
 
     def learned_logits(self, x: Tensor) -> Tensor:
         """Return the logits [learned tasks, N, C] of every learned task's part."""

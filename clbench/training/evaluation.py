@@ -14,14 +14,16 @@ from statistics import mean
 import torch
 
 from clbench.core.scenario import Scenario, scenario_rules
-from clbench.data.stream import Stream
+from clbench.data.stream import Stream, Tests
 from clbench.strategy.base import Strategy
 from clbench.training.flops import FlopCount
+from clbench.training.kept_answers import KeptAnswers, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
 BATCH_BYTES = {"cpu": 2**20}
 ACCELERATOR_BYTES = 2**25
+COUNTED = 2  # samples whose prediction's FLOPs are counted; more cost as much each
 SMALLEST = 32  # samples in a batch, however large they are
 
 
@@ -38,10 +40,12 @@ class Row:
     flops: int | None = None
 
 
-def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int) -> Row:
+def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
+             kept: KeptAnswers | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
-    Where the task is not given, batches run across tasks.
+    Where the task is not given, batches run across tasks. `kept` are the answers of earlier evaluations of the same
+    strategy on the same stream: what has not changed since is not computed again.
     """
     training = strategy.training
     strategy.eval()
@@ -57,17 +61,13 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     flops: list[Fraction] = []  # of a sample of each task that is learned
+    if kept is not None:
+        kept.begin()
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
-            due = learned > (given or 0)  # one batch is counted, the others cost as much for each sample
-            for x, y, tasks in tests.batches(size, given):
-                if due:
-                    with FlopCount() as count:
-                        prediction = strategy.predict(x, given)
-                    flops.append(Fraction(count.total, len(x)))
-                    due = False
-                else:
-                    prediction = strategy.predict(x, given)
+            if learned > (given or 0):
+                flops.append(flops_of(strategy, tests, given))
+            for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
                 if prediction.task is not None:
@@ -76,3 +76,11 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.train(training)
     shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
     return Row(shares[0], shares[1] if infers else None, round(mean(flops)) if flops else None)
+
+
+def flops_of(strategy: Strategy, tests: Tests, given: int | None) -> Fraction:
+    """Return the FLOPs of predicting one test sample, whatever of it is kept from earlier evaluations."""
+    x = next(tests.batches(COUNTED, given))[0]
+    with FlopCount() as count:
+        strategy.predict(x, given)
+    return Fraction(count.total, len(x))

@@ -151,7 +151,7 @@ class Trainer:
             drawn = (end - begin) * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
                      else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,
-                                                       self.compiler is None))
+                                                       self.compiler is None, self.recipe.batch_size))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
             count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
@@ -20,6 +21,7 @@ from clbench.core.artifacts import BASE, task_folder
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
+from clbench_lora.layers import LoRALayer
 from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
 from clbench_lora.selection import adapt, remarks
 
@@ -87,6 +89,17 @@ class LoRA(PerTaskStrategy):
             features = self.model.features(x)
         logits: Tensor = self.heads[task](features)
         return logits
+
+    def learned_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [learned tasks, N, C] of all adapters; blocks before the first adapted run once for all."""
+        first = next(i for i, block in enumerate(self.model.blocks) if any(
+            isinstance(module, LoRALayer) for module in block.modules()))
+        hidden = self.model.run(x, 0, first)
+        logits = []
+        for task, head in enumerate(self.heads[:self.learned]):
+            with self.active_adapter(task):
+                logits.append(head(self.model.run(hidden, first, None)))
+        return torch.stack(logits)
 
     def shared_features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of W without adapters."""

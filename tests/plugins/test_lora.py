@@ -13,8 +13,10 @@ from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
+from clbench.core.registry import discover
 from clbench.models.network import Block, Network
 from clbench.strategy.base import World
+from clbench.testing.checks import TASKS, bench
 from clbench.training.trials.costs import measure
 
 CONVOLUTIONS = [
@@ -434,3 +436,21 @@ def test_old_tasks_answer_bitwise_the_same_with_every_option(options):
 
 def test_base_phase_of_two_seeds_stacked_equals_one_by_one():
     check_stacking(lambda seed: lora(seed=seed), tasks=1)
+
+
+@pytest.mark.parametrize(("kind", "options", "shared"), [
+    ("mlp", {"layers": "last"}, 1), ("cnn", {"layers": "last"}, 1), ("mlp", {}, 0),
+    ("vit", {"layers": "attention"}, 1), ("vit", {"layers": "last:2"}, 2)])
+def test_blocks_before_the_first_adapter_run_once_for_all_tasks(kind, options, shared):
+    b = bench(discover().strategy("lora"), {"rank": 1, **options}, "class", model=kind)
+    for index in range(TASKS):
+        b.learn(index)
+    b.strategy.eval()
+    x = b.stream.tests.x[:5]
+    one_by_one = torch.stack([b.strategy.forward_task(x, task) for task in range(TASKS)])
+    runs = []
+    blocks = b.strategy.model.blocks
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: runs.append(number))
+    assert torch.equal(b.strategy.learned_logits(x), one_by_one)
+    assert [runs.count(number) for number in range(len(blocks))] == [1] * shared + [TASKS] * (len(blocks) - shared)

@@ -4,6 +4,7 @@ from helpers.stacks import lead
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
@@ -69,3 +70,29 @@ def test_no_more_is_kept_than_the_budget(monkeypatch):
     assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples) - 1).start == 0
     monkeypatch.setattr(precompute, "BYTES", 100)
     assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 0
+
+
+@pytest.mark.parametrize("method", ["naive", "ewc", "si"])
+def test_a_single_pass_in_large_batches_is_prepared_batch_by_batch_to_the_same_weights(method, monkeypatch):
+    info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=1)
+    prepared = []
+    once = precompute.precompute_inputs
+    monkeypatch.setattr(precompute, "precompute_inputs", lambda *a: prepared.append((r := once(*a)).prepared) or r)
+    states = []
+    for large, seeds in ((2**18, [0]), (8 * 64 * 4, [0]), (8 * 64 * 4, [0, 1])):  # 8 images [1, 8, 8] of float32
+        monkeypatch.setattr(precompute, "LARGE_BATCH", large)
+        prepared.clear()
+        states.append(lead(info, {}, seeds, recipe)[0].strategy.state_dict())
+        assert prepared[0] == (large == 2**18 or len(seeds) > 1)
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4), (3, 5, 4), (3, 1, 1), (6,)])
+def test_what_is_kept_is_each_chunk_as_it_would_be_joined(shape):
+    b = bench(discover().strategy("naive"), {}, "task")
+    x = torch.randint(0, 256, (2 * precompute.PREPARED_AT_ONCE + 3, *shape), dtype=torch.uint8)
+    samples = Samples(x, torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long))
+    joined = torch.cat([b.strategy.world.prepare(part) for part in x.split(100)])
+    kept = precompute.outputs(b.strategy, samples, 0).x
+    assert torch.equal(kept, joined) and kept.stride() == joined.stride()

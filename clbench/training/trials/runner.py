@@ -268,7 +268,7 @@ def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = Clock.now()
     with numerics.forward(member.trial.recipe, member.strategy.active.device):
-        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned)
+        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
     ended = Clock.now()
     member.timings.evaluate.append(ended.wall - began.wall)
     member.timings.evaluate_cpu.append(ended.cpu - began.cpu)
