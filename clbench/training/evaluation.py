@@ -40,6 +40,11 @@ class Row:
     flops: int | None = None
 
 
+def batch_size(stream: Stream, device: torch.device) -> int:
+    """Return how many samples are predicted at once on a device."""
+    return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
+
+
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
              kept: KeptAnswers | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
@@ -51,7 +56,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.eval()
     tests = stream.tests
     device = tests.y.device
-    size = max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
+    size = batch_size(stream, device)
     rules = scenario_rules(scenario)
     classes = [task.classes for task in stream.tasks]
     offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)

@@ -6,6 +6,7 @@ import sys
 import pytest
 from helpers import ROOT
 
+import clbench
 from clbench import cli
 from clbench.cli.counts import ratio, scaled, size
 from clbench.report.formatting import NONE
@@ -177,3 +178,22 @@ def test_numbers_are_short():
     full = Count("full", trainable=[100])
     ratios = {1: "100x fewer", 3: "33x fewer", 40: "2.5x fewer", 100: "1x", 250: "2.5x more", 0: NONE}
     assert {n: ratio(Count("m", trainable=[n]), full) for n in ratios} == ratios
+
+
+@pytest.mark.extra("timm")
+def test_a_pretrained_model_with_a_size_is_counted_as_a_run_records_it(capsys, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    record, = clbench.run(methods="lora", benchmark="helpers.tiny_benchmarks:pictures", model="timm:test_vit:size=32",
+                          weights=str(weights), seeds=1, epochs=1, workers=0, device="cpu", out=tmp_path / "run")
+    _, out, _ = call(capsys, "--model", "timm:test_vit:size=32", "--pretrained", "--methods", "lora", "--tasks", 2,
+                     "--classes", 4, "--input-shape", "3x16x16", "--samples", 24, "--format", "json")
+    found = json.loads(out)
+    lora = found["methods"][1]
+    assert found["inputs"] == [3, 32, 32]
+    assert lora["trainable"] == record.costs.trainable and lora["trainable"][0] < 20_000  # no task trains the base
+    assert [kept["bytes"] for kept in lora["kept"]] == record.costs.bytes
+    assert lora["flops"] == record.costs.inference_flops[-1]

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from helpers.hostile import install_hostile
 from helpers.records import make_record
 
 from clbench import cli
+from clbench.cli import forecasts
 from clbench.cli.run import command as run_command
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
@@ -36,12 +38,66 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
     planned = plan(spec, discover())
     args = ("--methods", "lora:rank=2,naive", "--seeds", "0,4", "--epochs", "1", "--out", out, "--dry-run")
     code, text, err = call(capsys, *args)
-    assert (code, err) == (0, "")
-    assert [line.split() for line in text.splitlines()[2:]] == [
-        [p.trial.key, p.label, "task", str(p.trial.seed), "missing"] for p in planned]
+    assert (code, err) == (0, "Note: lora:rank=2: trains 475,202 in task 1, 4,770 in tasks 2-5\n")
+    trainable = {"lora:rank=2": 2 * (784 + 400 + 400 + 400) + 401 * 2, "naive": 785 * 400 + 401 * 400 + 401 * 10}
+    assert [line.split()[:6] for line in text.splitlines()[2:]] == [
+        [p.trial.key, p.label, "task", str(p.trial.seed), "missing", f"{trainable[p.label]:,}"] for p in planned]
+    naive = re.split("  +", text.splitlines()[3])
+    forward, first = 2 * (784 * 400 + 400 * 400 + 400 * 10), 2 * 784 * 400
+    assert naive[-2:] == [f"{4000 * (3 * forward - first) / 1e9:.3g} G", f"{forward / 1e3:.0f} K"]
     assert not out.exists()
-    Store(out).write(make_record(tasks=5).model_copy(update={"trial": planned[0].trial, "key": planned[0].trial.key}))
-    assert call(capsys, *args)[1].splitlines()[2].endswith("done")
+    done = make_record(tasks=5).model_copy(update={"trial": planned[0].trial, "key": planned[0].trial.key})
+    done = done.model_copy(update={"costs": done.costs.model_copy(update={"train_flops": [1_500_000] * 2})})
+    Store(out).write(done)
+    line = re.split("  +", call(capsys, *args)[1].splitlines()[2])
+    assert (line[4], line[6:]) == ("done", ["3 M", "–"])
+
+
+def test_a_dry_run_of_what_is_done_needs_no_torch(tmp_path):
+    planned = plan(build({"methods": ["naive"], "seeds": 1}), discover())[0]
+    Store(tmp_path / "run").write(make_record(tasks=5).model_copy(
+        update={"trial": planned.trial, "key": planned.trial.key}))
+    code = ("import sys\nfrom clbench import cli\nassert cli.call(['run', '--methods', 'naive', '--seeds', '1', "
+            f"'--out', {str(tmp_path / 'run')!r}, '--dry-run']) == 0\nassert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_dry_run_without_the_data_lists_the_trials_and_says_so(capsys, tmp_path):
+    code, text, err = call(capsys, "--methods", "naive", "--benchmark", "split-cifar10", "--model", "cnn", "--seeds", 1,
+                           "--data", tmp_path, "--dry-run")
+    assert code == 0
+    assert err == (f"Note: no CIFAR10 in {tmp_path}/cifar10.safetensors yet; a run would download it; FLOPs are "
+                   "counted once the data are there\n")
+    assert text.splitlines()[2].split()[-4:] == ["missing", "–", "–", "–"]
+
+
+PICTURES, FLAT = "helpers.tiny_benchmarks:pictures", "helpers.tiny_benchmarks:flat"
+
+
+@pytest.mark.parametrize(("benchmark", "model", "methods", "line"), [
+    ("split-mnist-5k", "vit-tiny:size=30", "naive", "takes square images whose side is a multiple of it, not 30 x 30; "
+     "choose another size (size=32), patch or model"),
+    ("split-mnist-5k", "cnn:depth=4:size=8", "naive", "choose another size (cnn:depth=4:size=PX) or another model"),
+    (FLAT, "cnn", "naive", "model 'cnn' takes images, this benchmark has inputs [12]; choose another model"),
+    (FLAT, "cnn:size=8", "naive", "so the model's size and preprocessing do not apply; choose another model"),
+    ("split-mnist-5k", "mlp", "l2p", "with --model choose vit-tiny, vit-b16 or a plain vision transformer"),
+    ("split-mnist-5k", "mlp", "naive,lora:rank=500", "choose rank <= 400"),
+    ("split-mnist-5k", "torchvision:vit_b_16", "naive", "choose a multiple of 16, such as "
+     "torchvision:vit_b_16:size=32"),
+    ("split-mnist-5k", "torchvision:alexnet", "naive", "choose another size (torchvision:alexnet:size=PX)"),
+    pytest.param(PICTURES, "timm:vit_small_patch14_dinov2:size=50", "naive", "choose a multiple of 14, such as "
+                 "timm:vit_small_patch14_dinov2:size=56", marks=pytest.mark.extra("timm")),
+    pytest.param(FLAT, "timm:test_vit", "naive", "takes images, this benchmark has inputs [12]; choose another model",
+                 marks=pytest.mark.extra("timm")),
+])
+def test_what_does_not_fit_is_one_line_that_says_what_mends_it(benchmark, model, methods, line, capsys, tmp_path):
+    for more in (["--dry-run"], ["--workers", 0, "--device", "cpu"]):
+        code, out, err = call(capsys, "--benchmark", benchmark, "--model", model, "--methods", methods, "--seeds", 1,
+                              "--epochs", 1, "--out", tmp_path / "run", *more)
+        assert (code, out) == (2, "")
+        wrong = [text for text in err.splitlines() if text.startswith("Error")]
+        assert len(wrong) == 1 and line in wrong[0]
+        assert not (tmp_path / "run").exists()
 
 
 def test_flags_override_the_file(capsys, tmp_path):
@@ -58,10 +114,11 @@ def test_flags_override_the_file(capsys, tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.toml")),
                          ids=lambda p: p.name)
-def test_the_experiments_of_the_repository_are_valid(file, capsys):
+def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch):
+    monkeypatch.setattr(forecasts, "forecasts", lambda ready: {})  # which would take minutes
     code, text, err = call(capsys, file, "--dry-run")
     assert (code, err) == (0, "")
-    seeds = {line.split()[-2] for line in text.splitlines()[2:]}
+    seeds = {line.split()[-5] for line in text.splitlines()[2:]}
     assert seeds in ({"0", "1", "2"}, {"0", "1", "2", "3", "4", "5"})
 
 

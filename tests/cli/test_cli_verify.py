@@ -50,8 +50,8 @@ def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsy
     out = tmp_path / "run"
     code, text, err = call(capsys, write(tmp_path), "--out", out, "--methods", "er-20", "--seeds", "0,7", "--dry-run")
     assert (code, err) == (0, "")
-    assert [line.split()[1:] for line in text.splitlines()[2:]] == [
-        ["er-20", "class", "0", "missing"], ["er-20", "class", "7", "missing"]]
+    assert [line.split()[1:6] for line in text.splitlines()[2:]] == [
+        ["er-20", "class", "0", "missing", "12,730"], ["er-20", "class", "7", "missing", "12,730"]]
     assert not out.exists()
 
 

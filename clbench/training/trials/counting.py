@@ -29,6 +29,7 @@ from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Strategy, Task, World
+from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
 from clbench.training.trainer import Order, steps_of
@@ -105,7 +106,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     Raises:
         SpecError: model, method and stream do not go together.
     """
-    return lead(planned, stream, registry, pretrained, fit, [len(stream.tasks) - 1])
+    return lead(planned, stream, registry, pretrained, fit, [(len(stream.tasks) - 1, 1)])
 
 
 def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
@@ -122,15 +123,20 @@ def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count
         SpecError: model, method and stream do not go together.
     """
     spend = partial(rehearse, recipe=planned.trial.recipe, augment=stream.augment)
+    known = [len(task.test) for task in stream.tasks]
+    if not scenario_rules(planned.trial.scenario).task_given:
+        known = [sum(known)]
+    most = batch_size(stream, torch.device("cpu"))  # some of what is computed once for each batch depends on no sample
+    tests = [(index, min(most, samples)) for index, samples in enumerate(known)]
     with on_shapes():
-        found = lead(planned, stream, registry, planned.trial.weights is not None, spend, range(len(stream.tasks)))
+        found = lead(planned, stream, registry, planned.trial.weights is not None, spend, tests)
     if found.train_flops is not None and len(found.train_flops) < len(stream.tasks):
         found.train_flops = None
     return found
 
 
 def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool,
-         spend: Callable[[Strategy, Task, Count], Trained], tests: Sequence[int]) -> Count:
+         spend: Callable[[Strategy, Task, Count], Trained], tests: Sequence[tuple[int, int]]) -> Count:
     """Lead a trial's strategy through a stream of shapes and return what is counted on the way.
 
     Args:
@@ -139,7 +145,7 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
         registry: what is installed.
         pretrained: whether the model is to be taken for a pretrained one.
         spend: takes the place of the training steps on a task.
-        tests: tasks of the samples that are predicted in the end, if the scenario gives the task.
+        tests: task (if the scenario gives it) and number of the samples that are predicted in the end.
     """
     trial = planned.trial
     with torch.device("meta"):
@@ -156,7 +162,7 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
                 if found.train_flops is not None:
                     found.train_flops.append(trained.flops)
                 found.kept.append(measure(strategy))
-            found.flops = round(mean(Fraction(flops(strategy, index)) for index in tests))
+            found.flops = round(mean(flops(strategy, index, size) for index, size in tests))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = len(found.kept)
             found.note = f"cannot be counted without data after {done} of {len(stream.tasks)} tasks ({said(error)})"
@@ -252,13 +258,13 @@ def trained(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in learn), sum(map(nbytes, learn))
 
 
-def flops(strategy: Strategy, task: int) -> int:
-    """Return the FLOPs of predicting one sample: of a task in scenario `task`, of an unknown task otherwise."""
+def flops(strategy: Strategy, task: int, samples: int) -> Fraction:
+    """Return the FLOPs of predicting a sample among some: of a task in scenario `task`, of an unknown task otherwise."""
     strategy.eval()
-    x = torch.empty(1, *strategy.world.input_shape, device="meta")
+    x = torch.empty(samples, *strategy.world.input_shape, device="meta")
     with torch.no_grad(), FlopCount() as counted:
         strategy.predict(x, task if strategy.world.task_given else None)
-    return int(counted.total)
+    return Fraction(counted.total, samples)
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:
