@@ -75,9 +75,10 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
             out = read(logits, tasks)
             fed = seeds(out.detach(), part)
             _add_layers(sums, out, taps, fed, measure)
-            for seed in fed if rest else ():
-                for name, g in per_sample(rest, x, tasks, seed).items():
-                    sums[name] += measure(g).sum(0)
+            with torch.no_grad():  # else gradients of these gradients, by other weights, are kept until the end
+                for seed in fed if rest else ():
+                    for name, g in per_sample(rest, x, tasks, seed).items():
+                        sums[name] += measure(g).sum(0)
     return {name: total / len(samples) for name, total in sums.items()}
 
 

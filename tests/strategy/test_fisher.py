@@ -12,7 +12,7 @@ from clbench.models.mlp_cnn import cnn, mlp
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.fisher import diagonal_fisher, draw_labels
-from clbench.strategy.per_sample_gradients import per_sample_layers
+from clbench.strategy.per_sample_gradients import mean_gradients, per_sample_layers
 
 CLASSES, TASKS = 5, 2
 
@@ -331,3 +331,10 @@ def test_a_model_that_gives_nan_has_diverged(kind):
         strategy.model.head.bias[0] = float("nan")
     with pytest.raises(DivergedError, match="NaN after task 1"):
         diagonal_fisher(strategy, data(), 1, generator=gen(), kind=kind)
+
+
+def test_what_a_chunk_needed_is_not_kept_for_the_next():
+    strategy = make(tokens())
+    sums = mean_gradients(strategy, data(), 0, read=lambda logits, _: logits.log_softmax(1),
+                          seeds=lambda out, _: [torch.ones_like(out)], measure=torch.square)
+    assert any(name.endswith("bias") for name in sums) and not any(total.requires_grad for total in sums.values())
