@@ -268,7 +268,9 @@ class LoopFlops:
         self._end()
 
     def following(self) -> Tensor:
-        """Return the indices of the next batch: the next step begins."""
+        """Return the indices of the next batch: the next step begins, unless the budget is spent."""
+        if self.taken >= self.steps:
+            return self._following()  # a loader that reads ahead; no step follows
         self._end()
         index = self._following()
         self.taken += 1

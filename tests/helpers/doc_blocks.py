@@ -121,6 +121,7 @@ def stand_in(given):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / "benchmarks/split_mnist_5k.toml").read_text())
     if (weights := given.get("weights")) and Path(weights).suffix and not Path(weights).exists():
+        Path(weights).parent.mkdir(parents=True, exist_ok=True)
         Path(weights).write_bytes(b"stand-in")
     if "plugins" in given:  # which the reader would have installed by then
         given["plugins"] = given["plugins"] or tuple(Path().glob("clbench_*.py"))

@@ -42,7 +42,7 @@ def test_lora_on_attention_adapts_q_k_v_and_proj_of_every_block():
 
 def test_pnn_has_no_place_for_laterals_in_a_model_of_one_block():
     registry = discover()
-    model, _ = build_model(Resolved(name="torchvision:resnet18"), None, (3, 32, 32), 4, registry)
+    model, _ = build_model(Resolved(name="torchvision:mobilenet_v2"), None, (3, 32, 32), 4, registry)
     world = World(4, 2, "task", (3, 32, 32), torch.Generator())
     from clbench_pnn.strategy import PNN
 

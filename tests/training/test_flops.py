@@ -195,6 +195,7 @@ def test_an_mlp_costs_what_its_layers_do(runner):
     assert record.costs.inference_flops == [forward] * 5
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 @pytest.mark.parametrize("method", ["lora", "a-gem"])
 def test_a_compiled_loss_counts_as_the_uncompiled_one(runner, data, monkeypatch, method):
     one, = planned(method)
