@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.spec import Recipe
-from clbench.experiment.trial import Trial
+from clbench.experiment.trial import Trial, Weights
 from clbench.report.formatting import clean, listed
 from clbench.results.records import Record
 
@@ -38,12 +38,25 @@ def held_out(trial: Trial) -> str:
     return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
+def weights(found: Weights | None) -> str:
+    """Return what a report says of pretrained weights."""
+    if found is None:
+        return "none (from scratch)"
+    known = [f"sha256 {found.sha256[:16]}" if not found.named else "",
+             f"licence {found.licence}" if found.licence else "",
+             f"trained on {found.training_data}" if found.training_data else ""]
+    told = "; ".join(filter(None, known))
+    return f"{found.path} ({told})" if told else found.path
+
+
 def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting that all records of a section share."""
     trial = records[0].trial
-    weights = f"{trial.weights.path} (sha256 {trial.weights.sha256[:16]})" if trial.weights else "none (from scratch)"
     pairs = [("benchmark", clean(trial.benchmark)), ("scenario", trial.scenario), ("model", clean(trial.model)),
-             ("pretrained weights", weights), ("recipe", recipe(trial.recipe)), ("seeds", listed(list(seeds)))]
+             ("pretrained weights", weights(trial.weights)), ("recipe", recipe(trial.recipe)),
+             ("seeds", listed(list(seeds)))]
+    if trial.preprocessing:
+        pairs.insert(4, ("trained with inputs", str(trial.preprocessing)))
     if trial.validation:
         pairs.append(("accuracies on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)
