@@ -118,7 +118,7 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
              plot: Path | None, form: str) -> None:
     from clbench.cli.counts import growth_of_bytes, show
     from clbench.core.registry import discover
-    from clbench.data.stream import as_inputs
+    from clbench.data.inputs import as_inputs
     from clbench.report.writing import write_figure
     from clbench.training.trials.counting import count, stream_of_shapes
 

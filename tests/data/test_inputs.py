@@ -12,9 +12,10 @@ from clbench.core.pretrained import Preprocessing
 from clbench.core.registry import discover
 from clbench.data.augmentation import AUGMENTATIONS
 from clbench.data.builtin import CIFAROptions
+from clbench.data.inputs import as_inputs
 from clbench.data.resizing import resize
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask, as_inputs, load_stream
+from clbench.data.stream import Prepare, Stream, StreamTask, load_stream
 from clbench.experiment.trial import Resolved
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

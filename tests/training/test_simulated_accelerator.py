@@ -11,7 +11,7 @@ pytest.importorskip("torch", "2.9", reason="torch lacks the interface of a devic
 from helpers.simulated_accelerator import DEVICE, Simulated, waits
 
 from clbench.core.registry import discover
-from clbench.data.stream import as_inputs
+from clbench.data.inputs import as_inputs
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build

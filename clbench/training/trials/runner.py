@@ -11,7 +11,8 @@ from clbench.core import seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
-from clbench.data.stream import Stream, as_inputs, load_stream
+from clbench.data.inputs import as_inputs
+from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
