@@ -17,6 +17,7 @@ from clbench.cli.run import command as run_command
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import TABLES, Spec, build
+from clbench.report.formatting import NONE
 from clbench.results.store import Store
 
 
@@ -50,7 +51,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
     done = done.model_copy(update={"costs": done.costs.model_copy(update={"train_flops": [1_500_000] * 2})})
     Store(out).write(done)
     line = re.split("  +", call(capsys, *args)[1].splitlines()[2])
-    assert (line[4], line[6:]) == ("done", ["3 M", "–"])
+    assert (line[4], line[6:]) == ("done", ["3 M", NONE])
 
 
 def test_a_dry_run_of_what_is_done_needs_no_torch(tmp_path):
@@ -68,7 +69,7 @@ def test_a_dry_run_without_the_data_lists_the_trials_and_says_so(capsys, tmp_pat
     assert code == 0
     assert err == (f"Note: no CIFAR10 in {tmp_path}/cifar10.safetensors yet; a run would download it; FLOPs are "
                    "counted once the data are there\n")
-    assert text.splitlines()[2].split()[-4:] == ["missing", "–", "–", "–"]
+    assert text.splitlines()[2].split()[-4:] == ["missing", NONE, NONE, NONE]
 
 
 PICTURES, FLAT = "helpers.tiny_benchmarks:pictures", "helpers.tiny_benchmarks:flat"

@@ -259,7 +259,7 @@ def trained(module: nn.Module) -> tuple[int, int]:
 
 
 def flops(strategy: Strategy, task: int, samples: int) -> Fraction:
-    """Return the FLOPs of predicting a sample among some: of a task in scenario `task`, of an unknown task otherwise."""
+    """Return the FLOPs of predicting one of some samples: of a task in scenario `task`, else of an unknown one."""
     strategy.eval()
     x = torch.empty(samples, *strategy.world.input_shape, device="meta")
     with torch.no_grad(), FlopCount() as counted:
