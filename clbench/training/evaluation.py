@@ -23,7 +23,6 @@ from clbench.training.kept_answers import KeptAnswers, predictions
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
 BATCH_BYTES = {"cpu": 2**20}
 ACCELERATOR_BYTES = 2**25
-COUNTED = 2  # samples whose prediction's FLOPs are counted; more cost as much each
 SMALLEST = 32  # samples in a batch, however large they are
 
 
@@ -71,7 +70,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
             if learned > (given or 0):
-                flops.append(flops_of(strategy, tests, given))
+                flops.append(flops_of(strategy, tests, given, size))
             for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
@@ -83,9 +82,17 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     return Row(shares[0], shares[1] if infers else None, round(mean(flops)) if flops else None)
 
 
-def flops_of(strategy: Strategy, tests: Tests, given: int | None) -> Fraction:
-    """Return the FLOPs of predicting one test sample, whatever of it is kept from earlier evaluations."""
-    x = next(tests.batches(COUNTED, given))[0]
-    with FlopCount() as count:
-        strategy.predict(x, given)
-    return Fraction(count.total, len(x))
+def flops_of(strategy: Strategy, tests: Tests, given: int | None, size: int) -> Fraction:
+    """Return the FLOPs of predicting one test sample in batches of `size`, whatever of it is kept from before.
+
+    Part of a batch's cost does not depend on its size (dora's weights), so batches of one and of two are counted.
+    """
+    x = next(tests.batches(2, given))[0]
+    totals = []
+    for part in (x[:1], x):
+        with FlopCount() as count:
+            strategy.predict(part, given)
+        totals.append(count.total)
+    each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
+    whole = len(tests.y) if given is None else tests.sizes[given]
+    return each + Fraction(totals[0] - each, min(size, whole))

@@ -10,6 +10,7 @@ the budget is cut (`SMALL`); everything else is as written. A comment before a b
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -90,6 +91,8 @@ def follow(block):
             exec(code, {"__name__": "__main__"})
     elif block.language == "toml":
         check_toml(block.text)
+    elif block.language == "json":
+        json.loads(block.text)
     else:
         assert block.language in SILENT, f"{block.language or 'no language'}: say what it is: text, bash, python, toml"
 
