@@ -211,8 +211,7 @@ def by_hand(request: Request, train: Sequence[Images], test: Sequence[Images], c
 
 def by_avalanche(request: Request, train: Sequence[Images], test: Sequence[Images], clock: Clock) -> None:
     """Train one PEFT model by Avalanche's Naive, with transforms as a user of it writes them."""
-    from avalanche.benchmarks import benchmark_from_datasets
-    from avalanche.benchmarks.utils import as_classification_dataset, make_avalanche_dataset
+    from avalanche.benchmarks import nc_benchmark
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.supervised import Naive
     from torchvision import transforms
@@ -223,10 +222,10 @@ def by_avalanche(request: Request, train: Sequence[Images], test: Sequence[Image
                                transforms.ToTensor(),
                                transforms.Normalize(info.preprocessing.mean, info.preprocessing.std)])
 
-    def stream(parts: Sequence[Images]) -> list[Any]:
-        return [as_classification_dataset(make_avalanche_dataset(Pictures(part, kind))) for part in parts]
-
-    benchmark = benchmark_from_datasets(train=stream(train), test=stream(test))
+    whole = [Pictures(Images(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])))
+             for parts in (train, test)]
+    benchmark = nc_benchmark(*whole, len(train), task_labels=False, shuffle=False, train_transform=kind,
+                             eval_transform=kind, fixed_class_order=list(range(CLASSES * len(train))))
     model = model_of(request)
     strategy = Naive(model=model, criterion=nn.CrossEntropyLoss(), train_mb_size=request["batch_size"],
                      optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LR),

@@ -95,4 +95,4 @@ def flops_of(strategy: Strategy, tests: Tests, given: int | None, size: int) -> 
         totals.append(count.total)
     each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
     whole = len(tests.y) if given is None else tests.sizes[given]
-    return each + Fraction(totals[0] - each, min(size, whole))
+    return Fraction(each) + Fraction(totals[0] - each, min(size, whole))
