@@ -77,7 +77,8 @@ def requests(found: argparse.Namespace, repeat: int) -> list[dict[str, Any]]:
 def group_of(request: dict[str, Any]) -> str:
     """Return the heading under which a measurement stands."""
     return (f"{request['model'].partition(':')[2]}, {request['size']} px, {request['precision']}, batch "
-            f"{request['batch_size']}, {request['epochs']} epoch(s), augment {request['augment']}, {request['device']}")
+            f"{request['batch_size']}, {request['tasks']} tasks of {10 * request['per_class']} images, "
+            f"{request['epochs']} epoch(s), augment {request['augment']}, {request['device']}")
 
 
 def render(measured: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
