@@ -10,7 +10,7 @@ from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.models.network import Network
 from clbench.results.records import Record
-from clbench.results.store import Store
+from clbench.results.store import Store, matching
 
 
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int | None = None) -> Network:
@@ -42,7 +42,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     if task is None:
         task = last
     if not 0 <= task <= last:
-        raise SpecError(f"{record.label}/{record.trial.seed} has learned tasks 0 to {last}, not {task}")
+        raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
     network: Network = resolve(info.load_model, f"method {info.name!r}")(record, store.artifacts / record.key, task)
     return network.requires_grad_(False).eval()
 
@@ -54,12 +54,10 @@ def find_record(store: Store, trial: str | None) -> Record:
         StoreError: there is none, or several fit.
     """
     records = [record for record in store.read()[0] if record.status == "done"]
-    names = {record.key: f"{record.label}/{record.trial.seed}" for record in records}
-    fitting = [r for r in records if trial is None or names[r.key] == trial] or [
-        r for r in records if trial is not None and r.key.startswith(trial)]
+    fitting = matching(records, trial)
     if len(fitting) == 1:
         return fitting[0]
-    known = ", ".join(f"{names[r.key]} ({r.key})" for r in fitting or records)
+    known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records)
     if not fitting:
         raise StoreError(f"no finished trial {trial or ''!r} in {store.directory}; there are {known or '(none)'}")
     raise StoreError(f"several trials of {store.directory} fit: name one of {known}")

@@ -121,6 +121,11 @@ class Record(RecordPart):
             raise ValueError("status is done but R is not whole")
         return self
 
+    @property
+    def name(self) -> str:
+        """Return how users name the trial: `label/seed`."""
+        return f"{self.label}/{self.trial.seed}"
+
     def facts(self) -> dict[str, Any]:
         """Return what the same trial gives again: all but timings, memory, FLOPs and provenance.
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,14 @@ class Problem:
     def __str__(self) -> str:
         """Return the line that is shown."""
         return f"{self.path} is left alone: {self.reason}"
+
+
+def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
+    """Return the records that the name of a trial fits: `label/seed`, else the beginning of a key; None fits all."""
+    every = list(records)
+    if trial is None:
+        return every
+    return [r for r in every if r.name == trial] or [r for r in every if r.key.startswith(trial)]
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:

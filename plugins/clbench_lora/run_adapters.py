@@ -12,7 +12,7 @@ from torch import Tensor
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import StoreError
 from clbench.results.records import Record, StreamFacts
-from clbench.results.store import Store
+from clbench.results.store import Store, matching
 from clbench_lora.files import check_base, published_names, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
 
@@ -27,7 +27,7 @@ class TrialAdapters:
     @property
     def name(self) -> str:
         """Return the trial's name: its label and its seed."""
-        return f"{self.record.label}/{self.record.trial.seed}"
+        return self.record.name
 
     @property
     def stream(self) -> StreamFacts:
@@ -106,8 +106,8 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     if not everything:
         raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
                          f"{run} makes some")
-    fitting = [k for k in everything if trial is None or trial == k.name] or [
-        k for k in everything if trial is not None and k.record.key.startswith(trial)]
+    keys = {record.key for record in matching((kept.record for kept in everything), trial)}
+    fitting = [kept for kept in everything if kept.record.key in keys]
     if len(fitting) == 1:
         return fitting[0]
     known = ", ".join(f"{k.name} ({k.record.key})" for k in fitting or everything)
