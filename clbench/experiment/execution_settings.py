@@ -53,12 +53,20 @@ class ExecutionSettings(Strict):
     compile: bool = Field(
         False, description="Compile each phase's loss by torch.compile, which takes seconds to minutes each; for long "
         "trainings on CUDA.")
+    cache_mb: int = Field(
+        1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may keep prepared inputs, and outputs of "
+        "frozen layers for them, that every pass over a task would compute anew.")
     retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
 
     @property
     def data_dir(self) -> Path:
         """Return the folder of data sets."""
         return self.data or default_data_dir()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return `cache_mb` in bytes."""
+        return self.cache_mb * 2**20
 
     @field_validator("data")
     @classmethod

@@ -34,7 +34,7 @@ whether it has a table. An operation is carried out on ordinary tensors instead,
 
 - it did not occur on the first batch, or an argument is neither deferred rows, a frozen weight nor hashable;
 - its result requires a gradient, or does not have a row for each row of the batch;
-- its table would exceed the budget (`precompute.BYTES`), cannot be computed in pieces, or does not give the first batch
+- its table would exceed the budget (`--cache-mb`), cannot be computed in pieces, or does not give the first batch
   what was computed there.
 
 All later batches of the phase are ordinary tensors where an operation changed its argument in place, or where the first

@@ -7,12 +7,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clbench.core.errors import SpecError
 from clbench.experiment.spec import Recipe
 
 Loss = Callable[..., Tensor]
+MANY_FROZEN = 2**20  # values; to look at every call of torch costs more than to round fewer
+PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
+            F.conv_transpose3d}
 SHOWN = 200  # characters of the compiler's errors, which can be pages long
 
 
@@ -76,13 +81,74 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
 
 
-def forward(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = None,
+            stacked: bool = False) -> AbstractContextManager[object]:
     """Return the context for losses in training and for predictions; it may be entered many times.
 
     With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32. So does all
     that strategies compute beside their loss: squares of small gradients and sums over a task would lose most there.
+
+    Args:
+        recipe: whose precision it is.
+        device: where the products run.
+        module: what is run, if its frozen weights may be rounded once instead of in every product.
+        stacked: whether it runs in `torch.func.vmap`.
     """
-    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+    if recipe.precision != "bf16":
+        return nullcontext()
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad) if module is not None else 0
+    wants = stacked or frozen >= MANY_FROZEN
+    return RoundedOnce(device) if wants else torch.autocast(device.type, torch.bfloat16)
+
+
+class RoundedOnce(TorchFunctionMode):
+    """Autocast to bfloat16 with two differences: frozen weights are rounded once, and `vmap` changes nothing.
+
+    Autocast rounds frozen weights anew in every product: 22 million values of a ViT-S in each step, 8 % of its time.
+    The values are the same. What changes a weight is noticed by torch's count of changes and by its address. And inside
+    `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so all that
+    follows them: here they are rounded there too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin with no copy."""
+        super().__init__()
+        self.autocast = torch.autocast(device.type, torch.bfloat16)
+        self.copies: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = {}
+
+    def __enter__(self) -> RoundedOnce:
+        """Begin autocast."""
+        self.autocast.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End autocast."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.autocast.__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Round what goes into a product, if autocast would do so only now, or not at all."""
+        # Plain inputs only: a tensor that defers products (`clbench.training.lookup`) knows weights by their address.
+        kwargs = kwargs or {}
+        if func in PRODUCTS and type(args[0]) is Tensor:
+            args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]
+            kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in bfloat16, but a parameter that learns as it is: autocast keeps its copy for the step."""
+        if tensor.dtype != torch.float32:
+            return tensor
+        if type(tensor) is not nn.Parameter:
+            return tensor.bfloat16()
+        if tensor.requires_grad:
+            return tensor
+        now = tensor._version, tensor.data_ptr()
+        known = self.copies.get(id(tensor))
+        if known is None or known[1] != now:
+            known = self.copies[id(tensor)] = tensor, now, tensor.detach().bfloat16()  # kept: no other gets its id
+        return known[2]
 
 
 @contextmanager

@@ -4,15 +4,15 @@ Samples are turned into inputs of the model once, where the strategy does not as
 blocks are frozen, their outputs are computed once and trained on. No strategy knows of it: it is done only where the
 first batch of every phase shows that the loss is the same from the blocks' outputs as from the inputs, so a strategy
 that uses its inputs in another way is left alone. The outputs of other frozen modules are looked up
-(`clbench.training.lookup`), but not in a stack. `CLBENCH_CACHE_FROZEN=0` turns both off.
+(`clbench.training.lookup`), but not in a stack. Neither is done for a single pass, which repeats nothing.
+`CLBENCH_CACHE_FROZEN=0` turns both off.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fractions import Fraction
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,11 @@ from clbench.training.flops import FlopCount
 from clbench.training.lookup import cache_frozen_outputs, enabled
 from clbench.training.stacking import Loss
 
-BYTES = 2**30  # for what is kept, all members together
+BYTES = 2**30  # for what is kept, all members together, unless the execution settings say otherwise
 CHUNK, CHUNK_BYTES = 1024, 2**24  # samples that go through frozen blocks at once, and bytes of their inputs
 PREPARED_AT_ONCE = 256  # samples that are turned into inputs at once: on a CPU they stay in its caches
 LARGE_BATCH = 2**18  # bytes of inputs
+PLAIN = nullcontext()
 
 
 class TrainingInputs(NamedTuple):
@@ -40,6 +41,8 @@ class TrainingInputs(NamedTuple):
     start: int
     prepared: bool
     flops: int = 0  # that the samples of one member cost
+    repeats: bool = False  # whether they are passed over more than once
+    budget: int = 0  # bytes that they and what is looked up for them may take
 
 
 def frozen_blocks(strategy: Strategy) -> int:
@@ -88,7 +91,8 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
 
 
 def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, seen: int,
-                      lookups: bool = True, batch: int = 0) -> TrainingInputs:
+                      lookups: bool = True, batch: int = 0, forward: AbstractContextManager[object] = PLAIN,
+                      budget: int | None = None) -> TrainingInputs:
     """Return the inputs of a phase, with work that every pass would repeat already done.
 
     Args:
@@ -98,42 +102,46 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
         seen: samples that the phase will draw; fewer than there are would make it a loss.
         lookups: whether batches may be rows of tables, which a compiler cannot see through.
         batch: new samples of a step, where a single pass may be prepared batch by batch.
+        forward: the arithmetic of the loss (`numerics.forward`).
+        budget: bytes for what is kept, all members together; by default `BYTES`.
     """
+    budget = BYTES if budget is None else budget
     raw = TrainingInputs(list(samples), start=0, prepared=False)
     looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
     if looks_at_raw or any(part.is_stochastic for part in samples) or seen < len(samples[0]):
         return raw
-    blocks, flops = min(map(frozen_blocks, strategies)) if enabled() else 0, 0
-    if blocks and fits_budget(strategies, samples, blocks) and is_equivalent(strategies[0], samples[0], task, blocks):
-        with FlopCount() as count:
-            kept = [outputs(strategies[0], samples[0], blocks)]
-        flops = count.total
-        kept += [outputs(s, part, blocks) for s, part in zip(strategies[1:], samples[1:], strict=True)]
+    repeats = seen >= 2 * len(samples[0])
+    blocks, flops = min(map(frozen_blocks, strategies)) if repeats and enabled() else 0, 0
+    if (blocks and fits_budget(strategies, samples, blocks, budget)
+            and is_equivalent(strategies[0], samples[0], task, blocks)):
+        with forward:
+            with FlopCount() as count:
+                kept = [outputs(strategies[0], samples[0], blocks)]
+            flops = count.total
+            kept += [outputs(s, part, blocks) for s, part in zip(strategies[1:], samples[1:], strict=True)]
     elif prepared_in_batches(strategies, samples, seen, batch):
         return raw
-    elif fits_budget(strategies, samples, 0):
+    elif fits_budget(strategies, samples, 0, budget):
         blocks = 0
         shared = {id(part): part for part in samples}  # members may have the same
         ready = {key: outputs(strategies[0], part, 0) for key, part in shared.items()}
         kept = [ready[id(part)] for part in samples]
     else:
         return raw
-    if lookups and len(strategies) == 1:
-        kept = [with_lookups(strategies[0], kept[0])]
-    return TrainingInputs(kept, blocks, prepared=True, flops=flops)
+    if lookups and repeats and len(strategies) == 1:
+        kept = [with_lookups(strategies[0], kept[0], budget)]
+    return TrainingInputs(kept, blocks, prepared=True, flops=flops, repeats=repeats, budget=budget)
 
 
-def with_lookups(strategy: Strategy, samples: Samples, share: Fraction = Fraction(1)) -> Samples:
+def with_lookups(strategy: Strategy, samples: Samples, budget: int) -> Samples:
     """Return prepared samples for which the outputs of frozen modules are looked up, if that is not turned off.
 
     Args:
         strategy: whose modules they are.
-        samples: a share of the task's, in the form in which they are trained on.
-        share: the part that they are; they get as large a part of the budget.
+        samples: in the form in which they are trained on.
+        budget: bytes that they and the tables may take.
     """
-    if not enabled():
-        return samples
-    return cache_frozen_outputs(samples, strategy.frozen_modules(), int(BYTES * share) - samples.x.nbytes)
+    return cache_frozen_outputs(samples, strategy.frozen_modules(), budget - samples.x.nbytes) if enabled() else samples
 
 
 def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], seen: int, batch: int) -> bool:
@@ -149,11 +157,11 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
             and not any(True for _ in strategies[0].frozen_modules()))
 
 
-def fits_budget(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int) -> bool:
-    """Return whether the outputs of the first `blocks` blocks for all samples may be kept."""
+def fits_budget(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, budget: int) -> bool:
+    """Return whether the outputs of the first `blocks` blocks for all samples take no more bytes than `budget`."""
     first = outputs(strategies[0], samples[0].take(torch.arange(1, device=samples[0].index_device)), blocks)
     parts = samples if blocks else {id(part): part for part in samples}.values()
-    return first.x.nbytes * sum(map(len, parts)) <= BYTES
+    return first.x.nbytes * sum(map(len, parts)) <= budget
 
 
 def is_equivalent(strategy: Strategy, samples: Samples, task: int, blocks: int) -> bool:

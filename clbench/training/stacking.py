@@ -60,7 +60,10 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
     Raises:
         ValueError: no parameter requires a gradient.
     """
-    engine = SingleStep(strategies[0], recipe) if len(strategies) == 1 else StackedStep(strategies, recipe)
+    one = len(strategies) == 1
+    forward = numerics.forward(recipe, strategies[0].active.device, strategies[0] if compiler is None else None,
+                               stacked=not one)
+    engine = SingleStep(strategies[0], recipe, forward) if one else StackedStep(strategies, recipe, forward)
     if compiler is not None:
         engine.loss = compiler(engine.loss)
     if previous is not None and recipe.optimizer_state == "keep":
@@ -76,9 +79,9 @@ def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine
 class SingleStep:
     """Steps of one strategy."""
 
-    def __init__(self, strategy: Strategy, recipe: Recipe) -> None:
-        """Optimise what requires a gradient."""
-        self.forward = numerics.forward(recipe, strategy.active.device)
+    def __init__(self, strategy: Strategy, recipe: Recipe, forward: AbstractContextManager[object]) -> None:
+        """Optimise what requires a gradient, with losses in the arithmetic of `forward`."""
+        self.forward = forward
         self.strategy = strategy
         self.loss: Callable[..., Tensor] = strategy.loss
         self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
@@ -146,9 +149,9 @@ class Loss(nn.Module):
 class StackedStep:
     """Steps of several seeds of one strategy at once."""
 
-    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe) -> None:
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, forward: AbstractContextManager[object]) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
-        self.forward = numerics.forward(recipe, strategies[0].active.device)
+        self.forward = forward
         self.members = list(strategies)
         self.call = Loss(self.members[0])
         self.loss: Callable[..., Tensor] = self.losses

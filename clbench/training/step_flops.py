@@ -139,8 +139,8 @@ class Alone:
         whole = given.samples[0]
         self.samples = len(whole)
         few = min(batch_size + 1, len(whole))  # no batch's size: what works on the first batch alone gets no table
-        self.few = whole if not given.prepared else with_lookups(
-            strategy, whole.take(torch.arange(few, device=whole.index_device)), Fraction(few, len(whole)))
+        self.few = whole if not (given.prepared and given.repeats) else with_lookups(
+            strategy, whole.take(torch.arange(few, device=whole.index_device)), given.budget * few // len(whole))
 
     @property
     def looks_up(self) -> bool:

@@ -20,10 +20,9 @@ from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
-from clbench.training import precompute
+from clbench.training import numerics, precompute
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
-from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
@@ -99,8 +98,9 @@ class Trainer:
     """
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
-                 augment: Augmentation | None = None, compiler: Compiler | None = None) -> None:
-        """Train `strategies` by `recipe`, each in the data order of its seed.
+                 augment: Augmentation | None = None, compiler: numerics.Compiler | None = None,
+                 cache_bytes: int | None = None) -> None:
+        """Train `strategies` by `recipe`, each in the data order of its seed; keep so many bytes of prepared inputs.
 
         Raises:
             Unstackable: several that train by a loop of their own.
@@ -108,6 +108,7 @@ class Trainer:
         if len(strategies) > 1 and strategies[0].owns_loop:
             raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
+        self.cache_bytes = cache_bytes
         self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
@@ -151,7 +152,9 @@ class Trainer:
             drawn = (end - begin) * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
                      else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,
-                                                       self.compiler is None, self.recipe.batch_size))
+                                                       self.compiler is None, self.recipe.batch_size,
+                                                       numerics.forward(self.recipe, self.strategies[0].active.device),
+                                                       self.cache_bytes))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
             count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)

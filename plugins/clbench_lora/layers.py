@@ -188,7 +188,9 @@ class LoRALayer(nn.Module):
         x = self.lora_dropout(x)
         for adapter in self.active:
             low: Tensor = self.lora_A[adapter](x)
-            added: Tensor = self.scaling * self.lora_B[adapter](low)
+            # Scaled where there are r values, not where there are as many as outputs; but a bias of B is scaled too.
+            added: Tensor = (self.scaling * self.lora_B[adapter](low) if self.lora_bias
+                             else self.lora_B[adapter](self.scaling * low))
             if self.init == "pissa":
                 added = added - self.scaling * F.linear(F.linear(x, self.pissa_A), self.pissa_B)
             if self.lora_magnitude_vector is not None:

@@ -8,9 +8,10 @@ from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.checks import TASKS, bench
-from clbench.training import evaluation, kept_answers
+from clbench.training import evaluation, kept_answers, numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.kept_answers import KeptAnswers, hashed
 
@@ -154,3 +155,19 @@ def test_hashes_are_of_all_bytes_and_leave_shared_memory_shared(monkeypatch):
     assert found["a"] == found["b"] == found["g"]
     assert len(set(found.values())) == 5
     assert torch._C._is_cow_tensor(shared)
+
+
+def test_a_frozen_weight_that_is_rounded_once_is_still_seen_to_be_read(monkeypatch):
+    monkeypatch.setattr(numerics, "MANY_FROZEN", 1)
+    b = bench(discover().strategy("lora"), {"rank": 2}, "task")
+    kept = KeptAnswers()
+    b.learn(0)
+    forward = numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), b.strategy)
+    for changes in (0, 0, 1):
+        if changes:
+            next(iter(b.strategy.adapted.values())).base_layer.weight.data.mul_(0.5)
+        with forward:
+            row = evaluate(b.strategy, b.stream, "task", 1, kept)
+            assert row == evaluate(b.strategy, b.stream, "task", 1)
+        assert sum(kept.changes.values()) >= changes
+    assert isinstance(forward, numerics.RoundedOnce) and forward.copies

@@ -163,7 +163,7 @@ class Looks(Strategy):
 def test_a_strategy_that_freezes_nothing_gets_ordinary_tensors():
     b = bench(StrategyInfo("x", Looks, ""), {}, "task")
     samples = b.stream.tasks[0].train
-    (given,) = precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).samples
+    (given,) = precompute.precompute_inputs([b.strategy], [samples], 0, 2 * len(samples)).samples
     assert not isinstance(given, CachedSamples)
 
 
@@ -176,7 +176,7 @@ def test_the_environment_turns_it_off_and_frozen_first_blocks_with_it(value, sta
     b.learn(0)
     b.strategy.requires_grad_(False)
     samples = b.stream.tasks[0].train
-    given = precompute.precompute_inputs([b.strategy.train()], [samples], 0, len(samples))
+    given = precompute.precompute_inputs([b.strategy.train()], [samples], 0, 2 * len(samples))
     assert given.prepared and given.start == start
     assert isinstance(given.samples[0], CachedSamples) is cached
 

@@ -2,6 +2,7 @@ import types
 
 import pytest
 import torch
+from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
@@ -19,6 +20,45 @@ def test_bf16_rounds_products_and_keeps_weights():
         assert (x @ w).dtype == torch.bfloat16
     with numerics.forward(Recipe(), torch.device("cpu")):
         assert (x @ w).dtype == torch.float32
+
+
+def rounded_once():
+    """Return the context that keeps rounded weights, as a module that is frozen gets it."""
+    many = nn.Linear(1024, 1025).requires_grad_(False)
+    return numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), many)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 1)])
+def test_a_frozen_weight_is_rounded_once_to_what_autocast_makes_of_it(layer):
+    layer.requires_grad_(False)
+    x = torch.rand(3, 6, *[1] * (layer.weight.dim() - 2))
+    context = rounded_once()
+    for change in (lambda: None, lambda: layer.weight.mul_(2), lambda: setattr(layer.weight, "data", -layer.weight)):
+        change()
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = layer(x)
+        for _ in range(2):
+            with context:
+                found = layer(x)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+    assert len(context.copies) == 2  # and its bias
+    layer.requires_grad_(True)
+    with context:
+        assert torch.autograd.grad(layer(x).sum(), layer.weight)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 1)])
+def test_a_stack_is_rounded_like_one_alone(layer):
+    """Autocast alone leaves convolutions in float32 under vmap, and adds biases in float32."""
+    x = torch.rand(4, 3, 6, *[1] * (layer.weight.dim() - 2))
+    weights = {n: torch.stack([p.detach() * (k + 1) for k in range(4)]) for n, p in layer.named_parameters()}
+    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=True):
+        found = torch.func.vmap(lambda w, x: torch.func.functional_call(layer, w, (x,)))(weights, x)
+    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu")):
+        expected = torch.stack([torch.func.functional_call(layer, {n: w[k] for n, w in weights.items()}, (x[k],))
+                                for k in range(4)])
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
 
 
 def test_tf32_is_switched_on_inside_only():

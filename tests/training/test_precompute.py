@@ -5,10 +5,13 @@ from helpers.stacks import lead
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
-from clbench.experiment.spec import Recipe
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
 from clbench.training import precompute
+from clbench.training.trials.runner import TrialRunner
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 
@@ -57,19 +60,31 @@ def test_a_strategy_that_uses_its_inputs_otherwise_is_left_alone():
     assert precompute.frozen_blocks(b.strategy) == 2
     with torch.no_grad():
         b.strategy.model.head.bias.zero_()  # the term is 0 now, and will not stay so
-    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 0
 
 
-def test_no_more_is_kept_than_the_budget(monkeypatch):
+def test_no_more_is_kept_than_the_budget():
     b = bench(discover().strategy("shared-private"), {}, "task")
     b.learn(0)
     b.strategy.requires_grad_(False)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 2
-    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples) - 1).start == 0
-    monkeypatch.setattr(precompute, "BYTES", 100)
-    assert precompute.precompute_inputs([b.strategy], [samples], 0, len(samples)).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 2
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, 2 * len(samples) - 1).start == 0
+    assert precompute.precompute_inputs([b.strategy], [samples], 0, 2 * len(samples), budget=100).start == 0
+
+
+@pytest.mark.parametrize(("megabytes", "prepared"), [(1, False), (1024, True)])
+def test_the_execution_settings_say_how_much_is_kept(megabytes, prepared, monkeypatch, tmp_path_factory):
+    found = []
+    once = precompute.precompute_inputs
+    monkeypatch.setattr(precompute, "precompute_inputs", lambda *a: found.append((r := once(*a)).prepared) or r)
+    runner = TrialRunner(ExecutionSettings(data=tmp_path_factory.getbasetemp() / "precompute", cache_mb=megabytes),
+                         "cpu", "a test", discover())
+    one, = plan(build({"methods": "naive", "model": "mlp:width=8", "seeds": 1, "benchmark": "split-mnist-5k:tasks=2",
+                       "recipe": {"epochs": 2, "batch_size": 500}}), runner.registry)
+    assert runner.run(one).status == "done"
+    assert found == [prepared, prepared]
 
 
 @pytest.mark.parametrize("method", ["naive", "ewc", "si"])

@@ -29,7 +29,7 @@ from clbench.training import precompute
 from clbench.training.attention import KNOWN
 from clbench.training.flops import ORDINARY
 from clbench.training.precompute import TrainingInputs
-from clbench.training.stacking import SingleStep
+from clbench.training.stacking import make_engine
 from clbench.training.step_flops import PhaseFlops
 from clbench.training.trainer import Order
 
@@ -191,7 +191,7 @@ def phase_flops(strategy: Strategy, task: Task, samples: Samples, order: Order, 
     """
     given = (TrainingInputs([samples], start=0, prepared=False) if augment else
              precompute.precompute_inputs([strategy], [samples], task.index, steps * recipe.batch_size))
-    engine = SingleStep(strategy, recipe.model_copy(update=CHEAP))
+    engine = make_engine([strategy], recipe.model_copy(update=CHEAP), None)
     count = PhaseFlops([strategy], given, False, recipe.batch_size)
     period = -(-len(samples) // recipe.batch_size)
     settled: dict[int, int] = {}  # FLOPs of steps by their place in a pass

@@ -97,7 +97,8 @@ class TrialRunner:
         try:
             with numerics.products(planned[0].trial.recipe):
                 compiler = Compiler(self.device) if self.settings.compile else None
-                run_members(members, on_progress, self.artifacts, checkpoints, compiler)
+                run_members(members, on_progress, self.artifacts, checkpoints, compiler,
+                            self.settings.cache_bytes)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
@@ -198,15 +199,16 @@ class TrialRunner:
 
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
-                checkpoints: Checkpoints | None = None, compiler: Compiler | None = None) -> None:
+                checkpoints: Checkpoints | None = None, compiler: Compiler | None = None,
+                cache_bytes: int | None = None) -> None:
     """Lead the members of a stack through their streams together, task by task; one that diverges drops out.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
-    are compiled if there is a compiler.
+    are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept.
     """
     first = members[0]
     trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
-                      first.stream.augment, compiler)
+                      first.stream.augment, compiler, cache_bytes)
     for member in members:
         report_progress(member, on_progress)
         if not member.R:
@@ -268,7 +270,7 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
 def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = Clock.now()
-    with numerics.forward(member.trial.recipe, member.strategy.active.device):
+    with numerics.forward(member.trial.recipe, member.strategy.active.device, member.strategy):
         row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
     ended = Clock.now()
     member.timings.evaluate.append(ended.wall - began.wall)
