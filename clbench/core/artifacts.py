@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import save_file
@@ -22,18 +24,32 @@ def task_folder(trial: Path, task: int) -> Path:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all: to a temporary file, which is flushed and then renamed.
 
-    The folder is made if there is none.
+    The folder is made if there is none. The same tensors and metadata give the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(_unshared(tensors), temporary, dict(metadata or {}))
         with open(temporary, "rb+") as handle:
+            _sort_metadata(handle)
             os.fsync(handle.fileno())
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Put the metadata of a safetensors file in the order of their names; safetensors leaves it to chance."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    if len(header.get("__metadata__", ())) < 2:
+        return
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    assert len(text) == length  # the same words in another order
+    file.seek(8)
+    file.write(text)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
