@@ -46,7 +46,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", choices=MODELS, default="vit")
     add("--size", type=int, default=56, help="pixels along each side")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
-    add("--only", default="", help="contenders whose names contain this")
+    add("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
+        help=f"some contenders of {'; '.join(CONTENDERS)}")
     add("--tasks", type=int, default=2)
     add("--per-class", type=int, default=40, help="training images of a class, ten classes a task; a quarter in tests")
     add("--epochs", type=int, default=1)
@@ -70,7 +71,7 @@ def requests(found: argparse.Namespace, repeat: int) -> list[dict[str, Any]]:
               "precision": found.precision, "per_class": found.per_class, "epochs": found.epochs,
               "batch_size": found.batch_size, "augment": found.augment, "device": found.device,
               "data_dir": str(found.data), "threads": found.threads, "seed": repeat}
-    names = [name for name in CONTENDERS if found.only in name and (found.augment == "none" or name != USUAL)]
+    names = [name for name in CONTENDERS if name in found.only and (found.augment == "none" or name != USUAL)]
     return [{**common, "contender": name} for name in names]
 
 
