@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,25 +22,35 @@ from pydantic import (
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Strict(BaseModel):
     """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
 
     Fields in `LATER` came after the first records. What is written leaves them out while they have their defaults, so
-    that the keys of trials stay as they are.
+    that the keys of trials stay as they are. Fields in `BEFORE` came later too, with another default than what had been
+    done until then, which is given here: they are left out while they have that value, and `stored` reads it again.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
+    BEFORE: ClassVar[Mapping[str, Any]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later and has its default."""
+        """Leave out what came later and means what was done before it came."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
-        same = [n for n in self.LATER if getattr(self, n) == fields[n].get_default(call_default_factory=True)]
-        return {name: value for name, value in written.items() if name not in same}
+        before = {**{n: fields[n].get_default(call_default_factory=True) for n in self.LATER}, **self.BEFORE}
+        return {n: value for n, value in written.items() if n not in before or getattr(self, n) != before[n]}
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Self:
+        """Read what was written: what is absent means what was done before there was such a field."""
+        return cls.model_validate({**cls.BEFORE, **values})
 
     @field_validator("*", mode="before")
     @classmethod
@@ -88,13 +98,15 @@ class Options(Strict):
         is_list = get_origin(cls.model_fields[info.field_name or ""].annotation) is list
         return value.split("+") if is_list and isinstance(value, str) else value
 
-    def settled(self, pretrained: bool) -> Options:
-        """Return these options with every `auto` replaced by what it stands for; by default there is none.
+    def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
+        """Return these options with what depends on the model settled, `auto` above all; by default there is nothing.
 
-        It is asked before a trial's key is made, so that the key does not depend on what `auto` meant.
+        It is asked before a trial's key is made, so that the key does not depend on what was left open.
 
         Args:
             pretrained: whether the model starts from pretrained weights.
+            network: builds the pretrained network, on shapes alone, or returns None if it cannot be built; None without
+                weights, or where the size of images is not known.
         """
         return self
 

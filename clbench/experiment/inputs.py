@@ -5,9 +5,11 @@ A trial's key is made afterwards, so it has what was settled and not how.
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clbench.core import files
 from clbench.core.entry_points import resolve
@@ -19,6 +21,8 @@ from clbench.experiment.spec import Named
 from clbench.experiment.trial import Weights, hash_of_name
 
 NAME = re.compile(r"[A-Z][A-Z0-9_]*|timm|(timm|hf-hub):.+")  # what is taken for a name where no such file is there
+
+RGB = 3  # channels
 
 
 class Inputs(NamedTuple):
@@ -101,3 +105,27 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
     if "size" in fields and "size" not in named.options:
         benchmark = benchmark.model_copy(update={"size": getattr(model, "size", None)})
     return Inputs(benchmark, model, preprocessing)
+
+
+def network_of(info: ModelInfo, inputs: Inputs) -> Callable[[], Any] | None:
+    """Return what builds a model on shapes alone, once, if the size of its images is settled.
+
+    It returns None for a model that cannot be built: the run, which knows its inputs, says what is wrong with it.
+    """
+    side = getattr(inputs.model, "size", None)
+    if side is None:
+        return None
+
+    @functools.cache
+    def network() -> Any:
+        import torch
+
+        build = resolve(info.build, f"model {info.name!r}")
+        given = (info.name, inputs.model) if info.any_name else (inputs.model,)
+        try:
+            with torch.device("meta"):
+                return build(*given, (info.channels or RGB, side, side), 1)
+        except Exception:  # of anybody's model
+            return None
+
+    return network

@@ -11,7 +11,7 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
-from clbench.experiment.inputs import find_weights, settle_inputs
+from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
@@ -48,8 +48,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None) -> list
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
+    network = network_of(model[0], inputs) if model and weights is not None else None
     resolved = [(m, label, found[0], Resolved(
-        name=m.name, options=found[1].settled(known_weights).model_dump()))
+        name=m.name, options=found[1].settled(known_weights, network).model_dump()))
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,7 +27,7 @@ class StartOptions(Options):
                        "were initialised, or those of --weights as they are; auto: pretrained with --weights, else "
                        "task1")
 
-    def settled(self, pretrained: bool) -> StartOptions:
+    def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with `auto` replaced: pretrained weights are frozen, others learn the first task."""
         chosen: Base = "pretrained" if pretrained else "task1"
         return self.model_copy(update={"base": chosen}) if self.base == "auto" else self

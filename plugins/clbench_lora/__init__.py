@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,7 @@ class LowRankOptions(Options):
     """Which layers have adapters, of which rank and scale."""
 
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
+    PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # what the method's paper adapts in a transformer
 
     rank: int = Field(4, ge=1, description="rank r of the adapters; at most the width of every layer they are on")
     rank_pattern: dict[str, int] = Field({}, description="other ranks for layers whose whole name a regular expression "
@@ -41,7 +42,17 @@ class LowRankOptions(Options):
                         "'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
                                   "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
-                                  "gets adapters for each part apart")
+                                  "gets adapters for each part apart. Without it and layers, a pretrained transformer "
+                                  "has adapters where the method's paper has them (docs/adapters.md)")
+
+    def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
+        """Return these options, with the paper's targets where nobody chose layers and the network has such parts."""
+        settled = super().settled(pretrained, network)
+        if network is None or {"layers", "targets"} & self.model_fields_set:
+            return settled
+        from clbench_lora.selection import has_parts
+
+        return settled.model_copy(update={"targets": list(self.PAPER)}) if has_parts(network(), self.PAPER) else settled
 
     @field_validator("layers")
     @classmethod
@@ -112,6 +123,7 @@ class OLoRAOptions(LowRankOptions, StartOptions):
 class InfLoRAOptions(LowRankOptions, StartOptions):
     """Options of `inflora`; the default thresholds are those of its reference code's CIFAR-100 runs."""
 
+    PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
     threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
                              "kept for earlier tasks holds after the first task")
     final_threshold: float = Field(1.0, gt=0, le=1, description="where the threshold goes, linearly: after task t "

@@ -85,6 +85,14 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
     return Selection(chosen, _described(left_out, candidates, obstacles))
 
 
+def has_parts(model: Network | None, targets: Sequence[Target]) -> bool:
+    """Tell whether a model has layers that are these parts, and can be adapted."""
+    try:
+        return model is not None and bool(choose(model, "all", targets=targets).layers)
+    except SpecError:
+        return False
+
+
 def _last(candidates: Mapping[str, nn.Module], obstacles: Mapping[str, str], blocks: int, unit: str, count: int,
           wanted: str) -> list[str]:
     """Return the names of the layers from the first of the last `count` layers or blocks on, in the model's order."""

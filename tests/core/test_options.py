@@ -1,4 +1,4 @@
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import pytest
 from pydantic import Field, create_model
@@ -125,3 +125,15 @@ def test_documentation_has_type_bounds_default_and_meaning():
 def test_types_are_named_alike_on_every_python(annotation, name):
     options = create_model("Typed", __base__=Options, value=(annotation, ...))
     assert document(options)[0].type == name
+
+
+def test_what_was_done_before_an_option_came_keeps_its_key_and_is_read_again():
+    class Changed(Options):
+        BEFORE: ClassVar = {"form": "old"}
+        form: Literal["old", "new"] = "new"
+        rank: int = 4
+
+    assert Changed().model_dump() == {"form": "new", "rank": 4}
+    assert Changed(form="old").model_dump() == {"rank": 4}
+    assert Changed.stored({"rank": 4}) == Changed(form="old")
+    assert Changed.stored(Changed().model_dump()) == Changed()

@@ -5,6 +5,9 @@ import torch
 
 import clbench
 from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
 
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
@@ -41,3 +44,22 @@ def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model
     failed = {(r.label, r.trial.scenario): r.failure.message for r in records if r.status != "done"}
     assert failed == {}
     assert len(records) == 2 * len(chosen)
+
+
+def test_a_pretrained_transformer_has_adapters_where_the_papers_have_unless_layers_are_chosen(weights):
+    def targets(model, *methods):
+        given = {"weights": str(weights / f"{model}.safetensors")}
+        spec = build({"methods": list(methods), "benchmark": "helpers.tiny_benchmarks:pictures", "seeds": 1,
+                      "model": f"timm:{model}:size=32", **given})
+        return [one.trial.method.options.get("targets", []) for one in plan(spec, discover())]
+
+    assert targets("test_vit", "lora", "seq-lora", "o-lora", "inflora") == [["q", "v"]] * 3 + [["k", "v"]]
+    assert targets("test_vit", "lora:layers=attention", "seq-lora:targets=q", "inflora:layers=all") == [[], ["q"], []]
+    assert targets("test_vit", "lora:rank=2", "lora:rank=2:layers=blocks:1") == [["q", "v"], []]
+    assert targets("test_efficientnet", "lora", "inflora") == [[], []]
+
+
+def test_without_weights_the_layers_are_all_as_ever():
+    one, = plan(build({"methods": "lora", "benchmark": "helpers.tiny_benchmarks:pictures", "seeds": 1,
+                       "model": "timm:test_vit:size=32"}), discover())
+    assert not one.trial.method.options.get("targets")

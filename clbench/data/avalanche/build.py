@@ -42,7 +42,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
         build = partial(build, info.name)
     with _importable_here(), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
-            return as_raw(build(info.options.model_validate(options), data_dir, seed), where)
+            return as_raw(build(info.options.stored(options), data_dir, seed), where)
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line

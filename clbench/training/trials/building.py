@@ -40,7 +40,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         raise SpecError(f"model {model.name!r} takes images, this benchmark has inputs {list(input_shape)}; choose "
                         "another model (mlp takes any inputs) or another benchmark")
     try:
-        network: Network = build(info.options.model_validate(model.options), input_shape, classes)
+        network: Network = build(info.options.stored(model.options), input_shape, classes)
     except ClbenchError:
         raise
     except Exception as error:
@@ -114,7 +114,7 @@ def build_strategy(method: Resolved, model: Network, world: World, registry: Reg
     """
     info = registry.strategy(method.name)
     cls = resolve(info.strategy, f"method {info.name!r}")
-    strategy = cls(model, world, info.options.model_validate(method.options))
+    strategy = cls(model, world, info.options.stored(method.options))
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy
