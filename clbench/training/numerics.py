@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ class RoundedOnce(TorchFunctionMode):
     """Autocast to bfloat16 with two differences: frozen weights are rounded once, and `vmap` changes nothing.
 
     Autocast rounds frozen weights anew in every product: 22 million values of a ViT-S in each step, 8 % of its time.
-    The values are the same. What changes a weight is noticed by torch's count of changes and by its address. And inside
+    The values are the same. What changes a weight is noticed by torch's count of changes and by its storage. And inside
     `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so all that
     follows them: here they are rounded there too.
     """
@@ -114,7 +114,7 @@ class RoundedOnce(TorchFunctionMode):
         """Begin with no copy."""
         super().__init__()
         self.autocast = torch.autocast(device.type, torch.bfloat16)
-        self.copies: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = {}
+        self.copies: dict[int, Rounded] = {}
 
     def __enter__(self) -> RoundedOnce:
         """Begin autocast."""
@@ -144,11 +144,24 @@ class RoundedOnce(TorchFunctionMode):
             return tensor.bfloat16()
         if tensor.requires_grad:
             return tensor
-        now = tensor._version, tensor.data_ptr()
         known = self.copies.get(id(tensor))
-        if known is None or known[1] != now:
-            known = self.copies[id(tensor)] = tensor, now, tensor.detach().bfloat16()  # kept: no other gets its id
-        return known[2]
+        if known is None or not known.current():
+            known = self.copies[id(tensor)] = Rounded(tensor, tensor._version, tensor.detach(), tensor.bfloat16())
+        return known.copy
+
+
+class Rounded(NamedTuple):
+    """A frozen weight, how often it had been changed, its values then, and these in bfloat16."""
+
+    weight: nn.Parameter  # kept, so that no other gets its id
+    version: int
+    values: Tensor
+    copy: Tensor
+
+    def current(self) -> bool:
+        """Return whether the weight has these values still; to ask for its address would end the sharing of memory."""
+        before, now = self.values.untyped_storage(), self.weight.untyped_storage()
+        return self.weight._version == self.version and before._cdata == now._cdata
 
 
 @contextmanager

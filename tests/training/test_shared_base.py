@@ -60,8 +60,8 @@ def members(monkeypatch, model, info=None, options=None, seeds=SEEDS):
     return found
 
 
-def learn(benches, tasks=2):
-    trainer = Trainer([b.strategy for b in benches], RECIPE, [b.seed for b in benches])
+def learn(benches, tasks=2, recipe=RECIPE):
+    trainer = Trainer([b.strategy for b in benches], recipe, [b.seed for b in benches])
     for index in range(tasks):
         learn_task([b.learner for b in benches], index, trainer.fit)
     return benches
@@ -82,12 +82,13 @@ def test_a_stack_on_one_base_equals_seed_by_seed(monkeypatch, model):
             torch.testing.assert_close(b.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_eight_seeds_take_the_memory_of_one_base_and_eight_heads(monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_eight_seeds_take_the_memory_of_one_base_and_eight_heads(monkeypatch, precision):
     benches = members(monkeypatch, "mlp", seeds=range(8))
     base = sum(p.nbytes for p in benches[0].strategy.model.blocks.parameters())
     head = sum(p.nbytes for p in benches[0].strategy.model.head.parameters())
     assert memory([b.strategy for b in benches]) == 8 * (base + head)
-    learn(benches)
+    learn(benches, recipe=RECIPE.model_copy(update={"precision": precision}))
     assert memory([b.strategy for b in benches]) == base + 8 * head
     assert len({b.strategy.model.head.weight.data_ptr() for b in benches}) == 8
 
