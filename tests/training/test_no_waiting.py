@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    monkeypatch.setattr(numerics, "forward", lambda *_: contextlib.nullcontext())  # which `meta` does not have
+    monkeypatch.setattr(numerics, "forward", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
 
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
