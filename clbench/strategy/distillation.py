@@ -14,20 +14,31 @@ from clbench.strategy.base import Strategy, Task, World
 
 
 class Distilled(Strategy):
-    """Base of strategies that keep the network as it was after the last task (`old`) and its outputs (`known`)."""
+    """Base of strategies that keep the network as it was after the last task (`old`) and its outputs (`known`).
+
+    A subclass with its own `before_task` calls this one's, for `taught`.
+    """
 
     roles: tuple[tuple[str, str], ...] = (("old.*", "old network"), ("known", "counters"))
     known: Tensor
+    taught: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with the network as it is."""
         super().__init__(model, world, options)
         self.old = kept(model)  # registered from the start, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
+        taught = torch.zeros(world.classes, dtype=torch.bool, device=model.head.weight.device)
+        self.register_buffer("taught", taught, persistent=False)  # [C]: outputs of the current task's classes
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the old network."""
         return (self.old,)
+
+    def before_task(self, task: Task) -> None:
+        """Note which outputs the task's labels teach."""
+        self.taught.zero_()
+        self.taught[list(task.classes)] = True
 
     def after_task(self, task: Task) -> None:
         """Keep the network as it is now."""
@@ -53,7 +64,8 @@ def kept(model: Network) -> Network:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float, among: Tensor | None = None
+                 ) -> Tensor:
     """Return the mean cross-entropy between old and new softmax over some outputs, both at a temperature; a scalar.
 
     Args:
@@ -61,7 +73,10 @@ def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: floa
         old: [N, C], of the old network: the target.
         outputs: [C], which outputs take part.
         temperature: divides the logits.
+        among: [C] or [N, C], over which outputs the new softmax is, `outputs` among them; the target of the others is
+            0. None: `outputs`.
     """
-    new, target = ((z / temperature).masked_fill(~outputs, float("-inf")) for z in (logits, old))
+    new = (logits / temperature).masked_fill(~(outputs if among is None else among), float("-inf"))
+    target = (old / temperature).masked_fill(~outputs, float("-inf"))
     log_q = new.log_softmax(1).masked_fill(~outputs, 0.0)
     return -(target.softmax(1) * log_q).sum(1).mean()

@@ -54,7 +54,6 @@ class ICaRL(SampleMemory, Distilled):
     roles = (("means", "prototypes"), *SampleMemory.roles, *Distilled.roles)
     options: ICaRLOptions
     means: Tensor
-    taught: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with no exemplars; SpecError where there will be more classes than they are to be."""
@@ -71,8 +70,6 @@ class ICaRL(SampleMemory, Distilled):
         self.samples = 0  # of the task
         self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
         self.register_buffer("means", like.new_full((world.classes, model.head.in_features), math.inf))
-        taught = torch.zeros(world.classes, dtype=torch.bool, device=like.device)
-        self.register_buffer("taught", taught, persistent=False)  # [C]: outputs of the task's classes
 
     def before_task(self, task: Task) -> None:
         """Note which outputs labels teach, and begin to share the exemplars out among the task's samples.
@@ -85,8 +82,7 @@ class ICaRL(SampleMemory, Distilled):
             raise SpecError(f"icarl: capacity = {self.options.capacity} cannot hold an exemplar of each of the {sets} "
                             f"sets after task {task.index} (a class that returns has a set from each of its tasks); "
                             f"choose at least {sets}")
-        self.taught.zero_()
-        self.taught[list(task.classes)] = True
+        super().before_task(task)
         self.samples, self.owed = len(task.train), 0
 
     def augment_batch(self, batch: Batch) -> Batch:

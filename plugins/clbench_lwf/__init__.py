@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
 
+Form = Literal["new-classes", "all-seen", "zero-padded", "lwf-mc"]
+
 
 class LwFOptions(Options):
     """Options of `lwf`; the defaults are the paper's."""
 
+    BEFORE: ClassVar[Mapping[str, Any]] = {"form": "all-seen"}
+
     strength: Scalar = Field(1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
-    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared")
+    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared; with form = lwf-mc "
+                                "it is 1 if not given")
+    form: Form = Field("new-classes", description="which outputs compete in the loss. new-classes: labels those of the "
+                       "task, distillation the old ones (the paper); all-seen: labels all so far; zero-padded: both "
+                       "all so far, new outputs' targets are 0 (van de Ven & Tolias); lwf-mc: none, sigmoids (Rebuffi "
+                       "et al.). The first three differ in scenario class only")
+
+    def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
+        """Return these options, with LwF.MC's own temperature, 1, where none was chosen."""
+        papers = self.form == "lwf-mc" and "temperature" not in self.model_fields_set
+        return self.model_copy(update={"temperature": 1.0}) if papers else self
 
 
 @hookimpl
