@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,10 +92,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     notes: dict[str, None] = {}
     absent: set[tuple[str, ...]] = set()  # settings without a stream
     scenarios = {planned.trial.scenario for planned in ready.planned}
-    for own, planned in first.items():
+    for number, (own, planned) in enumerate(first.items(), start=1):
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
         if own[0] in absent:
             continue
+        if sys.stderr.isatty():  # a method on a large model takes seconds
+            click.echo(f"counting {name} ({number} of {len(first)})", err=True)
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)

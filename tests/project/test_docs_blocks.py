@@ -22,6 +22,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["clbench"])
     monkeypatch.setattr(clbench, "run", partial(small_run, clbench.run))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    # What a dry run says of costs is tested elsewhere; here it would count every method on a ViT-S, for minutes.
+    monkeypatch.setattr("clbench.cli.forecasts.forecasts", lambda _: {})
     yield tmp_path
     cli.group.__dict__.pop("of_plugins", None)
 
