@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +13,7 @@ from clbench.core import moved
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
+Criterion = Literal["moment", "inputs"]
 Target = Literal["q", "k", "v", "proj", "mlp"]
 
 moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed": "shared_adapters"}, {
@@ -115,19 +116,32 @@ class SeqLoRAOptions(AdapterOptions, StartOptions):
 
 
 class OLoRAOptions(LowRankOptions, StartOptions):
-    """Options of `o-lora`; the default weight of the penalty is that of its reference code's scripts."""
+    """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.
 
+    They are r = 8, lora_alpha = 32 and lora_dropout = 0.1 in src/run_uie_lora.py, and lamda_1 = 0.5 in the scripts for
+    orders 1 to 3.
+    """
+
+    rank: int = Field(8, ge=1, description=LowRankOptions.model_fields["rank"].description)
+    alpha: float | None = Field(32.0, gt=0, description=LowRankOptions.model_fields["alpha"].description)
+    dropout: float = Field(0.1, ge=0, lt=1, description=f"{LowRankOptions.model_fields['dropout'].description}; its "
+                           "trials train one by one, those without it (dropout = 0) also in stacks")
     lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
 
 
 class InfLoRAOptions(LowRankOptions, StartOptions):
-    """Options of `inflora`; the default thresholds are those of its reference code's CIFAR-100 runs."""
+    """Options of `inflora`; the default criterion and thresholds are those of its reference code's CIFAR-100 runs."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
+    BEFORE: ClassVar[Mapping[str, Any]] = {"criterion": "inputs"}
+
     threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
                              "kept for earlier tasks holds after the first task")
     final_threshold: float = Field(1.0, gt=0, le=1, description="where the threshold goes, linearly: after task t "
                                    "(from 0) of T it has gone t / T of the way")
+    criterion: Criterion = Field("moment", description="what counts as energy: the squared singular values of the "
+                                 "inputs' second moment X X^T (moment: the authors' code), which keeps few directions, "
+                                 "or those of the inputs X (inputs: the paper)")
 
     @model_validator(mode="after")
     def _grows(self) -> InfLoRAOptions:

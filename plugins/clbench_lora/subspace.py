@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.strategy.per_task import SAME
+from clbench_lora import Criterion
 from clbench_lora.layers import Rows
 
 ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
@@ -84,24 +85,38 @@ def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
         rank: at most d.
     """
     values, vectors = directions(residual(moment, projector))
-    return (vectors * _counts(values, moment))[:, :rank].T.to(moment.dtype)
+    return (vectors * (values > _rounding(moment)))[:, :rank].T.to(moment.dtype)
 
 
-def grown(moment: Tensor, projector: Tensor, threshold: float) -> Tensor:
+def grown(moment: Tensor, projector: Tensor, threshold: float, criterion: Criterion = "inputs") -> Tensor:
     """Return the projector [d, d] onto a subspace, extended by as few directions as it needs to hold a share of energy.
 
-    This is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >= threshold
-    |X|^2 with the smallest k, for inputs X.
+    `inputs` is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >=
+    threshold |X|^2 with the smallest k, for inputs X as columns.
+
+    `moment` is what the reference code of InfLoRA does (liangyanshuo/InfLoRA, `update_DualGPM`): the same with the
+    second moment C = X X^T in the place of X, so that the energies are eigenvalues of C^2, the fourth powers of the
+    singular values of X. The first directions, those of an empty subspace, are one fewer than needed, but at least one.
 
     Args:
         moment: of the inputs [d, d].
         projector: P of the subspace so far [d, d].
         threshold: share in (0, 1].
+        criterion: what counts as energy.
     """
-    values, vectors = directions(residual(moment, projector))
-    total = moment.double().trace()
+    matrix, floor = moment.double(), _rounding(moment)
+    if criterion == "moment":
+        matrix = matrix @ matrix
+        floor = torch.maximum(floor**2, _rounding(matrix))
+    values, vectors = directions(residual(matrix, projector))
+    total = matrix.trace()
     held = total - values.sum() + values.cumsum(0) - values  # before each direction is added
-    taken = vectors * ((held < threshold * total) & _counts(values, moment))
+    needed = held < threshold * total
+    if criterion == "moment":
+        first = ~projector.any()
+        needed = torch.where(first, held + values < threshold * total, needed)
+        needed[0] |= first
+    taken = vectors * (needed & (values > floor))
     return projector.double() + taken @ taken.T
 
 
@@ -125,6 +140,6 @@ def _above(matrix: Tensor) -> Tensor:
     return torch.triu_indices(*matrix.shape, device=matrix.device)
 
 
-def _counts(values: Tensor, moment: Tensor) -> Tensor:
-    """Tell which energies are more than rounding errors of the moment's dtype."""
-    return values > ROUNDING * torch.finfo(moment.dtype).eps * moment.double().trace()
+def _rounding(moment: Tensor) -> Tensor:
+    """Return the energy, a scalar in float64, below which energies are rounding errors of the moment's dtype."""
+    return ROUNDING * torch.finfo(moment.dtype).eps * moment.double().trace()

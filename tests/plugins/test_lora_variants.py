@@ -46,7 +46,8 @@ ADAPTERS, HEAD = 2 * (64 + 12 + 12 + 12), 12 * 6 + 6  # of rank 2 on the two lay
 def make(method, kind="mlp", scenario="class", pretrained=False, seed=0, dtype=torch.float32, **options):
     cls, own = VARIANTS[method]
     world = dataclasses.replace(make_world(scenario, pretrained=pretrained), prepare=lambda x: x.to(dtype))
-    return cls(make_model(kind, seed=seed, dtype=dtype), world, own(**{"rank": 2, "base": "random", **options}))
+    chosen = {"rank": 2, "dropout": 0.0, "base": "random", **options}
+    return cls(make_model(kind, seed=seed, dtype=dtype), world, own(**chosen))
 
 
 def double(task):
@@ -195,6 +196,9 @@ def test_what_does_not_fit_is_refused(method):
     with pytest.raises(SpecError, match=f"{method}: rank = 13 exceeds the width 12"):
         make(method, rank=13)
     make(method, base="pretrained", pretrained=True)
+    with pytest.raises(SpecError, match=r"o-lora: rank = 8 exceeds the width 6 .*choose rank <= 6"):
+        OLoRA(Network([Block(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), nn.Identity())], nn.Linear(6, 6)),
+              make_world(), OLoRAOptions(base="random"))
 
 
 # seq-lora
@@ -315,6 +319,55 @@ def test_a_subspace_grows_by_what_it_does_not_hold(threshold):
     assert np.allclose(grown(moment(x), torch.from_numpy(found), threshold), found)  # it holds enough already
 
 
+def by_the_reference(c, basis, threshold):
+    """Return the basis [d, k] that InfLoRA's code keeps, by its rule: from the second moment C [d, d], not from C^2."""
+    total = (np.linalg.svd(c, compute_uv=False)**2).sum()
+    if basis is None:
+        u, s, _ = np.linalg.svd(c)
+        return u[:, :max(int((np.cumsum(s**2) / total < threshold).sum()), 1)]
+    u, s, _ = np.linalg.svd(c - basis @ basis.T @ c)
+    count, held = 0, 1 - (s**2).sum() / total
+    while held < threshold:
+        held += s[count]**2 / total
+        count += 1
+    return np.hstack([basis, u[:, :count]])
+
+
+@pytest.mark.parametrize(("thresholds", "counts"), [
+    ((0.5, 0.5), (1, 2)), ((0.95, 0.96, 0.99), (1, 2, 4)), ((0.999, 0.999, 0.999), (2, 4, 7))])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_directions_are_kept_by_the_criterion_of_the_reference_code(thresholds, counts, dtype):
+    basis, kept = None, torch.zeros(12, 12, dtype=dtype)
+    for seed, (threshold, wanted) in enumerate(zip(thresholds, counts, strict=True)):
+        x = data(40, 12, 9, seed=seed)
+        basis = by_the_reference(x.T @ x / len(x), basis, threshold)
+        kept = grown(moment(x).to(dtype) / len(x), kept, threshold, "moment").to(dtype)
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+        np.testing.assert_allclose(kept.numpy(), basis @ basis.T, atol=tolerance)
+        assert basis.shape[1] == wanted
+
+
+def test_the_criterion_of_the_moment_keeps_no_rounding_errors():
+    x = data(40, 12, 7)
+    for dtype in (torch.float64, torch.float32):
+        one = grown(moment(x).to(dtype), torch.zeros(12, 12, dtype=dtype), 0.5, "moment").to(dtype)
+        assert grown(moment(x).to(dtype), one, 1.0, "moment").trace().item() == pytest.approx(7, abs=1e-4)
+        nothing = torch.zeros(12, 12, dtype=dtype)
+        assert not grown(nothing, nothing, 0.9, "moment").any()
+
+
+def test_old_records_of_inflora_were_made_by_the_criterion_of_the_inputs():
+    assert InfLoRAOptions.stored({"rank": 2}).criterion == "inputs"
+    assert InfLoRAOptions().criterion == "moment" == InfLoRAOptions().model_dump()["criterion"]
+    assert "criterion" not in InfLoRAOptions(criterion="inputs").model_dump()
+
+
+def test_o_lora_has_the_adapters_of_its_reference_code_by_default():
+    strategy = OLoRA(make_model(), make_world(), OLoRAOptions(base="random"))
+    for layer in strategy.adapted.values():
+        assert (layer.rank, layer.scaling, layer.lora_dropout.p) == (8, 4.0, 0.1)
+
+
 def test_designed_rows_are_the_singular_vectors_outside_the_subspace():
     x, basis = data(50, 10, 8), np.linalg.qr(np.random.default_rng(3).normal(size=(10, 4)))[0]
     a = design(moment(x), projector(basis), 3).numpy()
@@ -385,7 +438,7 @@ def test_inflora_designs_a_outside_what_is_kept_and_trains_b_only():
 
 
 def test_what_is_kept_whole_answers_as_before():
-    strategy = make("inflora", dtype=torch.float64, threshold=1.0)
+    strategy = make("inflora", dtype=torch.float64, threshold=1.0, criterion="inputs")
     first, second = low_rank_task(0, 3, seed=1), low_rank_task(1, 20, seed=2)
     learn(strategy, first)
     before = [answer(strategy, None, task.train.x).logits for task in (first, second)]
@@ -399,7 +452,8 @@ def test_what_is_kept_whole_answers_as_before_behind_convolutions():
     model = Network([Block(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()))],
                     nn.Linear(16, 6)).double()
     world = World(6, 3, "class", (3, 8, 8), torch.Generator(), prepare=torch.Tensor.double)
-    strategy = InfLoRA(model, world, InfLoRAOptions(rank=2, base="random", threshold=1.0))
+    strategy = InfLoRA(model, world, InfLoRAOptions(rank=2, base="random", threshold=1.0,
+                                                    criterion="inputs"))
     first, second = (Task(i, (2 * i, 2 * i + 1), Samples(torch.rand(24, 3, 8, 8, dtype=torch.float64),
                                                          torch.arange(24) % 2 + 2 * i, torch.full((24,), i)))
                      for i in range(2))
@@ -422,13 +476,14 @@ def test_what_is_not_kept_changes():
     assert (answer(strategy, None, first.train.x).logits[:, :2] - before[:, :2]).abs().max() > 1e-3
 
 
-def test_the_threshold_rises_from_task_to_task():
-    strategy = make("inflora", dtype=torch.float64, threshold=0.7, final_threshold=1.0)
+@pytest.mark.parametrize("criterion", ["inputs", "moment"])
+def test_the_threshold_rises_from_task_to_task(criterion):
+    strategy = make("inflora", dtype=torch.float64, threshold=0.7, final_threshold=1.0, criterion=criterion)
     for i in range(3):
         task = double(make_task(i))
         before = strategy.kept("blocks.0.body.1").clone()
         learn(strategy, task)
-        expected = grown(moment(task.train.x.flatten(1).numpy()), before, 0.7 + 0.3 * i / 3)
+        expected = grown(moment(task.train.x.flatten(1).numpy()), before, 0.7 + 0.3 * i / 3, criterion)
         torch.testing.assert_close(strategy.kept("blocks.0.body.1"), expected, atol=1e-9, rtol=0)
 
 

@@ -154,7 +154,7 @@ class Nothing:
 METHODS = [
     *((method, "mlp:width=16", "class") for method in (
         "naive", "ewc", "er:capacity=150", "er:update=task", "der:capacity=60", "a-gem", "lora", "pnn", "lwf", "si",
-        "icarl:capacity=60", "acl", "packnet", "joint", "frozen", "o-lora")),
+        "icarl:capacity=60", "acl", "packnet", "joint", "frozen", "o-lora:dropout=0")),
     *((method, "cnn:channels=4:depth=1", "task") for method in ("naive", "pnn", "ewc")),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("naive", "lora:layers=attention")),
     ("er:capacity=60", SLOW, "class"),

@@ -25,10 +25,10 @@ def no_autocast(monkeypatch):
 
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
-           ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("frozen", {}),
-           ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"balance": "reservoir"}),
-           ("der", {"capacity": 10}), ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
-           ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
+           ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.1}),
+           ("frozen", {}), ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}),
+           ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
+           ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 

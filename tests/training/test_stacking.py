@@ -18,7 +18,8 @@ SEEDS = [0, 1, 2]
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
-    ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2}), ("inflora", {"rank": 2}), ("frozen", {}), ("independent", {}),
+    ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.0}), ("inflora", {"rank": 2}), ("frozen", {}),
+    ("independent", {}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("packnet", {}), ("ncm", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
@@ -65,7 +66,8 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
     ("mas", [{"strength": 10.0}, {"strength": 100.0}, {"strength": 0.0}]),
     ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
     ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
-    ("o-lora", [{"rank": 2, "lambda_orth": 0.0}, {"rank": 2, "lambda_orth": 0.5}, {"rank": 2, "lambda_orth": 3.0}]),
+    ("o-lora", [{"rank": 2, "dropout": 0.0, "lambda_orth": 0.0}, {"rank": 2, "dropout": 0.0},
+                {"rank": 2, "dropout": 0.0, "lambda_orth": 3.0}]),
 ])
 @pytest.mark.parametrize("seeds", [[0, 0, 0], SEEDS])
 def test_a_stack_of_strengths_equals_one_by_one(method, options, seeds):
