@@ -87,6 +87,8 @@ class QuadraticPenalty(Strategy, ABC):
 
         A sum of quadratics is one quadratic: if the t-th was added at theta_t,
         sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + c,  F = sum_t F_t,  m = sum_t F_t theta_t / F.
+        Where F was 0, m is theta_now bit for bit: what no later task uses then has a gradient of exactly 0. Adam would
+        make whole steps of a gradient of rounding errors.
         """
         for name, parameter in self.named_parameters():
             if name in new:
@@ -95,7 +97,7 @@ class QuadraticPenalty(Strategy, ABC):
                 share = torch.where(total > 0, new[name] / total, 1.0)  # F = 0 and new = 0: the anchor does not matter
                 shift = parameter - anchor
                 self.offset += (importance * share * shift.square()).sum()
-                anchor.add_(share * shift)
+                anchor.copy_(torch.lerp(anchor, parameter, share.to(anchor.dtype)))
                 importance.copy_(total)
 
     def _cover_parameters(self) -> None:

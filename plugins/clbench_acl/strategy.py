@@ -23,6 +23,14 @@ Differences: the authors take several steps of S and then one of D, with a learn
 the reversal one step does both, as in Ganin & Lempitsky, and the recipe has one optimiser. D is new for each task, as
 in their code. That takes the mean of (s_i . p_j)^2 over pairs of samples in the last term, where the paper has S^T P,
 as here; and without it (`diff: no`, their Split-MNIST) has no reversal either.
+
+What it gains depends on the optimiser. The authors' for Split-MNIST is SGD with lr 1e-3 (lowered where the validation
+loss stalls), momentum 0.9 and weight decay 0.01: batches of 32, up to 200 epochs, 20 steps of S to one of D, dropout in
+S and in heads. Old tasks are answered by private modules and heads as they were then, and by the present S. On
+split-mnist-5k (scenario task, mlp, two seeds) acl equals `naive` with Adam 1e-3, 10 epochs: ACC 89.6 and 89.7,
+forgetting 11 for both. With `--optimizer sgd --lr 1e-3 --momentum 0.9 --weight-decay 0.01 --batch-size 32 --epochs 50`
+it is 97.6 and forgets 0.6 points (one seed), naive 87.8 and 13. About half of that gain is the private modules': with
+`private_width = 1` it is 92.4 and 7 (one seed).
 """
 
 from __future__ import annotations

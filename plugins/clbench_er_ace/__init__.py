@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from clbench_er import EROptions
+from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
 
 
 class ERACEOptions(EROptions):
     """Options of `er-ace`."""
+
+    LATER: ClassVar[tuple[str, ...]] = (*EROptions.LATER, "head")
+
+    head: Literal["linear", "cosine"] = Field(
+        "linear", description="outputs: the model's linear head, or 10 times the cosine of features and weights, "
+        "without bias, as in the authors' code")
 
 
 @hookimpl

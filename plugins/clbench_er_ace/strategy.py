@@ -7,22 +7,37 @@ mean over both.
 Where reference codes differ: the authors' and Mammoth's leave classes not met yet in the denominator of new samples;
 here they are not active. Mammoth masks and replays from the second task on; here, and in the authors' code (earlier
 versions of which masked from the second task on), it is from the first step on.
+
+`head = cosine` is the authors' network for er-ace and er-aml, but not for their baselines (pclucas14/AML): logits are
+10 cos(features, weights of the class), without bias. Mammoth has it by default too. Avalanche and the default here
+leave the model its linear head; tables that compare er-ace with the cosine to others without it compare two things.
+Differences: here the weights begin as those of the model's head, there as those of a new linear layer; there 1e-5 is
+added to lengths, here shorter ones count as 1e-5.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from clbench_er.strategy import ER
-from torch import Tensor
+from torch import Tensor, nn
 
-from clbench import Batch
+from clbench import Batch, Network, Options, World
 from clbench_er_ace import ERACEOptions
+
+SCALE = 10.0  # of cosines, the authors'
+SHORTEST = 1e-5  # length that a vector is divided by at least
 
 
 class ERACE(ER):
     """Experience replay with the asymmetric loss."""
 
     options: ERACEOptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory, and with the head that the options name."""
+        super().__init__(model, world, options or ERACEOptions())
+        if self.options.head == "cosine":
+            self.model.head = CosineHead(model.head)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the new samples among their own classes plus that of the replayed ones."""
@@ -31,3 +46,16 @@ class ERACE(ER):
         present = F.one_hot(batch.y[:new], logits.shape[1]).any(0)
         loss = F.cross_entropy(logits[:new].masked_fill(~present, float("-inf")), batch.y[:new])
         return loss + F.cross_entropy(logits[new:], batch.y[new:]) if batch.replayed else loss
+
+
+class CosineHead(nn.Linear):
+    """Logits [N, C] of features [N, D]: 10 times the cosine of each sample with each class's weights; no bias."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        """Take over the weights [C, D] of a linear head."""
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")  # so it draws nothing
+        self.weight = head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return SCALE * F.linear(F.normalize(x, eps=SHORTEST), F.normalize(self.weight, eps=SHORTEST))

@@ -14,11 +14,12 @@ With unit vectors, algorithm 4 picks the largest phi(x) . (k mu - sum of those p
 and Avalanche herd. As in PyCIL and Mammoth, nothing is picked twice.
 
 Where reference codes differ. Loss: the authors' code, Avalanche, Mammoth and PyCIL's first version (2021) take the mean
-over outputs, a factor in the learning rate (the authors' is 2), and the authors' and Avalanche's push the outputs of
-classes not seen yet towards 0, which here are not active; later versions of PyCIL have another loss, cross-entropy and
-a distillation of the softmax at temperature 2. Means: the authors' and Avalanche's add each exemplar's mirror image;
-Mammoth does not normalise features. Capacity: the authors' and Avalanche's round K / classes up, so that the memory may
-exceed K.
+over outputs, a factor in the learning rate (the authors' is 2), and the authors', Avalanche's and Mammoth's push the
+outputs of classes not seen yet towards 0, which here are not active (Mammoth's first versions left them out too); later
+versions of PyCIL have another loss, cross-entropy and a distillation of the softmax at temperature 2. Means: the
+authors', Avalanche's and Mammoth's add each exemplar's mirror image; Mammoth normalises features in herding, in means
+and of samples now, which its first versions did nowhere. Capacity: the authors' and Avalanche's round K / classes up,
+so that the memory may exceed K.
 
 Exemplars are mixed into the training samples in proportion, so that they are met as often: over a pass as many are
 replayed as there are, shared out among its batches (small ones may have none). In all reference codes they lengthen the

@@ -4,17 +4,22 @@ import pytest
 import torch
 from clbench_ewc import EWCOptions
 from clbench_ewc.strategy import EWC
+from helpers.stacks import lead
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from clbench.core.errors import PluginError, SpecError
 from clbench.core.options import label, validate
+from clbench.core.registry import discover
 from clbench.data.samples import Samples
+from clbench.experiment.spec import Recipe
 from clbench.models.builtin import MLPOptions
 from clbench.models.mlp_cnn import mlp
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch, Strategy, Task, World
 from clbench.strategy.fisher import diagonal_fisher
+from clbench.training.lifecycle import learn_task
+from clbench.training.trainer import Trainer
 
 SHAPE, CLASSES, TASKS = (1, 3, 3), 6, 3
 
@@ -130,6 +135,52 @@ def test_where_nothing_is_held_the_anchor_is_the_latest_parameter():
     fisher, anchor = strategy.importance__model__head__bias, strategy.anchor__model__head__bias
     assert (fisher[4:] == 0).all() and (fisher[:4] > 0).all()  # outputs 4 and 5 belong to a task not met
     assert torch.equal(anchor[4:], history[-1][1]["model.head.bias"][4:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_first_held_is_held_where_it_is_bit_for_bit(dtype):
+    strategy = make().to(dtype)
+    strategy.before_task(task(0))
+    with torch.no_grad():  # small numbers with digits of their own, which anchor + (parameter - anchor) would round off
+        for parameter in strategy.parameters():
+            parameter.copy_(0.03 * torch.randn(parameter.shape, dtype=dtype).abs())
+    strategy.after_task(task(0))
+    for name, parameter in strategy.named_parameters():
+        importance, anchor = strategy.quadratic(name)
+        assert torch.equal(anchor, parameter)
+        assert (importance > 0).any()
+    move(strategy, 1)
+    before = {n: strategy.quadratic(n)[1].clone() for n, _ in strategy.named_parameters()}
+    strategy.add_anchor({n: torch.zeros_like(p, dtype=torch.float64) for n, p in strategy.named_parameters()})
+    for name, parameter in strategy.named_parameters():  # a task that needs nothing moves only what nobody needs
+        importance, anchor = strategy.quadratic(name)
+        assert torch.equal(anchor, torch.where(importance > 0, before[name], parameter))
+
+
+@pytest.mark.parametrize("strength", [10.0, 1e5])
+def test_old_heads_stay_exactly_where_they_are_under_adam(strength):
+    info, recipe = discover().strategy("ewc"), Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=3)
+    for double in (False, True):
+        b = lead(info, {"strength": strength}, [0], recipe, model="mlp", double=double, tasks=1)[0]
+        trainer = Trainer([b.strategy], recipe, [0])
+        head = b.strategy.model.head
+        for index in (1, 2):
+            before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
+            learn_task([b.learner], index, trainer.fit)
+            for name, now in (("weight", head.weight), ("bias", head.bias)):
+                was = before[f"model.head.{name}"]
+                assert torch.equal(now[:2 * index], was[:2 * index])
+                assert not torch.equal(now[2 * index:2 * index + 2], was[2 * index:2 * index + 2])
+
+
+@pytest.mark.parametrize(("double", "within"), [(False, 5e-6), (True, 1e-12)])
+def test_a_stack_of_two_under_adam_equals_each_alone(double, within):
+    info, recipe = discover().strategy("ewc"), Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=10)
+    stacked = lead(info, {"strength": 1e5}, [0, 1], recipe, model="mlp", double=double)
+    for seed, member in enumerate(stacked):
+        alone = lead(info, {"strength": 1e5}, [seed], recipe, model="mlp", double=double)[0]
+        for (name, ours), theirs in zip(member.strategy.named_parameters(), alone.strategy.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=within, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "predicted"])

@@ -22,6 +22,7 @@ SEEDS = [0, 1, 2]
     ("independent", {}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
+    ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
