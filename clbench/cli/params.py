@@ -124,7 +124,7 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
 
     registry = discover(files=plugins)
     full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario, pretrained=pretrained),
-                      *_plan(registry, methods, model, scenario, options, pretrained)]
+                      *_plan(registry, methods, model, scenario, options, pretrained, input_shape[-1])]
     stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples),
                        full.trial.model.options.get("size"), registry.model(full.trial.model.name).channels, None,
                        normalize=False)
@@ -139,10 +139,10 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
 
 
 def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
-          options: Sequence[str] = (), pretrained: bool | None = None) -> list[PlannedTrial]:
+          options: Sequence[str] = (), pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
     """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
 
     return plan(read_spec(None, {}, {"methods": methods, "model": model, "scenario": scenario, "seeds": 1}, options),
-                registry, pretrained)
+                registry, pretrained, side)

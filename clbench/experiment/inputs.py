@@ -107,12 +107,12 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
     return Inputs(benchmark, model, preprocessing)
 
 
-def network_of(info: ModelInfo, inputs: Inputs) -> Callable[[], Any] | None:
-    """Return what builds a model on shapes alone, once, if the size of its images is settled.
+def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Callable[[], Any] | None:
+    """Return what builds a model on shapes alone, once, if the size of its images is settled, or known otherwise.
 
     It returns None for a model that cannot be built: the run, which knows its inputs, says what is wrong with it.
     """
-    side = getattr(inputs.model, "size", None)
+    side = getattr(inputs.model, "size", None) or known
     if side is None:
         return None
 

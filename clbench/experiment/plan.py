@@ -17,13 +17,14 @@ from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 
 
-def plan(spec: Spec, registry: Registry, pretrained: bool | None = None) -> list[PlannedTrial]:
+def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
     """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
 
     Args:
         spec: what to compare.
         registry: what is installed.
         pretrained: whether the model is to be taken for a pretrained one; None: where weights are given.
+        side: pixels of its images, if that is known where the model's option `size` does not say it.
 
     Raises:
         SpecError: names unknown, options wrong, scenarios the benchmark has not; all of them, a line each.
@@ -48,7 +49,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None) -> list
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
-    network = network_of(model[0], inputs) if model and weights is not None else None
+    network = network_of(model[0], inputs, side) if model and known_weights else None
     resolved = [(m, label, found[0], Resolved(
         name=m.name, options=found[1].settled(known_weights, network).model_dump()))
                 for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]

@@ -197,3 +197,14 @@ def test_a_pretrained_model_with_a_size_is_counted_as_a_run_records_it(capsys, t
     assert lora["trainable"] == record.costs.trainable and lora["trainable"][0] < 30_000  # no task trains the base
     assert [kept["bytes"] for kept in lora["kept"]] == record.costs.bytes
     assert lora["flops"] == record.costs.inference_flops[-1]
+
+
+@pytest.mark.extra("timm")
+def test_a_pretrained_transformer_is_counted_with_the_papers_layers_without_a_size_too(capsys):
+    def trainable(*more):
+        out = call(capsys, "--model", "timm:test_vit", "--methods", "lora", "--input-shape", "3x160x160", "--format",
+                   "json", *more)[1]
+        return json.loads(out)["methods"][1]["trainable"][-1]
+
+    with_all = trainable("--set", "lora.layers=all", "--pretrained")
+    assert trainable("--pretrained") < with_all == trainable("--set", "lora.base=random")
