@@ -34,7 +34,8 @@ LIMIT = 540  # seconds for all of it
 # Two accuracies on 1,000 images that come from the same distribution differ by more once in 10,000 times.
 NOISE = 4 * (2 * 0.25 / 1000) ** 0.5
 COMMON: dict[str, Any] = {"benchmark": "split-mnist-5k", "model": "mlp:width=64", "iterations": 60, "batch_size": 32}
-OPTIONS = {"er": ":capacity=200", "icarl": ":capacity=200", "l2p": ":pool=4:top=2:length=2"}
+OPTIONS = {"er": ":capacity=200", "icarl": ":capacity=200", "l2p": ":pool=4:top=2:length=2",
+           "avalanche:ER_AML": ":mem_size=400"}  # which needs a batch of each class
 Section = Callable[["Proof"], list[list[Any]]]
 
 
@@ -123,7 +124,8 @@ def pretrained(proof: Proof) -> list[list[Any]]:
     """Compare a vision transformer of timm with real weights with the CPU."""
     if proof.weights is None or not (proof.data / "cifar100.safetensors").is_file():
         return [["left out: needs --weights and CIFAR-100", "", "", ""]]
-    settings = {"methods": "lora:layers=attention,seq-lora:layers=attention,inflora:layers=attention,ewc,er,ranpac",
+    settings = {"methods": "lora:layers=attention,seq-lora:layers=attention,inflora:layers=attention,"
+                           "ewc:fisher=sampled:fisher_samples=20,er,ranpac",  # the exact one takes a second an image
                 "benchmark": "split-cifar100:tasks=2:held_out=80:train_per_class=20:test_per_class=20",
                 "model": "timm:vit_small_patch14_dinov2:size=56", "weights": str(proof.weights / "vit_s14.safetensors"),
                 "scenario": "class", "seeds": 1, "epochs": 2, "iterations": None, "batch_size": 32}
