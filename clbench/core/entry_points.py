@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,9 @@ def resolve(target: object, kind: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PluginError(f"{kind}: cannot load {target}: {error}") from error
+
+
+def builder(info: Any, kind: str) -> Any:
+    """Return what builds a declared benchmark or model from its options; one with any name is told its name first."""
+    build = resolve(info.build, f"{kind} {info.name!r}")
+    return partial(build, info.name) if info.any_name else build

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench.core import files
-from clbench.core.entry_points import resolve
+from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import ModelInfo
 from clbench.core.options import Options
@@ -120,11 +120,10 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Cal
     def network() -> Any:
         import torch
 
-        build = resolve(info.build, f"model {info.name!r}")
-        given = (info.name, inputs.model) if info.any_name else (inputs.model,)
+        build = builder(info, "model")
         try:
             with torch.device("meta"):
-                return build(*given, (info.channels or RGB, side, side), 1)
+                return build(inputs.model, (info.channels or RGB, side, side), 1)
         except Exception:  # of anybody's model
             return None
 

@@ -194,7 +194,7 @@ def test_a_pretrained_model_with_a_size_is_counted_as_a_run_records_it(capsys, t
     found = json.loads(out)
     lora = found["methods"][1]
     assert found["inputs"] == [3, 32, 32]
-    assert lora["trainable"] == record.costs.trainable and lora["trainable"][0] < 30_000  # no task trains the base
+    assert lora["trainable"] == record.costs.trainable and lora["trainable"][0] < 20_000  # no task trains the base
     assert [kept["bytes"] for kept in lora["kept"]] == record.costs.bytes
     assert lora["flops"] == record.costs.inference_flops[-1]
 

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from clbench.core import seeds
 from clbench.core.compat import uncollected
-from clbench.core.entry_points import resolve
+from clbench.core.entry_points import builder
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
@@ -37,9 +36,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     """
     import_avalanche()
     where = f"benchmark {info.name!r}"
-    build = resolve(info.build, where)
-    if info.any_name:
-        build = partial(build, info.name)
+    build = builder(info, "benchmark")
     with _importable_here(), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
             return as_raw(build(info.options.stored(options), data_dir, seed), where)

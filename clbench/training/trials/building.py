@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from clbench.core import files
-from clbench.core.entry_points import resolve
+from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
 from clbench.core.pretrained import WeightsSource
@@ -33,9 +32,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         DataError: the weights do not fit it, or are not those that were planned.
     """
     info = registry.model(model.name)
-    build = resolve(info.build, f"model {info.name!r}")
-    if info.any_name:
-        build = partial(build, info.name)
+    build = builder(info, "model")
     if takes_images(model, registry) and len(input_shape) != IMAGE_DIMS - 1:
         raise SpecError(f"model {model.name!r} takes images, this benchmark has inputs {list(input_shape)}; choose "
                         "another model (mlp takes any inputs) or another benchmark")
