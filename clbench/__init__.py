@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from clbench.execution.loading import load_model
     from clbench.models.network import Block, Network
     from clbench.results.records import Record
-    from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
+    from clbench.strategy.base import Batch, Phase, Prediction, Strategy, Task, World
 
 __all__ = [
-    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Prediction", "Record", "ReportFormat",
-    "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl", "load_model", "run",
+    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Phase", "Prediction", "Record",
+    "ReportFormat", "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World", "hookimpl",
+    "load_model", "run",
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
@@ -31,5 +32,5 @@ __getattr__, __dir__ = lazy(__name__, {
     "clbench.execution.loading": ("load_model",),
     "clbench.models.network": ("Block", "Network"),
     "clbench.results.records": ("Record",),
-    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.base": ("Batch", "Phase", "Prediction", "Strategy", "Task", "World"),
 })

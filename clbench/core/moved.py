@@ -230,6 +230,6 @@ declare("clbench", {
     "report.Picture": "report.model.FigureData", "report.Point": "report.model.FigurePoint",
     "report.model.Picture": "report.model.FigureData", "report.model.Point": "report.model.FigurePoint",
     "training.Trainer": "training.trainer.Trainer", "training.Order": "training.trainer.Order",
-    "training.steps_of": "training.trainer.steps_of", "training.make_schedule": "training.optimizers.make_schedule",
+    "training.steps_of": "training.budget.steps_of", "training.make_schedule": "training.optimizers.make_schedule",
     "execution.Listener": "execution.workers.plan.Listener",
 })

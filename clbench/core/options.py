@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class Strict(BaseModel):
     """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
 
-    Fields in `LATER` came after the first records. What is written leaves them out while they have their defaults, so
-    that the keys of trials stay as they are. Fields in `BEFORE` came later too, with another default than what had been
-    done until then, which is given here: they are left out while they have that value, and `stored` reads it again.
+    Fields in `LATER`, a class's own or a base's, came after the first records. What is written leaves them out while
+    they have their defaults, so that the keys of trials stay as they are. Fields in `BEFORE` came later too, with
+    another default than what had been done until then, which is given here: they are left out while they have that
+    value, and `stored` reads it again.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
@@ -44,7 +45,8 @@ class Strict(BaseModel):
         """Leave out what came later and means what was done before it came."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
-        before = {**{n: fields[n].get_default(call_default_factory=True) for n in self.LATER}, **self.BEFORE}
+        later = {n for cls in type(self).__mro__ for n in vars(cls).get("LATER", ())}
+        before = {**{n: fields[n].get_default(call_default_factory=True) for n in later}, **self.BEFORE}
         return {n: value for n, value in written.items() if n not in before or getattr(self, n) != before[n]}
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Literal
 from clbench.core.errors import DataError
 
 Scenario = Literal["task", "class", "domain"]
+Outputs = Literal["seen", "own", "all"]  # which compete in training where the scenario leaves it open
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,25 @@ class ScenarioRules:
                             f"{', '.join(str(len(order)) for order in orders)}; use scenario 'class' or 'task'")
         return [{c: i for i, c in enumerate(order)} for order in orders]
 
-    def in_loss(self, tasks: Sequence[Sequence[int]], index: int) -> tuple[range, list[int]]:
-        """Return which outputs take part in the loss of which tasks' samples, once task `index` has begun.
+    def in_loss(self, tasks: Sequence[Sequence[int]], index: int, outputs: Outputs = "seen"
+                ) -> list[tuple[range, list[int]]]:
+        """Return which tasks' samples have which outputs added to their loss when task `index` begins.
 
         Args:
             tasks: the outputs of each task's classes.
             index: of the task that begins.
+            outputs: what competes with the labels of its samples, where that is open: the classes of all tasks so far,
+                its own, or all of the stream.
         """
+        new, every = range(index, index + 1), sorted({c for task in tasks for c in task})
         if self.shared_outputs:
-            return range(index, index + 1), sorted({c for task in tasks for c in task})
-        if self.seen_compete:
-            return range(index + 1), [c for task in tasks[:index + 1] for c in task]
-        return range(index, index + 1), list(tasks[index])
+            return [(new, every)]
+        if not self.seen_compete:
+            return [(new, list(tasks[index]))]
+        if outputs == "all":
+            return [(range(index + 1), every)]
+        seen = [c for task in tasks[:index + 1] for c in task]
+        return [(range(index), seen), (new, list(tasks[index]))] if outputs == "own" else [(range(index + 1), seen)]
 
     def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
         """Return the outputs among which a prediction is chosen when task `index` is tested after `learned` tasks.

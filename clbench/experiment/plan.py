@@ -46,6 +46,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     rows = [(m, m.label or opt.label(m.name, found[1], swept)) for m, swept, found in methods if found]
     scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
     problems += _rows(scenarios, rows)
+    problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
+                 'it out, or give the method scenario = ["class"]' for m, _, found in methods
+                 if found and (chosen := _chosen_outputs(found[1])) for s in scenarios if s != "class" and m.runs_in(s)]
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
@@ -63,6 +66,12 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         for seed in spec.seeds
         for row, label, info, method in resolved if row.runs_in(scenario)
     ]
+
+
+def _chosen_outputs(options: opt.Options) -> str:
+    """Return what competes in training where the options say otherwise than the method's paper, else nothing."""
+    field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
+    return chosen if field is not None and chosen is not None and chosen != field.default else ""
 
 
 def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:

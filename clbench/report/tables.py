@@ -7,7 +7,7 @@ from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
-from clbench.report.analysis.grouping import MethodRecords, Setting, by_setting
+from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
@@ -81,7 +81,7 @@ def _section(setting: Setting, slug: str) -> Section:
 def _table(title: str, measures: Sequence[Measure], setting: Setting) -> Table:
     """Return the table of some measures; those that are optional only if some record has a value."""
     shown = [m for m in measures if not m.optional or setting.has(m)]
-    rows = tuple(Row(method.label, (Cell(method.state), *found), "†" if method.infers else "", method.reference)
+    rows = tuple(Row(method.label, (Cell(method.state), *found), method.marks, method.reference)
                  for method, *found in zip(setting.methods, *(_cells(m, setting) for m in shown), strict=True))
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
 
@@ -133,8 +133,7 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
-    if any(m.infers for m in methods):
-        yield "† was not told the task of a test sample and inferred it; task inference: how often it was right"
+    yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     for m in methods:
         if m.done and not m.complete:
             yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from clbench.core.scenario import Outputs
 from clbench.experiment.trial import Trial
 
 SCHEMA = 1
@@ -95,6 +96,7 @@ class Record(RecordPart):
     trial: Trial
     stream: StreamFacts | None = None  # None where the trial failed before its stream was there
     R: list[list[float]] = []  # R[i][j]: accuracy in [0, 1] on task j in row i; T + 1 rows when done
+    outputs: Outputs | None = None  # which competed with a new sample's label in training; None but in scenario class
     task_inference: list[list[float]] | None = None  # share of test samples whose task was inferred right, like R
     costs: Costs = Costs()
     timings: Timings = Timings()
@@ -137,4 +139,5 @@ class Record(RecordPart):
 
     def outcome(self) -> dict[str, Any]:
         """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""
-        return {name: fact for name, fact in self.facts().items() if name not in ("trial", "label", "reference")}
+        known = ("trial", "label", "reference", "outputs")
+        return {name: fact for name, fact in self.facts().items() if name not in known}

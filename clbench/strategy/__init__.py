@@ -11,10 +11,10 @@ from clbench.core.lazy import lazy
 
 if TYPE_CHECKING:
     from clbench.data.samples import Samples
-    from clbench.strategy.base import Batch, Budget, Prediction, Strategy, Task, World
+    from clbench.strategy.base import Batch, Budget, Phase, Prediction, Strategy, Task, World
 
-__all__ = ["Batch", "Budget", "Prediction", "Samples", "Strategy", "Task", "World"]
+__all__ = ["Batch", "Budget", "Phase", "Prediction", "Samples", "Strategy", "Task", "World"]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.data.samples": ("Samples",),
-    "clbench.strategy.base": ("Batch", "Budget", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.base": ("Batch", "Budget", "Phase", "Prediction", "Strategy", "Task", "World"),
 })

@@ -18,7 +18,7 @@ The defaults are naive fine-tuning, so that a strategy only defines what it does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from clbench.core.moved import OldNames, Renamed
 from clbench.core.options import NoOptions, Options
-from clbench.core.scenario import Scenario, scenario_rules
+from clbench.core.scenario import Outputs, Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.models.network import Network
@@ -111,6 +111,25 @@ class Budget:
     augment: Callable[[Tensor, bool], Tensor] | None = None
 
 
+class Phase(int):
+    """The number of a phase of a task, 0, 1, ..., and what the harness grants it.
+
+    Args:
+        number: of the phase.
+        steps: optimiser steps it has.
+        lr: learning rate that the recipe begins with (before warm-up, schedule and `Strategy.learning_rates`).
+    """
+
+    steps: int
+    lr: float
+
+    def __new__(cls, number: int, steps: int = 0, lr: float = 0.0) -> Phase:
+        """Make the number."""
+        phase = super().__new__(cls, number)
+        phase.steps, phase.lr = steps, lr
+        return phase
+
+
 class Prediction(NamedTuple):
     """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
 
@@ -133,6 +152,7 @@ class Strategy(OldNames, nn.Module):
     # Why a trial of this strategy starts over instead of being resumed from a checkpoint. Empty if it can be resumed:
     # all that learning changes is in parameters, buffers and plain attributes (numbers, strings, lists of them).
     not_resumable: ClassVar[str] = ""
+    extra_steps = 0  # taken in `after_task` of the latest task
     active: Tensor
     starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
 
@@ -150,15 +170,33 @@ class Strategy(OldNames, nn.Module):
     def before_task(self, task: Task) -> None:
         """Prepare for training on a task: grow, freeze, reset. Default: nothing."""
 
-    def phases(self, task: Task) -> int:
-        """Return the number of phases of equal length that the task's budget of steps is split into. Default: 1.
+    def phases(self, task: Task) -> int | Sequence[float]:
+        """Return the phases that the task's budget of steps is split into. Default: 1.
 
-        With 0 there are no training steps and the budget is left unused; everything is learned in `after_task`.
+        A number means so many of equal length; numbers in a sequence, what each has in proportion to the others: with
+        (3, 1) the first has three quarters of the steps. With 0 there are no training steps and the budget is left
+        unused; everything is learned in `after_task`.
         """
         return 1
 
-    def before_phase(self, task: Task, phase: int) -> None:
+    def before_phase(self, task: Task, phase: Phase) -> None:
         """Prepare for a phase (0, 1, ...) of a task; a new optimiser is made afterwards. Default: nothing."""
+
+    def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
+        """Return samples of its own that a phase's batches are drawn from, in passes of its own.
+
+        It is asked after `before_phase`. Default: None, which means those of `training_samples`, whose passes go on
+        from phase to phase.
+        """
+        return None
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Return what multiplies the recipe's learning rate, by patterns (fnmatch) of parameters' names. Default: none.
+
+        The first pattern that fits counts, as in {"model.head.*": 1.0, "model.*": 0.1}; where none does, it is 1. It is
+        asked for each phase.
+        """
+        return {}
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the modules that do not learn in the current phase of the current task. Default: none.
@@ -199,11 +237,27 @@ class Strategy(OldNames, nn.Module):
 
     def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
-        return F.cross_entropy(self.mask(logits, batch.tasks), batch.y)
+        return F.cross_entropy(self.mask(logits, batch.tasks, batch.replayed), batch.y)
 
-    def mask(self, logits: Tensor, tasks: Tensor) -> Tensor:
-        """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf."""
-        return logits.masked_fill(~self.active.index_select(0, tasks), float("-inf"))
+    def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
+        """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf.
+
+        The last `replayed` samples compete among all classes so far where only the current task's new ones do not.
+        """
+        active = self.active.index_select(0, tasks)
+        if replayed and self.outputs == "own" and scenario_rules(self.world.scenario).seen_compete:
+            new = len(tasks) - replayed
+            active = torch.cat([active[:new], self.active.any(0).expand(replayed, -1)])
+        return logits.masked_fill(~active, float("-inf"))
+
+    @property
+    def outputs(self) -> Outputs:
+        """Return the outputs among which the labels of new samples compete in scenario `class`.
+
+        Default: what the options choose (`OutputsOptions`) or fix (`FixedOutputsOptions`), else all seen so far.
+        """
+        chosen: Outputs = getattr(self.options, "outputs", "seen")
+        return getattr(self.options, "fixed_outputs", chosen)
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients to step with, by parameter name. Default: unchanged."""
@@ -223,7 +277,14 @@ class Strategy(OldNames, nn.Module):
         return type(self).fit is not Strategy.fit
 
     def after_task(self, task: Task) -> None:
-        """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing."""
+        """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing.
+
+        Optimiser steps that are taken here are reported by `count_steps`.
+        """
+
+    def count_steps(self, steps: int) -> None:
+        """Add optimiser steps, taken in `after_task`, to those that the task cost."""
+        self.extra_steps += steps
 
     def export(self, folder: Path, task: Task) -> None:
         """Write files that outlive the run to the trial's own folder, after a task. Default: nothing."""

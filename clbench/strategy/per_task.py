@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
+from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Prediction, Strategy, Task, World
@@ -69,6 +70,11 @@ class PerTaskStrategy(Strategy, ABC):
     @abstractmethod
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the part of `task`, which has a head already; -inf outside the task's classes."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """Return `own`: a task's head has its own classes."""
+        return "own"
 
     @abstractmethod
     def shared_features(self, x: Tensor) -> Tensor:

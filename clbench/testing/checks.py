@@ -15,6 +15,7 @@ import copy
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from clbench.core.scenario import SCENARIOS
 from clbench.results.records import Costs, Timings
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import begin_phase
 from clbench.training.trainer import Trainer
@@ -108,7 +110,7 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
     if not b.strategy.phases(task):
         return None
     with b.learner.training(index):
-        begin_phase(b.strategy, task, 0)
+        begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
     return b, b.batch(index)
 
 
@@ -193,7 +195,7 @@ def check_checkpoint(make: Make) -> None:
                 task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
             header = checkpoint.read_header(path)
             assert header is not None
-            take_up(path, header, fresh.learner)
+            take_up(path, header, fresh.learner, RECIPE)
     except checkpoint.Unresumable as error:
         if killed.strategy.not_resumable:
             return
@@ -208,6 +210,20 @@ def check_checkpoint(make: Make) -> None:
             raise NonConforming(f"after a checkpoint the logits of task {index} are others")
 
 
+def check_learning_rates(make: Make) -> None:
+    """Check that every pattern of `learning_rates` fits a parameter: one that is misspelt would change nothing."""
+    b = make("task")
+    idle: dict[str, bool] = {}
+    for index in range(TASKS):
+        b.learn(index)
+        names = [name for name, _ in b.strategy.named_parameters()]
+        for pattern in b.strategy.learning_rates():
+            idle[pattern] = idle.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
+    for pattern, wrong in idle.items():
+        if wrong:
+            raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
+
+
 CHECKS: dict[str, Callable[[Make], None]] = {
     "logits": check_logits,
     "state": check_state,
@@ -218,6 +234,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "copy": check_copy,
     "trains": check_trains,
     "checkpoint": check_checkpoint,
+    "learning-rates": check_learning_rates,
 }
 
 

@@ -15,7 +15,10 @@ from clbench.core import seeds
 from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
-from clbench.strategy.base import Strategy, Task
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Phase, Strategy, Task
+from clbench.strategy.outputs import OutputsOptions
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 
 
@@ -23,7 +26,7 @@ from clbench.training.flops import FlopCount
 class Trained:
     """The result of training one strategy on one task."""
 
-    steps: int
+    steps: int  # of the phases, and from `learn_task` also those taken in `after_task`
     trainable: int  # what the strategy says it trains, in the phase that had most
     diverged: DivergedError | None = None
     flops: int = 0  # of the steps, and from `learn_task` also of what comes before and after them
@@ -45,8 +48,10 @@ class Learner:
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task."""
         rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
-        rows, outputs = rules.in_loss([t.classes for t in self.stream.tasks], index)
-        self.strategy.active[rows.start:rows.stop, outputs] = True
+        options = self.strategy.options
+        chosen = options.outputs if isinstance(options, OutputsOptions) else "seen"
+        for rows, outputs in rules.in_loss([t.classes for t in self.stream.tasks], index, chosen):
+            self.strategy.active[rows.start:rows.stop, outputs] = True
         with seeds.scope(self.seed, "strategy", index):
             self.strategy.before_task(task)
         return task
@@ -57,11 +62,12 @@ class Learner:
 
     def finish(self, task: Task) -> None:
         """Call `after_task`, seeded."""
+        self.strategy.extra_steps = 0
         with seeds.scope(self.seed, "consolidation", task.index):
             self.strategy.after_task(task)
 
 
-def begin_phase(strategy: Strategy, task: Task, phase: int) -> None:
+def begin_phase(strategy: Strategy, task: Task, phase: Phase) -> None:
     """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()
@@ -89,17 +95,20 @@ def learn_task(learners: Sequence[Learner], index: int, fit: Callable[[list[Task
         if result.diverged is None:
             with count:
                 learner.finish(task)
+            result.steps += learner.strategy.extra_steps
         result.flops += count.total
     return trained
 
 
-def retrace(learner: Learner, learned: int) -> None:
-    """Give a new strategy the structure that it has after so many tasks, without training it.
+def retrace(learner: Learner, learned: int, recipe: Recipe) -> None:
+    """Give a new strategy the structure that it has after so many tasks of a recipe, without training it.
 
     What it remembers is loaded afterwards, from a checkpoint.
     """
     for index in range(learned):
         task = learner.begin(index)
         with learner.training(index):
-            for phase in range(learner.strategy.phases(task)):
-                learner.strategy.before_phase(task, phase)
+            if learner.strategy.phases(task):
+                steps = steps_of(recipe, len(learner.strategy.training_samples(task)))
+                for phase in phases_of(learner.strategy, task, recipe, steps):
+                    learner.strategy.before_phase(task, phase)

@@ -24,7 +24,7 @@ from clbench.strategy.base import Batch, Strategy
 from clbench.training import numerics
 from clbench.training.attention import FoldedAttention
 from clbench.training.numerics import Compiler
-from clbench.training.optimizers import make_optimizer
+from clbench.training.optimizers import make_optimizer, rates_of
 from clbench.training.sharing import share_equal
 
 
@@ -84,9 +84,11 @@ class SingleStep:
         self.forward = forward
         self.strategy = strategy
         self.loss: Callable[..., Tensor] = strategy.loss
-        self.trained = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
+        own = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
+        rates = rates_of(strategy, own)
+        self.trained = {n: own[n] for n in rates}
         self.sources = self.trained
-        self.optimizer = make_optimizer(recipe, self.trained.values())
+        self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
         self.edits = type(strategy).edit_gradients is not Strategy.edit_gradients
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
@@ -160,13 +162,14 @@ class StackedStep:
         parameters = [dict(member.named_parameters()) for member in self.members]
         buffers = [dict(member.named_buffers()) for member in self.members]
         stacked = {n: torch.stack([own[n].detach() for own in parameters]) for n in parameters[0] if n not in shared}
-        self.trained = {n: nn.Parameter(t) for n, t in stacked.items() if parameters[0][n].requires_grad}
+        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad])
+        self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.frozen = {n: t for n, t in stacked.items() if n not in self.trained}
         self.buffers = {n: torch.stack([own[n].detach() for own in buffers]) for n in buffers[0]}
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
         self._find_sources()
-        self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members))
+        self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
         self.untried = True
         self.edits = type(self.members[0]).edit_gradients is not Strategy.edit_gradients
 

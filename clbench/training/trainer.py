@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,6 +19,7 @@ from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Budget, Strategy, Task
 from clbench.training import numerics, precompute
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.optimizers import make_optimizer, make_schedule
@@ -29,30 +28,25 @@ from clbench.training.stacking import Engine, Unstackable, make_engine
 from clbench.training.step_flops import LoopFlops, PhaseFlops
 
 
-def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the number of optimiser steps that a recipe gives a task, for its number of training samples."""
-    if recipe.iterations is not None:
-        return recipe.iterations
-    assert recipe.epochs is not None
-    return recipe.epochs * math.ceil(samples / recipe.batch_size)
-
-
 class Order:
     """The order in which a task's samples are drawn: a permutation per pass; the last batch may be smaller.
 
     It comes from the axis ("data", task) of the seed, so it is the same for every method; so is what is drawn to
-    augment each of them, from ("augmentation", task). What a method replays has draws of its own.
+    augment each of them, from ("augmentation", task). What a method replays has draws of its own, and so has a phase
+    with samples of its own, from the same axes and its number.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, task: int,
-                 augment: Augmentation | None = None) -> None:
-        """Begin the first pass."""
+                 augment: Augmentation | None = None, phase: int | None = None) -> None:
+        """Begin the first pass; `phase` is that of the samples if they are not the task's."""
+        axes = (task,) if phase is None else (task, phase)
         self.samples = samples
         self.batch_size = batch_size
         self.task = task
         self.augment = augment
-        self.generator = seeds.generator(seed, "data", task)
-        self.draws = seeds.generator(seed, "augmentation", task), seeds.generator(seed, "augmentation of replay", task)
+        self.generator = seeds.generator(seed, "data", *axes)
+        self.draws = (seeds.generator(seed, "augmentation", *axes),
+                      seeds.generator(seed, "augmentation of replay", *axes))
         self.passes = 0
         self.left: list[Tensor] = []
 
@@ -124,32 +118,29 @@ class Trainer:
         """
         if self.strategies[0].owns_loop:
             return [self._by_itself(self.strategies[0], tasks[0])]
-        phases = self.strategies[0].phases(tasks[0])
-        if not phases:
+        if not self.strategies[0].phases(tasks[0]):
             return [Trained(steps=0, trainable=0) for _ in tasks]
-        samples = [s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)]
-        if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
-            raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
-        if len(samples) > 1 and samples[0].is_stochastic:
-            raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
+        usual = stackable([s.training_samples(t) for s, t in zip(self.strategies, tasks, strict=True)])
         # What a member draws between steps goes on from where that member stopped, as if it were alone.
         draws: list[AbstractContextManager[None]] = (
-            [seeds.Course(seed, "training", tasks[0].index) for seed in self.seeds] if len(samples) > 1
+            [seeds.Course(seed, "training", tasks[0].index) for seed in self.seeds] if len(usual) > 1
             else [nullcontext()])
-        steps = steps_of(self.recipe, len(samples[0]))
-        order = [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment)
-                 for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
-        if steps < phases:
-            raise ValueError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
-        bounds = [round(steps * phase / phases) for phase in range(phases + 1)]
-        most = 0
+        steps = steps_of(self.recipe, len(usual[0]))
+        phases = phases_of(self.strategies[0], tasks[0], self.recipe, steps)
+        usual_order = self._orders(usual, tasks)
+        most, done = 0, 0
         flops = [FlopCount() for _ in tasks]
         losses: list[Tensor] = []
-        for phase, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        for phase in phases:
             for strategy, task, own, spent in zip(self.strategies, tasks, draws, flops, strict=True):
                 with own, spent:
                     begin_phase(strategy, task, phase)
-            drawn = (end - begin) * self.recipe.batch_size
+            own_samples = [s.phase_samples(t, phase) for s, t in zip(self.strategies, tasks, strict=True)]
+            samples, order = usual, usual_order
+            if (chosen := [part for part in own_samples if part is not None]):
+                samples = stackable(chosen)
+                order = self._orders(samples, tasks, phase)
+            drawn = phase.steps * self.recipe.batch_size
             given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
                      else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,
                                                        self.compiler is None, self.recipe.batch_size,
@@ -159,11 +150,11 @@ class Trainer:
             self.engine = engine
             count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)
             most = max(most, self.strategies[0].trainable())
-            schedule = make_schedule(self.recipe, engine.optimizer, end - begin)
+            schedule = make_schedule(self.recipe, engine.optimizer, phase.steps)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
-                  prefetched(given.samples, indices, end - begin) as ready):
-                for step in range(begin, end):
+                  prefetched(given.samples, indices, phase.steps) as ready):
+                for step in range(done, done + phase.steps):
                     losses.append(count.step(engine, [
                         o.batch(part) if given.prepared else o.ready(strategy, part, count)
                         for strategy, o, part in zip(self.strategies, order, ready, strict=True)]))
@@ -171,11 +162,17 @@ class Trainer:
                         schedule.step()
                     if self._hopeless(losses, step):
                         break
+            done += phase.steps
             engine.close()
             for spent, total in zip(flops, count.totals, strict=True):
                 spent.total += total
         return [Trained(steps, most, diverged(column, tasks[0].index), spent.total)
                 for column, spent in zip(torch.stack(losses).unbind(1), flops, strict=True)]
+
+    def _orders(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None) -> list[Order]:
+        """Return the order of each member's samples; `phase` if they are that phase's own."""
+        return [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment, phase)
+                for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
 
     def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
         """Train a strategy that has its own loop (`Strategy.fit`)."""
@@ -199,6 +196,19 @@ class Trainer:
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
         """Return whether every member has diverged; checked every 256 steps, since checking waits for the device."""
         return step % 256 == 255 and not bool(torch.isfinite(losses[-1]).any())
+
+
+def stackable(samples: list[Samples]) -> list[Samples]:
+    """Return the samples of each member of a stack.
+
+    Raises:
+        Unstackable: members have different numbers of them, or draw them anew for every batch.
+    """
+    if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
+        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+    if len(samples) > 1 and samples[0].is_stochastic:
+        raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
+    return samples
 
 
 def diverged(losses: Tensor, task: int) -> DivergedError | None:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class AGEMOptions(Options):
+class AGEMOptions(OutputsOptions):
     """Options of `a-gem`."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")

@@ -37,7 +37,7 @@ class AGEM(ReplayMemory):
         drawn = self.sample(self.options.samples)
         with torch.enable_grad():
             logits = self(self.world.prepare(drawn.x))
-            loss = F.cross_entropy(self.mask(logits, drawn.tasks), drawn.y)
+            loss = F.cross_entropy(self.mask(logits, drawn.tasks, len(drawn)), drawn.y)
             own = dict(self.named_parameters())
             found = torch.autograd.grad(loss, [own[name] for name in gradients], allow_unused=True)
         reference = {name: r for name, r in zip(gradients, found, strict=True) if r is not None}

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class DEROptions(Options):
+class DEROptions(OutputsOptions):
     """Options of `der`; the default weight is what the authors chose for Split-CIFAR-10 with 200 samples."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")

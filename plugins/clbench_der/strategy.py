@@ -58,7 +58,7 @@ class DER(ReplayMemory):
         """Return the cross-entropy of the new samples plus the replayed terms."""
         logits = self(batch.x, batch.task)
         new = len(batch.y) - batch.replayed
-        loss = self.part(logits, batch, slice(0, new))
+        loss = F.cross_entropy(self.mask(logits[:new], batch.tasks[:new]), batch.y[:new])
         if batch.replayed:
             end = new + len(self.kept_logits)
             squared_error = F.mse_loss(logits[new:end], self.kept_logits)
@@ -68,10 +68,6 @@ class DER(ReplayMemory):
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
         """Return the loss of what `extend` added, which begins at row `start`. Default: 0."""
         return 0.0
-
-    def part(self, logits: Tensor, batch: Batch, rows: slice) -> Tensor:
-        """Return the cross-entropy of some of the batch's rows."""
-        return F.cross_entropy(self.mask(logits[rows], batch.tasks[rows]), batch.y[rows])
 
     def _write(self, new: Samples, slots: Tensor) -> None:
         """Keep the logits of samples that are kept."""
@@ -96,4 +92,5 @@ class DERPP(DER):
 
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor:
         """Return the second draw's cross-entropy."""
-        return self.options.beta * self.part(logits, batch, slice(start, len(batch.y)))
+        masked = self.mask(logits[start:], batch.tasks[start:], len(logits) - start)
+        return self.options.beta * F.cross_entropy(masked, batch.y[start:])

@@ -8,16 +8,21 @@ from typing import Literal
 from pydantic import Field
 
 from clbench import Options, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class EROptions(Options):
-    """Options of `er`."""
+class ReplayOptions(Options):
+    """What the memory is and when it is filled."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
     balance: Literal["reservoir", "class"] = Field(
         "reservoir", description="keep each sample of the stream with equal probability, or classes in equal numbers")
     update: Literal["step", "task"] = Field(
         "step", description="offer samples to the memory as they are trained on, or all of a task's after the task")
+
+
+class EROptions(OutputsOptions, ReplayOptions):
+    """Options of `er`."""
 
 
 @hookimpl

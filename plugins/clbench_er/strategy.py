@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from clbench import Batch, Network, Options, Samples, Task, World
 from clbench.strategy.replay import ReplayMemory
-from clbench_er import EROptions
+from clbench_er import EROptions, ReplayOptions
 
 
 class ER(ReplayMemory):
     """Fine-tuning on batches with an equally large replay batch (what the memory has, where it has fewer) behind."""
 
-    options: EROptions
+    options: ReplayOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or EROptions()
-        assert isinstance(options, EROptions)
+        assert isinstance(options, ReplayOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
 
     def augment_batch(self, batch: Batch) -> Batch:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from clbench_er import EROptions
+from clbench_er import ReplayOptions
 from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import FixedOutputsOptions
 
 
-class ERACEOptions(EROptions):
+class ERACEOptions(FixedOutputsOptions, ReplayOptions):
     """Options of `er-ace`."""
 
-    LATER: ClassVar[tuple[str, ...]] = (*EROptions.LATER, "head")
+    LATER: ClassVar[tuple[str, ...]] = ("head",)
 
     head: Literal["linear", "cosine"] = Field(
         "linear", description="outputs: the model's linear head, or 10 times the cosine of features and weights, "
         "without bias, as in the authors' code")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `own`: new samples compete among the classes of their batch."""
+        return "own"
 
 
 @hookimpl

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class EWCOptions(Options):
+class EWCOptions(OutputsOptions):
     """Options of `ewc`.
 
     The default strength is that of van de Ven's code (its version of 2022, with the exact Fisher) for Split-MNIST,

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
+from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import FixedOutputsOptions
 
 
-class ICaRLOptions(Options):
+class ICaRLOptions(FixedOutputsOptions):
     """Options of `icarl`."""
 
     capacity: int = Field(200, ge=1, description="K: exemplars for all classes together, at least one for each class")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `seen`: each output of a class so far has a target of its own."""
+        return "seen"
 
 
 @hookimpl

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clbench import StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
+
+
+class JointOptions(OutputsOptions):
+    """Options of `joint`; the samples of earlier tasks count as replayed."""
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
-                         "trains on the data of all tasks so far, which it keeps (upper bound)", reference=True),)
+                         "trains on the data of all tasks so far, which it keeps (upper bound)", JointOptions,
+                         reference=True),)

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import MEANING, OutputsOptions
 from clbench.strategy.per_task_options import StartOptions
 
 
-class L2POptions(StartOptions):
+class L2POptions(OutputsOptions, StartOptions):
     """Options of `l2p`; the defaults are the paper's for Split-CIFAR-100."""
 
     pool: int = Field(10, ge=1, description="M: prompts in the pool")
     length: int = Field(5, ge=1, description="L_p: tokens of a prompt")
     top: int = Field(5, ge=1, description="N: prompts that a sample is given, those whose keys are most like it")
+    outputs: Outputs = Field("own", description=MEANING)
     pull: Scalar = Field(0.5, ge=0, description="lambda: weight of the loss that draws chosen keys to their samples")
 
     @model_validator(mode="after")

@@ -5,8 +5,8 @@
     loss   = cross-entropy + pull * sum over chosen i of (1 - s_i)
 
 Prompts, keys and head are shared by all tasks and trained on all of them; which prompts a sample is given does not
-depend on the task id. Cross-entropy is over the classes of the task at hand alone, in every scenario, as in all
-reference codes (`train_mask`): the rows of the head that belong to old classes are left alone.
+depend on the task id. Cross-entropy is by default over the classes of the task at hand alone, as in all reference codes
+(`train_mask`): the rows of the head that belong to old classes are left alone.
 
 Reference codes differ, from the paper and from each other; this follows the paper and, where that is silent, the
 authors' code (google-research/l2p):
@@ -43,15 +43,11 @@ START = 0.01  # prompts and keys start below
 
 
 class L2P(Strategy):
-    """A frozen transformer with `prompts` [M, L_p, D], their `keys` [M, D], and the network's own head.
-
-    `own` [C] marks the classes of the task at hand.
-    """
+    """A frozen transformer with `prompts` [M, L_p, D], their `keys` [M, D], and the network's own head."""
 
     roles = (("prompts", "prompts"), ("keys", "prompts"))
     options: L2POptions
     model: TokenNetwork
-    own: Tensor
     prompts: nn.Parameter
     keys: nn.Parameter
 
@@ -67,14 +63,11 @@ class L2P(Strategy):
         width = model.head.in_features
         self.prompts = nn.Parameter(like.new_empty(options.pool, options.length, width).uniform_(0, START))
         self.keys = nn.Parameter(like.new_empty(options.pool, width).uniform_(0, START))
-        self.register_buffer("own", torch.zeros_like(self.active[0]), persistent=False)
         self.prompted = False  # whether prompts are in use; the plain network answers before
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
-        """Note the task's classes; train prompts, or the network where the first task is to make it."""
-        self.own = torch.zeros_like(self.own)
-        self.own[list(task.classes)] = True
+        """Train prompts, or the network where the first task is to make it."""
         self._learn(base=self.phases(task) == 2)
 
     def phases(self, task: Task) -> int:
@@ -108,12 +101,11 @@ class L2P(Strategy):
         return logits, similarity
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy over the task's own classes plus the pull on the keys."""
+        """Return the cross-entropy plus the pull on the keys."""
         if not self.prompted:
             return super().loss(batch)
         logits, similarity = self.answer(batch.x)
-        own = F.cross_entropy(logits.masked_fill(~self.own, float("-inf")), batch.y)
-        return own + self.options.pull * (1 - similarity).sum(1).mean()
+        return self.cross_entropy(logits, batch) + self.options.pull * (1 - similarity).sum(1).mean()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C], with prompts once they are in use."""

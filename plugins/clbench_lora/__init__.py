@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.core import moved
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import MEANING, OutputsOptions
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
@@ -111,11 +113,11 @@ class LoRAOptions(AdapterOptions, BaseOptions):
     """Options of `lora`."""
 
 
-class SeqLoRAOptions(AdapterOptions, StartOptions):
+class SeqLoRAOptions(OutputsOptions, AdapterOptions, StartOptions):
     """Options of `seq-lora`."""
 
 
-class OLoRAOptions(LowRankOptions, StartOptions):
+class OLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
     """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.
 
     They are r = 8, lora_alpha = 32 and lora_dropout = 0.1 in src/run_uie_lora.py, and lamda_1 = 0.5 in the scripts for
@@ -129,12 +131,13 @@ class OLoRAOptions(LowRankOptions, StartOptions):
     lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
 
 
-class InfLoRAOptions(LowRankOptions, StartOptions):
+class InfLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
     """Options of `inflora`; the default criterion and thresholds are those of its reference code's CIFAR-100 runs."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
     BEFORE: ClassVar[Mapping[str, Any]] = {"criterion": "inputs"}
 
+    outputs: Outputs = Field("own", description=MEANING)
     threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
                              "kept for earlier tasks holds after the first task")
     final_threshold: float = Field(1.0, gt=0, le=1, description="where the threshold goes, linearly: after task t "

@@ -6,8 +6,8 @@ in that subspace, and training B_t changes nothing there. After the task the sub
 of the energy of the task's inputs. What counts as energy is the option `criterion`: as in the reference code
 (liangyanshuo/InfLoRA, methods/inflora.py) the squared singular values of the second moment X X^T, or as in the paper
 those of X, the criterion of GPM. (The paper swaps the letters: its A_t is B here, and its B_t, the dimensionality
-reduction matrix, is A.) Trained are B_t and a head for the task's new classes, on the cross-entropy over the task's own
-classes. At the test all heads answer together; no task is inferred.
+reduction matrix, is A.) Trained are B_t and a head for the task's new classes, by default on the cross-entropy over the
+task's own classes (`outputs`). At the test all heads answer together; no task is inferred.
 
 The code's energies are fourth powers of the singular values of X, where the paper's are squares, so that at the same
 threshold it stores far fewer directions: of the 784 of split-mnist-5k 1 after the first task and 10 after the fifth,
@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Samples, Task, World
+from clbench import Network, Samples, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
@@ -137,12 +137,6 @@ class InfLoRA(SummedLoRA):
             raise SpecError(f"inflora: {idle[0]} is never called, so it has no inputs to learn from; leave it out with "
                             "layers = <regular expression>")
         return sums
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy over the classes of the task's own heads."""
-        features = self.model.features(batch.x)
-        own = functools.reduce(torch.maximum, [self.heads[i](features) for i in self.current])
-        return self.cross_entropy(own, batch)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the logits [N, C] of all heads; for classes without a head those of the original head."""

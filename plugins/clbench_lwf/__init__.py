@@ -8,11 +8,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import FixedOutputsOptions
 
 Form = Literal["new-classes", "all-seen", "zero-padded", "lwf-mc"]
 
 
-class LwFOptions(Options):
+class LwFOptions(FixedOutputsOptions):
     """Options of `lwf`; the defaults are the paper's."""
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"form": "all-seen"}
@@ -24,6 +26,11 @@ class LwFOptions(Options):
                        "task, distillation the old ones (the paper); all-seen: labels all so far; zero-padded: both "
                        "all so far, new outputs' targets are 0 (van de Ven & Tolias); lwf-mc: none, sigmoids (Rebuffi "
                        "et al.). The first three differ in scenario class only")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return the outputs that the form has compete with a label; in `lwf-mc` each is on its own."""
+        return "own" if self.form in ("new-classes", "lwf-mc") else "seen"
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options, with LwF.MC's own temperature, 1, where none was chosen."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class MASOptions(Options):
+class MASOptions(OutputsOptions):
     """Options of `mas`."""
 
     strength: Scalar = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clbench import StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
+
+
+class NaiveOptions(OutputsOptions):
+    """Options of `naive`."""
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
     return (StrategyInfo("naive", "clbench.strategy:Strategy", "fine-tuning, nothing against forgetting",
-                         reference=True, baseline=True),)
+                         NaiveOptions, reference=True, baseline=True),)

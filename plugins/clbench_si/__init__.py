@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
 
 
-class SIOptions(Options):
+class SIOptions(OutputsOptions):
     """Options of `si`; the defaults are those of the paper's Split-MNIST."""
 
     strength: Scalar = Field(1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")

@@ -24,6 +24,9 @@ class Hides(Strategy):
     def after_task(self, task):
         self.seen = task.train.x
 
+    def learning_rates(self):
+        return {"modl.*": 0.1}
+
 
 class Unmade(Strategy):
     def __init__(self, *args):
@@ -138,7 +141,8 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[0] == "hides"
     assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
     assert lines[9].startswith("  FAIL  checkpoint: no going on from a checkpoint: its attribute seen is a Tensor")
-    assert lines[10] == f"hides breaks 2 of {len(CHECKS)} rules"
+    assert lines[10] == "  FAIL  learning-rates: learning_rates has 'modl.*', which fits the name of no parameter"
+    assert lines[11] == f"hides breaks 3 of {len(CHECKS)} rules"
     assert lines[12] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}, line 15)")
     assert lines[13] == "  FAIL  state: the same"

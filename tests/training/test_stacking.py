@@ -41,6 +41,29 @@ def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
                 torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
+class Grouped(Strategy):
+    """A slow body, and a second phase of a quarter of the steps on half of the samples."""
+
+    def learning_rates(self):
+        return {"model.head.*": 1.0, "model.*": 0.1}
+
+    def phases(self, task):
+        return (3, 1)
+
+    def phase_samples(self, task, phase):
+        return task.train.take(torch.arange(12)) if phase else None
+
+
+def test_learning_rates_and_phases_of_their_own_stack():
+    info = StrategyInfo("grouped", Grouped, "")
+    recipe = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, optimizer_state="keep")
+    stacked = lead(info, {}, SEEDS, recipe, double=True)
+    for seed, member in zip(SEEDS, stacked, strict=True):
+        alone = lead(info, {}, [seed], recipe, double=True)[0]
+        for name, theirs in alone.strategy.state_dict().items():
+            torch.testing.assert_close(member.strategy.state_dict()[name], theirs, rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0, "fisher": "empirical"}), ("er", {"capacity": 20}),
     ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {}), ("independent", {}),

@@ -2,11 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench, tiny_stream
-from clbench.training.trainer import Order, Trainer, steps_of
+from clbench.training.budget import steps_of
+from clbench.training.lifecycle import learn_task
+from clbench.training.trainer import Order, Trainer
 
 NAIVE = StrategyInfo("naive", Strategy, "")
 
@@ -97,6 +100,50 @@ def test_phases_share_the_steps_and_train_different_things():
     assert [c[-1] for c in calls] == [0, 0, 1, 1, 1] or [c[-1] for c in calls] == [0, 0, 0, 1, 1]
     body = sum(p.numel() for n, p in b.strategy.model.named_parameters() if not n.startswith("head"))
     assert (result.steps, result.trainable) == (5, body)
+
+
+class Unequal(TwoPhases):
+    """Three quarters of the steps on the task, one on four samples of its own; notes what it is told."""
+
+    def phases(self, task):
+        return (3, 1)
+
+    def before_phase(self, task, phase):
+        super().before_phase(task, phase)
+        self.told = [*getattr(self, "told", []), (int(phase), phase.steps, phase.lr)]
+
+    def phase_samples(self, task, phase):
+        return task.train.take(torch.arange(4)) if phase == 1 else None
+
+    def after_task(self, task):
+        self.count_steps(7)
+
+
+def test_phases_have_shares_and_samples_of_their_own_and_know_their_steps():
+    b, task = prepared(Unequal)
+    sizes = []
+    b.strategy.loss, plain = lambda batch: (sizes.append(len(batch.y)), plain(batch))[1], b.strategy.loss
+    recipe = Recipe(iterations=8, batch_size=8, lr=0.02)
+    trainer = Trainer([b.strategy], recipe, [0])
+    result = trainer.fit([task])[0]
+    assert result.steps == 8 and sizes == [8] * 6 + [4] * 2
+    assert b.strategy.told == [(0, 6, 0.02), (1, 2, 0.02)]
+    assert learn_task([b.learner], 1, trainer.fit)[0].steps == 15  # those taken in `after_task` count
+
+
+def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
+    b, task = prepared()
+    b.strategy.learning_rates = lambda: {"*.bias": 10.0, "model.head.*": 0.5}
+    before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
+    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e-3, iterations=1), [0])
+    trainer.fit([task])
+    assert [g["lr"] for g in trainer.engine.optimizer.param_groups] == [5e-4, 1e-3, 1e-2]
+    for name, parameter in b.strategy.named_parameters():
+        rate = 1e-2 if name.endswith("bias") else 5e-4 if "head" in name else 1e-3
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-8)
+    b.strategy.learning_rates = lambda: {"model.*": 0.0}
+    with pytest.raises(PluginError, match=r"learning rate of 'model.\*' is multiplied by 0"):
+        trainer.fit([task])
 
 
 def test_a_budget_too_small_for_the_phases_is_refused():

@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from clbench.core.errors import StoreError
+from clbench.core.scenario import Outputs
 from clbench.report.analysis import notes
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
 from clbench.results.records import Record
+
+INFERS = "†"
+OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
+MARKS = {
+    INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
+    OUTPUTS["own"]: "the labels of new samples competed among the classes of their own task only while it trained "
+                    "(outputs = own); with no mark among those of all tasks so far, if its record says so",
+    OUTPUTS["all"]: "the labels of new samples competed among all outputs of the stream, those of classes still to "
+                    "come too, while it trained (outputs = all)",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,12 @@ class MethodRecords:
     def infers(self) -> bool:
         """Tell whether the method had to infer the task of a test sample."""
         return any(r.task_inference for r in self.records)
+
+    @property
+    def marks(self) -> str:
+        """Return the marks of the method's row, which `MARKS` explains."""
+        own = {r.outputs for r in self.records}
+        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own)])
 
     @property
     def joint(self) -> bool:

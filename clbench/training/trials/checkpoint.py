@@ -28,7 +28,7 @@ from clbench.core import files
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.results.records import Costs, Provenance, Timings
-from clbench.strategy.base import Strategy, World
+from clbench.strategy.base import Phase, Strategy, World
 
 SECONDS = 5.0  # of work that a kill may cost at least: tasks are gone on from only where they take longer
 FILE = "state.safetensors"
@@ -161,7 +161,7 @@ def plain(value: Any) -> bool:
         return all(plain(k) and plain(v) for k, v in value.items())
     if type(value) in (list, tuple, set, frozenset):
         return all(map(plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    return value is None or type(value) in (bool, int, float, str, Phase)
 
 
 def lasting(value: Any, modules: set[int]) -> bool:

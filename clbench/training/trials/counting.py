@@ -8,12 +8,13 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from itertools import pairwise
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Strategy, Task, World
+from clbench.strategy.base import Phase, Strategy, Task, World
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
-from clbench.training.trainer import Order, steps_of
+from clbench.training.trainer import Order
 from clbench.training.trials.building import build_model, build_strategy, check_model
 from clbench.training.trials.costs import Footprint, measure, nbytes
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
@@ -191,16 +193,10 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
 def fit(strategy: Strategy, task: Task, found: Count) -> Trained:
     """Lead a strategy through the phases of a task, one pass over its samples each, and count what it trains."""
     require_steps(strategy)
-    recipe = Recipe(epochs=1)
-    samples = strategy.training_samples(task)
-    order = Order(len(samples), recipe.batch_size, 0, task.index)
     most, steps = (0, 0), 0
-    for phase in range(strategy.phases(task)):
-        begin_phase(strategy, task, phase)
+    for led in lead_phases(strategy, task, Recipe()):
         most = max(most, learning(strategy))
-        for _ in range(steps_of(recipe, len(samples))):
-            strategy.augment_batch(order.batch(samples))
-            steps += 1
+        steps += led.one_pass(strategy)
     found.trainable.append(most[0])
     found.trainable_bytes.append(most[1])
     return Trained(steps, most[0])
@@ -214,30 +210,61 @@ def rehearse(strategy: Strategy, task: Task, found: Count, recipe: Recipe, augme
     require_steps(strategy)
     if task.index == 0:
         found.train_flops = []
-    phases = strategy.phases(task)
-    samples = strategy.training_samples(task) if phases else task.train
-    steps = steps_of(recipe, len(samples)) if phases else 0
-    if steps < phases:
-        raise SpecError(f"{steps} steps cannot be split into {phases} phases; give the task a larger budget")
-    order = Order(len(samples), recipe.batch_size, 0, task.index, augment)
-    bounds = [round(steps * phase / max(phases, 1)) for phase in range(phases + 1)]
-    most, total = (0, 0), 0
-    for phase, (begin, end) in enumerate(pairwise(bounds)):
-        with FlopCount() as spent:
-            begin_phase(strategy, task, phase)
+    most, total, steps = (0, 0), 0, 0
+    for led in lead_phases(strategy, task, recipe, augment):
         most = max(most, learning(strategy))
+        steps += led.phase.steps
         try:
             if found.train_flops is not None:
-                total += spent.total + phase_flops(strategy, task, samples, order, end - begin, recipe, augment)
+                total += led.flops + phase_flops(strategy, task, led.samples, led.order, led.phase.steps, recipe,
+                                                 augment)
                 continue
         except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
             found.train_flops = None
             found.remarks.append(f"FLOPs of its training cannot be counted without data ({said(error)})")
-        for _ in range(min(end - begin, steps_of(Recipe(epochs=1), len(samples)))):
-            strategy.augment_batch(order.batch(samples))
+        led.one_pass(strategy, led.phase.steps)
     found.trainable.append(most[0])
     found.trainable_bytes.append(most[1])
     return Trained(steps, most[0], flops=total)
+
+
+class Led(NamedTuple):
+    """A phase that has begun: the order in which its batches are drawn from which samples, and the FLOPs so far."""
+
+    phase: Phase
+    samples: Samples
+    order: Order
+    flops: int
+
+    def one_pass(self, strategy: Strategy, most: int | None = None) -> int:
+        """Lead a strategy's replay memory through a pass, of at most so many steps; return its steps."""
+        passing = math.ceil(len(self.samples) / self.order.batch_size)
+        steps = passing if most is None else min(most, passing)
+        for _ in range(steps):
+            strategy.augment_batch(self.order.batch(self.samples))
+        return steps
+
+
+def lead_phases(strategy: Strategy, task: Task, recipe: Recipe, augment: Augmentation | None = None) -> Iterator[Led]:
+    """Begin one phase of a task after the other.
+
+    Raises:
+        SpecError: the recipe grants fewer steps than there are phases.
+    """
+    if not strategy.phases(task):
+        return
+    usual = strategy.training_samples(task)
+    order = Order(len(usual), recipe.batch_size, 0, task.index, augment)
+    try:
+        phases = phases_of(strategy, task, recipe, steps_of(recipe, len(usual)))
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    for phase in phases:
+        with FlopCount() as spent:
+            begin_phase(strategy, task, phase)
+        own = strategy.phase_samples(task, phase)
+        yield Led(phase, usual, order, spent.total) if own is None else Led(
+            phase, own, Order(len(own), recipe.batch_size, 0, task.index, augment, phase), spent.total)
 
 
 def require_steps(strategy: Strategy) -> None:

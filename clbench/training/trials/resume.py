@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clbench.core.device import out_of_memory
+from clbench.experiment.spec import Recipe
 from clbench.results.records import Provenance
 from clbench.training.lifecycle import Learner, retrace
 from clbench.training.stacking import Engine, optimizer_state
@@ -64,7 +65,7 @@ class Checkpoints:
         rows = [len(row) for row in header.R]
         if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
-        member.optimizer_state = take_up(path, header, member.learner)
+        member.optimizer_state = take_up(path, header, member.learner, member.trial.recipe)
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
         member.notes, member.started = list(header.notes), header.started
@@ -78,8 +79,8 @@ class Checkpoints:
             timings=member.timings, notes=member.notes)
 
 
-def take_up(path: Path, header: CheckpointHeader, learner: Learner) -> dict[str, Tensor]:
-    """Restore a new strategy from a checkpoint and return the state of the optimiser.
+def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:
+    """Restore a new strategy from a checkpoint of a trial by a recipe and return the state of the optimiser.
 
     Raises:
         Unresumable: that cannot be done; the strategy is then spoilt.
@@ -87,7 +88,7 @@ def take_up(path: Path, header: CheckpointHeader, learner: Learner) -> dict[str,
     if header.problem:
         raise checkpoint.Unresumable(header.problem)
     try:
-        retrace(learner, header.learned)
+        retrace(learner, header.learned, recipe)
     except Exception as error:  # of a plugin, which may not expect to be led without training
         if out_of_memory(error):
             raise

@@ -160,6 +160,7 @@ class TrialRunner:
         return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
                       status=status, trial=planned.trial, stream=describe(stream), R=member.R,
                       task_inference=member.task_inference or None,
+                      outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                             "peak_device_bytes": memory.accelerator()}),
                       timings=member.timings, failure=failure, notes=member.notes,
@@ -247,7 +248,6 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
             for note in trainer.compiler.notes if trainer.compiler else []:
                 member.add_note(note)
             member.costs.trainable.append(result.trainable)
-            member.costs.steps.append(result.steps)
             member.timings.train.append((done.wall - ready.wall) / len(members))
             member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members))
             if result.diverged is not None:
@@ -259,6 +259,7 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
     synchronize(device)
     ended = Clock.now()
     for member, result in zip(members, trained, strict=True):
+        member.costs.steps.append(result.steps)
         member.costs.train_flops.append(result.flops)
     alive = [member for member, result in zip(members, trained, strict=True) if result.diverged is None]
     for member in alive:
