@@ -147,6 +147,13 @@ def test_a_trial_that_failed_before_its_first_row_is_reported():
     assert "er" in render(build([broken]))
 
 
+def test_what_competed_in_training_marks_the_rows_where_it_was_not_all_so_far():
+    rows = {"inflora": "own", "er": "seen", "der": "all", "si": None}
+    section = only([make_record(m, 0, scenario="class").model_copy(update={"outputs": o}) for m, o in rows.items()])
+    assert [row(section.comparison, m).marks for m in rows] == ["‡", "", "§", ""]
+    assert [n[0] for n in section.notes if n[0] in "†‡§"] == ["‡", "§"]
+
+
 def test_task_inference_marks_the_rows_that_need_it():
     inference = [[0.3] * 3, [0.4] * 3, [0.5] * 3, [0.6, 0.7, 0.8]]
     section = only([make_record("lora", 0, task_inference=inference), make_record("ewc", 0)])
