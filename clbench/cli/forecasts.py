@@ -55,7 +55,7 @@ def listing(ready: Experiment) -> str:
 
 def kind(planned: PlannedTrial) -> Kind:
     """Return what trials share that differ in their seed only."""
-    return planned.trial.setting, str(planned.trial.method)
+    return planned.trial.setting, planned.trial.row
 
 
 def recorded(record: Record) -> Forecast:

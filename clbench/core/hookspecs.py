@@ -6,8 +6,8 @@ not mind the import may give the class or function itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class StrategyInfo:
     label and the strategy's options. `{rank}` in them stands for each of `--rank` in turn:
     `(("LoRA r={rank}", "rank={rank}:base=pretrained"),)`.
 
+    `recipe` is what its paper trained by, as far as that is other than usual: `{"lr": 0.03}`. It is used where somebody
+    asks for it (`recipe = "published"`), never by default.
+
     `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
     strategy has exported to the trial's folder (`clbench.load_model`).
     """
@@ -45,6 +48,7 @@ class StrategyInfo:
     unavailable: str = ""  # why it cannot be run, if so: it is not listed, and asking for it gives this reason
     baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
     layer_rows: Sequence[tuple[str, str]] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     load_model: str | Callable[..., Any] = ""
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 

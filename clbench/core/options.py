@@ -75,7 +75,8 @@ class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
 
 
-_OPTION = re.compile(r"\s*[\w-]+\s*")  # what may stand before a "=": a regular expression with one is a value
+# What may stand before a "=": a regular expression with one is a value.
+_OPTION = re.compile(r"\s*(recipe\.)?[\w-]+\s*")
 
 # A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
 # `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.

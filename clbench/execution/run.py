@@ -225,7 +225,8 @@ class RecordKeeper(Listener):
     def _labelled(self, record: Record) -> Record:
         """Return a record under the label that its trial has in this experiment."""
         planned = self.planned[record.key]
-        return record.model_copy(update={"label": planned.label, "reference": planned.reference})
+        return record.model_copy(update={"label": planned.label, "reference": planned.reference,
+                                         "searched": planned.searched or record.searched})
 
     def _relabelled(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, stored anew if it differs."""

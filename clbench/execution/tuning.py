@@ -23,7 +23,7 @@ from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Sampler, c
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices, Range, Search, Space, Tried
-from clbench.experiment.spec import MethodSpec, Spec
+from clbench.experiment.spec import MethodSpec, Recipe, Spec, changed
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record
@@ -47,8 +47,8 @@ class Row:
     def candidate(self, chosen: Candidate) -> MethodSpec:
         """Return the method with options chosen, as a row of its own."""
         written = [f"{option}={opt.format_value(value)}" for option, value in chosen.items()]
-        return self.method.model_copy(update={"options": {**self.method.options, **chosen},
-                                              "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
+        return self.method.with_options(chosen).model_copy(update={
+            "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
 
     def hear(self, asked: Sequence[Candidate], records: Sequence[Record]) -> None:
         """Record the results of candidates and pass their scores to the sampler; 0 if a seed has no result."""
@@ -107,7 +107,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         if not space or (only and not {method.label, method.name} & set(only)):
             continue
         try:
-            label = _label(method, space, registry)
+            label = _label(method, space, spec.recipe, registry)
         except SpecError as error:
             problems += str(error).splitlines()
             continue
@@ -139,11 +139,14 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], only: Sequence[str]) -
             *([] if spec.tune else [f"nothing says what to search; add a table for each method, such as {EXAMPLE}"])]
 
 
-def _label(method: MethodSpec, space: Space, registry: Registry) -> str:
+def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
     """Return the label of a method without the searched options, after checking that it has them all."""
     options = registry.strategy(method.name).options
     for corner in corners(space):
-        valid = opt.validate(options, {**method.options, **corner}, f"tune.{method.name}", "clbench methods")
+        there = method.with_options(corner)
+        valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
+        if not isinstance(there.recipe, str):
+            changed(recipe, there.recipe)
     return method.label or opt.label(method.name, valid, never=space)
 
 
@@ -202,8 +205,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
         rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in own}]
         if best and rest:  # where nothing was searched, it stays as it is
             best.append(({}, rest))
-        methods += [method.model_copy(update={
-            "options": {**method.options, **options},
+        methods += [method.with_options(options).model_copy(update={
             "scenario": tuple(here) if len(best) > 1 else method.scenario}) for options, here in best] or [method]
     return methods
 

@@ -79,8 +79,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
                             + ", ".join(sorted(names)))
         else:
             new = {option.strip().replace("-", "_"): given}
-            methods = [m.model_copy(update={"options": {**m.options, **new}}) if target in _names(m) else m
-                       for m in methods]
+            methods = [m.with_options(new) if target in _names(m) else m for m in methods]
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})
@@ -88,7 +87,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
 
 def _names(method: MethodSpec) -> set[str]:
     """Return the names that select a method: its label, its strategy's name, and the name with options as given."""
-    written = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.options.items())])
+    written = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
     return {name for name in (method.label, method.name, written) if name}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clbench.core import options as opt
@@ -12,7 +12,8 @@ from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
-from clbench.experiment.spec import MethodSpec, Named, Spec
+from clbench.experiment.search import Searched
+from clbench.experiment.spec import OWN_RECIPE, PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 
@@ -43,7 +44,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     if benchmark and model:
         weights, known = find_weights(spec.weights, spec.model, model[0], problems)
         inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems)
-    rows = [(m, m.label or opt.label(m.name, found[1], swept)) for m, swept, found in methods if found]
+    recipes = [_own_recipe(spec, m, found[0], problems) if found else {} for m, _, found in methods]
+    rows = [(m, m.label or _label(m, found[1], swept, own))
+            for (m, swept, found), own in zip(methods, recipes, strict=True) if found]
     scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
@@ -53,18 +56,19 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
     network = network_of(model[0], inputs, side) if model and known_weights else None
-    resolved = [(m, label, found[0], Resolved(
+    resolved = [(m, label, found[0], own, Resolved(
         name=m.name, options=found[1].settled(known_weights, network).model_dump()))
-                for (m, label), (_, _, found) in zip(rows, methods, strict=True) if found]
+                for (m, label), (_, _, found), own in zip(rows, methods, recipes, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
                            scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, method=method,
-                           seed=seed, validation=spec.validation),
-                     label, isinstance(info, StrategyInfo) and info.reference, _family(info, method))
+                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=own,
+                           method=method, seed=seed, validation=spec.validation),
+                     label, isinstance(info, StrategyInfo) and info.reference, _family(info, method, own),
+                     _searched(spec, row, scenario, info))
         for scenario in scenarios
         for seed in spec.seeds
-        for row, label, info, method in resolved if row.runs_in(scenario)
+        for row, label, info, own, method in resolved if row.runs_in(scenario)
     ]
 
 
@@ -90,10 +94,46 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
         raise SpecError("\n".join(f"methods {labels} have the same options; leave one of them out" for labels in same))
 
 
-def _family(info: Any, method: Resolved) -> str:
-    """Return a method's name and options without those that are numbers in its loss."""
+def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) -> dict[str, Any]:
+    """Return what a method's recipe has other than the experiment's; a mistake is added to `problems`."""
+    given: Mapping[str, Any] = info.recipe if isinstance(method.recipe, str) else method.recipe
+    if isinstance(method.recipe, str) and not given:
+        problems.append(f"method {method.name!r}: recipe = published, but none is known for it; write it out, as in "
+                        "recipe = {lr = 0.01}")
+        return {}
+    try:
+        return changed(spec.recipe, given)[1]
+    except SpecError as error:
+        problems += [f"method {method.label or method.name!r}: {line}" for line in str(error).splitlines()]
+        return {}
+
+
+def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, info: Any) -> Searched | None:
+    """Return by what search of the experiment's a row has its options, None where it has them from none."""
+    for search in spec.tuning:
+        for name, space in search.space.items():
+            valid = opt.validate(info.options, method.options, method.name, "clbench methods")
+            if name not in (method.label, opt.label(method.name, valid, never=space)):
+                continue
+            own = [t for t in search.tried if t.method == name and t.scenario == scenario]
+            if any(t.options.items() <= method.given.items() for t in own):
+                return Searched(candidates=len(own), validation=search.validation, seeds=search.seeds)
+    return None
+
+
+def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own: Mapping[str, Any]) -> str:
+    """Return what a row is called: the method, its options that differ from the defaults, and its own recipe."""
+    parts = [f"{OWN_RECIPE}{name}={opt.format_value(value)}" for name, value in own.items()]
+    if method.recipe == PUBLISHED and own:
+        parts = ["recipe=published"]
+    return ":".join([opt.label(method.name, options, swept), *parts])
+
+
+def _family(info: Any, method: Resolved, own: Mapping[str, Any]) -> str:
+    """Return a method's name, recipe and options without those that are numbers in its loss."""
     free = opt.scalars(info.options)
-    return str(Resolved(name=method.name, options={k: v for k, v in method.options.items() if k not in free}))
+    kept = {k: v for k, v in method.options.items() if k not in free}
+    return str(Resolved(name=method.name, options={**kept, **{f"{OWN_RECIPE}{k}": v for k, v in own.items()}}))
 
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from clbench.core.options import Strict
 from clbench.core.scenario import Scenario
@@ -52,7 +52,25 @@ def _kind(value: Any) -> str:
 
 
 AnyAxis = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("values")], Discriminator(_kind)]
-Space = dict[str, AnyAxis]  # by option of a method
+
+
+def _flat(value: Any) -> Any:
+    """Read a table `recipe` as the axes `recipe.lr` and so on."""
+    recipe = value.get("recipe") if isinstance(value, dict) else None
+    if not isinstance(recipe, dict) or {"low", "high", "values"} & set(recipe):
+        return value
+    return {**{k: v for k, v in value.items() if k != "recipe"}, **{f"recipe.{k}": v for k, v in recipe.items()}}
+
+
+Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of a method, or `recipe.` and a part of one
+
+
+class Searched(Strict):
+    """By how much a row's options were searched: what a report must know to compare it with others."""
+
+    candidates: int  # that were tried
+    validation: float  # share of the training samples that they were compared on
+    seeds: tuple[int, ...]
 
 
 class Tried(Strict):

@@ -84,6 +84,30 @@ class Recipe(Strict):
 
 
 DEFAULT_EPOCHS = 10
+PUBLISHED = "published"  # instead of a method's own recipe: that of its paper (`StrategyInfo.recipe`)
+OWN_RECIPE = "recipe."  # what the names of its parts begin with where they stand among options
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Return a recipe with changes, and those of them that make a difference.
+
+    A budget in epochs replaces one in iterations and vice versa; another optimiser has no momentum unless it is given.
+
+    Raises:
+        SpecError: the changes do not go with the recipe; a line each.
+    """
+    values = recipe.model_dump()
+    if {"epochs", "iterations"} & set(changes):
+        values |= {"epochs": None, "iterations": None}
+    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
+        values.pop("momentum")
+    try:
+        new = Recipe.model_validate({**values, **changes})
+    except ValidationError as error:
+        raise SpecError("\n".join(_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors())
+                        ) from None
+    before = Recipe.model_validate(recipe.model_dump())
+    return new, {name: value for name in Recipe.model_fields if (value := getattr(new, name)) != getattr(before, name)}
 
 
 def _seed_list(value: Any) -> Any:
@@ -112,7 +136,42 @@ class MethodSpec(Named):
     """A method: a strategy's name, its options, and the label of its row (made from them if not given)."""
 
     label: str | None = None
+    recipe: dict[str, Any] | Literal["published"] = Field({})  # what is other than the experiment's for this method
     scenario: Scenarios = ()  # in which it is run, as options that suit one may not suit another; empty: in all
+
+    @model_validator(mode="after")
+    def _recipe_apart(self) -> MethodSpec:
+        """Take what was given as an option `recipe.lr`, or `recipe`, for a part of the recipe; check its names."""
+        if any(name.startswith(OWN_RECIPE) or name == "recipe" for name in self.options):
+            apart = self.with_options(self.options, fresh=True)
+            object.__setattr__(self, "options", apart.options)
+            object.__setattr__(self, "recipe", apart.recipe)
+        if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - set(Recipe.model_fields)):
+            raise ValueError(unknown("key of a recipe", min(unknown_parts), Recipe.model_fields, "docs/tour.md"))
+        return self
+
+    def with_options(self, given: Mapping[str, Any], fresh: bool = False) -> MethodSpec:
+        """Return the method with options set; `recipe.lr` and the like, and `recipe`, set its recipe.
+
+        With `fresh` it has these options and no others.
+        """
+        options = {} if fresh else dict(self.options)
+        recipe: Any = self.recipe
+        for name, value in given.items():
+            if name == "recipe":
+                recipe = value
+            elif name.startswith(OWN_RECIPE):
+                parts = {} if isinstance(recipe, str) else recipe
+                recipe = {**parts, name.removeprefix(OWN_RECIPE): value}
+            else:
+                options[name] = value
+        return self.model_copy(update={"options": options, "recipe": recipe})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return the options, and the parts of the recipe by names such as `recipe.lr`."""
+        own = {} if isinstance(self.recipe, str) else self.recipe
+        return {**self.options, **{f"{OWN_RECIPE}{name}": value for name, value in own.items()}}
 
     def runs_in(self, scenario: Scenario) -> bool:
         """Tell whether the method has a row in a scenario."""
@@ -167,7 +226,8 @@ def build(values: Mapping[str, Any], source: str = "") -> Spec:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"{source}: " if source else ""
-        raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in error.errors()))) from None
+        found = [i for i in error.errors() if i["type"] != "too_short" or not i["input"]]  # wrong ones are not there
+        raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in found))) from None
 
 
 def _explain(item: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from clbench.core.options import format_value, parse_value
 from clbench.core.registry import Registry
-from clbench.experiment.spec import MethodSpec
+from clbench.experiment.spec import OWN_RECIPE, MethodSpec, Recipe
 
 _COUNTABLE = (int, float, bool, type(None))
 
@@ -26,15 +26,14 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     """
     rows = []
     for method in _without_strays(methods, registry, problems):
-        swept = {name: values for name, given in method.options.items()
+        swept = {name: values for name, given in method.given.items()
                  if (values := _values(given, _annotation(method, name, registry))) is not None}
         problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
                      for name, values in swept.items() if not values]
         for chosen in product(*swept.values()):
             new = dict(zip(swept, chosen, strict=True))
             label = method.label and ":".join([method.label, *(f"{k}={format_value(v)}" for k, v in new.items())])
-            rows.append((method.model_copy(update={"options": {**method.options, **new}, "label": label}),
-                         tuple(swept)))
+            rows.append((method.with_options(new).model_copy(update={"label": label}), tuple(swept)))
     return rows
 
 
@@ -78,6 +77,9 @@ def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
 
 def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
     """Return an option's type; `...` for an option or method that is not there."""
+    if option.startswith(OWN_RECIPE):
+        part = Recipe.model_fields.get(option.removeprefix(OWN_RECIPE))
+        return part.annotation if part else ...
     info = registry.strategies.get(method.name)
     field = info.options.model_fields.get(option) if info else None
     return field.annotation if field else ...

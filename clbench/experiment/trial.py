@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from clbench.core import options as opt
 from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
+from clbench.experiment.search import Searched
 from clbench.experiment.spec import Recipe
 
 
@@ -59,6 +60,7 @@ class Trial(BaseModel):
     weights: Weights | None = None
     preprocessing: Preprocessing | None = None  # of the images, as the weights bring it
     recipe: Recipe
+    own_recipe: dict[str, Any] = {}  # what this method is trained by instead, as far as it differs
     method: Resolved
     seed: int
     validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
@@ -71,8 +73,21 @@ class Trial(BaseModel):
             left_out["validation"] = True
         if self.preprocessing is None:
             left_out["preprocessing"] = True
+        if not self.own_recipe:
+            left_out["own_recipe"] = True
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def trained_by(self) -> Recipe:
+        """Return the recipe that the trial is trained by: the experiment's, with what the method has of its own."""
+        return self.recipe.model_copy(update=self.own_recipe)
+
+    @property
+    def row(self) -> str:
+        """Return what tells the rows of a setting apart: the method with every option, and with its own recipe."""
+        own = {f"recipe.{name}": value for name, value in self.own_recipe.items()}
+        return str(Resolved(name=self.method.name, options={**self.method.options, **own}))
 
     @property
     def seedless(self) -> str:
@@ -94,6 +109,7 @@ class PlannedTrial:
     label: str
     reference: bool
     family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`
+    searched: Searched | None = None  # the search that its method's options come from
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ from clbench.report.columns import (
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.results.metrics import acc
 from clbench.results.records import Record
+
+WORSE = 1.0  # points below naive that are worth a word
 
 
 def build(records: Sequence[Record]) -> Report:
@@ -131,9 +134,24 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
             yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
 
 
+def _below_naive(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Return a line on each method clearly worse than plain fine-tuning, on every seed: its options do not fit."""
+    naive = next((m for m in methods if m.strategy == "naive" and m.complete), None)
+    own = {r.trial.seed: acc(r.R) for r in naive.done} if naive else {}
+    for m in methods:
+        if naive and m.done and not m.reference and all(acc(r.R) < own[r.trial.seed] for r in m.done):
+            mean, floor = (100 * fmean(values) for values in ([acc(r.R) for r in m.done], own.values()))
+            if floor - mean < WORSE:
+                continue
+            yield (f"{m.label}: ends below naive ({mean:.1f} against {floor:.1f}), so its options or the recipe do not "
+                   "suit this setting; search them before you draw conclusions (docs/tuning.md)")
+
+
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
+    yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
+    yield from _below_naive(methods)
     for m in methods:
         if m.done and not m.complete:
             yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clbench.core.scenario import Outputs
+from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 
 SCHEMA = 1
@@ -92,6 +93,7 @@ class Record(RecordPart):
     key: str
     label: str  # how the method is called in tables; not part of the key
     reference: bool = False
+    searched: Searched | None = None  # the search that the method's options come from; no part of the key either
     status: Literal["done", "diverged", "failed"]
     trial: Trial
     stream: StreamFacts | None = None  # None where the trial failed before its stream was there
@@ -139,5 +141,5 @@ class Record(RecordPart):
 
     def outcome(self) -> dict[str, Any]:
         """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""
-        known = ("trial", "label", "reference", "outputs")
+        known = ("trial", "label", "reference", "searched", "outputs")
         return {name: fact for name, fact in self.facts().items() if name not in known}

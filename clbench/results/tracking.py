@@ -107,7 +107,7 @@ def parameters(record: Record) -> dict[str, Value]:
                             "weights": trial.weights.path if trial.weights else None,
                             "weights.sha256": trial.weights.sha256 if trial.weights else None,
                             "preprocessing": str(trial.preprocessing) if trial.preprocessing else None,
-                            **{f"recipe.{k}": v for k, v in trial.recipe.model_dump().items()}, "seed": trial.seed,
+                            **{f"recipe.{k}": v for k, v in trial.trained_by.model_dump().items()}, "seed": trial.seed,
                             "validation": trial.validation}
     return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
 

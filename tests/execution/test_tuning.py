@@ -12,7 +12,7 @@ from clbench.core.registry import discover
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
 from clbench.execution.tuning import _at_end, chosen, rows_of
 from clbench.experiment.plan import plan
-from clbench.experiment.search import Choices, Range, Search, Tried
+from clbench.experiment.search import Choices, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
 from clbench.experiment.toml_file import write_tuned
 from clbench.results.store import Store
@@ -117,6 +117,22 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     code, _, err = tune("--trials", "9", file=result)  # a tuned file can be tuned again, with nothing to do
     assert (code, err) == (0, "")
     assert len(build(tomllib.loads(result.read_text())).tuning) == 1
+
+
+def test_parts_of_the_recipe_are_searched_and_the_report_says_who_was(tune, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(FILE.replace("knob = {low = 1.0, high = 1e8, log = true}",
+                                                     "recipe.lr = [1e-4, 1e-2]").replace('"naive"]', '"naive", "er"]'))
+    code, _, err = tune("--trials", "9")
+    assert code == 0, err
+    result = tmp_path / "search" / "tuned.toml"
+    spec = build(tomllib.loads(result.read_text()))
+    assert spec.methods[0].recipe in ({"lr": 1e-4}, {"lr": 1e-2}) and len(spec.tuning[0].tried) == 2
+    assert cli.call(["run", str(result), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu",
+                     "--seeds", "3"]) == 0
+    found = {r.trial.method.name: r.searched for r in Store(tmp_path / "run").read()[0]}
+    assert found == {"planted": Searched(candidates=2, validation=0.1, seeds=(1000,)), "naive": None, "er": None}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(best of 2 candidates on validation samples), not those of er: a difference between them is also" in out
 
 
 def test_without_any_result_nothing_is_written(tune, tmp_path):

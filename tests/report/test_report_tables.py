@@ -147,6 +147,16 @@ def test_a_trial_that_failed_before_its_first_row_is_reported():
     assert "er" in render(build([broken]))
 
 
+def test_a_method_that_ends_clearly_below_naive_on_every_seed_is_named():
+    def warned(shifts):
+        records = [make_record("ewc", s, make_matrix(shift=shift)) for s, shift in enumerate(shifts)]
+        notes = only([*records, *(make_record("naive", s) for s in (0, 1))]).notes
+        return [n for n in notes if "below naive" in n]
+
+    assert [n.partition(", so")[0] for n in warned([-0.1, -0.05])] == ["ewc: ends below naive (72.5 against 80.0)"]
+    assert warned([-0.1, 0.01]) == warned([-0.005, -0.005]) == warned([0.1, 0.1]) == []
+
+
 def test_what_competed_in_training_marks_the_rows_where_it_was_not_all_so_far():
     rows = {"inflora": "own", "er": "seen", "der": "all", "si": None}
     section = only([make_record(m, 0, scenario="class").model_copy(update={"outputs": o}) for m, o in rows.items()])

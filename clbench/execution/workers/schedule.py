@@ -60,7 +60,7 @@ class TrialQueue:
 
     def _kind(self, planned: PlannedTrial) -> Kind:
         """Return the key shared by trials that differ only in their seed."""
-        return planned.trial.setting, str(planned.trial.method)
+        return planned.trial.setting, planned.trial.row
 
 
 class PreflightChecks:
@@ -70,7 +70,7 @@ class PreflightChecks:
         """Take the first trial of every setting and method."""
         first: dict[tuple[object, ...], PlannedTrial] = {}
         for planned in todo:
-            first.setdefault((planned.trial.setting, str(planned.trial.method)), planned)
+            first.setdefault((planned.trial.setting, planned.trial.row), planned)
         self.left = list(first.values())
         self.listener = listener
         self.problems: dict[str, ClbenchError] = {}

@@ -8,13 +8,14 @@ from itertools import accumulate
 
 from clbench.core.errors import StoreError
 from clbench.core.scenario import Outputs
+from clbench.experiment.search import Searched
 from clbench.report.analysis import notes
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
 from clbench.results.records import Record
 
-INFERS = "†"
+INFERS, RECIPE = "†", "¶"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
 MARKS = {
     INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
@@ -22,6 +23,7 @@ MARKS = {
                     "(outputs = own); with no mark among those of all tasks so far, if its record says so",
     OUTPUTS["all"]: "the labels of new samples competed among all outputs of the stream, those of classes still to "
                     "come too, while it trained (outputs = all)",
+    RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
 }
 
 
@@ -67,7 +69,13 @@ class MethodRecords:
     def marks(self) -> str:
         """Return the marks of the method's row, which `MARKS` explains."""
         own = {r.outputs for r in self.records}
-        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own)])
+        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
+                        RECIPE if self.records[0].trial.own_recipe else ""])
+
+    @property
+    def searched(self) -> Searched | None:
+        """Return the search that the method's options come from, None where they come from none."""
+        return self.records[0].searched
 
     @property
     def joint(self) -> bool:
@@ -180,7 +188,7 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
     """Group records by method; where two methods share a label, each is called by its full name."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(str(record.trial.method), []).append(record)
+        groups.setdefault(record.trial.row, []).append(record)
     labels = [clean(group[0].label) for group in groups.values()]
     methods = [MethodRecords(label if labels.count(label) == 1 else clean(full),
                              tuple(sorted(group, key=lambda r: r.trial.seed)), seeds)

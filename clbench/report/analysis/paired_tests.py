@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
@@ -207,11 +207,24 @@ def compare_with_best(setting: Setting) -> Compared:
             first = {best: values[best], **values}  # of equal means the first leads
             rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
             others = [label for label in values if label != best]
-            verdicts.append((measure.column.title, verdict(tests, best, others, rank)))
+            told = verdict(tests, best, others, rank)
+            verdicts.append((measure.column.title, "; ".join(filter(None, [told, searches(setting, values)]))))
             if against := tests.against(best):
                 tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
                                     against, len(setting.seeds), best))
     return _by_verdict(verdicts), tuple(tables)
+
+
+def searches(setting: Setting, labels: Iterable[str]) -> str:
+    """Say which of the compared methods had their options searched, if not all were, and by as many candidates."""
+    found = {m.label: m.searched for m in setting.methods if m.label in set(labels)}
+    tried = {label: search.candidates for label, search in found.items() if search}
+    if not tried or (len(tried) == len(found) and len(set(tried.values())) == 1):
+        return ""
+    others = [label for label in found if label not in tried]
+    words = ", ".join(f"{label} (best of {number} candidates on validation samples)" for label, number in tried.items())
+    unlike = f"not those of {', '.join(others)}" if others else "with different numbers of candidates"
+    return f"options were searched of {words}, {unlike}: a difference between them is also that of the search"
 
 
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
@@ -228,7 +241,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if (baseline is not None and baseline not in values) or not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        if (why := undecided(tests)) is not None:
+        if why := "; ".join(filter(None, [undecided(tests), searches(setting, values)])):
             verdicts.append((title, why))
         against = f"each method minus {baseline}" if baseline else "all pairs of methods"
         tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))

@@ -54,7 +54,7 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
         blocks += ["## Known differences", _bullets(reference.notes)]
     if records:
         trial = records[0].trial
-        recipes = dict.fromkeys(notes.recipe(r.trial.recipe) for r in records)
+        recipes = dict.fromkeys(notes.recipe(r.trial.trained_by) for r in records)
         methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {clean(r.trial.method)}"
                                 for r in records)
         blocks += ["## Setting", _bullets([f"benchmark: {clean(trial.benchmark)}",

@@ -124,7 +124,7 @@ def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count
     Raises:
         SpecError: model, method and stream do not go together.
     """
-    spend = partial(rehearse, recipe=planned.trial.recipe, augment=stream.augment)
+    spend = partial(rehearse, recipe=planned.trial.trained_by, augment=stream.augment)
     known = [len(task.test) for task in stream.tasks]
     if not scenario_rules(planned.trial.scenario).task_given:
         known = [sum(known)]

@@ -39,7 +39,7 @@ class Checkpoints:
         """
         if time.monotonic() - self.since < checkpoint.SECONDS:
             return
-        keep = engine is not None and members[0].trial.recipe.optimizer_state == "keep"
+        keep = engine is not None and members[0].trial.trained_by.optimizer_state == "keep"
         for position, member in enumerate(members):
             state = optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
             try:
@@ -65,7 +65,7 @@ class Checkpoints:
         rows = [len(row) for row in header.R]
         if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
-        member.optimizer_state = take_up(path, header, member.learner, member.trial.recipe)
+        member.optimizer_state = take_up(path, header, member.learner, member.trial.trained_by)
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
         member.notes, member.started = list(header.notes), header.started

@@ -95,7 +95,7 @@ class TrialRunner:
             return [found[one.trial.key] for one in planned]
         memory = PeakMemory(self.device)
         try:
-            with numerics.products(planned[0].trial.recipe):
+            with numerics.products(planned[0].trial.trained_by):
                 compiler = Compiler(self.device) if self.settings.compile else None
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler,
                             self.settings.cache_bytes)
@@ -158,7 +158,8 @@ class TrialRunner:
         planned, stream, failure = member.planned, member.stream, member.failure
         status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
         return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
-                      status=status, trial=planned.trial, stream=describe(stream), R=member.R,
+                      searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
+                      R=member.R,
                       task_inference=member.task_inference or None,
                       outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
@@ -208,14 +209,14 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
     are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept.
     """
     first = members[0]
-    trainer = Trainer([m.strategy for m in members], first.trial.recipe, [m.trial.seed for m in members],
+    trainer = Trainer([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
                       first.stream.augment, compiler, cache_bytes)
     for member in members:
         report_progress(member, on_progress)
         if not member.R:
             record_row(member, learned=0)
     if first.learned:
-        trainer.engine = restore_optimizer_state(trainer.strategies, first.trial.recipe,
+        trainer.engine = restore_optimizer_state(trainer.strategies, first.trial.trained_by,
                                                  [m.optimizer_state for m in members])
     alive = list(members)
     for index in range(first.learned, len(first.stream.tasks)):
@@ -271,7 +272,7 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
 def record_row(member: TrialState, learned: int) -> None:
     """Evaluate on all tasks and add the row."""
     began = Clock.now()
-    with numerics.forward(member.trial.recipe, member.strategy.active.device, member.strategy):
+    with numerics.forward(member.trial.trained_by, member.strategy.active.device, member.strategy):
         row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
     ended = Clock.now()
     member.timings.evaluate.append(ended.wall - began.wall)

@@ -1,0 +1,85 @@
+"""A method's own recipe: part of its row and of its key, no section of its own."""
+
+import pytest
+
+from clbench import cli
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
+from clbench.experiment.overrides import set_options
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build, changed
+from clbench.results.store import Store
+
+
+def planned(methods, options=(), **values):
+    return plan(set_options(build({"methods": methods, "seeds": 1, **values}), options), discover())
+
+
+def test_it_is_in_the_key_and_not_in_what_makes_a_section():
+    plain, = planned(["lora"])
+    for written in (planned(["lora:recipe.lr=0.01"]), planned(["lora"], ["lora.recipe.lr=0.01"]),
+                    planned([{"name": "lora", "recipe": {"lr": 0.01}}]), planned(["lora"], {"lora.recipe.lr": 0.01})):
+        own, = written
+        assert own.label == "lora:recipe.lr=0.01" and own.trial.own_recipe == {"lr": 0.01}
+        assert own.trial.recipe == plain.trial.recipe and own.trial.setting == plain.trial.setting
+        assert own.trial.trained_by == Recipe(lr=0.01)
+        assert own.trial.key != plain.trial.key and own.family != plain.family and own.trial.row != plain.trial.row
+    assert len({p[0].trial.key for p in (planned(["lora:recipe.lr=0.01"]), planned(["lora"], ["lora.recipe.lr=0.01"]))}
+               ) == 1
+
+
+def test_what_the_experiment_has_anyway_makes_no_difference():
+    same, = planned([{"name": "ewc", "recipe": {"lr": 1e-3, "optimizer": "adam"}}])
+    assert same.trial.own_recipe == {} and same.trial.key == planned(["ewc"])[0].trial.key and same.label == "ewc"
+
+
+def test_another_budget_or_optimiser_replaces_what_does_not_go_with_it():
+    sgd = Recipe(optimizer="sgd", momentum=0.9, lr=0.05, epochs=3)
+    new, own = changed(sgd, {"optimizer": "adam", "iterations": 70})
+    assert new == Recipe(optimizer="adam", lr=0.05, iterations=70)
+    assert own == {"optimizer": "adam", "momentum": 0.0, "epochs": None, "iterations": 70}
+
+
+def test_a_rate_is_swept():
+    labels = [p.label for p in planned(["ewc"], ["ewc.recipe.lr=0.01,0.1"])]
+    assert labels == ["ewc:recipe.lr=0.01", "ewc:recipe.lr=0.1"]
+
+
+@pytest.mark.parametrize(("method", "line"), [
+    ("ewc:recipe.lr=-1", "method 'ewc': recipe.lr: should be greater than 0, got -1"),
+    ("ewc:recipe.lrr=1", "methods.0: no key of a recipe 'lrr'; did you mean 'lr'? (docs/tour.md lists all)"),
+    ("ewc:recipe.momentum=0.9", "method 'ewc': recipe: momentum is an option of sgd; adam has its own (0.9, 0.999)"),
+    ("ewc:recipe=published", "method 'ewc': recipe = published, but none is known for it; write it out, as in recipe = "
+                             "{lr = 0.01}"),
+])
+def test_mistakes_are_told(method, line):
+    with pytest.raises(SpecError) as caught:
+        planned([method])
+    assert str(caught.value) == line
+
+
+def test_a_published_recipe_is_used_where_it_is_asked_for():
+    registry = discover()
+    info = StrategyInfo("mine", "clbench.strategy:Strategy", "", recipe={"optimizer": "sgd", "lr": 0.5})
+    registry.strategies["mine"] = info
+    plain, own = plan(build({"methods": ["mine", {"name": "mine", "recipe": "published"}], "seeds": 1}), registry)
+    assert (plain.trial.own_recipe, own.trial.own_recipe) == ({}, {"optimizer": "sgd", "lr": 0.5})
+    assert own.label == "mine:recipe=published"
+
+
+def test_methods_of_clbench_have_recipes_that_are_valid():
+    for info in discover().strategies.values():
+        changed(Recipe(), info.recipe)
+
+
+def test_a_run_trains_by_it_and_its_report_says_so(tmp_path):
+    code = cli.call(["run", "--benchmark", "split-mnist-5k", "--model", "mlp:width=8", "--seeds", "1", "--workers", "0",
+                     "--iterations", "4", "--methods", "naive,er,er:recipe.iterations=6", "--out", str(tmp_path)])
+    assert code == 0
+    steps = {r.label: r.costs.steps for r in Store(tmp_path).read()[0]}
+    assert steps == {"naive": [4] * 5, "er": [4] * 5, "er:recipe.iterations=6": [6] * 5}
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("## split-mnist-5k") == 1
+    assert "er:recipe.iterations=6 ¶" in text
+    assert "recipe of its own: iterations 6 instead of 4; its budget is another one" in text
