@@ -135,16 +135,16 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 
 def _below_naive(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Return a line on each method clearly worse than plain fine-tuning, on every seed: its options do not fit."""
-    naive = next((m for m in methods if m.strategy == "naive" and m.complete), None)
+    """Yield a line on each method clearly worse than plain fine-tuning, on every seed: its options do not fit."""
+    naive = next((m for m in methods if m.fine_tuning and m.complete), None)
     own = {r.trial.seed: acc(r.R) for r in naive.done} if naive else {}
     for m in methods:
         if naive and m.done and not m.reference and all(acc(r.R) < own[r.trial.seed] for r in m.done):
             mean, floor = (100 * fmean(values) for values in ([acc(r.R) for r in m.done], own.values()))
             if floor - mean < WORSE:
                 continue
-            yield (f"{m.label}: ends below naive ({mean:.1f} against {floor:.1f}), so its options or the recipe do not "
-                   "suit this setting; search them before you draw conclusions (docs/tuning.md)")
+            yield (f"{m.label}: ends below {naive.label} ({mean:.1f} against {floor:.1f}), so its options or the "
+                   "recipe do not suit this setting; search them before you draw conclusions (docs/tuning.md)")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:

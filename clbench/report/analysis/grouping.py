@@ -88,6 +88,16 @@ class MethodRecords:
             for r in self.done)
 
     @property
+    def fine_tuning(self) -> bool:
+        """Tell whether the method is plain fine-tuning: a reference that trains all it has and keeps nothing else.
+
+        As with `joint`, the records alone show it.
+        """
+        sizes = [{*r.costs.trainable, *(sum(roles.values()) for roles in r.costs.parameters)} for r in self.done]
+        return (self.reference and not any(any(r.costs.replay_samples) for r in self.done)
+                and all(len(own) == 1 for own in sizes))
+
+    @property
     def state(self) -> str:
         """Return how many seeds gave a result: `3`, or `1/3; 1 diverged, 1 missing`."""
         if self.complete:
