@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from clbench.cli import group
-from clbench.cli.listing import default, describe
+from clbench.cli.listing import default, describe, written
 from clbench.core.registry import Registry, discover
 from clbench.report.formats.markdown import escape
 
@@ -25,7 +25,7 @@ trackers` print the same of all that is installed. Options are set as in `ewc:st
 ewc.strength=1e4`, or in a file. `--benchmark package.module:function` takes any function that returns an Avalanche
 benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries."""
 KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
-    ("Methods", "method", "strategies", ("paper", "reference")),
+    ("Methods", "method", "strategies", ("paper", "reference", "recipe")),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
     ("Models", "model", "models", ()),
     ("Trackers", "tracker", "trackers", ()),
@@ -103,6 +103,8 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
             about += "; a reference, set apart in tables"
         if thing.get("scenarios"):
             about += f"; scenarios {', '.join(thing['scenarios'])}"
+        if thing.get("recipe"):
+            about += f"; published recipe: {written(thing['recipe'])}"
         yield f"### {name}"
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
         if thing["options"]:

@@ -66,6 +66,16 @@ def default(option: Mapping[str, Any]) -> str:
     return "required" if option["required"] else format_value(option["default"])
 
 
+def written(value: Any) -> str:
+    """Return a field as text: a list with commas, a recipe as a file has it."""
+    from clbench.core.options import format_value
+
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} = {part if isinstance(part, str) else format_value(part)}"
+                         for name, part in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
 def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Return what there is to know of one thing as text."""
     from tabulate import tabulate
@@ -77,7 +87,7 @@ def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
         if value is True:
             lines.append(f"  {key}")
         elif value:
-            lines.append(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+            lines.append(f"  {key}: {written(value)}")
     rows = [[o["name"], o["type"], default(o), o["meaning"]] for o in thing["options"]]
     if rows:
         lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))
@@ -88,7 +98,7 @@ benchmarks = list_command("benchmarks", "benchmark", "benchmarks", ("scenarios",
                           "List the installed benchmarks, their scenarios and options.")
 
 
-methods = list_command("methods", "method", "strategies", ("paper", "reference"),
+methods = list_command("methods", "method", "strategies", ("paper", "reference", "recipe"),
                        "List the installed methods, where each comes from, and its options.")
 
 

@@ -31,8 +31,8 @@ class StrategyInfo:
     label and the strategy's options. `{rank}` in them stands for each of `--rank` in turn:
     `(("LoRA r={rank}", "rank={rank}:base=pretrained"),)`.
 
-    `recipe` is what its paper trained by, as far as that is other than usual: `{"lr": 0.03}`. It is used where somebody
-    asks for it (`recipe = "published"`), never by default.
+    `recipe` is what its paper or reference code trained by, without the budget: `{"optimizer": "adam", "lr": 0.03}`. It
+    is used where somebody asks for it (`recipe = "published"`), never by default.
 
     `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
     strategy has exported to the trial's folder (`clbench.load_model`).

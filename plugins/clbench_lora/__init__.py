@@ -169,8 +169,10 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023"),
         StrategyInfo("o-lora", "clbench_lora.olora:OLoRA",
                      "base frozen; adapters per task, summed, each held orthogonal to the earlier; one head",
-                     OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152"),
+                     OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152",
+                     recipe={"optimizer": "adamw", "lr": 1e-3}),
         StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
                      "base frozen; adapters per task, summed, each blind to the inputs of earlier tasks; heads joined",
-                     InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228"),
+                     InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228",
+                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}),
     )
