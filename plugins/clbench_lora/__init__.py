@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.core import moved
 from clbench.core.scenario import Outputs
+from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.outputs import MEANING, OutputsOptions
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
@@ -113,11 +114,11 @@ class LoRAOptions(AdapterOptions, BaseOptions):
     """Options of `lora`."""
 
 
-class SeqLoRAOptions(OutputsOptions, AdapterOptions, StartOptions):
+class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, StartOptions):
     """Options of `seq-lora`."""
 
 
-class OLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
+class OLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
     """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.
 
     They are r = 8, lora_alpha = 32 and lora_dropout = 0.1 in src/run_uie_lora.py, and lamda_1 = 0.5 in the scripts for
@@ -131,7 +132,7 @@ class OLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
     lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
 
 
-class InfLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
+class InfLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
     """Options of `inflora`; the default criterion and thresholds are those of its reference code's CIFAR-100 runs."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")

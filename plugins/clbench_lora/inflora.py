@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Samples, Task, World
 from clbench.core.errors import SpecError
+from clbench.strategy.alignment import Aligned
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
@@ -50,14 +51,14 @@ from clbench_lora.subspace import design, grown, packed, rows, unpacked
 CHUNK = 64  # samples per step of the pass that collects inputs
 
 
-class InfLoRA(SummedLoRA):
+class InfLoRA(Aligned, SummedLoRA):
     """A frozen base W, adapters per task with a computed, frozen A, and a head for each task's new classes.
 
     The buffers `subspace__*` are the projectors onto the stored subspace of each adapted layer's inputs (`packed`).
     """
 
     method = "inflora"
-    roles = (("heads.*", "heads"), ("subspace__*", "subspaces"), *SummedLoRA.roles)
+    roles = (("heads.*", "heads"), ("subspace__*", "subspaces"), *Aligned.roles, *SummedLoRA.roles)
     options: InfLoRAOptions
 
     def __init__(self, model: Network, world: World, options: InfLoRAOptions | None = None) -> None:
@@ -89,6 +90,12 @@ class InfLoRA(SummedLoRA):
         """Return B_t."""
         return (layer.parameters_of(-1)["lora_B.weight"],)
 
+    def head_of(self, output: int) -> tuple[nn.Linear, int]:
+        """Return the head of the task that brought a class first, and its unit there."""
+        head, classes = next((head, own) for head, own in zip(self.heads, self.classes, strict=True) if output in own)
+        assert isinstance(head, TaskHead)
+        return head, classes.index(output)
+
     @torch.no_grad()
     def begin(self, task: Task) -> None:
         """Compute A_t and train B_t from now on."""
@@ -99,7 +106,8 @@ class InfLoRA(SummedLoRA):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Extend the stored subspaces by the directions that the task needs."""
+        """Extend the stored subspaces by the directions that the task needs; realign the heads where that is chosen."""
+        super().after_task(task)
         start, end = self.options.threshold, self.options.final_threshold
         threshold = start + (end - start) * task.index / self.world.tasks
         for name, moment in self.moments(task.train).items():

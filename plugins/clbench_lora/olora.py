@@ -28,14 +28,16 @@ import torch
 from torch import Tensor
 
 from clbench import Batch, Network, World
+from clbench.strategy.alignment import Aligned
 from clbench_lora import OLoRAOptions
 from clbench_lora.shared_adapters import SummedLoRA
 
 
-class OLoRA(SummedLoRA):
+class OLoRA(Aligned, SummedLoRA):
     """A frozen base W, adapters per task, and the penalty on overlap of the newest with the earlier ones."""
 
     method = "o-lora"
+    roles = (*Aligned.roles, *SummedLoRA.roles)
     options: OLoRAOptions
 
     def __init__(self, model: Network, world: World, options: OLoRAOptions | None = None) -> None:

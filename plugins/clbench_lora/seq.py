@@ -8,14 +8,16 @@ the baseline SeqLoRA of Wang et al. 2023 (arXiv 2310.14152). Nothing is done aga
 from __future__ import annotations
 
 from clbench import Network, Task, World
+from clbench.strategy.alignment import Aligned
 from clbench_lora import SeqLoRAOptions
 from clbench_lora.shared_adapters import SummedLoRA
 
 
-class SeqLoRA(SummedLoRA):
+class SeqLoRA(Aligned, SummedLoRA):
     """A frozen base W, one adapter on each selected layer, and the model's head over all classes, as in `naive`."""
 
     method = "seq-lora"
+    roles = (*Aligned.roles, *SummedLoRA.roles)
     options: SeqLoRAOptions
 
     def __init__(self, model: Network, world: World, options: SeqLoRAOptions | None = None) -> None:

@@ -1,0 +1,243 @@
+"""Classifier alignment (SLCA: Zhang et al. 2023, arXiv 2303.05118): the head alone is trained again after each task.
+
+Heads of different tasks were trained apart, so nothing has compared their outputs. After each task the mean m_c and the
+covariance S_c of the features of each of its classes are kept. From the second task on, features are drawn from the
+Gaussians of all classes so far, in equal number, and the head takes steps on the cross-entropy of
+
+    l / (temperature n),    n = the mean over the tasks t of the length of l_t,
+
+l being the logits of all classes so far and l_t those of task t (the paper's logit normalisation). Everything else
+stays as it was trained, and the next task trains the head on from what it was before the alignment (`recall` in the
+authors' code). So training is, bit for bit, that of the same method without alignment, if it draws nothing.
+
+From the authors' code (GengDavid/SLCA, models/slca.py), where the paper leaves it open: 5 epochs of 256 features a
+class, drawn anew in each, in batches of 256, so a step for each class; SGD of rate 0.01, momentum 0.9 and weight decay
+5e-4, with a cosine over the epochs; temperature 0.1; 1e-4 I added to S_c. And the means are scaled: after t tasks by
+0.9 + 0.1 i / t for the classes of task i, which the paper does not have (`align_shrink = 1`).
+
+Where others differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
+has them too, but no recall: the next alignment goes on from this one. SLCA++ (models/slca_pp.py) does not scale means
+but the drawn features, by 1 / (1 + s (t - i)) for some s near a given one, and multiplies what old heads read by the
+reciprocal at the test. The code takes classes to be shared out equally among tasks; here, as in Mammoth, it is counted
+to which task each belongs. A class that returns has the Gaussian of the last task that brought it.
+
+Here S_c is kept as its Cholesky factor L, S_c + 1e-4 I = L L^T, of which the D (D + 1) / 2 numbers that are not 0 are
+stored: half of the size, and a feature is m_c + L z. The code keeps S_c whole, in float32, in which it need not stay
+positive definite. Draws are on the CPU, from the trial's own generator. The steps are counted as the task's, in
+addition to its budget; each is of the head alone. A count on shapes alone has them, but not their FLOPs.
+
+It needs features that hardly move, since old Gaussians are never taken anew: the paper's slow learner. With Adam at
+1e-3 they move by more than a class is wide, with the paper's SGD (0.01, momentum 0.9) they do not: docs/decisions.md
+has what that makes on split-mnist-5k. With few classes 5 epochs are few steps, too; more of them help where features
+stay, and harm where they move.
+
+Only scenario `class` compares outputs of different tasks. With the task given, or with outputs that all tasks share,
+nothing is kept or aligned, and a note in the record says so; it is no error, so that one command can ask for all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.core.scenario import scenario_rules
+from clbench.data.samples import Samples
+from clbench.strategy.alignment_options import AlignOptions
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.class_means import features_of
+
+RIDGE = 1e-4  # added to variances
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+SHORTEST = 1e-7  # added to lengths of logits
+
+Draw = Callable[[], tuple[Tensor, Tensor]]
+
+
+class Aligned(Strategy):
+    """A strategy whose head is realigned after each task where its options say so (`AlignOptions`).
+
+    It stands before other bases: `class Mine(Aligned, Other)`, with `roles = (*Aligned.roles, ...)`, and options that
+    inherit `AlignOptions`. A strategy of its own `before_task` or `after_task` calls super's. Where the head is not the
+    model's, `head_of` says where a class has its weights.
+
+    The buffers have a row for each class so far: `class_means` [K, D], `class_factors` [K, D (D + 1) / 2], and
+    `unaligned_weight` [K, D] and `unaligned_bias` [K], the head as it was trained. There are none before they are
+    needed. `met` and `met_in` have each row's output and task.
+    """
+
+    roles: tuple[tuple[str, str], ...] = (("class_means", "class statistics"), ("class_factors", "class statistics"),
+                                          ("unaligned_*", "heads"))
+    options: Any  # has the fields of AlignOptions, among others
+    class_means: Tensor
+    class_factors: Tensor
+    unaligned_weight: Tensor
+    unaligned_bias: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Start without classes; say where the option changes nothing."""
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.options, AlignOptions)
+        self.met: list[int] = []
+        self.met_in: list[int] = []
+        if self.options.align and not self.aligns:
+            self.notes.append("align = true changes nothing here: only in scenario class are outputs of different "
+                              "tasks compared")
+
+    @property
+    def aligns(self) -> bool:
+        """Tell whether the head is realigned."""
+        return bool(self.options.align) and scenario_rules(self.world.scenario).seen_compete
+
+    def head_of(self, output: int) -> tuple[nn.Linear, int]:
+        """Return the layer that has an output, and which of its units it is. Default: those of the model's head."""
+        return self.model.head, output
+
+    def head_features(self, x: Tensor) -> Tensor:
+        """Return what heads read, [N, D], of inputs [N, *input_shape]. Default: the model's features."""
+        return self.model.features(x)
+
+    def before_task(self, task: Task) -> None:
+        """Train on from the head as it was before it was aligned."""
+        if self.met:
+            self._write(self.unaligned_weight, self.unaligned_bias)
+        super().before_task(task)
+
+    def after_task(self, task: Task) -> None:
+        """Keep the Gaussians of the task's classes, and realign the head if there are classes of other tasks."""
+        super().after_task(task)
+        if not self.aligns:
+            return
+        self._keep(task)
+        units = [self.head_of(output) for output in self.met]
+        with torch.no_grad():
+            weight = torch.stack([layer.weight[unit] for layer, unit in units])
+            bias = torch.stack([layer.bias[unit] for layer, unit in units])
+        self.register_buffer("unaligned_weight", weight)
+        self.register_buffer("unaligned_bias", bias)
+        if len(set(self.met_in)) > 1:
+            own = self.options
+            if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
+                self._write(*realigned(weight, bias, self.met_in, self._draw, own.align_epochs, own.align_samples,
+                                       own.align_lr, own.align_temperature, self.world.generator))
+            self.count_steps(own.align_epochs * len(self.met))
+
+    @torch.no_grad()
+    def _write(self, weight: Tensor, bias: Tensor) -> None:
+        """Give the head the weights [K, D] and biases [K] of the classes so far."""
+        for output, row, number in zip(self.met, weight, bias, strict=True):
+            layer, unit = self.head_of(output)
+            layer.weight[unit] = row
+            layer.bias[unit] = number
+
+    @torch.no_grad()
+    def _keep(self, task: Task) -> None:
+        """Add a row for each new class of a task, or take its Gaussian anew."""
+        outputs, means, factors = gaussians(self, task.train, task.classes, self.head_features)
+        if self.met:
+            returned = [output in outputs for output in self.met]
+            rows = [row for row, again in enumerate(returned) if not again]
+            means = torch.cat([self.class_means[rows], means])
+            factors = torch.cat([self.class_factors[rows], factors])
+            self.met, self.met_in = [self.met[row] for row in rows], [self.met_in[row] for row in rows]
+        self.register_buffer("class_means", means)
+        self.register_buffer("class_factors", factors)
+        self.met = self.met + outputs
+        self.met_in = self.met_in + [task.index] * len(outputs)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Draw features [K n, D] of all classes so far, and the row of each, int64 [K n]; class by class."""
+        count, shrink, tasks = self.options.align_samples, self.options.align_shrink, max(self.met_in) + 1
+        found = []
+        for mean, factor, task in zip(self.class_means, self.class_factors, self.met_in, strict=True):
+            near = shrink + (1 - shrink) * (task + 1) / tasks
+            noise = torch.randn(count, len(mean), generator=self.world.generator)
+            found.append(near * mean + noise.to(mean) @ lower(factor, len(mean)).T)
+        rows = torch.arange(len(self.met), device=self.class_means.device).repeat_interleave(count)
+        return torch.cat(found), rows
+
+
+def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], features: Callable[[Tensor], Tensor]
+              ) -> tuple[list[int], Tensor, Tensor]:
+    """Return the classes that have samples, their mean features [K, D] and their factors [K, D (D + 1) / 2].
+
+    A factor is the lower triangle, row by row, of L with L L^T = S + 1e-4 I and S the covariance of the features, by
+    n - 1 (0 for a single sample). It is computed in float64 and has the dtype of the features.
+
+    Args:
+        strategy: it is in eval mode meanwhile.
+        samples: raw.
+        classes: the outputs of a task.
+        features: of prepared inputs [n, *input_shape].
+    """
+    train = samples.materialized()
+    found = torch.cat([part for _, part in features_of(strategy, train, features)])
+    places = torch.tril_indices(found.shape[1], found.shape[1], device=found.device)
+    outputs, means, factors = [], [], []
+    for output in classes:
+        rows = (train.y == output).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        own = found[rows].double()
+        centred = own - own.mean(0)
+        covariance = centred.T @ centred / max(len(own) - 1, 1)
+        covariance.diagonal().add_(RIDGE)
+        factor = torch.linalg.cholesky(covariance)
+        outputs.append(output)
+        means.append(own.mean(0))
+        factors.append(factor[places[0], places[1]])
+    return outputs, torch.stack(means).to(found.dtype), torch.stack(factors).to(found.dtype)
+
+
+def lower(numbers: Tensor, size: int) -> Tensor:
+    """Return the lower triangular matrix [size, size] with these numbers [size (size + 1) / 2], row by row."""
+    whole = numbers.new_zeros(size, size)
+    row, column = torch.tril_indices(size, size, device=numbers.device)
+    whole[row, column] = numbers
+    return whole
+
+
+def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, epochs: int, batch: int, lr: float,
+              temperature: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the weights [K, D] and biases [K] of a linear head after steps on drawn features.
+
+    Args:
+        weight: where they begin, [K, D].
+        bias: [K].
+        tasks: the task of each output.
+        draw: returns features [N, D] and their outputs, int64 [N], anew for each epoch.
+        epochs: how many.
+        batch: features in a step.
+        lr: at the beginning; it falls along a cosine from epoch to epoch.
+        temperature: of `normalised` logits; None if they are not normalised.
+        generator: what shuffles them.
+    """
+    groups = [torch.tensor([k for k, task in enumerate(tasks) if task == one], device=weight.device)
+              for one in dict.fromkeys(tasks)]
+    head = [nn.Parameter(part.detach().clone()) for part in (weight, bias)]
+    optimizer = torch.optim.SGD(head, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        features, outputs = draw()
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for part in torch.split(order, batch):
+            with torch.enable_grad():
+                logits = F.linear(features[part], head[0], head[1])
+                if temperature is not None:
+                    logits = normalised(logits, groups) / temperature
+                loss = F.cross_entropy(logits, outputs[part])
+            for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    return head[0].detach(), head[1].detach()
+
+
+def normalised(logits: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """Return logits [N, K] divided by the mean length of their parts; `groups` has the columns of each."""
+    lengths = [logits.index_select(1, columns).norm(dim=1) + SHORTEST for columns in groups]
+    return logits / torch.stack(lengths).mean(0)[:, None]

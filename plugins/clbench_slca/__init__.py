@@ -1,0 +1,28 @@
+"""`slca`: a slow learner with classifier alignment (Zhang et al. 2023, arXiv 2303.05118)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.alignment_options import ALIGN, AlignOptions
+from clbench.strategy.outputs import MEANING, OutputsOptions
+
+
+class SLCAOptions(OutputsOptions, AlignOptions):
+    """Options of `slca`; the defaults are those of the authors' code."""
+
+    slow: float = Field(0.01, gt=0, le=1, description="what multiplies the recipe's learning rate for all but the head")
+    outputs: Outputs = Field("own", description=MEANING)
+    align: bool = Field(True, description=ALIGN)
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("slca", "clbench_slca.strategy:SLCA",
+                         "fine-tuning with a slow body; the head is realigned on Gaussians of the classes so far",
+                         SLCAOptions, "Zhang et al. 2023, arXiv 2303.05118"),)
