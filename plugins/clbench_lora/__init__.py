@@ -18,6 +18,8 @@ from clbench.strategy.per_task_options import BaseOptions, StartOptions
 Init = Literal["kaiming", "gaussian", "pissa"]
 Criterion = Literal["moment", "inputs"]
 Target = Literal["q", "k", "v", "proj", "mlp"]
+Magnitudes = Literal["shared", "layer"]
+Norm = Literal["factors", "product"]
 
 moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed": "shared_adapters"}, {
     "library.Kept": "run_adapters.TrialAdapters", "library.kept": "run_adapters.trials_with_adapters",
@@ -156,6 +158,50 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions)
         return self
 
 
+class SDLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
+    """Options of `sd-lora`; the defaults are those of its reference code's CIFAR-100 runs."""
+
+    outputs: Outputs = Field("own", description=MEANING)
+    rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
+    later_ranks: dict[str, int] = Field({}, description="lower ranks from a task on, counted from 0, as in {4 = 8, "
+                                        "8 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
+    magnitude: float = Field(0.8, gt=0, description="what a new direction's magnitude starts from, and with magnitudes "
+                             "= shared in each task also those of the earlier")
+    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting anew in "
+                                   "each task (shared: the authors' code), or one per task and layer, learned on from "
+                                   "where they are, so that a task starts with the network as it was (layer)")
+    norm: Norm = Field("factors", description="what an earlier direction is divided by: |B| |A| (factors: the authors' "
+                       "code) or |BA| (product: the paper), in Frobenius norms")
+
+    @field_validator("later_ranks")
+    @classmethod
+    def _of_tasks(cls, ranks: dict[str, int]) -> dict[str, int]:
+        """Refuse what is no task or no rank; put the tasks in order."""
+        for task, rank in ranks.items():
+            if not task.isdecimal() or rank < 1:
+                raise ValueError(f"{task!r} = {rank} should be the number of a task, 0 or more, and a rank of at least "
+                                 "1")
+        return {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
+
+
+class LoRASubOptions(OutputsOptions, LowRankOptions, StartOptions):
+    """Options of `lora-sub`; the defaults are those of its reference code's CIFAR-100 runs."""
+
+    PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
+
+    outputs: Outputs = Field("own", description=MEANING)
+    rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
+    threshold: float = Field(0.99, gt=0, le=1, description="share of the energy of a layer's inputs that the space "
+                             "holds within which a later task's adapters change")
+    scaled: bool = Field(True, description="divide the projector onto that space by its Frobenius norm (the authors' "
+                         "code), so that steps shrink by the square root of its dimensions")
+    project_b: bool = Field(True, description="project what B learns, too, in layers with as many outputs as inputs "
+                            "(the authors' code, whose layers all are like that); else A's alone")
+    strength: Scalar = Field(0.05, ge=0, description="lambda: weight of the triplet loss")
+    margin: Scalar = Field(1.0, ge=0, description="by how much a sample should be nearer to the farthest of its class "
+                           "than to the nearest of another")
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
@@ -176,4 +222,12 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      "base frozen; adapters per task, summed, each blind to the inputs of earlier tasks; heads joined",
                      InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228",
                      recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}),
+        StrategyInfo("sd-lora", "clbench_lora.sdlora:SDLoRA",
+                     "base frozen; adapters per task, summed: earlier ones keep their directions, and the magnitudes "
+                     "of all are learned on", SDLoRAOptions, paper="Wu et al. 2025, arXiv 2501.13198",
+                     recipe={"optimizer": "sgd", "lr": 8e-3, "momentum": 0.9}),
+        StrategyInfo("lora-sub", "clbench_lora.lorasub:LoRASub",
+                     "base frozen; adapters per task, summed, each changing only where its inputs lie without the "
+                     "earlier ones; nearest class mean", LoRASubOptions,
+                     paper="Liu & Chang 2025, arXiv 2503.18985", recipe={"optimizer": "adam", "lr": 5e-4}),
     )

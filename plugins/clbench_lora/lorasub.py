@@ -1,0 +1,172 @@
+"""LoRA-Sub, or LoRA-DRS (Liu & Chang 2025, arXiv 2503.18985): adapters that change in a drift-resistant space.
+
+Before task t > 1 its samples go through W - sum_{i < t} B_i A_i, the network with the earlier adapters subtracted. The
+directions that a layer's inputs have there, the fewest that hold a share of their energy (`threshold`), span the space
+that the task may use; P is the projector onto it. Each step dA of the optimiser becomes dA P, so that
+
+    h = W x + sum_{i <= t} B_i A_i x,    A_t = A_start + (sum of steps) P
+
+The loss is the cross-entropy over the task's own classes (`outputs`) plus `strength` times the augmented triplet loss
+of the unit features f of a batch:
+
+    mean of max(0, |f - farthest of its class| - |f - nearest of another class| + margin)
+
+where the mean features of earlier tasks' classes, scaled to length 1, count as other classes too. The nearest class
+mean answers, among unit features; means are those of the samples after their task, and do not follow what is learned
+later.
+
+This follows LibContinual's `lora_sub.py` (RL-VIG), adapted from the authors' code (scarlet0703/LoRA-Sub-DRS), of which
+only copies of its main file and its triplet loss were at hand; they agree. Where these go beyond the paper, the
+defaults are theirs:
+
+- P is divided by its Frobenius norm, the square root of its dimensions (`scaled`), which the paper's P P^T g is not.
+- B is projected as well, by the P of the inputs, which has the size of the outputs in k and v (`project_b`). Where the
+  sizes differ there is nothing to project with, and B learns freely.
+- It is what Adam makes of the gradient that is projected, not the gradient. Here it is so for any optimiser: the
+  parameters take the steps as they are while they learn, the network sees them projected, and after the task they
+  become what the network sees.
+
+They adapt k and v with rank 10 and train by Adam with learning rate 5e-4, the heads with 2e-3 (ImageNet-R: 5e-4, with
+margin 2 and strength 0.2), here as the recipe says. They have a head per task, here it is the model's, whose rows of
+other classes do not learn; answers need none. Their space is that of augmented samples, here of plain ones.
+
+Beyond the paper: a class that returns has the mean of all its samples, each as it was in its task, and its own mean is
+no other class in the triplet loss. Before the first task is over, the head answers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench import Batch, Network, Task, World
+from clbench.strategy.class_means import class_means
+from clbench_lora import LoRASubOptions
+from clbench_lora.layers import LoRALayer
+from clbench_lora.moments import input_moments
+from clbench_lora.shared_adapters import SummedLoRA
+from clbench_lora.subspace import grown
+
+TINY = 1e-12  # squared distances below it count as it, since a square root has no slope at 0
+
+
+class LoRASub(SummedLoRA):
+    """A frozen base W, adapters per task, a head to learn with, and class means to answer with.
+
+    `means` [C, D] and `counts` [C] are the mean features of classes and the samples they are of. The buffers `space__*`
+    and `start__*` are a layer's P and A_start while a task is learned; they are computed anew for each and not kept.
+    """
+
+    method = "lora-sub"
+    roles = (("means", "prototypes"), ("counts", "prototypes"), *SummedLoRA.roles)
+    options: LoRASubOptions
+    means: Tensor
+    counts: Tensor
+
+    def __init__(self, model: Network, world: World, options: LoRASubOptions | None = None) -> None:
+        """Install the adapted layers; SpecError if they do not fit the model."""
+        super().__init__(model, world, options if options is not None else LoRASubOptions())
+        like = model.head.weight
+        self.projecting = False  # whether the newest adapters learn within their spaces
+        self.register_buffer("means", like.new_zeros(world.classes, model.head.in_features))
+        self.register_buffer("counts", torch.zeros(world.classes, dtype=torch.int64, device=like.device))
+        for name, layer in self.adapted.items():
+            size = layer.base_layer.weight[0].numel()
+            self.register_buffer(_slot("space", name), like.new_zeros(size, size), persistent=False)
+            self.register_buffer(_slot("start", name), like.new_zeros(layer.rank, size), persistent=False)
+
+    @torch.no_grad()
+    def begin(self, task: Task) -> None:
+        """Compute the spaces of a later task; train A_t and B_t within them from now on."""
+        super().begin(task)
+        self.projecting = task.index > 0
+        if not self.projecting:
+            return
+        subtracted = {f"{name}.lora_B.{i}.weight": -b.get_parameter("weight") for name, layer in self.adapted.items()
+                      for i, b in enumerate(layer.lora_B)}
+        moments = input_moments(self, self.adapted, task.train, self.method,
+                                lambda x: self.model.features(x, subtracted))
+        for name, moment in moments.items():
+            space = grown(moment, torch.zeros_like(moment), self.options.threshold)
+            if self.options.scaled:
+                space = space / space.norm().clamp(min=1)  # 0 if the inputs are
+            start = self.adapted[name].parameters_of(-1)["lora_A.weight"].flatten(1)
+            self.get_buffer(_slot("space", name)).copy_(space)
+            self.get_buffer(_slot("start", name)).copy_(start)
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Let the newest adapters become what the network sees of them, and take the means of the task's classes."""
+        for name, weight in self.projected().items():
+            self.model.get_parameter(name).copy_(weight)
+        self.projecting = False
+        means, counts = class_means(self, task.train, self.model.features)
+        total = (self.counts + counts).clamp(min=1)
+        added = (means.nan_to_num() - self.means) * (counts / total)[:, None]
+        self.means += added.to(self.means.dtype)
+        self.counts += counts
+
+    def projected(self) -> dict[str, Tensor]:
+        """Return the newest A and B as the network sees them, by name in the model; nothing where they are as they are.
+
+        Their gradients go to the parameters unprojected, so that an optimiser makes its step of them first.
+        """
+        found: dict[str, Tensor] = {}
+        for name, layer in self.adapted.items() if self.projecting else ():
+            space, start = getattr(self, _slot("space", name)), getattr(self, _slot("start", name))
+            a, b = (getattr(part[-1], "weight") for part in (layer.lora_A, layer.lora_B))  # noqa: B009
+            found[f"{name}.lora_A.{len(layer.lora_A) - 1}.weight"] = _seen(
+                a, (start + (a.flatten(1) - start) @ space).view_as(a))
+            if self.options.project_b and _is_square(layer):
+                found[f"{name}.lora_B.{len(layer.lora_B) - 1}.weight"] = _seen(b, (space @ b.flatten(1)).view_as(b))
+        return found
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the active outputs, plus the triplet loss once W is frozen."""
+        features = self.model.features(batch.x, self.projected())
+        loss = self.cross_entropy(self.model.head(features), batch)
+        return loss if self.base_learns else loss + self.options.strength * self.triplet(features, batch.y)
+
+    def triplet(self, features: Tensor, y: Tensor) -> Tensor:
+        """Return the augmented triplet loss, a scalar, of features [N, D] with labels [N]."""
+        unit, means = F.normalize(features), F.normalize(self.means)
+        within = _distances(unit, unit)
+        same = y[:, None] == y
+        farthest = within.masked_fill(~same, 0).amax(1)
+        nearest = within.masked_fill(same, math.inf).amin(1)
+        others = (self.counts > 0) & (torch.arange(len(means), device=y.device) != y[:, None])
+        nearest = torch.minimum(nearest, _distances(unit, means).masked_fill(~others, math.inf).amin(1))
+        return F.relu(farthest - nearest + self.options.margin).mean()
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return minus the distances [N, C] to the unit means, -inf for classes without; before any, logits."""
+        features = self.model.features(x, self.projected())
+        # Without matrix products: the distance of a sample then does not depend on which batch it is in.
+        far = torch.cdist(F.normalize(features), F.normalize(self.means), compute_mode="donot_use_mm_for_euclid_dist")
+        near = (-far).masked_fill(self.counts == 0, -math.inf)
+        return torch.where(self.counts.any(), near, self.model.head(features))
+
+
+def _slot(kind: str, name: str) -> str:
+    """Return the name of a layer's buffer; dots are not allowed in it."""
+    return f"{kind}__{name.replace('.', '__')}"
+
+
+def _is_square(layer: LoRALayer) -> bool:
+    """Tell whether a layer's weight, as a matrix [out, the rest], is square."""
+    weight = layer.base_layer.weight
+    return len(weight) == weight[0].numel()
+
+
+def _seen(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return the value, whose gradient is the parameter's as if it were the parameter itself."""
+    return value.detach() + (parameter - parameter.detach())
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the distances [N, M] of rows [N, D] and [M, D], at least 1e-6."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+    return squares.clamp(min=TINY).sqrt()

@@ -1,0 +1,106 @@
+"""SD-LoRA (Wu et al. 2025, arXiv 2501.13198): adapters per task, summed; magnitudes and directions learned apart.
+
+Task t trains A_t, B_t and the magnitudes a_1, ..., a_t on
+
+    h = W x + sum_{i < t} a_i (B_i A_i / |B_i A_i|) x + a_t B_t A_t x
+
+with Frobenius norms; the directions of earlier tasks no longer change. B_t starts at 0, so it has no direction yet and
+is not divided by its norm before the next task begins. All answer together; no task is inferred.
+
+The reference codes are the authors' (WuYichen-97/SD-Lora-CL) and LibContinual's (RL-VIG). Where they agree and the
+paper's formula says otherwise or leaves it open, the defaults are theirs:
+
+- They divide by |B_i| |A_i|, which is at least |B_i A_i| (`norm`).
+- A task has one magnitude for all layers, and in each task all of them start anew from one value, 0.8 (LibContinual:
+  1). So the network jumps as a task begins: what an earlier task added, of whatever length, gets one of at most 0.8.
+  `magnitudes = layer` is not theirs: a magnitude per task and layer, which is multiplied by the norm when that is
+  divided out, so that nothing jumps and earlier magnitudes are learned on.
+- The loss is the cross-entropy over the task's own classes (`outputs`), with one head over all.
+
+Both adapt q and v of all blocks with rank 10 and train by SGD with momentum 0.9 and learning rate 8e-3 (ImageNet-R:
+1e-2), here as the recipe says. The authors compute a penalty on overlap as O-LoRA's but do not add it to the loss.
+
+Of the paper's two variants, SD-LoRA-RR gives later tasks lower ranks (`later_ranks`; in the authors' code rank 8 from
+the fifth task on and 6 from the ninth). SD-LoRA-KD drops a direction that the earlier ones make up almost; it is left
+out: what there is after a task would depend on values, while seeds that are stacked, and trials that are resumed, need
+it to be known beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench_lora import SDLoRAOptions
+from clbench_lora.layers import LoRALayer
+from clbench_lora.shared_adapters import SummedLoRA
+
+
+class SDLoRA(SummedLoRA):
+    """A frozen base W, adapters per task with magnitudes, and the model's head over all classes.
+
+    `magnitudes` has one parameter per task, [1] or [layers]. The buffer `lengths` [T, layers] is what the adapters of
+    tasks are divided by; 1 for the newest.
+    """
+
+    method = "sd-lora"
+    roles = (("magnitudes.*", "magnitudes"), ("lengths", "magnitudes"), *SummedLoRA.roles)
+    options: SDLoRAOptions
+    lengths: Tensor
+
+    def __init__(self, model: Network, world: World, options: SDLoRAOptions | None = None) -> None:
+        """Install the adapted layers; SpecError if they do not fit the model."""
+        super().__init__(model, world, options if options is not None else SDLoRAOptions())
+        self.magnitudes = nn.ParameterList()
+        self.register_buffer("lengths", model.head.weight.new_ones(world.tasks, len(self.adapted)))
+
+    def before_task(self, task: Task) -> None:
+        """Divide the newest adapters by their lengths, set magnitudes, and add adapters of the task's rank."""
+        shared = self.options.magnitudes == "shared"
+        with torch.no_grad():
+            if task.index:
+                lengths = torch.stack([self.length(layer) for layer in self.adapted.values()])
+                self.lengths[task.index - 1] = lengths
+                if not shared:
+                    self.magnitudes[-1].mul_(lengths)
+            self.magnitudes.append(nn.Parameter(self.lengths.new_ones(1 if shared else len(self.adapted))))
+            for magnitude in self.magnitudes if shared else self.magnitudes[-1:]:
+                magnitude.fill_(self.options.magnitude)
+        for layer in self.adapted.values():
+            layer.rank = min([layer.rank, *(r for t, r in self.options.later_ranks.items() if int(t) <= task.index)])
+        super().before_task(task)
+
+    def begin(self, task: Task) -> None:
+        """Train the newest adapters and all magnitudes from now on."""
+        super().begin(task)
+        self.magnitudes.requires_grad_(True)
+
+    def length(self, layer: LoRALayer) -> Tensor:
+        """Return what a layer's newest adapter is divided by, a scalar; 1 if it is zero, as then it has no direction.
+
+        The adapter's scale is a part of its magnitude, and divided out with it.
+        """
+        a, b = (part.flatten(1) for part in layer.parameters_of(-1).values())
+        norm = layer.scaling * ((b @ a).norm() if self.options.norm == "product" else a.norm() * b.norm())
+        return torch.where(norm > 0, norm, torch.ones_like(norm))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return all B_i times what the magnitudes make of them, by name in the model."""
+        if self.base_learns:
+            return {}
+        return {f"{name}.lora_B.{i}.weight": magnitude[number % len(magnitude)] / self.lengths[i, number] * _weight(b)
+                for number, (name, layer) in enumerate(self.adapted.items())
+                for i, (magnitude, b) in enumerate(zip(self.magnitudes, layer.lora_B, strict=True))}
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C] of W with all adapters, each with its magnitude."""
+        logits: Tensor = self.model.head(self.model.features(x, self.weights()))
+        return logits
+
+
+def _weight(part: nn.Module) -> Tensor:
+    """Return a part's weight; not by `get_parameter`, since torch.func replaces parameters by plain tensors."""
+    return cast(Tensor, part.weight)
