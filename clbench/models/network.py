@@ -7,8 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from clbench.core.errors import SpecError
 
 
 class Ports(NamedTuple):
@@ -21,6 +24,22 @@ class Ports(NamedTuple):
     outputs: int
     stride: int = 1  # of feature maps
     tokens: bool = False  # tokens [N, L, channels] and not feature maps [N, channels, H, W]
+
+
+class Prefix(NamedTuple):
+    """Keys and values that the attention of a block has beside those of its tokens (prefix tuning).
+
+    They are what attention multiplies: no layer projects or normalises them.
+    """
+
+    keys: Tensor  # [N, P, D]
+    values: Tensor  # [N, P, D]
+
+    def before(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [N, heads, P + L, d] of all heads, of those of the tokens [N, heads, L, d]."""
+        own, others = (part.to(keys.dtype).reshape(*part.shape[:2], keys.shape[1], keys.shape[3]).transpose(1, 2)
+                       for part in self)
+        return torch.cat([own, keys], 2), torch.cat([others, values], 2)
 
 
 class Block(nn.Module):
@@ -110,13 +129,38 @@ class TokenNetwork(Network, ABC):
         tokens: Tensor = self.blocks[0](x)
         return tokens
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Return the output of all layers for any number of tokens [N, L, D]: normalised, same shape."""
+    def encode(self, tokens: Tensor, prefixes: Mapping[int, Prefix] | None = None) -> Tensor:
+        """Return the output of all layers for any number of tokens [N, L, D]: normalised, same shape.
+
+        Args:
+            tokens: what `embed` returns, perhaps with others among them.
+            prefixes: of the attention of transformer blocks, by their number, from 0.
+        """
+        prefixes = prefixes or {}
         *inner, last = itertools.islice(self.blocks, 1, None)
-        for block in inner:
-            tokens = block(tokens)
+        for number, block in enumerate(inner):
+            assert isinstance(block, Block)
+            tokens = block(tokens) if number not in prefixes else block.activation(
+                self.prefixed(block.body, tokens, prefixes[number]))
         assert isinstance(last, Block)
-        return self.normalized(last.body(tokens))
+        given = prefixes.get(len(inner))
+        return self.normalized(last.body(tokens) if given is None else self.prefixed(last.body, tokens, given))
+
+    @property
+    def depth(self) -> int:
+        """Return the number of transformer blocks."""
+        return len(self.blocks) - 1
+
+    def takes_prefixes(self) -> bool:
+        """Tell whether the attention of each transformer block can have a prefix. Default: no."""
+        return False
+
+    def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D], by the body of a transformer block whose attention has a prefix.
+
+        A network that `takes_prefixes` defines it. Without dropout, a prefix of no keys gives what the body does.
+        """
+        raise SpecError(f"{type(self).__name__} has no place for the prefixes of attention")
 
 
 class TransformerBlock(nn.Module):

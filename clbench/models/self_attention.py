@@ -7,6 +7,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.models.network import Prefix
+
 NAMES = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias"}  # torch's names -> those here
 
 
@@ -32,11 +34,14 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width, attention.out_proj.bias is not None, device="meta")
         self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False,
+                prefix: Prefix | None = None) -> tuple[Tensor, None]:
         """Return tokens [N, L, width] of tokens [N, L, width], and None in place of the weights of the attention."""
         if key is not query or value is not query or need_weights:
             raise NotImplementedError("only self-attention, and without its weights")
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(query).chunk(3, 2))
+        if prefix is not None:
+            k, v = prefix.before(k, v)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return cast(Tensor, self.out_proj(mixed.transpose(1, 2).flatten(2))), None
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
 from clbench.models.library import in_stages, square, whole_patches, without
-from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
+from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 from clbench.models.splitting import Stage
 
 
@@ -154,6 +155,32 @@ class TimmTransformer(TokenNetwork):
     def normalized(self, tokens: Tensor) -> Tensor:
         """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
         return cast(Tensor, self.blocks[-1].get_submodule("activation.norm")(tokens))
+
+    def takes_prefixes(self) -> bool:
+        """Return True if all blocks are timm's plain ones, with its plain attention."""
+        plain = home().models.vision_transformer
+        units = [cast(Any, block).body.unit for block in self.blocks[1:]]
+        return all(type(unit) is plain.Block and type(unit.attn) is plain.Attention for unit in units)
+
+    def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D], as timm's `Block` does, with a prefix."""
+        unit = cast(Any, body).unit
+        tokens = tokens + unit.drop_path1(unit.ls1(attention(unit.attn, unit.norm1(tokens), prefix)))
+        return cast(Tensor, tokens + unit.drop_path2(unit.ls2(unit.mlp(unit.norm2(tokens)))))
+
+
+def attention(layer: Any, x: Tensor, prefix: Prefix) -> Tensor:
+    """Return tokens [N, L, D] of tokens x [N, L, D], as timm's `Attention` does, with a prefix.
+
+    Where timm normalises queries and keys, those of the prefix are not.
+    """
+    q, k, v = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    k, v = prefix.before(layer.k_norm(k), v)
+    mixed = F.scaled_dot_product_attention(layer.q_norm(q), k, v,
+                                           dropout_p=layer.attn_drop.p if layer.training else 0.0)
+    mixed = layer.norm(mixed.transpose(1, 2).flatten(2))
+    gate = getattr(layer, "gate", None)  # not in older ones
+    return cast(Tensor, layer.proj_drop(layer.proj(mixed if gate is None else mixed * gate(x).sigmoid())))
 
 
 def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -> Network:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
 from clbench.models.library import in_stages, square, whole_patches, without
-from clbench.models.network import Block, Network, Ports, TokenNetwork, TransformerBlock
-from clbench.models.self_attention import with_plain_layers
+from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
+from clbench.models.self_attention import SelfAttention, with_plain_layers
 from clbench.models.splitting import Stage
 
 
@@ -91,6 +91,17 @@ class TorchvisionTransformer(TokenNetwork):
     def normalized(self, tokens: Tensor) -> Tensor:
         """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
         return cast(Tensor, self.blocks[-1].get_submodule("activation.ln")(tokens))
+
+    def takes_prefixes(self) -> bool:
+        """Return True if each block's attention is of plain layers."""
+        return all(isinstance(cast(Any, block).body.unit.self_attention, SelfAttention) for block in self.blocks[1:])
+
+    def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D], as torchvision's block does, with a prefix."""
+        unit = cast(Any, body).unit
+        x = unit.ln_1(tokens)
+        mixed = tokens + unit.dropout(unit.self_attention(x, x, x, prefix=prefix)[0])
+        return cast(Tensor, mixed + unit.mlp(unit.ln_2(mixed)))
 
 
 def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:

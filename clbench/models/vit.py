@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
 from clbench.models.builtin import ViTOptions
-from clbench.models.network import Block, Network, Ports, TokenNetwork
+from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork
 
 EPS = 1e-6  # of the layer norms, as in the reference codes
 
@@ -57,9 +57,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Return tokens [N, L, width] of tokens x [N, L, width]."""
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if prefix is not None:
+            k, v = prefix.before(k, v)
         # Not F.scaled_dot_product_attention, which vmap runs in a loop (stacked seeds, per-sample gradients).
         mixed = (q @ k.transpose(2, 3) * k.shape[3]**-0.5).softmax(3) @ v
         return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -76,9 +78,9 @@ class Transformer(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Return tokens [N, L, width] of tokens x [N, L, width]."""
-        x = x + self.attention(self.norm1(x))
+        x = x + self.attention(self.norm1(x), prefix)
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
@@ -98,6 +100,14 @@ class VisionTransformer(TokenNetwork):
         end = self.blocks[-1].activation
         assert isinstance(end, nn.Sequential)
         return cast(Tensor, end[0](tokens))
+
+    def takes_prefixes(self) -> bool:
+        """Return True."""
+        return True
+
+    def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
+        """Return tokens [N, L, width] of tokens [N, L, width], by a block whose attention has a prefix."""
+        return cast(Tensor, body(tokens, prefix))
 
 
 def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Network:

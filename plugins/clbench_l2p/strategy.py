@@ -33,77 +33,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Strategy, Task, World
-from clbench.core.errors import SpecError
-from clbench.models.network import TokenNetwork
-from clbench.strategy.per_task import check_base
+from clbench import Batch, Network, World
+from clbench.strategy.prompts import PromptedStrategy
 from clbench_l2p import L2POptions
 
-START = 0.01  # prompts and keys start below
 
-
-class L2P(Strategy):
+class L2P(PromptedStrategy):
     """A frozen transformer with `prompts` [M, L_p, D], their `keys` [M, D], and the network's own head."""
 
+    method = "l2p"
     roles = (("prompts", "prompts"), ("keys", "prompts"))
     options: L2POptions
-    model: TokenNetwork
-    prompts: nn.Parameter
-    keys: nn.Parameter
 
     def __init__(self, model: Network, world: World, options: L2POptions | None = None) -> None:
         """Draw prompts and keys; SpecError where the model has no tokens."""
         options = options if options is not None else L2POptions()
         super().__init__(model, world, options)
-        check_base("l2p", options, world)
-        if not isinstance(model, TokenNetwork):
-            raise SpecError("l2p puts prompts among the tokens of a vision transformer, and this model has none; with "
-                            "--model choose vit-tiny, vit-b16 or a plain vision transformer of timm, timm:vit_...")
-        like = model.head.weight.detach()
         width = model.head.in_features
-        self.prompts = nn.Parameter(like.new_empty(options.pool, options.length, width).uniform_(0, START))
-        self.keys = nn.Parameter(like.new_empty(options.pool, width).uniform_(0, START))
-        self.prompted = False  # whether prompts are in use; the plain network answers before
-        self.train(self.training)
+        self.prompts = self.parameter(options.pool, options.length, width)
+        self.keys = self.parameter(options.pool, width)
 
-    def before_task(self, task: Task) -> None:
-        """Train prompts, or the network where the first task is to make it."""
-        self._learn(base=self.phases(task) == 2)
-
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: the network first, then prompts."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze the network once it has been trained."""
-        if phase == 1:
-            self._learn(base=False)
-
-    def _learn(self, base: bool) -> None:
-        """Train either the network's blocks or prompts and keys; the head is trained with both."""
-        self.prompted = not base
-        self.model.blocks.requires_grad_(base)
-        for parameter in (self.prompts, self.keys):
-            parameter.requires_grad_(not base)
-        self.train(self.training)
-
-    def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once they are frozen."""
-        return (self.model.blocks,) if self.prompted else ()
+    def learning(self) -> Iterable[nn.Parameter]:
+        """Return prompts and keys: all tasks train all of them."""
+        return self.prompts, self.keys
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [N, C] with prompts, and the similarities [N, top] of those that were chosen."""
-        query, keys = F.normalize(self.model.features(x), dim=1), F.normalize(self.keys, dim=1)
-        similarity, chosen = (query @ keys.T).topk(self.options.top, dim=1)
+        similarity, chosen = (self.query(x) @ F.normalize(self.keys, dim=1).T).topk(self.options.top, dim=1)
         prompts = self.prompts[chosen].flatten(1, 2)
         tokens = self.model.encode(torch.cat([prompts, self.model.embed(x)], 1))
         logits: Tensor = self.model.head(tokens[:, :prompts.shape[1]].mean(1))
         return logits, similarity
 
-    def loss(self, batch: Batch) -> Tensor:
+    def prompted_loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy plus the pull on the keys."""
-        if not self.prompted:
-            return super().loss(batch)
         logits, similarity = self.answer(batch.x)
         return self.cross_entropy(logits, batch) + self.options.pull * (1 - similarity).sum(1).mean()
 

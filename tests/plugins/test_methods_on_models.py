@@ -16,14 +16,15 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
            ("frozen", {}), ("independent", {}),
            ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
-           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("slca", {})]
+           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {}), ("slca", {})]
+PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
 @pytest.mark.parametrize("model", ["resnet18", "resnet20", "vit"])
 def test_every_method_learns_on_every_kind_of_model(method, options, model, monkeypatch):
     monkeypatch.setattr(tiny, "RECIPE", Recipe(lr=0.01, batch_size=8, epochs=10))
-    if method == "l2p" and model != "vit":
+    if method in PROMPTS and model != "vit":
         with pytest.raises(SpecError, match="this model has none"):
             bench(discover().strategy(method), options, "task", model=model)
         return

@@ -12,7 +12,8 @@ from clbench.experiment.spec import build
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
            "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "pnn", "shared-private", "frozen", "independent",
-           "acl", "packnet", "ncm", "slda", "ranpac", "l2p", "slca"]
+           "acl", "packnet", "ncm", "slda", "ranpac", "l2p", "slca", "dualprompt", "coda-prompt"]
+PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
            "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64"}
@@ -34,10 +35,11 @@ def weights(tmp_path_factory):
 def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model):
     chosen = [":".join(filter(None, [name, OPTIONS.get(name)])) for name in METHODS]
     if model == "test_efficientnet":
-        with pytest.raises(SpecError, match="l2p puts prompts among the tokens of a vision transformer"):
-            clbench.run(methods="l2p", benchmark="helpers.tiny_benchmarks:pictures", model=f"timm:{model}:size=32",
-                        weights=str(weights / f"{model}.safetensors"), workers=0, out=tmp_path)
-        chosen = [name for name in chosen if not name.startswith("l2p")]
+        for name, place in zip(PROMPTS, ("among the tokens", "in the attention", "in the attention"), strict=True):
+            with pytest.raises(SpecError, match=f"{name} puts prompts {place} of a vision transformer"):
+                clbench.run(methods=name, benchmark="helpers.tiny_benchmarks:pictures", model=f"timm:{model}:size=32",
+                            weights=str(weights / f"{model}.safetensors"), workers=0, out=tmp_path)
+        chosen = [name for name in chosen if not name.startswith(PROMPTS)]
     records = clbench.run(methods=chosen, benchmark="helpers.tiny_benchmarks:pictures", scenario="task,class", seeds=1,
                           model=f"timm:{model}:size=32", weights=str(weights / f"{model}.safetensors"), epochs=1,
                           batch_size=8, workers=0, out=tmp_path)

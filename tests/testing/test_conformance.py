@@ -21,6 +21,8 @@ CHOSEN = [
     ("packnet", {"prune": 0.5, "infer": "prototype"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}), ("slca", {}),
+    ("dualprompt", {}), ("dualprompt", {"base": "random", "start": "new", "g_blocks": 0}),
+    ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

@@ -167,3 +167,17 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
     for member, seed in zip(ends[tuple(SEEDS)], (0, 2), strict=True):
         for p, q in zip(member.parameters(), ends[(seed,)][0].parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {"e_length": 3}),
+    ("coda-prompt", {"components": 6, "ortho": 0.1}),
+])
+def test_prompts_stack(method, options):
+    info = discover().strategy(method)
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, iterations=4)
+    stacked = lead(info, options, SEEDS[:2], recipe, model="vit", tasks=2, double=True)
+    for seed, member in zip(SEEDS, stacked, strict=False):
+        alone = lead(info, options, [seed], recipe, model="vit", tasks=2, double=True)[0]
+        for name, theirs in alone.strategy.state_dict().items():
+            torch.testing.assert_close(member.strategy.state_dict()[name], theirs, rtol=1e-8, atol=1e-9)

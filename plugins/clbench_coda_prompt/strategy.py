@@ -1,0 +1,123 @@
+"""CODA-Prompt (Smith et al. 2023, arXiv 2211.13218): prompts as weighted sums of components, in a frozen transformer.
+
+    q = the frozen network's features of x;  in each of the first blocks, for components m of all tasks so far:
+    w_m = cos(q * A_m, K_m)                A: attention over the features, K: keys; * by element
+    P   = sum_m w_m P_m                    [L_p, D]; its first half are keys, its second values in front of the block's
+                                           own (prefix tuning)
+    loss = cross-entropy of head(class token) + ortho * sum over blocks of o(P) + o(K) + o(A)
+    o(B) = mean over the entries of (B B^T - I)^2
+
+Each task adds M / T components and trains them and the head; those of earlier tasks stay as they are. No prompt is
+chosen and no task is inferred: all components learned so far take part in every answer. Cross-entropy is by default
+over the classes of the task at hand alone, as in the paper and all codes.
+
+Reference codes differ, from the paper and from each other; this follows the authors' present code (GT-RIPL/
+CODA-Prompt):
+
+- Components start orthonormal to each other and to all earlier ones, by Gram-Schmidt when their task begins. The
+  paper's first code drew all of them at once, orthogonal, before the first task. The authors project on each earlier
+  component apart, which is exact only while those are orthogonal; here the projection is exact. Beyond the width of a
+  vector (which they would divide by rounding errors) components are unit vectors without an order.
+- The penalty: the paper has ||B B^T - I|| with lambda = 0.1. The first code has the mean of the squares times 1e-6
+  times 0.1. The present one has the mean of the squares, and its scripts (as PILOT's) the weight 0.
+- The paper writes the prompt into attention as here, behind the projections.
+- Components that M / T leaves over are not used in any code; here they are not made.
+
+The authors train with Adam at a learning rate of 0.001, cosine schedule, batches of 128, 20 epochs (CIFAR-100). The
+network is pretrained (`base = pretrained`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Task, World
+from clbench.core.errors import SpecError
+from clbench.models.network import Prefix
+from clbench.strategy.prompts import PromptedStrategy
+from clbench_coda_prompt import CodaPromptOptions
+
+
+class CodaPrompt(PromptedStrategy):
+    """A frozen transformer; for each task `prompts` [B, m, L_p, D], `keys` and `attention` [B, m, D] of B blocks."""
+
+    method = "coda-prompt"
+    place, in_attention = "in the attention", True
+    roles = (("prompts.*", "prompts"), ("keys.*", "prompts"), ("attention.*", "prompts"))
+    options: CodaPromptOptions
+
+    def __init__(self, model: Network, world: World, options: CodaPromptOptions | None = None) -> None:
+        """Keep the model; SpecError where it has no place for prompts or the components do not fit it or the stream."""
+        options = options if options is not None else CodaPromptOptions()
+        super().__init__(model, world, options)
+        self.count, self.each = self.share("blocks", options.blocks, 5), options.components // world.tasks
+        if self.count > self.model.depth:
+            raise SpecError(f"coda-prompt has prompts in blocks = {self.count} blocks, and this model has "
+                            f"{self.model.depth}; choose fewer, or a deeper model")
+        if not self.each:
+            raise SpecError(f"coda-prompt: components = {options.components} cannot be shared out to {world.tasks} "
+                            f"tasks; choose components={world.tasks} or more")
+        if (total := self.each * world.tasks) > (width := model.head.in_features):
+            self.notes.append(f"coda-prompt: of {total} components only {width} can have orthogonal keys in a network "
+                              f"of width {width}")
+        self.prompts, self.keys, self.attention = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+
+    def grow(self, task: Task) -> None:
+        """Add the task's components."""
+        width = self.model.head.in_features
+        for parts, shape in ((self.prompts, (self.options.length, width)), (self.keys, (width,)),
+                             (self.attention, (width,))):
+            like = self.model.head.weight.detach()
+            earlier = [like.new_empty(self.count, 0, *shape), *(part.detach() for part in parts)]
+            new = orthonormal(torch.cat(earlier, 1).flatten(2), self.each)
+            parts.append(nn.Parameter(new.reshape(self.count, self.each, *shape)))
+
+    def learning(self) -> Iterable[nn.Parameter]:
+        """Return the components of the task at hand."""
+        return self.prompts[-1], self.keys[-1], self.attention[-1]
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the weight [N, B, M] of each component for each sample."""
+        query, keys, attention = self.query(x), torch.cat(list(self.keys), 1), torch.cat(list(self.attention), 1)
+        products = torch.einsum("nd,bmd->nbm", query, attention * F.normalize(keys, dim=2))
+        return products / torch.einsum("nd,bmd->nbm", query.square(), attention.square()).sqrt()
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C], with prompts once they are in use."""
+        if not self.prompted:
+            return super().forward(x, task)
+        prompts = torch.einsum("nbm,bmld->nbld", self.weights(x), torch.cat(list(self.prompts), 1))
+        keys, values = prompts.chunk(2, 2)
+        logits: Tensor = self.model.head(self.class_token(x, {
+            block: Prefix(keys[:, block], values[:, block]) for block in range(self.count)}))
+        return logits
+
+    def prompted_loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy plus the penalty on components that are not orthogonal."""
+        penalty = sum((overlap(torch.cat(list(part), 1).flatten(2)) for part in (
+            self.prompts, self.keys, self.attention)), batch.x.new_zeros(()))
+        return self.cross_entropy(self(batch.x, batch.task), batch) + self.options.ortho * penalty
+
+
+def overlap(vectors: Tensor) -> Tensor:
+    """Return the sum over blocks of the mean squared entry of V V^T - I, of vectors V [B, M, K]."""
+    gram = vectors @ vectors.mT
+    return (gram - torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)).square().mean((1, 2)).sum()
+
+
+def orthonormal(earlier: Tensor, count: int) -> Tensor:
+    """Return new vectors [B, count, K] that are orthonormal, also to earlier ones [B, M, K].
+
+    They are Gaussian draws, by Gram-Schmidt. Those that no dimension is left for are only made as long as 1.
+    """
+    blocks, before, width = earlier.shape
+    drawn = earlier.new_empty(blocks, count, width).normal_()
+    room = min(count, max(0, width - before))
+    directions, lengths = torch.linalg.qr(torch.cat([earlier[:, :width], drawn[:, :room]], 1).mT)
+    signs = torch.where(lengths.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
+    new = (directions * signs[:, None]).mT[:, before:before + room]
+    return torch.cat([new, F.normalize(drawn[:, room:], dim=2)], 1)
