@@ -178,8 +178,8 @@ def attention(layer: Any, x: Tensor, prefix: Prefix) -> Tensor:
     k, v = prefix.before(layer.k_norm(k), v)
     mixed = F.scaled_dot_product_attention(layer.q_norm(q), k, v,
                                            dropout_p=layer.attn_drop.p if layer.training else 0.0)
-    mixed = layer.norm(mixed.transpose(1, 2).flatten(2))
-    gate = getattr(layer, "gate", None)  # not in older ones
+    norm, gate = getattr(layer, "norm", nn.Identity()), getattr(layer, "gate", None)  # not in older ones
+    mixed = norm(mixed.transpose(1, 2).flatten(2))
     return cast(Tensor, layer.proj_drop(layer.proj(mixed if gate is None else mixed * gate(x).sigmoid())))
 
 
