@@ -15,6 +15,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {}),
            ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
+           ("simplecil", {}), ("fecam", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 

@@ -17,6 +17,7 @@ CHOSEN = [
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
     ("packnet", {"prune": 0.5, "infer": "prototype"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
+    ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
 ]
 REGISTRY = discover()

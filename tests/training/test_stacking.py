@@ -23,7 +23,7 @@ SEEDS = [0, 1, 2]
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
-    ("packnet", {}), ("ncm", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
+    ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
