@@ -1,33 +1,85 @@
-"""`ncm`, `slda`, `ranpac`: classifiers fitted in closed form on the features of a frozen network."""
+"""`ncm`, `simplecil`, `slda`, `ranpac`, `fecam`: classifiers in closed form on the features of a frozen network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clbench import StrategyInfo, hookimpl
 from clbench.strategy.per_task_options import StartOptions
 
+RANK = 4
 
-class NCMOptions(StartOptions):
+
+class AdaptOptions(StartOptions):
+    """Whether the first task adapts a pretrained network before it is frozen for good."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("adapt", "rank", "both")
+
+    adapt: Literal["none", "lora"] = Field("none", description="what the first task trains in a pretrained network, "
+                                           "with a head, before the closed form begins: nothing, or low-rank adapters "
+                                           "(of q and v in a transformer, else of all layers)")
+    rank: int = Field(RANK, ge=1, description="rank of these adapters")
+    both: bool = Field(False, description="features of the pretrained and of the adapted network side by side, as APER "
+                       "has them: twice as many, for two passes")
+
+    @model_validator(mode="after")
+    def _adapts(self) -> AdaptOptions:
+        """Refuse options of adapters where there are none."""
+        if self.adapt == "none":
+            for name, unused in (("rank", self.rank != RANK), ("both", self.both)):
+                if unused:
+                    raise ValueError(f"{name} is of the adapters of adapt = lora; add that, or leave {name} out")
+        return self
+
+
+class NCMOptions(AdaptOptions):
     """Options of `ncm`."""
 
     normalize: bool = Field(False, description="scale features, and their means, to length 1, as iCaRL does")
 
 
-class SLDAOptions(StartOptions):
+class SimpleCILOptions(AdaptOptions):
+    """Options of `simplecil`."""
+
+
+class SLDAOptions(AdaptOptions):
     """Options of `slda`; the default is the paper's."""
 
     shrinkage: float = Field(1e-4, gt=0, le=1, description="epsilon: share of the identity in the covariance that is "
                              "inverted")
 
 
-class RanPACOptions(StartOptions):
+class RanPACOptions(AdaptOptions):
     """Options of `ranpac`."""
 
     projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
                                     "network with 768 features or more, else 5 for each feature")
+
+
+class FeCAMOptions(AdaptOptions):
+    """Options of `fecam`; the defaults are those of the authors' code for CIFAR-100 and for vision transformers."""
+
+    covariance: Literal["class", "common"] = Field("class", description="a covariance matrix for each class, or one "
+                                                   "for all")
+    tukey: float | None = Field(None, gt=0, le=1, description="lambda: the power that features are raised to, by size, "
+                                "with their sign kept; 1 leaves them alone. None means 0.5, and 1 for a vision "
+                                "transformer, whose features can be negative")
+    alpha1: float = Field(1.0, gt=0, description="shrinkage: weight of the mean variance, which is added to the "
+                          "diagonal")
+    alpha2: float | None = Field(None, ge=0, description="shrinkage: weight of the mean covariance of two features, "
+                                 "which is added elsewhere; at most alpha1. None means alpha1, and 0 for a vision "
+                                 "transformer")
+
+    @model_validator(mode="after")
+    def _stays_positive(self) -> FeCAMOptions:
+        """Refuse a shrinkage that may leave no covariance matrix."""
+        if self.alpha2 is not None and self.alpha2 > self.alpha1:
+            raise ValueError(f"alpha2 = {self.alpha2:g} is above alpha1 = {self.alpha1:g}; the sum may then have "
+                             "negative variances, so choose alpha2 <= alpha1")
+        return self
 
 
 @hookimpl
@@ -37,10 +89,16 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
         StrategyInfo("ncm", "clbench_prototypes.ncm:NCM",
                      "base frozen; the nearest class mean of its features, no training after the first task",
                      NCMOptions, "Mensink et al. 2013, TPAMI 35(11); Janson et al. 2022, arXiv 2210.04428"),
+        StrategyInfo("simplecil", "clbench_prototypes.simplecil:SimpleCIL",
+                     "base frozen; the cosine with the class means of its features, no training after the first task",
+                     SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338"),
         StrategyInfo("slda", "clbench_prototypes.slda:SLDA",
                      "base frozen; linear discriminant analysis of its features, with a running covariance",
                      SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520"),
         StrategyInfo("ranpac", "clbench_prototypes.ranpac:RanPAC",
                      "base frozen; ridge regression on random nonlinear projections of its features", RanPACOptions,
                      "McDonnell et al. 2023, arXiv 2307.02251"),
+        StrategyInfo("fecam", "clbench_prototypes.fecam:FeCAM",
+                     "base frozen; the nearest class mean of its features by each class's own covariance", FeCAMOptions,
+                     "Goswami et al. 2023, arXiv 2309.14062"),
     )

@@ -1,4 +1,4 @@
-"""What `ncm`, `slda` and `ranpac` have in common: sums over features of a frozen network, and a linear rule from them.
+"""What `ncm`, `simplecil`, `slda`, `ranpac` and `fecam` have in common: sums over features of a frozen network.
 
 Sums do not depend on the order of samples or tasks (but for rounding, which float64 keeps small), and nothing that was
 learned is changed by later tasks but through them. So nothing is forgotten but what a rule for more classes loses.
@@ -6,6 +6,18 @@ learned is changed by later tasks but through them. So nothing is forgotten but 
 No weights given (`base = task1`), the first task trains the whole network as `naive` does, with its steps and its head:
 the features are then those of `naive` after its first task, bit for bit. From then on nothing is trained by gradients,
 and the budget of the other tasks is left unused. Features are those of the training samples as they are, not augmented.
+
+With `adapt = lora` the first task trains low-rank adapters in a pretrained network, and the network's head, as
+`seq-lora` does, with all of its steps: the network is then that of `seq-lora` after its first task, bit for bit. They
+stay beside the weights, which do not change, so that `both = true` has the features of the pretrained network as well.
+
+- RanPAC adapts the first session by AdaptFormer, VPT or SSF; APER (Zhou et al. 2023, arXiv 2303.07338, first named
+  ADAM) by these, batch norm or full fine-tuning. LoRA is none of them; it is what clbench has. APER reads the features
+  of the pretrained and the adapted network (`both`), RanPAC those of the adapted one.
+- Their codes take SGD with momentum 0.9, weight decay 5e-4 and a learning rate that falls along a cosine. Here all of
+  that is the experiment's.
+- Their head in this session is the cosine times a learned number (`CosineLinear`), here the network's own. After the
+  first task it answers for nothing but given tasks that are to come.
 """
 
 from __future__ import annotations
@@ -16,52 +28,59 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
 
 from clbench import Network, Strategy, Task, World
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import check_base
-from clbench.strategy.per_task_options import StartOptions
+from clbench_prototypes import AdaptOptions
+from clbench_prototypes.first_session import feature_width, install
 
 CHUNK = 1024  # samples per step of a pass
 
 
 class ClosedForm(Strategy, ABC):
-    """A frozen network and, on a map of its D features to K numbers, the linear rule `weight` [C, K], `bias` [C].
+    """A frozen network and, on a map of its D features to K numbers, a rule that gives logits.
 
     The buffers `sums` [C, K] and `counts` [C] are the sums of mapped features and the number of samples by class.
-    Answers are the starting network's where no task is learned, and for a given task that is not.
+    Answers are the network's own where no task is learned, and for a given task that is not.
 
     Args:
         model: the network before any method touched it.
         world: where the strategy lives.
-        options: `base` and the method's own.
+        options: `base`, `adapt` and the method's own.
         width: K; None for D.
     """
 
     method: ClassVar[str]
-    roles: tuple[tuple[str, str], ...] = (("weight", "heads"), ("bias", "heads"), ("sums", "prototypes"),
-                                          ("counts", "prototypes"), ("moment", "second moments"))
-    options: StartOptions
+    roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("weight", "heads"), ("bias", "heads"),
+                                          ("sums", "prototypes"), ("counts", "prototypes"),
+                                          ("moment", "second moments"))
+    options: AdaptOptions
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, model: Network, world: World, options: StartOptions, width: int | None = None) -> None:
+    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
         """Start with nothing summed up."""
         super().__init__(model, world, options)
         check_base(self.method, options, world)
         self.learned = 0
         self.base_learns = self.options.base == "task1"
+        self.adapters_learn = False
         self.model.requires_grad_(self.base_learns)
-        none = model.head.weight.new_zeros(world.classes, width or model.head.in_features, dtype=torch.float64)
-        self.weight, self.bias = (nn.Parameter(of, requires_grad=False) for of in (none, none[:, 0].clone()))
-        self.register_buffer("sums", none.clone())
-        self.register_buffer("counts", none[:, 0].clone())
+        self.adapted: dict[str, LoRALayer] = install(self.method, model, self.options, self.notes)
+        width = width or feature_width(model, self.options)
+        self.register_buffer("sums", model.head.weight.new_zeros(world.classes, width, dtype=torch.float64))
+        self.register_buffer("counts", self.sums.new_zeros(world.classes))
         self.train(self.training)
 
     @abstractmethod
-    def rule(self) -> tuple[Tensor, Tensor]:
-        """Return weight [C, K] and bias [C] from what has been summed up; those of classes not met do not matter."""
+    def score(self, mapped: Tensor) -> Tensor:
+        """Return logits [N, C] of mapped features [N, K], float64; those of classes not met do not matter."""
+
+    def refit(self) -> None:
+        """Fit the rule anew to what has been summed up. Default: nothing, the rule reads the sums."""
 
     def map(self, features: Tensor) -> Tensor:
         """Return what the rule reads, [N, K], of features [N, D], both float64. Default: the features."""
@@ -82,36 +101,58 @@ class ClosedForm(Strategy, ABC):
         for some, own in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
             yield self.map(some.double()), own
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] of inputs x: the network's, or the pretrained and the adapted network's."""
+        found = self.model.features(x)
+        if not self.options.both:
+            return found
+        active = {name: layer.active for name, layer in self.adapted.items()}
+        try:
+            for layer in self.adapted.values():
+                layer.active = ()
+            return torch.cat([self.model.features(x), found], 1)
+        finally:
+            for name, layer in self.adapted.items():
+                layer.active = active[name]
+
+    def before_task(self, task: Task) -> None:
+        """Train new adapters and the head in the first task, if they are wanted."""
+        self.adapters_learn = bool(self.adapted) and task.index == 0
+        if self.adapters_learn:
+            for layer in self.adapted.values():
+                layer.add()
+                layer.active = (0,)
+            self.model.head.requires_grad_(True)
+            self.train(self.training)
+
     def phases(self, task: Task) -> int:
-        """Return 1 for the first task with `base = task1`, else 0: nothing is trained."""
-        return int(self.base_learns and task.index == 0)
+        """Return 1 for a first task that trains the network or adapters, else 0: nothing is trained."""
+        return int((self.base_learns or bool(self.adapted)) and task.index == 0)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the network once it is frozen."""
-        return () if self.base_learns else (self.model,)
+        """Return the network once it is frozen; its blocks while only the adapters in them learn, and the head."""
+        if self.base_learns:
+            return ()
+        return (self.model.blocks,) if self.adapters_learn else (self.model,)
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
         """Freeze the network for good, learn the task's features, and fit the rule anew."""
-        self.base_learns = False
+        self.base_learns = self.adapters_learn = False
         self.model.requires_grad_(False)
         self.train(self.training)
         with evaluating(self):
-            features = torch.cat([self.model.features(self.world.prepare(part.x))
-                                  for part in task.train.chunks(CHUNK)])
+            features = torch.cat([self.features(self.world.prepare(part.x)) for part in task.train.chunks(CHUNK)])
         self.take_in(features, F.one_hot(task.train.y, self.world.classes).to(features.device, torch.float64))
-        weight, bias = self.rule()
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
+        self.refit()
         self.learned = task.index + 1
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] by the rule, -inf for classes not met yet; or the starting network's (see the class)."""
+        """Return logits [N, C] by the rule, -inf for classes not met yet; or the network's own (see the class)."""
         if not self.learned or (task is not None and task >= self.learned):
             return super().forward(x, task)
         # In float64, which autocast leaves alone: the rule was fitted in it.
-        logits = F.linear(self.map(self.model.features(x).double()), self.weight, self.bias)
-        return logits.masked_fill(self.counts == 0, float("-inf"))
+        return self.score(self.map(self.features(x).double())).masked_fill(self.counts == 0, float("-inf"))
 
     @property
     def means(self) -> Tensor:
@@ -119,12 +160,36 @@ class ClosedForm(Strategy, ABC):
         return self.sums / self.counts.clamp(min=1)[:, None]
 
 
-class SecondOrder(ClosedForm):
+class LinearRule(ClosedForm):
+    """The rule is linear: `weight` [C, K] and `bias` [C], fitted after each task."""
+
+    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
+        """Start with a rule of zeros."""
+        super().__init__(model, world, options, width)
+        self.weight = nn.Parameter(self.sums.clone(), requires_grad=False)
+        self.bias = nn.Parameter(self.counts.clone(), requires_grad=False)
+
+    @abstractmethod
+    def rule(self) -> tuple[Tensor, Tensor]:
+        """Return weight [C, K] and bias [C] from what has been summed up; those of classes not met do not matter."""
+
+    def refit(self) -> None:
+        """Take the rule over."""
+        weight, bias = self.rule()
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def score(self, mapped: Tensor) -> Tensor:
+        """Return W h + b for mapped features h."""
+        return F.linear(mapped, self.weight, self.bias)
+
+
+class SecondOrder(LinearRule):
     """Sums up second moments too: `moment` [K, K] is the sum of h h^T over mapped features h, empty before any task."""
 
     moment: Tensor
 
-    def __init__(self, model: Network, world: World, options: StartOptions, width: int | None = None) -> None:
+    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
         """Start with nothing summed up; the moment takes its size later, so that a stack has no copies of zeros."""
         super().__init__(model, world, options, width)
         self.register_buffer("moment", self.sums.new_empty(0, 0))

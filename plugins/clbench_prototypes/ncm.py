@@ -16,10 +16,10 @@ from torch import Tensor
 
 from clbench import Network, World
 from clbench_prototypes import NCMOptions
-from clbench_prototypes.closed_form import ClosedForm
+from clbench_prototypes.closed_form import LinearRule
 
 
-class NCM(ClosedForm):
+class NCM(LinearRule):
     """The nearest of the class means; it keeps their sums."""
 
     method = "ncm"

@@ -10,9 +10,9 @@ Where this differs from the paper and its code (RanPAC/RanPAC):
 - The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, which would be
   hundreds of times what a small network costs; so M is 5 for each feature where there are fewer than 768.
 - The code keeps G and Q in float32; float64 here, since r may be 10^-8. That doubles the bytes.
-- The first session adapts a pretrained network by a small number of parameters (adapters, prompts, scales). Here
-  `base = task1` trains all weights on the first task, pretrained or not, and `base = pretrained` leaves them alone, as
-  in the paper's results without that step.
+- The first session adapts a pretrained network by a small number of parameters: AdaptFormer, VPT or SSF. Here
+  `adapt = lora` does, by LoRA (`closed_form`). Without it `base = pretrained` leaves the weights alone, as in the
+  paper's results without that step, and `base = task1` trains all of them on the first task.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from clbench import Network, World
 from clbench.core.device import send
 from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
+from clbench_prototypes.first_session import feature_width
 
 PROJECTIONS, FEATURES = 10_000, 768  # the paper's, for ViT-B/16
 PER_FEATURE = 5  # of smaller networks
@@ -43,7 +44,7 @@ class RanPAC(SecondOrder):
     def __init__(self, model: Network, world: World, options: RanPACOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
         options = options if options is not None else RanPACOptions()
-        features = model.head.in_features
+        features = feature_width(model, options)
         width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
         super().__init__(model, world, options, width)
         drawn = torch.randn(features, width, generator=world.generator, device="cpu")

@@ -16,7 +16,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
            ("frozen", {}), ("independent", {}),
            ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
-           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {}), ("slca", {})]
+           ("simplecil", {}), ("fecam", {}), ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
+           ("coda-prompt", {}), ("slca", {})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 

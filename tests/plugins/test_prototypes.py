@@ -1,4 +1,4 @@
-"""`ncm`, `slda` and `ranpac`: against float64 computations by hand, scikit-learn and least squares."""
+"""`ncm`, `simplecil`, `slda` and `ranpac`: against float64 computations by hand, scikit-learn and least squares."""
 
 import dataclasses
 import os
@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clbench_prototypes import NCMOptions, RanPACOptions, SLDAOptions
+from clbench_prototypes import FeCAMOptions, NCMOptions, RanPACOptions, SimpleCILOptions, SLDAOptions
+from clbench_prototypes.closed_form import LinearRule
+from clbench_prototypes.fecam import FeCAM
 from clbench_prototypes.ncm import NCM
 from clbench_prototypes.ranpac import RIDGES, RanPAC
+from clbench_prototypes.simplecil import SimpleCIL
 from clbench_prototypes.slda import SLDA
 from helpers.per_task import answer, inputs, learn, make_model, make_task, make_world
 
@@ -24,7 +27,8 @@ from clbench.training.trainer import Trainer
 from clbench.training.trials.costs import measure
 from clbench.training.trials.runner import TrialRunner
 
-KINDS = {"ncm": (NCM, NCMOptions), "slda": (SLDA, SLDAOptions), "ranpac": (RanPAC, RanPACOptions)}
+KINDS = {"ncm": (NCM, NCMOptions), "simplecil": (SimpleCIL, SimpleCILOptions), "slda": (SLDA, SLDAOptions),
+         "ranpac": (RanPAC, RanPACOptions), "fecam": (FeCAM, FeCAMOptions)}
 D, C = 12, 6
 
 
@@ -72,6 +76,18 @@ def test_ncm_normalised_is_icarls():
     x = features(inputs())
     cosine = x / np.linalg.norm(x, axis=1, keepdims=True) @ means.T
     np.testing.assert_allclose(answer(learned("ncm", tasks, normalize=True)).logits.numpy(), cosine - 0.5, rtol=1e-9)
+
+
+def test_simplecil_is_the_cosine_with_means_of_features_as_they_are():
+    tasks = [make_task(i) for i in range(3)]
+    f, y = data(tasks)
+    means = np.stack([f[y == c].mean(0) for c in range(C)])
+    x = features(inputs())
+    cosine = x @ means.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(means, axis=1)
+    logits = answer(learned("simplecil", tasks)).logits.numpy()
+    np.testing.assert_allclose(logits, cosine, rtol=1e-9)
+    other = answer(learned("ncm", tasks, normalize=True)).logits.numpy() + 0.5
+    assert np.abs(logits - other).max() > 1e-6  # whose means are of features scaled first
 
 
 @pytest.mark.parametrize("counts", [(24, 24, 24), (20, 31, 57)])
@@ -146,7 +162,9 @@ def test_the_order_of_tasks_does_not_matter(method):
         # norm of G of 2e3, 4e-13 at r = 1, far below rtol, but 4e-9 at the r = 1e-4 of the first order, and 4e-5 at
         # the smallest r.
         one.ridge = two.ridge = one.ridge.new_ones(())
-    for a, b in zip(one.rule(), two.rule(), strict=True):
+    rules = [s.rule() if isinstance(s, LinearRule) else (*map(s.metric, map(s.met.index, range(C))), s.means)
+             for s in (one, two)]
+    for a, b in zip(*rules, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
@@ -195,6 +213,7 @@ def test_what_is_kept_by_formula():
     tasks = [make_task(0), make_task(1)]
     kept = {m: measure(learned(m, tasks, **({"projections": 30} if m == "ranpac" else {}))) for m in KINDS}
     assert kept["ncm"].parameters == kept["slda"].parameters == {"base": base, "heads": C * D + C}
+    assert kept["simplecil"].bytes == kept["ncm"].bytes
     assert kept["ncm"].bytes == {"base": 4 * base, "heads": 8 * (C * D + C), "prototypes": 8 * (C * D + C)}
     assert kept["slda"].bytes == {**kept["ncm"].bytes, "second moments": 8 * D * D}
     assert kept["ranpac"].bytes == {"base": 4 * base, "heads": 8 * (C * 30 + C + 1), "projection": 4 * D * 30,

@@ -23,6 +23,7 @@ CHOSEN = [
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}), ("slca", {}),
     ("dualprompt", {}), ("dualprompt", {"base": "random", "start": "new", "g_blocks": 0}),
     ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
+    ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

@@ -44,7 +44,8 @@ def runner(tmp_path_factory):
         "er:capacity=70:balance=class", "er:capacity=1000:update=task", "lora",
         "lora:rank=2:base=random:dora=true", "lora:bias=true", "lora:init=pissa", "pnn", "pnn:reduction=4",
         "shared-private", "shared-private:private_width=7:base=random", "frozen", "independent", "seq-lora", "o-lora",
-        "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac")),
+        "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac",
+        "simplecil", "fecam", "fecam:covariance=common")),
     *((method, "cnn:channels=4:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
         "acl:private_width=8", "packnet:infer=prototype", "slca", "inflora:rank=2:align=true")),

@@ -24,7 +24,7 @@ SEEDS = [0, 1, 2]
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
-    ("packnet", {}), ("ncm", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
+    ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
     ("slca", {}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
