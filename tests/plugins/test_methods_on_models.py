@@ -14,7 +14,8 @@ from clbench.training.trials.building import build_model
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("frozen", {}), ("independent", {}),
-           ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
+           ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}),
+           ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 
