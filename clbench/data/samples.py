@@ -41,6 +41,10 @@ class Samples(OldNames):
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
+    def restricted(self, index: Tensor) -> Samples:
+        """Return samples of the same kind that are only those at `index` (int64 [M], on `index_device`)."""
+        return self.take(index)
+
     def materialized(self) -> Samples:
         """Return samples whose inputs do not change: of stochastic ones the one draw in `x`, else these samples."""
         return Samples(self.x, self.y, self.tasks) if self.is_stochastic else self
@@ -146,6 +150,11 @@ class HostSamples(Samples):
         there = send(index, device)
         return Samples(x.to(device, non_blocking=True), self.y[there], self.tasks[there])
 
+    def restricted(self, index: Tensor) -> Samples:
+        """Return only those at `index`; their inputs are copied, on the host."""
+        there = send(index, self.y.device)
+        return HostSamples(self.host[index], self.y[there], self.tasks[there])
+
     def chunks(self, size: int) -> Iterator[Samples]:
         """Yield the samples in order, `size` at a time, on the device."""
         for x, y, tasks in zip(*(torch.split(c, size) for c in (self.host, self.y, self.tasks)), strict=True):
@@ -180,6 +189,11 @@ class StochasticSamples(Samples):
         """Return new draws of the samples at `index` (int64 [M])."""
         there = send(index, self.y.device)
         return Samples(send(self.drawn(index), self.x.device), self.y[there], self.tasks[there])
+
+    def restricted(self, index: Tensor) -> Samples:
+        """Return only those at `index`, still drawn anew for every batch."""
+        there, numbers = send(index, self.y.device), index.tolist()
+        return StochasticSamples(self.x[there], self.y[there], self.tasks[there], lambda i: self.draw(numbers[i]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be pickled: the objects under an Avalanche data set often cannot be."""

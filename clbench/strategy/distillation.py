@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clbench.core.options import Options
 from clbench.models.network import Network
-from clbench.strategy.base import Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, Task, World
 
 
 class Distilled(Strategy):
@@ -57,6 +57,37 @@ class Distilled(Strategy):
         One group per old task if the task is given, else a single one of all outputs known by then.
         """
         return list(self.known[:task]) if self.world.task_given else [self.known[task - 1]]
+
+    def class_counts(self) -> tuple[Tensor, Tensor]:
+        """Return n_old and n_new, scalars: outputs known before the task and outputs that it teaches.
+
+        While the task is trained; an output that is both counts as both.
+        """
+        dtype = self.model.head.weight.dtype
+        return self.known.any(0).sum().to(dtype), self.taught.sum().to(dtype)
+
+    def old_share(self) -> Tensor:
+        """Return n_old / (n_old + n_new), a scalar."""
+        known, new = self.class_counts()
+        return known / (known + new)
+
+    def balanced(self, logits: Tensor, old: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Return (1 - s) cross-entropy + s distillation, with s = `old_share()`; in the first task cross-entropy.
+
+        The distillation is summed over the groups of old outputs.
+
+        Args:
+            logits: [N, C].
+            old: [N, C], of the old network.
+            batch: the samples.
+            temperature: of the distillation.
+        """
+        labels = self.cross_entropy(logits, batch)
+        if not batch.task:
+            return labels
+        share = self.old_share()
+        kept = [distillation(logits, old, outputs, temperature) for outputs in self.old_outputs(batch.task)]
+        return (1 - share) * labels + share * torch.stack(kept).sum()
 
 
 def kept(model: Network) -> Network:

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from clbench_er.strategy import ER
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench import Batch, Network, Options, World
+from clbench.strategy.cosine_head import CosineHead
 from clbench_er_ace import ERACEOptions
 
 SCALE = 10.0  # of cosines, the authors'
-SHORTEST = 1e-5  # length that a vector is divided by at least
 
 
 class ERACE(ER):
@@ -37,7 +37,7 @@ class ERACE(ER):
         """Start with an empty memory, and with the head that the options name."""
         super().__init__(model, world, options or ERACEOptions())
         if self.options.head == "cosine":
-            self.model.head = CosineHead(model.head)
+            self.model.head = CosineHead(model.head, SCALE)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the new samples among their own classes plus that of the replayed ones."""
@@ -46,16 +46,3 @@ class ERACE(ER):
         present = F.one_hot(batch.y[:new], logits.shape[1]).any(0)
         loss = F.cross_entropy(logits[:new].masked_fill(~present, float("-inf")), batch.y[:new])
         return loss + F.cross_entropy(logits[new:], batch.y[new:]) if batch.replayed else loss
-
-
-class CosineHead(nn.Linear):
-    """Logits [N, C] of features [N, D]: 10 times the cosine of each sample with each class's weights; no bias."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        """Take over the weights [C, D] of a linear head."""
-        super().__init__(head.in_features, head.out_features, bias=False, device="meta")  # so it draws nothing
-        self.weight = head.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        return SCALE * F.linear(F.normalize(x, eps=SHORTEST), F.normalize(self.weight, eps=SHORTEST))

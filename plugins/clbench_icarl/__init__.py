@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from clbench import StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
+from clbench.strategy.herding_options import ExemplarOptions
 from clbench.strategy.outputs import FixedOutputsOptions
 
 
-class ICaRLOptions(FixedOutputsOptions):
+class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `icarl`."""
-
-    capacity: int = Field(200, ge=1, description="K: exemplars for all classes together, at least one for each class")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clbench_icarl import ICaRLOptions
-from clbench_icarl.strategy import ICaRL, herding
+from clbench_icarl.strategy import ICaRL
 from helpers.methods import CLASSES, activate, batch, deep_model, make, move, task
 
 from clbench.core.errors import SpecError
 from clbench.data.samples import StochasticSamples
 from clbench.strategy.base import Batch, Task
+from clbench.strategy.herding import herding
 from clbench.training.trials.costs import measure
 
 

@@ -15,8 +15,9 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
            ("frozen", {}), ("independent", {}),
-           ("icarl", {}), ("acl", {}), ("packnet", {"prune": 0.5}), ("ncm", {}), ("slda", {}), ("ranpac", {}),
-           ("simplecil", {}), ("fecam", {}), ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
+           ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}), ("acl", {}), ("packnet", {"prune": 0.5}),
+           ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
+           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
            ("coda-prompt", {}), ("slca", {})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 

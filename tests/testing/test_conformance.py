@@ -24,6 +24,8 @@ CHOSEN = [
     ("dualprompt", {}), ("dualprompt", {"base": "random", "start": "new", "g_blocks": 0}),
     ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
     ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
+    ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("wa", {"capacity": 10, "clip": False}),
+    ("lucir", {"capacity": 10}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

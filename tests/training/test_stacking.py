@@ -26,6 +26,7 @@ SEEDS = [0, 1, 2]
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
     ("slca", {}),
+    ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
@@ -41,6 +42,18 @@ def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
             assert ours.keys() == theirs.keys()
             for name in ours:
                 torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
+])
+def test_corrections_between_old_and_new_classes_stack_too(method, options):
+    info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+    stacked = lead(info, options, SEEDS, recipe, "class", double=True)
+    for seed, member in zip(SEEDS, stacked, strict=True):
+        alone = lead(info, options, [seed], recipe, "class", double=True)[0].strategy.state_dict()
+        for name, ours in member.strategy.state_dict().items():
+            torch.testing.assert_close(ours, alone[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
 class Grouped(Strategy):

@@ -1,0 +1,142 @@
+"""Exemplars chosen by herding (Rebuffi et al. 2017, arXiv 1611.07725): a memory with a set of them for each class.
+
+Exemplars x_1, x_2, ... of a class are picked one after the other, each so that the mean of those picked is as near as
+can be to the mean of all features phi (algorithm 4); K is shared out equally among the classes seen, and fewer per
+class keep the first. Features are L2-normalised. With unit vectors, algorithm 4 picks the largest phi(x) . (k mu - sum
+of those picked). Nothing is picked twice.
+
+Exemplars are mixed into the training samples in proportion, so that they are met as often: over a pass as many are
+replayed as there are, shared out among its batches (small ones may have none). Reference codes append them to the
+task's samples, which lengthens the epoch; here steps are the same for every method, and so are the new samples of each.
+A class that returns, or comes anew with every task (scenario `domain`), has a set from each task that brings it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench.core.errors import SpecError
+from clbench.core.options import Options
+from clbench.data.samples import Samples
+from clbench.models.network import Network
+from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.class_means import features_of
+from clbench.strategy.herding_options import ExemplarOptions
+from clbench.strategy.replay import SampleMemory
+
+
+class HerdedMemory(SampleMemory):
+    """Base of strategies that replay exemplars: the memory holds set after set, each in the order of herding.
+
+    A strategy that distils as well inherits from this first and from `Distilled` second. Subclasses name themselves
+    in `method`, for errors.
+    """
+
+    method: ClassVar[str]
+    options: ExemplarOptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with no exemplars; SpecError where there will be more classes than they are to be."""
+        assert isinstance(options, ExemplarOptions)
+        super().__init__(model, world, options)
+        sets = world.classes * (world.tasks if world.shared_outputs else 1)
+        if options.capacity < sets * self.fewest:
+            raise SpecError(f"{self.method}: capacity = {options.capacity} cannot hold {self.needed} of each class "
+                            f"(and, in scenario domain, task); choose at least {sets * self.fewest}")
+        self.sizes: list[int] = []  # of the sets of exemplars
+        self.samples = 0  # of the task
+        self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
+
+    @property
+    def fewest(self) -> int:
+        """Return how many samples of a class are kept at least. Default: 1."""
+        return 1
+
+    @property
+    def needed(self) -> str:
+        """Return the same in words."""
+        return "an exemplar" if self.fewest == 1 else f"{self.fewest} samples"
+
+    def before_task(self, task: Task) -> None:
+        """Begin to share the exemplars out among the task's samples.
+
+        Raises:
+            SpecError: there will be more sets of exemplars than exemplars, which only a stream with classes that return
+                leaves to be seen here.
+        """
+        sets = len(self.sizes) + len(task.classes)
+        if self.options.capacity < sets * self.fewest:
+            raise SpecError(f"{self.method}: capacity = {self.options.capacity} cannot hold {self.needed} of each of "
+                            f"the {sets} sets after task {task.index} (a class that returns has a set from each of its "
+                            f"tasks); choose at least {sets * self.fewest}")
+        super().before_task(task)
+        self.samples, self.owed = len(self.training_samples(task)), 0
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch with its share of exemplars behind."""
+        if not self.sizes:
+            return batch
+        count, self.owed = divmod(self.owed + sum(self.sizes) * len(batch.y), self.samples)
+        return batch.extended(self.sample(count))
+
+    def after_task(self, task: Task) -> None:
+        """Shorten the sets of exemplars there are and add the task's."""
+        super().after_task(task)
+        train = self.training_samples(task).materialized()
+        parts = [found.double() for _, found in features_of(self, train, self.unit_features)]
+        features = torch.cat(parts)
+        sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]
+        size = self.set_size(len(self.sizes) + len(sets))
+        chosen = [rows[herding(features[rows], size)] for rows in sets]
+        new = train.take(torch.cat(chosen).to(train.index_device))
+        if self.sizes:
+            left, self.sizes = shortened(self.memory, self.sizes, size)
+            new = Samples.concat(left, new)
+        self.store(new)
+        self.sizes = self.sizes + [len(rows) for rows in chosen]
+
+    def set_size(self, sets: int) -> int:
+        """Return how many exemplars each of so many sets has at most. Default: an equal share of the capacity."""
+        return self.options.capacity // sets
+
+    def unit_features(self, x: Tensor) -> Tensor:
+        """Return the normalised features [N, D] of inputs [N, *input_shape]."""
+        return F.normalize(self.model.features(x))
+
+
+def shortened(samples: Samples, sizes: list[int], size: int) -> tuple[Samples, list[int]]:
+    """Return samples that lie set after set with only the first so many of each set, and the new sizes of the sets."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    left = [min(size, held) for held in sizes]
+    slots = [torch.arange(end - held, end - held + new) for end, held, new in zip(ends, sizes, left, strict=True)]
+    return samples.take(torch.cat(slots).to(samples.y.device)), left
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Return which rows to pick, int64 [count], or all where there are fewer, so that their mean follows that of all.
+
+    The k-th is argmin_x |mu - (phi(x) + sum of those before) / k| among the rows that are left. On the meta device,
+    where features have no values, it is the first rows.
+
+    Args:
+        features: phi [n, D].
+        count: how many.
+    """
+    count = min(count, len(features))
+    if features.is_meta:
+        return torch.arange(count)
+    mean, squares = features.mean(0), features.square().sum(1)
+    wanted = mean.clone()  # k mu minus the sum of those picked
+    left = torch.zeros_like(squares)
+    picked = torch.empty(count, dtype=torch.int64, device=features.device)
+    for k in range(count):
+        best = (squares - 2 * features @ wanted + left).argmin()
+        picked[k] = best
+        left[best] = math.inf
+        wanted += mean - features[best]
+    return picked

@@ -1,0 +1,36 @@
+"""`bic`: bias correction (Wu et al. 2019, arXiv 1905.13260)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.herding_options import ExemplarOptions
+from clbench.strategy.outputs import FixedOutputsOptions
+
+
+class BiCOptions(FixedOutputsOptions, ExemplarOptions):
+    """Options of `bic`; the defaults are the paper's, but for the share, which the paper has no equivalent of."""
+
+    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared in the distillation")
+    validation: float = Field(0.1, gt=0, le=0.5, description="share of a class's part of the memory that is held out "
+                              "from training, to find the correction; at least one sample")
+    correction_steps: float = Field(0.2, gt=0, lt=1, description="share of a task's steps that find the correction")
+    correction_lr: float = Field(0.1, gt=0, description="learning rate of the correction's two numbers, whose size "
+                                 "does not depend on the network, in place of the recipe's")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `seen`: labels compete among all classes so far, which is what makes the bias that is corrected."""
+        return "seen"
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("bic", "clbench_bic.strategy:BiC",
+                         "replays and distils, then corrects the new classes' logits by two numbers", BiCOptions,
+                         "Wu et al. 2019, arXiv 1905.13260"),)

@@ -1,0 +1,229 @@
+"""BiC (Wu et al. 2019, arXiv 1905.13260): replay, distil, and then correct the new classes' logits by two numbers.
+
+First the network is trained on the task's samples and exemplars with
+
+    (1 - s) cross-entropy over all classes so far + s distillation over the old ones,  s = n_old / (n_old + n_new)
+
+at temperature 2, n counting classes. Then the network stays as it is, and cross-entropy on a small validation set, with
+as many samples of each class so far, finds the alpha and beta of
+
+    q_c = o_c for old c,  alpha o_c + beta for the task's new c.
+
+The q answer, and they are what the next task distils. The next task's network has to learn them so: its own correction
+starts from alpha = 1 and beta = 0 and is of its own new classes. The first task has none.
+
+Validation samples are drawn from a class's samples when it is new and never trained on. Like exemplars there are fewer
+of each class as classes come: a tenth of its share of the capacity, rounded up (`validation`). Both together are no
+more than the capacity.
+
+Where reference codes differ. The authors', FACIL's and this hold validation samples out from the beginning; PyCIL and
+Mammoth split those of old classes off the memory at each task, which has been trained on. The authors' and Mammoth's
+correct the latest task's classes and start over, as here; FACIL and PyCIL put all earlier corrections on top of the
+network for good. The authors' and FACIL's add 0.1 beta^2 / 2 to the loss of the second phase, which is not in the
+paper; PyCIL takes a softmax of a softmax there; neither is done here. Mammoth multiplies the distillation by T^2, and
+its s is 1 / t in task t, where the paper's is (t - 1) / t. Exemplars are herded, on features that the authors do not
+normalise (PyCIL and this do); FACIL draws and Mammoth takes any. All append them to the task's samples; here they are
+mixed in (clbench.strategy.herding).
+
+The second phase has a share of the task's steps (`correction_steps`), since a method's budget is everyone's: the
+authors' code and PyCIL go on for twice or once as many epochs again, but of a few samples each. The authors', FACIL's
+and PyCIL's train the two numbers at the first phase's rate, 0.1 with momentum 0.9. Here that is `correction_lr`
+whatever the recipe's rate is: one that fits weights (Adam, 1e-3) would leave numbers of order 1 where they begin.
+Published recipe of the first phase: weight decay 2e-4 (CIFAR-100) or 1e-4.
+
+Beyond the paper: where the task is known, labels compete within a task and each old task's outputs are distilled by
+themselves. Outputs that are old and the task's own (scenario `domain`, classes that return) have labels and are
+distilled, and count in both n. Corrected are classes that are new, where old ones compete with them: only in scenario
+`class`. Elsewhere, nothing is held out and there is one phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Options, Phase, Samples, Task, World
+from clbench.core.errors import SpecError
+from clbench.strategy.distillation import Distilled
+from clbench.strategy.herding import HerdedMemory, shortened
+from clbench_bic import BiCOptions
+
+
+class Correction(nn.Module):
+    """q_c = alpha o_c + beta for the outputs in `corrected` [C], o_c for the others."""
+
+    corrected: Tensor
+
+    def __init__(self, outputs: int, like: Tensor) -> None:
+        """Correct nothing."""
+        super().__init__()
+        self.alpha = nn.Parameter(like.new_ones(()), requires_grad=False)
+        self.beta = nn.Parameter(like.new_zeros(()), requires_grad=False)
+        self.register_buffer("corrected", torch.zeros(outputs, dtype=torch.bool, device=like.device))
+
+    @torch.no_grad()
+    def reset(self, outputs: Sequence[int]) -> None:
+        """Begin with outputs that are to be corrected, which they are not yet."""
+        self.alpha.fill_(1.0)
+        self.beta.zero_()
+        self.corrected.zero_()
+        self.corrected[list(outputs)] = True
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the corrected logits [N, C]."""
+        return torch.where(self.corrected, self.alpha * logits + self.beta, logits)
+
+
+class BiC(HerdedMemory, Distilled):
+    """Fine-tuning on new samples and exemplars with distillation; the task's own correction is found afterwards.
+
+    validation_x, validation_y and validation_tasks hold the validation samples of earlier tasks, set after set.
+    """
+
+    method = "bic"
+    roles = (("correction.*", "correction"), ("old_correction.*", "correction"), ("validation_*", "replay"),
+             *HerdedMemory.roles, *Distilled.roles)
+    options: BiCOptions
+    validation_x: Tensor
+    validation_y: Tensor
+    validation_tasks: Tensor
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with no exemplars, and nothing to correct."""
+        super().__init__(model, world, options or BiCOptions())
+        like = model.head.weight
+        self.correction, self.old_correction = Correction(world.classes, like), Correction(world.classes, like)
+        self.register_buffer("validation_x", torch.empty(0, device=like.device))
+        self.register_buffer("validation_y", torch.empty(0, dtype=torch.int64, device=like.device))
+        self.register_buffer("validation_tasks", torch.empty(0, dtype=torch.int64, device=like.device))
+        self.learning = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.met: list[int] = []  # classes of the tasks so far, the present one among them
+        self.new: list[int] = []  # those of the present task's classes that no earlier one had
+        self.validation_sizes: list[int] = []  # of the sets of validation samples
+        self.held_out: list[int] = []  # which of the task's samples are
+        self.held_out_sizes: list[int] = []
+        self.correcting = False  # whether this is the second phase
+        self.rate = 1.0  # what multiplies the recipe's learning rate there
+
+    @property
+    def corrects(self) -> bool:
+        """Return whether the scenario is one in which new classes compete with old ones."""
+        return not self.world.task_given and not self.world.shared_outputs
+
+    @property
+    def fewest(self) -> int:
+        """Return 2: an exemplar and a validation sample; 1 where nothing is corrected."""
+        return 2 if self.corrects else 1
+
+    def validation_size(self, sets: int) -> int:
+        """Return how many validation samples each of so many sets has at most."""
+        return math.ceil(self.options.validation * (self.options.capacity // sets)) if self.corrects else 0
+
+    def set_size(self, sets: int) -> int:
+        """Return how many exemplars each of so many sets has at most: what validation leaves of its share."""
+        return self.options.capacity // sets - self.validation_size(sets)
+
+    def before_task(self, task: Task) -> None:
+        """Hold validation samples out, and start with no correction of the new classes.
+
+        Raises:
+            SpecError: a class has a single sample, or as in `HerdedMemory`.
+        """
+        self.new = [c for c in task.classes if c not in self.met]
+        self.met = self.met + self.new
+        self.correcting = False
+        self.correction.reset(self.new if self.met != self.new and self.corrects else ())
+        self.hold_out(task)
+        super().before_task(task)
+
+    def hold_out(self, task: Task) -> None:
+        """Draw the task's validation samples."""
+        self.held_out, self.held_out_sizes = [], []
+        size = self.validation_size(len(self.sizes) + len(task.classes))
+        for c in task.classes if size else ():
+            rows = (task.train.y == c).nonzero()[:, 0].cpu()
+            if len(rows) == 1:
+                raise SpecError(f"bic: class {c} of task {task.index} has a single sample, and one of each class is "
+                                "held out from training to find the correction; leave bic out for this stream")
+            drawn = torch.randperm(len(rows), generator=self.world.generator)[:min(size, len(rows) // 2)]
+            self.held_out += rows[drawn].tolist()
+            self.held_out_sizes += [len(drawn)]
+
+    def training_samples(self, task: Task) -> Samples:
+        """Return the task's samples but for those that are held out."""
+        if not self.held_out:
+            return task.train
+        left = torch.ones(len(task.train), dtype=torch.bool)
+        left[self.held_out] = False
+        return task.train.restricted(left.nonzero()[:, 0].to(task.train.index_device))
+
+    def phases(self, task: Task) -> int | Sequence[float]:
+        """Return the shares of training and correction; where there is nothing to correct, one phase."""
+        share = self.options.correction_steps
+        return (1 - share, share) if self.corrects and self.new and self.met != self.new else 1
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Let either the network learn or the correction."""
+        self.correcting = phase == 1
+        self.rate = self.options.correction_lr / phase.lr
+        for name in self.learning:
+            self.model.get_parameter(name).requires_grad_(not self.correcting)
+        self.correction.requires_grad_(self.correcting)
+
+    def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
+        """Return the validation samples for the second phase: of each class so far equally many."""
+        if phase != 1:
+            return None
+        left, _ = self.left_of_validation(len(self.sizes) + len(task.classes))
+        return Samples.concat(left, self.task_validation(task))
+
+    def left_of_validation(self, sets: int) -> tuple[Samples, list[int]]:
+        """Return the validation samples of earlier tasks that stay where there are so many sets, and their sizes."""
+        samples = Samples(self.validation_x, self.validation_y, self.validation_tasks)
+        return shortened(samples, self.validation_sizes, self.validation_size(sets))
+
+    def task_validation(self, task: Task) -> Samples:
+        """Return the task's own validation samples."""
+        train = task.train.materialized()
+        return train.take(torch.tensor(self.held_out, dtype=torch.int64).to(train.index_device))
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Return the correction's."""
+        return {"correction.*": self.rate}
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the old network; in the second phase the present one, too."""
+        return (self.old, self.model) if self.correcting else (self.old,)
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch with its share of exemplars behind; in the second phase without."""
+        return batch if self.correcting else super().augment_batch(batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the weighted sum of cross-entropy and distillation; in the second phase cross-entropy, corrected."""
+        logits = self(batch.x, batch.task)
+        if self.correcting:
+            return self.cross_entropy(logits, batch)
+        old = self.old_correction(self.old_logits(batch.x)) if batch.task else logits
+        return self.balanced(logits, old, batch, self.options.temperature)
+
+    def after_task(self, task: Task) -> None:
+        """Keep the network with its correction, choose exemplars, and keep the validation samples."""
+        super().after_task(task)
+        self.old_correction.load_state_dict(self.correction.state_dict())
+        if not self.held_out:
+            return
+        kept = self.task_validation(task)
+        if self.validation_sizes:
+            left, self.validation_sizes = self.left_of_validation(len(self.sizes))
+            kept = Samples.concat(left, kept)
+        self.validation_x, self.validation_y, self.validation_tasks = kept.x, kept.y, kept.tasks
+        self.validation_sizes = self.validation_sizes + self.held_out_sizes
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return the corrected logits [N, C] for inputs x [N, *input_shape]."""
+        logits: Tensor = self.correction(self.model(x))
+        return logits

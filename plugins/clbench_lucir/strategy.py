@@ -1,0 +1,158 @@
+"""LUCIR (Hou et al. 2019, CVPR, "Learning a Unified Classifier Incrementally via Rebalancing").
+
+Logits are eta times the cosine of a sample's features f and a class's weights w_c, without bias, so that new classes do
+not win by longer weights; eta is learned. The loss on new samples and exemplars is, each term a mean over its samples,
+
+    cross-entropy over all classes so far
+    + lambda (1 - cos(f, f')), with f' the old network's features,  lambda = lambda_base sqrt(n_old / n_new)
+    + of samples of old classes, for each of the K new classes c with the largest cosines: max(0, m - cos_y + cos_c)
+
+with lambda_base = 5, K = 2, m = 0.5, n counting classes. The weights of old classes do not change any more: while a
+task is trained they are the old network's. So that features have both signs, the last ReLU before the head is removed.
+
+Where reference codes differ. The authors' code, FACIL and PyCIL have lambda as above, which PyCIL says is not the
+paper's definition; Mammoth takes the root of the number of old tasks. The authors' code can begin with a new class's
+mean normalised features as its weights, at the mean length of old ones, and Mammoth does by default (`imprint`); FACIL
+and PyCIL do not. FACIL removes the ReLU of resnets only and warns of others; here a ReLU that ends a model's last block
+is removed (`last_relu`), and a note says where there is none. All begin with eta = 1. A fine-tuning on as many samples
+of new classes as there are of old ones is a script of its own in the authors' code (CBF), and on by default in Mammoth,
+of the head alone and on top of the budget; it is not here. The paper keeps 20 exemplars a class; here `capacity` is
+shared among the classes so far. Exemplars are herded in all but FACIL, and appended to the task's samples; here they
+are mixed in (clbench.strategy.herding).
+
+Published recipe: SGD, rate 0.1, momentum 0.9, weight decay 5e-4 (CIFAR-100) or 1e-4. Of that, eta has its rate here
+(`eta_lr`) whatever the recipe's is: cosines are at most 1, so a softmax needs an eta of 10 or so, which Adam at 1e-3
+would take ten thousand steps to reach. All else is the recipe's.
+
+Beyond the paper: where the task is known, labels compete within a task, so no new class is a negative of an old sample,
+and the ranking loss is 0. Outputs that are old and the task's own (scenario `domain`, classes that return) are not
+fixed, count in both n, and their samples are not ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Options, Phase, Task, World
+from clbench.models.network import Block
+from clbench.strategy.class_means import features_of
+from clbench.strategy.cosine_head import CosineHead
+from clbench.strategy.distillation import Distilled
+from clbench.strategy.herding import HerdedMemory
+from clbench_lucir import LUCIROptions
+
+
+class LUCIR(HerdedMemory, Distilled):
+    """Fine-tuning on new samples and exemplars with a cosine head, the less-forget loss and the ranking loss."""
+
+    method = "lucir"
+    roles = (*HerdedMemory.roles, *Distilled.roles)
+    options: LUCIROptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Give the network its head, before a copy is made, and start with no exemplars."""
+        options = options or LUCIROptions()
+        assert isinstance(options, LUCIROptions)
+        model.head = CosineHead(model.head, options.eta, learned=True)
+        removed = options.last_relu == "keep" or remove_last_relu(model)
+        super().__init__(model, world, options)
+        if not removed:
+            self.notes.append("lucir: the model's last block does not end in a ReLU; its features are as they are")
+        self.met: list[int] = []  # classes of the tasks so far, the present one among them
+        self.fixed = 0  # how many of them have weights that no longer change
+        self.rate = 1.0  # what multiplies the recipe's learning rate for eta
+
+    @property
+    def head(self) -> CosineHead:
+        """Return the network's head."""
+        assert isinstance(self.model.head, CosineHead)
+        return self.model.head
+
+    def before_task(self, task: Task) -> None:
+        """Note which weights stay, and give new classes their mean features as weights, if that is chosen."""
+        super().before_task(task)
+        self.fixed = len(set(self.met) - set(task.classes))
+        new = [c for c in task.classes if c not in self.met]
+        if self.met and new and self.options.imprint:
+            self.imprint(task, new)
+        self.met = self.met + new
+
+    @torch.no_grad()
+    def imprint(self, task: Task, new: list[int]) -> None:
+        """Set the weights of new classes to their mean features, as long as those of the classes met are on average."""
+        weight = self.head.weight
+        total = torch.zeros_like(weight)
+        for part, found in features_of(self, task.train, self.unit_features):
+            total += F.one_hot(part.y, len(weight)).to(found.dtype).T @ found
+        rows = F.normalize(total) * weight[self.met].norm(dim=1).mean()
+        chosen = torch.zeros_like(self.taught)
+        chosen[new] = True
+        weight.copy_(torch.where((chosen & (total != 0).any(1))[:, None], rows, weight))
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Work out how eta's learning rate follows from the recipe's."""
+        self.rate = self.options.eta_lr / phase.lr
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Return eta's."""
+        return {"model.head.scale": self.rate}
+
+    def trainable(self) -> int:
+        """Return how many numbers learn: all but the fixed weights of old classes."""
+        return super().trainable() - self.fixed * self.head.in_features
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the head's weights [C, D] as they are in the present task: those of old classes are the old ones."""
+        fixed = self.known.any(0) & ~self.taught
+        return torch.where(fixed[:, None], self.old.head.weight, self.head.weight)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the sum of cross-entropy, less-forget loss and margin ranking loss."""
+        features = self.model.features(batch.x)
+        cosines = self.head.cosines(features, self.weight if batch.task else None)
+        loss = self.cross_entropy(self.head.scale * cosines, batch)
+        if not batch.task:
+            return loss
+        with torch.no_grad():
+            before = self.old.features(batch.x)
+        known, new = self.class_counts()
+        strength = self.options.lambda_base * (known / new).sqrt()
+        turned = (1 - F.cosine_similarity(features, before)).mean()
+        return loss + strength * turned + self.options.ranking * self.ranking(cosines, batch)
+
+    def ranking(self, cosines: Tensor, batch: Batch) -> Tensor:
+        """Return the margin ranking loss of cosines [N, C], 0 where no sample is of an old class; a scalar."""
+        competing = self.taught & self.active.index_select(0, batch.tasks)
+        nearest = cosines.masked_fill(~competing, float("-inf")).topk(min(self.options.negatives, cosines.shape[1]))[0]
+        own = cosines.gather(1, batch.y[:, None])
+        counted = ~self.taught.index_select(0, batch.y)[:, None] & nearest.isfinite()
+        losses = (self.options.margin - own + nearest).clamp(min=0)
+        return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+    def after_task(self, task: Task) -> None:
+        """Put old classes' weights back, keep the network, and choose exemplars."""
+        if task.index:
+            with torch.no_grad():
+                self.head.weight.copy_(self.weight)
+        super().after_task(task)
+
+
+def remove_last_relu(model: Network) -> bool:
+    """Remove the ReLU at the end of a network's last block, before pooling; return whether there is one."""
+    block = model.blocks[-1]
+    if not isinstance(block, Block):
+        return False
+    if isinstance(block.activation, nn.ReLU):
+        block.activation = nn.Identity()
+        return True
+    if isinstance(block.activation, nn.Sequential):
+        for index, module in enumerate(block.activation):
+            if isinstance(module, nn.ReLU):
+                block.activation[index] = nn.Identity()
+                return True
+    return False

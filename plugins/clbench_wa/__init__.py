@@ -1,0 +1,33 @@
+"""`wa`: weight aligning (Zhao et al. 2020, arXiv 1911.07053)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.herding_options import ExemplarOptions
+from clbench.strategy.outputs import FixedOutputsOptions
+
+
+class WAOptions(FixedOutputsOptions, ExemplarOptions):
+    """Options of `wa`; the defaults are the paper's."""
+
+    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared in the distillation")
+    clip: bool = Field(True, description="set negative weights of the head to 0 after every step, as the paper does; "
+                       "reference codes do not")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `seen`: labels compete among all classes so far, which is what makes the bias that is corrected."""
+        return "seen"
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("wa", "clbench_wa.strategy:WA",
+                         "replays and distils, then scales the new classes' weights to the old ones' length", WAOptions,
+                         "Zhao et al. 2020, arXiv 1911.07053"),)
