@@ -15,7 +15,8 @@ CHOSEN = [
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 10}), ("der", {"capacity": 10}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
-    ("packnet", {"prune": 0.5, "infer": "prototype"}),
+    ("packnet", {"prune": 0.5, "infer": "prototype"}), ("packnet", {"infer": "gaussian", "infer_normalize": True}),
+    ("lora", {"rank": 2, "infer": "gaussian"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
 ]
