@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core.device import send
 from clbench.data.samples import Samples
 
 SHRINKAGE = 1e-4  # share of the identity; Hayes & Kanan 2020, arXiv 1909.01520, and the default of `slda`
@@ -64,7 +65,7 @@ class TaskGaussians(nn.Module):
     @torch.no_grad()
     def learn(self, task: int, classes: Sequence[int], parts: Iterable[tuple[Samples, Tensor]]) -> None:
         """Take in a task's features, which come in parts [n, D] with their samples, and fit the rule anew."""
-        own = torch.tensor(classes, device=self.sums.device)
+        own = send(torch.tensor(classes, device="cpu"), self.sums.device)
         sums = self.sums.new_zeros(len(classes), self.sums.shape[1])
         counts = self.sums.new_zeros(len(classes))
         if not len(self.moment):

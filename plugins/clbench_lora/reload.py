@@ -58,8 +58,8 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     if not isinstance(strategy, LoRA):
         raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
     if strategy.options.infer == "gaussian" and not world.task_given:
-        raise SpecError("infer = gaussian has one covariance of all tasks, which the files of adapters do not have; load "
-                        "adapters of a trial with infer = entropy, max-logit or prototype")
+        raise SpecError("infer = gaussian has one covariance of all tasks, which the files of adapters do not have; "
+                        "load adapters of a trial with infer = entropy, max-logit or prototype")
     return strategy
 
 

@@ -19,6 +19,8 @@ CHOSEN = [
     ("lora", {"rank": 2, "infer": "gaussian"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
+    ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),
+    ("ease", {"adapter": "lora", "width": 2}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

@@ -47,9 +47,10 @@ def runner(tmp_path_factory):
         "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac")),
     *((method, "cnn:channels=4:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
-        "acl:private_width=8", "packnet:infer=prototype")),
+        "acl:private_width=8", "packnet:infer=prototype", "frozen:infer=gaussian", "ease:adapter=lora")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
-    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("lora:layers=attention", "pnn", "l2p")),
+    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
+        "lora:layers=attention", "pnn", "l2p", "ease:width=5")),
 ])
 def test_the_counts_are_what_a_run_records(runner, method, model, scenario):
     one = planned(method, model, scenario)

@@ -29,7 +29,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("frozen", {}), ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}),
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
-           ("l2p", {"pool": 4, "top": 2, "length": 2})]
+           ("l2p", {"pool": 4, "top": 2, "length": 2}),
+           ("ease", {"width": 3, "dropout": 0.1})]
 
 
 class Copies(TorchDispatchMode):
@@ -52,7 +53,7 @@ class Copies(TorchDispatchMode):
 
 def on_meta(method, options, seed):
     """Return a member on the device in its second task, and that task."""
-    b = bench(discover().strategy(method), options, "task", seed, "vit" if method == "l2p" else "cnn")
+    b = bench(discover().strategy(method), options, "task", seed, "vit" if method in ("l2p", "ease") else "cnn")
     b.learn(0)
     b.strategy.to(META)
     stream = b.stream.to(META)
