@@ -15,7 +15,8 @@ from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Prediction, Strategy, Task, World
-from clbench.strategy.class_means import class_means
+from clbench.strategy.class_means import class_means, features_of
+from clbench.strategy.gaussians import TaskGaussians
 from clbench.strategy.per_task_options import Infer, InferOptions, StartOptions
 
 SAME = "Conv2dSame"  # timm's convolution, whose padding depends on the size of the images, as TensorFlow's does
@@ -57,7 +58,8 @@ class PerTaskStrategy(Strategy, ABC):
     logits of the task inferred for it. If no task has been learned, these are the starting model's, and the task is -1.
     """
 
-    roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"))
+    roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"),
+                                          ("gaussians.moment", "second moments"), ("gaussians.*", "prototypes"))
     options: InferOptions
 
     def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
@@ -65,6 +67,8 @@ class PerTaskStrategy(Strategy, ABC):
         super().__init__(model, world, options if options is not None else InferOptions())
         self.heads = nn.ModuleList()
         self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
+        weight = self.model.head.weight
+        self.gaussians = (TaskGaussians(weight.shape[1], weight.device) if self.options.infer == "gaussian" else None)
         self.model.requires_grad_(False)
 
     @abstractmethod
@@ -91,20 +95,28 @@ class PerTaskStrategy(Strategy, ABC):
             raise ValueError(f"tasks are learned in order: expected task {len(self.heads)}, got {task.index}")
         if self.options.infer == "entropy" and not self.world.task_given and len(task.classes) == 1:
             raise SpecError(f"infer = entropy cannot weigh task {task.index}, which has a single class (its entropy is "
-                            "always 0); choose infer = max-logit or prototype")
+                            "always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
         self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
-        """Count the task as learned, so that it can be inferred; keep its class means if inference needs them."""
+        """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
         if self.options.infer == "prototype":
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
+        elif self.gaussians is not None:
+            self.gaussians.learn(task.index, task.classes, features_of(self, task.train, self.inference_features))
         self.learned = task.index + 1
 
+    def inference_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] that a task is inferred from: the shared ones, scaled if the options say so."""
+        features = self.shared_features(x)
+        return F.normalize(features, dim=1) if self.options.infer_normalize else features
+
     def class_means(self, samples: Samples) -> Tensor:
-        """Return the mean shared features [K, D] of each of the K classes that occur in raw samples."""
-        means, count = class_means(self, samples, self.shared_features)
-        return means[count > 0]
+        """Return the mean features [K, D] that prototypes are, of each of the K classes that occur in raw samples."""
+        means, count = class_means(self, samples, self.inference_features)
+        means = means[count > 0]
+        return F.normalize(means, dim=1) if self.options.infer_normalize else means
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] for inputs [N, *input_shape]; `task` None means that it must be inferred."""
@@ -116,7 +128,7 @@ class PerTaskStrategy(Strategy, ABC):
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))
-        features = self.shared_features(x) if self.options.infer == "prototype" else None
+        features = self.inference_features(x) if self.options.from_features else None
         return self.chosen(self.learned_logits(x), features)
 
     def chosen(self, logits: Tensor, features: Tensor | None) -> Prediction:
@@ -124,10 +136,14 @@ class PerTaskStrategy(Strategy, ABC):
 
         Args:
             logits: [learned tasks, N, C].
-            features: shared features [N, D] where they are what infers the task.
+            features: those of `inference_features` [N, D] where they are what infers the task.
         """
-        prototypes = [self.get_buffer(f"prototype_{t}") for t in range(self.learned)] if features is not None else []
-        inferred = infer_task(self.options.infer, logits, features, prototypes)
+        if self.gaussians is not None:
+            assert features is not None
+            inferred = self.gaussians.infer(features)
+        else:
+            means = [self.get_buffer(f"prototype_{t}") for t in range(self.learned)] if features is not None else []
+            inferred = infer_task(self.options.infer, logits, features, means)
         return Prediction(logits[inferred, torch.arange(logits.shape[1], device=logits.device)], inferred)
 
     def learned_logits(self, x: Tensor) -> Tensor:
@@ -140,7 +156,7 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
 
     `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalised: tasks
     with more classes can have more entropy. `max-logit` takes the task with the largest logit. `prototype` takes the
-    task of the nearest class mean (Euclidean) in shared features.
+    task of the nearest class mean (Euclidean) in shared features. `gaussian` is another's: `TaskGaussians`.
 
     Args:
         logits: [T, N, C], -inf outside a task's own classes.

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clbench.core.options import Options
 
-Infer = Literal["entropy", "max-logit", "prototype"]
+Infer = Literal["entropy", "max-logit", "prototype", "gaussian"]
 Base = Literal["auto", "task1", "random", "pretrained"]
 
 
 class InferOptions(Options):
     """How a task is inferred if the scenario does not give it (class, domain)."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("infer_normalize",)
+
     infer: Infer = Field("entropy", description="without a task id: the learned task with the lowest entropy, the "
-                         "largest logit, or the nearest class mean in shared features")
+                         "largest logit, the nearest class mean in shared features, or there the likeliest class, "
+                         "where classes are Gaussians of one covariance (as in slda)")
+    infer_normalize: bool = Field(False, description="with infer = prototype or gaussian: scale shared features to "
+                                  "length 1 (prototype: their means too, as in ncm)")
+
+    @property
+    def from_features(self) -> bool:
+        """Tell whether the task is inferred from shared features."""
+        return self.infer in ("prototype", "gaussian")
+
+    @model_validator(mode="after")
+    def _is_used(self) -> InferOptions:
+        """Refuse to scale features that nothing reads."""
+        if self.infer_normalize and not self.from_features:
+            raise ValueError(f"infer_normalize = true scales shared features, which infer = {self.infer} does not "
+                             "read; leave it out, or infer by prototype or gaussian where the method can")
+        return self
 
 
 class StartOptions(Options):

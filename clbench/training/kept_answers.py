@@ -170,8 +170,8 @@ def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None,
     computes: dict[Hashable, Compute] = (
         {task: partial(strategy.forward_task, task=task) for task in range(strategy.learned)} if given is None
         else {(given, given < len(strategy.heads)): lambda x: strategy.predict(x, given).logits})
-    if given is None and strategy.options.infer == "prototype":
-        computes["features"] = strategy.shared_features
+    if given is None and strategy.options.from_features:
+        computes["features"] = strategy.inference_features
     parts = [kept.find(strategy, key, compute, few, samples) for key, compute in computes.items()]
     begin = 0
     for x, y, tasks in tests.batches(size, given):

@@ -39,7 +39,7 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         registry: the installed plugins.
 
     Raises:
-        SpecError: adapters of the trial's method cannot be loaded.
+        SpecError: adapters of the trial's method cannot be loaded, or what infers their task is not in their files.
         StoreError: the base does not fit the trial's model.
     """
     trial, known = source.record.trial, registry or discover()
@@ -57,6 +57,9 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     strategy = build_strategy(method, channels_last(model), world, known)
     if not isinstance(strategy, LoRA):
         raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
+    if strategy.options.infer == "gaussian" and not world.task_given:
+        raise SpecError("infer = gaussian has one covariance of all tasks, which the files of adapters do not have; "
+                        "load adapters of a trial with infer = entropy, max-logit or prototype")
     return strategy
 
 

@@ -16,10 +16,10 @@ Where this differs from the paper and its code (tyler-hayes/Deep_SLDA):
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from clbench import Network, World
+from clbench.strategy.gaussians import linear_rule
 from clbench_prototypes import SLDAOptions
 from clbench_prototypes.closed_form import SecondOrder
 
@@ -36,8 +36,4 @@ class SLDA(SecondOrder):
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Return L m and -m.L m/2."""
-        means, share = self.means, self.options.shrinkage
-        covariance = (self.moment - self.sums.T @ means) / self.counts.sum()
-        identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        weight = torch.linalg.solve((1 - share) * covariance + share * identity, means.T).T
-        return weight, -(weight * means).sum(1) / 2
+        return linear_rule(self.sums, self.counts, self.moment, self.options.shrinkage)

@@ -117,6 +117,8 @@ def test_the_task_is_inferred_by_the_answers_only():
     assert torch.equal(found.task, logits.amax(2).argmax(0))
     with pytest.raises(ValidationError, match="infer"):
         ACLOptions(infer="prototype")
+    with pytest.raises(ValidationError, match="'entropy' or 'max-logit'"):
+        ACLOptions(infer="gaussian")  # its shared features change
 
 
 def test_what_it_keeps():

@@ -61,6 +61,14 @@ def test_the_task_is_inferred_as_before(tmp_path, infer):
     assert set(answer(load(source, [1])).task.tolist()) == {0}
 
 
+def test_gaussians_are_not_in_adapters_files(tmp_path):
+    _, source = keep(tmp_path, scenario="class", infer="gaussian")
+    with pytest.raises(SpecError, match="one covariance of all tasks, which the files of adapters do not have"):
+        load(source)
+    strategy, source = keep(tmp_path / "given", infer="gaussian")
+    assert torch.equal(answer(load(source), 1).logits, answer(strategy, 1).logits)
+
+
 def test_files_are_safetensors_and_json_of_the_formats_names(tmp_path):
     strategy, source = keep(tmp_path, "cnn", dora=True)
     assert set(files(source.folder)) == {"base.safetensors", *(

@@ -2,14 +2,17 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
+from pydantic import ValidationError
 from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, conv_like, infer_task
 from clbench.strategy.per_task_options import InferOptions
+from clbench.training.trials.costs import measure
 
 INF = float("inf")
 
@@ -24,8 +27,8 @@ class HeadsOnly(PerTaskStrategy):
         return self.model.features(x)
 
 
-def heads_only(scenario="class", infer="entropy", classes=6):
-    return HeadsOnly(make_model(classes=classes), make_world(scenario, classes), InferOptions(infer=infer))
+def heads_only(scenario="class", infer="entropy", classes=6, **options):
+    return HeadsOnly(make_model(classes=classes), make_world(scenario, classes), InferOptions(infer=infer, **options))
 
 
 def two_tasks_of_logits():
@@ -76,7 +79,7 @@ def test_starting_model_answers_what_is_not_learned():
     assert answer(strategy).task.tolist() == [0] * 5  # only learned tasks compete
 
 
-@pytest.mark.parametrize("infer", ["entropy", "max-logit", "prototype"])
+@pytest.mark.parametrize("infer", ["entropy", "max-logit", "prototype", "gaussian"])
 def test_each_sample_gets_the_logits_of_its_inferred_task(infer):
     strategy = heads_only(infer=infer)
     tasks = [make_task(i) for i in range(3)]
@@ -128,6 +131,91 @@ def test_prototypes_are_taken_in_eval_mode_from_prepared_samples_in_chunks(monke
     torch.testing.assert_close(strategy.get_buffer("prototype_0"), means)
 
 
+def densities(features, labels, tasks, x, shrinkage=1e-4):
+    """The log-density at x [N, D] of each (task, class), in NumPy: Gaussians of one covariance, by their inverse."""
+    groups = sorted({(t, c) for t, c in zip(tasks.tolist(), labels.tolist(), strict=True)})
+    means = [features[(tasks == t) & (labels == c)].mean(0) for t, c in groups]
+    centred = features - np.stack([means[groups.index((t, c))] for t, c in zip(tasks, labels, strict=True)])
+    covariance = (1 - shrinkage) * centred.T @ centred / len(features) + shrinkage * np.eye(features.shape[1])
+    inverse = np.linalg.inv(covariance)
+    scores = np.stack([-np.einsum("nd,de,ne->n", x - m, inverse, x - m) / 2 for m in means], 1)
+    return np.array([t for t, _ in groups]), scores
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("scenario", "classes"), [("class", [(3, 0), (5, 1), (2, 4)]), ("domain", [(0, 1)] * 3)])
+def test_gaussian_takes_the_task_of_the_likeliest_class(normalize, scenario, classes, monkeypatch):
+    monkeypatch.setattr("clbench.strategy.class_means.CHUNK", 7)
+    strategy = heads_only(scenario, "gaussian", 6 if scenario == "class" else 2, infer_normalize=normalize).double()
+    tasks = [make_task(i, own, count=31) for i, own in enumerate(classes)]
+    tasks = [dataclasses.replace(t, train=dataclasses.replace(t.train, x=t.train.x.double())) for t in tasks]
+    seen, x = [], inputs(80, dtype=torch.float64)
+    strategy.world = dataclasses.replace(strategy.world, prepare=torch.Tensor.double)
+    for task in tasks:
+        strategy.after_task(begin(strategy, task) or task)
+        seen.append(task)
+        features = strategy.model.features(torch.cat([t.train.x for t in seen])).detach().numpy()
+        at = strategy.model.features(x).detach().numpy()
+        if normalize:
+            features, at = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, at))
+        labels, of = (torch.cat([getattr(t.train, part) for t in seen]).numpy() for part in ("y", "tasks"))
+        owners, scores = densities(features, labels, of, at)
+        wanted = owners[scores.argmax(1)]
+        assert answer(strategy, x=x).task.tolist() == wanted.tolist()
+    assert len(set(wanted.tolist())) == 3
+    # The rule itself: differences of log-densities between classes, whatever the order of the rows.
+    ours = strategy.gaussians
+    rule = (torch.from_numpy(at) @ ours.weight.T + ours.bias).detach().numpy()
+    order = [int(i) for t, own in enumerate(classes) for i in 2 * t + np.argsort(np.argsort(own))]
+    scores = scores[:, order]
+    np.testing.assert_allclose(rule - rule[:, :1], scores - scores[:, :1], rtol=1e-7, atol=1e-7)
+
+
+def test_gaussians_survive_a_checkpoint_and_weigh_no_class_without_samples():
+    strategy = heads_only(infer="gaussian")
+    for i in range(2):
+        learn(strategy, make_task(i))
+    third = make_task(2)
+    begin(strategy, third)
+    strategy.after_task(dataclasses.replace(third, train=third.train.take((third.train.y == 4).nonzero().flatten())))
+    assert torch.isneginf(strategy.gaussians.bias).tolist() == [False] * 5 + [True]
+    again = heads_only(infer="gaussian")
+    for i in range(3):
+        begin(again, make_task(i), seed=7)
+    again.load_state_dict(strategy.state_dict())
+    again.learned = 3
+    assert torch.equal(answer(again).task, answer(strategy).task)
+    assert {t.dtype for n, t in again.gaussians.named_buffers() if n != "task"} == {torch.float64}
+    assert measure(strategy).bytes["second moments"] == 8 * 12 * 12
+    assert measure(strategy).bytes["prototypes"] == 8 * 6 * (12 + 1 + 12 + 1 + 1)
+
+
+def test_normalized_prototypes_are_nearest_in_direction():
+    strategy = heads_only(infer="prototype", infer_normalize=True)
+    for i in range(3):
+        learn(strategy, make_task(i))
+    x = inputs(64)
+    unit = torch.nn.functional.normalize(strategy.model.features(x).detach(), dim=1)
+    cosines = []
+    for i in range(3):
+        task = make_task(i)
+        features = torch.nn.functional.normalize(strategy.model.features(task.train.x).detach(), dim=1)
+        means = torch.stack([features[task.train.y == c].mean(0) for c in task.classes])
+        cosines.append((unit @ torch.nn.functional.normalize(means, dim=1).T).amax(1))
+    assert answer(strategy, x=x).task.tolist() == torch.stack(cosines).argmax(0).tolist()
+    plain = heads_only(infer="prototype")
+    for i in range(3):
+        learn(plain, make_task(i))
+    assert not torch.equal(answer(plain, x=x).task, answer(strategy, x=x).task)
+
+
+@pytest.mark.parametrize("infer", ["entropy", "max-logit"])
+def test_features_are_scaled_only_where_they_are_read(infer):
+    with pytest.raises(ValidationError, match=f"which infer = {infer} does not read; leave it out, or infer by"):
+        InferOptions(infer=infer, infer_normalize=True)
+    assert "infer_normalize" not in InferOptions(infer="prototype").model_dump()  # keys stay as they were
+
+
 def test_prediction_changes_nothing():
     strategy = heads_only(infer="prototype")
     for i in range(2):
@@ -139,7 +227,7 @@ def test_prediction_changes_nothing():
 
 
 def test_entropy_refuses_tasks_of_one_class():
-    with pytest.raises(SpecError, match=r"single class.*max-logit or prototype"):
+    with pytest.raises(SpecError, match=r"single class.*max-logit, prototype or gaussian"):
         learn(heads_only(), make_task(0, (2,)))
     learn(heads_only(infer="max-logit"), make_task(0, (2,)))
     learn(heads_only("task"), make_task(0, (2,)))

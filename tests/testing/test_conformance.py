@@ -18,7 +18,8 @@ CHOSEN = [
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 10}), ("der", {"capacity": 10}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
-    ("packnet", {"prune": 0.5, "infer": "prototype"}),
+    ("packnet", {"prune": 0.5, "infer": "prototype"}), ("packnet", {"infer": "gaussian", "infer_normalize": True}),
+    ("lora", {"rank": 2, "infer": "gaussian"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}), ("slca", {}),
     ("dualprompt", {}), ("dualprompt", {"base": "random", "start": "new", "g_blocks": 0}),
@@ -26,6 +27,8 @@ CHOSEN = [
     ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("wa", {"capacity": 10, "clip": False}),
     ("lucir", {"capacity": 10}),
+    ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),
+    ("ease", {"adapter": "lora", "width": 2}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

@@ -39,7 +39,8 @@ def counted(strategy):
 
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
 @pytest.mark.parametrize(("method", "options"), [
-    ("lora", {"rank": 2}), ("lora", {"rank": 2, "infer": "prototype"}), ("lora", {"rank": 2, "layers": "last"}),
+    ("lora", {"rank": 2}), ("lora", {"rank": 2, "infer": "prototype"}),
+    ("lora", {"rank": 2, "infer": "gaussian", "infer_normalize": True}), ("lora", {"rank": 2, "layers": "last"}),
     ("independent", {}), ("pnn", {}), ("shared-private", {"infer": "max-logit"}), ("packnet", {}), ("acl", {})])
 def test_every_row_is_the_one_computed_anew(method, options, scenario):
     b = bench(discover().strategy(method), options, scenario)

@@ -30,7 +30,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("lucir", {"capacity": 10}),
-           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6})]
+           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
+           ("ease", {"width": 3, "dropout": 0.1})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 
@@ -54,7 +55,7 @@ class Copies(TorchDispatchMode):
 
 def on_meta(method, options, seed):
     """Return a member on the device in its second task, and that task."""
-    b = bench(discover().strategy(method), options, "task", seed, "vit" if method in PROMPTS else "cnn")
+    b = bench(discover().strategy(method), options, "task", seed, "vit" if method in (*PROMPTS, "ease") else "cnn")
     b.learn(0)
     b.strategy.to(META)
     stream = b.stream.to(META)

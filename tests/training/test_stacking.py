@@ -27,6 +27,7 @@ SEEDS = [0, 1, 2]
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
     ("slca", {}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
+    ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
@@ -82,6 +83,7 @@ def test_learning_rates_and_phases_of_their_own_stack():
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0, "fisher": "empirical"}), ("er", {"capacity": 20}),
     ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {}), ("independent", {}),
+    ("ease", {"adapter": "lora", "width": 1, "dropout": 0.0}),
 ])
 @pytest.mark.parametrize("model", ["resnet20", "vit"])
 def test_batch_norm_and_attention_stack_too(method, options, model):

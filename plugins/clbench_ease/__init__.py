@@ -1,0 +1,55 @@
+"""`ease`: expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import FixedOutputsOptions
+from clbench.strategy.per_task_options import StartOptions
+
+Kind = Literal["bottleneck", "lora"]
+Donors = Literal["later", "next"]
+
+WIDTHS: dict[Kind, int] = {"bottleneck": 64, "lora": 4}
+SCALES: dict[Kind, float] = {"bottleneck": 0.1, "lora": 1.0}
+
+
+class EASEOptions(FixedOutputsOptions, StartOptions):
+    """Options of `ease`; the defaults are those of its authors' code for Split-CIFAR-100."""
+
+    adapter: Kind = Field("bottleneck", description="what a task trains: bottlenecks beside the MLPs of a vision "
+                          "transformer (the paper), or low-rank adapters on all layers of any network, as in lora")
+    width: int | None = Field(None, ge=1, description="numbers in the middle of a bottleneck, or rank; none means 64, "
+                              "with adapter = lora 4")
+    scale: float | None = Field(None, gt=0, description="what multiplies an adapter's output; none means 0.1, with "
+                                "adapter = lora 1")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the numbers in the middle of a bottleneck (lora: of "
+                           "the adapters' inputs) zeroed in training; its trials train one by one, those without it "
+                           "(dropout = 0) also in stacks")
+    alpha: float = Field(0.1, ge=0, description="weight of the mean cosine in the other tasks' subspaces, beside that "
+                         "in the own one")
+    beta: float = Field(0.0, ge=0, description="weight of the cosine in the features of the network without adapters; "
+                        "0 leaves these out")
+    donors: Donors = Field("later", description="prototypes that are missing in a task's subspace are combined from "
+                           "those of its classes alone (next: the paper), or of that and all later tasks' (later: the "
+                           "authors' code)")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `own`: each adapter is trained on its task's classes."""
+        return "own"
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
+                         "base frozen; adapters per task; prototypes in the features of all of them, missing ones from "
+                         "similar classes", EASEOptions, "Zhou et al. 2024, arXiv 2403.12030",
+                         check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
+                                                    "weight_decay": 5e-4, "schedule": "cosine"}),)

@@ -1,0 +1,127 @@
+"""AdaptFormer's adapters (Chen et al. 2022, arXiv 2205.13535), as EASE's code has them: bottlenecks beside MLPs.
+
+    block(x) = h + MLP(LN(h)) + s up(dropout(ReLU(down(h)))),   h = x + attention(x)
+
+`down` starts Kaiming-uniform (a = √5), `up` and both biases at 0, so that a new adapter changes nothing. The
+bottleneck reads h, not LN(h), which is what the MLP reads: so it is in EASE's code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Network
+from clbench.core.errors import SpecError
+
+# Transformer blocks h + MLP(norm(h)) by the names of their classes, here and in timm and torchvision, with the norm's.
+NORMS = {"Transformer": "norm2", "Block": "norm2", "EncoderBlock": "ln_2"}
+
+
+class Bottleneck(nn.Module):
+    """One adapter: s up(dropout(ReLU(down(h)))).
+
+    Args:
+        norm: a layer norm whose width, device and dtype it takes.
+        width: numbers in the middle.
+        scale: s.
+        dropout: share of these that is zeroed in training.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, width: int, scale: float, dropout: float) -> None:
+        """Draw `down`."""
+        super().__init__()
+        tokens = norm.normalized_shape[-1]
+        where: dict[str, Any] = {"device": norm.weight.device, "dtype": norm.weight.dtype}
+        self.down, self.up = nn.Linear(tokens, width, **where), nn.Linear(width, tokens, **where)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return what is added to tokens h [N, L, D]."""
+        return self.scale * cast(Tensor, self.up(self.dropout(F.relu(self.down(h)))))
+
+
+class Tap(nn.Module):
+    """A norm that notes its input until it is fetched."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        """Wrap the norm."""
+        super().__init__()
+        self.norm = norm
+        self.input: Tensor | None = None
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the norm of h."""
+        self.input = h
+        return cast(Tensor, self.norm(h))
+
+    def fetch(self) -> Tensor:
+        """Return the latest input and forget it."""
+        h, self.input = self.input, None
+        assert h is not None
+        return h
+
+
+class AdaptedBlock(nn.Module):
+    """A transformer block with a bottleneck per task; used like a `LoRALayer`: `active` has the index of what is on."""
+
+    def __init__(self, block: nn.Module, norm: str, width: int, scale: float, dropout: float) -> None:
+        """Wrap a block; it has no adapter yet."""
+        super().__init__()
+        layer = block.get_submodule(norm)
+        assert isinstance(layer, nn.LayerNorm)
+        self.tap = f"block.{norm}"
+        setattr(block, norm, Tap(layer))
+        self.block = block
+        if hasattr(block, "ports"):
+            self.ports = block.ports
+        self.adapters = nn.ModuleList()
+        self.width, self.scale, self.dropout = width, scale, dropout
+        self.active: tuple[int, ...] = ()
+
+    def add(self) -> None:
+        """Add a trainable adapter."""
+        norm = self.get_submodule(f"{self.tap}.norm")
+        assert isinstance(norm, nn.LayerNorm)
+        self.adapters.append(Bottleneck(norm, self.width, self.scale, self.dropout))
+
+    def parameters_of(self, adapter: int) -> dict[str, nn.Parameter]:
+        """Return the parameters of one adapter."""
+        return dict(self.adapters[adapter].named_parameters())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        out: Tensor = self.block(tokens)
+        tap = self.get_submodule(self.tap)
+        assert isinstance(tap, Tap)
+        h = tap.fetch()
+        for adapter in self.active:
+            out = out + self.adapters[adapter](h)
+        return out
+
+
+def adapt(model: Network, width: int, scale: float, dropout: float) -> dict[str, AdaptedBlock]:
+    """Replace each transformer block of a model by an `AdaptedBlock`, and return these by name.
+
+    Raises:
+        SpecError: there is none.
+    """
+    found = {f"blocks.{name}": block for name, block in model.blocks.named_modules()
+             if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
+             and hasattr(block, "mlp")}
+    if not found:
+        raise SpecError("ease: adapter = bottleneck is put beside the MLP of a transformer block, and this model has "
+                        "no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")
+    adapted = {name: AdaptedBlock(block, NORMS[type(block).__name__], width, scale, dropout)
+               for name, block in found.items()}
+    for name, block in adapted.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, block)
+    return adapted

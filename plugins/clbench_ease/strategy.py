@@ -1,0 +1,218 @@
+"""Expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030): adapters per task, one classifier on all of them.
+
+Task t trains adapters of its own on a frozen network, with a head sigma cos(f, w) for its own classes, which is thrown
+away. Then each of its classes gets a prototype: its mean features in the subspace of each task so far, one after the
+other. Prototypes of old classes in new subspaces are combined from similar classes' (`prototypes`), so no old sample is
+needed. With f_j the features by the adapters of task j, the logit of a class c of task i after T tasks is
+
+    cos(f_i, P_c[i]) + alpha / (T - 1) sum over j != i of cos(f_j, P_c[j])  (+ beta cos(f, P_c) without adapters)
+
+No adapter changes after its task. The task is neither needed nor inferred; each answer takes T passes.
+
+Where paper, codes (sun-hailong/CVPR24-Ease, LAMDA-PILOT, the same) and this differ:
+
+- As we read the paper, the missing prototype of an old class is combined from the newest task's classes, once
+  (`donors = next`). The code can do that (`recalc_sim = false`), but its configurations that we saw combine from all
+  later tasks' classes, anew after each task (`donors = later`, the default here).
+- The code divides alpha by the number of other subspaces, as here.
+- The network's own features (`beta`, there `use_init_ptm`) are left out for CIFAR-100, with alpha = 0.1; the code's
+  configurations for CUB have beta = 1 and alpha = 0.005.
+- Their adapters are for vision transformers (`bottleneck`); `adapter = lora` is ours, for other networks.
+- Their recipe: SGD with momentum 0.9, weight decay 5e-4, lr 0.025 (CUB: 0.005) along a cosine, 20 epochs, batches of
+  48 (16).
+- There every class belongs to one task. Where it comes again (scenario `domain`), it has a prototype from each of its
+  tasks here, and its logit is the largest of them.
+
+The paper's network is pretrained (`base = pretrained`). With `base = task1` the first half of the first task's steps
+trains the network and its own head as plain fine-tuning does, on the task's classes; the second half trains adapters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from clbench_lora import AdapterOptions
+from clbench_lora.layers import LoRALayer
+from clbench_lora.selection import adapt as adapt_lora
+from clbench_lora.selection import remarks
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Strategy, Task, World
+from clbench.core.device import send
+from clbench.strategy.class_means import class_means
+from clbench.strategy.per_task import check_base
+from clbench_ease import SCALES, WIDTHS, EASEOptions
+from clbench_ease.bottleneck import AdaptedBlock, adapt
+from clbench_ease.prototypes import completed, cosines, subspace_weights
+
+
+class CosineHead(nn.Module):
+    """Logits sigma cos(f, w) of one task's classes, -inf for all other outputs.
+
+    Args:
+        features: width D of its input.
+        classes: the task's outputs.
+        outputs: number of all outputs, C.
+        like: a parameter whose device and dtype the head takes.
+    """
+
+    place: Tensor
+
+    def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
+        """Draw the weights, uniform within 1/√D; sigma starts at 1, as in the code."""
+        super().__init__()
+        bound = 1 / math.sqrt(features)
+        self.weight = nn.Parameter(like.new_empty(len(classes), features).uniform_(-bound, bound))
+        self.sigma = nn.Parameter(like.new_ones(1))
+        # A buffer, not an attribute: stacked seeds may have their classes in different orders.
+        place = torch.full((outputs,), len(classes))
+        place[list(classes)] = torch.arange(len(classes))
+        self.register_buffer("place", place.to(like.device), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits [N, C] of features [N, D]."""
+        own = self.sigma * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        return F.pad(own, (0, 1), value=float("-inf")).index_select(1, self.place)
+
+
+class EASE(Strategy):
+    """A frozen network, adapters per task, and the newest task's head.
+
+    The buffers are for K classes of T learned tasks, in their order: `labels` [K], their outputs, and `prototypes`
+    [K, T, D], the missing ones filled in; with `beta` also `plain` [K, D], those without adapters.
+    """
+
+    roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
+             ("plain", "prototypes"), ("labels", "prototypes"))
+    options: EASEOptions
+    head: CosineHead
+    labels: Tensor
+    prototypes: Tensor
+    plain: Tensor
+
+    def __init__(self, model: Network, world: World, options: EASEOptions | None = None) -> None:
+        """Install the adapted layers; SpecError if they do not fit the model."""
+        options = options if options is not None else EASEOptions()
+        super().__init__(model, world, options)
+        check_base("ease", options, world)
+        width = options.width or WIDTHS[options.adapter]
+        scale = options.scale or SCALES[options.adapter]
+        self.adapted: Mapping[str, AdaptedBlock | LoRALayer]
+        if options.adapter == "bottleneck":
+            self.adapted = adapt(model, width, scale, options.dropout)
+        else:
+            lora = AdapterOptions(rank=width, alpha=scale * width, dropout=options.dropout)
+            self.notes += remarks(model, lora, "ease")
+            self.adapted = adapt_lora(model, lora, "ease")
+        self.first = next(i for i, block in enumerate(model.blocks) if any(
+            isinstance(module, AdaptedBlock | LoRALayer) for module in block.modules()))
+        like = model.head.weight.detach()
+        self.register_buffer("labels", torch.empty(0, dtype=torch.int64, device=like.device))
+        self.register_buffer("prototypes", like.new_empty(0, 0, like.shape[1]))
+        self.register_buffer("plain", like.new_empty(0, like.shape[1]))
+        self.sizes: list[int] = []  # number of classes of each learned task
+        self.base_learns = False
+        self.requires_grad_(False)
+        self.train(self.training)
+
+    def before_task(self, task: Task) -> None:
+        """Add adapters and, in place of the last, a head; train these, or the network where task 0 is to make it."""
+        self.requires_grad_(False)
+        weight = self.model.head.weight
+        self.head = CosineHead(weight.shape[1], task.classes, self.world.classes, weight.detach())
+        for layer in self.adapted.values():
+            layer.add()
+        self._learn(base=self.phases(task) == 2)
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: the network first, then its adapters."""
+        return self.options.phases(task.index)
+
+    def before_phase(self, task: Task, phase: int) -> None:
+        """Freeze the network once it has been trained."""
+        if phase == 1:
+            self._learn(base=False)
+
+    def _learn(self, base: bool) -> None:
+        """Train either the network or the newest adapters and their head."""
+        self.base_learns = base
+        self.model.requires_grad_(base)
+        for layer in self.adapted.values():
+            for parameter in layer.parameters_of(-1).values():
+                parameter.requires_grad_(not base)
+        self.head.requires_grad_(not base)
+        self.train(self.training)
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the network once it is frozen; the adapters in it still learn."""
+        return () if self.base_learns else (self.model,)
+
+    def train(self, mode: bool = True) -> EASE:
+        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
+        super().train(mode)
+        for layer in self.adapted.values():
+            (layer.lora_dropout if isinstance(layer, LoRALayer) else layer.adapters).train(mode)
+        return self
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the newest adapters' head; of the network while that is trained."""
+        if self.base_learns:
+            return self.cross_entropy(self.model(batch.x), batch)
+        with self.using(-1):
+            features = self.model.features(batch.x)
+        return self.cross_entropy(self.head(features), batch)
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Take the prototypes of the task's classes in all subspaces, and fill in what old classes lack in the new."""
+        self.sizes.append(len(task.classes))
+        tasks, old = len(self.sizes), len(self.labels)
+        classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
+        found, _ = class_means(self, task.train, lambda x: self.subspaces(x, tasks).flatten(1))
+        own = found.to(self.prototypes)[classes].nan_to_num(nan=0.0)  # a class without samples has no direction
+        own = own.view(len(own), -1, self.model.head.in_features)
+        self.labels = torch.cat([self.labels, classes])
+        if self.options.beta:
+            self.plain = torch.cat([self.plain, own[:, -1]])
+        prototypes = own.new_zeros(len(self.labels), tasks, own.shape[2])
+        prototypes[:old, :tasks - 1] = self.prototypes
+        prototypes[old:] = own[:, :tasks]
+        self.prototypes = completed(prototypes, self.sizes, self.options.donors)
+
+    def subspaces(self, x: Tensor, tasks: int) -> Tensor:
+        """Return features [N, T, D] by the adapters of the first T tasks; with `beta` also, last, those without."""
+        hidden = self.model.run(x, 0, self.first)  # what adapters do not change runs once
+        found = []
+        for task in [*range(tasks), *([None] if self.options.beta else [])]:
+            with self.using(task):
+                found.append(self.model.run(hidden, self.first, None))
+        return torch.stack(found, 1)
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C], -inf for classes not learned; the starting network's while there is none."""
+        if not self.sizes or (task is not None and task >= len(self.sizes)):
+            return super().forward(x, task)
+        # Cosines are close to each other, so in float64, which autocast leaves alone.
+        features = self.subspaces(x, len(self.sizes)).double().transpose(0, 1)
+        prototypes = self.prototypes.double()
+        weights = subspace_weights(self.sizes, self.options.alpha, prototypes)
+        scores = (cosines(features[:len(self.sizes)], prototypes) * weights.T[:, None]).sum(0)
+        if self.options.beta:
+            scores = scores + self.options.beta * cosines(features[-1:], self.plain.double()[:, None])[0]
+        logits = scores.new_full((len(x), self.world.classes), float("-inf"))
+        return logits.scatter_reduce(1, self.labels.expand(len(x), -1), scores, "amax")
+
+    @contextmanager
+    def using(self, task: int | None) -> Iterator[None]:
+        """Activate the adapters of a task (-1: the newest; None: none) inside the block; outside none is active."""
+        try:
+            for layer in self.adapted.values():
+                layer.active = () if task is None else (task,)
+            yield
+        finally:
+            for layer in self.adapted.values():
+                layer.active = ()
