@@ -32,9 +32,7 @@ classes are trained further, which changes their answers for earlier tasks.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +40,11 @@ from torch import Tensor, nn
 from clbench import Network, Samples, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import TaskHead
+from clbench.strategy.subspace import grown, input_moments, packed, unpacked
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.shared_adapters import SummedLoRA
-from clbench_lora.subspace import design, grown, packed, rows, unpacked
-
-CHUNK = 64  # samples per step of the pass that collects inputs
+from clbench_lora.subspace import design
 
 
 class InfLoRA(SummedLoRA):
@@ -113,30 +110,10 @@ class InfLoRA(SummedLoRA):
 
     def moments(self, samples: Samples) -> dict[str, Tensor]:
         """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
-        sums = {name: torch.zeros_like(self.kept(name)) for name in self.adapted}
-        called: set[str] = set()
-
-        def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            assert isinstance(layer, LoRALayer)
-            called.add(name)
-            seen = rows(layer.base_layer, inputs[0])
-            sums[name] += seen.T @ seen / len(samples)
-
-        training = self.training
-        self.eval()
-        handles = [layer.register_forward_pre_hook(functools.partial(note, name))
-                   for name, layer in self.adapted.items()]
         try:
-            for part in samples.chunks(CHUNK):
-                self.model.features(self.world.prepare(part.x))
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.train(training)
-        if idle := [name for name in self.adapted if name not in called]:
-            raise SpecError(f"inflora: {idle[0]} is never called, so it has no inputs to learn from; leave it out with "
-                            "layers = <regular expression>")
-        return sums
+            return input_moments(self, self.model.features, self.adapted, samples, lambda layer: layer.base_layer)
+        except SpecError as error:
+            raise SpecError(f"inflora: {error}; leave it out with layers = <regular expression>") from None
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the logits [N, C] of all heads; for classes without a head those of the original head."""

@@ -12,9 +12,9 @@ from clbench.experiment.spec import build
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
            "seq-lora", "o-lora", "inflora", "pnn", "shared-private", "frozen", "independent", "acl", "packnet", "ncm",
-           "slda", "ranpac", "l2p"]
+           "slda", "ranpac", "gdumb", "mir", "gpm", "l2p"]
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
-           "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2",
+           "icarl": "capacity=8", "gdumb": "capacity=8", "mir": "capacity=8:replayed=2", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64"}
 
 

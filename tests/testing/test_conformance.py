@@ -18,6 +18,8 @@ CHOSEN = [
     ("packnet", {"prune": 0.5, "infer": "prototype"}),
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}),
+    ("gdumb", {"capacity": 10}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),
+    ("hat", {"infer": "prototype", "s_max": 50.0}), ("gpm", {}), ("gpm", {"threshold": 0.6, "outputs": "seen"}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

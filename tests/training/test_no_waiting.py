@@ -29,6 +29,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("frozen", {}), ("independent", {}), ("si", {}), ("mas", {}), ("lwf", {}),
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
+           ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2})]
 
 
