@@ -28,10 +28,14 @@ class ER(ReplayMemory):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
-        extended = batch.extended(self.sample(len(batch.y))) if len(self.memory_y) else batch
+        extended = batch.extended(self.replay(batch)) if len(self.memory_y) else batch
         if batch.first_pass and self.options.update == "step":
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return extended
+
+    def replay(self, batch: Batch) -> Samples:
+        """Return the samples to replay with a raw batch. Default: as many as are new, at random."""
+        return self.sample(len(batch.y))
 
     def after_task(self, task: Task) -> None:
         """Offer all of the task's samples to the memory, if it has not been offered them one by one."""

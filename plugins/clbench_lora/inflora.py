@@ -40,11 +40,11 @@ from torch import Tensor, nn
 from clbench import Network, Samples, Task, World
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.per_task import TaskHead
+from clbench.strategy.subspace import grown, packed, unpacked
 from clbench_lora import InfLoRAOptions
 from clbench_lora.layers import LoRALayer
-from clbench_lora.moments import input_moments
-from clbench_lora.shared_adapters import SummedLoRA
-from clbench_lora.subspace import design, grown, packed, unpacked
+from clbench_lora.shared_adapters import SummedLoRA, adapter_moments
+from clbench_lora.subspace import design
 
 
 class InfLoRA(Aligned, SummedLoRA):
@@ -117,7 +117,7 @@ class InfLoRA(Aligned, SummedLoRA):
 
     def moments(self, samples: Samples) -> dict[str, Tensor]:
         """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
-        return input_moments(self, self.adapted, samples, self.method, self.model.features)
+        return adapter_moments(self, samples, self.model.features)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the logits [N, C] of all heads; for classes without a head those of the original head."""

@@ -44,11 +44,10 @@ from torch import Tensor
 
 from clbench import Batch, Network, Task, World
 from clbench.strategy.class_means import class_means
+from clbench.strategy.subspace import grown
 from clbench_lora import LoRASubOptions
 from clbench_lora.layers import LoRALayer
-from clbench_lora.moments import input_moments
-from clbench_lora.shared_adapters import SummedLoRA
-from clbench_lora.subspace import grown
+from clbench_lora.shared_adapters import SummedLoRA, adapter_moments
 
 TINY = 1e-12  # squared distances below it count as it, since a square root has no slope at 0
 
@@ -87,8 +86,7 @@ class LoRASub(SummedLoRA):
             return
         subtracted = {f"{name}.lora_B.{i}.weight": -b.get_parameter("weight") for name, layer in self.adapted.items()
                       for i, b in enumerate(layer.lora_B)}
-        moments = input_moments(self, self.adapted, task.train, self.method,
-                                lambda x: self.model.features(x, subtracted))
+        moments = adapter_moments(self, task.train, lambda x: self.model.features(x, subtracted))
         for name, moment in moments.items():
             space = grown(moment, torch.zeros_like(moment), self.options.threshold)
             if self.options.scaled:

@@ -9,13 +9,15 @@ by plain fine-tuning; then W is frozen, and the second half trains the first ada
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from clbench import Network, Strategy, Task, World
+from clbench import Network, Samples, Strategy, Task, World
+from clbench.core.errors import SpecError
 from clbench.strategy.per_task import check_base
+from clbench.strategy.subspace import input_moments
 from clbench_lora import (
     AdapterOptions,
     InfLoRAOptions,
@@ -111,6 +113,20 @@ class SummedLoRA(Strategy):
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
         return self
+
+
+def adapter_moments(strategy: SummedLoRA, samples: Samples, run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer.
+
+    `run` is given prepared inputs and calls the layers.
+
+    Raises:
+        SpecError: a layer is never called.
+    """
+    try:
+        return input_moments(strategy, run, strategy.adapted, samples, lambda layer: layer.base_layer)
+    except SpecError as error:
+        raise SpecError(f"{strategy.method}: {error}; leave it out with layers = <regular expression>") from None
 
 
 def adapter_options(options: LowRankOptions) -> AdapterOptions:

@@ -1,76 +1,10 @@
-"""Subspaces of a layer's inputs: measure them, store them (GPM), and avoid them.
-
-All functions take the layer's inputs as their uncentred second moment C = sum x x^T. Its eigenvectors are the left
-singular vectors of the matrix of inputs, its eigenvalues the squares of the singular values: the energy. A subspace is
-represented by the projector P onto it.
-
-The upper triangle of P is stored. Unlike a basis it is unique, and no shape depends on values, so that seeds can be
-stacked and sizes counted without data. Its d (d + 1) / 2 numbers are about the most that DualGPM stores, which is the
-smaller of a basis of the subspace and one of its orthogonal complement (Liang & Li 2023, Adaptive Plasticity
-Improvement for Continual Learning, CVPR).
-"""
+"""Where an adapter may write: InfLoRA's A, in what the stored subspaces (clbench.strategy.subspace) leave free."""
 
 from __future__ import annotations
 
-import math
+from torch import Tensor
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from clbench.strategy.per_task import SAME
-from clbench_lora import Criterion
-from clbench_lora.layers import Rows
-
-ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
-
-
-def rows(layer: nn.Linear | nn.Conv2d | Rows, x: Tensor) -> Tensor:
-    """Return the vectors that a layer multiplies its weight with, one per output position: [M, in] or [M, in·kh·kw].
-
-    Args:
-        layer: the layer.
-        x: its input: [..., in], or images [N, in, H, W].
-    """
-    if not isinstance(layer, nn.Conv2d):
-        return x.flatten(0, -2)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padding = same_padding(layer, x) if type(layer).__name__ == SAME else layer._reversed_padding_repeated_twice
-    padded = F.pad(x, padding, mode)
-    patches = F.unfold(padded, (layer.kernel_size[0], layer.kernel_size[1]), (layer.dilation[0], layer.dilation[1]),
-                       0, (layer.stride[0], layer.stride[1]))
-    return patches.transpose(1, 2).flatten(0, 1)
-
-
-def same_padding(layer: nn.Conv2d, x: Tensor) -> list[int]:
-    """Return the zeros that a "same" convolution adds to images: left, right, top, bottom; the odd one comes last.
-
-    With them there are ceil(side / stride) outputs along each side, as in TensorFlow.
-    """
-    found = []
-    for axis in (1, 0):  # the width first, as `F.pad` has it
-        side, stride = x.shape[axis - 2], layer.stride[axis]
-        reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
-        total = max((math.ceil(side / stride) - 1) * stride + reach - side, 0)
-        found += [total // 2, total - total // 2]
-    return found
-
-
-def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues [d], largest first, and eigenvectors [d, d] as columns, in float64.
-
-    The largest entry of each vector is positive, so that the sign does not depend on the solver.
-    """
-    values, vectors = torch.linalg.eigh(symmetric.double())
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return values, vectors * largest.sign()
-
-
-def residual(moment: Tensor, projector: Tensor) -> Tensor:
-    """Return the second moment [d, d] of the part of the inputs outside a subspace, in float64."""
-    free = torch.eye(len(moment), dtype=torch.float64, device=moment.device) - projector.double()
-    return free @ moment.double() @ free
+from clbench.strategy.subspace import directions, residual, rounding
 
 
 def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
@@ -85,61 +19,4 @@ def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
         rank: at most d.
     """
     values, vectors = directions(residual(moment, projector))
-    return (vectors * (values > _rounding(moment)))[:, :rank].T.to(moment.dtype)
-
-
-def grown(moment: Tensor, projector: Tensor, threshold: float, criterion: Criterion = "inputs") -> Tensor:
-    """Return the projector [d, d] onto a subspace, extended by as few directions as it needs to hold a share of energy.
-
-    `inputs` is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >=
-    threshold |X|^2 with the smallest k, for inputs X as columns.
-
-    `moment` is what the reference code of InfLoRA does (liangyanshuo/InfLoRA, `update_DualGPM`): the same with the
-    second moment C = X X^T in the place of X, so that the energies are eigenvalues of C^2, the fourth powers of the
-    singular values of X. The first directions, those of an empty subspace, are one fewer than needed, but at least one.
-
-    Args:
-        moment: of the inputs [d, d].
-        projector: P of the subspace so far [d, d].
-        threshold: share in (0, 1].
-        criterion: what counts as energy.
-    """
-    matrix, floor = moment.double(), _rounding(moment)
-    if criterion == "moment":
-        matrix = matrix @ matrix
-        floor = torch.maximum(floor**2, _rounding(matrix))
-    values, vectors = directions(residual(matrix, projector))
-    total = matrix.trace()
-    held = total - values.sum() + values.cumsum(0) - values  # before each direction is added
-    needed = held < threshold * total
-    if criterion == "moment":
-        first = ~projector.any()
-        needed = torch.where(first, held + values < threshold * total, needed)
-        needed[0] |= first
-    taken = vectors * (needed & (values > floor))
-    return projector.double() + taken @ taken.T
-
-
-def packed(projector: Tensor) -> Tensor:
-    """Return the d (d + 1) / 2 independent numbers of a symmetric matrix [d, d]."""
-    above = _above(projector)
-    return projector[above[0], above[1]]
-
-
-def unpacked(numbers: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix [size, size] from what `packed` returned."""
-    whole = numbers.new_zeros(size, size)
-    i, j = _above(whole)
-    whole[i, j] = numbers
-    whole[j, i] = numbers
-    return whole
-
-
-def _above(matrix: Tensor) -> Tensor:
-    """Return the row and column indices [2, d (d + 1) / 2] of the entries on and above the diagonal."""
-    return torch.triu_indices(*matrix.shape, device=matrix.device)
-
-
-def _rounding(moment: Tensor) -> Tensor:
-    """Return the energy, a scalar in float64, below which energies are rounding errors of the moment's dtype."""
-    return ROUNDING * torch.finfo(moment.dtype).eps * moment.double().trace()
+    return (vectors * (values > rounding(moment)))[:, :rank].T.to(moment.dtype)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from clbench.data.samples import Samples
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.mlp_cnn import cnn, mlp
-from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.base import Batch, Phase, Task, World
 
 IMAGE = (1, 8, 8)
 TASKS, CLASSES = 3, 6
@@ -62,7 +62,7 @@ def learn(strategy, task, seed=0):
     begin(strategy, task, seed)
     trainable = []
     for phase in range(strategy.phases(task)):
-        strategy.before_phase(task, phase)
+        strategy.before_phase(task, Phase(phase, 4, 0.5))
         trainable.append(steps(strategy, task))
     strategy.after_task(task)
     return trainable
@@ -116,7 +116,7 @@ def check_stacking(make, tasks=2):
         for task in earlier:
             learn(strategy, task, seed)
         begin(strategy, final, seed)
-        strategy.before_phase(final, 0)
+        strategy.before_phase(final, Phase(0, 4, 0.5))
         strategy.train()
         team.append(strategy)
         last.append(final)

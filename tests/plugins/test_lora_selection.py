@@ -11,7 +11,6 @@ from clbench_lora.inflora import InfLoRA
 from clbench_lora.peft_format import base_tensors, fingerprint
 from clbench_lora.selection import adapt, choose, remarks, select
 from clbench_lora.strategy import LoRA
-from clbench_lora.subspace import rows
 from helpers.adapters import enlarge
 from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
 from torch import nn
@@ -26,6 +25,7 @@ from clbench.experiment.trial import Resolved
 from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network
 from clbench.models.vit import vit
+from clbench.strategy.subspace import rows
 from clbench.training.trials.building import build_model
 from clbench.training.trials.counting import count, stream_of_shapes
 from clbench.training.trials.runner import TrialRunner

@@ -9,7 +9,7 @@ from clbench_lora import InfLoRAOptions, OLoRAOptions, SeqLoRAOptions
 from clbench_lora.inflora import InfLoRA
 from clbench_lora.olora import OLoRA
 from clbench_lora.seq import SeqLoRA
-from clbench_lora.subspace import design, grown, packed, rows, unpacked
+from clbench_lora.subspace import design
 from helpers.per_task import (
     IMAGE,
     answer,
@@ -34,6 +34,7 @@ from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task, World
+from clbench.strategy.subspace import grown, packed, rows, unpacked
 from clbench.training.trials.building import build_model, build_strategy
 from clbench.training.trials.costs import measure
 from clbench.training.trials.counting import count, stream_of_shapes

@@ -29,6 +29,8 @@ CHOSEN = [
     ("lucir", {"capacity": 10}),
     ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),
     ("ease", {"adapter": "lora", "width": 2}),
+    ("gdumb", {"capacity": 10}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),
+    ("hat", {"infer": "prototype", "s_max": 50.0}), ("gpm", {}), ("gpm", {"threshold": 0.6, "outputs": "seen"}),
 ]
 REGISTRY = discover()
 OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict(CHOSEN)

@@ -26,7 +26,8 @@ MODELS = {"mlp": "mlp:width=16", "cnn": "cnn", "resnet20": "resnet20:width=4",
 METHODS = sorted(discover().strategies.keys() - {"avalanche:GSS_greedy"})  # which fails on tasks as small, anywhere
 OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10", "er-ace": ":capacity=10",
            "icarl": ":capacity=12", "bic": ":capacity=20", "wa": ":capacity=12", "lucir": ":capacity=12",
-           "acl": ":memory=3", "l2p": ":pool=4:top=2:length=2"}
+           "acl": ":memory=3", "l2p": ":pool=4:top=2:length=2", "gdumb": ":capacity=10",
+           "mir": ":capacity=20:replayed=3"}
 # Host waits of a trial of three tasks. One a task (have the losses stayed finite?) and one a row of R are the rule;
 # what needs more says so here.
 WAITS = {"icarl": 400, "bic": 500, "wa": 400, "lucir": 400, "ewc": 60, "mas": 45, "a-gem": 30, "acl": 30, "packnet": 40}

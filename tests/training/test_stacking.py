@@ -28,6 +28,7 @@ SEEDS = [0, 1, 2]
     ("slca", {}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
+    ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
@@ -107,6 +108,7 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
     ("mas", [{"strength": 10.0}, {"strength": 100.0}, {"strength": 0.0}]),
     ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
     ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
+    ("hat", [{"strength": 0.0}, {"strength": 30.0}, {}]),
     ("o-lora", [{"rank": 2, "dropout": 0.0, "lambda_orth": 0.0}, {"rank": 2, "dropout": 0.0},
                 {"rank": 2, "dropout": 0.0, "lambda_orth": 3.0}]),
 ])

@@ -1,0 +1,30 @@
+"""`gdumb`: a greedy memory, and a network trained on it from scratch (Prabhu et al. 2020, ECCV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import FixedOutputsOptions
+
+
+class GDumbOptions(FixedOutputsOptions):
+    """Options of `gdumb`."""
+
+    capacity: int = Field(200, ge=1, description="samples in the memory, for all classes together")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `seen`: there are no new samples, only a memory of all classes so far."""
+        return "seen"
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("gdumb", "clbench_gdumb.strategy:GDumb",
+                         "keeps a class-balanced memory and trains on it alone, from scratch, after every task",
+                         GDumbOptions, "Prabhu et al. 2020, ECCV (drimpossible/GDumb)"),)

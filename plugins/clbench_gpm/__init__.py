@@ -1,0 +1,31 @@
+"""`gpm`: gradient projection memory (Saha et al. 2021, arXiv 2103.09762)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.outputs import MEANING, OutputsOptions
+
+
+class GPMOptions(OutputsOptions):
+    """Options of `gpm`; the default thresholds are those of the authors' CIFAR-100 runs."""
+
+    outputs: Outputs = Field("own", description=MEANING)
+    threshold: float = Field(0.97, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
+                             "kept for earlier tasks holds after the first task")
+    increase: float = Field(0.003, ge=0, le=1, description="by how much the threshold is higher with each task, up to "
+                            "1")
+    samples: int = Field(300, ge=1, description="samples of a task whose inputs are looked at, drawn at random (the "
+                         "authors: 300 on permuted MNIST, at most 125 on CIFAR-100)")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("gpm", "clbench_gpm.strategy:GPM",
+                         "steps orthogonally to the inputs that each layer had in earlier tasks (with SGD)", GPMOptions,
+                         "Saha et al. 2021, arXiv 2103.09762"),)

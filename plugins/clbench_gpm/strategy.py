@@ -1,0 +1,120 @@
+"""GPM: steps are orthogonal to the inputs that each layer had in earlier tasks, so that its outputs for them stay.
+
+For a layer's weight W, whose inputs x (of a convolution: patches) in earlier tasks lie in a subspace with projector P,
+
+    grad W  <-  grad W - (grad W) P          (equations 6 and 7)
+
+so that W x stays the same for all x with P x = x. After a task, P is extended by the fewest directions that let it hold
+the share `threshold` of the energy of the task's inputs (equations 5, 8 and 9; `clbench.strategy.subspace.grown`). The
+inputs are those of `samples` random training samples, without augmentation. Half of the symmetric P is kept.
+
+It needs SGD, which the authors use (learning rate 0.01 falling to 1e-5 when held-out data stop improving, no momentum).
+Momentum is a sum of projected gradients, and harmless if it does not outlive the task (`optimizer_state = reset`).
+Adam divides each number of the gradient by its own size, which turns it out of the orthogonal complement, and weight
+decay shrinks W in all directions: with either, old outputs change. So run `--optimizer sgd`, without weight decay.
+
+As in the authors' code (sahagobinda/GPM), whatever else is trained learns in the first task only: normalisation with
+its parameters and statistics, and, since their networks have no biases, the biases of layers, whose input is always 1.
+So do layers of other kinds (grouped convolutions, positions of a vision transformer).
+
+The head. Where the task is known, every class has a row of its own that is trained by its own task alone, as in their
+networks with a head per task: it is not projected. Where it is not known, all rows compete, and it is projected as any
+layer, as in their permuted MNIST. There is nothing in the paper about scenario `class`. By default new samples compete
+among their task's classes there (`outputs`), as in the paper, so that old rows stay; rows of different tasks have never
+been compared.
+
+Differences: the first task's subspace has one direction fewer in the authors' code than equation 5 says; here it is the
+paper's. For networks with batch normalisation they use statistics of the batch also at test time. They keep a basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from clbench import Network, Strategy, Task, World
+from clbench.core.errors import SpecError
+from clbench.strategy.regularization import slot
+from clbench.strategy.subspace import grown, input_moments, packed, unpacked
+from clbench_gpm import GPMOptions
+
+
+class GPM(Strategy):
+    """Fine-tuning with projected gradients; `subspace__*` are projectors (`packed`), `projector__*` the same unpacked.
+
+    The unpacked ones are there while a task is trained, from the second on.
+    """
+
+    roles = (("subspace__*", "subspaces"),)
+    options: GPMOptions
+
+    def __init__(self, model: Network, world: World, options: GPMOptions | None = None) -> None:
+        """Start with empty subspaces."""
+        super().__init__(model, world, options if options is not None else GPMOptions())
+        self.tasks = 0  # that have begun
+        for name, layer in self.projected().items():
+            size = layer.weight[0].numel()
+            self.register_buffer(f"subspace__{slot(name)}", packed(layer.weight.detach().new_zeros(size, size)))
+            self.register_buffer(f"projector__{slot(name)}", None, persistent=False)
+
+    def projected(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Return the layers whose gradients are projected, by name in the model."""
+        inner = {id(part) for module in self.model.modules() if isinstance(module, nn.MultiheadAttention)
+                 for part in module.modules()}  # whose layers are not called
+        found = {name: layer for name, layer in self.model.named_modules()
+                 if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in inner
+                 and getattr(layer, "groups", 1) == 1}
+        if self.world.task_given:
+            del found["head"]
+        return found
+
+    def before_task(self, task: Task) -> None:
+        """Fix all but the projected layers, from the second task on, and have their projectors at hand."""
+        self.tasks = task.index + 1
+        if not task.index:
+            return
+        self.requires_grad_(False)
+        if self.world.task_given:
+            self.model.head.requires_grad_(True)
+        for name, layer in self.projected().items():
+            layer.weight.requires_grad_(True)
+            setattr(self, f"projector__{slot(name)}", self.kept(name))
+        self.train(self.training)
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the layers with running statistics, after the first task."""
+        return [m for m in self.model.modules() if isinstance(m, _NormBase)] if self.tasks > 1 else ()
+
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients without the part in the subspaces of earlier inputs."""
+        if self.tasks < 2:
+            return gradients
+        edited = dict(gradients)
+        for layer in self.projected():
+            name = f"model.{layer}.weight"
+            if name in gradients:
+                flat = gradients[name].flatten(1)
+                edited[name] = (flat - flat @ self.get_buffer(f"projector__{slot(layer)}")).view_as(gradients[name])
+        return edited
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Extend the subspaces by the directions that the task's inputs need."""
+        threshold = min(1.0, self.options.threshold + self.options.increase * task.index)
+        drawn = task.train.materialized().subset(self.options.samples, self.world.generator)
+        try:
+            moments = input_moments(self, self.model, self.projected(), drawn)
+        except SpecError as error:
+            raise SpecError(f"gpm: {error}; choose another model") from None
+        for name, moment in moments.items():
+            wider = grown(moment, self.kept(name), threshold)
+            self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))
+            setattr(self, f"projector__{slot(name)}", None)
+
+    def kept(self, name: str) -> Tensor:
+        """Return the projector [d, d] onto the subspace that is kept of a layer's inputs."""
+        size = self.projected()[name].weight[0].numel()
+        return unpacked(self.get_buffer(f"subspace__{slot(name)}"), size)

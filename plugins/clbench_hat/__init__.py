@@ -1,0 +1,26 @@
+"""`hat`: hard attention to the task (Serra et al. 2018, arXiv 1801.01423)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.per_task_options import InferOptions
+
+
+class HATOptions(InferOptions):
+    """Options of `hat`; the defaults are the authors'."""
+
+    strength: Scalar = Field(0.75, ge=0, description="weight of the penalty on units that no earlier task uses (the "
+                             "paper's c)")
+    s_max: float = Field(400.0, gt=1, description="how steep the gates are at the end of a pass and at test time")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("hat", "clbench_hat.strategy:HAT",
+                         "a learned, almost binary mask of units per task; weights between used units stay", HATOptions,
+                         paper="Serra et al. 2018, arXiv 1801.01423"),)

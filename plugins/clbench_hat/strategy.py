@@ -1,0 +1,183 @@
+"""HAT: each task learns a mask of the units of every layer, and later tasks leave what used units compute alone.
+
+The output of layer l is multiplied, unit by unit, by a_l = sigmoid(s e_l) with an embedding e_l of the task, which is
+trained. In each pass s rises from 1 / s_max to s_max with the batches b = 1 .. B (equation 3):
+
+    s = 1 / s_max + (s_max - 1 / s_max) (b - 1) / (B - 1)
+
+and at test time it is s_max, so that masks are almost binary. With u_l the largest mask so far, by unit, the loss has
+
+    strength  sum_l sum_i a_li (1 - u_li)  /  sum_l sum_i (1 - u_li)
+
+added, which makes tasks take few new units and none to reuse old ones (equation 5). Gradients of a weight from unit j
+to unit i are multiplied by 1 - min(u_l,i, u_l-1,j) (equation 2), those of a bias by 1 - u_l,i, those of embeddings by
+s_max (cosh(s e) + 1) / (s (cosh(e) + 1)), with s e within +-50, which gives them the size that they have at s = 1
+(equation 4). Embeddings begin as draws from a normal distribution and stay within +-6. Each task has a head.
+
+A weight between two units whose masks are exactly 1 in floating point gets the gradient 0, and if a task's masks are
+all exactly 0 or 1, what it answers never changes, bit by bit. That needs an optimiser which leaves weights with
+gradient 0 alone: one without weight decay, whose moments do not outlive the task (`optimizer_state = reset`). A mask in
+between scales the gradient, which protects with SGD, the paper's optimiser, in proportion, and with Adam hardly at all,
+since its steps do not depend on the scale of gradients. The authors train with SGD, learning rate 0.05 (divided by 3
+when the loss on held-out data does not fall), batches of 64 and dropout.
+
+Differences to the authors' code (joansj/hat): theirs has s = 1 / s_max + (s_max - 1 / s_max) i / N with i samples of N
+before the batch, so that it ends below s_max; here it is the paper's. If a task has fewer steps than a pass, s rises
+over these. Their clipping of the norm of gradients at 10,000 is left out. They divide by 0 where all units are used;
+here the penalty is 0 then. They test the weights of the epoch that was best on held-out data.
+
+Where the task is not known it is inferred as with the other methods that have a part per task (`infer`), which the
+paper does not do; `prototype` then uses the features behind the first task's masks, which stay the same only as far as
+these are saturated. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`): with
+normalisation or residual connections, units would be changed past their masks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Task, World
+from clbench.core.errors import SpecError
+from clbench.strategy.base import Phase
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench_hat import HATOptions
+
+REACH = 6.0  # of embeddings
+STEEPEST = 50.0  # of s e where the gradients of embeddings are compensated
+AFTER = nn.ReLU | nn.MaxPool2d | nn.Flatten | nn.Identity  # what may follow a layer, unit by unit
+
+
+class HAT(PerTaskStrategy):
+    """The model's layers behind masks; the buffers `used__*` are u_l, and `s` how steep the gates are in this step."""
+
+    roles = (("embeddings.*", "masks"), ("used__*", "masks"), *PerTaskStrategy.roles)
+    options: HATOptions
+    s: Tensor
+
+    def __init__(self, model: Network, world: World, options: HATOptions | None = None) -> None:
+        """Let all units be free; SpecError where the network is not a chain of plain layers."""
+        super().__init__(model, world, options if options is not None else HATOptions())
+        self.embeddings = nn.ModuleList()  # of each task, a vector for each layer
+        self.samples = 0  # of the task
+        self.batches, self.batch = 1, 0  # of a pass, and those of it that are done
+        for number, (_, layer) in enumerate(chain(model)):
+            self.register_buffer(f"used__{number}", layer.weight.new_zeros(len(layer.weight)))
+        self.register_buffer("s", model.head.weight.new_tensor(self.options.s_max), persistent=False)
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head and its embeddings, and open the layers."""
+        super().before_task(task)
+        self.samples = len(task.train)
+        self.model.blocks.requires_grad_(True)
+        self.embeddings.append(nn.ParameterList(nn.Parameter(torch.randn_like(used)) for used in self.used()))
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Note how many steps there are."""
+        self.batches, self.batch = int(phase.steps), 0
+
+    @torch.no_grad()
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch as it is; set s, and bring the embeddings back to where they may be."""
+        if self.batch == 0:
+            self.batches = min(self.batches, math.ceil(self.samples / len(batch.y)))
+        share = self.batch / (self.batches - 1) if self.batches > 1 else 1.0
+        low = 1 / self.options.s_max
+        self.s.fill_(low + (self.options.s_max - low) * share)
+        self.batch = (self.batch + 1) % self.batches
+        self._bound()
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the task's head behind the gates, plus the penalty on new units."""
+        masks = [(self.s * e).sigmoid() for e in self.embedding(batch.task)]
+        free = [1 - used for used in self.used()]
+        taken = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
+        all_free = torch.stack([left.sum() for left in free]).sum()
+        penalty = taken / all_free.clamp_min(torch.finfo(all_free.dtype).tiny)
+        logits = self.heads[batch.task](self.gated(batch.x, masks))
+        return self.cross_entropy(logits, batch) + self.options.strength * penalty
+
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients without what would change used units, those of embeddings at their size for s = 1."""
+        edited = dict(gradients)
+        before: Tensor | None = None
+        for used, (name, layer) in zip(self.used(), chain(self.model), strict=True):
+            kept = used[:, None]
+            if before is not None:
+                inputs = layer.weight.shape[1]
+                kept = torch.minimum(kept, spread(before, inputs)[None])
+            weight, bias = (f"model.{name}.{part}" for part in ("weight", "bias"))
+            edited[weight] = gradients[weight] * (1 - kept).view(*kept.shape, *[1] * (layer.weight.dim() - 2))
+            if bias in gradients:
+                edited[bias] = gradients[bias] * (1 - used)
+            before = used
+        task = len(self.heads) - 1
+        for number, e in enumerate(self.embedding(task)):
+            name = f"embeddings.{task}.{number}"
+            grown = ((self.s * e.detach()).clamp(-STEEPEST, STEEPEST).cosh() + 1) / (e.detach().cosh() + 1)
+            edited[name] = gradients[name] * (self.options.s_max / self.s * grown)
+        return edited
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        """Mark the task's units as used."""
+        self._bound()
+        for used, mask in zip(self.used(), self.masks(task.index), strict=True):
+            used.copy_(torch.maximum(used, mask))
+        super().after_task(task)
+
+    def embedding(self, task: int) -> list[nn.Parameter]:
+        """Return a task's embedding for each layer."""
+        return list(self.embeddings[task].parameters())
+
+    def used(self) -> list[Tensor]:
+        """Return the largest mask so far of each layer's units."""
+        return [self.get_buffer(f"used__{number}") for number in range(len(self.model.blocks))]
+
+    def masks(self, task: int) -> list[Tensor]:
+        """Return a task's masks of each layer's units, as at test time."""
+        return [(self.options.s_max * e).sigmoid() for e in self.embedding(task)]
+
+    def gated(self, x: Tensor, masks: list[Tensor]) -> Tensor:
+        """Return the features [N, D] of the network whose layers' outputs are multiplied by masks."""
+        for block, mask in zip(self.model.blocks, masks, strict=True):
+            x = block(x)
+            x = x * (spread(mask, x.shape[1]) if x.dim() == 2 else mask[:, None, None])
+        return x
+
+    def forward_task(self, x: Tensor, task: int) -> Tensor:
+        """Return the logits [N, C] of the task's head behind its masks."""
+        logits: Tensor = self.heads[task](self.gated(x, self.masks(task)))
+        return logits
+
+    def shared_features(self, x: Tensor) -> Tensor:
+        """Return the features [N, D] behind the first task's masks."""
+        return self.gated(x, self.masks(0))
+
+    def _bound(self) -> None:
+        """Bring the current task's embeddings back to within their reach."""
+        for e in self.embedding(len(self.heads) - 1):
+            e.clamp_(-REACH, REACH)
+
+
+def spread(mask: Tensor, size: int) -> Tensor:
+    """Return a mask of channels [C] for the numbers [size] of flattened maps, a channel's after each other."""
+    return mask[:, None].expand(-1, size // len(mask)).reshape(size)
+
+
+def chain(model: Network) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Return the layer of each block, by name; SpecError where a block is not one layer and what keeps units apart."""
+    found = []
+    for number, block in enumerate(model.blocks):
+        parts = [(name, module) for name, module in block.named_modules() if not any(module.children())]
+        layers = [(name, module) for name, module in parts if isinstance(module, nn.Linear | nn.Conv2d)]
+        other = [type(module).__name__ for _, module in parts if not isinstance(module, nn.Linear | nn.Conv2d | AFTER)]
+        if other or len(layers) != 1 or getattr(layers[0][1], "groups", 1) != 1:
+            raise SpecError(f"hat masks the units of a chain of Linear and Conv2d layers with ReLU and pooling; block "
+                            f"{number} of this model has {', '.join(sorted(set(other))) or 'other layers'}; choose "
+                            "model = mlp or cnn, or packnet, which shares out single weights of any network")
+        found.append((f"blocks.{number}.{layers[0][0]}", layers[0][1]))
+    return found

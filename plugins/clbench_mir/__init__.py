@@ -1,0 +1,30 @@
+"""`mir`: maximally interfered retrieval (Aljundi et al. 2019, arXiv 1908.04742)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from clbench_er import EROptions
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+
+
+class MIROptions(EROptions):
+    """Options of `mir`."""
+
+    update: Literal["step", "task"] = Field(
+        "task", description="offer samples to the memory as they are trained on, or all of a task's after the task, so "
+        "that those of the task at hand are not replayed")
+    replayed: int | None = Field(None, ge=1, description="samples replayed in each step; none: as many as are new")
+    candidates: int = Field(5, ge=1, description="samples drawn from the memory for each that is replayed (fewer where "
+                            "it has fewer)")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("mir", "clbench_mir.strategy:MIR",
+                         "replays the kept samples whose loss the coming step would raise most", MIROptions,
+                         "Aljundi et al. 2019, arXiv 1908.04742"),)
