@@ -18,6 +18,7 @@ class LwFOptions(FixedOutputsOptions):
     """Options of `lwf`; the defaults are the paper's."""
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"form": "all-seen"}
+    LATER: ClassVar[tuple[str, ...]] = ("weights",)
 
     strength: Scalar = Field(1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
     temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared; with form = lwf-mc "
@@ -26,6 +27,10 @@ class LwFOptions(FixedOutputsOptions):
                        "task, distillation the old ones (the paper); all-seen: labels all so far; zero-padded: both "
                        "all so far, new outputs' targets are 0 (van de Ven & Tolias); lwf-mc: none, sigmoids (Rebuffi "
                        "et al.). The first three differ in scenario class only")
+
+    weights: Literal["constant", "by-task"] = Field(
+        "constant", description="of the losses in task t: 1 and strength; or 1 / t and strength T^2 (1 - 1 / t), as in "
+        "van de Ven's code until 2022")
 
     @property
     def fixed_outputs(self) -> Outputs:

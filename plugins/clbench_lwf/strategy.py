@@ -27,7 +27,8 @@ do not touch old outputs; in `new-classes` nothing says how high new logits are 
 logit has a target of its own.
 
 Where codes differ otherwise. There is no factor T^2, as in the paper; van de Ven's code had it until 2022, and weighted
-the t-th task's label loss by 1/t and the distillation by 1 - 1/t. It now has neither, but takes all classes for active
+the t-th task's label loss by 1/t and the distillation by 1 - 1/t (`weights = by-task`): what is published from that code,
+as in Hsu et al. 2018, has these weights. It now has neither, but takes all classes for active
 unless told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's
 authors and Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push
 outputs of classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as
@@ -62,10 +63,14 @@ class LwF(Distilled):
         """Return the label loss plus the old tasks' distillation losses, a scalar."""
         logits = self(batch.x, batch.task)
         loss = self.label_loss(logits, batch)
-        if batch.task:
-            old = self.old_logits(batch.x)
-            for outputs in self.old_outputs(batch.task):
-                loss = loss + self.options.strength * self.distilled(logits, old, outputs, batch)
+        if not batch.task:
+            return loss
+        old, strength = self.old_logits(batch.x), self.options.strength
+        if self.options.weights == "by-task":
+            share = 1 / (batch.task + 1)
+            loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2
+        for outputs in self.old_outputs(batch.task):
+            loss = loss + strength * self.distilled(logits, old, outputs, batch)
         return loss
 
     def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -96,6 +96,17 @@ def test_each_form_is_what_its_line_says(form, temperature, scenario, taught, kn
     assert strategy.loss(b).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
+def test_losses_are_weighted_by_task_as_in_what_was_published(scenario):
+    def loss(**options):
+        strategy, b, _ = begun(LwFOptions(form="zero-padded", temperature=3.0, **options), scenario)
+        return strategy.loss(b).item()
+
+    labels, both = loss(strength=0.0), loss(strength=0.7)
+    expected = labels / 3 + (both - labels) * 3.0**2 * 2 / 3  # the third task
+    assert loss(strength=0.7, weights="by-task") == pytest.approx(expected, rel=1e-12)
+
+
 def test_only_the_form_of_before_lets_labels_lower_old_logits_unhindered():
     # The gradient towards a common shift of all old logits, where the network is still the old one.
     slopes = {}
