@@ -27,14 +27,14 @@ do not touch old outputs; in `new-classes` nothing says how high new logits are 
 logit has a target of its own.
 
 Where codes differ otherwise. There is no factor T^2, as in the paper; van de Ven's code had it until 2022, and weighted
-the t-th task's label loss by 1/t and the distillation by 1 - 1/t (`weights = by-task`): what is published from that code,
-as in Hsu et al. 2018, has these weights. It now has neither, but takes all classes for active
-unless told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's
-authors and Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push
-outputs of classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as
-does Mammoth; FACIL can, the others do not, nor does this. FACIL without exemplars leaves old heads as they are. The
-paper records the old answers to a task's images before it trains on them; here the old network is kept and asked, which
-is the same and works with augmented images.
+the t-th task's label loss by 1/t and the distillation by 1 - 1/t (`weights = by-task`): what is published from that
+code, as in Hsu et al. 2018, has these weights. It now has neither, but takes all classes for active unless told
+otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors and
+Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs of
+classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
+Mammoth; FACIL can, the others do not, nor does this. FACIL without exemplars leaves old heads as they are. The paper
+records the old answers to a task's images before it trains on them; here the old network is kept and asked, which is
+the same and works with augmented images.
 
 Beyond the papers: outputs that are old and the task's own (scenario `domain`, classes that return) have labels and are
 distilled, in every form.
