@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.core import moved
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import MEANING, OutputsOptions
+from clbench.strategy.outputs import MEANING, FixedOutputsOptions, OutputsOptions
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
@@ -155,6 +155,34 @@ class InfLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
         return self
 
 
+class EWCLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
+    """Options of `ewc-lora`; the defaults are those of its reference code's CIFAR-100 run.
+
+    Its lambda of 1e7 weighs squares of the mean gradients of batches of 128, which are about 1/128 of the mean square.
+    """
+
+    PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
+
+    outputs: Outputs = Field("own", description=MEANING)
+    rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
+    strength: Scalar = Field(1e7 / 128, ge=0, description="lambda: weight of the penalty strength/2 sum F (s B A)^2 on "
+                             "the task's change of W")
+    gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task")
+    fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
+        "empirical", description="labels: the model's distribution, one draw from it, the true ones, or the most "
+        "probable")
+    fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
+
+
+class LoRAMeanOptions(FixedOutputsOptions, LowRankOptions, StartOptions):
+    """Options of `lora-mean`."""
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `own`: a task's head has its own classes, and it is trained alone."""
+        return "own"
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
@@ -173,4 +201,11 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
         StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
                      "base frozen; adapters per task, summed, each blind to the inputs of earlier tasks; heads joined",
                      InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228"),
+        StrategyInfo("ewc-lora", "clbench_lora.ewc_lora:EWCLoRA",
+                     "one set of adapters, merged into W after each task, its change held by W's Fisher; heads joined",
+                     EWCLoRAOptions, paper="Zheng et al. 2026, arXiv 2602.17559"),
+        StrategyInfo("lora-mean", "clbench_lora.lora_mean:LoRAMean",
+                     "base frozen; adapters and a head per task as in lora; answers with the mean of the adapters",
+                     LoRAMeanOptions, paper="Wortsman et al. 2022, arXiv 2203.05482; with LoRA: Chitale et al. 2023, "
+                     "arXiv 2311.02428"),
     )

@@ -16,9 +16,19 @@ from torch import nn
 
 from clbench import Network, Strategy, Task, World
 from clbench.strategy.per_task import check_base
-from clbench_lora import AdapterOptions, InfLoRAOptions, LowRankOptions, OLoRAOptions, SeqLoRAOptions
+from clbench_lora import (
+    AdapterOptions,
+    EWCLoRAOptions,
+    InfLoRAOptions,
+    LoRAMeanOptions,
+    LowRankOptions,
+    OLoRAOptions,
+    SeqLoRAOptions,
+)
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, remarks
+
+SharedOptions = SeqLoRAOptions | OLoRAOptions | InfLoRAOptions | EWCLoRAOptions | LoRAMeanOptions
 
 
 class SummedLoRA(Strategy):
@@ -30,9 +40,9 @@ class SummedLoRA(Strategy):
 
     roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"))
     method: ClassVar[str]
-    options: SeqLoRAOptions | OLoRAOptions | InfLoRAOptions
+    options: SharedOptions
 
-    def __init__(self, model: Network, world: World, options: SeqLoRAOptions | OLoRAOptions | InfLoRAOptions) -> None:
+    def __init__(self, model: Network, world: World, options: SharedOptions) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         check_base(self.method, options, world)

@@ -11,8 +11,8 @@ from clbench.experiment.spec import build
 
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
-           "seq-lora", "o-lora", "inflora", "pnn", "shared-private", "frozen", "independent", "acl", "packnet", "ncm",
-           "slda", "ranpac", "l2p"]
+           "seq-lora", "o-lora", "inflora", "ewc-lora", "lora-mean", "pnn", "shared-private", "frozen", "independent",
+           "acl", "packnet", "ncm", "slda", "ranpac", "l2p"]
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
            "icarl": "capacity=8", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64"}
@@ -54,6 +54,7 @@ def test_a_pretrained_transformer_has_adapters_where_the_papers_have_unless_laye
         return [one.trial.method.options.get("targets", []) for one in plan(spec, discover())]
 
     assert targets("test_vit", "lora", "seq-lora", "o-lora", "inflora") == [["q", "v"]] * 3 + [["k", "v"]]
+    assert targets("test_vit", "ewc-lora", "lora-mean") == [["k", "v"], ["q", "v"]]
     assert targets("test_vit", "lora:layers=attention", "seq-lora:targets=q", "inflora:layers=all") == [[], ["q"], []]
     assert targets("test_vit", "lora:rank=2", "lora:rank=2:layers=blocks:1") == [["q", "v"], []]
     assert targets("test_efficientnet", "lora", "inflora") == [[], []]

@@ -9,6 +9,8 @@ CHOSEN = [
     ("lora", {"rank": 2}), ("lora", {"rank": 2, "base": "random", "infer": "prototype"}),
     ("seq-lora", {"rank": 2}), ("seq-lora", {"rank": 2, "base": "random", "dora": True}), ("o-lora", {"rank": 2}),
     ("inflora", {"rank": 2}), ("inflora", {"rank": 2, "base": "random", "threshold": 0.6, "final_threshold": 0.8}),
+    ("ewc-lora", {"rank": 2}), ("ewc-lora", {"rank": 2, "base": "random", "fisher": "sampled", "gamma": 0.9}),
+    ("lora-mean", {"rank": 2}), ("lora-mean", {"rank": 2, "base": "random"}),
     ("pnn", {}), ("shared-private", {}), ("shared-private", {"private_width": 5, "infer": "max-logit"}),
     ("frozen", {}), ("frozen", {"base": "random"}), ("independent", {}),
     ("independent", {"base": "random", "infer": "prototype"}),

@@ -47,6 +47,7 @@ def runner(tmp_path_factory):
         "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac")),
     *((method, "cnn:channels=4:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
+        "ewc-lora:rank=2", "lora-mean:rank=2",
         "acl:private_width=8", "packnet:infer=prototype")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("lora:layers=attention", "pnn", "l2p")),

@@ -19,7 +19,7 @@ SEEDS = [0, 1, 2]
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.0}), ("inflora", {"rank": 2}), ("frozen", {}),
-    ("independent", {}),
+    ("independent", {}), ("ewc-lora", {"rank": 2, "strength": 10.0}), ("lora-mean", {"rank": 2}),
     ("si", {}), ("mas", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
