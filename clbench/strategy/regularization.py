@@ -9,7 +9,7 @@ per parameter, however many tasks there were.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,17 +52,11 @@ class QuadraticPenalty(Strategy, ABC):
         return super().loss(batch) + self.penalty()
 
     def penalty(self) -> Tensor:
-        """Return weight/2 (sum F (theta - m)^2 + c), a scalar.
-
-        F (theta - m) is computed once, for the value and as the gradient; so only first derivatives are correct.
-        """
-        total = self.offset
-        for name, parameter in self.named_parameters():
-            if self.covers(name):
-                importance, anchor = self.quadratic(name)
-                shift = parameter - anchor
-                total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
-        return self.weight * (total - 0.5 * total.detach())
+        """Return weight/2 (sum F (theta - m)^2 + c), a scalar."""
+        shifts = ((name, parameter) for name, parameter in self.named_parameters() if self.covers(name))
+        return quadratic(self.weight, self.offset, (
+            (importance, parameter - anchor) for name, parameter in shifts
+            for importance, anchor in (self.quadratic(name),)))
 
     def covers(self, name: str) -> bool:
         """Tell whether a parameter has been trained, so that it has a quadratic."""
@@ -111,6 +105,22 @@ class QuadraticPenalty(Strategy, ABC):
             elif (known := self.quadratic(name)[0].shape) != parameter.shape:
                 raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(known)} to "
                                   f"{tuple(parameter.shape)}; let a model grow by new parameters, not larger ones")
+
+
+def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return weight/2 (sum F d^2 + offset), a scalar.
+
+    F d is computed once, for the value and as the gradient; so only first derivatives are correct.
+
+    Args:
+        weight: of the penalty.
+        offset: c, a scalar.
+        shifts: pairs of F and d, of one shape.
+    """
+    total = offset
+    for importance, shift in shifts:
+        total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
+    return weight * (total - 0.5 * total.detach())
 
 
 def slot(name: str) -> str:

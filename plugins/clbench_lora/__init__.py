@@ -12,7 +12,7 @@ from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.core import moved
 from clbench.core.scenario import Outputs
 from clbench.strategy.alignment_options import AlignOptions
-from clbench.strategy.outputs import MEANING, OutputsOptions
+from clbench.strategy.outputs import MEANING, FixedOutputsOptions, OutputsOptions
 from clbench.strategy.per_task_options import BaseOptions, StartOptions
 
 Init = Literal["kaiming", "gaussian", "pissa"]
@@ -202,6 +202,34 @@ class LoRASubOptions(OutputsOptions, LowRankOptions, StartOptions):
                            "than to the nearest of another")
 
 
+class EWCLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
+    """Options of `ewc-lora`; the defaults are those of its reference code's CIFAR-100 run.
+
+    Its lambda of 1e7 weighs squares of the mean gradients of batches of 128, which are about 1/128 of the mean square.
+    """
+
+    PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
+
+    outputs: Outputs = Field("own", description=MEANING)
+    rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
+    strength: Scalar = Field(1e7 / 128, ge=0, description="lambda: weight of the penalty strength/2 sum F (s B A)^2 on "
+                             "the task's change of W")
+    gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task")
+    fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
+        "empirical", description="labels: the model's distribution, one draw from it, the true ones, or the most "
+        "probable")
+    fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
+
+
+class LoRAMeanOptions(FixedOutputsOptions, LowRankOptions, StartOptions):
+    """Options of `lora-mean`."""
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `own`: a task's head has its own classes, and it is trained alone."""
+        return "own"
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
@@ -230,4 +258,12 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      "base frozen; adapters per task, summed, each changing only where its inputs lie without the "
                      "earlier ones; nearest class mean", LoRASubOptions,
                      paper="Liu & Chang 2025, arXiv 2503.18985", recipe={"optimizer": "adam", "lr": 5e-4}),
+        StrategyInfo("ewc-lora", "clbench_lora.ewc_lora:EWCLoRA",
+                     "one set of adapters, merged into W after each task, its change held by W's Fisher; heads joined",
+                     EWCLoRAOptions, paper="Zheng et al. 2026, arXiv 2602.17559",
+                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}),
+        StrategyInfo("lora-mean", "clbench_lora.lora_mean:LoRAMean",
+                     "base frozen; adapters and a head per task as in lora; answers with the mean of the adapters",
+                     LoRAMeanOptions, paper="Wortsman et al. 2022, arXiv 2203.05482; with LoRA: Chitale et al. 2023, "
+                     "arXiv 2311.02428"),
     )

@@ -134,16 +134,21 @@ class LoRALayer(nn.Module):
         else:
             a = conv_like(w, w.in_channels, self.rank)
             b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.lora_bias, **where)
-        if self.init == "gaussian":
-            nn.init.normal_(a.get_parameter("weight"), std=1 / self.rank)
-        else:
-            nn.init.kaiming_uniform_(a.get_parameter("weight"), a=math.sqrt(5))
-        for parameter in b.parameters():
-            nn.init.zeros_(parameter)
         self.lora_A.append(a)
         self.lora_B.append(b)
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector.append(nn.Parameter(torch.ones(len(w.weight), **where)))
+        self.restart()
+
+    def restart(self) -> None:
+        """Let the newest adapter start anew: A random, B zero."""
+        a = self.lora_A[-1].get_parameter("weight")
+        if self.init == "gaussian":
+            nn.init.normal_(a, std=1 / self.rank)
+        else:
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        for parameter in self.lora_B[-1].parameters():
+            nn.init.zeros_(parameter)
         self.settle()
 
     @torch.no_grad()

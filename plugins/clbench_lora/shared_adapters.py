@@ -20,7 +20,9 @@ from clbench.strategy.per_task import check_base
 from clbench.strategy.subspace import input_moments
 from clbench_lora import (
     AdapterOptions,
+    EWCLoRAOptions,
     InfLoRAOptions,
+    LoRAMeanOptions,
     LoRASubOptions,
     LowRankOptions,
     OLoRAOptions,
@@ -30,7 +32,8 @@ from clbench_lora import (
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, remarks
 
-SharedOptions = SeqLoRAOptions | OLoRAOptions | InfLoRAOptions | SDLoRAOptions | LoRASubOptions
+SharedOptions = (SeqLoRAOptions | OLoRAOptions | InfLoRAOptions | SDLoRAOptions | LoRASubOptions | EWCLoRAOptions
+                 | LoRAMeanOptions)
 
 
 class SummedLoRA(Strategy):

@@ -11,7 +11,8 @@ from clbench.experiment.spec import build
 
 pytestmark = pytest.mark.extra("timm")
 METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++", "a-gem", "icarl", "lora",
-           "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "pnn", "shared-private", "frozen", "independent",
+           "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "pnn",
+           "shared-private", "frozen", "independent",
            "acl", "packnet", "ncm", "slda", "ranpac", "simplecil", "fecam", "l2p", "slca", "dualprompt", "coda-prompt",
            "bic", "wa", "lucir", "ease", "gdumb", "mir", "gpm"]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
@@ -59,6 +60,7 @@ def test_a_pretrained_transformer_has_adapters_where_the_papers_have_unless_laye
 
     assert targets("test_vit", "lora", "seq-lora", "o-lora", "sd-lora", "inflora", "lora-sub") == [
         ["q", "v"]] * 4 + [["k", "v"]] * 2
+    assert targets("test_vit", "ewc-lora", "lora-mean") == [["k", "v"], ["q", "v"]]
     assert targets("test_vit", "lora:layers=attention", "seq-lora:targets=q", "inflora:layers=all") == [[], ["q"], []]
     assert targets("test_vit", "lora:rank=2", "lora:rank=2:layers=blocks:1") == [["q", "v"], []]
     assert targets("test_efficientnet", "lora", "inflora") == [[], []]

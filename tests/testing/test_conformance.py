@@ -12,6 +12,8 @@ CHOSEN = [
     ("sd-lora", {"rank": 2}),
     ("sd-lora", {"rank": 3, "base": "random", "later_ranks": {"1": 2}, "magnitudes": "layer", "norm": "product"}),
     ("lora-sub", {"rank": 2}), ("lora-sub", {"rank": 2, "base": "random", "threshold": 0.5, "scaled": False}),
+    ("ewc-lora", {"rank": 2}), ("ewc-lora", {"rank": 2, "base": "random", "fisher": "sampled", "gamma": 0.9}),
+    ("lora-mean", {"rank": 2}), ("lora-mean", {"rank": 2, "base": "random"}),
     ("pnn", {}), ("shared-private", {}), ("shared-private", {"private_width": 5, "infer": "max-logit"}),
     ("frozen", {}), ("frozen", {"base": "random"}), ("independent", {}),
     ("independent", {"base": "random", "infer": "prototype"}),

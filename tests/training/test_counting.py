@@ -49,7 +49,7 @@ def runner(tmp_path_factory):
     *((method, "cnn:channels=4:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
         "acl:private_width=8", "packnet:infer=prototype", "slca", "inflora:rank=2:align=true", "frozen:infer=gaussian",
-        "ease:adapter=lora")),
+        "ease:adapter=lora", "ewc-lora:rank=2", "lora-mean:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
         "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "ease:width=5")),

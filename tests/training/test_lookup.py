@@ -133,6 +133,7 @@ def test_without_frozen_modules_samples_stay_as_they_are():
     ("pnn", {}, 4), ("lora", {"rank": 2}, 1), ("lora", {"rank": 2, "dropout": 0.5}, 1), ("independent", {}, 0),
     ("seq-lora", {"rank": 2}, 1), ("o-lora", {"rank": 2, "dropout": 0.0}, 1), ("inflora", {"rank": 2}, 2),
     ("sd-lora", {"rank": 2}, 3), ("lora-sub", {"rank": 2}, 1),
+    ("ewc-lora", {"rank": 2, "strength": 10.0}, 1), ("lora-mean", {"rank": 2}, 1),
     ("o-lora", {"rank": 2, "dropout": 0.5}, 0)])  # what earlier adapters are given is random
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_training_on_rows_is_the_same_training(method, options, tables, model, monkeypatch):

@@ -1,0 +1,65 @@
+"""Base of the LoRA variants with summed adapters and a head for each task's new classes; all heads answer together.
+
+With `align = true` the heads are realigned after each task (`clbench.strategy.alignment`).
+
+If no class of a task is new (scenario `domain`, or classes that return) no head is added; the heads of the task's
+classes are trained further, which changes their answers for earlier tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench.strategy.alignment import Aligned
+from clbench.strategy.per_task import TaskHead
+from clbench_lora import EWCLoRAOptions, InfLoRAOptions
+from clbench_lora.shared_adapters import SummedLoRA
+
+
+class JoinedHeadsLoRA(Aligned, SummedLoRA):
+    """A frozen base W with adapters, all active, and a head for each task's new classes, which only that task trains.
+
+    Subclasses define as for `SummedLoRA` when adapters are added, and what part of them learns.
+    """
+
+    roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
+
+    def __init__(self, model: Network, world: World, options: InfLoRAOptions | EWCLoRAOptions) -> None:
+        """Install the adapted layers; there is no head yet. SpecError if they do not fit the model."""
+        super().__init__(model, world, options)
+        self.heads = nn.ModuleList()
+        self.classes: list[tuple[int, ...]] = []  # of each head
+        self.current: list[int] = []  # the heads of the current task
+
+    def before_task(self, task: Task) -> None:
+        """Add a head for new classes, then adapters; the head comes first, so that all methods get the same head."""
+        known = {c for classes in self.classes for c in classes}
+        if new := tuple(c for c in task.classes if c not in known):
+            head = self.model.head
+            self.heads.append(TaskHead(head.in_features, new, self.world.classes, head.weight))
+            self.classes.append(new)
+        self.current = [i for i, classes in enumerate(self.classes) if set(classes) & set(task.classes)]
+        super().before_task(task)
+
+    def heads_for(self, task: Task) -> Iterable[nn.Module]:
+        """Return the heads of the task's classes."""
+        return [self.heads[i] for i in self.current]
+
+    def head_of(self, output: int) -> tuple[nn.Linear, int]:
+        """Return the head of the task that brought a class first, and its unit there."""
+        head, classes = next((head, own) for head, own in zip(self.heads, self.classes, strict=True) if output in own)
+        assert isinstance(head, TaskHead)
+        return head, classes.index(output)
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return the logits [N, C] of all heads; for classes without a head those of the original head."""
+        features = self.model.features(x)
+        logits: Tensor = self.model.head(features)
+        for head in self.heads:
+            own = head(features)
+            logits = torch.where(own.isneginf(), logits, own)
+        return logits

@@ -1,0 +1,98 @@
+"""The mean of the tasks' LoRAs, the simplest merging of models: what `lora` learns, and one network at the test.
+
+Each task trains its own A_t, B_t and head on the frozen W alone, exactly as in `lora`; no task starts from another.
+Answers come from one network, with the mean of the changes of W over the T tasks learned so far:
+
+    W + 1/T sum_t s B_t A_t
+
+It is uniform averaging of models that were fine-tuned from one start (Wortsman et al. 2022, arXiv 2203.05482), or task
+arithmetic (Ilharco et al. 2023, arXiv 2212.04089) with the factor 1/T. Chitale et al. 2023 (arXiv 2311.02428) do it
+with LoRA in continual learning; there a memory of samples also fine-tunes the result, which is left out here. No task
+is inferred: all heads answer together, or the task's own if it is given. Where tasks share a class (scenario `domain`)
+its logit is the mean of these tasks' heads. This is what `clbench adapters combine` makes of the adapters of `lora`
+with weights 1/T.
+
+The products are averaged. The mean of the A's times the mean of the B's would be another matrix, with B_i A_j of
+different tasks: PEFT's `add_weighted_adapter` does that, with square roots of the weights, under `combination_type =
+linear`; `cat` is what is done here, and `svd` cuts that to a rank.
+
+Every task's adapter is kept, and the network has rank T r. What a task learned fades as 1/T while its head stays, so
+with many tasks the answers come near those of W. With `base = task1` W has learned the first task itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Task, World
+from clbench.strategy.per_task import TaskHead
+from clbench_lora import LoRAMeanOptions
+from clbench_lora.shared_adapters import SummedLoRA
+
+
+class LoRAMean(SummedLoRA):
+    """A frozen base W; per task adapters and a head, trained alone; answers with the mean of the learned adapters."""
+
+    method = "lora-mean"
+    roles = (("heads.*", "heads"), *SummedLoRA.roles)
+    options: LoRAMeanOptions
+
+    def __init__(self, model: Network, world: World, options: LoRAMeanOptions | None = None) -> None:
+        """Install the adapted layers; SpecError if they do not fit the model."""
+        super().__init__(model, world, options if options is not None else LoRAMeanOptions())
+        self.heads = nn.ModuleList()
+        self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
+
+    def before_task(self, task: Task) -> None:
+        """Add the task's head, then adapters; the head comes first, so that all methods get the same head."""
+        head = self.model.head
+        self.heads.append(TaskHead(head.in_features, task.classes, self.world.classes, head.weight))
+        super().before_task(task)
+
+    def heads_for(self, task: Task) -> Iterable[nn.Module]:
+        """Return the task's head."""
+        return (self.heads[task.index],)
+
+    def _learn(self, base: bool) -> None:
+        """Train either W, without adapters, or the newest adapters, which are alone in the network."""
+        super()._learn(base)
+        for layer in self.adapted.values():
+            layer.active = () if base else (len(layer.lora_A) - 1,)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the task's own adapters and head."""
+        return self.cross_entropy(self.heads[batch.task](self.model.features(batch.x)), batch)
+
+    def after_task(self, task: Task) -> None:
+        """Let the task's adapters and head take part in the answers."""
+        self.learned = task.index + 1
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let all learned adapters be active inside the block, each with 1/T of its scale."""
+        before = [(layer, layer.active, layer.scaling) for layer in self.adapted.values()]
+        try:
+            for layer, _, scaling in before:
+                layer.active, layer.scaling = tuple(range(self.learned)), scaling / max(1, self.learned)
+            yield
+        finally:
+            for layer, active, scaling in before:
+                layer.active, layer.scaling = active, scaling
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return the logits [N, C] of a learned task's head, else of all; without a head those of the original one."""
+        with self.averaged():
+            features = self.model.features(x)
+        logits: Tensor = self.model.head(features)
+        if task is not None and task < self.learned:
+            logits = self.heads[task](features)
+        elif self.learned:
+            own = torch.stack([head(features) for head in self.heads[:self.learned]])
+            known = ~own.isneginf()
+            mean = own.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)
+            logits = torch.where(known.any(0), mean, logits)
+        return logits
