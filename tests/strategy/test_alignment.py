@@ -22,7 +22,7 @@ from clbench.training.trials.costs import measure
 from clbench.training.trials.resume import take_up
 
 METHODS = [("slca", {}), ("seq-lora", {"align": True, "rank": 2}), ("o-lora", {"align": True, "rank": 2}),
-           ("inflora", {"align": True, "rank": 2})]
+           ("inflora", {"align": True, "rank": 2}), ("ewc-lora", {"align": True, "rank": 2, "strength": 10.0})]
 REGISTRY = discover()
 
 
@@ -142,7 +142,7 @@ def test_only_the_head_of_classes_so_far_is_changed_and_training_goes_on_from_th
     with_it, without = taught(method, options), taught(method, {**options, "align": False})
     ours, theirs = dict(with_it.strategy.named_parameters()), dict(without.strategy.named_parameters())
     assert ours.keys() == theirs.keys()
-    part = "heads." if method == "inflora" else "model.head."
+    part = "heads." if method in ("inflora", "ewc-lora") else "model.head."
     changed = {n for n in ours if not torch.equal(ours[n], theirs[n])}
     assert changed == {n for n in ours if n.startswith(part)}
     for kept, trained in zip((with_it.strategy.unaligned_weight, with_it.strategy.unaligned_bias),
