@@ -36,8 +36,8 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
     beta: float = Field(0.0, ge=0, description="weight of the cosine in the features of the network without adapters; "
                         "0 leaves these out")
     donors: Donors = Field("later", description="prototypes that are missing in a task's subspace are combined from "
-                           "those of its classes alone (next: the paper), or of that and all later tasks' (later: the "
-                           "authors' code)")
+                           "those of its classes alone (next: the paper, as we read it), or of that and all later "
+                           "tasks' (later: the authors' code)")
 
     @property
     def fixed_outputs(self) -> Outputs:
