@@ -143,8 +143,8 @@ def _below_naive(methods: Sequence[MethodRecords]) -> Iterable[str]:
             mean, floor = (100 * fmean(values) for values in ([acc(r.R) for r in m.done], own.values()))
             if floor - mean < WORSE:
                 continue
-            yield (f"{m.label}: ends below {naive.label} ({mean:.1f} against {floor:.1f}), so its options or the "
-                   "recipe do not suit this setting; search them before you draw conclusions (docs/tuning.md)")
+            yield (f"{m.label}: ends below {naive.label} ({mean:.1f} against {floor:.1f}): its options or the recipe "
+                   "may not suit this setting; search them before you draw conclusions (docs/tuning.md)")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:

@@ -13,7 +13,8 @@ authors' code). So training is, bit for bit, that of the same method without ali
 From the authors' code (GengDavid/SLCA, models/slca.py), where the paper leaves it open: 5 epochs of 256 features a
 class, drawn anew in each, in batches of 256, so a step for each class; SGD of rate 0.01, momentum 0.9 and weight decay
 5e-4, with a cosine over the epochs; temperature 0.1; 1e-4 I added to S_c. And the means are scaled: after t tasks by
-0.9 + 0.1 i / t for the classes of task i, which is in the code only, as far as we know (`align_shrink = 1` leaves them).
+0.9 + 0.1 i / t for the classes of task i, which is in the code only, as far as we know (`align_shrink = 1` leaves
+them).
 
 Where others differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
 has them too, but no recall: the next alignment goes on from this one. SLCA++ (models/slca_pp.py) does not scale means

@@ -4,8 +4,8 @@ import pytest
 import torch
 from clbench_bic import BiCOptions
 from clbench_bic.strategy import BiC, Correction
+from helpers.exemplars import papers_loss
 from helpers.methods import activate, batch, deep_model, make, move, task
-from test_wa import papers_loss
 
 import clbench
 from clbench.core.errors import SpecError

@@ -5,8 +5,8 @@ import pytest
 import torch
 from clbench_lucir import LUCIROptions
 from clbench_lucir.strategy import LUCIR, remove_last_relu
+from helpers.exemplars import begun, softmax
 from helpers.methods import CLASSES, FEATURES, activate, batch, deep_model, make, move, task
-from test_wa import begun, softmax
 from torch import nn
 
 from clbench.models.network import Block, Network

@@ -105,7 +105,8 @@ def test_whatever_defines_a_trial_is_among_its_parameters():
     record = make_record("lora", 4, options={"rank": 8})
     other = {"benchmark": Resolved(name="other"), "scenario": "class", "model": Resolved(name="cnn"),
              "weights": Weights(path="w", sha256="1"), "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,)),
-             "recipe": Recipe(lr=1.0), "method": Resolved(name="ewc"), "seed": 5, "validation": 0.1}
+             "recipe": Recipe(lr=1.0), "own_recipe": {"lr": 2.0}, "method": Resolved(name="ewc"), "seed": 5,
+             "validation": 0.1}
     assert other.keys() == Trial.model_fields.keys()
     for name, value in other.items():
         changed = record.model_copy(update={"trial": record.trial.model_copy(update={name: value})})
