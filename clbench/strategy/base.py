@@ -33,6 +33,7 @@ from clbench.core.scenario import Outputs, Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.models.network import Network
+from clbench.strategy.outputs import OutputsOptions
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ class Strategy(OldNames, nn.Module):
         self.options = (options if options is not None else NoOptions()).settled(world.pretrained)
         # What `__init__` does otherwise than a reader of the options would think; the trial's record has it.
         self.notes: list[str] = []
+        chosen = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
+        # Whether new samples compete among fewer outputs than replayed ones do.
+        self.new_apart = chosen == "own" and scenario_rules(world.scenario).seen_compete
         # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
         self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
 
@@ -245,7 +249,7 @@ class Strategy(OldNames, nn.Module):
         The last `replayed` samples compete among all classes so far where only the current task's new ones do not.
         """
         active = self.active.index_select(0, tasks)
-        if replayed and self.outputs == "own" and scenario_rules(self.world.scenario).seen_compete:
+        if replayed and self.new_apart:
             new = len(tasks) - replayed
             active = torch.cat([active[:new], self.active.any(0).expand(replayed, -1)])
         return logits.masked_fill(~active, float("-inf"))
