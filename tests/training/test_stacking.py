@@ -27,7 +27,6 @@ SEEDS = [0, 1, 2]
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
     ("slca", {}),
-    ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
