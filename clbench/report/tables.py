@@ -134,24 +134,28 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
             yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
 
 
-def _below_naive(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Yield a line on each method clearly worse than plain fine-tuning, on every seed: its options do not fit."""
-    naive = next((m for m in methods if m.fine_tuning and m.complete), None)
-    own = {r.trial.seed: acc(r.R) for r in naive.done} if naive else {}
+def _below_fine_tuning(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Yield a line on the methods that are clearly worse than plain fine-tuning, on every seed."""
+    lowest = next((m for m in methods if m.fine_tuning and m.complete), None)
+    if lowest is None:
+        return
+    own = {r.trial.seed: 100 * acc(r.R) for r in lowest.done}
+    floor, below = fmean(own.values()), []
     for m in methods:
-        if naive and m.done and not m.reference and all(acc(r.R) < own[r.trial.seed] for r in m.done):
-            mean, floor = (100 * fmean(values) for values in ([acc(r.R) for r in m.done], own.values()))
-            if floor - mean < WORSE:
-                continue
-            yield (f"{m.label}: ends below {naive.label} ({mean:.1f} against {floor:.1f}): its options or the recipe "
-                   "may not suit this setting; search them before you draw conclusions (docs/tuning.md)")
+        found = {r.trial.seed: 100 * acc(r.R) for r in m.done}
+        if found and not m.reference and all(value < own[seed] for seed, value in found.items()):
+            mean = fmean(found.values())
+            below += [f"{m.label} ({mean:.1f})"] if floor - mean >= WORSE else []
+    if below:
+        yield (f"below {lowest.label} ({floor:.1f}) on every seed: {', '.join(below)}; their options, the recipe or the "
+               "method itself may not suit this setting (docs/faq.md), so do not read more into these rows")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
-    yield from _below_naive(methods)
+    yield from _below_fine_tuning(methods)
     for m in methods:
         if m.done and not m.complete:
             yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
