@@ -147,8 +147,8 @@ def _below_fine_tuning(methods: Sequence[MethodRecords]) -> Iterable[str]:
             mean = fmean(found.values())
             below += [f"{m.label} ({mean:.1f})"] if floor - mean >= WORSE else []
     if below:
-        yield (f"below {lowest.label} ({floor:.1f}) on every seed: {', '.join(below)}; their options, the recipe or the "
-               "method itself may not suit this setting (docs/faq.md), so do not read more into these rows")
+        yield (f"below {lowest.label} ({floor:.1f}) on every seed: {', '.join(below)}; their options, the recipe or "
+               "the method itself may not suit this setting (docs/faq.md), so do not read more into these rows")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
