@@ -118,7 +118,8 @@ def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tens
         shifts: pairs of F and d, of one shape.
     """
     total = offset
-    for importance, shift in shifts:
+    for importance, found in shifts:
+        shift = found.to(importance.dtype)  # autocast may have rounded what was computed
         total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
     return weight * (total - 0.5 * total.detach())
 
