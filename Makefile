@@ -1,4 +1,4 @@
-.PHONY: help install test check test-extras test-all docs docs-pages
+.PHONY: help install test test-slow check test-extras test-all docs docs-pages
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
@@ -8,6 +8,9 @@ install:  ## install clbench with everything that developing it needs
 
 test:  ## run the tests
 	python -m pytest
+
+test-slow:  ## run the tests that take long, which test leaves out
+	python -m pytest --slow -m slow
 
 check:  ## lint and type-check
 	python -m ruff check .

@@ -26,11 +26,14 @@ def data_folder(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails (make test-extras)")
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too (make test-slow)")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Skip a test that is marked with an extra of clbench's unless all that the extra brings is installed."""
+    """Skip a slow test unless they are asked for, and one that needs an extra of clbench's that is not installed."""
+    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
+        pytest.skip("slow: make test-slow runs it")
     for marker in item.iter_markers("extra"):
         if missing := [name for name in distributions(*marker.args) if not installed(name)]:
             pytest.skip(f"needs clbench[{marker.args[0]}]: {', '.join(missing)} not installed")

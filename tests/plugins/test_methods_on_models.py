@@ -23,6 +23,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), METHODS)
 @pytest.mark.parametrize("model", ["resnet18", "resnet20", "vit"])
 def test_every_method_learns_on_every_kind_of_model(method, options, model, monkeypatch):

@@ -41,6 +41,7 @@ def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method,
     assert compiler.notes == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_a_compiled_stack_of_strengths_learns_what_it_learns_uncompiled(monkeypatch):
     info, compiler = discover().strategy("ewc"), Compiler(CPU)

@@ -48,7 +48,7 @@ def runner(tmp_path_factory):
         "simplecil", "fecam", "fecam:covariance=common")),
     *((method, "cnn:channels=4:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
-        "acl:private_width=8", "packnet:infer=prototype", "slca", "inflora:rank=2:align=true", "frozen:infer=gaussian",
+        "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian",
         "ease:adapter=lora", "ewc-lora:rank=2", "lora-mean:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (

@@ -80,6 +80,7 @@ def test_learning_rates_and_phases_of_their_own_stack():
             torch.testing.assert_close(member.strategy.state_dict()[name], theirs, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0, "fisher": "empirical"}), ("er", {"capacity": 20}),
     ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {}), ("independent", {}),
