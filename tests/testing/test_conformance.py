@@ -40,8 +40,16 @@ OTHERS = [(name, {}) for name in sorted(REGISTRY.strategies) if name not in dict
           and origin.plugin != "clbench_avalanche"]  # checked in tests/plugins/test_avalanche.py
 
 
+def cases():
+    """Each method with options; more options of one are a second look, for which there is `make test-slow`."""
+    seen = set()
+    for method, options in [*CHOSEN, *OTHERS]:
+        yield pytest.param(method, options, marks=[pytest.mark.slow] if method in seen else [])
+        seen.add(method)
+
+
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize(("method", "options"), [*CHOSEN, *OTHERS], ids=lambda v: v if isinstance(v, str) else
+@pytest.mark.parametrize(("method", "options"), list(cases()), ids=lambda v: v if isinstance(v, str) else
                          ",".join(f"{k}={x}" for k, x in v.items()) or "-")
 def test_our_strategies_keep_the_rules(method, options, name):
     check(method, name, options)

@@ -29,7 +29,7 @@ SEEDS = [0, 1, 2]
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
     # In float64: Adam steps by lr whatever a gradient's size, so where gradients are little but rounding, a weight ends
     # anywhere within lr * steps of where it ends alone. What float32 rounds by 1e-7, float64 rounds by 1e-16.
