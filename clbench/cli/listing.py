@@ -71,8 +71,7 @@ def written(value: Any) -> str:
     from clbench.core.options import format_value
 
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} = {part if isinstance(part, str) else format_value(part)}"
-                         for name, part in value.items())
+        return ", ".join(f"{name} = {format_value(part)}" for name, part in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 

@@ -75,8 +75,9 @@ class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
 
 
+OWN_RECIPE = "recipe."  # what the names of the parts of a method's own recipe begin with, among its options
 # What may stand before a "=": a regular expression with one is a value.
-_OPTION = re.compile(r"\s*(recipe\.)?[\w-]+\s*")
+_OPTION = re.compile(rf"\s*({re.escape(OWN_RECIPE)})?[\w-]+\s*")
 
 # A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
 # `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.
@@ -118,6 +119,11 @@ def scalars(options: type[Options]) -> list[str]:
     """Return the names of the options that are declared as `Scalar`."""
     return [name for name, field in options.model_fields.items()
             if any(isinstance(m, PerMember) for m in field.metadata)]
+
+
+def recipe_options(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a method's own recipe by the names that they have among its options, such as `recipe.lr`."""
+    return {f"{OWN_RECIPE}{name}": value for name, value in parts.items()}
 
 
 class NoOptions(Options):

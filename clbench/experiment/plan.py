@@ -13,7 +13,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.search import Searched
-from clbench.experiment.spec import OWN_RECIPE, PUBLISHED, MethodSpec, Named, Spec, changed
+from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 
@@ -57,7 +57,8 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     known_weights = weights is not None if pretrained is None else pretrained
     network = network_of(model[0], inputs, side) if model and known_weights else None
     resolved = [(m, label, found[0], own, Resolved(
-        name=m.name, options=found[1].settled(known_weights, network).model_dump()))
+        name=m.name, options=found[1].settled(known_weights, network).model_dump()),
+                 {scenario: _searched(spec, m, scenario, found[1]) for scenario in scenarios})
                 for (m, label), (_, _, found), own in zip(rows, methods, recipes, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
@@ -65,10 +66,10 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                            weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=own,
                            method=method, seed=seed, validation=spec.validation),
                      label, isinstance(info, StrategyInfo) and info.reference, _family(info, method, own),
-                     _searched(spec, row, scenario, info))
+                     searched[scenario])
         for scenario in scenarios
         for seed in spec.seeds
-        for row, label, info, own, method in resolved if row.runs_in(scenario)
+        for row, label, info, own, method, searched in resolved if row.runs_in(scenario)
     ]
 
 
@@ -108,12 +109,11 @@ def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) 
         return {}
 
 
-def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, info: Any) -> Searched | None:
+def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
     """Return by what search of the experiment's a row has its options, None where it has them from none."""
     for search in spec.tuning:
         for name, space in search.space.items():
-            valid = opt.validate(info.options, method.options, method.name, "clbench methods")
-            if name not in (method.label, opt.label(method.name, valid, never=space)):
+            if name not in (method.label, opt.label(method.name, options, never=space)):
                 continue
             own = [t for t in search.tried if t.method == name and t.scenario == scenario]
             if any(t.options.items() <= method.given.items() for t in own):
@@ -123,7 +123,7 @@ def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, info: Any) -> 
 
 def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own: Mapping[str, Any]) -> str:
     """Return what a row is called: the method, its options that differ from the defaults, and its own recipe."""
-    parts = [f"{OWN_RECIPE}{name}={opt.format_value(value)}" for name, value in own.items()]
+    parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(own).items()]
     if method.recipe == PUBLISHED and own:
         parts = ["recipe=published"]
     return ":".join([opt.label(method.name, options, swept), *parts])
@@ -133,7 +133,7 @@ def _family(info: Any, method: Resolved, own: Mapping[str, Any]) -> str:
     """Return a method's name, recipe and options without those that are numbers in its loss."""
     free = opt.scalars(info.options)
     kept = {k: v for k, v in method.options.items() if k not in free}
-    return str(Resolved(name=method.name, options={**kept, **{f"{OWN_RECIPE}{k}": v for k, v in own.items()}}))
+    return str(Resolved(name=method.name, options={**kept, **opt.recipe_options(own)}))
 
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:

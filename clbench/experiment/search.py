@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from clbench.core.options import Strict
+from clbench.core.options import Strict, recipe_options
 from clbench.core.scenario import Scenario
 
 
@@ -59,7 +59,7 @@ def _flat(value: Any) -> Any:
     recipe = value.get("recipe") if isinstance(value, dict) else None
     if not isinstance(recipe, dict) or {"low", "high", "values"} & set(recipe):
         return value
-    return {**{k: v for k, v in value.items() if k != "recipe"}, **{f"recipe.{k}": v for k, v in recipe.items()}}
+    return {**{k: v for k, v in value.items() if k != "recipe"}, **recipe_options(recipe)}
 
 
 Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of a method, or `recipe.` and a part of one

@@ -19,7 +19,7 @@ from pydantic import (
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
-from clbench.core.options import Strict, parse_named, shown
+from clbench.core.options import OWN_RECIPE, Strict, parse_named, recipe_options, shown
 from clbench.core.scenario import Scenario
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
@@ -85,7 +85,6 @@ class Recipe(Strict):
 
 DEFAULT_EPOCHS = 10
 PUBLISHED = "published"  # instead of a method's own recipe: that of its paper (`StrategyInfo.recipe`)
-OWN_RECIPE = "recipe."  # what the names of its parts begin with where they stand among options
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -170,8 +169,7 @@ class MethodSpec(Named):
     @property
     def given(self) -> dict[str, Any]:
         """Return the options, and the parts of the recipe by names such as `recipe.lr`."""
-        own = {} if isinstance(self.recipe, str) else self.recipe
-        return {**self.options, **{f"{OWN_RECIPE}{name}": value for name, value in own.items()}}
+        return {**self.options, **recipe_options({} if isinstance(self.recipe, str) else self.recipe)}
 
     def runs_in(self, scenario: Scenario) -> bool:
         """Tell whether the method has a row in a scenario."""

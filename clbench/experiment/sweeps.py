@@ -7,9 +7,9 @@ from itertools import product
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from clbench.core.options import format_value, parse_value
+from clbench.core.options import OWN_RECIPE, format_value, parse_value
 from clbench.core.registry import Registry
-from clbench.experiment.spec import OWN_RECIPE, MethodSpec, Recipe
+from clbench.experiment.spec import MethodSpec, Recipe
 
 _COUNTABLE = (int, float, bool, type(None))
 

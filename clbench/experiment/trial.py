@@ -86,8 +86,8 @@ class Trial(BaseModel):
     @property
     def row(self) -> str:
         """Return what tells the rows of a setting apart: the method with every option, and with its own recipe."""
-        own = {f"recipe.{name}": value for name, value in self.own_recipe.items()}
-        return str(Resolved(name=self.method.name, options={**self.method.options, **own}))
+        options = {**self.method.options, **opt.recipe_options(self.own_recipe)}
+        return str(Resolved(name=self.method.name, options=options))
 
     @property
     def seedless(self) -> str:

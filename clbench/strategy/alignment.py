@@ -46,7 +46,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.core.scenario import scenario_rules
 from clbench.data.samples import Samples
 from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.base import Strategy, Task
@@ -92,7 +91,7 @@ class Aligned(Strategy):
     @property
     def aligns(self) -> bool:
         """Tell whether the head is realigned."""
-        return bool(self.options.align) and scenario_rules(self.world.scenario).seen_compete
+        return bool(self.options.align) and self.world.seen_compete
 
     def head_of(self, output: int) -> tuple[nn.Linear, int]:
         """Return the layer that has an output, and which of its units it is. Default: those of the model's head."""

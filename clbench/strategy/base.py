@@ -33,7 +33,7 @@ from clbench.core.scenario import Outputs, Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.models.network import Network
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.outputs import FixedOutputsOptions, OutputsOptions
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class World:
     def shared_outputs(self) -> bool:
         """Tell whether all tasks use the same outputs."""
         return scenario_rules(self.scenario).shared_outputs
+
+    @property
+    def seen_compete(self) -> bool:
+        """Tell whether the classes of all tasks so far compete at the test."""
+        return scenario_rules(self.scenario).seen_compete
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,8 @@ class Strategy(OldNames, nn.Module):
         self.options = (options if options is not None else NoOptions()).settled(world.pretrained)
         # What `__init__` does otherwise than a reader of the options would think; the trial's record has it.
         self.notes: list[str] = []
-        chosen = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
-        # Whether new samples compete among fewer outputs than replayed ones do.
-        self.new_apart = chosen == "own" and scenario_rules(world.scenario).seen_compete
+        # Which outputs the harness activates for new samples; a loss that fixes its own has all so far to choose from.
+        self.activated: Outputs = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
         # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
         self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
 
@@ -249,7 +253,7 @@ class Strategy(OldNames, nn.Module):
         The last `replayed` samples compete among all classes so far where only the current task's new ones do not.
         """
         active = self.active.index_select(0, tasks)
-        if replayed and self.new_apart:
+        if replayed and self.activated == "own" and self.world.seen_compete:
             new = len(tasks) - replayed
             active = torch.cat([active[:new], self.active.any(0).expand(replayed, -1)])
         return logits.masked_fill(~active, float("-inf"))
@@ -260,8 +264,7 @@ class Strategy(OldNames, nn.Module):
 
         Default: what the options choose (`OutputsOptions`) or fix (`FixedOutputsOptions`), else all seen so far.
         """
-        chosen: Outputs = getattr(self.options, "outputs", "seen")
-        return getattr(self.options, "fixed_outputs", chosen)
+        return self.options.fixed_outputs if isinstance(self.options, FixedOutputsOptions) else self.activated
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients to step with, by parameter name. Default: unchanged."""

@@ -17,7 +17,6 @@ from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Phase, Strategy, Task
-from clbench.strategy.outputs import OutputsOptions
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 
@@ -48,9 +47,7 @@ class Learner:
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task."""
         rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
-        options = self.strategy.options
-        chosen = options.outputs if isinstance(options, OutputsOptions) else "seen"
-        for rows, outputs in rules.in_loss([t.classes for t in self.stream.tasks], index, chosen):
+        for rows, outputs in rules.in_loss([t.classes for t in self.stream.tasks], index, self.strategy.activated):
             self.strategy.active[rows.start:rows.stop, outputs] = True
         with seeds.scope(self.seed, "strategy", index):
             self.strategy.before_task(task)

@@ -109,18 +109,13 @@ class BiC(HerdedMemory, Distilled):
         self.rate = 1.0  # what multiplies the recipe's learning rate there
 
     @property
-    def corrects(self) -> bool:
-        """Return whether the scenario is one in which new classes compete with old ones."""
-        return not self.world.task_given and not self.world.shared_outputs
-
-    @property
     def fewest(self) -> int:
         """Return 2: an exemplar and a validation sample; 1 where nothing is corrected."""
-        return 2 if self.corrects else 1
+        return 2 if self.world.seen_compete else 1
 
     def validation_size(self, sets: int) -> int:
         """Return how many validation samples each of so many sets has at most."""
-        return math.ceil(self.options.validation * (self.options.capacity // sets)) if self.corrects else 0
+        return math.ceil(self.options.validation * (self.options.capacity // sets)) if self.world.seen_compete else 0
 
     def set_size(self, sets: int) -> int:
         """Return how many exemplars each of so many sets has at most: what validation leaves of its share."""
@@ -135,7 +130,7 @@ class BiC(HerdedMemory, Distilled):
         self.new = [c for c in task.classes if c not in self.met]
         self.met = self.met + self.new
         self.correcting = False
-        self.correction.reset(self.new if self.met != self.new and self.corrects else ())
+        self.correction.reset(self.new if self.met != self.new and self.world.seen_compete else ())
         self.hold_out(task)
         super().before_task(task)
 
@@ -163,7 +158,7 @@ class BiC(HerdedMemory, Distilled):
     def phases(self, task: Task) -> int | Sequence[float]:
         """Return the shares of training and correction; where there is nothing to correct, one phase."""
         share = self.options.correction_steps
-        return (1 - share, share) if self.corrects and self.new and self.met != self.new else 1
+        return (1 - share, share) if self.world.seen_compete and self.new and self.met != self.new else 1
 
     def before_phase(self, task: Task, phase: Phase) -> None:
         """Let either the network learn or the correction."""

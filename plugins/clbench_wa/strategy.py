@@ -67,7 +67,7 @@ class WA(HerdedMemory, Distilled):
         self.clip()
         old = self.known.any(0)
         new = self.taught & ~old
-        if task.index and not self.world.task_given and not self.world.shared_outputs:
+        if task.index and self.world.seen_compete:
             self.align(old, new)
         super().after_task(task)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
@@ -33,15 +32,10 @@ BUDGET = ("epochs", "iterations", "batch_size")  # what decides on the number of
 def own_recipe(trial: Trial) -> str:
     """Return in words what a method was trained by other than the experiment's recipe."""
     own, usual = trial.trained_by, trial.recipe
-    parts = [f"{name} {shown(getattr(own, name))} instead of {shown(getattr(usual, name))}"
+    parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
              for name in trial.own_recipe]
     budget = "; its budget is another one" if set(trial.own_recipe) & set(BUDGET) else ""
     return f"recipe of its own: {', '.join(parts)}{budget}"
-
-
-def shown(value: Any) -> str:
-    """Return a part of a recipe as text."""
-    return value if isinstance(value, str) else format_value(value)
 
 
 def title(record: Record) -> str:
