@@ -96,6 +96,10 @@ class Network(nn.Module):
         """
         return self.run(x, self.start, None, weights)
 
+    def first_with(self, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:
+        """Return the number of the first block that has a module of a kind in it; there is one."""
+        return next(i for i, block in enumerate(self.blocks) if any(isinstance(m, kind) for m in block.modules()))
+
     def run(self, x: Tensor, begin: int, end: int | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return what the blocks from `begin` to before `end` (None: all that are left) make of their input x."""
         for number, block in itertools.islice(enumerate(self.blocks), begin, end):

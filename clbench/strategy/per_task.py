@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,16 +38,26 @@ class TaskHead(nn.Linear):
         """Initialise as torch does for any linear layer."""
         super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
         # A buffer, not an attribute: stacked seeds may have their classes in different orders.
-        place = torch.full((outputs,), len(classes))
-        place[list(classes)] = torch.arange(len(classes))
-        self.register_buffer("place", place.to(like.device), persistent=False)
+        self.register_buffer("place", output_places(classes, outputs).to(like.device), persistent=False)
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
         """Return logits [N, C] of features [N, D]; `lateral` [N, own classes] is added to the head's own logits."""
         own = super().forward(features)
         if lateral is not None:
             own = own + lateral
-        return F.pad(own, (0, 1), value=float("-inf")).index_select(1, self.place)
+        return placed(own, self.place)
+
+
+def output_places(classes: Sequence[int], outputs: int) -> Tensor:
+    """Return where each of all outputs stands among a task's K classes, int64 [outputs]; K for those of no class."""
+    place = torch.full((outputs,), len(classes))
+    place[list(classes)] = torch.arange(len(classes))
+    return place
+
+
+def placed(own: Tensor, place: Tensor) -> Tensor:
+    """Return logits [N, outputs] from those of a task's classes [N, K]; -inf elsewhere. `place` is `output_places`."""
+    return F.pad(own, (0, 1), value=float("-inf")).index_select(1, place)
 
 
 class PerTaskStrategy(Strategy, ABC):

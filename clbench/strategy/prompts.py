@@ -6,7 +6,7 @@ second half prompts. The head is trained with both and has all outputs.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
 from clbench.models.network import Network, Prefix, TokenNetwork
-from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import check_base
 from clbench.strategy.per_task_options import StartOptions
 
@@ -23,7 +24,7 @@ START = 0.01  # what is drawn uniformly lies below, as in google-research/l2p
 DEPTH = 12  # transformer blocks of the papers' network
 
 
-class PromptedStrategy(Strategy, ABC):
+class PromptedStrategy(FrozenBase):
     """A transformer that is frozen once it is trained, what subclasses add to it, and the network's own head."""
 
     method: ClassVar[str]
@@ -63,14 +64,9 @@ class PromptedStrategy(Strategy, ABC):
         self.grow(task)
         self._learn(base=self.phases(task) == 2)
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: the network first, then prompts."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze the network once it has been trained."""
-        if phase == 1:
-            self._learn(base=False)
+    def base_learned(self, task: Task) -> None:
+        """Freeze the network."""
+        self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
         """Train either the network's blocks or prompts; the head is trained with both."""

@@ -30,21 +30,23 @@ trains the network and its own head as plain fine-tuning does, on the task's cla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from clbench_lora import AdapterOptions
+from clbench_lora.activation import activated
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt as adapt_lora
 from clbench_lora.selection import remarks
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Strategy, Task, World
+from clbench import Batch, Network, Task, World
 from clbench.core.device import send
 from clbench.strategy.class_means import class_means
-from clbench.strategy.per_task import check_base
+from clbench.strategy.frozen_base import FrozenBase
+from clbench.strategy.per_task import check_base, output_places, placed
 from clbench_ease import SCALES, WIDTHS, EASEOptions
 from clbench_ease.bottleneck import AdaptedBlock, adapt
 from clbench_ease.prototypes import completed, cosines, subspace_weights
@@ -69,17 +71,15 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(like.new_empty(len(classes), features).uniform_(-bound, bound))
         self.sigma = nn.Parameter(like.new_ones(1))
         # A buffer, not an attribute: stacked seeds may have their classes in different orders.
-        place = torch.full((outputs,), len(classes))
-        place[list(classes)] = torch.arange(len(classes))
-        self.register_buffer("place", place.to(like.device), persistent=False)
+        self.register_buffer("place", output_places(classes, outputs).to(like.device), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [N, C] of features [N, D]."""
         own = self.sigma * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
-        return F.pad(own, (0, 1), value=float("-inf")).index_select(1, self.place)
+        return placed(own, self.place)
 
 
-class EASE(Strategy):
+class EASE(FrozenBase):
     """A frozen network, adapters per task, and the newest task's head.
 
     The buffers are for K classes of T learned tasks, in their order: `labels` [K], their outputs, and `prototypes`
@@ -108,8 +108,7 @@ class EASE(Strategy):
             lora = AdapterOptions(rank=width, alpha=scale * width, dropout=options.dropout)
             self.notes += remarks(model, lora, "ease")
             self.adapted = adapt_lora(model, lora, "ease")
-        self.first = next(i for i, block in enumerate(model.blocks) if any(
-            isinstance(module, AdaptedBlock | LoRALayer) for module in block.modules()))
+        self.first = model.first_with((AdaptedBlock, LoRALayer))
         like = model.head.weight.detach()
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64, device=like.device))
         self.register_buffer("prototypes", like.new_empty(0, 0, like.shape[1]))
@@ -128,14 +127,9 @@ class EASE(Strategy):
             layer.add()
         self._learn(base=self.phases(task) == 2)
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: the network first, then its adapters."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze the network once it has been trained."""
-        if phase == 1:
-            self._learn(base=False)
+    def base_learned(self, task: Task) -> None:
+        """Freeze the network."""
+        self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
         """Train either the network or the newest adapters and their head."""
@@ -206,13 +200,6 @@ class EASE(Strategy):
         logits = scores.new_full((len(x), self.world.classes), float("-inf"))
         return logits.scatter_reduce(1, self.labels.expand(len(x), -1), scores, "amax")
 
-    @contextmanager
-    def using(self, task: int | None) -> Iterator[None]:
-        """Activate the adapters of a task (-1: the newest; None: none) inside the block; outside none is active."""
-        try:
-            for layer in self.adapted.values():
-                layer.active = () if task is None else (task,)
-            yield
-        finally:
-            for layer in self.adapted.values():
-                layer.active = ()
+    def using(self, task: int | None) -> AbstractContextManager[None]:
+        """Return a context with the adapters of a task (-1: the newest; None: none); outside none is active."""
+        return activated(self.adapted.values(), () if task is None else (task,))

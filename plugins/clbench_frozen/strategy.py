@@ -11,11 +11,12 @@ from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
 
 from clbench import Network, Task, World
+from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import check_base
 from clbench_frozen import FrozenOptions
 
 
-class Frozen(SharedPrivate):
+class Frozen(FrozenBase, SharedPrivate):
     """The model's blocks, frozen, and a head for each task."""
 
     def __init__(self, model: Network, world: World, options: FrozenOptions | None = None) -> None:
@@ -24,11 +25,6 @@ class Frozen(SharedPrivate):
         check_base("frozen", options, world)
         super().__init__(model, world, SharedPrivateOptions(**options.model_dump()))
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: W and the head first, then the head."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W once it has been trained."""
-        if phase == 1:
-            self._learn(encoder=False)
+    def base_learned(self, task: Task) -> None:
+        """Freeze W."""
+        self._learn(encoder=False)

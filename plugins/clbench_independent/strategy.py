@@ -22,6 +22,7 @@ from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import DataError, StoreError
 from clbench.core.registry import discover
 from clbench.models.weights import load_weights
+from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench.training.trials.building import build_model
 from clbench_independent import IndependentOptions
@@ -29,7 +30,7 @@ from clbench_independent import IndependentOptions
 MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names
 
 
-class Independent(PerTaskStrategy):
+class Independent(FrozenBase, PerTaskStrategy):
     """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head."""
 
     roles = (("copies.*", "copies"), *PerTaskStrategy.roles)
@@ -50,15 +51,10 @@ class Independent(PerTaskStrategy):
         self.copies.append(copy.deepcopy(self.model.blocks))
         self._learn(base=self.phases(task) == 2)
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: W first, then its copy."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W once it has been trained, and go on with the copy, which starts from it."""
-        if phase == 1:
-            self.copies[-1].load_state_dict(self.model.blocks.state_dict())
-            self._learn(base=False)
+    def base_learned(self, task: Task) -> None:
+        """Freeze W and go on with the copy, which starts from it."""
+        self.copies[-1].load_state_dict(self.model.blocks.state_dict())
+        self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
         """Train either W or the newest copy; the newest head is trained with both."""

@@ -116,11 +116,15 @@ class LoRAOptions(AdapterOptions, BaseOptions):
     """Options of `lora`."""
 
 
-class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, StartOptions):
+class SummedOptions(LowRankOptions, StartOptions):
+    """What methods whose adapters are summed have in common."""
+
+
+class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
     """Options of `seq-lora`."""
 
 
-class OLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
+class OLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.
 
     They are r = 8, lora_alpha = 32 and lora_dropout = 0.1 in src/run_uie_lora.py, and lamda_1 = 0.5 in the scripts for
@@ -134,7 +138,7 @@ class OLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
     lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
 
 
-class InfLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
+class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     """Options of `inflora`; the default criterion and thresholds are those of its reference code's CIFAR-100 runs."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
@@ -158,7 +162,7 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions)
         return self
 
 
-class SDLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
+class SDLoRAOptions(OutputsOptions, SummedOptions):
     """Options of `sd-lora`; the defaults are those of its reference code's CIFAR-100 runs."""
 
     outputs: Outputs = Field("own", description=MEANING)
@@ -184,7 +188,7 @@ class SDLoRAOptions(OutputsOptions, LowRankOptions, StartOptions):
         return {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
 
 
-class LoRASubOptions(OutputsOptions, LowRankOptions, StartOptions):
+class LoRASubOptions(OutputsOptions, SummedOptions):
     """Options of `lora-sub`; the defaults are those of its reference code's CIFAR-100 runs."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
@@ -202,7 +206,7 @@ class LoRASubOptions(OutputsOptions, LowRankOptions, StartOptions):
                            "than to the nearest of another")
 
 
-class EWCLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions):
+class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     """Options of `ewc-lora`; the defaults are those of its reference code's CIFAR-100 run.
 
     Its lambda of 1e7 weighs squares of the mean gradients of batches of 128, which are about 1/128 of the mean square.
@@ -221,7 +225,7 @@ class EWCLoRAOptions(OutputsOptions, AlignOptions, LowRankOptions, StartOptions)
     fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
 
 
-class LoRAMeanOptions(FixedOutputsOptions, LowRankOptions, StartOptions):
+class LoRAMeanOptions(FixedOutputsOptions, SummedOptions):
     """Options of `lora-mean`."""
 
     @property

@@ -42,6 +42,7 @@ from clbench import Batch, Network, Task, World
 from clbench.strategy.fisher import diagonal_fisher
 from clbench.strategy.regularization import quadratic, slot
 from clbench_lora import EWCLoRAOptions
+from clbench_lora.activation import activated
 from clbench_lora.joined_heads import JoinedHeadsLoRA
 from clbench_lora.layers import LoRALayer, Rows
 
@@ -110,18 +111,15 @@ class EWCLoRA(JoinedHeadsLoRA):
     def _weights_only(self) -> Iterator[None]:
         """Inside the block only the weights of adapted layers require gradients, and no adapter is active."""
         before = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        active = {layer: layer.active for layer in self.adapted.values()}
         self.requires_grad_(False)
         try:
-            for layer in active:
-                layer.active = ()
+            for layer in self.adapted.values():
                 _place(layer)[0].requires_grad_(True)
-            yield
+            with activated(self.adapted.values(), ()):
+                yield
         finally:
             for parameter, required in before:
                 parameter.requires_grad_(required)
-            for layer, indices in active.items():
-                layer.active = indices
 
 
 def _place(layer: LoRALayer) -> tuple[Tensor, slice]:

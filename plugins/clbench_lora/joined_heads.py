@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clbench import Network, Task, World
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.per_task import TaskHead
-from clbench_lora import EWCLoRAOptions, InfLoRAOptions
+from clbench_lora import SummedOptions
 from clbench_lora.shared_adapters import SummedLoRA
 
 
@@ -28,7 +28,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
 
     roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
 
-    def __init__(self, model: Network, world: World, options: InfLoRAOptions | EWCLoRAOptions) -> None:
+    def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
         """Install the adapted layers; there is no head yet. SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         self.heads = nn.ModuleList()

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from clbench import Batch, Network, Task, World
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import LoRAMeanOptions
+from clbench_lora.activation import activated
 from clbench_lora.shared_adapters import SummedLoRA
 
 
@@ -74,14 +75,15 @@ class LoRAMean(SummedLoRA):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let all learned adapters be active inside the block, each with 1/T of its scale."""
-        before = [(layer, layer.active, layer.scaling) for layer in self.adapted.values()]
+        before = [(layer, layer.scaling) for layer in self.adapted.values()]
         try:
-            for layer, _, scaling in before:
-                layer.active, layer.scaling = tuple(range(self.learned)), scaling / max(1, self.learned)
-            yield
+            for layer, scaling in before:
+                layer.scaling = scaling / max(1, self.learned)
+            with activated(self.adapted.values(), tuple(range(self.learned))):
+                yield
         finally:
-            for layer, active, scaling in before:
-                layer.active, layer.scaling = active, scaling
+            for layer, scaling in before:
+                layer.scaling = scaling
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the logits [N, C] of a learned task's head, else of all; without a head those of the original one."""

@@ -14,29 +14,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clbench import Network, Samples, Strategy, Task, World
+from clbench import Network, Samples, Task, World
 from clbench.core.errors import SpecError
+from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import check_base
 from clbench.strategy.subspace import input_moments
-from clbench_lora import (
-    AdapterOptions,
-    EWCLoRAOptions,
-    InfLoRAOptions,
-    LoRAMeanOptions,
-    LoRASubOptions,
-    LowRankOptions,
-    OLoRAOptions,
-    SDLoRAOptions,
-    SeqLoRAOptions,
-)
+from clbench_lora import AdapterOptions, LowRankOptions, SummedOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, remarks
 
-SharedOptions = (SeqLoRAOptions | OLoRAOptions | InfLoRAOptions | SDLoRAOptions | LoRASubOptions | EWCLoRAOptions
-                 | LoRAMeanOptions)
 
-
-class SummedLoRA(Strategy):
+class SummedLoRA(FrozenBase):
     """A frozen base W with adapters on each selected layer of the blocks, all active, and the model's own head.
 
     Subclasses define when adapters are added, what part of them learns, and what else they need. `adapted` maps the
@@ -45,9 +33,9 @@ class SummedLoRA(Strategy):
 
     roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"))
     method: ClassVar[str]
-    options: SharedOptions
+    options: SummedOptions
 
-    def __init__(self, model: Network, world: World, options: SharedOptions) -> None:
+    def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         check_base(self.method, options, world)
@@ -79,16 +67,11 @@ class SummedLoRA(Strategy):
             head.requires_grad_(True)
         self._learn(base=True) if self.phases(task) == 2 else self.begin(task)
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: W first, then its adapters."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W after its phase and train the adapters, which start from it."""
-        if phase == 1:
-            for layer in self.adapted.values():
-                layer.settle()
-            self.begin(task)
+    def base_learned(self, task: Task) -> None:
+        """Freeze W and train the adapters, which start from it."""
+        for layer in self.adapted.values():
+            layer.settle()
+        self.begin(task)
 
     def begin(self, task: Task) -> None:
         """Train adapters from now on; W does not change any more."""

@@ -9,8 +9,8 @@ by plain fine-tuning; then W is frozen, and the second half trains the first ada
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from clbench import Network, Task, World
 from clbench.core.artifacts import BASE, task_folder
+from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
+from clbench_lora.activation import activated
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
 from clbench_lora.layers import LoRALayer
 from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
 from clbench_lora.selection import adapt, remarks
 
 
-class LoRA(PerTaskStrategy):
+class LoRA(FrozenBase, PerTaskStrategy):
     """A frozen base W; per task one adapter on each selected layer of the blocks, and a head.
 
     `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
@@ -52,16 +54,11 @@ class LoRA(PerTaskStrategy):
             layer.add()
         self._learn(base=self.phases(task) == 2)
 
-    def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: W first, then its adapters."""
-        return self.options.phases(task.index)
-
-    def before_phase(self, task: Task, phase: int) -> None:
-        """Freeze W after its phase and train the adapters, which start from it."""
-        if phase == 1:
-            for layer in self.adapted.values():
-                layer.settle()
-            self._learn(base=False)
+    def base_learned(self, task: Task) -> None:
+        """Freeze W and train the adapters, which start from it."""
+        for layer in self.adapted.values():
+            layer.settle()
+        self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
         """Train either W or the newest adapters; the newest head is trained with both."""
@@ -92,8 +89,7 @@ class LoRA(PerTaskStrategy):
 
     def learned_logits(self, x: Tensor) -> Tensor:
         """Return the logits [learned tasks, N, C] of all adapters; blocks before the first adapted run once for all."""
-        first = next(i for i, block in enumerate(self.model.blocks) if any(
-            isinstance(module, LoRALayer) for module in block.modules()))
+        first = self.model.first_with(LoRALayer)
         hidden = self.model.run(x, 0, first)
         logits = []
         for task, head in enumerate(self.heads[:self.learned]):
@@ -135,13 +131,6 @@ class LoRA(PerTaskStrategy):
         """Return the names that files have for modules or tensors of the model; none where they are the same."""
         return {name: self.model.published_name(name) for name in names} if self.model.published else {}
 
-    @contextmanager
-    def active_adapter(self, task: int | None) -> Iterator[None]:
-        """Activate the adapters of a task (None: no adapters) inside the block; outside none is active."""
-        try:
-            for layer in self.adapted.values():
-                layer.active = () if task is None else (task,)
-            yield
-        finally:
-            for layer in self.adapted.values():
-                layer.active = ()
+    def active_adapter(self, task: int | None) -> AbstractContextManager[None]:
+        """Return a context with the adapters of a task (None: no adapters); outside none is active."""
+        return activated(self.adapted.values(), () if task is None else (task,))

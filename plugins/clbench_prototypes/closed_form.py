@@ -28,6 +28,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from clbench_lora.activation import activated
 from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
 
@@ -106,14 +107,8 @@ class ClosedForm(Strategy, ABC):
         found = self.model.features(x)
         if not self.options.both:
             return found
-        active = {name: layer.active for name, layer in self.adapted.items()}
-        try:
-            for layer in self.adapted.values():
-                layer.active = ()
+        with activated(self.adapted.values(), ()):
             return torch.cat([self.model.features(x), found], 1)
-        finally:
-            for name, layer in self.adapted.items():
-                layer.active = active[name]
 
     def before_task(self, task: Task) -> None:
         """Train new adapters and the head in the first task, if they are wanted."""

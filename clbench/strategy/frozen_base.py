@@ -1,0 +1,31 @@
+"""Strategies on a base that is frozen: with `base = task1` the first half of the first task's steps makes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from clbench.strategy.base import Phase, Strategy, Task
+
+
+class FrozenBase(Strategy, ABC):
+    """Splits the first task in two phases where the base is to be trained; it stands before other bases.
+
+    Subclasses let the base learn in `before_task` if the task has two phases, and define `base_learned`.
+    """
+
+    options: Any  # has the fields of StartOptions, among others
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: the base first, then what is trained beside it."""
+        phases: int = self.options.phases(task.index)
+        return phases
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Go on from the base once it has been trained."""
+        if phase == 1:
+            self.base_learned(task)
+
+    @abstractmethod
+    def base_learned(self, task: Task) -> None:
+        """Freeze the base, which has been trained, and let learn what is trained beside it."""
