@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from clbench.execution.loading import load_model
     from clbench.models.network import Block, Network
     from clbench.results.records import Record
-    from clbench.strategy.base import Batch, Phase, Prediction, Strategy, Task, World
+    from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
+    from clbench.strategy.granted import Phase
 
 __all__ = [
     "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Phase", "Prediction", "Record",
@@ -32,5 +33,6 @@ __getattr__, __dir__ = lazy(__name__, {
     "clbench.execution.loading": ("load_model",),
     "clbench.models.network": ("Block", "Network"),
     "clbench.results.records": ("Record",),
-    "clbench.strategy.base": ("Batch", "Phase", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.granted": ("Phase",),
 })

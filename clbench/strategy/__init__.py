@@ -11,10 +11,12 @@ from clbench.core.lazy import lazy
 
 if TYPE_CHECKING:
     from clbench.data.samples import Samples
-    from clbench.strategy.base import Batch, Budget, Phase, Prediction, Strategy, Task, World
+    from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
+    from clbench.strategy.granted import Budget, Phase
 
 __all__ = ["Batch", "Budget", "Phase", "Prediction", "Samples", "Strategy", "Task", "World"]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.data.samples": ("Samples",),
-    "clbench.strategy.base": ("Batch", "Budget", "Phase", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),
+    "clbench.strategy.granted": ("Budget", "Phase"),
 })

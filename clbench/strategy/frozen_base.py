@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from clbench.strategy.base import Phase, Strategy, Task
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.granted import Phase
 
 
 class FrozenBase(Strategy, ABC):

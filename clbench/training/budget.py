@@ -6,7 +6,8 @@ import itertools
 import math
 
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Phase, Strategy, Task
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.granted import Phase
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:

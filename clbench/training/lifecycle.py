@@ -16,7 +16,8 @@ from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Phase, Strategy, Task
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.granted import Phase
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 

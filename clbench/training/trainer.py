@@ -17,7 +17,8 @@ from clbench.data.augmentation import Augmentation
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Batch, Budget, Strategy, Task
+from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.granted import Budget
 from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from clbench.core.errors import SpecError
-from clbench.strategy.base import Budget
+from clbench.strategy.granted import Budget
 from clbench_avalanche.experience import places
 
 

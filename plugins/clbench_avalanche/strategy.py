@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Options, Samples, Strategy, Task, World
-from clbench.strategy.base import Budget
+from clbench.strategy.granted import Budget
 from clbench.training import numerics
 from clbench_avalanche import driver
 from clbench_avalanche.experience import Experience, Items

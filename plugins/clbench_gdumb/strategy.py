@@ -32,7 +32,7 @@ from torch import Tensor
 
 from clbench import Network, Options, Samples, Task, World
 from clbench.core.device import send
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 from clbench.strategy.regularization import slot
 from clbench.strategy.replay import SampleMemory, write_slots
 from clbench_gdumb import GDumbOptions

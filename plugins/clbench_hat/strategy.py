@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Task, World
 from clbench.core.errors import SpecError
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench_hat import HATOptions
 

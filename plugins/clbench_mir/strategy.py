@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clbench import Batch, Network, Options, Samples, Task, World
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench_mir import MIROptions
 

@@ -13,7 +13,8 @@ from clbench.core.registry import discover
 from clbench.data.samples import Samples, StochasticSamples
 from clbench.experiment.spec import Recipe
 from clbench.results.metrics import acc
-from clbench.strategy.base import Phase, Task
+from clbench.strategy.base import Task
+from clbench.strategy.granted import Phase
 from clbench.testing.checks import bench
 from clbench.training.lifecycle import learn_task
 from clbench.training.trainer import Trainer

@@ -10,7 +10,8 @@ from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
-from clbench.strategy.base import Phase, Task
+from clbench.strategy.base import Task
+from clbench.strategy.granted import Phase
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.trials.costs import measure

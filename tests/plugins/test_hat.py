@@ -13,7 +13,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.trials.costs import measure

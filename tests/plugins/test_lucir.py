@@ -10,7 +10,7 @@ from helpers.methods import CLASSES, FEATURES, activate, batch, deep_model, make
 from torch import nn
 
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 
 
 def unit(rows):

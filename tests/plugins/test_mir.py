@@ -8,7 +8,7 @@ from clbench_mir.strategy import MIR
 from helpers.methods import batch, deep_model, make, task
 
 from clbench.core.registry import discover
-from clbench.strategy.base import Phase
+from clbench.strategy.granted import Phase
 from clbench.testing.checks import bench
 
 

@@ -28,7 +28,8 @@ from clbench.core import files
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.results.records import Costs, Provenance, Timings
-from clbench.strategy.base import Phase, Strategy, World
+from clbench.strategy.base import Strategy, World
+from clbench.strategy.granted import Phase
 
 SECONDS = 5.0  # of work that a kill may cost at least: tasks are gone on from only where they take longer
 FILE = "state.safetensors"

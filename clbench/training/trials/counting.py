@@ -8,13 +8,11 @@ values.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from statistics import mean
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +27,13 @@ from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Phase, Strategy, Task, World
-from clbench.training.budget import phases_of, steps_of
+from clbench.strategy.base import Strategy, Task, World
 from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
-from clbench.training.lifecycle import Learner, Trained, begin_phase, learn_task
-from clbench.training.trainer import Order
+from clbench.training.lifecycle import Learner, Trained, learn_task
 from clbench.training.trials.building import build_model, build_strategy, check_model
 from clbench.training.trials.costs import Footprint, measure, nbytes
+from clbench.training.trials.leading import lead_phases
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
@@ -226,45 +223,6 @@ def rehearse(strategy: Strategy, task: Task, found: Count, recipe: Recipe, augme
     found.trainable.append(most[0])
     found.trainable_bytes.append(most[1])
     return Trained(steps, most[0], flops=total)
-
-
-class Led(NamedTuple):
-    """A phase that has begun: the order in which its batches are drawn from which samples, and the FLOPs so far."""
-
-    phase: Phase
-    samples: Samples
-    order: Order
-    flops: int
-
-    def one_pass(self, strategy: Strategy, most: int | None = None) -> int:
-        """Lead a strategy's replay memory through a pass, of at most so many steps; return its steps."""
-        passing = math.ceil(len(self.samples) / self.order.batch_size)
-        steps = passing if most is None else min(most, passing)
-        for _ in range(steps):
-            strategy.augment_batch(self.order.batch(self.samples))
-        return steps
-
-
-def lead_phases(strategy: Strategy, task: Task, recipe: Recipe, augment: Augmentation | None = None) -> Iterator[Led]:
-    """Begin one phase of a task after the other.
-
-    Raises:
-        SpecError: the recipe grants fewer steps than there are phases.
-    """
-    if not strategy.phases(task):
-        return
-    usual = strategy.training_samples(task)
-    order = Order(len(usual), recipe.batch_size, 0, task.index, augment)
-    try:
-        phases = phases_of(strategy, task, recipe, steps_of(recipe, len(usual)))
-    except ValueError as error:
-        raise SpecError(str(error)) from None
-    for phase in phases:
-        with FlopCount() as spent:
-            begin_phase(strategy, task, phase)
-        own = strategy.phase_samples(task, phase)
-        yield Led(phase, usual, order, spent.total) if own is None else Led(
-            phase, own, Order(len(own), recipe.batch_size, 0, task.index, augment, phase), spent.total)
 
 
 def require_steps(strategy: Strategy) -> None:

@@ -1,0 +1,57 @@
+"""A strategy led through the phases of a task without being trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from clbench.core.errors import SpecError
+from clbench.data.augmentation import Augmentation
+from clbench.data.samples import Samples
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.granted import Phase
+from clbench.training.budget import phases_of, steps_of
+from clbench.training.flops import FlopCount
+from clbench.training.lifecycle import begin_phase
+from clbench.training.trainer import Order
+
+
+class Led(NamedTuple):
+    """A phase that has begun: the order in which its batches are drawn from which samples, and the FLOPs so far."""
+
+    phase: Phase
+    samples: Samples
+    order: Order
+    flops: int
+
+    def one_pass(self, strategy: Strategy, most: int | None = None) -> int:
+        """Lead a strategy's replay memory through a pass, of at most so many steps; return its steps."""
+        passing = math.ceil(len(self.samples) / self.order.batch_size)
+        steps = passing if most is None else min(most, passing)
+        for _ in range(steps):
+            strategy.augment_batch(self.order.batch(self.samples))
+        return steps
+
+
+def lead_phases(strategy: Strategy, task: Task, recipe: Recipe, augment: Augmentation | None = None) -> Iterator[Led]:
+    """Begin one phase of a task after the other.
+
+    Raises:
+        SpecError: the recipe grants fewer steps than there are phases.
+    """
+    if not strategy.phases(task):
+        return
+    usual = strategy.training_samples(task)
+    order = Order(len(usual), recipe.batch_size, 0, task.index, augment)
+    try:
+        phases = phases_of(strategy, task, recipe, steps_of(recipe, len(usual)))
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    for phase in phases:
+        with FlopCount() as spent:
+            begin_phase(strategy, task, phase)
+        own = strategy.phase_samples(task, phase)
+        yield Led(phase, usual, order, spent.total) if own is None else Led(
+            phase, own, Order(len(own), recipe.batch_size, 0, task.index, augment, phase), spent.total)
