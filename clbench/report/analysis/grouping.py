@@ -19,10 +19,10 @@ INFERS, RECIPE = "†", "¶"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
 MARKS = {
     INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
-    OUTPUTS["own"]: "the labels of new samples competed among the classes of their own task only while it trained "
-                    "(outputs = own); with no mark among those of all tasks so far, if its record says so",
-    OUTPUTS["all"]: "the labels of new samples competed among all outputs of the stream, those of classes still to "
-                    "come too, while it trained (outputs = all)",
+    OUTPUTS["own"]: "in training, new samples competed among the classes of their own task only (outputs = own), not "
+                    "among all so far; older records have no mark",
+    OUTPUTS["all"]: "in training, new samples competed among all outputs of the stream, those of classes still to come "
+                    "too (outputs = all); older records have no mark",
     RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
 }
 
