@@ -44,6 +44,8 @@ class Layout:
     permutations: tuple[torch.Tensor, ...] = ()
     augment: str = ""
     size: int | None = None  # to which photos of several sizes are brought
+    class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
+    notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:

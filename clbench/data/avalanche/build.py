@@ -82,7 +82,7 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
     orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
     sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
-                     (*sized, *_merged(notes)), layout.augment)
+                     (*layout.notes, *sized, *_merged(notes)), layout.augment)
 
 
 def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
