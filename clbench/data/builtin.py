@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
-from clbench.data.own_options import ImagesOptions
+from clbench.data.own_options import ArraysOptions, HubOptions, ImagesOptions, TableOptions
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -169,6 +169,12 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
                       "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True),
+        BenchmarkInfo("arrays:*", own + "arrays:arrays", "inputs and labels in arrays:FILE, .npz, .safetensors, .npy "
+                      "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True),
+        BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in table:FILE, .csv, .tsv "
+                      "or .parquet", TableOptions, any_name=True),
+        BenchmarkInfo("hf:*", own + "hub:hub", "a data set of the Hugging Face Hub or a local one, hf:NAME, of images "
+                      "or numbers; extra clbench[hf]", HubOptions, any_name=True),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
                       "returns", CustomOptions, any_name=True),
     )

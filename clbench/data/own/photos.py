@@ -49,7 +49,7 @@ def read_photos(sources: Sequence[Any], size: int | None, where: str,
         DataError: some cannot be read; the first three are named.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        heads = _all(pool, lambda source: _head(opened(source)), sources, where)
+        heads = _all(pool, lambda item: _head(opened(item[1])), list(enumerate(sources)), where)
         shapes = {(head.width, head.height) for head in heads}
         notes = []
         if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > AS_THEY_ARE):
@@ -67,24 +67,24 @@ def read_photos(sources: Sequence[Any], size: int | None, where: str,
             image = np.asarray(_pixels(opened(item[1]), size, grey))
             x[item[0]] = torch.from_numpy(image.reshape(height, width, channels).transpose(2, 0, 1).copy())
 
-        _all(pool, read, list(enumerate(sources)), where, lambda item: item[1])
+        _all(pool, read, list(enumerate(sources)), where)
     return x, [*notes, *_modes(heads, grey)]
 
 
-def _all(pool: ThreadPoolExecutor, work: Callable[[Any], Out], items: Sequence[Any], where: str,
-         source: Callable[[Any], Any] = lambda item: item) -> list[Out]:
-    """Do work on each item and return the results, or raise one error that names the first items that failed."""
-    def attempt(item: Any) -> tuple[Out | None, str]:
+def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items: Sequence[tuple[int, Any]],
+         where: str) -> list[Out]:
+    """Do work on each numbered source and return the results, or raise one error that names the first that failed."""
+    def attempt(item: tuple[int, Any]) -> tuple[Out | None, str]:
         try:
             return work(item), ""
         except Exception as error:  # Pillow's readers raise many kinds, all reported below
             return None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
 
     done = list(pool.map(attempt, items))
-    failed = [(source(item), why) for item, (_, why) in zip(items, done, strict=True) if why]
+    failed = [(source if isinstance(source, Path) else f"photo {index}", why)
+              for (index, source), (_, why) in zip(items, done, strict=True) if why]
     if failed:
-        named = "; ".join(f"{item if isinstance(item, (str, Path)) else 'a photo'} ({why})"
-                          for item, why in failed[:SHOWN])
+        named = "; ".join(f"{source} ({why})" for source, why in failed[:SHOWN])
         raise DataError(f"{where}: {len(failed)} of {len(items)} photos cannot be read, mend or remove them: {named}" +
                         (" ..." if len(failed) > SHOWN else ""))
     return [out for out, _ in done]  # type: ignore[misc] # none has failed

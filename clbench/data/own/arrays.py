@@ -1,0 +1,177 @@
+"""`arrays:FILE`: inputs and labels in a file of arrays as a benchmark, such as what `clbench embed` writes.
+
+Keys are X, y and, if there are such, task and group; or X_train, y_train, X_test, y_test and the like.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from clbench.core.errors import DataError
+from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.columns import label_column, labelled, numbers, read_table
+from clbench.data.own.images import pixel_layout
+from clbench.data.own.samples import Labelled, as_text, locate, some
+from clbench.data.own.tables import feature_columns
+from clbench.data.own_options import ArraysOptions
+
+Arrays = dict[str, Any]  # of torch or numpy
+NAMES = "class_names"
+EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"
+SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
+CHANNELS = (1, 3)  # an axis of so many is that of colours
+
+
+def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
+    """Return the Avalanche benchmark of a file of arrays.
+
+    Raises:
+        DataError: the file cannot be read, arrays are missing or do not fit; whatever `divide` raises.
+    """
+    where = f"benchmark {name!r}"
+    path = locate(name, data_dir)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise DataError(f"{where}: {path.name} is none of {', '.join(SUFFIXES)}")
+    if options.labels is not None and kind != ".npy":
+        raise DataError(f"{where}: labels = {options.labels} is for .npy files, which hold the inputs alone")
+    if kind == ".parquet":
+        return _columns(path, options, seed, where)
+    for option in ("label_column", "task_column", "group"):
+        if getattr(options, option) is not None:
+            raise DataError(f"{where}: {option} is for files with columns; arrays named task and group say it here")
+    found, names = _READERS[kind](path, options, data_dir, where)
+    split = "X_train" in found
+    train, notes = _part(found, "_train" if split else "", names, where)
+    test, _ = _part(found, "_test", names, where) if split else ((None, None), [])
+    (x, known), (x_test, known_test) = train, test
+    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
+        raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
+    return own_benchmark(x, known, options, seed, where, x_test=x_test, test=known_test,
+                         layout=pixel_layout(options, notes))
+
+
+def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+    """Return the files that `arrays:FILE` reads."""
+    path, labels = locate(name, data_dir), options.get("labels")
+    return [path, *([_beside(path, labels, data_dir, f"benchmark {name!r}")] if labels else [])]
+
+
+def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
+    """Return the benchmark of a parquet file: columns of numbers, or one column of lists, as they are."""
+    read = read_table(path, where)
+    label, notes = label_column(list(read.columns), options, where)
+    used = feature_columns(read, label, options, [], where)
+    layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
+    return own_benchmark(numbers(read, used, where).float(), labelled(read, label, options, where), options, seed,
+                         where, layout=layout)
+
+
+def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Return the tensors of a file and the class names in its metadata, a JSON list."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = json.loads((file.metadata() or {}).get(NAMES, "[]"))
+            found: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
+    return found, tuple(as_text(names))
+
+
+def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Return the arrays of a file and its class names."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found: Arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())} (arrays of Python objects are "
+                        "not read; save text as np.array(y, dtype=str))") from error
+    return found, tuple(as_text(found.pop(NAMES, [])))
+
+
+def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Return the array of a file as X and that of the file of labels as y."""
+    if options.labels is None:
+        raise DataError(f"{where}: {path.name} holds the inputs alone; name the file of labels: labels=FILE.npy")
+    found: Arrays = {}
+    for key, file in (("X", path), ("y", _beside(path, options.labels, data_dir, where))):
+        try:
+            found[key] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: cannot read {file}: {' '.join(str(error).split())}") from error
+    return found, ()
+
+
+_READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
+
+
+def _beside(path: Path, labels: str, data_dir: Path, where: str) -> Path:
+    """Return the file of labels: from here on, beside the inputs or in the data folder."""
+    places = [Path.cwd() / labels, path.parent / labels, data_dir / labels]
+    for place in places:
+        if place.is_file():
+            return place
+    raise DataError(f"{where}: labels = {labels}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
+
+
+def _part(found: Arrays, suffix: str, names: Sequence[str], where: str
+          ) -> tuple[tuple[Tensor, Labelled], list[str]]:
+    """Return the inputs of a part with what is known of them, and notes."""
+    if missing := [key for key in (f"X{suffix}", f"y{suffix}") if key not in found]:
+        raise DataError(f"{where} has no array {missing[0]!r}, only {some(found)}; {EXPECTED}")
+    x, notes = _inputs(torch.as_tensor(found[f"X{suffix}"]), f"{where}: X{suffix}")
+    text: dict[str, list[str] | None] = {}
+    for key in ("y", "task", "group"):
+        values = found.get(key + suffix)
+        text[key] = None if values is None else _text(values, len(x), f"{where}: {key}{suffix}")
+    labels = text["y"] or []
+    if names and not set(labels) <= set(names):
+        if strange := [v for v in labels if not (v.isdecimal() and int(v) < len(names))]:
+            raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {strange[0]}; labels are "
+                            "positions in it, from 0, or names in it")
+        labels = [names[int(v)] for v in labels]
+    return (x, Labelled(labels, text["task"], text["group"], tuple(names))), notes
+
+
+def _text(values: Any, count: int, where: str) -> list[str]:
+    """Return labels, tasks or groups as text."""
+    array = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.shape != (count,):
+        raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
+    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
+        raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
+    return as_text(array.tolist())
+
+
+def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
+    """Return inputs as they are stored, and notes.
+
+    Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All else becomes float32 and
+    stays as it is, [N, D] above all; numbers of four dimensions may have their channels last, too.
+    """
+    if x.ndim < 2 or not len(x):
+        raise DataError(f"{where} is {list(x.shape)}, expected rows [N, D] or images [N, H, W, C]")
+    notes = []
+    if x.ndim == 4 and x.shape[1] not in CHANNELS and (
+            x.shape[3] in CHANNELS or (x.shape[1] == x.shape[2] != x.shape[3])):
+        notes.append(f"{where.rpartition(' ')[2]} {list(x.shape)} was taken for [N, H, W, C], its channels last")
+        x = x.permute(0, 3, 1, 2)
+    if x.dtype == torch.uint8 and x.ndim > 2:
+        return (x[:, None] if x.ndim == 3 else x).contiguous(), notes
+    if x.is_complex():
+        raise DataError(f"{where} has complex numbers")
+    x = x.float().contiguous()
+    finite = x.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise DataError(f"{where}: sample {int((~finite).nonzero()[0])} (counted from 0) has a value that is missing "
+                        f"or infinite, and so have {int((~finite).sum()) - 1} more")
+    return x, notes

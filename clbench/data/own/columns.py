@@ -1,0 +1,172 @@
+"""Files with columns, CSV and parquet: what their columns say, with errors that name row and column."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clbench.core.errors import DataError, PluginError, unknown
+from clbench.data.own.samples import Labelled, as_text, some
+from clbench.data.own_options import ColumnOptions
+
+LABEL = "label"  # the column of labels where none is named and there is one of this name
+DELIMITERS = ",;\t|"
+EXTRA = "pip install 'clbench[hf]'"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, all of N values."""
+
+    columns: Mapping[str, Sequence[Any]]
+
+    def place(self, index: int, column: str) -> str:
+        """Return how an error names a cell; rows are counted from 1, below the names of columns."""
+        return f"row {index + 1}, column {column!r}"
+
+
+def read_table(path: Path, where: str) -> Table:
+    """Return the columns of a .csv, .tsv or .parquet file.
+
+    Raises:
+        DataError: it cannot be read, has no header or rows of other lengths.
+        PluginError: a .parquet file, and pyarrow is not installed.
+    """
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path, where)
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise DataError(f"{where}: {path.name} is none of .csv, .tsv and .parquet")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            delimiter = max(DELIMITERS, key=head.count)
+            file.seek(0)
+            names, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
+    names = [name.strip() for name in names]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{where}: {path.name} has several columns named {twice[0]!r}; its first line must name "
+                        "columns")
+    if not rows:
+        raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
+    for index, row in enumerate(rows):
+        if len(row) != len(names):
+            raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
+                            f"{len(names)} columns")
+    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+
+
+def _parquet(path: Path, where: str) -> Table:
+    """Return the columns of a parquet file."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise PluginError(f"{where}: .parquet files need pyarrow ({EXTRA})") from error
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
+    return Table({name: table.column(name).to_pylist() for name in table.column_names})
+
+
+def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
+    """Return which column has the labels, and a note where the user did not say it.
+
+    Raises:
+        DataError: the column that an option names is not there.
+    """
+    for option in ("label_column", "task_column", "group"):
+        named = getattr(options, option)
+        if named is not None and named not in columns:
+            raise DataError(f"{where}: {option} = {named}: " +
+                            unknown("column", named, columns, "its columns: " + some(columns) + "; the first line"))
+    if options.label_column is not None:
+        return options.label_column, []
+    if LABEL in columns:
+        return LABEL, []
+    rest = [c for c in columns if c not in (options.task_column, options.group)]
+    if not rest:
+        raise DataError(f"{where} has no column for labels")
+    return rest[-1], [f"labels are the last column, {rest[-1]!r} (label_column=NAME chooses another)"]
+
+
+def labelled(table: Table, label: str, options: ColumnOptions, where: str, classes: Sequence[str] = ()) -> Labelled:
+    """Return labels, tasks and groups of a table's rows as text.
+
+    Raises:
+        DataError: a cell is empty, or labels are numbers that are not whole.
+    """
+    def text(column: str | None) -> list[str] | None:
+        if column is None:
+            return None
+        values = [value.strip() for value in as_text("" if v is None else v for v in table.columns[column])]
+        for index, value in enumerate(values):
+            if value in ("", "nan"):
+                raise DataError(f"{where}: {table.place(index, column)} is empty")
+        return values
+
+    labels = text(label)
+    assert labels is not None
+    for index, value in enumerate(labels):
+        number = _number(value)
+        if number is not None and not number.is_integer():
+            raise DataError(f"{where}: {table.place(index, label)} is {value}; labels must be names or whole numbers "
+                            "(label_column=NAME chooses the column)")
+    return Labelled(labels, text(options.task_column), text(options.group), tuple(classes))
+
+
+def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:
+    """Return the values of columns as float64 [N, D]; a column of lists gives as many as its lists have.
+
+    Raises:
+        DataError: a value is missing, no number or not finite, or lists are of several lengths.
+    """
+    parts = []
+    for column in columns:
+        values = table.columns[column]
+        if len(values) and isinstance(values[0], (list, tuple, np.ndarray)):
+            parts.append(_lists(table, column, where))
+            continue
+        try:
+            array = np.array(values, np.float64)
+        except (TypeError, ValueError):
+            array = np.array([math.nan if (number := _number(v)) is None else number for v in values])
+        if not np.isfinite(array).all():
+            index = int(np.flatnonzero(~np.isfinite(array))[0])
+            value = values[index]
+            raise DataError(f"{where}: {table.place(index, column)}: " +
+                            ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
+                            f"; fill it in, remove the row, or leave the column out (leave_out={column})")
+        parts.append(array[:, None])
+    return torch.from_numpy(np.concatenate(parts, 1))
+
+
+def _lists(table: Table, column: str, where: str) -> Any:
+    """Return a column of lists as an array [N, D]."""
+    values = table.columns[column]
+    for index, value in enumerate(values):
+        wrong = None
+        if value is None or len(value) != len(values[0]):
+            wrong = f"{'no list' if value is None else f'{len(value)} numbers'}, in the first row {len(values[0])}"
+        elif any(v is None or not isinstance(v, (int, float)) or not math.isfinite(v) for v in value):
+            wrong = "a list with something that is no number"
+        if wrong:
+            raise DataError(f"{where}: {table.place(index, column)} has {wrong}")
+    return np.array(values, np.float64)
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number; None if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

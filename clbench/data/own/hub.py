@@ -1,0 +1,174 @@
+"""`hf:NAME`: a data set that the library `datasets` reads, from the Hugging Face Hub or a folder, as a benchmark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError
+from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.columns import EXTRA, Table, label_column, labelled, numbers
+from clbench.data.own.images import pixel_layout
+from clbench.data.own.photos import read_photos
+from clbench.data.own.samples import Labelled, locate, some
+from clbench.data.own.tables import feature_columns
+from clbench.data.own_options import HubOptions
+
+TRAIN, TESTS = "train", ("test", "validation")
+SAVED = ("dataset_dict.json", "state.json")  # a folder with one of them was written by save_to_disk
+UNLABELLED = -1  # what a ClassLabel has in a test whose labels are kept back
+
+
+def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
+    """Return the Avalanche benchmark of a data set of the `datasets` library.
+
+    Raises:
+        PluginError: the library is not installed.
+        DataError: it cannot load the data set, or this has no inputs that are images or numbers; whatever `divide`
+            raises.
+    """
+    where = f"benchmark {name!r}"
+    train, test, notes = _parts(load(name, options, data_dir), options, where)
+    label, told = _label(train, options, where)
+    if test is not None and any(value == UNLABELLED for value in test[label]):
+        raise DataError(f"{where}: its test part is not labelled; take one part, as in split=train")
+    parts = [part for part in (train, test) if part is not None]
+    known = [_known(part, label, options, where) for part in parts]
+    x, read = _inputs(parts, label, options, where)
+    layout = pixel_layout(options, [*notes, *told, *read])
+    return own_benchmark(x[0], known[0], options, seed, where, x_test=x[1] if test is not None else None,
+                         test=known[1] if test is not None else None, layout=layout)
+
+
+def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+    """Return the files that are read: those of a local folder, or what the library has laid down of a data set."""
+    local = _local(name, data_dir)
+    if local is not None:
+        return [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
+    loaded = load(name, HubOptions.stored(options), data_dir)
+    parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
+    return [Path(file["filename"]) for part in parts for file in part.cache_files]
+
+
+def load(name: str, options: HubOptions, data_dir: Path) -> Any:
+    """Return a data set, or several parts by name, as the library loads it; code of the data set is never run.
+
+    Raises:
+        PluginError: the library is not installed.
+        DataError: it cannot load the data set.
+    """
+    where = f"benchmark {name!r}"
+    try:
+        import datasets
+    except ImportError as error:
+        raise PluginError(f"{where} needs the library datasets ({EXTRA})") from error
+    local = _local(name, data_dir)
+    try:
+        if local is not None and any((local / file).exists() for file in SAVED):
+            loaded = datasets.load_from_disk(str(local))
+            if options.split is not None and isinstance(loaded, Mapping):
+                if options.split not in loaded:
+                    raise DataError(f"{where} has no split {options.split!r}, only {some(loaded)}")
+                return loaded[options.split]
+            return loaded
+        return datasets.load_dataset(str(local) if local is not None else name.partition(":")[2], options.config,
+                                     split=options.split)
+    except ClbenchError:
+        raise
+    except Exception as error:  # of the library, of what it reads with or of the network
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise (DataError if local is not None else MissingDataError)(
+            f"{where}: the library datasets cannot load it: {text[:300]}") from error
+
+
+def _local(name: str, data_dir: Path) -> Path | None:
+    """Return the folder or file that a name stands for; None where it is a data set of the Hub."""
+    try:
+        return locate(name, data_dir)
+    except MissingDataError:
+        return None
+
+
+def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | None, list[str]]:
+    """Return the training or only part, the test part if there is one, and notes."""
+    if not isinstance(loaded, Mapping):
+        return loaded, None, []
+    names = list(loaded)
+    if len(names) == 1:
+        return loaded[names[0]], None, []
+    tests = [n for n in TESTS if n in names]
+    if TRAIN not in names:
+        raise DataError(f"{where} has the splits {some(names)} and none named 'train'; choose one, as in "
+                        f"split={names[0]}")
+    notes = [] if tests[:1] == [TESTS[0]] else [f"the test part is the split {n!r}" for n in tests[:1]]
+    if unused := [n for n in names if n not in (TRAIN, *tests[:1])]:
+        notes.append(f"splits that were not used: {some(unused)}")
+    return loaded[TRAIN], loaded[tests[0]] if tests else None, notes
+
+
+def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]:
+    """Return which column has the labels: the one named, else the only one that is a ClassLabel, else as in tables."""
+    labels = [c for c, feature in train.features.items() if _kind(feature) == "ClassLabel"]
+    column, notes = label_column(list(train.features), options, where)
+    if notes and len(labels) == 1:  # the column was a guess
+        return labels[0], []
+    return column, notes
+
+
+def _known(part: Any, label: str, options: HubOptions, where: str) -> Labelled:
+    """Return labels, tasks and groups of a part, by the names of a ClassLabel where there are such."""
+    columns: dict[str, list[Any]] = {}
+    classes: list[str] = []
+    for column in filter(None, (label, options.task_column, options.group)):
+        values, feature = list(part[column]), part.features[column]
+        if _kind(feature) == "ClassLabel":
+            names = feature.names
+            values = [None if v is None or v == UNLABELLED else names[v] for v in values]
+            classes = names if column == label else classes
+        columns[column] = values
+    return labelled(Table(columns), label, options, where, classes)
+
+
+def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
+    """Return the inputs of each part and notes: the one column of images, else all columns of numbers."""
+    features = parts[0].features
+    used = feature_columns(Table(dict.fromkeys(features, ())), label, options, options.leave_out, where)
+    pictures = [c for c in used if _kind(features[c]) == "Image"]
+    if len(pictures) > 1:
+        raise DataError(f"{where} has several columns of images, {some(pictures)}; leave all but one out (leave_out="
+                        f"{'+'.join(pictures[1:])})")
+    others = [c for c in used if c not in pictures]
+    if pictures:
+        x, notes = _photos(parts, pictures[0], options, where)
+        return x, [*notes, *([f"columns that were not used: {some(others)}"] if others else [])]
+    # A column of text would be read here.
+    if text := [c for c in used if getattr(features[c], "dtype", "") in ("string", "large_string")]:
+        raise DataError(f"{where}: {some(text)} is text, which is no input here; leave it out (leave_out="
+                        f"{'+'.join(text)}) or take columns of images or numbers")
+    tables = [Table({c: list(part[c]) for c in used}) for part in parts]
+    return [numbers(table, used, where).float() for table in tables], [f"inputs are the columns {some(used)}"]
+
+
+def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
+    """Return the photos in a column, uint8 [N, C, H, W] of each part, and notes."""
+    import datasets
+
+    encoded = [list(part.cast_column(column, datasets.Image(decode=False))[column]) for part in parts]
+
+    def opened(source: Mapping[str, Any]) -> Image.Image:
+        content = source["bytes"]
+        return Image.open(io.BytesIO(content) if content is not None else source["path"])
+
+    x, notes = read_photos([one for part in encoded for one in part], options.size, where, opened)
+    return list(torch.split(x, [len(part) for part in encoded])), notes
+
+
+def _kind(feature: Any) -> str:
+    """Return the name of a feature's class."""
+    return type(feature).__name__

@@ -1,0 +1,65 @@
+"""`table:FILE`: rows of numbers as a benchmark, standardised by what the first task trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clbench.core.errors import DataError
+from clbench.data.avalanche.benchmarks import Layout
+from clbench.data.own.benchmark import built
+from clbench.data.own.columns import Table, label_column, labelled, numbers, read_table
+from clbench.data.own.dividing import divide
+from clbench.data.own.samples import locate, some
+from clbench.data.own_options import ColumnOptions, TableOptions
+
+
+def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
+    """Return the Avalanche benchmark of a table's rows.
+
+    Columns become float32 once they are standardised by mean and deviation (of the population) of the first task's
+    training samples; a column that is constant there has its mean subtracted only.
+
+    Raises:
+        DataError: the file cannot be read, a value is missing or no number; whatever `divide` raises.
+    """
+    where = f"benchmark {name!r}"
+    read = read_table(locate(name, data_dir), where)
+    label, notes = label_column(list(read.columns), options, where)
+    used = feature_columns(read, label, options, options.leave_out, where)
+    x = numbers(read, used, where)
+    division = divide(labelled(read, label, options, where), None, options, seed, where)
+    if options.standardise:
+        own = x[division.train[0]]
+        mean, std = own.mean(0), own.std(0, correction=0)
+        x = (x - mean) / std.where(std > 0, 1)
+        values = ", ".join(f"{c} {m:.6g} {s:.6g}" for c, m, s in zip(used, mean.tolist(), std.tolist(), strict=True))
+        notes.append(f"{len(used)} columns, standardised by the {len(own)} training samples of the first task (mean, "
+                     f"deviation): {values}")
+        if constant := [c for c, s in zip(used, std.tolist(), strict=True) if not s]:
+            notes.append(f"columns that are constant in the first task, only their mean was subtracted: "
+                         f"{some(constant)}")
+    else:
+        notes.append(f"{len(used)} columns, as they are: {', '.join(used)}")
+    x = x.float()
+    return built(division, x, x, Layout(notes=tuple(notes)))
+
+
+def feature_columns(read: Table, label: str, options: ColumnOptions, leave_out: list[str], where: str) -> list[str]:
+    """Return the columns that are inputs: all but those of labels, tasks and groups, and those that are left out.
+
+    Raises:
+        DataError: none is left, or one that is to be left out is not there.
+    """
+    if strange := [c for c in leave_out if c not in read.columns]:
+        raise DataError(f"{where}: leave_out names {some(strange)}, its columns are {some(read.columns)}")
+    apart = {label, options.task_column, options.group, *leave_out}
+    used = [c for c in read.columns if c not in apart]
+    if not used:
+        raise DataError(f"{where} has no columns beside {some(c for c in read.columns)}, which are no inputs")
+    return used
+
+
+def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
+    """Return the file that `table:FILE` reads."""
+    return [locate(name, data_dir)]
