@@ -111,25 +111,29 @@ class ImagesOptions(OwnOptions, PhotoOptions):
         return "tasks_from = folders"
 
 
-class ArraysOptions(ColumnOptions, PixelOptions):
+class FeatureOptions(ColumnOptions):
+    """Options of data whose other columns are inputs."""
+
+    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
+
+
+class ArraysOptions(FeatureOptions, PixelOptions):
     """Options of `arrays:FILE`."""
 
     labels: str | None = Field(None, description="of a .npy file, which holds the inputs alone: the .npy file of the "
                                "labels")
 
 
-class TableOptions(ColumnOptions):
+class TableOptions(FeatureOptions):
     """Options of `table:FILE`."""
 
-    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
     standardise: bool = Field(True, description="subtract each column's mean and divide by its deviation, of the first "
                               "task's training samples")
 
 
-class HubOptions(ColumnOptions, PhotoOptions):
+class HubOptions(FeatureOptions, PhotoOptions):
     """Options of `hf:NAME`."""
 
     config: str | None = Field(None, description="which configuration of the data set, if it has several")
     split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
                               "validation as the test part if there is one")
-    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")

@@ -9,7 +9,7 @@ import datetime
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
@@ -33,6 +33,14 @@ class StreamFacts(RecordPart):
     input_shape: list[int]  # of one prepared sample
     fingerprint: str  # hash of all its tensors
     notes: list[str] = []
+    mean: list[float] = []  # of each column of rows that are standardised, else empty: subtracted from the inputs
+    std: list[float] = []  # likewise: by which they are then divided
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write nothing of what is not there and was not written before, so that records are what they always were."""
+        facts: dict[str, Any] = handler(self)
+        return {name: value for name, value in facts.items() if value or name not in ("mean", "std")}
 
 
 class Costs(RecordPart):

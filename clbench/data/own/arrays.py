@@ -41,7 +41,7 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
     path = locate(name, data_dir)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise DataError(f"{where}: {path.name} is none of {', '.join(SUFFIXES)}")
+        raise DataError(f"{where}: {path.name} is none of {', '.join(SUFFIXES)} (table:FILE reads .csv)")
     if options.labels is not None and kind != ".npy":
         raise DataError(f"{where}: labels = {options.labels} is for .npy files, which hold the inputs alone")
     if kind == ".parquet":
@@ -70,7 +70,7 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     """Return the benchmark of a parquet file: columns of numbers, or one column of lists, as they are."""
     read = read_table(path, where)
     label, notes = label_column(list(read.columns), options, where)
-    used = feature_columns(read, label, options, [], where)
+    used = feature_columns(read, label, options, where)
     layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
     return own_benchmark(numbers(read, used, where).float(), labelled(read, label, options, where), options, seed,
                          where, layout=layout)

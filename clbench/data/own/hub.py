@@ -68,7 +68,11 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
         import datasets
     except ImportError as error:
         raise PluginError(f"{where} needs the library datasets ({EXTRA})") from error
-    local = _local(name, data_dir)
+    local, elsewhere = None, ""
+    try:
+        local = locate(name, data_dir)
+    except MissingDataError as error:
+        elsewhere = f"{error}; and "
     try:
         if local is not None and any((local / file).exists() for file in SAVED):
             loaded = datasets.load_from_disk(str(local))
@@ -83,8 +87,8 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
         raise
     except Exception as error:  # of the library, of what it reads with or of the network
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise (DataError if local is not None else MissingDataError)(
-            f"{where}: the library datasets cannot load it: {text[:300]}") from error
+        raise (MissingDataError if elsewhere else DataError)(
+            f"{elsewhere or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 
 
 def _local(name: str, data_dir: Path) -> Path | None:
@@ -138,7 +142,7 @@ def _known(part: Any, label: str, options: HubOptions, where: str) -> Labelled:
 def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
     """Return the inputs of each part and notes: the one column of images, else all columns of numbers."""
     features = parts[0].features
-    used = feature_columns(Table(dict.fromkeys(features, ())), label, options, options.leave_out, where)
+    used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     pictures = [c for c in used if _kind(features[c]) == "Image"]
     if len(pictures) > 1:
         raise DataError(f"{where} has several columns of images, {some(pictures)}; leave all but one out (leave_out="

@@ -11,14 +11,14 @@ from clbench.data.own.benchmark import built
 from clbench.data.own.columns import Table, label_column, labelled, numbers, read_table
 from clbench.data.own.dividing import divide
 from clbench.data.own.samples import locate, some
-from clbench.data.own_options import ColumnOptions, TableOptions
+from clbench.data.own_options import FeatureOptions, TableOptions
 
 
 def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     """Return the Avalanche benchmark of a table's rows.
 
-    Columns become float32 once they are standardised by mean and deviation (of the population) of the first task's
-    training samples; a column that is constant there has its mean subtracted only.
+    Its layout has mean and deviation (of the population) of the first task's training samples, by which columns are
+    standardised; of a column that is constant there only the mean is subtracted.
 
     Raises:
         DataError: the file cannot be read, a value is missing or no number; whatever `divide` raises.
@@ -26,37 +26,35 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     where = f"benchmark {name!r}"
     read = read_table(locate(name, data_dir), where)
     label, notes = label_column(list(read.columns), options, where)
-    used = feature_columns(read, label, options, options.leave_out, where)
+    used = feature_columns(read, label, options, where)
     x = numbers(read, used, where)
     division = divide(labelled(read, label, options, where), None, options, seed, where)
+    told = f"inputs are {len(used)} columns: {some(used)}"
     if options.standardise:
         own = x[division.train[0]]
-        mean, std = own.mean(0), own.std(0, correction=0)
-        x = (x - mean) / std.where(std > 0, 1)
-        values = ", ".join(f"{c} {m:.6g} {s:.6g}" for c, m, s in zip(used, mean.tolist(), std.tolist(), strict=True))
-        notes.append(f"{len(used)} columns, standardised by the {len(own)} training samples of the first task (mean, "
-                     f"deviation): {values}")
-        if constant := [c for c, s in zip(used, std.tolist(), strict=True) if not s]:
-            notes.append(f"columns that are constant in the first task, only their mean was subtracted: "
-                         f"{some(constant)}")
+        mean, std = own.mean(0).tolist(), own.std(0, correction=0).tolist()
+        notes.append(f"{told}, standardised by mean and deviation of the {len(own)} training samples of the first task")
+        if constant := [c for c, s in zip(used, std, strict=True) if not s]:
+            notes.append(f"columns that are constant in the first task, only their mean is subtracted: {some(constant)}")
     else:
-        notes.append(f"{len(used)} columns, as they are: {', '.join(used)}")
+        mean, std = [], []
+        notes.append(f"{told}, as they are")
     x = x.float()
-    return built(division, x, x, Layout(notes=tuple(notes)))
+    return built(division, x, x, Layout(tuple(mean), tuple(s or 1.0 for s in std), notes=tuple(notes)))
 
 
-def feature_columns(read: Table, label: str, options: ColumnOptions, leave_out: list[str], where: str) -> list[str]:
+def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:
     """Return the columns that are inputs: all but those of labels, tasks and groups, and those that are left out.
 
     Raises:
         DataError: none is left, or one that is to be left out is not there.
     """
-    if strange := [c for c in leave_out if c not in read.columns]:
+    if strange := [c for c in options.leave_out if c not in read.columns]:
         raise DataError(f"{where}: leave_out names {some(strange)}, its columns are {some(read.columns)}")
-    apart = {label, options.task_column, options.group, *leave_out}
+    apart = {label, options.task_column, options.group, *options.leave_out}
     used = [c for c in read.columns if c not in apart]
     if not used:
-        raise DataError(f"{where} has no columns beside {some(c for c in read.columns)}, which are no inputs")
+        raise DataError(f"{where} has only the columns {some(read.columns)}, of which none is an input")
     return used
 
 
