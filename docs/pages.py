@@ -23,7 +23,8 @@ METHODS = """\
 What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
 trackers` print the same of all that is installed. Options are set as in `ewc:strength=1e4`, by `--set
 ewc.strength=1e4`, or in a file. `--benchmark package.module:function` takes any function that returns an Avalanche
-benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries."""
+benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries.
+Where a name below has a `*`, something of your own stands there, as in `images:photos`."""
 KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
     ("Methods", "method", "strategies", ("paper", "reference", "recipe")),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
@@ -94,7 +95,7 @@ def methods() -> str:
 
 def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str]) -> Iterator[str]:
     """Yield the blocks of all that there is of one kind."""
-    for name, info in sorted(getattr(registry, attribute).items()):
+    for name, info in registry.listed(kind, getattr(registry, attribute)).items():
         if not ours(registry, kind, name):
             continue
         thing = describe(registry, kind, info, extra)
@@ -105,7 +106,7 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
             about += f"; scenarios {', '.join(thing['scenarios'])}"
         if thing.get("recipe"):
             about += f"; published recipe: {written(thing['recipe'])}"
-        yield f"### {name}"
+        yield f"### {code(name) if '*' in name else name}"
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
         if thing["options"]:
             yield table(["option", "type", "default", "meaning"],

@@ -27,10 +27,10 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
         from clbench.core.registry import discover
 
         registry = discover(files=plugins)
-        known: Mapping[str, Any] = getattr(registry, attribute)
+        known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
         if missing := [n for n in names if n not in known]:
             raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
-        things = [describe(registry, kind, known[n], extra) for n in names or sorted(known)]
+        things = [describe(registry, kind, known[n], extra) for n in names or known]
         if as_json:
             click.echo(json.dumps({name: things, "broken": registry.broken, "disabled": registry.disabled}, indent=2))
             return

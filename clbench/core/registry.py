@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.machinery import SourceFileLoader
@@ -86,6 +86,12 @@ class Registry:
     def benchmark(self, name: str) -> BenchmarkInfo:
         """Return the benchmark of that name; `package.module:function` names the one a function returns."""
         return self._find("benchmark", self.benchmarks, name)
+
+    def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
+        """Return all declarations of a kind as lists show them: `known`, which have names, then those with patterns."""
+        patterns = self.patterns.get(kind, {})
+        return {**dict(sorted(known.items())),
+                **{name: patterns[name] for name in sorted(patterns, key=lambda n: (n.startswith("*"), n))}}
 
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:

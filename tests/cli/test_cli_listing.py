@@ -12,10 +12,12 @@ from clbench.core.registry import discover
 @pytest.mark.parametrize(("command", "attribute"), [("methods", "strategies"), ("benchmarks", "benchmarks"),
                                                     ("models", "models")])
 def test_everything_is_listed_with_every_option(command, attribute, capsys):
-    known = getattr(discover(), attribute)
+    registry = discover()
+    named, patterns = getattr(registry, attribute), registry.patterns.get(command[:-1], {})
+    known = {**named, **patterns}
     assert cli.call([command, "--json"]) == 0
     listed = {thing["name"]: thing for thing in json.loads(capsys.readouterr().out)[command]}
-    assert list(listed) == sorted(known)
+    assert list(listed) == [*sorted(named), *sorted(patterns, key=lambda name: (name.startswith("*"), name))]
     assert cli.call([command]) == 0
     text = capsys.readouterr().out
     for name, info in known.items():

@@ -145,7 +145,8 @@ def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:
             value = values[index]
             raise DataError(f"{where}: {table.place(index, column)}: " +
                             ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
-                            f"; mend it, or say what the column is: leave_out, task_column, group or label_column = {column}")
+                            "; mend it, or say what the column is: leave_out, task_column, group or label_column = "
+                            + column)
         parts.append(array[:, None])
     return torch.from_numpy(np.concatenate(parts, 1))
 

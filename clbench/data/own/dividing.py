@@ -82,7 +82,8 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
             task_of[list(order)] = task
         names, of = [], [task_of[part] for part in y]
     if test is None:
-        held, note = hold_out(of[0], y[0], train.groups, options.held_out)
+        # By class alone where tasks are of classes: these differ with the order, and what is held out must not.
+        held, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
         rows = [np.flatnonzero((of[0] == t) & ~held) for t in range(len(orders))]
         test_rows = [np.flatnonzero((of[0] == t) & held) for t in range(len(orders))]
         notes = [note, *notes]
@@ -184,22 +185,21 @@ def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -
     names, of = np.unique(np.array(groups), return_inverse=True)
     counts = np.zeros((len(names), cells.max() + 1))
     np.add.at(counts, (of.reshape(-1), cells), 1)
-    chosen = _whole_groups(counts, share, np.unique(np.stack([cells, tasks]), axis=1)[1])
+    chosen = _whole_groups(counts, share)
     held = chosen[of.reshape(-1)]
     return held, (f"test: {held.sum()} of {len(y)} samples ({held.mean():.0%}), held out as {chosen.sum()} of "
                   f"{len(names)} whole groups, for every seed")
 
 
-def _whole_groups(counts: npt.NDArray[np.float64], share: float, task_of: Rows) -> npt.NDArray[np.bool_]:
+def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
     """Choose groups whose samples come near to a share of each cell: of each class in each task.
 
     One group after the other is taken if it brings the shares nearer and leaves training something of each cell; then
-    a task without any gets the smallest group that does the latter.
+    a cell without any gets the smallest group that does the latter, if there is one.
 
     Args:
         counts: samples of each group in each cell.
         share: to come near to.
-        task_of: the task of each cell.
     """
     totals = counts.sum(0)
     target, held, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
@@ -214,10 +214,9 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float, task_of: Rows) 
         if leaves_some(group) and distance(held + counts[group]) < distance(held):
             held += counts[group]
             chosen[group] = True
-    for task in range(task_of.max() + 1):
-        own = task_of == task
-        if not held[own].any():
-            fitting = [g for g in np.flatnonzero(counts[:, own].any(1) & ~chosen).tolist() if leaves_some(g)]
+    for cell in range(len(totals)):
+        if not held[cell]:
+            fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
             if fitting:
                 least = min(fitting, key=lambda g: counts[g].sum())
                 held += counts[least]

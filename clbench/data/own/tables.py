@@ -35,7 +35,8 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
         mean, std = own.mean(0).tolist(), own.std(0, correction=0).tolist()
         notes.append(f"{told}, standardised by mean and deviation of the {len(own)} training samples of the first task")
         if constant := [c for c, s in zip(used, std, strict=True) if not s]:
-            notes.append(f"columns that are constant in the first task, only their mean is subtracted: {some(constant)}")
+            notes.append("columns that are constant in the first task, only their mean is subtracted: " +
+                         some(constant))
     else:
         mean, std = [], []
         notes.append(f"{told}, as they are")

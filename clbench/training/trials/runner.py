@@ -293,8 +293,7 @@ def report_progress(member: TrialState, on_progress: Callable[[Progress], None])
 
 def describe(stream: Stream) -> StreamFacts:
     """Return the facts of a stream that a record keeps."""
-    rows = len(stream.input_shape) == 1
-    mean, std = (list(values) if rows else [] for values in (stream.prepare.mean, stream.prepare.std))
+    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
     return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),

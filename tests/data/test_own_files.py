@@ -1,0 +1,222 @@
+"""Files of arrays, tables and data sets of the datasets library as benchmarks."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import discover
+from clbench.data.own.arrays import array_files
+from clbench.data.own.benchmark import copies
+from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions
+from clbench.data.stream import load_stream
+from clbench.experiment import spec
+from clbench.experiment.plan import plan
+from clbench.experiment.trial import Resolved
+from clbench.training.trials.runner import describe
+
+RNG = np.random.default_rng(0)
+OPTIONS = {"arrays": ArraysOptions, "table": TableOptions, "hf": HubOptions}
+
+
+def stream(kind, path, tmp_path, scenario="task", **options):
+    resolved = Resolved(name=f"{kind}:{path}", options=OPTIONS[kind](**options).model_dump())
+    return load_stream(resolved, scenario, 0, tmp_path, discover())
+
+
+def rows(classes=4, per_class=10, width=3):
+    return RNG.normal(size=(classes * per_class, width)).astype(np.float32), np.repeat(np.arange(classes), per_class)
+
+
+def table(path, names, *values):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([names, *values])
+    return path
+
+
+def test_rows_of_an_npz_with_names(tmp_path):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", X=x, y=np.array(["owl", "ant", "bee", "cat"])[y])
+    read = stream("arrays", "a.npz", tmp_path)
+    assert [len(task.train) for task in read.tasks] == [16, 16]
+    assert read.input_shape == (3,)
+    ours = torch.cat([part.x for task in read.tasks for part in (task.train, task.test)])
+    assert sorted(ours.flatten().tolist()) == sorted(x.flatten().tolist())
+    owls = torch.from_numpy(x[:10])
+    last = read.tasks[1].train  # by name the owl is the last class
+    assert all((owls == row).all(1).any() for row in last.x[last.y == 3])
+
+
+def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
+    x, y = rows()
+    save_file({"X_train": x, "y_train": y, "task_train": y // 2, "X_test": x[::2].copy(),
+               "y_test": y[::2].copy(), "task_test": y[::2] // 2}, tmp_path / "a.safetensors", {"class_names": json.dumps(["d", "c", "b", "a"])})
+    read = stream("arrays", "a.safetensors", tmp_path, "class")
+    assert [(len(task.train), len(task.test)) for task in read.tasks] == [(20, 10), (20, 10)]
+    assert [task.classes for task in read.tasks] == [(0, 1), (2, 3)]  # in the order of the names as given
+    assert "20 of 20 test samples are exact copies of training samples" in read.notes
+    assert len(stream("arrays", "a.safetensors", tmp_path, tasks=4).tasks) == 4
+
+
+@pytest.mark.parametrize(("shape", "dtype", "want"), [
+    ((40, 8), np.uint8, (8,)), ((40, 9, 8), np.uint8, (1, 9, 8)), ((40, 3, 9, 8), np.uint8, (3, 9, 8)),
+    ((40, 9, 8, 3), np.uint8, (3, 9, 8)), ((40, 9, 9, 13), np.float64, (13, 9, 9)),
+    ((40, 13, 9, 9), np.uint8, (13, 9, 9)), ((40, 5, 8), np.float32, (5, 8)),
+])
+def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
+    x = RNG.integers(0, 255, shape).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", np.repeat(np.arange(4), 10))
+    read = stream("arrays", tmp_path / "x.npy", tmp_path, labels="y.npy")
+    assert read.input_shape == want
+    stored = read.tasks[0].train.x
+    assert stored.dtype == (torch.uint8 if dtype == np.uint8 and len(shape) > 2 else torch.float32)
+    assert stored.double().mean() == pytest.approx(x[:20].mean(), rel=0.2)
+    assert array_files(f"arrays:{tmp_path / 'x.npy'}", {"labels": "y.npy"}, tmp_path) == [tmp_path / "x.npy",
+                                                                                        tmp_path / "y.npy"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"y": None}, "has no array 'y', only X; expected X and y, or"),
+    ({"X": RNG.normal(size=40)}, r"X is \[40\], expected rows"),
+    ({"y": np.zeros(3)}, r"y is \[3\], expected one value for each of the 40"),
+    ({"y": np.full(40, 0.5)}, "not whole"),
+    ({"X": np.array([[1.0], [np.nan]] * 20)}, r"sample 1 \(counted from 0\).* and so have 19 more"),
+    ({"y": np.array([None] * 40)}, "save text as np.array"),
+    ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2"),
+])
+def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", **{k: v for k, v in {"X": x, "y": y, **change}.items() if v is not None})
+    with pytest.raises(DataError, match=message):
+        stream("arrays", "a.npz", tmp_path)
+
+
+def test_a_table_is_standardised_by_the_first_task_s_training_samples_alone(tmp_path):
+    values = [[RNG.normal(100 * (site == "b"), 5), 7, site, "yes" if i % 2 else "no"]
+              for site in "ab" for i in range(30)]
+    read = stream("table", table(tmp_path / "t.csv", ["size", "same", "site", "ill"], *values), tmp_path, "domain",
+                  task_column="site", label_column="ill")
+    first = read.prepare(read.tasks[0].train.x)
+    assert first.mean(0).tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert first[:, 0].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert read.prepare(read.tasks[1].train.x)[:, 0].mean() > 10
+    facts = describe(read)
+    own = read.tasks[0].train.x.double()
+    assert facts.mean == pytest.approx(own.mean(0).tolist(), rel=1e-6)
+    assert facts.std == pytest.approx([own[:, 0].std(correction=0).item(), 1], rel=1e-6)
+    assert any(note.startswith("inputs are 2 columns: size, same, standardised by") for note in read.notes)
+    assert any("constant in the first task" in note and note.endswith(": same") for note in read.notes)
+    assert "mean" not in describe(stream("table", "t.csv", tmp_path, "domain", task_column="site", label_column="ill",
+                                         standardise=False)).model_dump()
+
+
+def test_columns_labels_and_groups_of_a_table(tmp_path):
+    values = [[i, i % 7, f"p{i // 4}", f"c{i % 4}"] for i in range(80)]
+    path = table(tmp_path / "t.tsv", ["id", "value", "who", "kind"], *values)
+    path.write_text(path.read_text().replace(",", "\t"))
+    read = stream("table", path, tmp_path, group="who", leave_out="id", standardise=False, tasks=2)
+    assert read.input_shape == (1,)
+    assert read.notes[0] == "labels are the last column, 'kind' (label_column=NAME chooses another)"
+    assert "held out as 4 of 20 whole groups" in " ".join(read.notes)
+    label = table(tmp_path / "l.csv", ["label", "value"], *[[f"c{i % 4}", i] for i in range(80)])
+    assert not any("last column" in note for note in stream("table", label, tmp_path, tasks=2).notes)
+
+
+@pytest.mark.parametrize(("cells", "options", "message"), [
+    ([["", "a"]], {}, r"row 41, column 'v': the value is missing; mend it, or say what the column is: leave_out"),
+    ([["x1", "a"]], {}, r"row 41, column 'v': 'x1' is no number"),
+    ([["inf", "a"]], {}, r"row 41, column 'v': 'inf' is no number"),
+    ([[1, ""]], {}, r"row 41, column 'label' is empty"),
+    ([[1, 0.5]], {}, r"row 41, column 'label' is 0.5; labels must be names or whole numbers"),
+    ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
+    ([], {"label_column": "labels"}, "label_column = labels: no column 'labels'; did you mean 'label'"),
+    ([], {"leave_out": "w"}, "leave_out names w, its columns are v, label"),
+    ([], {"leave_out": "v"}, "of which none is an input"),
+])
+def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp_path):
+    table(tmp_path / "t.csv", ["v", "label"], *[[i, "ab"[i % 2]] for i in range(40)], *cells)
+    with pytest.raises(DataError, match=message):
+        stream("table", "t.csv", tmp_path, tasks=2, **options)
+
+
+def test_parquet_tables_and_columns_of_lists(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    x, y = rows()
+    parquet.write_table(pa.table({"vector": x.tolist(), "label": y}), tmp_path / "a.parquet")
+    assert stream("arrays", "a.parquet", tmp_path).input_shape == (3,)
+    parquet.write_table(pa.table({"u": x[:, 0], "v": x[:, 1], "label": y.astype(float)}), tmp_path / "t.parquet")
+    assert stream("table", "t.parquet", tmp_path).input_shape == (2,)
+    parquet.write_table(pa.table({"u": [1.0, None], "label": [0, 1]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 2, column 'u': the value is missing"):
+        stream("table", "t.parquet", tmp_path)
+
+
+def test_a_data_set_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["owl", "ant"]),
+                                  "site": datasets.Value("string"), "score": datasets.Value("float32")})
+
+    def part(count):
+        return datasets.Dataset.from_dict({
+            "image": [Image.new("RGB", (10 + i % 2, 10), (i, 0, 0)) for i in range(count)],
+            "label": [i % 2 for i in range(count)], "site": ["n" if i < count // 2 else "s" for i in range(count)],
+            "score": [float(i) for i in range(count)]}, features)
+
+    datasets.DatasetDict({"train": part(20), "validation": part(8)}).save_to_disk(tmp_path / "d")
+    read = stream("hf", "d", tmp_path, "domain", task_column="site", size=12)
+    assert [(len(task.train), len(task.test)) for task in read.tasks] == [(10, 4), (10, 4)]
+    assert read.input_shape == (3, 12, 12)
+    assert read.tasks[0].train.y.tolist() == [0, 1] * 5  # the owl first, as its ClassLabel has it
+    assert {"the test part is the split 'validation'", "columns that were not used: score"} <= set(read.notes)
+    numbers = stream("hf", "d", tmp_path, split="train", tasks=2, leave_out="image+site")
+    assert numbers.input_shape == (1,) and [len(task.test) for task in numbers.tasks] == [2, 2]
+    with pytest.raises(DataError, match="no split 'nil', only train, validation"):
+        stream("hf", "d", tmp_path, split="nil")
+    with pytest.raises(DataError, match="site is text"):
+        stream("hf", "d", tmp_path, leave_out="image", tasks=2)
+
+
+def test_a_folder_that_the_datasets_library_reads(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "d").mkdir()
+    table(tmp_path / "d" / "train.csv", ["v", "label"], *[[i, "ab"[i % 2]] for i in range(40)])
+    assert stream("hf", "d", tmp_path, tasks=2).input_shape == (1,)
+
+
+def test_copies_are_counted():
+    x = torch.arange(12.0).view(4, 3)
+    assert copies([x[:2], x[2:]], [x[1:2], -x - 1]) == 1
+    assert copies([x], [-x - 1]) == 0
+
+
+def test_patterns_of_one_s_own_beat_any_function_and_names_may_have_colons(tmp_path):
+    registry = discover()
+    for name in ("images:a", "arrays:a.npz", "table:a:b.csv", "hf:owner/name"):
+        assert registry.benchmark(name).options.__name__.lower().startswith(name[:2].replace("hf", "hub")[:2])
+    given = {"methods": "naive", "benchmark": {"name": "images:/a:b,c=d", "options": {"tasks": 3}}}
+    trial = plan(spec.build(given), registry)[0].trial
+    assert trial.benchmark.name == "images:/a:b,c=d" and trial.benchmark.options["tasks"] == 3
+    by_text = spec.build({"methods": "naive", "benchmark": "table:/a:b.csv:task_column=site"})
+    assert plan(by_text, registry)[0].trial.scenario == "domain"
+    with pytest.raises(SpecError, match=r"images:a: no option 'task'"):
+        plan(spec.build({"methods": "naive", "benchmark": "images:a:task=3"}), registry)
+
+
+def test_the_size_of_photos_is_the_model_s_unless_given():
+    registry = discover()
+
+    def size(benchmark):
+        given = {"methods": "naive", "benchmark": benchmark, "model": "torchvision:resnet18:size=48"}
+        return plan(spec.build(given), registry)[0].trial.benchmark.options["size"]
+
+    assert (size("images:a"), size("images:a:size=40")) == (48, 40)

@@ -1,0 +1,194 @@
+"""Folders of photos as a benchmark."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clbench.core.errors import DataError, MissingDataError
+from clbench.core.registry import discover
+from clbench.data.own.folders import find_photos, image_files
+from clbench.data.own.photos import read_photos
+from clbench.data.own_options import ImagesOptions
+from clbench.data.stream import load_stream
+from clbench.experiment.trial import Resolved
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def photo(colour=RED, size=(20, 20), mode="RGB"):
+    return Image.new("RGB", size, colour).convert(mode)
+
+
+def save(path, image=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or photo()).save(path, **options)
+
+
+def opened(images):
+    def as_png(image):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file
+
+    return [as_png(image) for image in images]
+
+
+def stream(where, data_dir, scenario="task", **options):
+    resolved = Resolved(name=f"images:{where}", options=ImagesOptions(**options).model_dump())
+    return load_stream(resolved, scenario, 0, data_dir, discover())
+
+
+def folder(root, classes=("ant", "bee", "cat", "dog"), count=5):
+    for number, name in enumerate(classes):
+        for index in range(count):
+            save(root / name / f"{index}.png", photo((50 * number, index, 0)))
+    return root
+
+
+def test_a_folder_of_classes_becomes_tasks_with_a_share_held_out(tmp_path):
+    read = stream(folder(tmp_path / "photos"), tmp_path, tasks=2)
+    assert [len(task.train) for task in read.tasks] == [8, 8]
+    assert [len(task.test) for task in read.tasks] == [2, 2]
+    assert read.input_shape == (3, 20, 20)
+    x = read.tasks[1].train.x
+    assert x.dtype == torch.uint8
+    assert set(x[:, 0, 0, 0].tolist()) == {100, 150}
+    assert torch.equal(read.tasks[1].train.y, (x[:, 0, 0, 0] // 50).long())
+
+
+def test_train_and_test_are_used_as_they_are(tmp_path):
+    folder(tmp_path / "p" / "train", count=3)
+    folder(tmp_path / "p" / "val", count=1)
+    folder(tmp_path / "p" / "extra", count=1)
+    read = stream("p", tmp_path, tasks=2)  # found in the data folder
+    assert [(len(task.train), len(task.test)) for task in read.tasks] == [(6, 2), (6, 2)]
+    assert "the test part is the folder 'val'" in read.notes
+    assert "folders beside 'train' that were not used: extra" in read.notes
+    assert any(note.startswith("8 of") or "exact copies" in note for note in read.notes)
+
+
+def test_folders_may_be_tasks(tmp_path):
+    for site in ("north", "south"):
+        folder(tmp_path / "p" / site, ("ill", "well"))
+    read = stream(tmp_path / "p", tmp_path, "domain", tasks_from="folders", tasks_in_order="south+north")
+    assert [task.classes for task in read.tasks] == [(0, 1), (0, 1)]
+    train, _, _ = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(tasks_from="folders"), tmp_path)
+    assert train.labelled.tasks == ["north"] * 10 + ["south"] * 10
+    assert train.labelled.labels[:10] == ["ill"] * 5 + ["well"] * 5
+
+
+def test_folders_within_classes_may_be_groups(tmp_path):
+    for patient in range(5):
+        save(tmp_path / "p" / "ill" / f"patient{patient}" / "a.png")
+        save(tmp_path / "p" / "well" / f"patient{patient}" / "b.png")
+    name = f"images:{tmp_path / 'p'}"
+    train, _, notes = find_photos(name, ImagesOptions(groups_from="folders"), tmp_path)
+    assert train.labelled.groups == [f"patient{i}" for i in range(5)] * 2
+    assert not notes
+    _, _, notes = find_photos(name, ImagesOptions(), tmp_path)
+    assert "10 photos lie in folders within those of their classes" in notes[0]
+
+
+def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
+    folder(tmp_path / "p" / "train", count=2)
+    folder(tmp_path / "p" / "test", count=1)
+    (tmp_path / "p" / "train" / "ant" / "notes.txt").write_text("no photo")
+    (tmp_path / "p" / "train" / "ant" / ".hidden.png").write_text("")
+    files = image_files(f"images:{tmp_path / 'p'}", {}, tmp_path)
+    assert len(files) == 12 and all(file.is_file() for file in files)
+    notes = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)[2]
+    assert notes == [f"1 files in {tmp_path / 'p' / 'train'} were left out: they are no photos by their names"]
+
+
+def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
+    photos = [photo(RED, (40, 20)), photo(GREEN, (20, 60)), photo(BLUE, (10, 10))]
+    x, notes = read_photos(opened(photos), None, "x")
+    assert x.shape == (3, 3, 32, 32)
+    assert notes == ["photos were brought to 32 x 32 pixels, as neither the model nor size=N says another size; they "
+                     "are 10 x 10 to 20 x 60"]
+    assert (x[0, :, 3, 3].tolist(), x[2, :, 31, 31].tolist()) == ([255, 0, 0], [0, 0, 255])
+    x, notes = read_photos(opened(photos), 16, "x")
+    assert x.shape == (3, 3, 16, 16) and notes == ["photos were brought to 16 x 16 pixels; they are 10 x 10 to 20 x 60"]
+
+
+def test_the_middle_is_cut_out():
+    image = Image.new("RGB", (60, 20), RED)
+    image.paste(GREEN, (20, 0, 40, 20))
+    x, _ = read_photos(opened([image]), 20, "x")
+    assert (x[0].float().mean((1, 2)) - torch.tensor([0.0, 255, 0])).abs().max() == 0
+
+
+def test_small_photos_of_one_size_stay_as_they_are_and_large_ones_do_not():
+    assert read_photos(opened([photo(size=(50, 64))] * 2), None, "x")[0].shape == (2, 3, 64, 50)
+    assert read_photos(opened([photo(size=(65, 65))] * 2), None, "x")[0].shape == (2, 3, 32, 32)
+
+
+def test_exif_is_turned_and_told(tmp_path):
+    image = Image.new("RGB", (20, 10), RED)
+    image.paste(GREEN, (0, 0, 10, 10))  # the left half; turned by 90 degrees clockwise it is the upper one
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    x, notes = read_photos([tmp_path / "a.png"], None, "x")
+    assert x.shape == (1, 3, 20, 10)
+    assert x[0, :, 0, 5].tolist() == list(GREEN) and x[0, :, 19, 5].tolist() == list(RED)
+    assert notes == ["1 of 1 photos were turned upright as their EXIF says"]
+
+
+def test_other_modes_become_rgb_with_counts():
+    kinds = [photo(RED), photo(RED, mode="RGBA"), photo(RED, mode="P"), photo((9, 9, 9), mode="L"),
+             Image.fromarray(np.full((20, 20), 257 * 77, np.uint16))]
+    x, notes = read_photos(opened(kinds), None, "x")
+    assert x[:3, :, 0, 0].tolist() == [list(RED)] * 3
+    assert x[3:, :, 0, 0].tolist() == [[9] * 3, [77] * 3]
+    assert notes == ["photos that became RGB, of 5: 2 grey, 1 of a palette, 1 with transparency, which was dropped"]
+
+
+def test_grey_photos_alone_keep_one_channel():
+    x, notes = read_photos(opened([photo((7, 7, 7), mode="L")] * 2), None, "x")
+    assert x.shape == (2, 1, 20, 20) and (x == 7).all()
+    assert notes == ["all 2 photos are grey and have one channel"]
+
+
+def test_a_large_jpeg_is_read_as_the_same_picture(tmp_path):
+    ramp = np.linspace(0, 255, 800).astype(np.uint8)
+    image = Image.fromarray(np.stack([np.tile(ramp, (800, 1))] * 3, 2))
+    image.save(tmp_path / "a.jpg", quality=95)
+    x, _ = read_photos([tmp_path / "a.jpg"], 32, "x")
+    want = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(x[0].numpy().astype(int) - want).max() <= 3
+
+
+def test_unreadable_files_are_an_error_that_names_three(tmp_path):
+    root = folder(tmp_path / "p")
+    for index in range(4):
+        (root / "ant" / f"{index}.png").write_bytes(b"no png")
+    with pytest.raises(DataError, match=r"4 of 20 photos cannot be read.*0\.png.*1\.png.*2\.png[^;]*\.\.\.$"):
+        stream(root, tmp_path)
+
+
+def test_a_truncated_file_is_an_error(tmp_path):
+    root = folder(tmp_path / "p")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)).save(root / "ant" / "0.png")
+    content = (root / "ant" / "0.png").read_bytes()
+    (root / "ant" / "0.png").write_bytes(content[:len(content) // 2])
+    with pytest.raises(DataError, match=r"1 of 20 photos cannot be read.*0\.png"):
+        stream(root, tmp_path)
+
+
+def test_missing_and_wrong_folders_are_errors_that_say_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDataError, match=f"there is no {tmp_path}/nothing and no {tmp_path}/data/nothing$"):
+        find_photos("images:nothing", ImagesOptions(), tmp_path / "data")
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    with pytest.raises(DataError, match="a folder for each class, and has no photos"):
+        find_photos("images:empty", ImagesOptions(), tmp_path)
+    folder(tmp_path / "flat")
+    with pytest.raises(DataError, match=r"a folder for each task.* 20 photos that do not lie so"):
+        find_photos("images:flat", ImagesOptions(tasks_from="folders"), tmp_path)
+    save(tmp_path / "one.png")
+    with pytest.raises(DataError, match="is a file"):
+        find_photos("images:one.png", ImagesOptions(), tmp_path)
