@@ -53,8 +53,9 @@ def test_rows_of_an_npz_with_names(tmp_path):
 
 def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     x, y = rows()
-    save_file({"X_train": x, "y_train": y, "task_train": y // 2, "X_test": x[::2].copy(),
-               "y_test": y[::2].copy(), "task_test": y[::2] // 2}, tmp_path / "a.safetensors", {"class_names": json.dumps(["d", "c", "b", "a"])})
+    names = {"class_names": json.dumps(["d", "c", "b", "a"])}
+    save_file({"X_train": x, "y_train": y, "task_train": y // 2, "X_test": x[::2].copy(), "y_test": y[::2].copy(),
+               "task_test": y[::2] // 2}, tmp_path / "a.safetensors", names)
     read = stream("arrays", "a.safetensors", tmp_path, "class")
     assert [(len(task.train), len(task.test)) for task in read.tasks] == [(20, 10), (20, 10)]
     assert [task.classes for task in read.tasks] == [(0, 1), (2, 3)]  # in the order of the names as given
@@ -144,8 +145,9 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
         stream("table", "t.csv", tmp_path, tasks=2, **options)
 
 
+@pytest.mark.extra("hf")
 def test_parquet_tables_and_columns_of_lists(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     from pyarrow import parquet
 
     x, y = rows()
@@ -158,8 +160,9 @@ def test_parquet_tables_and_columns_of_lists(tmp_path):
         stream("table", "t.parquet", tmp_path)
 
 
+@pytest.mark.extra("hf")
 def test_a_data_set_of_the_datasets_library(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
     from PIL import Image
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["owl", "ant"]),
@@ -185,8 +188,10 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         stream("hf", "d", tmp_path, leave_out="image", tasks=2)
 
 
+@pytest.mark.extra("hf")
 def test_a_folder_that_the_datasets_library_reads(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "d").mkdir()
     table(tmp_path / "d" / "train.csv", ["v", "label"], *[[i, "ab"[i % 2]] for i in range(40)])

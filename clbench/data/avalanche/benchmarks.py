@@ -176,6 +176,16 @@ def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: 
                         fixed_class_order=order, per_exp_classes=sizes)
 
 
+def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:
+    """Return a benchmark of inputs of any kind and their labels, one pair for each task."""
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import make_avalanche_dataset
+    from torch.utils.data import TensorDataset
+
+    return benchmark_from_datasets(**{name: [make_avalanche_dataset(TensorDataset(*part)) for part in parts]
+                                      for name, parts in (("train", train), ("test", test))})
+
+
 def _transformed(train: Images, test: Images, transforms: Sequence[Callable[..., Any] | None]) -> Any:
     """Return a benchmark with the same images in every task, each task under its own transform."""
     from avalanche.benchmarks import benchmark_from_datasets

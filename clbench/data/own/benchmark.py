@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clbench.data.avalanche.benchmarks import LAYOUT, Layout
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout, of_tasks
+from clbench.data.datasets import Images
 from clbench.data.own.dividing import Division, divide
 from clbench.data.own.samples import Labelled
 from clbench.data.own_options import OwnOptions
@@ -37,17 +38,12 @@ def own_benchmark(x: Tensor, labelled: Labelled, options: OwnOptions, seed: int,
 
 def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -> Any:
     """Return an Avalanche benchmark of divided samples; `x_test` is `x_train` where the test is held out of it."""
-    from avalanche.benchmarks import benchmark_from_datasets
-    from avalanche.benchmarks.utils import make_avalanche_dataset
-    from torch.utils.data import TensorDataset
-
-    parts = [[TensorDataset(x[rows], torch.from_numpy(y[rows])) for rows in map(torch.from_numpy, tasks)]
-             for x, y, tasks in ((x_train, division.y_train, division.train), (x_test, division.y_test, division.test))]
-    benchmark = benchmark_from_datasets(**{
-        name: [make_avalanche_dataset(part) for part in tasks]
-        for name, tasks in zip(("train", "test"), parts, strict=True)})
-    repeated = copies([part.tensors[0] for part in parts[0]], [part.tensors[0] for part in parts[1]])
-    tested = sum(map(len, parts[1]))
+    train, test = ([Images(x[torch.from_numpy(rows)], torch.from_numpy(y[rows])) for rows in tasks]
+                   for x, y, tasks in ((x_train, division.y_train, division.train),
+                                       (x_test, division.y_test, division.test)))
+    benchmark = of_tasks(train, test)
+    repeated = copies([part.x for part in train], [part.x for part in test])
+    tested = sum(map(len, division.test))
     twice = [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
     setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
                                        notes=(*layout.notes, *division.notes, *twice)))
