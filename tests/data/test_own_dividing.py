@@ -115,12 +115,13 @@ def test_classes_of_one_task_only_and_small_classes_are_named():
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": ["a"]}, "and b is left out"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": "a+b+b"}, "named twice"),
     (samples({"a": 9, "b": 9}, ["n", "s"] * 9), {"class_order": "seed"}, "names its own tasks"),
+    (samples({"a": 9, "b": 9}), {"tasks": 2, "tasks_in_order": ["n"]}, "tasks_in_order is for tasks that the data name"),
     (samples({"a": 1, "b": 9}), {"tasks": 2}, "no test sample is left for task 'a'"),
     (Labelled(["a", "d"] * 9, classes=("a", "b")), {}, "not among its class names: d"),
 ])
 def test_what_cannot_be_divided_is_an_error_with_a_way_out(own, options, message):
     with pytest.raises(DataError, match=f"^here.*{message}"):
-        divide(own, None, OwnOptions(**options), 0, "here")
+        divide(own, None, ColumnOptions(**options), 0, "here")
 
 
 @pytest.mark.parametrize(("train", "test", "message"), [

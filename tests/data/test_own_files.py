@@ -2,16 +2,19 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
 from clbench.data.own.arrays import array_files
 from clbench.data.own.benchmark import copies
+from clbench.data.own.hub import hub_files
+from clbench.data.own.tables import table_files
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions
 from clbench.data.stream import load_stream
 from clbench.experiment import spec
@@ -225,3 +228,26 @@ def test_the_size_of_photos_is_the_model_s_unless_given():
         return plan(spec.build(given), registry)[0].trial.benchmark.options["size"]
 
     assert (size("images:a"), size("images:a:size=40")) == (48, 40)
+
+
+@pytest.mark.parametrize(("kind", "file", "module"), [("table", "t.parquet", "pyarrow"), ("hf", "t.parquet", "datasets")])
+def test_a_missing_library_is_an_error_that_names_the_extra(kind, file, module, tmp_path, monkeypatch):
+    (tmp_path / file).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PluginError, match=rf"{module}.*pip install 'clbench\[hf\]'"):
+        stream(kind, file, tmp_path)
+
+
+def test_the_files_that_a_benchmark_reads_are_named(tmp_path):
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    for name in ("d/a.csv", "d/deep/b.csv"):
+        (tmp_path / name).write_text("v,label\n")
+    assert table_files("table:d/a.csv", {}, tmp_path) == [tmp_path / "d" / "a.csv"]
+    assert hub_files("hf:d", {}, tmp_path) == [tmp_path / "d" / "a.csv", tmp_path / "d" / "deep" / "b.csv"]
+
+
+def test_options_of_columns_do_not_apply_to_arrays(tmp_path):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", X=x, y=y)
+    with pytest.raises(DataError, match="leave_out is for files with columns; arrays named task and group"):
+        stream("arrays", "a.npz", tmp_path, leave_out="a")

@@ -46,8 +46,8 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         raise DataError(f"{where}: labels = {options.labels} is for .npy files, which hold the inputs alone")
     if kind == ".parquet":
         return _columns(path, options, seed, where)
-    for option in ("label_column", "task_column", "group"):
-        if getattr(options, option) is not None:
+    for option in ("label_column", "task_column", "group", "leave_out"):
+        if getattr(options, option):
             raise DataError(f"{where}: {option} is for files with columns; arrays named task and group say it here")
     found, names = _READERS[kind](path, options, data_dir, where)
     split = "X_train" in found
