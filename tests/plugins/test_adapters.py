@@ -199,12 +199,14 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-def test_an_export_is_the_adapter_and_its_base(tmp_path):
+def test_an_export_is_the_adapter_its_base_and_a_card(tmp_path):
     _, source = keep(tmp_path)
     adapters.export(source, 1, tmp_path / "to")
     kept = files(source.folder)
-    assert files(tmp_path / "to") == {n.removeprefix("task1/"): b for n, b in kept.items()
-                                      if n.startswith("task1/") or n == "base.safetensors"}
+    written = files(tmp_path / "to")
+    assert written.pop("README.md").startswith(b"---\nlibrary_name: peft\n")
+    assert written == {n.removeprefix("task1/"): b for n, b in kept.items()
+                       if n.startswith("task1/") or n == "base.safetensors"}
     with pytest.raises(StoreError, match="is not an empty folder"):
         adapters.export(source, 1, tmp_path / "to")
     mixture = adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "mixed")
