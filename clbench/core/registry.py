@@ -93,12 +93,20 @@ class Registry:
         return {**dict(sorted(known.items())),
                 **{name: patterns[name] for name in sorted(patterns, key=lambda n: (n.startswith("*"), n))}}
 
+    def origin(self, kind: str, name: str) -> Origin:
+        """Return who brings what has a name, or the pattern that the name fits; KeyError if nobody does."""
+        return self.origins[kind, name if (kind, name) in self.origins else self._pattern(kind, name)]
+
+    def _pattern(self, kind: str, name: str) -> str:
+        """Return the most specific pattern that a name fits, or an empty text."""
+        patterns = sorted(self.patterns.get(kind, {}), key=len, reverse=True)
+        return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), "")
+
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
-        for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the most specific first
-            if fnmatchcase(name, pattern):
-                return replace(cast(Info, self.patterns[kind][pattern]), name=name)
+        if pattern := self._pattern(kind, name):
+            return replace(cast(Info, self.patterns[kind][pattern]), name=name)
         if kind == "method" and name in self.unavailable:
             raise SpecError(f"method {name!r} cannot be run: {self.unavailable[name]}")
         states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),

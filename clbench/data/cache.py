@@ -1,9 +1,9 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, all source files of its package) and this format. With the tensors it stores their hash,
-which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
-stream is built again.
+builds it (plugin, version, all source files of its package), the folder of files that are the user's own, and this
+format. With the tensors it stores their hash, which is checked on reading, and the hashes of the data files they were
+made from (`contents`): if a content has changed, the stream is built again in place of the old one.
 
 A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
 define it (`BenchmarkInfo.cached`, `files`). Never cached are a benchmark given as `package.module:function` and one
@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,11 +29,11 @@ from clbench.core import files as digests
 from clbench.core.artifacts import save_tensors
 from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
+from clbench.data.contents import Contents, contents_of, data_files, index_of
 from clbench.data.raw import RawStream
 from clbench.experiment.trial import Resolved
 
-FORMAT = 2
-Files = dict[str, list[int]]
+FORMAT = 3
 
 
 class Unusable(Exception):
@@ -46,27 +46,50 @@ def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
 
 
 def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
-                  build: Callable[[], RawStream]) -> RawStream:
+                  build: Callable[[], RawStream], verify: bool = False) -> RawStream:
     """Return a stream from its file, or build it and write the file.
 
     A file that cannot be read is built again; where the folder cannot be written, nothing is cached. Notes say so.
+
+    Args:
+        benchmark: its name and all its options.
+        seed: of the trial.
+        data_dir: the folder of data sets, with the cache in `streams/`.
+        registry: what is installed.
+        build: makes the stream.
+        verify: whether all data files are read to see if they are what the stream was made of, and not only those whose
+            size or times have changed.
+
+    Raises:
+        DataError: the data files cannot be listed or read.
     """
-    key = key_of(benchmark, seed, registry)
+    info = registry.benchmark(benchmark.name)
+    if not info.cached:
+        return build()
+    folder, files = data_dir / "streams", data_files(info, benchmark.options, data_dir)
+    key = key_of(benchmark, seed, registry, files.place)
     if key is None:
         return build()
-    path, sources = data_dir / "streams" / f"{key}.safetensors", registry.benchmark(benchmark.name).files
+    contents = contents_of(files, index_of(folder, benchmark.name, files), verify)
+    path = folder / f"{key}.safetensors"
     with contextlib.suppress(Unusable, FileNotFoundError):
-        return read_stream(path, state_of(sources, data_dir))
+        return _noting(read_stream(path, contents), contents.notes)
     with locked(path.with_suffix(".lock")):  # one process builds it, the others find it built
-        return _fill(path, sources, data_dir, build)
+        return _noting(_fill(path, benchmark, data_dir, registry, contents, build), contents.notes)
 
 
-def _fill(path: Path, sources: Sequence[str], data_dir: Path, build: Callable[[], RawStream]) -> RawStream:
+def _noting(raw: RawStream, notes: Sequence[str]) -> RawStream:
+    """Return a stream with further notes."""
+    return replace(raw, notes=(*raw.notes, *notes)) if notes else raw
+
+
+def _fill(path: Path, benchmark: Resolved, data_dir: Path, registry: Registry, contents: Contents,
+          build: Callable[[], RawStream]) -> RawStream:
     """Return the stream if another process has written it in the meantime, else build and write it."""
     notes = []
     sweep(path.parent.glob(".*.tmp"))
     try:
-        return read_stream(path, state_of(sources, data_dir))
+        return read_stream(path, contents)
     except FileNotFoundError:
         pass  # the usual first run
     except Unusable as reason:
@@ -74,22 +97,30 @@ def _fill(path: Path, sources: Sequence[str], data_dir: Path, build: Callable[[]
     raw = build()
     if raw.is_stochastic:
         return raw
-    files = state_of(sources, data_dir)
+    files = data_files(registry.benchmark(benchmark.name), benchmark.options, data_dir)  # some may be there only now
+    after = contents_of(files, index_of(path.parent, benchmark.name, files))
+    if contents.differ_from(after.hashes):
+        notes.append("data files changed while the stream was made of them, so it was not cached; run again when they "
+                     "are complete")
+        return _noting(raw, notes)
     try:
-        write_stream(path, raw, files)
-        raw = read_stream(path, files)
+        write_stream(path, raw, after.hashes)
+        raw = read_stream(path, after)
     except (OSError, SafetensorError, Unusable) as error:
         notes.append(f"the stream could not be cached in {path.parent} ({' '.join(str(error).split())}); "
                      "every run builds it again")
-    return replace(raw, notes=(*raw.notes, *notes))
+    return _noting(raw, notes)
 
 
-def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
-    """Return the name of a stream's file, 16 hexadecimal digits; None for a benchmark that is not cached."""
+def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") -> str | None:
+    """Return the name of a stream's file, 16 hexadecimal digits; None for a benchmark that is not cached.
+
+    `place` is the folder of the files that the benchmark lists (`DataFiles.place`).
+    """
     info = registry.benchmark(benchmark.name)
     if not info.cached:
         return None
-    origin = registry.origins["benchmark", benchmark.name]
+    origin = registry.origin("benchmark", benchmark.name)
     try:
         code = digests.hash_code(_package(info.build))
     except Exception:  # any error of the module: building the stream will report it
@@ -98,7 +129,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
         return None
     # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
-             origin.plugin, origin.version, code]
+             origin.plugin, origin.version, code, place]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -109,36 +140,27 @@ def _package(build: str | Callable[..., Any]) -> ModuleType:
     return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
 
 
-def state_of(sources: Sequence[str], data_dir: Path) -> Files:
-    """Return size and time of the data files that a benchmark reads, as far as they exist."""
-    found = {}
-    for name in sources:
-        with contextlib.suppress(OSError):
-            status = (data_dir / name).stat()
-            found[name] = [status.st_size, status.st_mtime_ns]
-    return found
-
-
-def write_stream(path: Path, raw: RawStream, files: Files) -> None:
-    """Write a stream, whole or not at all."""
+def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
+    """Write a stream, made of files with these hashes, whole or not at all."""
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
-             "augment": raw.augment, "digest": raw.digest, "files": files}
+             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "files": dict(hashes)}
     save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
 
 
-def read_stream(path: Path, files: Files) -> RawStream:
+def read_stream(path: Path, contents: Contents) -> RawStream:
     """Return the stream in a file, memory-mapped and checked against its hash.
 
     Raises:
         FileNotFoundError: there is none.
-        Unusable: it is damaged, or the data files it was made from have changed since (`files`).
+        Unusable: it is damaged, or the data files that it was made from have other contents now.
     """
     try:
         with safe_open(path, framework="pt") as handle:
             facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
-                                     tuple(facts["std"]), tuple(facts["notes"]), facts["augment"])
+                                     tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
+                                     tuple(facts["class_names"]))
         digest, made_from = facts["digest"], facts["files"]
     except FileNotFoundError:
         raise
@@ -146,6 +168,6 @@ def read_stream(path: Path, files: Files) -> RawStream:
         raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
     if raw.digest != digest:
         raise Unusable("its tensors are not those that were written")
-    if any(made_from.get(name) != status for name, status in files.items()):
+    if contents.differ_from(made_from):
         raise Unusable("the data files it was made from have changed")
     return raw

@@ -39,6 +39,8 @@ class RawStream:
         std: likewise.
         notes: how it was read.
         augment: name of the augmentation of training images (`augmentation.AUGMENTATIONS`), empty for none.
+        class_names: of labels 0, 1, ...; empty where classes have none. They change no result, so `digest` leaves them
+            out.
     """
 
     train: tuple[Split, ...]
@@ -48,6 +50,7 @@ class RawStream:
     std: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     augment: str = ""
+    class_names: tuple[str, ...] = ()
 
     @property
     def is_stochastic(self) -> bool:
@@ -78,7 +81,8 @@ class RawStream:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
-                     std: tuple[float, ...], notes: tuple[str, ...], augment: str = "") -> RawStream:
+                     std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
+                     class_names: tuple[str, ...] = ()) -> RawStream:
         """Return the stream whose `tensors()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
@@ -88,7 +92,7 @@ class RawStream:
                 out.append(Split(x, tensors[f"{part}/{task}/y"], permutation))
             return tuple(out)
 
-        return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment)
+        return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names)
 
 
 def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:

@@ -84,11 +84,15 @@ def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor 
 
 @dataclass(frozen=True)
 class StreamTask:
-    """One task: its classes (outputs of the model, in stream order), training and test samples (y are outputs)."""
+    """One task: its classes (outputs of the model, in stream order), training and test samples (y are outputs).
+
+    `class_names` are those of `classes`, in their order; empty where they have none.
+    """
 
     classes: tuple[int, ...]
     train: Samples
     test: Samples
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Stream:
 
         note = (f"training inputs stay on the host: all samples take {size / 1e9:.1f} GB, more than the "
                 f"{(room or 0) / 1e9:.1f} GB they are given on the device")
-        return replace(self, tasks=tuple(StreamTask(t.classes, samples(t.train, streamed), samples(t.test))
+        return replace(self, tasks=tuple(replace(t, train=samples(t.train, streamed), test=samples(t.test))
                                          for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
 
 
@@ -183,7 +187,7 @@ def stored(samples: Samples) -> Tensor:
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,
-                validation: float = 0.0) -> Stream:
+                validation: float = 0.0, verify: bool = False) -> Stream:
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
@@ -193,6 +197,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
         validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
+        verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
@@ -203,7 +208,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build)
+    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
     return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
 
 
@@ -220,7 +225,8 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         for y in labels:
             total.update(y.numpy().tobytes())
         tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
-                                eagerly(test, labels[1], index)))
+                                eagerly(test, labels[1], index),
+                                tuple(raw.class_names[label] for label in table) if raw.class_names else ()))
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
                   AUGMENTATIONS[raw.augment] if raw.augment else None)

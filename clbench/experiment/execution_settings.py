@@ -53,6 +53,9 @@ class ExecutionSettings(Strict):
     compile: bool = Field(
         False, description="Compile each phase's loss by torch.compile, which takes seconds to minutes each; for long "
         "trainings on CUDA.")
+    verify_data: bool = Field(
+        False, description="Read all data files to see whether a cached stream was made of them, and not only those "
+        "whose size or times have changed.")
     cache_mb: int = Field(
         1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may keep prepared inputs, and outputs of "
         "frozen layers for them, that every pass over a task would compute anew.")

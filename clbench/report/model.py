@@ -172,6 +172,7 @@ class Section:
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
     verdicts: tuple[str, ...] = ()  # results of the tests of paired differences, a sentence per metric
     comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
+    task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
 
     @property
     def pictures(self) -> tuple[FigureData, ...]:

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
+from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
 from clbench.report.analysis.ranking import ranking
@@ -52,6 +53,7 @@ def _section(setting: Setting, slug: str) -> Section:
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     trial = records[0].trial
     results = tuple(m.result for m in methods)
+    named = named_tasks(records)
     verdicts, comparisons = compare_with_best(setting)
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
@@ -70,14 +72,16 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*_notes(methods), *notes.differences(records), *notes.remarks(records)]),
-        settings=notes.settings(records, seeds),
+        notes=tuple([*_notes(methods), *notes.differences(records), *notes.remarks(records),
+                     *([named.note] if named else [])]),
+        settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
         figures=section_figures(setting.title, slug, points, results),
         results=results,
         verdicts=verdicts,
         comparisons=comparisons,
+        task_classes=named.hints if named else (),
     )
 
 

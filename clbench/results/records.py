@@ -33,14 +33,22 @@ class StreamFacts(RecordPart):
     input_shape: list[int]  # of one prepared sample
     fingerprint: str  # hash of all its tensors
     notes: list[str] = []
+    class_names: list[list[str]] = []  # of `classes`, in their order; empty where they have none
     mean: list[float] = []  # of each column of rows that are standardised, else empty: subtracted from the inputs
     std: list[float] = []  # likewise: by which they are then divided
+
+    @model_validator(mode="after")
+    def _named(self) -> StreamFacts:
+        """Check that every class of every task has a name, or none has."""
+        if self.class_names and [*map(len, self.class_names)] != [*map(len, self.classes)]:
+            raise ValueError("class_names has not one name for each class of each task")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write nothing of what is not there and was not written before, so that records are what they always were."""
         facts: dict[str, Any] = handler(self)
-        return {name: value for name, value in facts.items() if value or name not in ("mean", "std")}
+        return {name: value for name, value in facts.items() if value or name not in ("class_names", "mean", "std")}
 
 
 class Costs(RecordPart):
@@ -141,10 +149,11 @@ class Record(RecordPart):
     def facts(self) -> dict[str, Any]:
         """Return what the same trial gives again: all but timings, memory, FLOPs and provenance.
 
-        FLOPs depend a little on the kernels that a machine has, and older records have none.
+        FLOPs depend a little on the kernels that a machine has, and older records have none. Older records also have
+        no names of classes, which are no result.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True,
+            "timings": True, "provenance": True, "stream": {"class_names"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -66,11 +66,15 @@ class World:
 
 @dataclass(frozen=True)
 class Task:
-    """The current task: its index, its classes (outputs, in stream order) and its training samples."""
+    """The current task: its index, its classes (outputs, in stream order) and its training samples.
+
+    `class_names` are those of `classes`, in their order; empty where they have none.
+    """
 
     index: int
     classes: tuple[int, ...]
     train: Samples
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Learner:
     def task(self, index: int) -> Task:
         """Return a task as the strategy sees it."""
         known = self.stream.tasks[index]
-        return Task(index, known.classes, known.train)
+        return Task(index, known.classes, known.train, known.class_names)
 
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task."""

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from clbench.core import moved
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
+from clbench.core.files import write_atomically
 from clbench.core.registry import Registry, discover
 from clbench.training.trials.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
+from clbench_lora.card import CARD, card
 from clbench_lora.files import write_adapter, write_base
 from clbench_lora.peft_format import PREFIX, Adapter
 from clbench_lora.run_adapters import TrialAdapters, find, trials_with_adapters
@@ -61,7 +63,7 @@ def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSumm
 
 
 def export(source: TrialAdapters, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, and its base, to a new or empty folder.
+    """Write a task's adapter in PEFT's format, its base and a model card to a new or empty folder.
 
     Raises:
         StoreError: the folder is not empty, or cannot be written.
@@ -120,12 +122,16 @@ def remove(source: TrialAdapters, task: int) -> None:
 
 
 def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
-    """Write an adapter and its base to an empty folder, if PEFT can read them."""
+    """Write an adapter, its base and its card to an empty folder, if PEFT can read them."""
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
     write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
+    try:
+        write_atomically(to / CARD, card(source, adapter))
+    except OSError as error:
+        raise StoreError(f"cannot write {to / CARD}: {error.strerror or error}; choose another place") from None
 
 
 def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:

@@ -106,6 +106,16 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             own[c] = mean.to(own.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
-                       mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names)
+                       mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names,
+                       class_names=_class_names(list(adapters.values()), classes))
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
     return Adapter(config, tensors, info)
+
+
+def _class_names(adapters: Sequence[Adapter], classes: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of a mixture's classes; an output that is another class in each task has all their names."""
+    found: dict[int, dict[str, None]] = {}
+    for adapter in adapters:
+        for output, name in zip(adapter.info.classes, adapter.info.class_names, strict=False):  # there may be none
+            found.setdefault(output, {})[name] = None
+    return tuple(" / ".join(found[output]) for output in classes) if len(found) == len(classes) else ()

@@ -12,6 +12,7 @@ from clbench.cli.params import figure_file
 
 if TYPE_CHECKING:
     from clbench.experiment.trial import Resolved
+    from clbench_lora.peft_format import Adapter
 
 Number = TypeVar("Number", int, float)
 FOLDER = click.Path(path_type=Path)
@@ -31,6 +32,13 @@ def trial(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments RUN and [TRIAL]."""
     function = click.argument("trial", required=False, metavar="[TRIAL]")(function)
     return click.argument("run", type=FOLDER, metavar="RUN")(function)
+
+
+def outputs(adapter: Adapter) -> str:
+    """Return the outputs of an adapter's classes, with their names where they have some."""
+    names = adapter.info.class_names
+    return ", ".join(f"{output} {name}" for output, name in zip(adapter.info.classes, names, strict=True)) if names \
+        else ", ".join(map(str, adapter.info.classes))
 
 
 def integers(text: str) -> list[int]:
@@ -92,7 +100,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
         rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
         rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
         where = f", task {origin.task} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
-        click.echo(f"task {number}{where}: classes {', '.join(map(str, adapter.info.classes))}")
+        click.echo(f"task {number}{where}: classes {outputs(adapter)}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
@@ -102,7 +110,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 @task
 @to("An empty or new folder.", "DIR")
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, and its base, to a folder."""
+    """Write a task's adapter in PEFT's format, its base and a model card (README.md) to a folder."""
     from clbench_lora import adapters
 
     adapters.export(adapters.find(run, trial), task, to)
@@ -193,7 +201,7 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     from clbench_lora import adapters
 
     mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
-    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {', '.join(map(str, mixture.info.classes))})")
+    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {outputs(mixture)})")
 
 
 @click.group("lora", short_help="Measure how low the rank of fine-tuning is.")

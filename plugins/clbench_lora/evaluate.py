@@ -120,8 +120,9 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     if not alive:
         raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")
     known = stream.tasks[task]
+    learned = Task(task, known.classes, known.train, known.class_names)
     write_adapter(task_folder(source.folder, number), strategy.adapter(
-        Task(task, known.classes, known.train), source.record.key, source.digest, number, None if own else origin))
+        learned, source.record.key, source.digest, number, None if own else origin))
     return number
 
 

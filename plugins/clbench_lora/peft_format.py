@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from clbench import Network
@@ -43,6 +43,15 @@ class AdapterInfo(BaseModel):
     origin: Origin | None = None
     mixture: dict[int, float] = {}  # task -> weight
     names: dict[str, str] = {}  # of adapted modules and the head: here -> in the files, where these are others
+    class_names: tuple[str, ...] = ()  # of `classes`, in their order; empty, and not written, where they have none
+
+    @model_serializer(mode="wrap")
+    def _without_absent_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no empty list of names, so that files of classes without names are what they always were."""
+        facts: dict[str, Any] = handler(self)
+        if not self.class_names:
+            facts.pop("class_names", None)
+        return facts
 
 
 class PeftConfig(BaseModel):

@@ -123,7 +123,8 @@ class LoRA(FrozenBase, PerTaskStrategy):
         head = self.heads[task.index]
         assert isinstance(head, TaskHead)
         info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
-                           origin=origin, names=self._published([*by_module(self.adapted), HEAD]))
+                           origin=origin, names=self._published([*by_module(self.adapted), HEAD]),
+                           class_names=task.class_names)
         prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
         return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, info, prototype)
 

@@ -54,7 +54,7 @@ def test_export_merge_and_combine(run, capsys, tmp_path):
     one = tmp_path / "one"
     assert call(capsys, "export", run, "--task", 1, "--to", one) == (0, f"adapter: {one}\n", "")
     assert {p.name for p in one.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "clbench.json", "base.safetensors"}
+        "adapter_config.json", "adapter_model.safetensors", "clbench.json", "base.safetensors", "README.md"}
     file = tmp_path / "merged.safetensors"
     assert call(capsys, "merge", run, "--task", 1, "--to", file) == (0, f"weights: {file}\n", "")
     model, _ = plain("mlp", seed=3)

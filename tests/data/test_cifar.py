@@ -7,6 +7,7 @@ from clbench.core.files import default_data_dir
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data import datasets
+from clbench.data.class_names import CLASS_NAMES
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 
@@ -145,3 +146,25 @@ def test_the_real_data_set(registry):
     pixels = train.x.double() / 255
     torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(mean).double(), atol=5e-5, rtol=0)
     torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(std).double(), atol=5e-5, rtol=0)
+
+
+def names(found):
+    return [task.class_names for task in found.tasks]
+
+
+@pytest.mark.parametrize(("name", "options", "first", "last"), [
+    ("split-cifar10", {}, ("airplane", "automobile"), ("ship", "truck")),
+    ("split-cifar100", {"tasks": 50}, ("apple", "aquarium fish"), ("woman", "worm")),
+    ("split-cifar100", {"tasks": 2, "held_out": 4, "part": "held-out"}, ("willow tree", "wolf"), ("woman", "worm")),
+])
+def test_built_in_benchmarks_know_their_classes(registry, laid, name, options, first, last):
+    found = names(stream(registry, name, laid, **options))
+    assert (found[0], found[-1]) == (first, last)
+    assert names(stream(registry, name, laid, **options)) == found  # from the cache
+
+
+def test_names_follow_an_order_by_seed(registry, laid):
+    found = stream(registry, "split-cifar10", laid, seed=1, class_order="seed")
+    assert all(CLASS_NAMES["CIFAR10"][c] == name for task in found.tasks
+               for c, name in zip(task.classes, task.class_names, strict=True))
+    assert found.tasks[0].classes != (0, 1)

@@ -67,6 +67,15 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                                  "command": "clbench run --methods lora,ewc", **provenance}))
 
 
+NAMES = [["cat", "dog"], ["hen", "cow"], ["<b>ox</b>", "pig"]]
+
+
+def with_names(names=NAMES, **made):
+    """A record as `make_record` makes it, of classes that have names."""
+    record = make_record(**made)
+    return record.model_copy(update={"stream": StreamFacts(**{**record.stream.model_dump(), "class_names": names})})
+
+
 def folder(path, *records):
     for record in records:
         Store(path).write(record)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -15,6 +16,7 @@ from helpers.per_task import answer, inputs, make_task
 from safetensors.torch import load_file, save_file
 
 import clbench
+from clbench import cli
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
@@ -197,12 +199,14 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-def test_an_export_is_the_adapter_and_its_base(tmp_path):
+def test_an_export_is_the_adapter_its_base_and_a_card(tmp_path):
     _, source = keep(tmp_path)
     adapters.export(source, 1, tmp_path / "to")
     kept = files(source.folder)
-    assert files(tmp_path / "to") == {n.removeprefix("task1/"): b for n, b in kept.items()
-                                      if n.startswith("task1/") or n == "base.safetensors"}
+    written = files(tmp_path / "to")
+    assert written.pop("README.md").startswith(b"---\nlibrary_name: peft\n")
+    assert written == {n.removeprefix("task1/"): b for n, b in kept.items()
+                       if n.startswith("task1/") or n == "base.safetensors"}
     with pytest.raises(StoreError, match="is not an empty folder"):
         adapters.export(source, 1, tmp_path / "to")
     mixture = adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "mixed")
@@ -369,3 +373,36 @@ def test_seeds_that_train_as_one_keep_adapters_of_their_own(tmp_path):
     for record in records:
         source = find(tmp_path, f"lora:rank=2/{record.trial.seed}")
         assert list(evaluate_tasks(source, device="cpu").values()) == record.R[-1]
+
+
+def named_task(index, names):
+    return dataclasses.replace(make_task(index), class_names=names)
+
+
+def test_names_of_classes_are_kept_shown_and_handed_on(tmp_path, capsys):
+    names = [("cat", "dog"), ("hen", "<b>cow</b>"), ("ox", "a|b")]
+    _, source = keep(tmp_path / "run", tasks=[named_task(i, n) for i, n in enumerate(names)])
+    assert [source.adapter(t).info.class_names for t in source.tasks] == names
+    adapters.export(source, 1, tmp_path / "one")
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n") and "| 2 | hen |\n| 3 | &lt;b&gt;cow&lt;/b&gt; |" in card
+    mixture = adapters.combine(source, [0, 2], [0.5, 0.5], tmp_path / "two")
+    assert mixture.info.class_names == ("cat", "dog", "ox", "a|b")
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "task 0 x 0.5, task 2 x 0.5" in card and "| 5 | a\\|b |" in card
+    assert cli.call(["adapters", "show", str(tmp_path / "run"), "--task", "0"]) == 0
+    assert capsys.readouterr().out.startswith("task 0: classes 0 cat, 1 dog\n")
+
+
+def test_without_names_files_are_what_they_were(tmp_path):
+    _, source = keep(tmp_path / "run")
+    assert "class_names" not in (source.folder / "task0" / "clbench.json").read_text()
+    adapters.export(source, 1, tmp_path / "one")
+    assert "| 2 | class 2 |\n| 3 | class 3 |" in (tmp_path / "one" / "README.md").read_text()
+
+
+def test_an_output_that_is_another_class_in_each_task_has_all_their_names(tmp_path):
+    tasks = [dataclasses.replace(make_task(i, (0, 1)), class_names=n)
+             for i, n in enumerate((("cat", "dog"), ("hen", "dog"), ("ox", "pig")))]
+    _, source = keep(tmp_path / "run", tasks=tasks)
+    assert adapters.combine(source, [0, 1], [1, 1], tmp_path / "two").info.class_names == ("cat / hen", "dog")

@@ -7,7 +7,7 @@ from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
-from helpers.records import make_matrix, make_record
+from helpers.records import make_matrix, make_record, with_names
 
 from clbench.report import build
 from clbench.report.formats.html import render
@@ -157,6 +157,17 @@ def test_pointer_and_keyboard_show_the_records_values(show):
     assert tip(browser)[:2] == ["lora", line]
     heat.send_keys(Keys.ESCAPE)
     assert tip(browser) == []
+
+
+def test_names_of_classes_are_shown_of_the_task_that_is_pointed_at(show):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show([with_names(seed=s) for s in range(2)])
+    find(browser, "[data-kind=heat] svg")[0].send_keys(*[Keys.ARROW_RIGHT] * 5)
+    assert until(lambda: tip(browser))[3:] == ["classes: <b>ox</b>, pig"]
+    for kind in ("lines", "bars"):
+        find(browser, f"[data-kind={kind}] svg")[0].send_keys(Keys.ARROW_RIGHT)
+        assert until(lambda: tip(browser) if len(tip(browser)) == 3 else None)[2] == "classes: hen, cow"
 
 
 def test_a_value_reached_by_keyboard_stays_when_the_page_scrolls_and_moves_with_it(show):

@@ -11,6 +11,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
+from clbench.testing.tiny import tiny_stream
 from clbench.training.trials.runner import TrialRunner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
@@ -171,3 +172,18 @@ def test_random_transforms_are_drawn_for_every_batch_and_the_same_with_the_same_
     first, again = runner.run(one), runner.run(one)
     assert first.facts() == again.facts() and "random transforms" in first.stream.notes[0]
     assert runner.run(two).status == "done"
+
+
+def test_data_are_verified_once_for_each_benchmark_and_only_if_asked(tmp_path, monkeypatch):
+    asked = []
+
+    def loaded(*args):
+        asked.append(args[-1])
+        return tiny_stream(args[1])
+
+    monkeypatch.setattr("clbench.training.trials.runner.load_stream", loaded)
+    for verify in (False, True):
+        one = TrialRunner(ExecutionSettings(data=tmp_path, verify_data=verify), "cpu", "pytest")
+        for scenario in ("task", "class", "task"):
+            one.stream(planned(one, methods="naive", scenario=scenario)[0].trial)
+    assert asked == [False] * 3 + [True, False, False]

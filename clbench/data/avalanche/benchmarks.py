@@ -30,6 +30,7 @@ from clbench.data.builtin import (
     RotatedOptions,
     SplitOptions,
 )
+from clbench.data.class_names import CLASS_NAMES
 from clbench.data.datasets import STATISTICS, Images
 
 LAYOUT = "clbench_layout"  # attribute of a benchmark
@@ -121,7 +122,8 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
                           {0: first} if first else None)
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
-    setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment))
+    setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
+                                      class_names=CLASS_NAMES[name][begin:begin + classes]))
     return benchmark
 
 
@@ -157,7 +159,7 @@ def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
 def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
     """Return a benchmark with a `Layout` attached."""
     mean, std = STATISTICS[dataset] if options.normalize is True else ((), ())
-    setattr(benchmark, LAYOUT, Layout(mean, std, permutations))
+    setattr(benchmark, LAYOUT, Layout(mean, std, permutations, class_names=CLASS_NAMES.get(dataset, ())))
     return benchmark
 
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,10 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
     orders = layout.orders or tuple(_order(e, torch.unique(s.y).tolist())
                                     for e, s in zip(train, splits["training"], strict=True))
+    _named(orders, layout.class_names, where)
     sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
-                     (*layout.notes, *sized, *_merged(notes)), layout.augment)
+                     (*layout.notes, *sized, *_merged(notes)), layout.augment, layout.class_names)
 
 
 def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
@@ -91,6 +92,14 @@ def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
     if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
         raise SeveralShapes(f"{where} has inputs {x.dtype} {list(x.shape[1:])}, the first task has {first.dtype} "
                             f"{list(first.shape[1:])}; {SeveralShapes.way_out}")
+
+
+def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
+    """Check that every class has a name, where classes have names."""
+    strange = [label for order in orders for label in order if not 0 <= label < len(names)]
+    if names and strange:
+        raise DataError(f"{where} names {len(names)} classes, and there is a class {strange[0]}; name the labels 0, 1, "
+                        "... in their order")
 
 
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:

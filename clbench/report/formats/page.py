@@ -86,7 +86,7 @@ class SectionView:
     section: Section
     comparison: str  # id of the table
     legend: list[LegendEntry]
-    figure_tables: list[tuple[str, Table]]  # id and table
+    figure_tables: list[tuple[str, Table, tuple[str, ...]]]  # id, table, and what is shown of a column pointed at
     matrices: list[MatrixView]
     figures: list[FigureView]
 
@@ -109,7 +109,9 @@ def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look
     with_matrix = [r for r in results if _has_matrix(r)]
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result))
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
-    return SectionView(id_, section, f"{id_}-comparison", _legend(results, looks), list(tables.items()), matrices,
+    by_task = [(name, table, () if name.endswith("-seeds") else section.task_classes)
+               for name, table in tables.items()]
+    return SectionView(id_, section, f"{id_}-comparison", _legend(results, looks), by_task, matrices,
                        _figures(id_, slug, section, tables, matrices) if with_matrix else [])
 
 

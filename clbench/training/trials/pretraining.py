@@ -43,7 +43,8 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     tasks = stream.tasks
     every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
     every = Samples(every.x, every.y, torch.zeros_like(every.tasks))
-    whole = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=every),))
+    whole = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=every,
+                                           class_names=()),))
     trainer = Trainer([strategy], trial.recipe, [trial.seed], stream.augment, cache_bytes=settings.cache_bytes)
     trained, = learn_task([Learner(strategy, whole, trial.seed)], 0, trainer.fit)
     if trained.diverged is not None:

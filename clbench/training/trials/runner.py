@@ -16,7 +16,7 @@ from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
-from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts
+from clbench.results.records import SCHEMA, Failure, Provenance, Record
 from clbench.strategy.base import Strategy, Task, World
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
@@ -29,7 +29,7 @@ from clbench.training.trials.building import build_model, build_strategy, channe
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
-from clbench.training.trials.state import TrialState
+from clbench.training.trials.state import TrialState, describe
 
 
 class TrialRunner:
@@ -50,6 +50,7 @@ class TrialRunner:
         self.command = command
         self.registry = registry or discover()
         self._streams: dict[tuple[object, ...], Stream] = {}
+        self._verified: set[object] = set()  # benchmarks whose data files were read, if they are to be
         self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
             Compiler(self.device).probe()
@@ -159,8 +160,7 @@ class TrialRunner:
         status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
         return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
                       searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
-                      R=member.R,
-                      task_inference=member.task_inference or None,
+                      R=member.R, task_inference=member.task_inference or None,
                       outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                             "peak_device_bytes": memory.accelerator()}),
@@ -175,8 +175,10 @@ class TrialRunner:
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
+            verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
-                                 trial.validation)
+                                 trial.validation, verify)
+            self._verified.add(key[0])
             own = trial.benchmark.options.get("normalize", "model") == "model" and not loaded.prepare.mean
             loaded = as_inputs(loaded, size, channels, trial.preprocessing, normalize=own)
             self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
@@ -289,12 +291,3 @@ def report_progress(member: TrialState, on_progress: Callable[[Progress], None])
     learned = member.learned
     accuracy = sum(member.R[-1][:learned]) / learned if learned else None
     on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
-
-
-def describe(stream: Stream) -> StreamFacts:
-    """Return the facts of a stream that a record keeps."""
-    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
-    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
-                       train_samples=[len(t.train) for t in stream.tasks],
-                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
-                       fingerprint=stream.fingerprint, notes=list(stream.notes), mean=mean, std=std)

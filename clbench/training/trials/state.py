@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Trial
-from clbench.results.records import Costs, Failure, Timings
+from clbench.results.records import Costs, Failure, StreamFacts, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
@@ -61,3 +61,12 @@ class TrialState:
         """Add a note, once."""
         if note not in self.notes:
             self.notes.append(note)
+
+
+def describe(stream: Stream) -> StreamFacts:
+    """Return the facts of a stream that a record keeps."""
+    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+                       train_samples=[len(t.train) for t in stream.tasks],
+                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
+                       fingerprint=stream.fingerprint, notes=list(stream.notes),
+                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names])

@@ -23,7 +23,7 @@ function shape(parent, name, attributes, text) {
 // A table of the page: its columns, and the cells of each row by the row's number.
 function readTable(id) {
   const table = document.getElementById(id);
-  const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => th.dataset);
+  const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => ({ ...th.dataset, hint: th.title }));
   const seeds = table.dataset.seeds?.split(" ");
   const rows = new Map();
   for (const tr of table.querySelectorAll("tr[data-row]")) {
@@ -36,6 +36,11 @@ function readTable(id) {
     })));
   }
   return { columns, rows, title: table.caption.textContent };
+}
+
+// Which classes the task of a column has, where they have names.
+function classesOf(column) {
+  return column.hint && `classes: ${column.hint}`;
 }
 
 function withUnit(cell, unit) {

@@ -40,7 +40,7 @@ function drawLines(svg, width, figure, methods) {
         if (i % same.length === k % same.length || cells.length < same.length) marker(within, method, x(i + 1), y(cell.value));
         marks.push({
           ...around(x(i + 1), y(cell.value), 5), row: method.row, step: i, title: method.label,
-          lines: [`${columns[i].title}: ${withUnit(cell, unit)}`],
+          lines: [`${columns[i].title}: ${withUnit(cell, unit)}`, classesOf(columns[i])],
         });
       });
     });

@@ -68,7 +68,8 @@ function heatPanel(svg, method, table, { left, top, each, cell, tall }) {
       }
       marks.push({
         x0: at, y0: y(row), x1: at + cell, y1: y(row) + tall, row: method.row, step: marks.length, title: method.label,
-        lines: [`${table.columns[j].title}, ${row ? `after task ${row}` : "before training"}: ${text} %`, seeds],
+        lines: [`${table.columns[j].title}, ${row ? `after task ${row}` : "before training"}: ${text} %`, seeds,
+          classesOf(table.columns[j])],
       });
     });
   }
@@ -111,7 +112,8 @@ function drawBars(svg, width, figure, methods) {
       shape(within, "line", { x1: x(j + 1), x2: x(j + 1), y1: whisker[0], y2: whisker[1], class: "whisker" });
       marks.push({
         x0: x(j + 1) - slot / 2, x1: x(j + 1) + slot / 2, y0: Math.min(above, whisker[0]) - 2, y1: Math.max(below, whisker[1]) + 2,
-        row: method.row, step: j, title: method.label, lines: [`${columns[j].title}: ${withUnit(cell, "points")}`],
+        row: method.row, step: j, title: method.label, lines: [`${columns[j].title}: ${withUnit(cell, "points")}`,
+          classesOf(columns[j])],
       });
     });
     shape(svg, "line", { x1: box.left, x2: box.right, y1: y(0), y2: y(0), class: "zero" });

@@ -1,0 +1,177 @@
+"""What the data files of a benchmark contain, by hashes; a file is read again only where its size or times changed.
+
+An index beside the cached streams (`streams/files-*.json`) keeps the hash of every file with its size and the times at
+which its content and its status changed last. The second time changes with every write and cannot be set, so it gives
+away a file that was replaced by another of the same size and time. What neither tells is found by reading all files
+(`verify`): a disk that rots, a clock that was set back, a file system without that time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clbench.core.entry_points import resolve
+from clbench.core.errors import ClbenchError, DataError
+from clbench.core.files import write_atomically
+from clbench.core.hookspecs import BenchmarkInfo
+
+FORMAT = 1
+PIECE = 2**20  # bytes that are read at a time
+SETTLED_NS = 2 * 10**9  # a file that changed this shortly before it was read may change again without another time
+UNSETTLED = [-1, -1, -1]  # no file has such a size and times, so it is read again
+Entries = dict[str, list[Any]]  # by absolute path: size, two times in ns, hash
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The data files that a benchmark reads.
+
+    Args:
+        paths: absolute paths by the names under which files are known: below the data folder, or as they were listed.
+        place: the innermost folder that has all files that a benchmark lists; empty for files below the data folder.
+        listed: whether these are all files, so that a missing one is a change; named files may be removed once they
+            have been read.
+    """
+
+    paths: Mapping[str, str]
+    place: str = ""
+    listed: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Hashes that stand for the contents of a benchmark's files, and notes on how they were found.
+
+    Listed files, which may be many, have one hash together. It is made of names too: a file that has another name or
+    folder may be of another class.
+    """
+
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def differ_from(self, others: Mapping[str, str]) -> bool:
+        """Tell whether a file that is there now was absent from others or had another content."""
+        return any(others.get(name) != digest for name, digest in self.hashes.items())
+
+
+def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) -> DataFiles:
+    """Return the data files that a benchmark reads: those it names, as far as they exist, or those it lists.
+
+    Raises:
+        DataError: it cannot list them.
+    """
+    where = f"benchmark {info.name!r}"
+    if not (isinstance(info.files, str) or callable(info.files)):
+        named = ((name, os.path.abspath(data_dir / name)) for name in info.files)
+        return DataFiles({name: path for name, path in named if os.path.exists(path)})
+    try:
+        found = list(map(str, resolve(info.files, where)(info.name, options, data_dir)))
+    except ClbenchError:
+        raise
+    except Exception as error:  # any error of the function becomes one line
+        raise DataError(f"{where}: its files cannot be listed ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())})") from error
+    paths = {name: os.path.abspath(name) for name in found}
+    return DataFiles(paths, _common(paths.values()), listed=True)
+
+
+def _common(paths: Iterable[str]) -> str:
+    """Return the innermost folder of all files; empty if there are none or they lie on several drives."""
+    try:
+        return os.path.commonpath({os.path.dirname(path) for path in paths})
+    except ValueError:
+        return ""
+
+
+def index_of(folder: Path, benchmark: str, files: DataFiles) -> Path:
+    """Return the file in which a benchmark's hashes are kept in the folder of cached streams."""
+    name = hashlib.sha256(json.dumps([benchmark, files.place]).encode()).hexdigest()[:16]
+    return folder / f"files-{name}.json"
+
+
+def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents:
+    """Return the contents of files and keep their hashes in the index, if it can be written.
+
+    Args:
+        files: of a benchmark.
+        index: a file of hashes, which need not exist.
+        verify: whether files are read again though size and times are the same.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    known = _read(index)
+    entries: Entries = {}
+    changed = []  # though size and times did not
+    for path in files.paths.values():
+        old = known.get(path)
+        try:
+            state = _state(path)
+            if old is not None and old[:3] == state and not verify:
+                entries[path] = old
+                continue
+            began = time.time_ns()
+            digest = _hash(path)
+        except OSError as error:
+            raise DataError(f"data file {path} cannot be read: {error.strerror or error}") from None
+        if old is not None and old[:3] == state and old[3] != digest:
+            changed.append(path)
+        settled = max(state[1:]) < began - SETTLED_NS
+        entries[path] = [*(state if settled else UNSETTLED), digest]
+    notes = []
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        notes.append(f"{changed[0]}{more}: other content than before, though size and times are the same")
+    if entries != known:
+        try:
+            index.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(index, json.dumps({"format": FORMAT, "files": entries}))
+        except OSError as error:
+            notes.append(f"hashes of data files could not be kept in {index.parent} ({error.strerror or error}); every "
+                         "run reads the files again")
+    return Contents(_by_name(files, entries), tuple(notes))
+
+
+def _state(path: str) -> list[int]:
+    """Return a file's size and the times at which its content and its status changed last."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _hash(path: str) -> str:
+    """Return the SHA-256 of a file, read a piece at a time."""
+    total = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _by_name(files: DataFiles, entries: Entries) -> dict[str, str]:
+    """Return each named file's hash, or the one of all that are listed."""
+    found = {name: entries[path][3] for name, path in files.paths.items()}
+    return {"files": hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()} if files.listed else found
+
+
+def _read(index: Path) -> Entries:
+    """Return what an index holds; nothing if it is missing or damaged, since files can be read again."""
+    try:
+        found = json.loads(index.read_bytes())
+        if found["format"] != FORMAT or not all(_is_entry(entry) for entry in found["files"].values()):
+            return {}
+        entries: Entries = found["files"]
+        return entries
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Tell whether an index's entry is one: three numbers and a hash."""
+    return isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], str)

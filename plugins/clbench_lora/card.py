@@ -1,0 +1,41 @@
+"""The model card of an adapter that is handed on: README.md, as the Hub and PEFT have it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clbench.report.formats.markdown import escape
+
+if TYPE_CHECKING:
+    from clbench_lora.peft_format import Adapter
+    from clbench_lora.run_adapters import TrialAdapters
+
+CARD = "README.md"
+
+
+def card(source: TrialAdapters, adapter: Adapter) -> str:
+    """Return the card of an adapter of a trial, in markdown: what it is of, its classes by output, how to load it."""
+    trial, info = source.record.trial, adapter.info
+    benchmark = info.origin.benchmark if info.origin else trial.benchmark
+    if info.task is None:
+        what = "a weighted sum of adapters: " + ", ".join(f"task {t} x {w:g}" for t, w in info.mixture.items())
+    else:
+        what = f"task {info.origin.task if info.origin else info.task} (from 0)"
+    facts = {"adapter of": f"{what} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
+             "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
+             "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}
+    rows = [f"| {output} | {escape(name)} |" for output, name in zip(info.classes, named(adapter), strict=True)]
+    return "\n".join([
+        "---", "library_name: peft", "tags:", "- lora", "- continual-learning", "---", "",
+        f"# LoRA adapter: {escape(str(benchmark))}, {escape(what)}", "",
+        *(f"- {name}: {escape(value)}" for name, value in facts.items()), "",
+        "## Classes", "", "| output | class |", "| ---: | :--- |", *rows, "",
+        "All other outputs of the head are -inf.", "",
+        "## How to load it", "",
+        "`base.safetensors` beside this file has the weights that the adapter was trained on; load them into the model "
+        "first, then `peft.PeftModel.from_pretrained(model, folder)`.", ""])
+
+
+def named(adapter: Adapter) -> list[str]:
+    """Return what an adapter's classes are called: by their names, or by their outputs where they have none."""
+    return list(adapter.info.class_names) or [f"class {output}" for output in adapter.info.classes]
