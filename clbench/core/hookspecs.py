@@ -65,6 +65,7 @@ class BenchmarkInfo:
     seeded: bool = False  # whether the stream depends on the seed whatever its options are
     cached: bool = False  # whether it is kept on disk: only where options, seed, its package's code and `files` make it
     any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
+    names_code: bool = False  # whether the name says where the code is: `package.module:function`
     files: Sequence[str] = ()  # of data, under the data folder: where one changes, the stream that is kept is made anew
 
 

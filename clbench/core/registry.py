@@ -87,12 +87,19 @@ class Registry:
         """Return the benchmark of that name; `package.module:function` names the one a function returns."""
         return self._find("benchmark", self.benchmarks, name)
 
+    def origin(self, kind: str, name: str) -> Origin:
+        """Return where a method, benchmark or model that is known comes from, also one whose name fits a pattern."""
+        return self.origins.get((kind, name)) or self.origins[kind, self._pattern(kind, name)]
+
+    def _pattern(self, kind: str, name: str) -> str:
+        """Return the most specific pattern of names that fits, empty if none does."""
+        return max((p for p in self.patterns.get(kind, {}) if fnmatchcase(name, p)), key=len, default="")
+
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
-        for pattern in sorted(self.patterns.get(kind, {}), key=len, reverse=True):  # the most specific first
-            if fnmatchcase(name, pattern):
-                return replace(cast(Info, self.patterns[kind][pattern]), name=name)
+        if pattern := self._pattern(kind, name):
+            return replace(cast(Info, self.patterns[kind][pattern]), name=name)
         if kind == "method" and name in self.unavailable:
             raise SpecError(f"method {name!r} cannot be run: {self.unavailable[name]}")
         states = {**dict.fromkeys(self.disabled, f"disabled by {DISABLE}"),

@@ -167,6 +167,6 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
-                      "returns", CustomOptions, any_name=True),
+                      "returns", CustomOptions, any_name=True, names_code=True),
     )
 

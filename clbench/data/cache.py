@@ -1,8 +1,8 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, all source files of its package) and this format. With the tensors it stores their hash,
-which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
+builds it (plugin, version, what its package says: `clbench.core.identity`) and this format. With the tensors it stores
+their hash, which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
 stream is built again.
 
 A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from clbench.core import files as digests
-from clbench.core.artifacts import save_tensors
+from clbench.core import identity
 from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
-from clbench.data.raw import RawStream
 from clbench.experiment.trial import Resolved
+
+if TYPE_CHECKING:  # torch is imported by who reads or writes a stream, not by who asks what is known of one
+    from clbench.data.raw import RawStream
 
 FORMAT = 2
 Files = dict[str, list[int]]
@@ -90,10 +89,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
     if not info.cached:
         return None
     origin = registry.origins["benchmark", benchmark.name]
-    try:
-        code = digests.hash_code(_package(info.build))
-    except Exception:  # any error of the module: building the stream will report it
-        return None
+    code = identity.running(_package(info.build))
     if not (origin.version and code):
         return None
     # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
@@ -102,11 +98,10 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry) -> str | None:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _package(build: str | Callable[..., Any]) -> ModuleType:
+def _package(build: str | Callable[..., Any]) -> str:
     """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
-    module = build.partition(":")[0] if isinstance(build, str) else build.__module__
-    outermost = module.partition(".")[0]
-    return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
+    package = identity.outermost(build)
+    return "clbench.data" if package == "clbench" else package
 
 
 def state_of(sources: Sequence[str], data_dir: Path) -> Files:
@@ -119,8 +114,26 @@ def state_of(sources: Sequence[str], data_dir: Path) -> Files:
     return found
 
 
+def known_digest(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry) -> str:
+    """Return the hash of the stream that `read_or_build` would read from its file; empty where it would build it.
+
+    Only the head of the file is read, without torch: its tensors are checked by who reads them.
+    """
+    key = key_of(benchmark, seed, registry)
+    try:
+        with safe_open(data_dir / "streams" / f"{key}.safetensors", framework="numpy") as handle:
+            facts = json.loads((handle.metadata() or {})["clbench"])
+        state = state_of(registry.benchmark(benchmark.name).files, data_dir)
+        same = all(facts["files"].get(name) == status for name, status in state.items())
+        return str(facts["digest"]) if same else ""
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return ""  # `read_or_build` says what is wrong with the file
+
+
 def write_stream(path: Path, raw: RawStream, files: Files) -> None:
     """Write a stream, whole or not at all."""
+    from clbench.core.artifacts import save_tensors
+
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "digest": raw.digest, "files": files}
     save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
@@ -133,6 +146,8 @@ def read_stream(path: Path, files: Files) -> RawStream:
         FileNotFoundError: there is none.
         Unusable: it is damaged, or the data files it was made from have changed since (`files`).
     """
+    from clbench.data.raw import RawStream
+
     try:
         with safe_open(path, framework="pt") as handle:
             facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])
