@@ -210,6 +210,8 @@ def _walk(tree: ast.AST) -> list[str]:
             stack.append(_CLOSED)
             for name in reversed(item._fields):
                 value = getattr(item, name, None)
+                if kind is ast.JoinedStr:
+                    value = _joined_texts(value)
                 if value is None or value == [] or name in NOT_READ or _empty_format(name, value):
                     continue
                 stack.append(value)
@@ -238,9 +240,20 @@ def _does_nothing(statement: object) -> bool:
         and isinstance(statement.value.value, str))
 
 
+def _joined_texts(parts: list[Any]) -> list[Any]:
+    """Return the parts of an f-string with neighbouring texts as one and without empty ones: 3.12 splits some."""
+    out: list[Any] = []
+    for part in parts:
+        if isinstance(part, ast.Constant) and out and isinstance(out[-1], ast.Constant):
+            out[-1] = ast.Constant(out[-1].value + part.value)
+        elif not isinstance(part, ast.Constant) or part.value:
+            out.append(part)
+    return out
+
+
 def _empty_format(name: str, value: object) -> bool:
-    """Tell whether a field is the format of `f"{x:}"`, which older Pythons take for none."""
-    return name == "format_spec" and isinstance(value, ast.JoinedStr) and not value.values
+    """Tell whether a field is the format of `f"{x:}"`, which some Pythons take for none."""
+    return name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined_texts(value.values)
 
 
 def names_of(targets: Iterable[object]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
 builds it (plugin, version, what its package says: `clbench.core.identity`) and this format. With the tensors it stores
-their hash, which is checked on reading, and size and time of the data files they were made from: if those files have changed, the
-stream is built again.
+their hash, which is checked on reading, and size and time of the data files they were made from: if those files have
+changed, the stream is built again.
 
 A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
 define it (`BenchmarkInfo.cached`, `files`). Never cached are a benchmark given as `package.module:function` and one

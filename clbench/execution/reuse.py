@@ -66,10 +66,9 @@ def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folde
     """Return the error that lists what is stale, with the ways out."""
     lines = by_reason((records[key], reasons) for key, reasons in stale.items())
     count = f"{len(stale)} result{'s' if len(stale) > 1 else ''} in {folder}"
-    return StaleError("\n".join([f"{count} came from other code or data than there are now; nothing was trained:",
-                                 *(f"  {line}" for line in lines),
-                                 "--rerun trains them anew; --keep-stale takes them as they are, marked in the table "
-                                 "(in Python stale=\"rerun\" or \"keep\")"]))
+    return StaleError("\n".join([f"{count} came from other code or data than there are now, so nothing was trained: "
+                                 "--rerun trains them anew, --keep-stale keeps them, marked (in Python: stale = "
+                                 "\"rerun\" or \"keep\")", *lines]))
 
 
 def other_clbench(done: Sequence[Record]) -> list[str]:
