@@ -15,7 +15,7 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
     for flag, value, text in (
-        ("--keep-stale", "keep", "Take them as they are, and mark them in the table."),
+        ("--keep-stale", "keep", "Keep results of other code or data as they are, and mark them in the table."),
         ("--rerun", "rerun", "Train results of the folder anew that other code or data gave than there are now; "
                              "without it they are listed and nothing is trained."),
     ):

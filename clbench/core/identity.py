@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import sys
 import warnings
@@ -240,14 +241,14 @@ def _does_nothing(statement: object) -> bool:
         and isinstance(statement.value.value, str))
 
 
-def _joined_texts(parts: list[Any]) -> list[Any]:
+def _joined_texts(parts: Any) -> list[Any]:
     """Return the parts of an f-string with neighbouring texts as one and without empty ones: 3.12 splits some."""
     out: list[Any] = []
-    for part in parts:
-        if isinstance(part, ast.Constant) and out and isinstance(out[-1], ast.Constant):
-            out[-1] = ast.Constant(out[-1].value + part.value)
-        elif not isinstance(part, ast.Constant) or part.value:
-            out.append(part)
+    for text, run in itertools.groupby(parts, lambda part: isinstance(part, ast.Constant)):
+        if not text:
+            out += run
+        elif whole := "".join(part.value for part in run):
+            out.append(ast.Constant(whole))
     return out
 
 

@@ -60,7 +60,8 @@ def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[st
     for part, old in record.provenance.code.items():
         new = code.get(part)
         if new is not None and old.hash and new.hash and old.hash != new.hash:
-            releases = f", {old.release} -> {new.release}" if _version(old) != _version(new) else ""
+            versions = [v for code in (old, new) if (v := _version(code))]
+            releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
             found.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
     if record.stream and record.stream.data and data and record.stream.data != data:
         found.append(f"the data of {record.trial.benchmark.name}")
