@@ -15,7 +15,8 @@ SCRIPT = ROOT / "benchmarks" / "stale_reports.py"
 
 
 def test_committed_records_are_looked_at_without_torch():
-    command = f"import sys, runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); assert 'torch' not in sys.modules"
+    command = (f"import sys, runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "
+               "assert 'torch' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     every = len([*(ROOT / "reports").rglob("records/*.json")])
