@@ -1,4 +1,4 @@
-.PHONY: help install test test-slow check test-extras test-all docs docs-pages
+.PHONY: help install test test-slow check test-extras test-all stale docs docs-pages
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
@@ -21,6 +21,9 @@ test-extras:  ## run the tests that need an extra (Ray, PEFT, trackers, ...) in 
 
 test-all:  ## run the tests with every Python that is found, with the lowest versions allowed, and test-extras
 	python -m nox
+
+stale:  ## list the committed records under reports/ that other code gave than is installed
+	python benchmarks/stale_reports.py
 
 docs-pages:  ## write what in docs/ is made from code: commands, methods, the figure of the architecture
 	python docs/pages.py

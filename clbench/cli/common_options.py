@@ -12,6 +12,17 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
+def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
+    for flag, value, text in (
+        ("--keep-stale", "keep", "Keep results of other code or data as they are, and mark them in the table."),
+        ("--rerun", "rerun", "Train results of the folder anew that other code or data gave than there are now; "
+                             "without it they are listed and nothing is trained."),
+    ):
+        command = click.option(flag, "stale", flag_value=value, help=text)(command)
+    return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)
+
+
 RECIPE = (
     click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]"),
     click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),

@@ -12,6 +12,7 @@ from clbench.cli.counts import scaled
 from clbench.core.errors import ClbenchError, DataError, MissingDataError
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.formatting import NONE, by_task
+from clbench.results.staleness import by_reason
 
 if TYPE_CHECKING:
     from clbench.execution.run import Experiment
@@ -43,12 +44,14 @@ def listing(ready: Experiment) -> str:
     """
     from tabulate import tabulate
 
+    for line in by_reason((ready.records[key], reasons) for key, reasons in ready.standing.reasons.items()):
+        click.echo(f"Stale: {line}", err=True)
     counted = forecasts(ready)
     rows = []
     for planned in ready.planned:
         trial, record = planned.trial, ready.records.get(planned.trial.key)
         known = counted.get(kind(planned)) if record is None or record.status == "failed" else recorded(record)
-        rows.append([trial.key, planned.label, trial.scenario, trial.seed, record.status if record else "missing",
+        rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready),
                      *(known or Forecast())])
     return tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
 
@@ -56,6 +59,13 @@ def listing(ready: Experiment) -> str:
 def kind(planned: PlannedTrial) -> Kind:
     """Return what trials share that differ in their seed only."""
     return planned.trial.setting, planned.trial.row
+
+
+def state(record: Record | None, ready: Experiment) -> str:
+    """Return how far a trial is, and whether its record does not stand any more."""
+    if record is None:
+        return "missing"
+    return f"{record.status}, stale" if record.key in ready.standing.reasons else record.status
 
 
 def recorded(record: Record) -> Forecast:

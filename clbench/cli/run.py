@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, recipe_options
+from clbench.cli.common_options import plugin_option, recipe_options, stale_options
 from clbench.cli.execution_options import execution_options
 from clbench.core.scenario import SCENARIOS
 
 if TYPE_CHECKING:
+    from clbench.execution.reuse import OnStale
     from clbench.execution.run import Experiment
 
 FOLDER = click.Path(path_type=Path)
@@ -45,20 +46,22 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
               "tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
+@stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
               "train and compute; run nothing and write no records.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard: str | None, log: str,
-            plugins: tuple[Path, ...], dry_run: bool, **flags: Any) -> int:
+            plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
-    What the run folder already holds is not run again; trials that failed are.
+    What the run folder already holds is not run again; trials that failed are. Results of other code or data than there
+    are now are listed first, and nothing is trained.
     """
     from clbench.core.registry import discover
     from clbench.execution import run
     from clbench.experiment.overrides import read_spec
 
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard)
+    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard, stale)
     ended = run_missing(ready, dry_run)
     return conclude(ready) if ended is None else ended
 
@@ -82,6 +85,7 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
 
         click.echo(listing(ready))
         return 0
+    ready.refuse_stale()
     try:
         with display(Console(stderr=True, highlight=False), ready.missing) as shown:
             execute(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]))

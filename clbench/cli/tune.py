@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import plugin_option, stale_options
 from clbench.cli.execution_options import execution_options
 
 if TYPE_CHECKING:
+    from clbench.execution.reuse import OnStale
     from clbench.execution.run import Experiment
     from clbench.execution.tuning import Row
     from clbench.execution.workers.plan import Listener
@@ -50,8 +51,9 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
               "[default: runs/<name of the file>-tuning]")
 @execution_options(without=("compile", "retries"))
 @plugin_option
+@stale_options
 def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],
-            **flags: Any) -> int:
+            stale: OnStale, **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
     The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
@@ -75,7 +77,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
     rows = tuning.rows_of(spec, registry, trials, names)
     out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
-        records = tuning.search(rows, spec, registry, out, _shown, called)
+        records = tuning.search(rows, spec, registry, out, _shown, called, stale)
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
         return 130

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.common_options import stale_options
 from clbench.cli.execution_options import execution_options
+
+if TYPE_CHECKING:
+    from clbench.execution.reuse import OnStale
 
 FOLDER = click.Path(path_type=Path)
 
@@ -25,10 +29,11 @@ def _names(text: str | None) -> list[str]:
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries"))
+@stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
               "train and compute; run nothing and write no records.")
-def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, dry_run: bool,
-            **given: Any) -> int:
+def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, stale: OnStale,
+            dry_run: bool, **given: Any) -> int:
     """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.
 
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
@@ -50,7 +55,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
     planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
-    ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}")
+    ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
+                         stale)
     ended = run_missing(ready, dry_run)
     if ended is not None:
         return ended

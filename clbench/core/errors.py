@@ -32,6 +32,10 @@ class StoreError(ClbenchError):
     """A run folder or a record that cannot be read or written."""
 
 
+class StaleError(ClbenchError):
+    """Results in a run folder that other code or other data gave than what is there now."""
+
+
 class DivergedError(Exception):
     """The loss became NaN or infinite; the harness turns it into a record with status `diverged`."""
 

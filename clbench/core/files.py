@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 try:
     import fcntl
@@ -38,30 +37,6 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 @functools.cache
 def _hash_content(path: str, _mtime_ns: int, _size: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-@functools.cache
-def hash_code(module: ModuleType) -> str:
-    """Return a hash of the source files of a package, or of a single-file module; empty if there are none.
-
-    They are read once, since a process keeps the code that it has imported, whatever happens to the files.
-    """
-    digest, found = hashlib.sha256(), False
-    for name, path in _sources(module):
-        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-        found = True
-    return digest.hexdigest() if found else ""
-
-
-def _sources(module: ModuleType) -> Iterator[tuple[str, Path]]:
-    """Yield the source files of a module, each with its name in the package."""
-    file = getattr(module, "__file__", None)
-    if hasattr(module, "__path__"):
-        for folder in module.__path__:
-            for path in sorted(Path(folder).rglob("*.py")):
-                yield path.relative_to(folder).as_posix(), path
-    elif file is not None:
-        yield Path(file).name, Path(file)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -65,6 +65,7 @@ class BenchmarkInfo:
     seeded: bool = False  # whether the stream depends on the seed whatever its options are
     cached: bool = False  # whether it is kept on disk: only where options, seed, its package's code and `files` make it
     any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
+    names_code: bool = False  # whether the name says where the code is: `package.module:function`
     # Of data: where a content changes, the stream that is kept is made anew. Paths under the data folder, or a function
     # (or its `module:attribute`) of name, options and data folder that returns the paths of all files that are read.
     files: Sequence[str] | Callable[[str, Mapping[str, Any], Path], Sequence[Path]] = ()

@@ -219,7 +219,7 @@ declare("clbench", {
     "store.load": "results.store.read_record", "merging.read": "results.merge.merge_runs",
     "changes.facts": "results.diff.differences", "models.pretrained.read": "models.weights.read_weights",
     "scaffold.write": "cli.new_plugin.write_plugin",
-    "digests.of_file": "core.files.hash_file", "digests.of_code": "core.files.hash_code",
+    "digests.of_file": "core.files.hash_file", "digests.of_code": "core.identity.hash_of",
     # of modules whose names are packages now
     "strategy.pick": "data.samples.pick", "strategy.Scenario": "core.scenario.Scenario",
     "report.methods.Method": "report.analysis.grouping.MethodRecords",

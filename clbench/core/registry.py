@@ -94,13 +94,12 @@ class Registry:
                 **{name: patterns[name] for name in sorted(patterns, key=lambda n: (n.startswith("*"), n))}}
 
     def origin(self, kind: str, name: str) -> Origin:
-        """Return who brings what has a name, or the pattern that the name fits; KeyError if nobody does."""
-        return self.origins[kind, name if (kind, name) in self.origins else self._pattern(kind, name)]
+        """Return where a method, benchmark or model that is known comes from, also one whose name fits a pattern."""
+        return self.origins.get((kind, name)) or self.origins[kind, self._pattern(kind, name)]
 
     def _pattern(self, kind: str, name: str) -> str:
-        """Return the most specific pattern that a name fits, or an empty text."""
-        patterns = sorted(self.patterns.get(kind, {}), key=len, reverse=True)
-        return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), "")
+        """Return the most specific pattern of names that fits, empty if none does."""
+        return max((p for p in self.patterns.get(kind, {}) if fnmatchcase(name, p)), key=len, default="")
 
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:

@@ -176,6 +176,6 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("hf:*", own + "hub:hub", "a data set of the Hugging Face Hub or a local one, hf:NAME, of images "
                       "or numbers; extra clbench[hf]", HubOptions, any_name=True),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
-                      "returns", CustomOptions, any_name=True),
+                      "returns", CustomOptions, any_name=True, names_code=True),
     )
 

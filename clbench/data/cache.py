@@ -1,9 +1,9 @@
 """Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
 
 A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, all source files of its package), the folder of files that are the user's own, and this
-format. With the tensors it stores their hash, which is checked on reading, and the hashes of the data files they were
-made from (`contents`): if a content has changed, the stream is built again in place of the old one.
+builds it (plugin, version, what its package says: `clbench.core.identity`), the folder of files that are the user's
+own, and this format. With the tensors it stores their hash, which is checked on reading, and the hashes of the data
+files they were made from (`contents`): if a content has changed, the stream is built again in place of the old one.
 
 A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
 define it (`BenchmarkInfo.cached`, `files`). Never cached are a benchmark given as `package.module:function` and one
@@ -15,23 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from clbench.core import files as digests
-from clbench.core.artifacts import save_tensors
+from clbench.core import identity
 from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
 from clbench.data.contents import Contents, contents_of, data_files, index_of
-from clbench.data.raw import RawStream
 from clbench.experiment.trial import Resolved
+
+if TYPE_CHECKING:  # torch is imported by who reads or writes a stream, not by who asks what is known of one
+    from clbench.data.raw import RawStream
 
 FORMAT = 3
 
@@ -121,10 +120,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     if not info.cached:
         return None
     origin = registry.origin("benchmark", benchmark.name)
-    try:
-        code = digests.hash_code(_package(info.build))
-    except Exception:  # any error of the module: building the stream will report it
-        return None
+    code = identity.running(_package(info.build))
     if not (origin.version and code):
         return None
     # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
@@ -133,15 +129,38 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _package(build: str | Callable[..., Any]) -> ModuleType:
+def _package(build: str | Callable[..., Any]) -> str:
     """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
-    module = build.partition(":")[0] if isinstance(build, str) else build.__module__
-    outermost = module.partition(".")[0]
-    return importlib.import_module("clbench.data" if outermost == "clbench" else outermost)
+    package = identity.outermost(build)
+    return "clbench.data" if package == "clbench" else package
+
+
+def known_digest(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry, verify: bool = False) -> str:
+    """Return the hash of the stream that `read_or_build` would read from its file; empty where it would build it.
+
+    Only the head of the file is read, without torch: its tensors are checked by who reads them.
+
+    Raises:
+        DataError: the data files cannot be listed or read.
+    """
+    info, folder = registry.benchmark(benchmark.name), data_dir / "streams"
+    if not info.cached:
+        return ""
+    files = data_files(info, benchmark.options, data_dir)
+    key = key_of(benchmark, seed, registry, files.place)
+    try:
+        with safe_open(folder / f"{key}.safetensors", framework="numpy") as handle:
+            facts = json.loads((handle.metadata() or {})["clbench"])
+        contents = contents_of(files, index_of(folder, benchmark.name, files), verify)
+        return "" if contents.differ_from(facts["files"]) else str(facts["digest"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return ""  # `read_or_build` says what is wrong with the file
 
 
 def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     """Write a stream, made of files with these hashes, whole or not at all."""
+    from clbench.core.artifacts import save_tensors
+
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "files": dict(hashes)}
     save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
@@ -154,6 +173,8 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         FileNotFoundError: there is none.
         Unusable: it is damaged, or the data files that it was made from have other contents now.
     """
+    from clbench.data.raw import RawStream
+
     try:
         with safe_open(path, framework="pt") as handle:
             facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])

@@ -128,6 +128,7 @@ class Stream:
         fingerprint: hash over all tensors, labels and the constants of `prepare`.
         notes: how it was read.
         augment: augments training images; None for no augmentation.
+        data: hash of the benchmark, before scenario and validation split.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -137,6 +138,7 @@ class Stream:
     fingerprint: str
     notes: tuple[str, ...]
     augment: Augmentation | None = None
+    data: str = ""
 
     @cached_property
     def tests(self) -> Tests:
@@ -202,14 +204,21 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
     """
+    raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
+    stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+    return replace(stream, data=raw.digest)
+
+
+def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
+                   verify: bool = False) -> RawStream:
+    """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
     def build() -> RawStream:
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
-    return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+    return cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
 
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
+from clbench.execution.reuse import OnStale
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
@@ -44,7 +45,8 @@ def _with_execution_settings(function: F) -> F:
 @_with_execution_settings
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         shard: str | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
-        plugins: Iterable[str | os.PathLike[str]] = (), progress: bool = False, **settings: Any) -> list[Record]:
+        plugins: Iterable[str | os.PathLike[str]] = (), stale: OnStale = "refuse", progress: bool = False,
+        **settings: Any) -> list[Record]:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
     >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
@@ -58,6 +60,9 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
             `["lora.rank=1,2"]`) make a row each.
         log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
+        stale: what is done with results in the folder that came from other code or data than there are now: "refuse"
+            raises a `StaleError` that lists them, "rerun" trains them anew, "keep" takes them as they are, marked in
+            the tables.
         progress: whether to show progress on standard error, as the command does.
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
@@ -69,6 +74,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.
 
     Raises:
+        StaleError: see `stale`; nothing has been run or written then.
         ClbenchError: the experiment cannot be run as written; nothing has been run or written then.
     """
     source = Path(spec) if isinstance(spec, str | os.PathLike) else None
@@ -78,9 +84,12 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
-    ready = experiment.prepare(found, discover(files=plugins), folder, log, shard)
+    if stale not in get_args(OnStale):
+        raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
+    ready = experiment.prepare(found, discover(files=plugins), folder, log, shard, stale)
     command = called(spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
-                            "plugins": [os.fspath(p) for p in plugins] or None, **settings})
+                            "plugins": [os.fspath(p) for p in plugins] or None,
+                            "stale": stale if stale != "refuse" else None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:

@@ -47,8 +47,9 @@ class TrialClaims:
         self.elsewhere.pop(key, None)
         self.held[key] = taken
         record = self.store.get(key)
-        if record is None or record == self.known.get(key):
-            return True
+        known = self.known.get(key)
+        if record is None or (known and (record.status, record.provenance) == (known.status, known.provenance)):
+            return True  # the record that was to be replaced, which somebody may have labelled anew
         self.found(record)
         self.release(key)
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
 from clbench.execution.claims import TrialClaims
+from clbench.execution.reuse import OnStale, Standing, look, refusal
 from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -23,6 +23,7 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import tracking
 from clbench.results.records import Record
+from clbench.results.staleness import changed, code_of
 from clbench.results.store import Problem, Store, other_weights
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
@@ -33,7 +34,7 @@ TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the ne
 
 @dataclass
 class Experiment:
-    """The trials of a spec, their run folder, and the records that it already has."""
+    """The trials of a spec, their run folder, the records that it already has, and which of these do not stand."""
 
     spec: Spec
     registry: Registry
@@ -42,12 +43,23 @@ class Experiment:
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
     trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
+    on_stale: OnStale = "refuse"  # what is done with the records that do not stand
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a record, or failed. A diverged one would diverge again."""
-        kept = {key for key, record in self.records.items() if record.status != "failed"}
+        """Return the trials to run: without a record, failed, or stale where those are to be run anew.
+
+        A diverged one would diverge again.
+        """
+        again = self.standing.reasons if self.on_stale == "rerun" else {}
+        kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
         return [p for p in self.planned if p.trial.key not in kept]
+
+    def refuse_stale(self) -> None:
+        """Raise a `StaleError` if records do not stand and the user has not said what is to be done with them."""
+        if self.standing.reasons and self.on_stale == "refuse":
+            raise refusal(self.standing.reasons, self.records, self.store.directory)
 
     def results(self) -> list[Record]:
         """Return the available records of the experiment's own trials, in the order of the methods."""
@@ -63,10 +75,11 @@ class Experiment:
 
 
 def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
-            shard: str | None = None) -> Experiment:
+            shard: str | None = None, on_stale: OnStale = "refuse") -> Experiment:
     """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
-    `shard` names a part of the experiment (`2/8`); None is all of it.
+    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale` says what `execute` does with records
+    that other code or data gave.
 
     Raises:
         SpecError: the experiment cannot be run as written, or a tracker's library is missing.
@@ -74,12 +87,13 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     """
     whole = plan(spec, registry)
     refuse_doubles(whole)
-    ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out)
+    ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale)
     ready.trackers = tracking.start(log, registry, out)
     return ready
 
 
-def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path) -> Experiment:
+def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path,
+             on_stale: OnStale = "refuse") -> Experiment:
     """Read the run folder of trials that are planned already; `spec` says on which device they run, and how.
 
     Raises:
@@ -91,7 +105,9 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     in_the_way = [p for p in problems if p.path in taken]
     if in_the_way:
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
-    return Experiment(spec, registry, store, planned, {r.key: r for r in records}, problems)
+    known = {r.key: r for r in records}
+    standing = look(planned, known, registry, spec.execution.data_dir)
+    return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
 def execute(experiment: Experiment, listener: Listener, *, command: str) -> list[Record]:
@@ -103,20 +119,22 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
         command: what the user typed, kept in the records.
 
     Raises:
+        StaleError: records of the folder do not stand, and `on_stale` is to refuse them; nothing has been done then.
         StoreError: the folder cannot be written.
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
+    experiment.refuse_stale()
     store, missing = experiment.store, experiment.missing
     made = store.check_writable()
     listener.begun(experiment.planned, missing)
     keeper = RecordKeeper(experiment, listener)
     keeper.relabel()
-    for note in outdated(experiment):
+    for note in experiment.standing.notes:
         listener.note(note)
     for record in experiment.results():
         keeper.track(record)
     if missing:
-        worker_plan = plan_workers(experiment, command, keeper.claims.take)
+        worker_plan = plan_workers(experiment, command, keeper.claim)
         executor = importlib.import_module(EXECUTORS[worker_plan.settings.executor])
         try:
             with closing(keeper.claims):
@@ -127,18 +145,6 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
             store.forget(made)  # bad input leaves nothing behind
             raise
     return experiment.results()
-
-
-def outdated(experiment: Experiment) -> list[str]:
-    """Return a note for each method whose records are of other code than what is installed (or in its file) now."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    for record in experiment.results():
-        origin, made_by = experiment.registry.origins["method", record.trial.method.name], record.provenance.plugin
-        same_file = origin.version.startswith("sha256:") and made_by.endswith(origin.version)
-        if record.status != "failed" and made_by != str(origin) and not same_file:
-            found[record.label, made_by, str(origin)] += 1
-    return [f"{label}: {count} of its records were made by {made_by}, and it is now {now}; they are kept: "
-            "a new folder (--out) trains anew" for (label, made_by, now), count in found.items()]
 
 
 def plan_workers(experiment: Experiment, command: str,
@@ -180,6 +186,13 @@ class RecordKeeper(Listener):
             other_weights(known, self.contents)
         self.claims = TrialClaims(experiment.store, dict(experiment.records), self._found, listener.note)
 
+    def claim(self, planned: PlannedTrial) -> bool:
+        """Lock a trial and return whether to run it; what a stale result has left is removed, if it is to be run."""
+        taken, key = self.claims.take(planned), planned.trial.key
+        if taken and key in self.experiment.standing.reasons:
+            self.experiment.store.clear(key)
+        return taken
+
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Forward the event."""
         self.listener.ready(device, workers, threads, nodes)
@@ -206,6 +219,7 @@ class RecordKeeper(Listener):
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
+            self.experiment.standing.reasons.pop(record.key, None)
         self.track(record)
         self.listener.finished(record)
 
@@ -215,7 +229,8 @@ class RecordKeeper(Listener):
         What is relabelled is the record as it stands, which another process may have written since it was read.
         """
         kept = self.experiment.records
-        for key in [key for key in self.planned if key in kept and kept[key].status != "failed"]:
+        to_run = {planned.trial.key for planned in self.experiment.missing}
+        for key in [key for key in self.planned if key in kept and key not in to_run]:
             if self._labelled(kept[key]) != kept[key]:
                 with self.claims.alone(key):
                     record = self.experiment.store.get(key)
@@ -223,10 +238,11 @@ class RecordKeeper(Listener):
                         kept[key] = self._relabelled(record)
 
     def _labelled(self, record: Record) -> Record:
-        """Return a record under the label that its trial has in this experiment."""
+        """Return a record under the label that its trial has in this experiment, marked if it does not stand."""
         planned = self.planned[record.key]
         return record.model_copy(update={"label": planned.label, "reference": planned.reference,
-                                         "searched": planned.searched or record.searched})
+                                         "searched": planned.searched or record.searched,
+                                         "stale": self.experiment.standing.reasons.get(record.key, [])})
 
     def _relabelled(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, stored anew if it differs."""
@@ -236,7 +252,16 @@ class RecordKeeper(Listener):
         return labelled
 
     def _found(self, record: Record) -> None:
-        """Add a record that another process has written to the folder, perhaps under another label."""
+        """Add a record that another process has written to the folder, perhaps under another label or by other code.
+
+        What that process has trained is kept, and marked: to train it again would be to overwrite each other's work.
+        """
+        reasons = changed(record, code_of(record.trial, self.experiment.registry))
+        self.experiment.standing.reasons.pop(record.key, None)
+        if reasons:
+            self.experiment.standing.reasons[record.key] = reasons
+            self.note(f"{record.name} was run by another clbench meanwhile, with other code: {' and '.join(reasons)}; "
+                      "it is kept and marked")
         record = self.experiment.records[record.key] = self._relabelled(record)
         self.track(record)
         self.listener.finished(record)

@@ -19,6 +19,7 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
+from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Sampler, corners, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
@@ -156,7 +157,8 @@ def _space(method: MethodSpec, spec: Spec) -> Space:
 
 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
-           show: Callable[[run.Experiment], AbstractContextManager[Listener]], command: str) -> list[Record]:
+           show: Callable[[run.Experiment], AbstractContextManager[Listener]], command: str,
+           on_stale: OnStale = "refuse") -> list[Record]:
     """Try what the rows' samplers propose, round by round, and return all records, in the order of the rounds.
 
     Args:
@@ -166,6 +168,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         out: the run folder of the search.
         show: makes the listener of a round.
         command: what the user typed, kept in the records.
+        on_stale: what is done with records of a search before that other code or data gave.
 
     Raises:
         ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row gave a result.
@@ -174,7 +177,8 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
     while any(asked := [row.sampler.ask() for row in rows]):
         methods = {(row.scenario, method.label): method for row, candidates in zip(rows, asked, strict=True)
                    for method in map(row.candidate, candidates)}
-        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out)
+        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out,
+                            on_stale=on_stale)
         with show(ready) as listener:
             records = run.execute(ready, listener, command=command)
         for row, candidates in zip(rows, asked, strict=True):

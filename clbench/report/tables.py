@@ -155,10 +155,32 @@ def _below_fine_tuning(methods: Sequence[MethodRecords]) -> Iterable[str]:
                "the method itself may not suit this setting (docs/faq.md), so do not read more into these rows")
 
 
+def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
+    for m in methods:
+        yield from (clean(f"{m.label}: the results of seed(s) {listed(seeds)} were kept although {reason} had changed "
+                          "since (--keep-stale)") for reason, seeds in m.stale.items())
+        if len(m.codes) > 1:
+            states = ", ".join(f"{code[:8]} (seed {listed(seeds)})" for code, seeds in m.codes.items())
+            yield (f"{m.label}: its seeds were made by different states of its code, {states}, so its means are of "
+                   "several methods")
+    for part in ("benchmark", "model"):
+        made: dict[str, list[str]] = {}
+        for m in methods:
+            for record in m.done:
+                if (code := record.provenance.code.get(part)) and code.hash:
+                    made.setdefault(code.hash, []).append(m.label)
+        if len(made) > 1:
+            states = "; ".join(f"{code[:8]}: {', '.join(dict.fromkeys(labels))}" for code, labels in made.items())
+            yield (f"results were made with different states of the {part}'s code ({states}), so their figures may not "
+                   "be comparable")
+
+
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
+    yield from _stale(methods)
     yield from _below_fine_tuning(methods)
     for m in methods:
         if m.done and not m.complete:

@@ -7,21 +7,26 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from clbench.core.files import PACKAGE
-from clbench.results.records import Provenance
+from clbench.results.records import Code, Provenance
+
+if TYPE_CHECKING:
+    import torch
 
 
-def collect(plugin: str, device: torch.device, command: str) -> Provenance:
-    """Describe the present process, for a trial that starts now on `device`."""
+def collect(plugin: str, device: torch.device, command: str, code: Mapping[str, Code] | None = None) -> Provenance:
+    """Describe the present process, for a trial of that code that starts now on `device`."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Provenance(versions=versions(), plugin=plugin, git=git_commit(), device=name, machine=machine(),
                       threads=torch.get_num_threads(), started=datetime.datetime.now(datetime.timezone.utc),
-                      command=command)
+                      command=command, code=dict(code or {}))
 
 
 @functools.cache

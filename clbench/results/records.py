@@ -16,6 +16,7 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 
 SCHEMA = 1
+DIGITS = 16  # of the hash of a stream
 
 
 class RecordPart(BaseModel):
@@ -32,6 +33,7 @@ class StreamFacts(RecordPart):
     test_samples: list[int]
     input_shape: list[int]  # of one prepared sample
     fingerprint: str  # hash of all its tensors
+    data: str = ""  # hash of the benchmark before scenario and validation split; empty in older records
     notes: list[str] = []
     class_names: list[list[str]] = []  # of `classes`, in their order; empty where they have none
     mean: list[float] = []  # of each column of rows that are standardised, else empty: subtracted from the inputs
@@ -88,6 +90,14 @@ class Failure(RecordPart):
     traceback: str = ""
 
 
+class Code(RecordPart):
+    """The code of a trial's method, benchmark or model, as far as it is not clbench's own."""
+
+    packages: list[str]  # or modules, or a file
+    hash: str  # of what they say: `clbench.core.identity`
+    release: str = ""  # the installed distribution that brought it, with its version; a file's path and hash
+
+
 class Provenance(RecordPart):
     """Where and with what a record was made."""
 
@@ -99,6 +109,7 @@ class Provenance(RecordPart):
     threads: int
     started: datetime.datetime
     command: str
+    code: dict[str, Code] = {}  # of method, benchmark and model; empty where not known, as in older records
     weights: str = ""  # SHA-256 of the content of published weights, which a trial knows by their name only
 
 
@@ -120,6 +131,7 @@ class Record(RecordPart):
     timings: Timings = Timings()
     failure: Failure | None = None
     notes: list[str] = []
+    stale: list[str] = []  # what of its code and data had changed when a later run kept it all the same
     provenance: Provenance
 
     # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
@@ -147,13 +159,13 @@ class Record(RecordPart):
         return f"{self.label}/{self.trial.seed}"
 
     def facts(self) -> dict[str, Any]:
-        """Return what the same trial gives again: all but timings, memory, FLOPs and provenance.
+        """Return what the same trial gives again: all but timings, memory, FLOPs, provenance and what became stale.
 
         FLOPs depend a little on the kernels that a machine has, and older records have none. Older records also have
         no names of classes, which are no result.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True, "stream": {"class_names"},
+            "timings": True, "provenance": True, "stale": True, "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -154,6 +154,11 @@ class Store:
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
 
+    def clear(self, key: str) -> None:
+        """Remove what the trial of that key has exported, but for one that goes on from a checkpoint."""
+        if not (self.checkpoints / key).exists():
+            shutil.rmtree(self.artifacts / key, ignore_errors=True)  # what is left is overwritten
+
     def _files(self) -> Sequence[Path]:
         try:
             return sorted(p for p in self.records.iterdir() if not p.name.startswith("."))

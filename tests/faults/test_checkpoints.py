@@ -203,6 +203,7 @@ def test_opting_out_passes_the_check_and_pretending_does_not():
 
 
 @pytest.mark.parametrize(("change", "reason"), [
+    ({"data": "0"}, "the data have changed since"),
     ({"code": "0"}, "the code has changed since"), ({"versions": {}}, "the code has changed since"),
     ({"threads": 99}, "it had 99 threads on cpu, now "), ({"key": "0" * 16}, "the checkpoint is another trial's"),
     ({"R": []}, "the checkpoint's R is not that of its tasks"), ({"learned": 4}, "the checkpoint's R is not"),

@@ -15,7 +15,7 @@ from clbench.report.formatting import clean
 from clbench.report.model import Result
 from clbench.results.records import Record
 
-INFERS, RECIPE = "†", "¶"
+INFERS, RECIPE, STALE = "†", "¶", "※"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
 MARKS = {
     INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
@@ -23,6 +23,8 @@ MARKS = {
                     "among all so far; older records have no mark",
     OUTPUTS["all"]: "in training, new samples competed among all outputs of the stream, those of classes still to come "
                     "too (outputs = all); older records have no mark",
+    STALE: "has results of other code or data than there were when they were kept, or of several states of its code; "
+           "notes say which",
     RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
 }
 
@@ -70,7 +72,27 @@ class MethodRecords:
         """Return the marks of the method's row, which `MARKS` explains."""
         own = {r.outputs for r in self.records}
         return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
+                        STALE if self.stale or len(self.codes) > 1 else "",
                         RECIPE if self.records[0].trial.own_recipe else ""])
+
+    @property
+    def stale(self) -> dict[str, list[int]]:
+        """Return what had changed when results were kept all the same, with the seeds of each."""
+        found: dict[str, list[int]] = {}
+        for record in self.done:
+            if record.stale:
+                found.setdefault(" and ".join(record.stale), []).append(record.trial.seed)
+        return found
+
+    @property
+    def codes(self) -> dict[str, list[int]]:
+        """Return the states of the method's own code that gave its results, as far as known, with the seeds of each."""
+        found: dict[str, list[int]] = {}
+        for record in self.done:
+            code = record.provenance.code.get("method")
+            if code and code.hash:
+                found.setdefault(code.hash, []).append(record.trial.seed)
+        return found
 
     @property
     def searched(self) -> Searched | None:

@@ -12,8 +12,6 @@ this strategy, and the trial starts over.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -24,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from clbench.core import files
+from clbench.core import identity
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.results.records import Costs, Provenance, Timings
@@ -48,7 +46,8 @@ class CheckpointHeader(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA
     key: str
-    code: str  # hash of the sources of strategy, model and clbench
+    code: str  # identity of the code of strategy, model and clbench
+    data: str = ""  # fingerprint of the stream
     versions: dict[str, str]
     device: str
     threads: int
@@ -246,23 +245,23 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check(header: CheckpointHeader, key: str, code: str, origin: Provenance) -> None:
+def check(header: CheckpointHeader, key: str, code: str, data: str, origin: Provenance) -> None:
     """Raise `Unresumable` where a checkpoint is of another trial, or was made with other code or in another way."""
     if header.schema_version != SCHEMA or header.key != key:
         raise Unresumable("the checkpoint is another trial's, or another clbench's")
     if (header.code, header.versions) != (code, origin.versions):
         raise Unresumable("the code has changed since")
+    if header.data != data:
+        raise Unresumable("the data have changed since")
     if (header.device, header.threads) != (origin.device, origin.threads):
         raise Unresumable(f"it had {header.threads} threads on {header.device}, now {origin.threads} on "
                           f"{origin.device}")
 
 
-def code_of(strategy: Strategy) -> str:
-    """Return a hash of the source files of all that a strategy is made of: its packages, its model's and clbench."""
-    packages = {"clbench"}
-    for module in strategy.modules():
-        packages |= {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
-    digest = hashlib.sha256()
-    for package in sorted(packages - {"torch", "builtins"}):
-        digest.update(files.hash_code(sys.modules[package]).encode())
-    return digest.hexdigest()
+def packages_of(strategy: Strategy) -> set[str]:
+    """Return the packages of all that a strategy is made of: its own, its model's, and clbench.
+
+    clbench counts here, though no record is stale for it alone: a trial is not to be half an old clbench's.
+    """
+    classes = {cls for module in strategy.modules() for cls in type(module).__mro__}
+    return {"clbench", *map(identity.outermost, classes)} - {"torch", "builtins"}

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clbench.core import seeds
+from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
@@ -17,6 +17,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
 from clbench.results.records import SCHEMA, Failure, Provenance, Record
+from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy, Task, World
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
@@ -61,9 +62,16 @@ class TrialRunner:
         Raises:
             ClbenchError: the data are absent, or the benchmark, model or options do not go together.
         """
+        self.note_code(trial)
         stream = self.stream(trial)
         self.build(trial, stream, check=True)
         return list(stream.notes)
+
+    def note_code(self, trial: Trial) -> None:
+        """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
+        for names in packages_of(trial, self.registry).values():
+            for name in names:
+                identity.note(name)
 
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
         """Run one trial and return its record, whose status tells whether it went through.
@@ -84,7 +92,9 @@ class TrialRunner:
             ClbenchError: bad input, as in `prepare`.
         """
         plugin = str(self.registry.origins["method", planned[0].trial.method.name])
-        origin = provenance.collect(plugin, self.device, self.command)
+        self.note_code(planned[0].trial)
+        code = code_of(planned[0].trial, self.registry, identity.running)
+        origin = provenance.collect(plugin, self.device, self.command, code)
         checkpoints = Checkpoints(self.checkpoints, origin) if self.checkpoints else None
         members = self._members(planned, checkpoints)
         if members is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Trial
-from clbench.results.records import Costs, Failure, StreamFacts, Timings
+from clbench.results.records import DIGITS, Costs, Failure, StreamFacts, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
@@ -65,8 +65,9 @@ class TrialState:
 
 def describe(stream: Stream) -> StreamFacts:
     """Return the facts of a stream that a record keeps."""
+    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
     return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
-                       fingerprint=stream.fingerprint, notes=list(stream.notes),
-                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names])
+                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
+                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std)
