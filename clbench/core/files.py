@@ -10,9 +10,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -64,12 +65,18 @@ def _sources(module: ModuleType) -> Iterator[tuple[str, Path]]:
         yield Path(file).name, Path(file)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) atomically: readers, and a crash at any moment, find the old file or the new one."""
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file (text as UTF-8) atomically: readers, and a crash at any moment, find the old file or the new one.
+
+    Content that should not be in memory as a whole is a function that writes it to the open file.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private

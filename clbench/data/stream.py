@@ -197,14 +197,23 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
     """
+    raw = load_raw(benchmark, seed, data_dir, registry)
+    return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+
+
+def load_raw(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry) -> RawStream:
+    """Return a benchmark's tasks with its own labels, from the cache or built; arguments are those of `load_stream`.
+
+    Raises:
+        DataError: the data are missing, or the benchmark fails or is empty.
+    """
     def build() -> RawStream:
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)
 
-    raw = cache.read_or_build(benchmark, seed, data_dir, registry, build)
-    return present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+    return cache.read_or_build(benchmark, seed, data_dir, registry, build)
 
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:

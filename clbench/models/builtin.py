@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from clbench.core.hookspecs import ModelInfo, hookimpl
 from clbench.core.options import NoOptions, Options
 
-
 WIDTH = 400  # units in a hidden layer of `mlp`
 
 
@@ -23,7 +22,7 @@ class MLPOptions(Options):
     @model_validator(mode="after")
     def _has_units(self) -> MLPOptions:
         """Refuse a width of layers that there are not."""
-        if self.depth == 0 and "width" in self.model_fields_set and self.width != WIDTH:
+        if self.depth == 0 and self.width != WIDTH:
             raise ValueError("width is of hidden layers, and depth = 0 has none; leave width out, or choose depth >= 1")
         return self
 

@@ -41,7 +41,7 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
     if not strategy.model.has_body:
-        raise SpecError(f"model {trial.model} is a head alone: there is nothing before it to keep; choose another model")
+        raise SpecError(f"model {trial.model} is a head alone: nothing before it could be kept; choose another")
     tasks = stream.tasks
     every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
     every = Samples(every.x, every.y, torch.zeros_like(every.tasks))
