@@ -29,7 +29,8 @@ def weights_for(tmp_path, benchmark, model):
     """Write a file of weights that are not those of the seed."""
     network = job(tmp_path, benchmark, model).network
     torch.manual_seed(5)
-    save_file({n: t + 0.1 * torch.randn_like(t) for n, t in network.state_dict().items()}, tmp_path / "w.safetensors")
+    save_file({n: (t * (1 + 0.3 * torch.rand(t.shape)) if t.is_floating_point() else t).contiguous()
+               for n, t in network.state_dict().items()}, tmp_path / "w.safetensors")
     return str(tmp_path / "w.safetensors")
 
 
