@@ -20,6 +20,7 @@ COMMANDS = {  # import target and short help of each
     "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
     "verify": ("clbench.cli.verify:command", "Repeat published numbers, with a verdict on each."),
     "pretrain": ("clbench.cli.pretrain:command", "Train a base that methods can build on."),
+    "embed": ("clbench.cli.embed:command", "Keep a frozen network's features, to compare heads on them in seconds."),
     "params": ("clbench.cli.params:command", "Count what methods train, keep and compute; nothing is trained."),
     "methods": ("clbench.cli.listing:methods", "List the installed methods and their options."),
     "benchmarks": ("clbench.cli.listing:benchmarks", "List the installed benchmarks and their options."),

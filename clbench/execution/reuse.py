@@ -119,13 +119,14 @@ def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, note
 def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str]) -> str:
     """Return the hash of a benchmark's data: from the head of its cached stream, else after reading it."""
     from clbench.data import cache
-    from clbench.data.datasets import without_downloads
-    from clbench.data.stream import read_benchmark
 
     began = time.monotonic()
     try:
         if known := cache.known_digest(trial.benchmark, seed, data_dir, registry):
             return known[:DIGITS]
+        from clbench.data.datasets import without_downloads
+        from clbench.data.stream import read_benchmark
+
         with without_downloads(), _forgetting(packages_of(trial, registry).get("benchmark", ())):
             digest = read_benchmark(trial.benchmark, seed, data_dir, registry).digest[:DIGITS]
     except ClbenchError as error:

@@ -8,14 +8,23 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from clbench.core.hookspecs import ModelInfo, hookimpl
-from clbench.core.options import Options
+from clbench.core.options import NoOptions, Options
+
+WIDTH = 400  # units in a hidden layer of `mlp`
 
 
 class MLPOptions(Options):
     """Options of `mlp`."""
 
-    width: int = Field(400, ge=1, description="units in each hidden layer")
-    depth: int = Field(2, ge=1, description="number of hidden layers")
+    width: int = Field(WIDTH, ge=1, description="units in each hidden layer")
+    depth: int = Field(2, ge=0, description="number of hidden layers; with 0 it is the model linear")
+
+    @model_validator(mode="after")
+    def _has_units(self) -> MLPOptions:
+        """Refuse a width of layers that there are not."""
+        if self.depth == 0 and self.width != WIDTH:
+            raise ValueError("width is of hidden layers, and depth = 0 has none; leave width out, or choose depth >= 1")
+        return self
 
 
 class VisionOptions(Options):
@@ -76,6 +85,9 @@ def clbench_models() -> Sequence[ModelInfo]:
     """Return the built-in models."""
     return (
         ModelInfo("mlp", "clbench.models.mlp_cnn:mlp", "multilayer perceptron, ReLU", MLPOptions),
+        ModelInfo("linear", "clbench.models.mlp_cnn:linear",
+                  "a head alone, on flattened inputs: for features that are computed already (clbench embed)",
+                  NoOptions),
         ModelInfo("cnn", "clbench.models.mlp_cnn:cnn",
                   "small convolutional network: 3x3 convolutions, ReLU, max pooling", CNNOptions),
         ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem, no pooling "

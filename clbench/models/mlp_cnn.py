@@ -1,4 +1,4 @@
-"""The two small models: `mlp` (van de Ven & Tolias 2019: 2 x 400, ReLU) and `cnn`."""
+"""The small models: `mlp` (van de Ven & Tolias 2019: 2 x 400, ReLU), `linear` (a head alone) and `cnn`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import math
 
 from torch import nn
 
+from clbench.core.options import NoOptions
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.network import Block, Network
 
 
 def mlp(options: MLPOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return a multilayer perceptron on flattened inputs: `depth` hidden ReLU layers of `width` units."""
+    """Return a multilayer perceptron on flattened inputs: `depth` hidden ReLU layers of `width` units.
+
+    Without hidden layers it is `linear`.
+    """
+    if options.depth == 0:
+        return linear(NoOptions(), input_shape, classes)
     sizes = [math.prod(input_shape), *[options.width] * options.depth]
     blocks = [Block(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
     blocks[0].body = nn.Sequential(nn.Flatten(), blocks[0].body)
     return Network(blocks, nn.Linear(options.width, classes))
+
+
+def linear(options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a linear head on flattened inputs; its one block only flattens, so that features are the inputs."""
+    return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(math.prod(input_shape), classes))
 
 
 def cnn(options: CNNOptions, input_shape: tuple[int, ...], classes: int) -> Network:

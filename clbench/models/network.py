@@ -81,6 +81,25 @@ class Network(nn.Module):
         self.weights_hash = ""  # of the content of weights that were loaded by a name
         self.start = 0  # the first block to run: the harness computes the outputs of frozen first blocks once
 
+    @property
+    def has_body(self) -> bool:
+        """Tell whether there is anything to learn, adapt or load before the head: the model `linear` has nothing."""
+        return any(True for _ in self.blocks.parameters())
+
+    def require_body(self, does: str, instead: str = "frozen, which trains a head per task") -> None:
+        """Refuse a model that is a head alone.
+
+        Args:
+            does: what a method does before the head, as in `lora adapts layers before the head`.
+            instead: a method that a head is enough for.
+
+        Raises:
+            SpecError: there is nothing before the head.
+        """
+        if not self.has_body:
+            raise SpecError(f"{does}, and this model is a head alone; choose {instead}, or a model with layers, as in "
+                            "--model mlp")
+
     def published_name(self, name: str) -> str:
         """Return the name that files have for a module, parameter or buffer of this network, by its name here."""
         if not self.published:

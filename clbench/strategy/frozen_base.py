@@ -18,8 +18,11 @@ class FrozenBase(Strategy, ABC):
     options: Any  # has the fields of StartOptions, among others
 
     def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: the base first, then what is trained beside it."""
-        phases: int = self.options.phases(task.index)
+        """Return 2 for the first task with `base = task1`: the base first, then what is trained beside it.
+
+        It is 1 where the model has nothing before its head: no steps go to a base that does not exist.
+        """
+        phases: int = self.options.phases(task.index) if self.model.has_body else 1
         return phases
 
     def before_phase(self, task: Task, phase: Phase) -> None:

@@ -185,14 +185,24 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
     return torch.stack(nearest).argmin(0)
 
 
-def check_base(method: str, options: StartOptions, world: World) -> None:
-    """Raise a SpecError if option `base` does not fit the model: it needs weights that are missing, or ignores some."""
+def check_base(method: str, options: StartOptions, world: World, model: Network) -> list[str]:
+    """Return what a record should say of option `base`.
+
+    Raises:
+        SpecError: it does not fit the model: it needs weights that are missing, or ignores some.
+    """
     if options.base == "pretrained" and not world.pretrained:
+        if not model.has_body:
+            raise SpecError(f"{method}: base = pretrained, and this model is a head alone, with nothing before it that "
+                            "could be; leave base out")
         raise SpecError(f"{method}: base = pretrained needs a pretrained model; pass --weights FILE, or choose "
                         "base = task1 or random")
     if options.base == "random" and world.pretrained:
         raise SpecError(f"{method}: base = random, but the model is pretrained; leave --weights out, or choose "
                         "base = pretrained or task1")
+    if options.base == "task1" and not model.has_body:
+        return ["base = task1 trains nothing here: this model is a head alone, and features are its inputs"]
+    return []
 
 
 def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:

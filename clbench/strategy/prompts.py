@@ -36,7 +36,7 @@ class PromptedStrategy(FrozenBase):
     def __init__(self, model: Network, world: World, options: StartOptions) -> None:
         """Keep the model; SpecError where it has no tokens, or no place for prefixes that are needed."""
         super().__init__(model, world, options)
-        check_base(self.method, self.options, world)
+        self.notes += check_base(self.method, self.options, world, model)
         if not isinstance(model, TokenNetwork):
             raise SpecError(f"{self.method} puts prompts {self.place} of a vision transformer, and this model has "
                             "none; with --model choose vit-tiny, vit-b16 or a plain vision transformer of timm, "

@@ -14,12 +14,13 @@ from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.entry_points import resolve
 from clbench.core.hookspecs import StrategyInfo
+from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
-from clbench.models.mlp_cnn import cnn, mlp
+from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.network import Network
 from clbench.models.resnet import resnet18, resnet20
 from clbench.models.vit import vit
@@ -35,6 +36,7 @@ RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
 # The built-in models, tiny.
 MODELS: dict[str, Callable[[tuple[int, ...], int], Network]] = {
     "mlp": partial(mlp, MLPOptions(width=12)),
+    "linear": partial(linear, NoOptions()),
     "cnn": partial(cnn, CNNOptions(channels=4)),
     "resnet18": partial(resnet18, ResNet18Options(width=2)),
     "resnet20": partial(resnet20, ResNetCIFAR10Options(width=2)),

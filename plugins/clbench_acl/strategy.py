@@ -64,8 +64,9 @@ class ACL(SampleMemory, PerTaskStrategy):
     noise: Tensor
 
     def __init__(self, model: Network, world: World, options: ACLOptions | None = None) -> None:
-        """Start with no private modules."""
+        """Start with no private modules; SpecError where the model has no shared module to train."""
         super().__init__(model, world, options if options is not None else ACLOptions())
+        model.require_body("acl trains a module that tasks share before the head", "shared-private")
         self.private = nn.ModuleList()
         self.discriminator: nn.Module = nn.Identity()
         self.kept: list[int] = []  # samples of each task, in the order of tasks

@@ -117,7 +117,12 @@ def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Singl
     """Return the model for a strategy: `PNNStrategy` has its own, scenario `task` an output mask by task label.
 
     Strategies that run the model without task labels have one head in scenario `task` too.
+
+    Raises:
+        SpecError: the network has not the layers that the strategy trains.
     """
+    if strategy == "LFL":
+        network.require_body("avalanche:LFL trains features behind a frozen head", "avalanche:LwF")
     if strategy == "PNNStrategy":
         return Columns(network)
     return MultiHead(network, tasks) if scenario == "task" and strategy not in ONE_HEAD else Single(network)

@@ -98,7 +98,8 @@ class EASE(FrozenBase):
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else EASEOptions()
         super().__init__(model, world, options)
-        check_base("ease", options, world)
+        self.notes += check_base("ease", self.options, world, model)
+        model.require_body("ease adapts layers before the head", "ncm")
         width = options.width or WIDTHS[options.adapter]
         scale = options.scale or SCALES[options.adapter]
         self.adapted: Mapping[str, AdaptedBlock | LoRALayer]

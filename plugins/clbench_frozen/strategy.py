@@ -22,7 +22,7 @@ class Frozen(FrozenBase, SharedPrivate):
     def __init__(self, model: Network, world: World, options: FrozenOptions | None = None) -> None:
         """Start with no heads."""
         options = options if options is not None else FrozenOptions()
-        check_base("frozen", options, world)
+        check_base("frozen", options, world, model)
         super().__init__(model, world, SharedPrivateOptions(**options.model_dump()))
 
     def base_learned(self, task: Task) -> None:

@@ -170,6 +170,7 @@ def spread(mask: Tensor, size: int) -> Tensor:
 
 def chain(model: Network) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
     """Return the layer of each block, by name; SpecError where a block is not one layer and what keeps units apart."""
+    model.require_body("hat masks units before the head")
     found = []
     for number, block in enumerate(model.blocks):
         parts = [(name, module) for name, module in block.named_modules() if not any(module.children())]

@@ -40,7 +40,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         """Start with no copies."""
         options = options if options is not None else IndependentOptions()
         super().__init__(model, world, options)
-        check_base("independent", options, world)
+        self.notes += check_base("independent", self.options, world, model)
         self.copies = nn.ModuleList()
         self.base_learns = False
         self.train(self.training)

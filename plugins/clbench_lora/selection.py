@@ -71,6 +71,7 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
     passing = layers == "all" or bool(counted)
     chosen = {name: candidates[name] for name in names if not (passing and name in obstacles)}
     left_out = [name for name in names if passing and name in obstacles]
+    model.require_body(f"{method} adapts layers before the head")
     if not chosen:
         raise SpecError(f"{method}: layers = {layers} fits no layer of this model" + (
             f" that can be adapted: {_described(left_out, candidates, obstacles)}" if left_out else

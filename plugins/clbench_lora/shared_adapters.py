@@ -38,7 +38,7 @@ class SummedLoRA(FrozenBase):
     def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
-        check_base(self.method, options, world)
+        self.notes += check_base(self.method, self.options, world, model)
         self.notes += remarks(model, options, self.method)
         self.adapted = adapt(model, adapter_options(options), self.method)
         self.base_learns = False

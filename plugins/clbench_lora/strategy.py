@@ -41,7 +41,7 @@ class LoRA(FrozenBase, PerTaskStrategy):
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else LoRAOptions()
         super().__init__(model, world, options)
-        check_base("lora", options, world)
+        self.notes += check_base("lora", self.options, world, model)
         self.notes += remarks(model, options)
         self.adapted = adapt(model, options)
         self.base_learns = False

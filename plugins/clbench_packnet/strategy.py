@@ -48,10 +48,11 @@ class PackNet(PerTaskStrategy):
     options: PackNetOptions
 
     def __init__(self, model: Network, world: World, options: PackNetOptions | None = None) -> None:
-        """Let all weights be free; SpecError where there are more tasks than a byte can name."""
+        """Let all weights be free; SpecError where there are none, or more tasks than a byte can name."""
         super().__init__(model, world, options if options is not None else PackNetOptions())
         if world.tasks > FREE:
             raise SpecError(f"packnet: a byte per weight names at most {FREE} tasks, and there are {world.tasks}")
+        model.require_body("packnet shares out weights before the head")
         self.phase = 0
         for name, weight in self.packed().items():
             self.register_buffer(f"owner__{slot(name)}", torch.full_like(weight, FREE, dtype=torch.uint8))

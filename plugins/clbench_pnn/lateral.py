@@ -48,6 +48,7 @@ def joins(model: Network) -> list[Join]:
     Raises:
         SpecError: a block is not built so that a lateral can be added between its body and its activation.
     """
+    model.require_body("pnn connects layers before the head")
     readers = [reader(block, f"blocks.{i}") for i, block in enumerate(model.blocks)] + [model.head]
     found = []
     for i, (before, after) in enumerate(itertools.pairwise(readers)):

@@ -6,6 +6,7 @@ learned is changed by later tasks but through them. So nothing is forgotten but 
 No weights given (`base = task1`), the first task trains the whole network as `naive` does, with its steps and its head:
 the features are then those of `naive` after its first task, bit for bit. From then on nothing is trained by gradients,
 and the budget of the other tasks is left unused. Features are those of the training samples as they are, not augmented.
+A model that is a head alone (`linear`) has nothing to train: features are the inputs, in the first task too.
 
 With `adapt = lora` the first task trains low-rank adapters in a pretrained network, and the network's head, as
 `seq-lora` does, with all of its steps: the network is then that of `seq-lora` after its first task, bit for bit. They
@@ -65,9 +66,9 @@ class ClosedForm(Strategy, ABC):
     def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
         """Start with nothing summed up."""
         super().__init__(model, world, options)
-        check_base(self.method, options, world)
+        self.notes += check_base(self.method, self.options, world, model)
         self.learned = 0
-        self.base_learns = self.options.base == "task1"
+        self.base_learns = self.options.base == "task1" and model.has_body
         self.adapters_learn = False
         self.model.requires_grad_(self.base_learns)
         self.adapted: dict[str, LoRALayer] = install(self.method, model, self.options, self.notes)

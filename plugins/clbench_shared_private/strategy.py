@@ -31,7 +31,7 @@ class SharedPrivate(PerTaskStrategy):
         """Start with the encoder frozen and no heads."""
         options = options if options is not None else SharedPrivateOptions()
         super().__init__(model, world, options)
-        check_base("shared-private", options, world)
+        self.notes += check_base("shared-private", self.options, world, model)
         self.private = nn.ModuleList()
         self.encoder_learns = False
         self.train(self.training)

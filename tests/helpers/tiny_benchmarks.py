@@ -1,5 +1,6 @@
 """Benchmarks for the tests, used as `helpers.tiny_benchmarks:NAME`."""
 
+import os
 import random
 
 import numpy as np
@@ -90,3 +91,18 @@ def photos():
 
     return benchmark_from_datasets(train=[make_avalanche_dataset(Album(2 * t, t)) for t in range(2)],
                                    test=[make_avalanche_dataset(Album(2 * t, 9 + t)) for t in range(2)])
+
+
+def embedded():
+    """Return the tasks of the file of features that the environment variable CLBENCH_TEST_FEATURES names."""
+    from avalanche.benchmarks import tensors_benchmark
+    from safetensors.torch import load_file
+
+    found = load_file(os.environ["CLBENCH_TEST_FEATURES"])
+    tasks = found["task_train"].unique().tolist()
+
+    def parts(kind):
+        return [tuple(found[f"{what}_{kind}"][found[f"task_{kind}"] == task] for what in ("X", "y")) for task in tasks]
+
+    return tensors_benchmark(train_tensors=parts("train"), test_tensors=parts("test"), task_labels=[0] * len(tasks),
+                             complete_test_set_only=False)

@@ -3,8 +3,9 @@ import torch
 from safetensors.torch import save_file
 
 from clbench.core.errors import DataError
+from clbench.core.options import NoOptions
 from clbench.models.builtin import CNNOptions, MLPOptions
-from clbench.models.mlp_cnn import cnn, mlp
+from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.weights import load_weights
 
 
@@ -21,6 +22,22 @@ def test_logits_are_the_head_of_the_features(build, options):
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(model(x), model.head(model.features(x)))
     assert model.features(x).shape == (2, model.head.in_features)
+
+
+def test_linear_is_a_head_alone_and_so_is_an_mlp_without_hidden_layers():
+    one, other = linear(NoOptions(), (3, 4, 4), 7), mlp(MLPOptions(depth=0), (3, 4, 4), 7)
+    other.load_state_dict(one.state_dict())
+    x = torch.rand(2, 3, 4, 4)
+    assert not one.has_body and not other.has_body and mlp(MLPOptions(), (3, 4, 4), 7).has_body
+    assert torch.equal(one.features(x), x.flatten(1)) and torch.equal(one(x), other(x))
+    assert {name: tuple(p.shape) for name, p in one.named_parameters()} == {"head.weight": (7, 48), "head.bias": (7,)}
+
+
+def test_hidden_layers_that_there_are_not_have_no_width():
+    assert MLPOptions(depth=0).model_dump() == {"width": 400, "depth": 0}
+    assert MLPOptions.model_validate(MLPOptions(depth=0).model_dump()).depth == 0
+    with pytest.raises(ValueError, match="depth = 0 has none; leave width out"):
+        MLPOptions(depth=0, width=5)
 
 
 def test_weights_go_from_a_file_into_a_model(tmp_path):

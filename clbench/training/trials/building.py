@@ -13,8 +13,9 @@ from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
-from clbench.data.stream import IMAGE_DIMS
-from clbench.experiment.trial import Resolved, Weights
+from clbench.data.inputs import as_inputs
+from clbench.data.stream import IMAGE_DIMS, Stream
+from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import fill, hash_tensors, load_weights
 from clbench.strategy.base import Strategy, World
@@ -50,6 +51,17 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         network.weights_hash = hash_tensors(tensors)
         return network, fill(network, tensors, weights.path)
     return network, load_weights(network, _as_planned(weights))
+
+
+def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
+    """Return a benchmark's stream whose images become the inputs of a trial's model.
+
+    Raises:
+        ClbenchError: as `as_inputs`.
+    """
+    own = trial.benchmark.options.get("normalize", "model") == "model" and not stream.prepare.mean
+    return as_inputs(stream, trial.model.options.get("size"), registry.model(trial.model.name).channels,
+                     trial.preprocessing, normalize=own)
 
 
 def takes_images(model: Resolved, registry: Registry) -> bool:

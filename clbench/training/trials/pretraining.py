@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import ClbenchError
+from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import Registry
 from clbench.data.samples import Samples
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -40,6 +40,8 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     runner = TrialRunner(settings, device, "clbench pretrain", registry)
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
+    if not strategy.model.has_body:
+        raise SpecError(f"model {trial.model} is a head alone: nothing before it could be kept; choose another")
     tasks = stream.tasks
     every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
     every = Samples(every.x, every.y, torch.zeros_like(every.tasks))

@@ -11,7 +11,6 @@ from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
-from clbench.data.inputs import as_inputs
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
@@ -26,7 +25,7 @@ from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
 from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
-from clbench.training.trials.building import build_model, build_strategy, channels_last, check_model
+from clbench.training.trials.building import build_model, build_strategy, channels_last, check_model, for_model
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
@@ -189,9 +188,7 @@ class TrialRunner:
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
                                  trial.validation, verify)
             self._verified.add(key[0])
-            own = trial.benchmark.options.get("normalize", "model") == "model" and not loaded.prepare.mean
-            loaded = as_inputs(loaded, size, channels, trial.preprocessing, normalize=own)
-            self._streams[key] = loaded.to(self.device, room_for_samples(self.device))
+            self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
         return self._streams[key]
 
     def build(self, trial: Trial, stream: Stream, check: bool = False) -> tuple[Strategy, list[str]]:

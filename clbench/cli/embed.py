@@ -1,0 +1,76 @@
+"""`clbench embed`: keep a frozen network's features of a benchmark, so that heads can be compared on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clbench.cli.common_options import plugin_option
+from clbench.cli.execution_options import execution_option
+
+HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # what the next command compares
+
+
+@click.command("embed")
+@click.argument("benchmark", metavar="BENCHMARK")
+@click.option("--model", required=True, metavar="NAME", help="A model, as in timm:vit_small_patch14_dinov2:size=56 "
+              "(clbench models).")
+@click.option("--weights", metavar="FILE|NAME", help="Its pretrained weights.  [default: none, an untrained network]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              metavar="FILE.safetensors|FILE.npz", help="Where the features go.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of untrained weights, and of a benchmark that "
+              "differs from seed to seed.")
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Samples at once.  [default: what suits the "
+              "device]")
+@click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]")
+@click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+              "[default: auto]")
+@execution_option("data")
+@plugin_option
+def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None, device: str | None,
+            plugins: tuple[Path, ...], **flags: Any) -> int:
+    """Send all samples of a benchmark through a frozen network once and keep its features, before the head.
+
+    \b
+    clbench embed split-cifar100 --model torchvision:resnet18 --weights DEFAULT --out cifar.safetensors
+    clbench run --benchmark arrays:cifar.safetensors --model linear --methods ncm,slda,ranpac,er
+
+    The file holds X_train (float32), y_train (the benchmark's own labels), task_train, and the same for the test.
+    Interrupted, the same command goes on from there.
+    """
+    from rich.console import Console
+
+    from clbench.core.registry import discover
+    from clbench.data.feature_file import check_suffix
+    from clbench.execution.embedding_progress import EmbeddingProgress
+    from clbench.experiment.overrides import read_spec
+    from clbench.experiment.plan import plan
+
+    check_suffix(out)
+    registry = discover(files=plugins)
+    spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed]},
+                     {**flags, "benchmark": benchmark, "model": model}, ())
+    trial = plan(spec, registry)[0].trial
+    from clbench.training.trials.embedding import embed, prepare
+
+    job = prepare(trial, spec.execution, device or "auto", registry, batch)
+    for note in job.notes:
+        click.echo(note, err=True)
+    tasks = len(job.stream.tasks)
+    click.echo(f"{trial.benchmark.name}: {tasks} task{'s' if tasks > 1 else ''}, {job.count('train'):,} training and "
+               f"{job.count('test'):,} test samples; {trial.model.name} on {job.device}, batches of {job.batch}",
+               err=True)
+    try:
+        with EmbeddingProgress(Console(stderr=True, highlight=False), job.samples_in_all) as shown:
+            done = embed(job, out, shown)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: what is done is kept in {out}.parts; the same command goes on from there", err=True)
+        return 130
+    pace = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
+    before = f", {done.found:,} more from before" if done.found else ""
+    click.echo(f"{done.computed:,} samples in {done.seconds:.1f} s{pace}{before}\n"
+               f"features: {out} ({job.width} of each sample, {out.stat().st_size / 1e6:.1f} MB)\n"
+               f"next:     clbench run --benchmark arrays:{out} --model linear --methods {HEADS}")
+    return 0

@@ -1,0 +1,157 @@
+"""Files of features: written whole, from parts that an interrupted command goes on from; `arrays:FILE` reads them.
+
+Keys are X_train, y_train, task_train and X_test, y_test, task_test. Neither the parts nor the file are ever in memory
+as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from clbench.core import files
+from clbench.core.errors import SpecError, StoreError
+
+Array = npt.NDArray[Any]
+JOB = "job.json"  # in the folder of parts: what they are parts of
+BYTES = 4  # of a number
+PIECE = 2**24  # bytes that are written at once
+NAMES = "class_names"
+
+
+class Parts:
+    """Rows of D float32 numbers that are written batch by batch to a folder beside the file that they will become.
+
+    Args:
+        out: that file.
+        job: what decides on the numbers, as JSON has it. Rows of another job are removed.
+        width: D.
+    """
+
+    def __init__(self, out: Path, job: Mapping[str, Any], width: int) -> None:
+        """Name the folder."""
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.job = json.dumps(job, sort_keys=True)
+        self.width = width
+        self.out = out
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Hold the folder, and tell whether it has rows of this very job; where the block ends well, it is removed.
+
+        Raises:
+            StoreError: another process has it, or the folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = files.lock(self.folder / "lock")
+        except files.NoLocks:
+            lock = None
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder}: {error.strerror}") from None
+        else:
+            if lock is None:
+                raise StoreError(f"another clbench embed is writing {self.out}; wait for it, or name another --out")
+        try:
+            yield self._taken_up()
+            self._clear()
+        finally:
+            if lock is not None:
+                lock.release()
+        with contextlib.suppress(OSError):  # with the lock it is gone already
+            self.folder.rmdir()
+
+    def _taken_up(self) -> bool:
+        """Remove rows of another job; return whether there are rows of this one."""
+        file = self.folder / JOB
+        if file.exists() and file.read_text(encoding="utf-8") == self.job:
+            return True
+        self._clear()
+        files.write_atomically(file, self.job)
+        return False
+
+    def _clear(self) -> None:
+        """Remove all but the lock."""
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
+
+    def path(self, part: str) -> Path:
+        """Return the file of a part."""
+        return self.folder / f"X_{part}.f32"
+
+    def rows(self, part: str) -> int:
+        """Return how many whole rows a part has."""
+        path = self.path(part)
+        return path.stat().st_size // (BYTES * self.width) if path.exists() else 0
+
+    @contextlib.contextmanager
+    def appending(self, part: str, rows: int) -> Iterator[Callable[[Array], None]]:
+        """Give a function that appends float32 rows [n, D] to the first `rows` of a part."""
+        with open(self.path(part), "ab") as file:
+            file.truncate(BYTES * self.width * rows)
+
+            def append(values: Array) -> None:
+                file.write(np.ascontiguousarray(values, np.float32).data)
+                file.flush()
+
+            yield append
+
+    def array(self, part: str) -> Array:
+        """Return the rows of a part, memory-mapped."""
+        return np.memmap(self.path(part), np.float32, "r", shape=(self.rows(part), self.width))
+
+
+def check_suffix(out: Path) -> None:
+    """Raise a SpecError for a file of no kind that is written."""
+    if out.suffix not in WRITERS:
+        raise SpecError(f"--out {out}: features are kept as {' or '.join(WRITERS)}; give it a name that ends so")
+
+
+def write_features(out: Path, arrays: Mapping[str, Array], facts: Mapping[str, str], class_names: tuple[str, ...] = (),
+                   ) -> None:
+    """Write arrays as safetensors or npz, by the file's suffix; whole or not at all.
+
+    Args:
+        out: where to.
+        arrays: by key.
+        facts: told with them: in the metadata of safetensors, as arrays of text in an npz.
+        class_names: of labels 0, 1, ...; `class_names` is a JSON list in safetensors, an array of text in an npz.
+    """
+    files.write_atomically(out, lambda file: WRITERS[out.suffix](file, arrays, facts, class_names))
+
+
+def _safetensors(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str, str],
+                 class_names: tuple[str, ...]) -> None:
+    """Write safetensors, a piece at a time (the library's own writer copies all arrays first)."""
+    told = {**facts, **({NAMES: json.dumps(class_names)} if class_names else {})}
+    header: dict[str, Any] = {"__metadata__": told}
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so that each lies aligned
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": f"{ {'f': 'F', 'i': 'I'}[array.dtype.kind]}{8 * array.itemsize}",
+                        "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, array in ordered:
+        flat = array.reshape(-1)
+        for begin in range(0, len(flat), PIECE // array.itemsize):
+            file.write(np.ascontiguousarray(flat[begin:begin + PIECE // array.itemsize]).data)
+
+
+def _npz(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str, str], class_names: tuple[str, ...]) -> None:
+    """Write an npz, which numpy does a piece at a time."""
+    told = {name: np.array(text) for name, text in facts.items()}
+    names = {NAMES: np.array(class_names)} if class_names else {}
+    np.savez(file, **arrays, **told, **names)  # type: ignore[arg-type]
+
+
+WRITERS = {".safetensors": _safetensors, ".npz": _npz}
