@@ -115,7 +115,7 @@ def test_classes_of_one_task_only_and_small_classes_are_named():
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": ["a"]}, "and b is left out"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": "a+b+b"}, "named twice"),
     (samples({"a": 9, "b": 9}, ["n", "s"] * 9), {"class_order": "seed"}, "names its own tasks"),
-    (samples({"a": 9, "b": 9}), {"tasks": 2, "tasks_in_order": ["n"]}, "tasks_in_order is for tasks that the data name"),
+    (samples({"a": 9, "b": 9}), {"tasks": 2, "tasks_in_order": ["n"]}, "is for tasks that the data name"),
     (samples({"a": 1, "b": 9}), {"tasks": 2}, "no test sample is left for task 'a'"),
     (Labelled(["a", "d"] * 9, classes=("a", "b")), {}, "not among its class names: d"),
 ])

@@ -104,8 +104,8 @@ def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
     """Return the classes of each task in their order, and notes."""
     count, tasks, notes = len(classes), options.tasks, []
     if getattr(options, "tasks_in_order", []):
-        raise DataError(f"{where}: tasks_in_order is for tasks that the data name, and these are divided by class; give "
-                        "classes_in_order, or say what names the tasks")
+        raise DataError(f"{where}: tasks_in_order is for tasks that the data name, and these are divided by class; "
+                        "give classes_in_order, or say what names the tasks")
     if tasks is None:
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
