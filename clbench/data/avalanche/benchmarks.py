@@ -46,6 +46,7 @@ class Layout:
     size: int | None = None  # to which photos of several sizes are brought
     class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
+    text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:

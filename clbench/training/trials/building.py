@@ -13,7 +13,7 @@ from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
-from clbench.data.stream import IMAGE_DIMS
+from clbench.data.stream import IMAGE_DIMS, Stream
 from clbench.experiment.trial import Resolved, Weights
 from clbench.models.network import Network
 from clbench.models.weights import fill, hash_tensors, load_weights
@@ -50,6 +50,21 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         network.weights_hash = hash_tensors(tensors)
         return network, fill(network, tensors, weights.path)
     return network, load_weights(network, _as_planned(weights))
+
+
+def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
+    """Refuse a model of text on numbers or images, and one of these on text.
+
+    Raises:
+        SpecError: model and benchmark do not go together.
+    """
+    text = registry.model(model.name).text
+    if text and not stream.is_text:
+        raise SpecError(f"model {model.name!r} takes text, this benchmark has inputs {list(stream.input_shape)}; choose "
+                        "another model, or a benchmark of texts such as text:FILE.csv")
+    if stream.is_text and not text:
+        raise SpecError(f"model {model.name!r} takes numbers, this benchmark has texts of {stream.input_shape[0]} "
+                        "tokens; choose --model hf:NAME, or make numbers of the texts by clbench embed")
 
 
 def takes_images(model: Resolved, registry: Registry) -> bool:
