@@ -47,7 +47,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     recipes = [_own_recipe(spec, m, found[0], problems) if found else {} for m, _, found in methods]
     rows = [(m, m.label or _label(m, found[1], swept, own))
             for (m, swept, found), own in zip(methods, recipes, strict=True) if found]
-    scenarios: tuple[Scenario, ...] = spec.scenario or (benchmark[0].scenarios[:1] if benchmark else ())
+    scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
                  'it out, or give the method scenario = ["class"]' for m, _, found in methods
@@ -71,6 +71,12 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         for seed in spec.seeds
         for row, label, info, own, method, searched in resolved if row.runs_in(scenario)
     ]
+
+
+def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenario, ...]:
+    """Return the scenario of a benchmark where none is asked for: the one its options say, else its first."""
+    said: Scenario | None = getattr(options, "default_scenario", None)
+    return (said,) if said else tuple(info.scenarios[:1])
 
 
 def _chosen_outputs(options: opt.Options) -> str:

@@ -45,6 +45,7 @@ class Layout:
     augment: str = ""
     size: int | None = None  # to which photos of several sizes are brought
     class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
+    orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, where the experiences do not say it
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
 

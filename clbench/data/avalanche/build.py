@@ -80,7 +80,8 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
             if read.note:
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
-    orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
+    orders = layout.orders or tuple(_order(e, torch.unique(s.y).tolist())
+                                    for e, s in zip(train, splits["training"], strict=True))
     sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
                      (*layout.notes, *sized, *_merged(notes)), layout.augment)

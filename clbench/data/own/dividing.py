@@ -1,0 +1,257 @@
+"""Samples divided into tasks, and into training and test: alike for every seed and class, groups kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clbench.core import seeds
+from clbench.core.errors import DataError
+from clbench.data.own.samples import Labelled, in_order, some
+from clbench.data.own_options import ColumnOptions, OwnOptions
+
+Rows = npt.NDArray[np.int64]
+
+FEW = 10  # a class with fewer training samples is named
+DEFAULT_TASKS = 5  # at most so many, of at least two classes each, where nobody says how many
+
+
+@dataclass(frozen=True)
+class Division:
+    """Samples divided. Rows are those of the training part; of the test part where the data have one.
+
+    Args:
+        classes: names of the labels 0, 1, ...
+        tasks: names of the tasks where the data name them, else empty.
+        orders: the labels of each task in the order of the stream.
+        train: rows of the training samples of each task.
+        test: rows of the test samples of each task.
+        y_train: the label of each row int64 [N].
+        y_test: likewise; the same object where there is no test part.
+        notes: what whoever runs it should know.
+    """
+
+    classes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    orders: tuple[tuple[int, ...], ...]
+    train: tuple[Rows, ...]
+    test: tuple[Rows, ...]
+    y_train: Rows
+    y_test: Rows
+    notes: tuple[str, ...]
+
+
+def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: int, where: str) -> Division:
+    """Divide samples into tasks, by class or as the data name them, and into training and test.
+
+    Args:
+        train: the samples, or the training part.
+        test: the test part; None: `options.held_out` of the samples becomes one.
+        options: how. Where `options.tasks` is not given and `train.tasks` is, these are the tasks.
+        seed: of the order of classes, where that is asked for; what is held out does not depend on it.
+        where: names the data in errors.
+
+    Raises:
+        DataError: fewer than two classes, tasks that are too many or lack samples, a test part with classes or tasks
+            that the training part has not, a list of classes or tasks that is not all of them.
+    """
+    if not len(train.labels):
+        raise DataError(f"{where} has no samples")
+    present = set(train.labels)
+    classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
+    if strange := [c for c in in_order(present) if c not in set(classes)]:
+        raise DataError(f"{where} has labels that are not among its class names: {some(strange)}")
+    if len(classes) < 2:
+        raise DataError(f"{where} has one class only, {classes[0]!r}: there is nothing to tell apart")
+    if test is not None and (strange := in_order(set(test.labels) - present)):
+        raise DataError(f"{where}: the test part has classes that the training part has not: {some(strange)}")
+    number = {c: i for i, c in enumerate(classes)}
+    y = [np.array([number[label] for label in part.labels], np.int64) for part in (train, test) if part is not None]
+    named = train.tasks is not None and options.tasks is None
+    if named:
+        names, of, orders = _named_tasks(train, test, y, options, where)
+        notes = _thin_classes(of[0], y[0], names, classes)
+    else:
+        orders, notes = _by_class(classes, options, seed, where)
+        task_of = np.empty(len(classes), np.int64)
+        for task, order in enumerate(orders):
+            task_of[list(order)] = task
+        names, of = [], [task_of[part] for part in y]
+    if test is None:
+        held, note = hold_out(of[0], y[0], train.groups, options.held_out)
+        rows = [np.flatnonzero((of[0] == t) & ~held) for t in range(len(orders))]
+        test_rows = [np.flatnonzero((of[0] == t) & held) for t in range(len(orders))]
+        notes = [note, *notes]
+    else:
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in of)
+        notes = [*_groups_on_both_sides(train, test), *notes]
+    titles = names or [some(classes[c] for c in order) for order in orders]
+    _tested(titles, test_rows, where)
+    counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
+    if few := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
+        notes = [*notes, f"classes with fewer than {FEW} training samples: {some(few)}"]
+    return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
+                    tuple(notes))
+
+
+def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
+              ) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Return the classes of each task in their order, and notes."""
+    count, tasks, notes = len(classes), options.tasks, []
+    if tasks is None:
+        tasks = min(DEFAULT_TASKS, count // 2)
+        if tasks < 2:
+            raise DataError(f"{where} has {count} classes, too few for tasks of two; give tasks = {count}, a class "
+                            "each, or name the tasks by a column or sub-folders")
+        notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
+    if tasks > count:
+        raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
+    order = list(range(count))
+    if options.classes_in_order:
+        order = _listed(options.classes_in_order, classes, "classes_in_order", where)
+    elif options.class_order == "seed":
+        order = torch.randperm(count, generator=seeds.generator(seed, "classes")).tolist()
+    parts = [tuple(int(c) for c in part) for part in np.array_split(np.array(order), tasks)]
+    if count % tasks:
+        notes.append(f"{count} classes do not divide evenly into {tasks} tasks, which have "
+                     f"{', '.join(str(len(part)) for part in parts)} (scenario domain needs equally many)")
+    return parts, notes
+
+
+def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
+    """Return the positions of names in the order that an option gives, which must list each once."""
+    if sorted(given) != sorted(known):
+        missing, strange = [n for n in known if n not in given], [n for n in given if n not in known]
+        wrong = (f"{some(strange)} is not there" if strange else f"{some(missing)} is left out" if missing else
+                 "some are named twice")
+        raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
+    return [list(known).index(name) for name in given]
+
+
+def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: OwnOptions, where: str
+                 ) -> tuple[list[str], list[Rows], list[tuple[int, ...]]]:
+    """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
+    assert train.tasks is not None
+    names = in_order(train.tasks)
+    if options.classes_in_order or options.class_order == "seed":
+        raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
+                        "give tasks = ... as well to divide by class, or leave the order out")
+    given = options.tasks_in_order if isinstance(options, ColumnOptions) else []
+    if given:
+        names = [names[i] for i in _listed(given, names, "tasks_in_order", where)]
+    number = {name: i for i, name in enumerate(names)}
+    of = [np.array([number[t] for t in train.tasks], np.int64)]
+    orders = [tuple(np.unique(y[0][of[0] == t]).tolist()) for t in range(len(names))]
+    if test is not None:
+        if test.tasks is None or set(test.tasks) != set(names):
+            own = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
+            raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {own}")
+        of.append(np.array([number[t] for t in test.tasks], np.int64))
+        for t, name in enumerate(names):
+            if strange := np.setdiff1d(y[1][of[1] == t], orders[t]).tolist():
+                classes = in_order({test.labels[i] for i in np.flatnonzero(of[1] == t).tolist() if y[1][i] in strange})
+                raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
+    return names, of, orders
+
+
+def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -> tuple[npt.NDArray[np.bool_], str]:
+    """Choose which samples are the test: a share of each class in each task, with groups kept whole.
+
+    The choice depends on the samples and their order only. Of each class in each task at least one sample stays in
+    training.
+
+    Args:
+        tasks: each sample's task [N].
+        y: each sample's label [N].
+        groups: of each sample, None where each is its own.
+        share: to be held out, in (0, 1).
+
+    Returns:
+        A mask [N] of the test samples, and a note that says how many they are.
+    """
+    cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
+    held = np.zeros(len(y), bool)
+    if groups is None:
+        for cell in range(cells.max() + 1):
+            rows = np.flatnonzero(cells == cell)
+            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+            held[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
+        return held, f"test: {held.sum()} of {len(y)} samples, held out of each class alike and for every seed"
+    names, of = np.unique(np.array(groups), return_inverse=True)
+    counts = np.zeros((len(names), cells.max() + 1))
+    np.add.at(counts, (of.reshape(-1), cells), 1)
+    chosen = _whole_groups(counts, share, np.unique(np.stack([cells, tasks]), axis=1)[1])
+    held = chosen[of.reshape(-1)]
+    return held, (f"test: {held.sum()} of {len(y)} samples ({held.mean():.0%}), held out as {chosen.sum()} of "
+                  f"{len(names)} whole groups, for every seed")
+
+
+def _whole_groups(counts: npt.NDArray[np.float64], share: float, task_of: Rows) -> npt.NDArray[np.bool_]:
+    """Choose groups whose samples come near to a share of each cell: of each class in each task.
+
+    One group after the other is taken if it brings the shares nearer and leaves training something of each cell; then
+    a task without any gets the smallest group that does the latter.
+
+    Args:
+        counts: samples of each group in each cell.
+        share: to come near to.
+        task_of: the task of each cell.
+    """
+    totals = counts.sum(0)
+    target, held, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
+
+    def leaves_some(group: int) -> bool:
+        return bool(np.all(held + counts[group] < totals))
+
+    def distance(at: npt.NDArray[np.float64]) -> float:
+        return float(((at - target) ** 2 / totals).sum())
+
+    for group in _shuffled(len(counts), "held-out", "groups"):
+        if leaves_some(group) and distance(held + counts[group]) < distance(held):
+            held += counts[group]
+            chosen[group] = True
+    for task in range(task_of.max() + 1):
+        own = task_of == task
+        if not held[own].any():
+            fitting = [g for g in np.flatnonzero(counts[:, own].any(1) & ~chosen).tolist() if leaves_some(g)]
+            if fitting:
+                least = min(fitting, key=lambda g: counts[g].sum())
+                held += counts[least]
+                chosen[least] = True
+    return chosen
+
+
+def _shuffled(count: int, *axes: str | int) -> Rows:
+    """Return 0..count-1 in an order that is always the same."""
+    order: Rows = torch.randperm(count, generator=seeds.generator(0, *axes)).numpy()
+    return order
+
+
+def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> None:
+    """Check that every task has test samples."""
+    if bare := [title for title, rows in zip(titles, test_rows, strict=True) if not len(rows)]:
+        raise DataError(f"{where}: no test sample is left for task {bare[0]!r}" +
+                        (f" and {len(bare) - 1} more" if bare[1:] else "") + "; every task needs two samples of a "
+                        "class or more (where groups are kept whole, of two groups)")
+
+
+def _groups_on_both_sides(train: Labelled, test: Labelled) -> list[str]:
+    """Return a note on groups that the data themselves have in training and in test."""
+    if train.groups is None or test.groups is None:
+        return []
+    both = in_order(set(train.groups) & set(test.groups))
+    return [f"{len(both)} groups are in training and in test, as the data have it: {some(both)}"] if both else []
+
+
+def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return a note on classes that only one task has, where tasks share others."""
+    pairs = np.unique(np.stack([y, of]), axis=1)
+    labels, counts = np.unique(pairs[0], return_counts=True)
+    if counts.max() == 1:
+        return []
+    alone = [f"{classes[c]} ({tasks[pairs[1][pairs[0] == c][0]]})" for c in labels[counts == 1]]
+    return [f"classes that occur in one task only: {some(alone)}"] if alone else []

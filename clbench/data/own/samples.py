@@ -1,0 +1,79 @@
+"""Labelled: samples as a format is read, before they are divided; and where files are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clbench.core.errors import DataError, MissingDataError
+
+SHOWN = 5  # names that a note or an error lists before it counts the others
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What is known of N samples beside their inputs; all of it as text.
+
+    Args:
+        labels: each sample's class.
+        tasks: each sample's task; None where the data name none.
+        groups: of each sample: what is not to be divided between training and test; None where there is no such thing.
+        classes: all classes in their natural order; empty: by name, numbers by size.
+    """
+
+    labels: Sequence[str]
+    tasks: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+    classes: tuple[str, ...] = ()
+
+
+def as_text(values: Iterable[Any]) -> list[str]:
+    """Return labels, tasks or groups as text: 3 and 3.0 are both `3`, bytes are UTF-8."""
+    out = []
+    for value in values:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        out.append(value.decode() if isinstance(value, bytes) else str(value))
+    return out
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return each name once, sorted: by size if all are numbers, else as text.
+
+    >>> in_order(["10", "9", "10"]), in_order(["b", "a"])
+    (['9', '10'], ['a', 'b'])
+    """
+    distinct = sorted(set(names))
+    try:
+        return sorted(distinct, key=float)
+    except ValueError:
+        return distinct
+
+
+def some(names: Iterable[str]) -> str:
+    """Return names as text, the first few of them and how many others there are."""
+    every = list(names)
+    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
+
+
+def locate(name: str, data_dir: Path) -> Path:
+    """Return the file or folder that a benchmark named `kind:PATH` reads: from here on, else from the data folder.
+
+    Raises:
+        MissingDataError: it is in neither place.
+    """
+    written = name.partition(":")[2]
+    if not written:
+        raise DataError(f"benchmark {name!r} names no file or folder; write {name.partition(':')[0]}:PATH")
+    path = Path(written).expanduser()
+    places = [path] if path.is_absolute() else [Path.cwd() / path, data_dir / path]
+    for place in places:
+        if place.exists():
+            return place
+    raise MissingDataError(f"benchmark {name!r}: there is no {' and no '.join(map(str, places))}")
