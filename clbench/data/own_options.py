@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
+from clbench.data.builtin import ClassOptions
+
+NEWSGROUPS = ("text/20newsgroups-train.csv", "text/20newsgroups-test.csv")  # under the data folder
 
 
 class OwnOptions(Options):
@@ -68,3 +73,41 @@ class ColumnOptions(OwnOptions):
     def _named_by(self) -> str:
         """Return the option that names the column."""
         return f"task_column = {self.task_column}"
+
+
+class TokenOptions(Options):
+    """Options of benchmarks of texts: how these become tokens."""
+
+    tokenizer: str = Field("", description="whose tokens texts are: a folder or a repository as in hf:NAME; none: the "
+                           "model's own")
+    length: int = Field(128, ge=2, description="tokens of a text at most, the special ones included; the rest is cut "
+                        "off")
+
+
+class TextOptions(TokenOptions, ColumnOptions):
+    """Options of `text:FILE`."""
+
+    text_column: str = Field("text", description="column of the texts")
+    label_column: str | None = Field(None, description="column of the labels; none: label")
+
+
+class NewsgroupsOptions(TokenOptions, ClassOptions):
+    """Options of `split-newsgroups`."""
+
+    classes: ClassVar[int] = 20
+
+    tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
+    train_per_class: int | None = Field(None, ge=1, description="only the first so many training texts of each class")
+    test_per_class: int | None = Field(None, ge=1, description="only the first so many test texts of each class")
+
+
+@hookimpl
+def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
+    """Return the benchmarks made of one's own data."""
+    place = "clbench.data.own."
+    return (
+        BenchmarkInfo("text:*", place + "texts:text", "texts of a CSV or JSONL file, or of a folder's files, a task "
+                      "each", TextOptions, any_name=True),
+        BenchmarkInfo("split-newsgroups", place + "texts:newsgroups", "10 x 2 groups of 20 Newsgroups (11,293 train, "
+                      "7,528 test documents)", NewsgroupsOptions, cached=True, files=NEWSGROUPS),
+    )

@@ -118,7 +118,7 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
                                strict=True):
         chosen = (part.y >= begin) & (part.y < begin + classes)
         parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
-    benchmark = _by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
+    benchmark = split_by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
                           {0: first} if first else None)
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
@@ -165,10 +165,11 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
     order = class_order(options, seed, options.classes)
-    return laid_out(_by_class(train, test, options.tasks, order), options, dataset)
+    return laid_out(split_by_class(train, test, options.tasks, order), options, dataset)
 
 
-def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: dict[int, int] | None = None) -> Any:
+def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
+                   sizes: dict[int, int] | None = None) -> Any:
     """Return a benchmark whose tasks have different classes, equally many but for the tasks in `sizes`."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset

@@ -60,8 +60,8 @@ def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
     """
     text = registry.model(model.name).text
     if text and not stream.is_text:
-        raise SpecError(f"model {model.name!r} takes text, this benchmark has inputs {list(stream.input_shape)}; choose "
-                        "another model, or a benchmark of texts such as text:FILE.csv")
+        raise SpecError(f"model {model.name!r} takes text, this benchmark has inputs {list(stream.input_shape)}; "
+                        "choose another model, or a benchmark of texts such as text:FILE.csv")
     if stream.is_text and not text:
         raise SpecError(f"model {model.name!r} takes numbers, this benchmark has texts of {stream.input_shape[0]} "
                         "tokens; choose --model hf:NAME, or make numbers of the texts by clbench embed")
