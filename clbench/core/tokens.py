@@ -15,6 +15,7 @@ from torch import Tensor
 
 DTYPE = torch.int32
 NO_TOKEN = -1
+VECTORS = 3  # dimensions of vectors [N, L, D]
 WIDTH = 256  # numbers that a token stands for where the memory of a batch is estimated: it becomes a vector
 
 
@@ -31,9 +32,10 @@ def present(tokens: Tensor) -> Tensor:
 def shortened(parts: Sequence[Tensor]) -> list[Tensor]:
     """Return batches of tokens (numbers or vectors) without the places behind the longest sample of all of them.
 
-    It is done on a CPU, where it saves the work on these places. An accelerator would have to be waited for.
+    Features [N, D] stay as they are. It is done on a CPU, where it saves the work on these places. An accelerator would
+    have to be waited for.
     """
-    if any(type(x) is not Tensor or x.device.type != "cpu" for x in parts):
+    if any(type(x) is not Tensor or x.device.type != "cpu" or not (is_text(x) or x.dim() == VECTORS) for x in parts):
         return list(parts)
     longest = max(1, max(int(present(x).any(0).sum()) for x in parts))
     return [x[:, :longest] for x in parts]

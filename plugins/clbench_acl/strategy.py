@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Task, World
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.models.builtin import CNNOptions
 from clbench.models.mlp_cnn import cnn
 from clbench.strategy.per_task import PerTaskStrategy
@@ -64,8 +65,11 @@ class ACL(SampleMemory, PerTaskStrategy):
     noise: Tensor
 
     def __init__(self, model: Network, world: World, options: ACLOptions | None = None) -> None:
-        """Start with no private modules."""
+        """Start with no private modules; SpecError on texts."""
         super().__init__(model, world, options if options is not None else ACLOptions())
+        if world.is_text:
+            raise SpecError("acl: a private module reads a sample's numbers or pixels, and a text has none; choose "
+                            "another method, or vectors of the texts (clbench embed)")
         self.private = nn.ModuleList()
         self.discriminator: nn.Module = nn.Identity()
         self.kept: list[int] = []  # samples of each task, in the order of tasks
