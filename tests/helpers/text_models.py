@@ -2,8 +2,8 @@
 
 import torch
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "dog", "cat", "barks", "purrs", "loudly", "now", "stars", "shine",
-         "moons", "glow", "far", "near"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "dog", "cat", "barks", "purrs", "loudly", "now", "stars",
+         "shine", "moons", "glow", "far", "near"]
 
 
 def save_tokenizer(folder):
@@ -12,7 +12,8 @@ def save_tokenizer(folder):
 
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
+                                                        special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
                             sep_token="[SEP]").save_pretrained(str(folder))
 
