@@ -76,6 +76,8 @@ class ModelInfo:
     """A model: `build(options, input_shape, classes)` returns a `clbench.models.Network`.
 
     An option named `size` is the harness's: images are resized to so many pixels, and `input_shape` says so.
+    One of text (`text`) takes tokens, int32 [N, L]; its name ends in `:NAME`, and NAME is the folder or repository of
+    their tokenizer. `own_weights(name)` returns the file of weights that it begins with unless others are named.
     """
 
     name: str
@@ -85,6 +87,8 @@ class ModelInfo:
     any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
     weights: str | WeightsSource = "clbench.models.published:HUB"  # where published weights come from
     channels: int | None = None  # of the images it takes, if it takes no others; grey ones are then repeated
+    text: bool = False
+    own_weights: str | Callable[[str], Path] = ""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
-from clbench.data.own_options import ArraysOptions, HubOptions, ImagesOptions, TableOptions
+from clbench.data.own_options import ArraysOptions, HubOptions, ImagesOptions, TableOptions, TextOptions, TokenOptions
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
+NEWSGROUPS = ("text/20newsgroups-train.csv", "text/20newsgroups-test.csv")
 CIFAR10, CIFAR100 = ("cifar10.safetensors",), ("cifar100.safetensors",)
 
 
@@ -127,6 +128,16 @@ class RotatedOptions(ImageOptions):
     degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
 
 
+class NewsgroupsOptions(TokenOptions, ClassOptions):
+    """Options of `split-newsgroups`."""
+
+    classes: ClassVar[int] = 20
+
+    tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
+    train_per_class: int | None = Field(None, ge=1, description="only the first so many training texts of each class")
+    test_per_class: int | None = Field(None, ge=1, description="only the first so many test texts of each class")
+
+
 class CustomOptions(Options):
     """Options of `module:function`."""
 
@@ -168,13 +179,23 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
-                      "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True),
+                      "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True,
+                      cached=True, files=own + "folders:image_files"),
         BenchmarkInfo("arrays:*", own + "arrays:arrays", "inputs and labels in arrays:FILE, .npz, .safetensors, .npy "
-                      "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True),
+                      "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True, cached=True,
+                      files=own + "arrays:array_files"),
         BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in table:FILE, .csv, .tsv "
-                      "or .parquet", TableOptions, any_name=True),
+                      "or .parquet", TableOptions, any_name=True, cached=True,
+                      files=own + "tables:table_files"),
+        BenchmarkInfo("text:*", own + "texts:text", "texts and labels in text:FILE, .csv or .jsonl, or in the files of "
+                      "a folder; for models hf:NAME", TextOptions, any_name=True, cached=True,
+                      files=own + "texts:text_files"),
+        BenchmarkInfo("split-newsgroups", own + "texts:newsgroups", "10 x 2 groups of 20 Newsgroups (11,293 train, "
+                      "7,528 test texts); for models hf:NAME", NewsgroupsOptions, cached=True,
+                      files=own + "texts:newsgroups_files"),
         BenchmarkInfo("hf:*", own + "hub:hub", "a data set of the Hugging Face Hub or a local one, hf:NAME, of images "
-                      "or numbers; extra clbench[hf]", HubOptions, any_name=True),
+                      "or numbers; extra clbench[hf]", HubOptions, any_name=True, cached=True,
+                      files=own + "hub:hub_files"),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
                       "returns", CustomOptions, any_name=True, names_code=True),
     )

@@ -137,3 +137,19 @@ class HubOptions(FeatureOptions, PhotoOptions):
     config: str | None = Field(None, description="which configuration of the data set, if it has several")
     split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
                               "validation as the test part if there is one")
+
+
+class TokenOptions(Options):
+    """Options of benchmarks of texts: how these become tokens."""
+
+    tokenizer: str = Field("", description="whose tokens texts are: a folder or a repository as in hf:NAME; none: the "
+                           "model's own")
+    length: int = Field(128, ge=2, description="tokens of a text at most, the special ones included; the rest is cut "
+                        "off")
+
+
+class TextOptions(TokenOptions, ColumnOptions):
+    """Options of `text:FILE`."""
+
+    text_column: str = Field("text", description="column of the texts")
+    label_column: str | None = Field(None, description="column of the labels; none: label")

@@ -20,7 +20,10 @@ def pick(rows: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples(OldNames):
-    """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N]."""
+    """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N].
+
+    Raw inputs are uint8 images [N, C, H, W], float32 numbers of any shape, or tokens int32 [N, L] (`core.tokens`).
+    """
 
     x: Tensor
     y: Tensor

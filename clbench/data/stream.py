@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clbench.core import tokens
 from clbench.core.errors import DataError
 from clbench.core.pretrained import Interpolation
 from clbench.core.registry import Registry
@@ -33,6 +34,8 @@ IMAGE_DIMS = 4
 class Prepare:
     """Turns raw samples into inputs of the model: uint8 -> [0, 1], resized, then (x - mean) / std per channel.
 
+    Tokens (`clbench.core.tokens`) are inputs already.
+
     Args:
         mean: one number per channel (axis 1), or none.
         std: likewise.
@@ -50,7 +53,12 @@ class Prepare:
     channels: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is."""
+        """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is.
+
+        Of tokens it returns these, int32 [N, L].
+        """
+        if tokens.is_text(x):
+            return x
         image = x.dtype == torch.uint8
         out = x.to(torch.float32)
         if image:
@@ -109,11 +117,15 @@ class Tests:
     prepare: Prepare | None
 
     def batches(self, size: int, task: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches."""
+        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
+
+        Tokens are cut off behind the longest sample of a batch.
+        """
         begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in zip(*parts, strict=True):
-            yield (x if self.prepare is None else self.prepare(x)), y, tasks
+            x = x if self.prepare is None else self.prepare(x)
+            yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class Stream:
         tasks: in order.
         classes: C, the number of outputs.
         input_shape: of one prepared sample.
-        prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape].
+        prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape], or tokens int32 [N, L].
         fingerprint: hash over all tensors, labels and the constants of `prepare`.
         notes: how it was read.
         augment: augments training images; None for no augmentation.
@@ -139,6 +151,11 @@ class Stream:
     notes: tuple[str, ...]
     augment: Augmentation | None = None
     data: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether the samples are tokens."""
+        return tokens.is_text(stored(self.tasks[0].train))
 
     @cached_property
     def tests(self) -> Tests:

@@ -38,11 +38,14 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
     """Return the weights that the user named and what is known about them; a mistake is added to `problems`.
 
     They are a file, or a name that the model's source knows (`ModelInfo.weights`). A file says what it was trained on
-    by a JSON beside it; without one it is taken to be like the model's default weights.
+    by a JSON beside it; without one it is taken to be like the model's default weights. Where the user named none, a
+    model may bring its own (`ModelInfo.own_weights`).
     """
-    if text in (None, "none"):
-        return None, PretrainedInfo()
     try:
+        if text is None and info.own_weights:
+            text = str(resolve(info.own_weights, f"model {info.name!r}")(model.name))
+        if text in (None, "none"):
+            return None, PretrainedInfo()
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if NAME.fullmatch(text) and not Path(text).exists():
             found = source.find(model.name, text)
@@ -76,10 +79,10 @@ def header(path: Path) -> dict[str, str]:
 
 
 def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
-                  problems: list[str]) -> Inputs:
+                  problems: list[str], info: ModelInfo) -> Inputs:
     """Return the options of benchmark and model with the size and normalisation that the weights bring.
 
-    What the user named stays. A mistake is added to `problems`.
+    A benchmark of texts gets the model's tokenizer. What the user named stays. A mistake is added to `problems`.
 
     Args:
         benchmark: its validated options.
@@ -88,8 +91,15 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         weights: if there are any.
         known: about them.
         problems: mistakes so far.
+        info: the model.
     """
     fields = type(benchmark).model_fields
+    if "tokenizer" in fields and "tokenizer" not in named.options:
+        if info.text:
+            benchmark = benchmark.model_copy(update={"tokenizer": info.name.partition(":")[2]})
+        else:
+            problems.append(f"{named.name} has texts, and model {info.name!r} takes numbers; choose --model hf:NAME, "
+                            "or make numbers of the texts by clbench embed")
     preprocessing = known.preprocessing if weights is not None else None
     if preprocessing is None:
         if getattr(benchmark, "normalize", None) == "model":
@@ -113,7 +123,8 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Cal
     It returns None for a model that cannot be built: the run, which knows its inputs, says what is wrong with it.
     """
     side = getattr(inputs.model, "size", None) or known
-    if side is None:
+    shape = (getattr(inputs.benchmark, "length", 1),) if info.text else (info.channels or RGB, side, side)
+    if side is None and not info.text:
         return None
 
     @functools.cache
@@ -123,7 +134,7 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Cal
         build = builder(info, "model")
         try:
             with torch.device("meta"):
-                return build(inputs.model, (info.channels or RGB, side, side), 1)
+                return build(inputs.model, shape, 1)
         except Exception:  # of anybody's model
             return None
 

@@ -43,7 +43,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     weights, inputs = None, None
     if benchmark and model:
         weights, known = find_weights(spec.weights, spec.model, model[0], problems)
-        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems)
+        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems, model[0])
     recipes = [_own_recipe(spec, m, found[0], problems) if found else {} for m, _, found in methods]
     rows = [(m, m.label or _label(m, found[1], swept, own))
             for (m, swept, found), own in zip(methods, recipes, strict=True) if found]

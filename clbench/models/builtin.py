@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,6 +80,19 @@ class ViTB16Options(ViTOptions):
     heads: int = Field(12, ge=1, description="attention heads")
 
 
+Pooling = Literal["mean", "cls", "last"]
+
+
+class TextOptions(Options):
+    """Options of models of text."""
+
+    pool: Pooling | None = Field(None, description="what becomes the features of a text: the mean of its tokens, the "
+                                 "first token or the last; none: as the model's sentence-transformers configuration "
+                                 "says, else mean for encoders and last for decoders")
+    dropout: float | None = Field(0.0, ge=0, lt=1, description="share that the model's dropout layers zero while they "
+                                  "learn; none: as its configuration says, and then seeds train one by one")
+
+
 @hookimpl
 def clbench_models() -> Sequence[ModelInfo]:
     """Return the built-in models."""
@@ -104,4 +117,7 @@ def clbench_models() -> Sequence[ModelInfo]:
                   VisionOptions, any_name=True, weights="clbench.models.published:TORCHVISION", channels=3),
         ModelInfo("timm:*", "clbench.models.timm_models:timm", "timm's model of that name", VisionOptions,
                   any_name=True, weights="clbench.models.published:TIMM", channels=3),
+        ModelInfo("hf:*", "clbench.models.hf_models:text_model", "text model of Hugging Face's kind, pretrained: a "
+                  "folder, or OWNER/NAME on the hub", TextOptions, any_name=True, text=True,
+                  own_weights="clbench.models.hf_files:weights_of"),
     )

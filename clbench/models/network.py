@@ -23,7 +23,8 @@ class Ports(NamedTuple):
     inputs: int  # channels
     outputs: int
     stride: int = 1  # of feature maps
-    tokens: bool = False  # tokens [N, L, channels] and not feature maps [N, channels, H, W]
+    # Tokens [N, L, channels] and not feature maps [N, channels, H, W]; one that is zero in all parts is none (text).
+    tokens: bool = False
 
 
 class Prefix(NamedTuple):
@@ -137,18 +138,22 @@ class Network(nn.Module):
 
 
 class TokenNetwork(Network, ABC):
-    """A network whose first output token is the features; in two parts, so that tokens (prompts) can be put between.
+    """A network of tokens in two parts, so that others (prompts) can be put between them.
 
     The first block is the embedding, the others are transformer blocks; the last one's activation ends in a norm and
-    the choice of the class token. In eval mode `features(x) = encode(embed(x))[:, 0]`.
+    what makes one vector of the tokens. In eval mode `features(x) = pooled(encode(embed(x)))`.
     """
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of what `encode` returns [N, L, D]. Default: the first token, the class token."""
+        return tokens[:, 0]
 
     @abstractmethod
     def normalized(self, tokens: Tensor) -> Tensor:
         """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of inputs x [N, *input_shape], with their positions; the class token is the first."""
+        """Return tokens [N, L, D] of inputs x [N, *input_shape], with their positions; a class token is the first."""
         tokens: Tensor = self.blocks[0](x)
         return tokens
 

@@ -46,7 +46,8 @@ class World:
     input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
     generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialisation
     pretrained: bool = False  # whether the model came with weights
-    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> float inputs [N, *input_shape]
+    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
+    is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
 
     @property
     def task_given(self) -> bool:
@@ -81,7 +82,8 @@ class Task:
 class Batch:
     """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
 
-    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model.
+    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Text is tokens in
+    both, int32 [N, L] with -1 behind the last token of a sample; in `loss` L is the batch's longest.
     `task` is the task being trained; `first_pass` tells whether these samples of the task are seen for the first time;
     the last `replayed` samples were added by `extended`.
     """

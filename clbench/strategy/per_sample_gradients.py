@@ -1,6 +1,6 @@
 """Means over samples of a measure of per-sample gradients: of their squares, say, which a batch's gradient hides.
 
-Linear and convolutional layers use the closed forms below, everything else `torch.func`.
+Linear and convolutional layers and embeddings use the closed forms below, everything else `torch.func`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
         return sums
     # Attention as plain products: the CPU's kernel has no rule for gradients of single samples.
     with evaluating(strategy), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        probe = strategy.world.prepare(next(samples.chunks(4)).x).to(dtype)
+        probe = _inputs(strategy, next(samples.chunks(4)), dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
         covered = {name for layer in layers for name in (layer.weight, layer.bias)}
         rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
@@ -70,7 +70,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
         per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))
         for number, some in enumerate(samples.chunks(chunk)):
             part = slice(number * chunk, (number + 1) * chunk)
-            x, tasks = strategy.world.prepare(some.x).to(dtype), some.tasks
+            x, tasks = _inputs(strategy, some, dtype), some.tasks
             logits, taps = tapped(strategy, layers, x, task)
             out = read(logits, tasks)
             fed = seeds(out.detach(), part)
@@ -80,6 +80,12 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
                     for name, g in per_sample(rest, x, tasks, seed).items():
                         sums[name] += measure(g).sum(0)
     return {name: total / len(samples) for name, total in sums.items()}
+
+
+def _inputs(strategy: Strategy, samples: Samples, dtype: torch.dtype) -> Tensor:
+    """Return samples as inputs of the model, numbers in a type; tokens stay what they are."""
+    x = strategy.world.prepare(samples.x)
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def _add_layers(sums: dict[str, Tensor], out: Tensor, taps: list[Tap], seeds: Se
 class Layer:
     """A layer whose gradients have a closed form, and the names of its trainable parameters."""
 
-    module: nn.Linear | nn.Conv2d
+    module: nn.Linear | nn.Conv2d | nn.Embedding
     weight: str | None
     bias: str | None
 
@@ -155,7 +161,7 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
         if _has_closed_form(module):
             own = {k: names.get(id(p)) for k, p in module._parameters.items()}
             if any(own.values()):
-                assert isinstance(module, nn.Linear | nn.Conv2d)
+                assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
                 candidates.append(Layer(module, own.get("weight"), own.get("bias")))
     logits, taps = tapped(network, candidates, x, task)
     calls = [id(tap.layer.module) for tap in taps]
@@ -183,7 +189,9 @@ def _row_per_sample(tap: Tap, samples: int) -> bool:
 
 
 def _has_closed_form(module: nn.Module) -> bool:
-    """Tell whether a module is a plain linear layer or an ungrouped, zero-padded 2-D convolution."""
+    """Tell whether a module is a plain linear layer, embedding, or ungrouped, zero-padded 2-D convolution."""
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.scale_grad_by_freq
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return type(module) is nn.Linear
@@ -191,9 +199,8 @@ def _has_closed_form(module: nn.Module) -> bool:
 
 def _agrees(tap: Tap, delta: Tensor | None, true: Mapping[str, Tensor | None]) -> bool:
     """Compare a layer's closed-form gradients, summed over samples, with autograd's."""
-    for name, g in (per_sample(tap, delta) if delta is not None else {}).items():
+    for name, total in (measured_sums([tap], [[delta]], lambda g: g) if delta is not None else {}).items():
         expected = true[name]
-        total = g.sum(0)
         if expected is None or (total - expected).abs().max() > 1e-3 * expected.abs().max():
             return False
     return delta is not None or all(true[n] is None for n in (tap.layer.weight, tap.layer.bias) if n)
@@ -216,6 +223,22 @@ def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
     return out
 
 
+def embedded(tap: Tap, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of an embedding that have gradients, and these: int64 [P] and [P, D], a pair per row and sample.
+
+    A row that a sample looks up several times has the sum. One that is the embedding's padding has none.
+    """
+    module = tap.layer.module
+    assert isinstance(module, nn.Embedding)
+    numbers = tap.input.reshape(len(tap.input), -1).long()
+    pairs = numbers + len(module.weight) * torch.arange(len(numbers), device=numbers.device).unsqueeze(1)
+    distinct, place = torch.unique(pairs, return_inverse=True)
+    sums = delta.new_zeros(len(distinct), delta.shape[-1])
+    sums.index_add_(0, place.flatten(), delta.reshape(-1, delta.shape[-1]))
+    rows = distinct % len(module.weight)
+    return rows, sums if module.padding_idx is None else sums * (rows != module.padding_idx).unsqueeze(1)
+
+
 def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]],
                   measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Return a measure of the per-sample gradients by parameter, summed over samples and over several backward passes.
@@ -230,6 +253,12 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
     for found in deltas:
         for i, (tap, delta) in enumerate(zip(taps, found, strict=True)):
             if delta is None:
+                continue
+            if isinstance(tap.layer.module, nn.Embedding):
+                rows, gradients = embedded(tap, delta)
+                name = str(tap.layer.weight)
+                total = sums.setdefault(name, torch.zeros_like(tap.layer.module.weight, requires_grad=False))
+                total.index_add_(0, rows, measure(gradients))
                 continue
             if tap.input.dim() == 2:
                 flat[i] = flat[i] + measure(delta) if i in flat else measure(delta)

@@ -94,9 +94,9 @@ class PromptedStrategy(FrozenBase):
         """Return a parameter beside the model's, uniform in [0, 0.01)."""
         return nn.Parameter(self.model.head.weight.detach().new_empty(shape).uniform_(0, START))
 
-    def class_token(self, x: Tensor, prefixes: dict[int, Prefix]) -> Tensor:
+    def prefixed_features(self, x: Tensor, prefixes: dict[int, Prefix]) -> Tensor:
         """Return the network's features [N, D] of inputs x with prefixes in its attention."""
-        return self.model.encode(self.model.embed(x), prefixes)[:, 0]
+        return self.model.pooled(self.model.encode(self.model.embed(x), prefixes))
 
     def share(self, option: str, chosen: int | None, papers: int) -> int:
         """Return how many blocks have prompts: as chosen, else the paper's number, in proportion in fewer than 12.

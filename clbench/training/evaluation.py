@@ -13,6 +13,7 @@ from statistics import mean
 
 import torch
 
+from clbench.core import tokens
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream, Tests
 from clbench.strategy.base import Strategy
@@ -41,7 +42,8 @@ class Row:
 
 def batch_size(stream: Stream, device: torch.device) -> int:
     """Return how many samples are predicted at once on a device."""
-    return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * math.prod(stream.input_shape)))
+    numbers = math.prod(stream.input_shape) * (tokens.WIDTH if stream.is_text else 1)
+    return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * numbers))
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,

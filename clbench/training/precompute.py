@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from clbench.core import tokens
 from clbench.data.samples import Samples
 from clbench.data.stream import IMAGE_DIMS
 from clbench.models.network import Network
@@ -74,7 +75,7 @@ def outputs(strategy: Strategy, samples: Samples, blocks: int) -> Samples:
     kept: Tensor | None = None
     done = 0
     with torch.no_grad():
-        each = 4 * math.prod(strategy.world.input_shape)
+        each = 4 * math.prod(strategy.world.input_shape) * (tokens.WIDTH if strategy.world.is_text else 1)
         for raw in samples.chunks(min(CHUNK if blocks else PREPARED_AT_ONCE, max(1, CHUNK_BYTES // each))):
             x = strategy.world.prepare(raw.x)
             for block in list(strategy.model.blocks)[:blocks]:

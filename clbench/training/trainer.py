@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clbench.core import seeds
+from clbench.core import seeds, tokens
 from clbench.core.device import send
 from clbench.core.errors import DivergedError
 from clbench.data.augmentation import Augmentation
@@ -156,9 +156,9 @@ class Trainer:
             with (precompute.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, phase.steps) as ready):
                 for step in range(done, done + phase.steps):
-                    losses.append(count.step(engine, [
+                    losses.append(count.step(engine, self._shortened([
                         o.batch(part) if given.prepared else o.ready(strategy, part, count)
-                        for strategy, o, part in zip(self.strategies, order, ready, strict=True)]))
+                        for strategy, o, part in zip(self.strategies, order, ready, strict=True)])))
                     if schedule is not None:
                         schedule.step()
                     if self._hopeless(losses, step):
@@ -169,6 +169,12 @@ class Trainer:
                 spent.total += total
         return [Trained(steps, most, diverged(column, tasks[0].index), spent.total)
                 for column, spent in zip(torch.stack(losses).unbind(1), flops, strict=True)]
+
+    def _shortened(self, batches: list[Batch]) -> list[Batch]:
+        """Return batches of text cut off behind the longest sample of all members, others as they are."""
+        if not self.strategies[0].world.is_text:
+            return batches
+        return [replace(b, x=x) for b, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
 
     def _orders(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None) -> list[Order]:
         """Return the order of each member's samples; `phase` if they are that phase's own."""

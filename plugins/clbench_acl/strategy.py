@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Task, World
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.models.builtin import CNNOptions
 from clbench.models.mlp_cnn import cnn
 from clbench.strategy.per_task import PerTaskStrategy
@@ -64,9 +65,12 @@ class ACL(SampleMemory, PerTaskStrategy):
     noise: Tensor
 
     def __init__(self, model: Network, world: World, options: ACLOptions | None = None) -> None:
-        """Start with no private modules; SpecError where the model has no shared module to train."""
+        """Start with no private modules; SpecError on texts, or where the model has no shared module to train."""
         super().__init__(model, world, options if options is not None else ACLOptions())
         model.require_body("acl trains a module that tasks share before the head", "shared-private")
+        if world.is_text:
+            raise SpecError("acl: a private module reads a sample's numbers or pixels, and a text has none; choose "
+                            "another method, or vectors of the texts (clbench embed)")
         self.private = nn.ModuleList()
         self.discriminator: nn.Module = nn.Identity()
         self.kept: list[int] = []  # samples of each task, in the order of tasks

@@ -92,7 +92,7 @@ class CodaPrompt(PromptedStrategy):
             return super().forward(x, task)
         prompts = torch.einsum("nbm,bmld->nbld", self.weights(x), torch.cat(list(self.prompts), 1))
         keys, values = prompts.chunk(2, 2)
-        logits: Tensor = self.model.head(self.class_token(x, {
+        logits: Tensor = self.model.head(self.prefixed_features(x, {
             block: Prefix(keys[:, block], values[:, block]) for block in range(self.count)}))
         return logits
 

@@ -87,7 +87,7 @@ class DualPrompt(PromptedStrategy):
         g_prompts = self.g_prompts.expand(len(x), -1, -1, -1, -1)
         prefixes = {i: Prefix(g_prompts[:, 0, i], g_prompts[:, 1, i]) for i in range(self.shared)}
         prefixes |= {self.shared + i: Prefix(e_prompts[:, 0, i], e_prompts[:, 1, i]) for i in range(self.own)}
-        logits: Tensor = self.model.head(self.class_token(x, prefixes))
+        logits: Tensor = self.model.head(self.prefixed_features(x, prefixes))
         return logits
 
     def prompted_loss(self, batch: Batch) -> Tensor:

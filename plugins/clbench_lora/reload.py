@@ -52,7 +52,8 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         raise StoreError(f"the base in {source.folder} does not fit model {trial.model}: "
                          f"{' '.join(str(error).split())[:200]}") from None
     world = World(source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
-                  seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare())
+                  seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
+                  is_text=known.model(trial.model.name).text)
     method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})
     strategy = build_strategy(method, channels_last(model), world, known)
     if not isinstance(strategy, LoRA):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clbench import Block, Network
 from clbench.core.errors import SpecError
+from clbench.core.tokens import present
 from clbench.models.network import Ports
 from clbench.strategy.per_task import conv_like
 
@@ -133,4 +134,4 @@ class Lateral(nn.Module):
                 maps = [torch.unflatten(h, 1, (self.channels, -1, 1)) for h in maps]
         hidden = torch.relu(self.V(torch.cat(maps, 2 if self.tokens else 1)))
         out: Tensor = self.U(hidden.flatten(1) if self.dense else hidden)
-        return out
+        return out * present(earlier[0]).unsqueeze(-1) if self.tokens else out

@@ -48,6 +48,7 @@ class Layout:
     class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
     orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, where the experiences do not say it
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
+    text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -118,7 +119,7 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
                                strict=True):
         chosen = (part.y >= begin) & (part.y < begin + classes)
         parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
-    benchmark = _by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
+    benchmark = split_by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
                           {0: first} if first else None)
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
@@ -166,10 +167,11 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
     order = class_order(options, seed, options.classes)
-    return laid_out(_by_class(train, test, options.tasks, order), options, dataset)
+    return laid_out(split_by_class(train, test, options.tasks, order), options, dataset)
 
 
-def _by_class(train: Images, test: Images, tasks: int, order: list[int], sizes: dict[int, int] | None = None) -> Any:
+def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
+                   sizes: dict[int, int] | None = None) -> Any:
     """Return a benchmark whose tasks have different classes, equally many but for the tasks in `sizes`."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.core import tokens
 from clbench.core.errors import DataError
 from clbench.data.avalanche import whole
 from clbench.data.avalanche.transforms import NotBatchable, Pictures
@@ -43,7 +44,7 @@ class SeveralShapes(DataError):
                "benchmark, is given (--model NAME:size=224)")
 
 
-def materialise(dataset: Any, group: str, where: str, size: int | None = None) -> Experience:
+def materialise(dataset: Any, group: str, where: str, size: int | None = None, text: bool = False) -> Experience:
     """Return the samples of an experience's data set.
 
     Args:
@@ -51,6 +52,7 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None) -
         group: `train` or `eval`, the group of transforms to apply.
         where: what is read, for errors and notes.
         size: pixels to which each photo is brought, the shorter side resized (bicubic) and the middle cut out.
+        text: whether samples are tokens, which stay integers.
 
     Raises:
         SeveralShapes: samples are not alike.
@@ -73,7 +75,7 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None) -
     except NotBatchable as reason:
         note = f"{where} was read item by item, which is slow: {reason}"
         x, y = _one_by_one(data, where)
-    return Experience(*_stored(x, y), note)
+    return Experience(*_stored(x, y, text), note)
 
 
 class Sized:
@@ -171,9 +173,11 @@ def _label(label: Any, where: str) -> int:
     raise DataError(f"{where}: labels must be whole numbers, got {type(label).__name__} {str(label)[:40]!r}")
 
 
-def _stored(x: Tensor, y: list[int]) -> tuple[Tensor, Tensor]:
+def _stored(x: Tensor, y: list[int], text: bool = False) -> tuple[Tensor, Tensor]:
     """Return inputs as they are stored (grey uint8 images [N, H, W] get a channel) and labels as int64."""
-    if x.dtype != torch.uint8:
+    if text:
+        x = x.to(tokens.DTYPE)
+    elif x.dtype != torch.uint8:
         x = x.to(torch.float32)
     elif x.ndim == 3:
         x = x.unsqueeze(1)

@@ -64,6 +64,21 @@ def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
                      trial.preprocessing, normalize=own)
 
 
+def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
+    """Refuse a model of text on numbers or images, and one of these on text.
+
+    Raises:
+        SpecError: model and benchmark do not go together.
+    """
+    text = registry.model(model.name).text
+    if text and not stream.is_text:
+        raise SpecError(f"model {model.name!r} takes text, this benchmark has inputs {list(stream.input_shape)}; "
+                        "choose another model, or a benchmark of texts such as text:FILE.csv")
+    if stream.is_text and not text:
+        raise SpecError(f"model {model.name!r} takes numbers, this benchmark has texts of {stream.input_shape[0]} "
+                        "tokens; choose --model hf:NAME, or make numbers of the texts by clbench embed")
+
+
 def takes_images(model: Resolved, registry: Registry) -> bool:
     """Tell whether a model is one of images, whose option `size` resizes them."""
     return "size" in registry.model(model.name).options.model_fields

@@ -17,7 +17,7 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from clbench.core import seeds
+from clbench.core import seeds, tokens
 from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
@@ -64,7 +64,7 @@ class Count:
 
 
 def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], scenario: Scenario,
-                     samples: int) -> Stream:
+                     samples: int, text: bool = False) -> Stream:
     """Return a stream of inputs without values, uint8 as images are stored, and labels that go round the classes.
 
     Args:
@@ -73,6 +73,7 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
         input_shape: of one sample.
         scenario: which outputs the classes have.
         samples: training samples of each task.
+        text: whether samples are tokens.
 
     Raises:
         SpecError: the classes cannot be shared out.
@@ -85,7 +86,7 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
     parts = []
     for index, table in enumerate(scenario_rules(scenario).outputs(orders, "params")):
         labels = torch.tensor(list(table.values())).repeat(-(-samples // own))[:samples]
-        x = torch.empty(samples, *input_shape, dtype=torch.uint8, device="meta")
+        x = torch.empty(samples, *input_shape, dtype=tokens.DTYPE if text else torch.uint8, device="meta")
         some = Samples(x, labels, torch.full_like(labels, index))
         parts.append(StreamTask(tuple(table.values()), some, some))
     return Stream(tuple(parts), len({c for part in parts for c in part.classes}), input_shape, Prepare(), "", ())
@@ -177,7 +178,7 @@ def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario,
            registry: Registry) -> Strategy:
     """Return a method's strategy around a model of shapes."""
     world = World(stream.classes, len(stream.tasks), scenario, stream.input_shape, seeds.generator(0, "strategy"),
-                  pretrained, stream.prepare)
+                  pretrained, stream.prepare, stream.is_text)
     strategy = build_strategy(method, model, world, registry)
     valued = [(module, name, buffer) for module in strategy.modules()
               for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
@@ -246,7 +247,8 @@ def trained(module: nn.Module) -> tuple[int, int]:
 def flops(strategy: Strategy, task: int, samples: int) -> Fraction:
     """Return the FLOPs of predicting a sample among some: of a task in scenario `task`, else of an unknown one."""
     strategy.eval()
-    x = torch.empty(samples, *strategy.world.input_shape, device="meta")
+    kind = tokens.DTYPE if strategy.world.is_text else torch.float32
+    x = torch.empty(samples, *strategy.world.input_shape, dtype=kind, device="meta")
     with torch.no_grad(), FlopCount() as counted:
         strategy.predict(x, task if strategy.world.task_given else None)
     return Fraction(counted.total, samples)

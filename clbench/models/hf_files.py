@@ -1,0 +1,81 @@
+"""Where a text model of Hugging Face's kind lies: a folder with its configuration, tokenizer and weights (no torch).
+
+`hf:NAME` is looked for as a folder, then as `models/NAME` under the data folder, then on Hugging Face's hub (its cache
+first). Weights are read from `model.safetensors` only, and no code that a folder or repository brings is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from clbench.core import files
+from clbench.core.errors import DataError, SpecError
+
+WEIGHTS = "model.safetensors"
+PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # of a repository: configuration, tokenizer, weights
+
+
+def inner(model: str) -> str:
+    """Return the folder or repository that a model's name `hf:NAME` says, with a revision behind it if it has one."""
+    name = model.partition(":")[2]
+    if not name:
+        raise SpecError(f"model {model!r}: name a folder or a repository on Hugging Face's hub, as in "
+                        "hf:sentence-transformers/all-MiniLM-L6-v2")
+    return name
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder in which a model and its tokenizer lie.
+
+    Raises:
+        DataError: it is neither here nor to be had.
+    """
+    places = [Path(name).expanduser(), files.default_data_dir() / "models" / name]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    looked = " nor ".join(map(str, dict.fromkeys(places)))
+    if name.startswith((".", "/", "~")):
+        raise DataError(f"no model {name!r}: {looked} has no config.json")
+    repository, _, revision = name.partition("@")
+    return _from_hub(name, repository, revision or None, looked)
+
+
+def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> Path:
+    """Return the folder of a repository in the hub's cache, downloaded if need be."""
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+    except ModuleNotFoundError:
+        raise DataError(f"no model {name!r}: neither {looked} has a config.json; for Hugging Face's hub "
+                        "pip install 'clbench[text]'") from None
+    reason = ""
+    for offline in (True, False):
+        try:
+            found = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS),
+                                               local_files_only=offline))
+            if (found / "config.json").is_file():
+                return found
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+    raise DataError(f"no model {name!r}: neither {looked} has a config.json, and Hugging Face's hub did not give it "
+                    f"({reason}). On a machine with a connection run `hf download {repository}` and copy its folder")
+
+
+def weights_of(model: str) -> Path:
+    """Return the file of the weights with which a model `hf:NAME` comes.
+
+    Raises:
+        DataError: it has none in a form that is read.
+    """
+    folder = folder_of(inner(model))
+    path = folder / WEIGHTS
+    if path.is_file():
+        return path
+    parts = sorted(p.name for p in folder.glob("*.safetensors.index.json"))
+    has = (f"its weights are in several files ({parts[0]}): load and save them as one by transformers' "
+           f"save_pretrained(max_shard_size='100GB')" if parts else
+           "save it as such by transformers' save_pretrained, or begin untrained (--weights none)")
+    raise DataError(f"model {model!r}: no {WEIGHTS} in {folder}; {has}")

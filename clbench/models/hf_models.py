@@ -1,0 +1,204 @@
+"""Text models of Hugging Face's transformers as networks of tokens: an embedding, a block for each layer, a head.
+
+Encoders of BERT's kind (BERT, MiniLM, RoBERTa, XLM-R, ELECTRA) and decoders of Llama's kind (Llama, Mistral, Qwen,
+SmolLM) are taken apart into blocks, made of transformers' own modules. Others (DeBERTa, DistilBERT, GPT-2, ModernBERT)
+are one block. When a network is built, its features are compared with what the library's own model gives.
+
+Inputs are tokens, int32 [N, L] with -1 behind the last of a sample (`clbench.core.tokens`). Between blocks a token
+that is none is a vector of zeros, so no block needs a mask beside its input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.core.errors import SpecError
+from clbench.core.tokens import DTYPE, NO_TOKEN, present
+from clbench.models.builtin import Pooling, TextOptions
+from clbench.models.hf_files import folder_of, inner
+from clbench.models.hf_parts import DecoderLayer, Embedding, EncoderLayer, Pool, Tokens, Whole, additive
+from clbench.models.network import Block, Network, Prefix, TokenNetwork
+
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # places that are lost before the first token's
+ENCODERS = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}
+TOLERANCE = 1e-4  # of features that are of the order of 1
+
+
+def home() -> Any:
+    """Return the package transformers; SpecError where it is not installed."""
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError:
+        raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
+
+
+def text_model(name: str, options: TextOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return the network of a text model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+
+    Raises:
+        SpecError: the model cannot take texts of that length, or is none of text.
+        DataError: there is no such folder or repository.
+    """
+    folder = folder_of(inner(name))
+    package = home()
+    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    most = getattr(config, "max_position_embeddings", input_shape[0])
+    if input_shape[0] > (fit := most - SHIFTED.get(config.model_type, 0)):
+        raise SpecError(f"model {name!r} takes at most {fit} tokens, the benchmark has {input_shape[0]}; choose "
+                        f"length={fit} or less")
+    model: Any = package.AutoModel.from_config(config, attn_implementation=attention_of(package, config))
+    if options.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout
+    pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
+    width: int = config.hidden_size
+    head = nn.Linear(width, classes)
+    if type(model).__name__ in ENCODERS:
+        network = encoder(model, width, pool, head)
+    elif is_decoder(model):
+        network = decoder(model, width, pool, head)
+    else:
+        network = whole(model, pool, head)
+    compare(name, network, model, config, pool)
+    return network
+
+
+def attention_of(package: Any, config: Any) -> str:
+    """Return the implementation of attention to ask for: torch's fused one where the model has it."""
+    kind = package.AutoModel._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def is_decoder(model: Any) -> bool:
+    """Tell whether a model is a decoder of Llama's kind."""
+    return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
+
+
+def pooling_of(folder: Path) -> Pooling | None:
+    """Return how sentence-transformers makes one vector of a model's tokens, if the folder says it."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    said = json.loads(file.read_text())
+    kinds: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
+                                 "pooling_mode_lasttoken": "last"}
+    return next((kind for key, kind in kinds.items() if said.get(key)), None)
+
+
+class TextEncoder(TokenNetwork):
+    """An encoder of BERT's kind."""
+
+    @property
+    def end(self) -> Pool:
+        """Return what makes features of the last layer's tokens."""
+        return cast(Pool, cast(Any, self.blocks[-1]).activation)
+
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] as they are: the layers end in a norm."""
+        return self.end.normalized(tokens)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of what `encode` returns [N, L, D]."""
+        return self.end.pooled(tokens)
+
+    def takes_prefixes(self) -> bool:
+        """Return True."""
+        return True
+
+    def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D], as a layer does whose attention has a prefix."""
+        unit, there = cast(Any, body).unit, present(tokens)
+        own = unit.attention.self
+        q, k, v = (layer(tokens).unflatten(2, (own.num_attention_heads, -1)).transpose(1, 2)
+                   for layer in (own.query, own.key, own.value))
+        k, v = prefix.before(k, v)
+        mask = F.pad(additive(there, q), (prefix.keys.shape[1], 0))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = unit.attention.output(mixed.transpose(1, 2).flatten(2), tokens)
+        return cast(Tensor, unit.output(unit.intermediate(attended), attended)) * there.unsqueeze(-1)
+
+
+def encoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
+    """Return the network of an encoder: its embedding, a block for each layer, the pooling, the head."""
+    layers = list(model.encoder.layer)
+    blocks = [Block(Embedding(model, width), nn.Identity()),
+              *(Block(EncoderLayer(unit, width), nn.Identity()) for unit in layers)]
+    blocks[-1].activation = Pool(pool)
+    aliases = {part: f"blocks.0.body.{part}" for part in ("embeddings", "embeddings_project")}
+    aliases |= {f"encoder.layer.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(layers))}
+    return TextEncoder(blocks, head, aliases, published=True, conform=Conform(model))
+
+
+def decoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
+    """Return the network of a decoder: its embedding, a block for each layer, the norm and pooling, the head."""
+    layers = list(model.layers)
+    blocks = [Block(Tokens(model.embed_tokens), nn.Identity()),
+              *(Block(DecoderLayer(unit, model.rotary_emb, width), nn.Identity()) for unit in layers)]
+    blocks[-1].activation = Pool(pool, model.norm)
+    aliases = {"embed_tokens": "blocks.0.body.embed_tokens", "norm": f"blocks.{len(layers)}.activation.norm"}
+    aliases |= {f"layers.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(layers))}
+    return Network(blocks, head, aliases, published=True, conform=Conform(model))
+
+
+def whole(model: Any, pool: Pooling, head: nn.Linear) -> Network:
+    """Return the network of a model that is not taken apart."""
+    aliases = {name: f"blocks.0.body.model.{name}" for name, _ in (
+        *model.named_children(), *model.named_parameters(recurse=False))}
+    return Network([Block(Whole(model), Pool(pool))], head, aliases, published=True, conform=Conform(model))
+
+
+class Conform:
+    """Weights as they are published, under the names that the library's model has: without the heads of other tasks.
+
+    Args:
+        model: of the library; its names and shapes are kept, not its weights.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Note what the model has."""
+        self.prefix = f"{model.base_model_prefix}."
+        self.names = set(model.state_dict())
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights that the model has, by its names."""
+        out = {}
+        for name, tensor in weights.items():
+            inside = name.removeprefix(self.prefix)
+            inside = inside.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if inside in self.names and not inside.startswith("pooler."):
+                out[inside] = tensor
+        return out
+
+
+@torch.no_grad()
+def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling) -> None:
+    """Check that a network gives the features of the library's model, on two short texts of random tokens.
+
+    Raises:
+        SpecError: it does not, so the model is of a kind that is not known here.
+    """
+    if next(network.parameters()).is_meta:
+        return
+    x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
+    x[1, 5:] = NO_TOKEN
+    there = present(x)
+    training = network.training
+    network.eval()
+    model.eval()
+    padded = x.masked_fill(~there, int(config.pad_token_id or 0)).long()
+    expected = Pool(pool)(model(input_ids=padded, attention_mask=there.long()).last_hidden_state * there.unsqueeze(-1))
+    found = network.features(x)
+    network.train(training)
+    model.train(training)
+    if (found - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
+        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: taken apart into "
+                        "blocks it gives other features than in one piece; choose another model")

@@ -1,0 +1,149 @@
+"""The parts of which networks of text are made, around the modules of Hugging Face's transformers.
+
+Between them go tokens [N, L, D], and a token that is none is zero in all parts (`clbench.core.tokens.present`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.tokens import present
+from clbench.models.builtin import Pooling
+from clbench.models.network import Ports
+
+
+class Pool(nn.Module):
+    """One vector of a text's tokens: their mean, the first or the last; after a norm where the model ends in one.
+
+    Args:
+        pool: which.
+        norm: the model's last norm, if its layers do not end in one.
+    """
+
+    def __init__(self, pool: Pooling, norm: nn.Module | None = None) -> None:
+        """Keep the norm."""
+        super().__init__()
+        self.pool = pool
+        self.norm = norm if norm is not None else nn.Identity()
+
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] after the norm; those that are none stay zero."""
+        if isinstance(self.norm, nn.Identity):
+            return tokens
+        return cast(Tensor, self.norm(tokens)) * present(tokens).unsqueeze(-1)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of normalised tokens [N, L, D]."""
+        if self.pool == "cls":
+            return tokens[:, 0]
+        there = present(tokens)
+        if self.pool == "mean":
+            return tokens.sum(1) / there.sum(1).clamp(min=1).unsqueeze(1)
+        last = (there.sum(1) - 1).clamp(min=0)
+        return tokens.gather(1, last.view(-1, 1, 1).expand(-1, 1, tokens.shape[2])).squeeze(1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features [N, D] of tokens [N, L, D]."""
+        return self.pooled(self.normalized(tokens))
+
+
+def additive(there: Tensor, like: Tensor, causal: bool = False) -> Tensor:
+    """Return what is added to attention, [N, 1, 1 or L, L]: minus infinity where a key is none, or lies ahead."""
+    mask = there[:, None, None, :]
+    if causal:
+        length = there.shape[1]
+        mask = mask & torch.ones(length, length, dtype=torch.bool, device=there.device).tril()
+    lowest = torch.finfo(like.dtype).min
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, lowest)
+
+
+class Embedding(nn.Module):
+    """The embedding of an encoder: of each token a vector, with its position.
+
+    Args:
+        model: of the library.
+        width: D.
+    """
+
+    def __init__(self, model: Any, width: int) -> None:
+        """Take over the model's embedding, with the projection behind it that ELECTRA may have."""
+        super().__init__()
+        self.embeddings = model.embeddings
+        self.embeddings_project = getattr(model, "embeddings_project", nn.Identity())
+        self.padding = int(model.config.pad_token_id or 0)
+        self.ports = Ports(1, width, tokens=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        there = present(x)
+        tokens = self.embeddings(input_ids=x.masked_fill(~there, self.padding).long())
+        return cast(Tensor, self.embeddings_project(tokens)) * there.unsqueeze(-1)
+
+
+class EncoderLayer(nn.Module):
+    """A layer of an encoder, which looks at the tokens that are there."""
+
+    def __init__(self, unit: nn.Module, width: int) -> None:
+        """Keep the library's layer."""
+        super().__init__()
+        self.unit = unit
+        self.ports = Ports(width, width, tokens=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        there = present(tokens)
+        out = self.unit(tokens, additive(there, tokens))
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * there.unsqueeze(-1)
+
+
+class Tokens(nn.Module):
+    """The embedding of a decoder of Llama's kind: of each token a vector, without its position."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        """Keep the model's embedding."""
+        super().__init__()
+        self.embed_tokens = embedding
+        self.ports = Ports(1, embedding.embedding_dim, tokens=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        there = present(x)
+        return cast(Tensor, self.embed_tokens(x.masked_fill(~there, 0).long())) * there.unsqueeze(-1)
+
+
+class DecoderLayer(nn.Module):
+    """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
+
+    def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
+        """Keep the library's layer, and what turns queries and keys, which has no weights."""
+        super().__init__()
+        self.unit = unit
+        self.rotary = rotary
+        self.ports = Ports(width, width, tokens=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        there = present(tokens)
+        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        out = self.unit(tokens, attention_mask=additive(there, tokens, causal=True), position_ids=places,
+                        position_embeddings=self.rotary(tokens, places))
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * there.unsqueeze(-1)
+
+
+class Whole(nn.Module):
+    """A whole text model as the body of one block: tokens' numbers in, one vector of each token out."""
+
+    def __init__(self, model: Any) -> None:
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+        self.padding = int(model.config.pad_token_id or 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        there = present(x)
+        out = self.model(input_ids=x.masked_fill(~there, self.padding).long(), attention_mask=there.long())
+        return cast(Tensor, out.last_hidden_state) * there.unsqueeze(-1)

@@ -1,0 +1,189 @@
+"""Texts from files to adapters, on a tiny model of transformers (extras `text` and `peft`)."""
+
+import csv
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from clbench_lora import adapters, reload, run_adapters
+from helpers.text_models import save_model
+
+import clbench
+from clbench.core import files
+from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import discover
+from clbench.data.stream import load_stream
+from clbench.experiment.trial import Resolved
+
+pytestmark = [pytest.mark.extra("text"), pytest.mark.extra("peft")]
+MINILM = "all-MiniLM-L6-v2"
+TOPICS = {"dogs": "dog barks loudly", "cats": "cat purrs now", "stars": "stars shine far", "moons": "moons glow near"}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import peft  # noqa: F401 - what its imports complain about
+        import transformers
+    transformers.logging.set_verbosity_error()
+
+
+def write_texts(path, topics=TOPICS, count=16, sites=("here",), seed=0):
+    """Write texts that name their topic among other words."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        for label, words in topics.items():
+            filler = draw.choices(["the", "a", "now", "loudly"], k=draw.randint(0, 5))
+            rows.append([" ".join([*filler, *words.split()]), label, sites[i % len(sites)]])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label", "site"], *rows])
+
+
+def stream_of(benchmark, scenario="task", **options):
+    """Return the stream of a benchmark with options as a run has it."""
+    registry = discover()
+    info = registry.benchmark(benchmark)
+    whole = info.options.model_validate(options).model_dump()
+    return load_stream(Resolved(name=benchmark, options=whole), scenario, 0, Path(os.devnull).parent, registry)
+
+
+def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    plain = save_model(tmp_path / "model", "bert")
+    write_texts(tmp_path / "topics.csv")
+    records = clbench.run(benchmark={"name": f"text:{tmp_path / 'topics.csv'}", "options": {"tasks": 2, "length": 12}},
+                          model=f"hf:{tmp_path / 'model'}", methods="lora:targets=q+v,naive,er", epochs=4, seeds=2,
+                          scenario="task", lr=0.01, batch_size=8, workers=0, out=tmp_path / "run")
+    assert [r.status for r in records] == ["done"] * 6
+    assert min(next(r for r in records if r.label == "er").R[-1]) > 0.7
+    assert records[0].trial.weights.path == str(tmp_path / "model" / "model.safetensors")
+    assert records[0].trial.benchmark.options["tokenizer"] == str(tmp_path / "model")
+
+    source = run_adapters.find(tmp_path / "run", "lora:targets=q+v/0")
+    adapters.export(source, 0, tmp_path / "to")
+    config = json.loads((tmp_path / "to" / "adapter_config.json").read_text())
+    assert "encoder.layer.0.attention.self.query" in config["target_modules"]
+    x = stream_of(f"text:{tmp_path / 'topics.csv'}", tasks=2, length=12, tokenizer=str(tmp_path / "model")).tests.x
+    strategy = reload.load(source, [0]).eval()
+    there = x >= 0
+    model = AutoModel.from_pretrained(str(tmp_path / "model")).eval()
+    model.head = torch.nn.Linear(16, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PEFT asks transformers
+        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
+    with torch.no_grad():
+        ours = strategy.predict(x, 0).logits
+        hidden = tuned(input_ids=x.masked_fill(~there, 0).long(), attention_mask=there.long()).last_hidden_state
+        theirs = tuned.base_model.model.head((hidden * there[..., None]).sum(1) / there.sum(1, keepdim=True))
+    assert (theirs - ours)[:, :2].abs().max() < 1e-5
+    assert not torch.equal(plain(x.clamp(min=0).long()).last_hidden_state, hidden)
+
+
+def test_a_column_of_sites_makes_a_domain_stream(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    write_texts(tmp_path / "topics.csv", sites=("north", "south"))
+    stream = stream_of(f"text:{tmp_path / 'topics.csv'}", "domain", task_column="site", length=12,
+                       tokenizer=str(tmp_path / "model"))
+    assert stream.is_text and stream.classes == 4 and len(stream.tasks) == 2
+
+
+def test_the_files_of_a_folder_are_tasks(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    (tmp_path / "corpora").mkdir()
+    for seed, name in enumerate(("mail", "news")):
+        write_texts(tmp_path / "corpora" / f"{name}.csv", seed=seed)
+    stream = stream_of(f"text:{tmp_path / 'corpora'}", "domain", length=12, tokenizer=str(tmp_path / "model"))
+    assert [len(t.train) + len(t.test) for t in stream.tasks] == [64, 64]
+
+
+def test_a_folder_with_training_and_test_holds_nothing_out(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    (tmp_path / "set").mkdir()
+    write_texts(tmp_path / "set" / "train.csv", count=10)
+    write_texts(tmp_path / "set" / "test.csv", count=3, seed=1)
+    stream = stream_of(f"text:{tmp_path / 'set'}", tasks=2, length=12, tokenizer=str(tmp_path / "model"))
+    assert [(len(t.train), len(t.test)) for t in stream.tasks] == [(20, 6), (20, 6)]
+
+
+def test_json_lines_are_read_and_what_is_wrong_with_a_file_is_said(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    options = {"tasks": 2, "length": 12, "tokenizer": str(tmp_path / "model")}
+    file = tmp_path / "topics.jsonl"
+    rows = [{"body": f"the {w}", "label": label} for label, w in TOPICS.items() for _ in range(4)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert stream_of(f"text:{file}", text_column="body", **options).tasks[0].train.x[0].tolist()[:2] == [2, 4]
+    with pytest.raises(DataError, match=r"row 1 has no 'text'; it has body, label"):
+        stream_of(f"text:{file}", **options)
+    write_texts(tmp_path / "topics.csv")
+    with pytest.raises(DataError, match=r"has no column 'body'; it has text, label, site"):
+        stream_of(f"text:{tmp_path / 'topics.csv'}", text_column="body", **options)
+    (tmp_path / "bad.csv").write_text("text,label\nthe dog,\n")
+    with pytest.raises(DataError, match="row 1 has no 'label'"):
+        stream_of(f"text:{tmp_path / 'bad.csv'}", **options)
+
+
+def test_models_and_benchmarks_that_do_not_go_together(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    write_texts(tmp_path / "topics.csv")
+    with pytest.raises(SpecError, match=r"has texts, and model 'mlp' takes numbers; choose --model hf:NAME"):
+        clbench.run(benchmark=f"text:{tmp_path / 'topics.csv'}", methods="naive", out=tmp_path / "run")
+    with pytest.raises(SpecError, match=r"takes text, this benchmark has inputs \[1, 28, 28\]"):
+        clbench.run(model=f"hf:{tmp_path / 'model'}", methods="naive", workers=0, out=tmp_path / "run")
+
+
+def write_newsgroups(folder, groups=20):
+    """Write files like those of 20 Newsgroups."""
+    (folder / "text").mkdir()
+    topics = {f"group{i:02}": "dog barks" if i % 2 else "stars shine" for i in range(groups)}
+    for part, count in (("train", 4), ("test", 2)):
+        write_texts(folder / "text" / f"20newsgroups-{part}.csv", topics, count)
+
+
+def test_newsgroups_are_split_by_class_and_cut_to_a_number_of_each(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    registry = discover()
+    options = registry.benchmark("split-newsgroups").options.model_validate(
+        {"tokenizer": str(tmp_path / "model"), "length": 8, "train_per_class": 3}).model_dump()
+    with pytest.raises(DataError, match=r"no .*20newsgroups-train\.csv; python benchmarks/texts/fetch\.py"):
+        load_stream(Resolved(name="split-newsgroups", options=options), "class", 0, tmp_path, registry)
+    write_newsgroups(tmp_path)
+    stream = load_stream(Resolved(name="split-newsgroups", options=options), "class", 0, tmp_path, registry)
+    assert [(len(t.classes), len(t.train), len(t.test)) for t in stream.tasks] == [(2, 6, 4)] * 10
+    assert stream.input_shape == (8,) and stream.tasks[0].train.x.dtype == torch.int32
+
+
+@pytest.mark.skipif(not (files.default_data_dir() / "models" / MINILM).is_dir(),
+                    reason=f"no {MINILM} in the data folder: benchmarks/texts/fetch.py brings it")
+def test_the_real_minilm_takes_an_adapter_with_plain_peft(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = files.default_data_dir() / "models" / MINILM
+    write_texts(tmp_path / "topics.csv", count=4)
+    clbench.run(benchmark={"name": f"text:{tmp_path / 'topics.csv'}", "options": {"tasks": 2, "length": 16}},
+                model=f"hf:{folder}", methods="lora", epochs=1, seeds=1, scenario="task", lr=0.01, batch_size=8,
+                workers=0, out=tmp_path / "run")
+    source = run_adapters.find(tmp_path / "run")
+    adapters.export(source, 0, tmp_path / "to")
+    texts = ["the dog barks loudly", "a cat purrs", "far stars shine now"]
+    batch = AutoTokenizer.from_pretrained(str(folder))(texts, padding=True, return_tensors="pt")
+    model = AutoModel.from_pretrained(str(folder)).eval()
+    model.head = torch.nn.Linear(384, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PEFT asks transformers
+        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
+    there = batch["attention_mask"].unsqueeze(2)
+    with torch.no_grad():
+        hidden = tuned(**batch).last_hidden_state
+        theirs = tuned.base_model.model.head((hidden * there).sum(1) / there.sum(1))
+        x = torch.where(batch["attention_mask"] > 0, batch["input_ids"], -1).int()
+        ours = reload.load(source, [0]).eval().predict(x, 0).logits
+    assert (theirs - ours)[:, :2].abs().max() < 1e-5

@@ -1,0 +1,117 @@
+"""Networks of text against the models of transformers that they are made of (extra `text`)."""
+
+import warnings
+
+import pytest
+import torch
+from helpers.text_models import WORDS, save_model
+
+from clbench.core import tokens
+from clbench.core.errors import DataError, SpecError
+from clbench.core.files import hash_file
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved, Weights
+from clbench.models.hf_files import weights_of
+from clbench.models.network import Prefix, TokenNetwork
+from clbench.training.trials.building import build_model
+
+pytestmark = pytest.mark.extra("text")
+KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_import():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def built(folder, length=12, pool=None, pretrained=True, **options):
+    """Return the network of a model in a folder."""
+    weights = None
+    if pretrained:
+        path = str(weights_of(f"hf:{folder}"))
+        weights = Weights(path=path, sha256=hash_file(path))
+    network, _ = build_model(Resolved(name=f"hf:{folder}", options={"pool": pool, "dropout": 0.0, **options}), weights,
+                             (length,), 4, discover())
+    return network.eval()
+
+
+def batch():
+    """Return three texts of 12, 7 and 3 tokens."""
+    x = torch.randint(4, len(WORDS), (3, 12), generator=torch.Generator().manual_seed(0), dtype=tokens.DTYPE)
+    x[1, 7:], x[2, 3:] = tokens.NO_TOKEN, tokens.NO_TOKEN
+    return x
+
+
+def theirs(model, x, pool):
+    """Return the features that the library's model gives, pooled by plain loops."""
+    there = x >= 0
+    with torch.no_grad():
+        hidden = model(input_ids=x.masked_fill(~there, model.config.pad_token_id or 0).long(),
+                       attention_mask=there.long()).last_hidden_state
+    rows = [h[:n] for h, n in zip(hidden, there.sum(1).tolist(), strict=True)]
+    return torch.stack([{"mean": r.mean(0), "cls": r[0], "last": r[-1]}[pool] for r in rows])
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_the_library(tmp_path, kind, pool):
+    model = save_model(tmp_path, kind)
+    network = built(tmp_path, pool=pool)
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(batch()), theirs(model, batch(), pool), rtol=1e-4, atol=1e-5)
+    assert len(network.blocks) == (1 if kind in ("deberta", "distilbert", "gpt2") else 3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
+def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
+    save_model(tmp_path, kind)
+    network = built(tmp_path)
+    x = batch()[1:]
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(x[:, :7]), network.features(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_in_two_parts_and_prefixes_of_nothing_give_the_same(tmp_path):
+    save_model(tmp_path, "bert")
+    network = built(tmp_path)
+    assert isinstance(network, TokenNetwork)
+    nothing = Prefix(torch.zeros(3, 0, 16), torch.zeros(3, 0, 16))
+    with torch.no_grad():
+        expected = network.features(batch())
+        for prefixes in (None, {0: nothing, 1: nothing}):
+            found = network.pooled(network.encode(network.embed(batch()), prefixes))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        keys = torch.randn(3, 2, 16)
+        other = network.pooled(network.encode(network.embed(batch()), {1: Prefix(keys, keys)}))
+    assert (other - expected).abs().max() > 1e-3
+
+
+def test_without_weights_a_model_begins_untrained(tmp_path):
+    save_model(tmp_path, "bert")
+    torch.manual_seed(1)
+    fresh = built(tmp_path, pretrained=False).features(batch())
+    assert (fresh - built(tmp_path).features(batch())).abs().max() > 0.1
+
+
+def test_what_cannot_be_had_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"no model .*nowhere.* has no config\.json"):
+        built(tmp_path / "nowhere")
+    save_model(tmp_path, "bert")
+    with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):
+        built(tmp_path, length=25)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"no model\.safetensors in .*--weights none"):
+        weights_of(f"hf:{tmp_path}")
+
+
+def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):
+    model = save_model(tmp_path, "bert")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    with torch.no_grad():
+        torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "cls"), rtol=1e-4,
+                                   atol=1e-5)
