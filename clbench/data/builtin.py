@@ -127,7 +127,7 @@ class RotatedOptions(ImageOptions):
 
 
 class CustomOptions(Options):
-    """Options of `module:function`."""
+    """Options of `package.module:function` and `path/to/file.py:function`."""
 
     LATER: ClassVar[tuple[str, ...]] = ("normalize", "size")
 
@@ -166,7 +166,7 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
-        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
-                      "returns", CustomOptions, any_name=True),
+        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that a function returns, named as "
+                      "package.module:function or path/to/file.py:function", CustomOptions, any_name=True),
     )
 

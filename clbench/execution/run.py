@@ -11,7 +11,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
+from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
 from clbench.execution.claims import TrialClaims
@@ -249,7 +251,8 @@ class RecordKeeper(Listener):
             except Exception as error:  # third-party code and services must not cost records
                 if name not in self.failing:
                     self.failing.add(name)
-                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
+                    package = package_of(self.experiment.registry.tracker(name).tracker)
+                    self.listener.note(f"tracker {name} failed: {said(error, package)}")
 
 
 def write_report(experiment: Experiment) -> list[Path]:

@@ -127,6 +127,7 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
             if record.status != "done":
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
+                reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
                 after = f" after {len(record.R) - 1} finished task(s)" if record.R else ""
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{after}{reason} "
                             f"(record {record.key})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
-from clbench.results.records import SCHEMA, Failure, Provenance, Record, StreamFacts
+from clbench.results.records import SCHEMA, Failure, Provenance, Record
 from clbench.strategy.base import Strategy, Task, World
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
@@ -28,6 +27,8 @@ from clbench.training.trainer import Trainer
 from clbench.training.trials.building import build_model, build_strategy, channels_last, check_model
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
+from clbench.training.trials.facts import describe, failure_of, steps_in_words
+from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.state import TrialState
 
@@ -49,20 +50,26 @@ class TrialRunner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
+        self.foresight = Foresight(self.registry)
         self._streams: dict[tuple[object, ...], Stream] = {}
         self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
             Compiler(self.device).probe()
 
-    def prepare(self, trial: Trial) -> list[str]:
+    def prepare(self, trial: Trial, label: str = "") -> list[str]:
         """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
+
+        They say how many steps its tasks have, what the stream has to say, and what it will keep if that is much. They
+        call the method by its label, or else by its name.
 
         Raises:
             ClbenchError: the data are absent, or the benchmark, model or options do not go together.
         """
         stream = self.stream(trial)
-        self.build(trial, stream, check=True)
-        return list(stream.notes)
+        strategy, _ = self.build(trial, stream, check=True)
+        name = label or trial.method.name
+        warning = self.foresight.warning(trial, name, strategy, stream)
+        return [steps_in_words(trial, name, stream), *stream.notes, *([warning] if warning else [])]
 
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
         """Run one trial and return its record, whose status tells whether it went through.
@@ -103,8 +110,7 @@ class TrialRunner:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
-                members[0].failure = Failure(type=type(error).__name__, message=str(error),
-                                             traceback=traceback.format_exc())
+                members[0].failure = failure_of(error, planned[0].trial, self.registry)
                 return [self._record(members[0], origin, memory)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
             starved = out_of_memory(error)
@@ -162,6 +168,7 @@ class TrialRunner:
                       R=member.R,
                       task_inference=member.task_inference or None,
                       outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
+                      last_losses=member.last_losses if any(member.last_losses) else [],
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                             "peak_device_bytes": memory.accelerator()}),
                       timings=member.timings, failure=failure, notes=member.notes,
@@ -249,6 +256,7 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
             for note in trainer.compiler.notes if trainer.compiler else []:
                 member.add_note(note)
             member.costs.trainable.append(result.trainable)
+            member.last_losses.append(list(result.last_losses))
             member.timings.train.append((done.wall - ready.wall) / len(members))
             member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members))
             if result.diverged is not None:
@@ -289,11 +297,3 @@ def report_progress(member: TrialState, on_progress: Callable[[Progress], None])
     learned = member.learned
     accuracy = sum(member.R[-1][:learned]) / learned if learned else None
     on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))
-
-
-def describe(stream: Stream) -> StreamFacts:
-    """Return the facts of a stream that a record keeps."""
-    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
-                       train_samples=[len(t.train) for t in stream.tasks],
-                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
-                       fingerprint=stream.fingerprint, notes=list(stream.notes))

@@ -20,7 +20,7 @@ from clbench.training.trials.costs import Footprint
 class TrialState:
     """One trial in progress: its strategy, and what a record will say of it, as far as that is known.
 
-    `costs`, `timings`, `R` and `task_inference` are those of the record and grow task by task.
+    `costs`, `timings`, `R`, `task_inference` and `last_losses` are those of the record and grow task by task.
     """
 
     planned: PlannedTrial
@@ -29,6 +29,7 @@ class TrialState:
     notes: list[str]
     R: list[list[float]] = field(default_factory=list)
     task_inference: list[list[float]] = field(default_factory=list)
+    last_losses: list[list[float]] = field(default_factory=list)
     costs: Costs = field(default_factory=Costs)
     timings: Timings = field(default_factory=Timings)
     failure: Failure | None = None
