@@ -8,6 +8,7 @@ from statistics import fmean
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
+from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
@@ -70,7 +71,8 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*_notes(methods), *notes.differences(records), *notes.remarks(records)]),
+        notes=tuple([*unlearned(methods, setting.joint), *_notes(methods), *notes.differences(records),
+                     *notes.remarks(records)]),
         settings=notes.settings(records, seeds),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
