@@ -22,9 +22,10 @@ or SIGTERM."""
 METHODS = """\
 What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
 trackers` print the same of all that is installed. Options are set as in `ewc:strength=1e4`, by `--set
-ewc.strength=1e4`, or in a file. `--benchmark package.module:function` takes any function that returns an Avalanche
-benchmark; `--model torchvision:NAME` and `timm:NAME` (extra `clbench[timm]`) take the models of these libraries.
-Where a name below has a `*`, something of your own stands there, as in `images:photos`."""
+ewc.strength=1e4`, or in a file. `--benchmark package.module:function` or `path/to/file.py:function` takes any
+function that returns an Avalanche benchmark; `--model torchvision:NAME`, `timm:NAME` (extra `clbench[timm]`) and
+`hf:NAME` (extra `clbench[text]`) take the models of these libraries. Where a name below has a `*`, something of your
+own stands there, as in `images:photos`."""
 KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
     ("Methods", "method", "strategies", ("paper", "reference", "recipe")),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),

@@ -64,13 +64,7 @@ class LazyGroup(click.Group):
             PluginError: it cannot be imported, or is something else.
         """
         target = self.of_plugins[name]
-        try:
-            command = entry_points.resolve(target, f"command {name!r}")
-        except PluginError:
-            raise
-        except (Exception, SystemExit) as error:  # any error of a third-party module becomes one line
-            reason = " ".join(str(error).split())
-            raise PluginError(f"command {name!r}: {target}: {type(error).__name__}: {reason}") from error
+        command = entry_points.resolve(target, f"command {name!r}")
         if not isinstance(command, click.Command):
             raise PluginError(f"command {name!r}: {target} is a {type(command).__name__}, not a click.Command")
         return command

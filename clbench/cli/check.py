@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,8 +74,9 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
 
 def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     """Return what a check finds wrong as one line; where the method itself raised, with the place."""
-    from clbench.core.entry_points import resolve
+    from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
+    from clbench.core.places import said
     from clbench.testing.checks import NonConforming
 
     try:
@@ -85,8 +84,5 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     except (NonConforming, ClbenchError) as error:
         return " ".join(str(error).split())
     except Exception as error:  # a bug in the method: its author wants to know where
-        home = sys.modules[resolve(info.strategy, info.name).__module__].__file__
-        frames = traceback.extract_tb(error.__traceback__)
-        place = next((frame for frame in reversed(frames) if frame.filename == home), frames[-1])
-        return f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+        return said(error, package_of(info.strategy))
     return None

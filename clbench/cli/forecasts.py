@@ -93,6 +93,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         return {}
     from clbench.data.datasets import without_downloads
     from clbench.training.trials.counting import forecast
+    from clbench.training.trials.facts import steps_in_words
+    from clbench.training.trials.keeping import data_bytes, told
     from clbench.training.trials.rehearsal import stream_without_values
     from clbench.training.trials.runner import TrialRunner
 
@@ -111,7 +113,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
-            notes |= dict.fromkeys(stream.notes)
+            notes |= dict.fromkeys([steps_in_words(planned.trial, planned.label, stream), *stream.notes])
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
@@ -125,6 +127,9 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         else:
             found[own] = as_text(count)
             notes |= {f"{name}: {note}": None for note in remarks(count)}
+            if count.kept and (kept := told(planned.label, count.bytes[-1] - count.model_bytes, data_bytes(stream),
+                                            count.keeps_less)):
+                notes[kept] = None
     if problems:
         raise type(next(iter(problems.values())))("\n".join(problems))
     for note in notes:

@@ -24,8 +24,8 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
 @click.option("--methods", metavar="LIST", help="Methods, as in lora:rank=4,ewc. With a file, a bare name picks the "
               "file's methods of that name or label.")
-@click.option("--benchmark", metavar="NAME", help="A benchmark (clbench benchmarks), or package.module:function "
-              "returning an Avalanche benchmark.  [default: split-mnist-5k]")
+@click.option("--benchmark", metavar="NAME", help="A benchmark (clbench benchmarks), or a function returning an "
+              "Avalanche benchmark: package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")
 @click.option("--scenario", metavar="LIST", help=f"What the test gives away: {', '.join(SCENARIOS)}.  "
               "[default: the benchmark's first]")
 @click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")

@@ -7,12 +7,13 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clbench.core.errors import PluginError
+from clbench.core.errors import ClbenchError, PluginError
 
 DISABLE = "CLBENCH_DISABLE_PLUGINS"  # entry points that are not loaded: names or patterns, separated by commas
 
@@ -42,9 +43,9 @@ def read(group: str) -> dict[str, str]:
     return {name: min(values) for name, values in sorted(found.items())}
 
 
-def package_of(value: str) -> str:
-    """Return the outermost package of what `module:attribute` names."""
-    return re.split("[.:]", value, maxsplit=1)[0]
+def package_of(value: str | Callable[..., Any]) -> str:
+    """Return the outermost package of what `module:attribute` names, or of a class or function given instead."""
+    return re.split("[.:]", value if isinstance(value, str) else value.__module__, maxsplit=1)[0]
 
 
 def disabled(name: str, value: str) -> bool:
@@ -61,8 +62,14 @@ def resolve(target: object, kind: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{kind}: cannot load {target}: {error}") from error
+    except ClbenchError:
+        raise
+    except (Exception, SystemExit) as error:  # any error of the module becomes one line
+        from clbench.core.places import said, users_place
+
+        own = package_of(target)
+        plain = isinstance(error, ImportError | AttributeError) and not users_place(error, own)  # what is named, absent
+        raise PluginError(f"{kind}: cannot load {target}: {error if plain else said(error, own)}") from error
 
 
 def builder(info: Any, kind: str) -> Any:

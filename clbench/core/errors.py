@@ -46,8 +46,12 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
     >>> unknown("method", "loraa", ["lora", "ewc"], "clbench methods")
     "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)"
     """
+    return f"no {kind} {name!r}{guess(name, known)} ({listing} lists all)"
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'lora'?` for near names, an empty text if there are none."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
     near = [other for other, like in zip(near, likeness, strict=True) if like > likeness[0] - NEAR]
-    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"no {kind} {name!r}{guess} ({listing} lists all)"
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -20,9 +19,10 @@ from typing import Any, TypeVar, cast
 import pluggy
 
 from clbench.core import hookspecs
-from clbench.core.entry_points import DISABLE, disabled
+from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
+from clbench.core.places import said
 
 GROUP = "clbench"
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
@@ -84,7 +84,13 @@ class Registry:
         return self._find("tracker", self.trackers, name)
 
     def benchmark(self, name: str) -> BenchmarkInfo:
-        """Return the benchmark of that name; `package.module:function` names the one a function returns."""
+        """Return the benchmark of that name; `package.module:function` names the one a function returns.
+
+        So does `path/to/file.py:function`.
+        """
+        if name.endswith(".py"):
+            raise SpecError(f"benchmark {name!r}: name the function too that returns the benchmark, as in "
+                            f"{name}:FUNCTION")
         return self._find("benchmark", self.benchmarks, name)
 
     def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
@@ -137,7 +143,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
         try:
             module = entry.load()
         except (Exception, SystemExit) as error:  # an error of one plugin must not stop the others
-            registry.broken[entry.name] = _one_line(error)
+            registry.broken[entry.name] = said(error, package_of(entry.value))
             continue
         _register(registry, module, origin)
     for plugin in extra:
@@ -182,7 +188,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
     except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
             manager.unregister(plugin)
-        registry.broken[origin.plugin] = _one_line(error)
+        registry.broken[origin.plugin] = said(error, package_of(getattr(plugin, "__name__", "")))
         return
     for kind, known, info in found:
         if isinstance(info, StrategyInfo) and info.unavailable:
@@ -196,10 +202,6 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
 def _origin(entry: EntryPoint) -> Origin:
     dist = entry.dist
     return Origin(entry.name, dist.name if dist else entry.value, dist.version if dist else "")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(traceback.format_exception_only(type(error), error)[-1].split())
 
 
 def load_file(path: Path) -> tuple[ModuleType, str]:
@@ -231,7 +233,7 @@ def load_file(path: Path) -> tuple[ModuleType, str]:
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:  # any error of the file becomes one line
         del sys.modules[name]
-        raise PluginError(f"plugin {path}: {_where(error, file)}") from error
+        raise PluginError(f"plugin {path}: {said(error, name)}") from error
     return module, hashlib.sha256(code).hexdigest()
 
 
@@ -242,12 +244,3 @@ def _home(name: str) -> str | None:
     except ValueError:  # a module without a spec, such as __main__
         return name
     return (spec.origin or name) if spec else None
-
-
-def _where(error: BaseException, file: Path) -> str:
-    """Return an error as one line, with the line of the file that raised it."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} (line {error.lineno})"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")

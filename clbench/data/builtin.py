@@ -139,7 +139,7 @@ class NewsgroupsOptions(TokenOptions, ClassOptions):
 
 
 class CustomOptions(Options):
-    """Options of `module:function`."""
+    """Options of `package.module:function` and `path/to/file.py:function`."""
 
     LATER: ClassVar[tuple[str, ...]] = ("normalize", "size")
 
@@ -196,7 +196,8 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("hf:*", own + "hub:hub", "a data set of the Hugging Face Hub or a local one, hf:NAME, of images "
                       "or numbers; extra clbench[hf]", HubOptions, any_name=True, cached=True,
                       files=own + "hub:hub_files"),
-        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that the function package.module:function "
-                      "returns", CustomOptions, any_name=True, names_code=True),
+        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that a function returns, named as "
+                      "package.module:function or path/to/file.py:function", CustomOptions, any_name=True,
+                      names_code=True),
     )
 

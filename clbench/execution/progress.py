@@ -113,7 +113,8 @@ class Display(Listener):
         self.tally.finish(record.key)
         if record.failure:
             failure = record.failure
-            self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}", "bold red")
+            where = f" ({failure.place})" if failure.place else ""
+            self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}{where}", "bold red")
             same = (record.label, failure.type, failure.message)
             if failure.traceback and same not in self.explained:
                 self.explained.add(same)

@@ -32,10 +32,10 @@ class Standing:
 
 
 def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
-         data_dir: Path) -> Standing:
+         data_dir: Path, verify: bool = False) -> Standing:
     """Compare the records of planned trials with the code that is installed and the data that are there now.
 
-    Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
+    With `verify` all data files are read. Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
     told. A benchmark that is not cached is built to look at its data, if there are records of it.
 
     Raises:
@@ -45,7 +45,7 @@ def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registr
     standing = Standing()
     done = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
     data = _data_of([r for r in done if "benchmark" not in _parts_changed(r, registry)], registry, data_dir,
-                    standing.notes)
+                    standing.notes, verify)
     for record in done:
         reasons = changed(record, code_of(record.trial, registry), data.get(record.key, ""))
         if reasons:
@@ -98,7 +98,8 @@ def _parts_changed(record: Record, registry: Registry) -> set[str]:
             if part in code and old.hash and code[part].hash and old.hash != code[part].hash}
 
 
-def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, notes: list[str]) -> dict[str, str]:
+def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, notes: list[str],
+             verify: bool) -> dict[str, str]:
     """Return the hash of the data that there are now for the trials of records that tell theirs, as far as known."""
     told = [r for r in records if r.stream and r.stream.data]
     if not told:
@@ -111,24 +112,24 @@ def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, note
         benchmark = record.trial.benchmark
         seed = record.trial.seed if cache.depends_on_seed(benchmark, registry) else 0
         if (str(benchmark), seed) not in by_benchmark:
-            by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes)
+            by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes, verify)
         found[record.key] = by_benchmark[str(benchmark), seed]
     return found
 
 
-def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str]) -> str:
+def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str], verify: bool) -> str:
     """Return the hash of a benchmark's data: from the head of its cached stream, else after reading it."""
     from clbench.data import cache
 
     began = time.monotonic()
     try:
-        if known := cache.known_digest(trial.benchmark, seed, data_dir, registry):
+        if known := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
             return known[:DIGITS]
         from clbench.data.datasets import without_downloads
         from clbench.data.stream import read_benchmark
 
         with without_downloads(), _forgetting(packages_of(trial, registry).get("benchmark", ())):
-            digest = read_benchmark(trial.benchmark, seed, data_dir, registry).digest[:DIGITS]
+            digest = read_benchmark(trial.benchmark, seed, data_dir, registry, verify).digest[:DIGITS]
     except ClbenchError as error:
         notes.append(f"whether the data of {trial.benchmark.name} are still those of its results is not known: {error}")
         return ""

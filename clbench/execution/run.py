@@ -10,7 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
+from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
 from clbench.execution.claims import TrialClaims
@@ -106,7 +108,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     if in_the_way:
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
-    standing = look(planned, known, registry, spec.execution.data_dir)
+    standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
@@ -274,7 +276,8 @@ class RecordKeeper(Listener):
             except Exception as error:  # third-party code and services must not cost records
                 if name not in self.failing:
                     self.failing.add(name)
-                    self.listener.note(f"tracker {name} failed: {type(error).__name__}: {error}")
+                    package = package_of(self.experiment.registry.tracker(name).tracker)
+                    self.listener.note(f"tracker {name} failed: {said(error, package)}")
 
 
 def write_report(experiment: Experiment) -> list[Path]:

@@ -9,6 +9,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
+from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
@@ -72,8 +73,8 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*_notes(methods), *notes.differences(records), *notes.remarks(records),
-                     *([named.note] if named else [])]),
+        notes=tuple([*unlearned(methods, setting.joint), *_notes(methods), *notes.differences(records),
+                      *notes.remarks(records), *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
@@ -131,6 +132,7 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
             if record.status != "done":
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
+                reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
                 after = f" after {len(record.R) - 1} finished task(s)" if record.R else ""
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{after}{reason} "
                             f"(record {record.key})")

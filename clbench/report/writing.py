@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from clbench.core.entry_points import resolve
+from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
+from clbench.core.places import said
 from clbench.report.model import FigureData, FileFormat, Report
 
 
@@ -23,7 +24,8 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     try:
         text = render(report)
     except Exception as error:
-        raise PluginError(f"report format {format_info.name!r} failed: {type(error).__name__}: {error}") from error
+        reason = said(error, package_of(format_info.render))
+        raise PluginError(f"report format {format_info.name!r} failed: {reason}") from error
     if not isinstance(text, str):
         raise PluginError(f"report format {format_info.name!r} returned {type(text).__name__}, expected text")
     path = directory / f"report{format_info.suffix}"

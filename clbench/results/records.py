@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -20,9 +20,17 @@ DIGITS = 16  # of the hash of a stream
 
 
 class RecordPart(BaseModel):
-    """Base of the parts of a record."""
+    """Base of the parts of a record. What is in `LATER` came after the first records and is not written while empty."""
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and is not there, so that an older record is written as it was."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if value or name not in self.LATER}
 
 
 class StreamFacts(RecordPart):
@@ -85,9 +93,12 @@ class Timings(RecordPart):
 class Failure(RecordPart):
     """Why a trial has no full R."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("place",)
+
     type: str
     message: str
     traceback: str = ""
+    place: str = ""  # where in the plugin's own code: "file:line in function"
 
 
 class Code(RecordPart):
@@ -116,6 +127,8 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses",)
+
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
     label: str  # how the method is called in tables; not part of the key
@@ -127,6 +140,8 @@ class Record(RecordPart):
     R: list[list[float]] = []  # R[i][j]: accuracy in [0, 1] on task j in row i; T + 1 rows when done
     outputs: Outputs | None = None  # which competed with a new sample's label in training; None but in scenario class
     task_inference: list[list[float]] | None = None  # share of test samples whose task was inferred right, like R
+    last_losses: list[list[float]] = []  # of each task: mean training loss in the last tenth but one of its steps (of
+    # its last phase), and in the last; [] for a task without steps
     costs: Costs = Costs()
     timings: Timings = Timings()
     failure: Failure | None = None
@@ -159,13 +174,13 @@ class Record(RecordPart):
         return f"{self.label}/{self.trial.seed}"
 
     def facts(self) -> dict[str, Any]:
-        """Return what the same trial gives again: all but timings, memory, FLOPs, provenance and what became stale.
+        """Return what the same trial gives again: all but timings, memory, FLOPs, last losses and provenance.
 
-        FLOPs depend a little on the kernels that a machine has, and older records have none. Older records also have
-        no names of classes, which are no result.
+        FLOPs depend a little on the kernels that a machine has, losses in their last digits on whether seeds were
+        stacked, and older records have neither. Names of classes are no result.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True, "stale": True, "stream": {"class_names", "data"},
+            "timings": True, "provenance": True, "stale": True, "last_losses": True, "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from clbench.core import options as opt
-from clbench.core.entry_points import resolve
+from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import ClbenchError, PluginError, SpecError
+from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.experiment.trial import Resolved
 from clbench.results import metrics
@@ -51,6 +52,8 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
             trackers[name] = make(opt.validate(info.options, options, name, "clbench trackers"), folder)
         except ClbenchError as error:
             problems += str(error).splitlines()
+        except Exception as error:  # any error of the tracker becomes one line
+            problems.append(f"tracker {text!r} failed: {said(error, package_of(info.tracker))}")
     if problems:
         raise SpecError("\n".join(problems))
     return trackers
@@ -67,7 +70,7 @@ def library(module: str, tracker: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise PluginError(f"tracker {tracker!r} needs {error.name}: pip install {extra}") from None
     except Exception as error:  # a third-party package, whose errors must not end the run with a traceback
-        raise PluginError(f"tracker {tracker!r}: cannot import {module}: {type(error).__name__}: {error}") from error
+        raise PluginError(f"tracker {tracker!r}: cannot import {module}: {said(error, module)}") from error
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ class Strategy(OldNames, nn.Module):
     # Why a trial of this strategy starts over instead of being resumed from a checkpoint. Empty if it can be resumed:
     # all that learning changes is in parameters, buffers and plain attributes (numbers, strings, lists of them).
     not_resumable: ClassVar[str] = ""
+    # What makes it keep less, as it is written behind its name: `projections=N`. Empty if no option does.
+    keeps_less: ClassVar[str] = ""
     extra_steps = 0  # taken in `after_task` of the latest task
     active: Tensor
     starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3

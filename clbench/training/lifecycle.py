@@ -30,6 +30,7 @@ class Trained:
     trainable: int  # what the strategy says it trains, in the phase that had most
     diverged: DivergedError | None = None
     flops: int = 0  # of the steps, and from `learn_task` also of what comes before and after them
+    last_losses: tuple[float, ...] = ()  # of the last two tenths of its steps: see `training.losses.last_tenths`
 
 
 @dataclass

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from clbench.core import seeds, tokens
 from clbench.core.device import send
-from clbench.core.errors import DivergedError
 from clbench.data.augmentation import Augmentation
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
@@ -23,6 +22,7 @@ from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
+from clbench.training.losses import diverged, last_tenths
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
@@ -167,7 +167,8 @@ class Trainer:
             engine.close()
             for spent, total in zip(flops, count.totals, strict=True):
                 spent.total += total
-        return [Trained(steps, most, diverged(column, tasks[0].index), spent.total)
+        last = phases[-1].steps
+        return [Trained(steps, most, diverged(column, tasks[0].index), spent.total, last_tenths(column, last))
                 for column, spent in zip(torch.stack(losses).unbind(1), flops, strict=True)]
 
     def _shortened(self, batches: list[Batch]) -> list[Batch]:
@@ -189,7 +190,8 @@ class Trainer:
             losses = strategy.fit(task, Budget(
                 self.recipe, count.following, partial(make_optimizer, self.recipe),
                 partial(make_schedule, self.recipe), order.augmented if self.augment else None))
-        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index), count.total)
+        return Trained(len(losses), strategy.trainable(), diverged(losses, task.index), count.total,
+                       last_tenths(losses, len(losses)))
 
     def keep(self, strategies: Sequence[Strategy]) -> None:
         """Continue with these members only."""
@@ -217,11 +219,3 @@ def stackable(samples: list[Samples]) -> list[Samples]:
         raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
     return samples
 
-
-def diverged(losses: Tensor, task: int) -> DivergedError | None:
-    """Return the error for the first loss of a task [steps] that is NaN or infinite, None where all are finite."""
-    finite = torch.isfinite(losses)
-    if bool(finite.all()):
-        return None
-    step = int(torch.nonzero(~finite)[0])
-    return DivergedError(f"the loss became NaN or infinite in task {task}, step {step}")

@@ -59,6 +59,7 @@ class FeCAM(ClosedForm):
     """
 
     method = "fecam"
+    keeps_less = "covariance=common"
     roles = (("moment_*", "second moments"), ("class_total", "second moments"), ("powers", "prototypes"),
              *ClosedForm.roles)
     options: FeCAMOptions

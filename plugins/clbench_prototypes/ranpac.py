@@ -36,6 +36,7 @@ class RanPAC(SecondOrder):
     """Ridge regression; `projection` [D, M] is R, and `ridge` the r of the last task."""
 
     method = "ranpac"
+    keeps_less = "projections=N"
     roles = (("projection", "projection"), ("ridge", "heads"), *SecondOrder.roles)
     options: RanPACOptions
     projection: Tensor

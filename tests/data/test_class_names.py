@@ -15,7 +15,7 @@ from clbench.data.contents import Contents
 from clbench.data.raw import hold_out
 from clbench.data.stream import present
 from clbench.training.lifecycle import Learner
-from clbench.training.trials.state import describe
+from clbench.training.trials.facts import describe
 
 ANIMALS = ("cat", "dog", "hen", "cow")
 

@@ -127,6 +127,7 @@ def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path,
     assert len(again[0].timings.train) == 5 and len(again[0].timings.evaluate) == 6
     assert len(again[0].timings.train_cpu) == 5 and len(again[0].timings.evaluate_cpu) == 6
     assert again[0].costs.train_flops == whole[0].costs.train_flops
+    assert again[0].last_losses == whole[0].last_losses and len(whole[0].last_losses) == 5
     assert again[0].costs.inference_flops == whole[0].costs.inference_flops
     facts = checkpoint.read_header(checkpoint.path_of(folder, group[0].trial.key))
     assert facts.learned == 4

@@ -1,3 +1,4 @@
+import re
 import types
 import weakref
 
@@ -85,6 +86,7 @@ def test_the_record_has_the_facts(runner):
     assert len(record.R) == 6 and all(len(row) == 5 for row in record.R)
     assert record.stream.classes == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert record.costs.steps == [8] * 5
+    assert [len(pair) for pair in record.last_losses] == [2] * 5
     assert record.costs.replay_samples == [50] * 5
     assert record.costs.bytes[-1]["replay"] >= 50 * 784
     assert len(record.timings.train) == 5 and len(record.timings.evaluate) == 6
@@ -145,6 +147,7 @@ def test_an_exception_is_kept_with_what_was_seen(runner):
     record = runner.run(planned(runner, methods="breaks")[0])
     assert (record.status, record.failure.type, record.failure.message) == ("failed", "RuntimeError", "boom")
     assert "in after_task" in record.failure.traceback
+    assert re.fullmatch(r"\S*test_trial_runner.py:\d+ in after_task", record.failure.place)
     assert len(record.R) == 2
 
 

@@ -6,8 +6,6 @@ Every `build(options, data_dir, seed)` returns an Avalanche benchmark. The built
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 from clbench.core import seeds
-from clbench.core.errors import DataError
+from clbench.core.user_code import load_function
 from clbench.data import datasets
 from clbench.data.avalanche.transforms import ToBytes
 from clbench.data.builtin import (
@@ -129,21 +127,11 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
 
 
 def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
-    """Return what the function `package.module:function` returns; modules of the current directory can be imported."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(error.name + ".")):
-            raise DataError(f"benchmark {name!r}: no module {error.name!r} here or installed "
-                            f"(looked in {os.getcwd()} too)") from error
-        raise
-    if not hasattr(found, attribute):
-        raise DataError(f"benchmark {name!r}: module {module!r} has no {attribute!r}")
-    function = getattr(found, attribute)
-    if not callable(function):
-        raise DataError(f"benchmark {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
-    benchmark = function()
+    """Return what the function `package.module:function` or `path/to/file.py:function` returns.
+
+    Modules of the current directory, or of the file's, can be imported.
+    """
+    benchmark = load_function(name, "benchmark")()
     if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
         setattr(benchmark, LAYOUT, Layout(size=options.size))
     return benchmark

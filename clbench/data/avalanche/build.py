@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,11 @@ import torch
 
 from clbench.core import seeds
 from clbench.core.compat import uncollected
-from clbench.core.entry_points import builder
+from clbench.core.entry_points import builder, package_of
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.places import said
+from clbench.core.user_code import importable
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
 from clbench.data.datasets import chatter_to_stderr
@@ -37,13 +36,14 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     import_avalanche()
     where = f"benchmark {info.name!r}"
     build = builder(info, "benchmark")
-    with _importable_here(), chatter_to_stderr(), seeds.scope(seed, "stream"):
+    with importable(info.name), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
             return as_raw(build(info.options.stored(options), data_dir, seed), where)
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line
-            raise DataError(f"{where} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            reason = said(error, package_of(info.build), package_of(info.name))
+            raise DataError(f"{where} failed: {reason}") from error
 
 
 def as_raw(benchmark: Any, where: str) -> RawStream:
@@ -123,17 +123,6 @@ def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
 def _merged(notes: list[str]) -> list[str]:
     """Return a single note for many: the first, with the number of others."""
     return notes if len(notes) < 2 else [f"{notes[0]} (and {len(notes) - 1} more experiences)"]
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Let modules of the current directory be imported inside, as `python -m` does."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def import_avalanche() -> None:

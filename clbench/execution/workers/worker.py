@@ -28,7 +28,6 @@ from clbench.execution.workers.protocol import (
     Start,
 )
 from clbench.experiment.trial import PlannedTrial
-from clbench.results.records import Failure
 
 Send = Callable[[Message], None]
 
@@ -64,7 +63,7 @@ class Worker:
     def prepare(self, planned: PlannedTrial) -> None:
         """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
-            self.send(Prepared(notes=self.runner.prepare(planned.trial)))
+            self.send(Prepared(notes=self.runner.prepare(planned.trial, planned.label)))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
         except Exception:
@@ -74,13 +73,14 @@ class Worker:
     def run(self, group: Sequence[PlannedTrial]) -> None:
         """Answer `Run`; an exception that escapes the trials becomes a failed record of each."""
         started = datetime.datetime.now(datetime.timezone.utc)
+        from clbench.training.trials.facts import failure_of
+
         try:
             records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
         except Exception as error:
             plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
             origin = self.provenance.model_copy(update={"plugin": plugin})
-            facts = Failure(type=type(error).__name__, message=str(error),
-                            traceback="" if isinstance(error, ClbenchError) else traceback.format_exc())
+            facts = failure_of(error, group[0].trial, self.runner.registry)
             records = [protocol.failed(planned, origin, started, facts) for planned in group]
         self.send(Finished(records=records))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from clbench.core import files
-from clbench.core.entry_points import builder, resolve
+from clbench.core.entry_points import builder, package_of, resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
+from clbench.core.places import users_place
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
 from clbench.data.inputs import as_inputs
@@ -86,14 +87,16 @@ def takes_images(model: Resolved, registry: Registry) -> bool:
 
 def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
     """Return the error of a model that does not work on such inputs, on one line that says what mends it."""
-    said = " ".join(str(error).split())[:SHOWN].rstrip(".") or type(error).__name__
+    reason = " ".join(str(error).split())[:SHOWN].rstrip(".") or type(error).__name__
+    if where := users_place(error, package_of(registry.model(model.name).build)):
+        reason += f" ({where})"
     way = "another model"
     if takes_images(model, registry):
         named = ":".join([model.name, *(f"{name}={format_value(value)}" for name, value in model.options.items()
                                         if name != "size" and value != default(model, name, registry)), "size=PX"])
-        patch = PATCH.search(said)
+        patch = PATCH.search(reason)
         way = f"another size ({named}{f', PX a multiple of {patch[1]}' if patch else ''}) or another model"
-    return SpecError(f"model {model} does not work on inputs {list(input_shape)}: {said}; choose {way}")
+    return SpecError(f"model {model} does not work on inputs {list(input_shape)}: {reason}; choose {way}")
 
 
 def default(model: Resolved, name: str, registry: Registry) -> object:

@@ -58,6 +58,7 @@ class CheckpointHeader(BaseModel):
     costs: Costs
     timings: Timings
     notes: list[str]
+    last_losses: list[list[float]] = []
     parameters: list[str] = []
     trained: list[str] = []  # parameters that require a gradient
     attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.strategy.base import Strategy
 
@@ -49,6 +49,11 @@ def measure(strategy: Strategy) -> Footprint:
 def role(strategy: Strategy, name: str) -> str:
     """Return the role of a parameter or buffer: that of the first pattern of `strategy.roles` that fits its name."""
     return next((kind for pattern, kind in strategy.roles if fnmatchcase(name, pattern)), "base")
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
+    return sum(map(nbytes, [*model.parameters(), *model.buffers()]))
 
 
 def nbytes(tensor: Tensor) -> int:

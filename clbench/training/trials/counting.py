@@ -32,7 +32,7 @@ from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, learn_task
 from clbench.training.trials.building import build_model, build_strategy, check_model
-from clbench.training.trials.costs import Footprint, measure, nbytes
+from clbench.training.trials.costs import Footprint, measure, model_bytes, nbytes
 from clbench.training.trials.leading import lead_phases
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
 
@@ -51,6 +51,8 @@ class Count:
     train_flops: list[int] | None = None  # of training on each task, where that is counted too
     note: str | None = None  # why lists end early
     remarks: list[str] = field(default_factory=list)  # the strategy's own notes
+    model_bytes: int = 0  # of the network before any method touched it
+    keeps_less: str = ""  # `Strategy.keeps_less`
 
     @property
     def parameters(self) -> list[int]:
@@ -151,11 +153,11 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
     check_model(model, trial.model, stream.input_shape, registry)
-    found = Count(planned.label)
+    found = Count(planned.label, model_bytes=model_bytes(model))
     with seeds.scope(0, "strategy"):
         try:
             strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
-            found.remarks = strategy.notes
+            found.remarks, found.keeps_less = strategy.notes, strategy.keeps_less
             for index in range(len(stream.tasks)):
                 trained, = learn_task([Learner(strategy, stream, seed=0)], index,
                                       lambda tasks: [spend(strategy, tasks[0], found)])

@@ -168,7 +168,7 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
                     append(features)
                     done += len(features)
                     on_progress(done, found)
-        names: tuple[str, ...] = getattr(job.raw, "class_names", ())
+        names: tuple[str, ...] = job.raw.class_names
         write_features(out, job.arrays(parts), job.facts(), names)
     return Embedded(done - found, found, time.monotonic() - began)
 

@@ -72,6 +72,7 @@ class Checkpoints:
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
         member.notes, member.started = list(header.notes), header.started
+        member.last_losses = list(header.last_losses)
 
     def _header(self, member: TrialState) -> CheckpointHeader:
         """Return the header of a trial's checkpoint, without what the strategy adds to it."""
@@ -80,7 +81,7 @@ class Checkpoints:
             data=member.stream.fingerprint, versions=self.origin.versions,
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
-            timings=member.timings, notes=member.notes)
+            timings=member.timings, notes=member.notes, last_losses=member.last_losses)
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:

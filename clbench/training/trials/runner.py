@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,8 +34,10 @@ from clbench.training.trials.building import (
 )
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
+from clbench.training.trials.facts import describe, failure_of, steps_in_words
+from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
-from clbench.training.trials.state import TrialState, describe
+from clbench.training.trials.state import TrialState
 
 
 class TrialRunner:
@@ -56,22 +57,28 @@ class TrialRunner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
+        self.foresight = Foresight(self.registry)
         self._streams: dict[tuple[object, ...], Stream] = {}
         self._verified: set[object] = set()  # benchmarks whose data files were read, if they are to be
         self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
             Compiler(self.device).probe()
 
-    def prepare(self, trial: Trial) -> list[str]:
+    def prepare(self, trial: Trial, label: str = "") -> list[str]:
         """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
+
+        They say how many steps its tasks have, what the stream has to say, and what it will keep if that is much. They
+        call the method by its label, or else by its name.
 
         Raises:
             ClbenchError: the data are absent, or the benchmark, model or options do not go together.
         """
         self.note_code(trial)
         stream = self.stream(trial)
-        self.build(trial, stream, check=True)
-        return list(stream.notes)
+        strategy, _ = self.build(trial, stream, check=True)
+        name = label or trial.method.name
+        warning = self.foresight.warning(trial, name, strategy, stream)
+        return [steps_in_words(trial, name, stream), *stream.notes, *([warning] if warning else [])]
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
@@ -120,8 +127,7 @@ class TrialRunner:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
-                members[0].failure = Failure(type=type(error).__name__, message=str(error),
-                                             traceback=traceback.format_exc())
+                members[0].failure = failure_of(error, planned[0].trial, self.registry)
                 return [self._record(members[0], origin, memory)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
             starved = out_of_memory(error)
@@ -178,6 +184,7 @@ class TrialRunner:
                       searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
                       R=member.R, task_inference=member.task_inference or None,
                       outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
+                      last_losses=member.last_losses if any(member.last_losses) else [],
                       costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                             "peak_device_bytes": memory.accelerator()}),
                       timings=member.timings, failure=failure, notes=member.notes,
@@ -266,6 +273,7 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
             for note in trainer.compiler.notes if trainer.compiler else []:
                 member.add_note(note)
             member.costs.trainable.append(result.trainable)
+            member.last_losses.append(list(result.last_losses))
             member.timings.train.append((done.wall - ready.wall) / len(members))
             member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members))
             if result.diverged is not None:

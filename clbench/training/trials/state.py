@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Trial
-from clbench.results.records import DIGITS, Costs, Failure, StreamFacts, Timings
+from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
@@ -20,7 +20,7 @@ from clbench.training.trials.costs import Footprint
 class TrialState:
     """One trial in progress: its strategy, and what a record will say of it, as far as that is known.
 
-    `costs`, `timings`, `R` and `task_inference` are those of the record and grow task by task.
+    `costs`, `timings`, `R`, `task_inference` and `last_losses` are those of the record and grow task by task.
     """
 
     planned: PlannedTrial
@@ -29,6 +29,7 @@ class TrialState:
     notes: list[str]
     R: list[list[float]] = field(default_factory=list)
     task_inference: list[list[float]] = field(default_factory=list)
+    last_losses: list[list[float]] = field(default_factory=list)
     costs: Costs = field(default_factory=Costs)
     timings: Timings = field(default_factory=Timings)
     failure: Failure | None = None
@@ -61,13 +62,3 @@ class TrialState:
         """Add a note, once."""
         if note not in self.notes:
             self.notes.append(note)
-
-
-def describe(stream: Stream) -> StreamFacts:
-    """Return the facts of a stream that a record keeps."""
-    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
-    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
-                       train_samples=[len(t.train) for t in stream.tasks],
-                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
-                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
-                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std)

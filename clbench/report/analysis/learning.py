@@ -1,0 +1,66 @@
+"""Whether the methods of a setting had learned their tasks when the steps ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from clbench.report.analysis.grouping import MethodRecords
+from clbench.results.metrics import learning_accuracy
+from clbench.results.records import Record
+
+FALL, SHARE = 0.03, 0.02  # of the loss from tenth to tenth: in itself (nats), and as a share of it
+FAR = 20.0  # points of learning accuracy below joint training's
+
+
+def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
+    """Yield a line on the methods whose loss was still falling, and one on those that learned far less than joint.
+
+    Args:
+        methods: of one setting.
+        joint: the record of joint training for each seed, as far as there is one.
+    """
+    rising = [f"{m.label} ({before:.2f} to {last:.2f})" for m in methods
+              if (found := still_falling(m.done)) is not None for before, last in [found]]
+    if rising:
+        yield (f"still learning when the steps of a task ended (training loss in the last tenth but one of them and in "
+               f"the last): {', '.join(rising)}; with more steps (--epochs, --iterations) these rows would be others")
+    behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
+    if behind:
+        best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
+        yield (f"learned their tasks far less well than joint training, whose learning accuracy is {best:.1f}, on "
+               f"every seed: {', '.join(behind)}; what was not learned cannot be forgotten, so read their forgetting "
+               "together with their accuracy")
+
+
+def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
+    """Return the mean losses of the last tenth but one and of the last, None where they do not fall enough to matter.
+
+    Means are over all tasks and seeds of which the record has them. They must fall by `FALL` and by `SHARE`, and the
+    loss must fall in more than half of the tasks.
+    """
+    pairs = [(pair[0], pair[1]) for r in records for pair in r.last_losses if pair]
+    if not pairs:
+        return None
+    before, last = (fmean(side) for side in zip(*pairs, strict=True))
+    falling = sum(b > a for b, a in pairs)
+    enough = before - last >= max(FALL, SHARE * abs(before)) and 2 * falling > len(pairs)
+    return (before, last) if enough else None
+
+
+def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
+    """Return a method's learning accuracy (%) where it is `FAR` below joint training's on every seed, else None.
+
+    Left out are references, and methods in which this says nothing of learning: they took no steps on a later task
+    (closed forms), had to infer the task, or trained without the old classes that compete at the test (older records
+    do not say whether they did).
+    """
+    done = method.done
+    own = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
+    if not own or method.reference or method.infers or not own.keys() <= joint.keys():
+        return None
+    unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in done]
+    if any(unfair) or not all(all(r.costs.steps) for r in done):
+        return None
+    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in own.items())
+    return fmean(own.values()) if far else None

@@ -1,0 +1,44 @@
+"""What is said of a trial: its steps before it runs, in its record its stream and the exception that ended it."""
+
+from __future__ import annotations
+
+import traceback
+
+from clbench.core.entry_points import package_of
+from clbench.core.errors import ClbenchError
+from clbench.core.places import place
+from clbench.core.registry import Registry
+from clbench.data.stream import Stream
+from clbench.experiment.trial import Trial
+from clbench.results.records import DIGITS, Failure, StreamFacts
+from clbench.training.budget import granted_in_words
+
+
+def describe(stream: Stream) -> StreamFacts:
+    """Return the facts of a stream that a record keeps."""
+    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
+    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+                       train_samples=[len(t.train) for t in stream.tasks],
+                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
+                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
+                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std)
+
+
+def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
+    """Return how many steps a trial's tasks have, in words: one line for all methods that share a recipe."""
+    samples = [len(task.train) for task in stream.tasks]
+    usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
+    return own if own == usual else f"{label}, by a recipe of its own: {own}"
+
+
+def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
+    """Return what a record keeps of an exception that ended a trial, while it is handled.
+
+    An error of the user says itself what is wrong.
+    """
+    kind, message = type(error).__name__, str(error)
+    if isinstance(error, ClbenchError):
+        return Failure(type=kind, message=message)
+    parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
+    return Failure(type=kind, message=message, traceback=traceback.format_exc(),
+                   place=place(error, *map(package_of, parts)))

@@ -1,0 +1,69 @@
+from helpers.records import make_matrix, make_record
+
+from clbench.report.analysis.learning import still_falling
+from clbench.report.tables import build
+
+
+def diagonal(value):
+    """An R whose tasks have this accuracy just after their training."""
+    R = make_matrix(3)
+    for i in range(3):
+        R[i + 1][i] = value
+    return R
+
+
+def records(low=0.9, losses=(), method="ewc", steps=None, **kwargs):
+    found = []
+    for seed in (0, 1):
+        found += [make_record("joint", seed, diagonal(0.95))]
+        record = make_record(method, seed, diagonal(low), **kwargs)
+        costs = record.costs if steps is None else record.costs.model_copy(update={"steps": steps})
+        found.append(record.model_copy(update={"last_losses": list(losses), "costs": costs}))
+    return found
+
+
+def told(found, words):
+    section, = build(found).sections
+    return [note for note in section.notes if words in note]
+
+
+def test_a_method_whose_loss_still_falls_is_named_in_the_first_note():
+    section, = build(records(losses=[[1.0, 0.9], [0.8, 0.7], [0.5, 0.6]])).sections
+    assert section.notes[0].startswith("still learning when the steps of a task ended")
+    assert "ewc (0.77 to 0.73)" in section.notes[0] and "--epochs" in section.notes[0]
+
+
+def test_losses_that_settle_or_fall_in_a_few_tasks_or_by_a_small_share_are_no_news():
+    def falls(*pairs):
+        return still_falling([make_record().model_copy(update={"last_losses": [list(p) for p in pairs]})]) is not None
+
+    assert falls((1.0, 0.9), (1.0, 0.9))
+    assert not falls((0.05, 0.03), (0.05, 0.03))  # by half, but there is nothing left to fall
+    assert not falls((2.0, 1.0), (0.5, 0.5), (0.5, 0.5))  # one task of three
+    assert not falls((9.0, 8.9), (9.0, 8.9))  # 1 % of a loss that counts other things too
+    assert not falls((0.5, 0.6), (0.5, 0.6))
+    assert not falls() and not falls(())  # older records, methods without steps
+
+
+def test_learning_accuracy_far_below_that_of_joint_training_is_told():
+    note, = told(records(0.7), "far less well than joint")
+    assert "learning accuracy is 95.0" in note and "ewc (70.0)" in note and "steps" not in note
+    assert not told(records(0.8), "far less well")
+
+
+def test_what_says_nothing_of_learning_is_left_out():
+    inferred = [[1.0] * 3] * 4
+    assert not told(records(0.5, task_inference=inferred), "far less well")  # had to infer the task
+    assert not told(records(0.5, steps=[70, 0, 0]), "far less well")  # a closed form
+    assert not told(records(0.5, method="naive"), "far less well")  # a reference
+    assert not told(records(0.5)[1::2], "far less well")  # nobody ran joint
+
+
+def test_in_scenario_class_only_methods_that_competed_with_old_classes_are_judged():
+    def judged(outputs):
+        found = [make_record("joint", seed, diagonal(0.95), scenario="class") for seed in (0, 1)]
+        found += [make_record("ewc", seed, diagonal(0.5), scenario="class") for seed in (0, 1)]
+        return bool(told([r.model_copy(update={"outputs": outputs}) for r in found], "far less well"))
+
+    assert judged("seen")
+    assert not judged("own") and not judged(None)

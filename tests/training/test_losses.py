@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from clbench.core.registry import discover
+from clbench.experiment.spec import Recipe
+from clbench.testing.checks import bench
+from clbench.training.lifecycle import learn_task
+from clbench.training.losses import diverged, last_tenths
+from clbench.training.trainer import Trainer
+
+RECIPE = Recipe(iterations=20, batch_size=16)
+
+
+def trained(method, seeds, recipe=RECIPE, **options):
+    benches = [bench(discover().strategy(method), options, "task", seed) for seed in seeds]
+    trainer = Trainer([b.strategy for b in benches], recipe, list(seeds))
+    return [learn_task([b.learner for b in benches], index, trainer.fit) for index in range(2)]
+
+
+def test_the_tenths_are_those_of_the_last_phase():
+    losses = torch.cat([torch.full((50,), 9.0), torch.arange(40.0)])
+    assert last_tenths(losses, 40) == (33.5, 37.5)
+    assert last_tenths(torch.tensor([5.0, 3.0, 2.0]), 3) == (3.0, 2.0)  # a tenth is one step at least
+    assert last_tenths(torch.tensor([5.0]), 1) == () == last_tenths(torch.zeros(0), 0)
+
+
+def test_losses_that_are_not_finite_have_no_tenths():
+    losses = torch.tensor([1.0, float("nan"), 1.0, 1.0])
+    assert last_tenths(losses, 4) == ()
+    assert "step 1" in str(diverged(losses, 0))
+
+
+@pytest.mark.parametrize("method", ["naive", "er", "ewc"])
+def test_seeds_in_a_stack_have_the_losses_that_each_has_alone(method):
+    together, alone = trained(method, (0, 1)), [trained(method, (seed,)) for seed in (0, 1)]
+    for task in range(2):
+        for member in range(2):
+            found = together[task][member].last_losses
+            assert found == pytest.approx(alone[member][task][0].last_losses, rel=1e-4)
+            assert len(found) == 2
+
+
+def test_the_two_numbers_are_means_of_losses_that_fall():
+    (before, last), = [result.last_losses for (result,) in trained("naive", (0,))[:1]]
+    assert 0 < last < before < 2
+
+
+def test_a_method_without_steps_has_none():
+    first, second = trained("ncm", (0,))
+    assert first[0].last_losses and second[0].steps == 0 and second[0].last_losses == ()
+
+
+def test_a_loop_of_its_own_has_them_too():
+    class Own(type(bench(discover().strategy("naive"), {}, "task", 0).strategy)):
+        def fit(self, task, budget):
+            return torch.linspace(2.0, 1.0, 20)
+
+    own = bench(discover().strategy("naive"), {}, "task", 0)
+    own.strategy.__class__ = Own
+    trainer = Trainer([own.strategy], RECIPE, [0])
+    (result,) = learn_task([own.learner], 0, trainer.fit)
+    assert result.last_losses == pytest.approx((1.0 + 2.5 / 19, 1.0 + 0.5 / 19))
+
+
