@@ -35,8 +35,9 @@ def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registr
          data_dir: Path, verify: bool = False) -> Standing:
     """Compare the records of planned trials with the code that is installed and the data that are there now.
 
-    With `verify` all data files are read. Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
-    told. A benchmark that is not cached is built to look at its data, if there are records of it.
+    Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
+    told. A benchmark that is not cached is built to look at its data, if there are records of it. With `verify` all
+    data files are read.
 
     Raises:
         PluginError: code was edited after this process had imported it.
