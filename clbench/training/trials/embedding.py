@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clbench.core import seeds
+from clbench.core import seeds, tokens
 from clbench.core.device import pick_device, send
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry
@@ -32,7 +32,7 @@ from clbench.models.network import Network
 from clbench.models.weights import hash_tensors
 from clbench.training import numerics
 from clbench.training.evaluation import batch_size
-from clbench.training.trials.building import build_model, channels_last, check_model, for_model
+from clbench.training.trials.building import build_model, channels_last, check_model, for_model, require_kind
 
 PARTS = ("train", "test")
 
@@ -110,6 +110,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     where = pick_device(device)
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
     stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
+    require_kind(trial.model, stream, registry)
     with seeds.scope(trial.seed, "init"):
         # Its notes are of the head, which takes no part.
         network, _ = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, registry)
@@ -206,6 +207,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
                 if number < math.ceil(begin / job.batch):
                     continue
                 x = job.stream.prepare(send(chunk.x, job.device))
+                x = tokens.shortened([x])[0] if job.stream.is_text else x
                 with forward:
                     features = network.features(x)
                 features = features.float().cpu()
