@@ -131,14 +131,6 @@ class TableOptions(FeatureOptions):
                               "task's training samples")
 
 
-class HubOptions(FeatureOptions, PhotoOptions):
-    """Options of `hf:NAME`."""
-
-    config: str | None = Field(None, description="which configuration of the data set, if it has several")
-    split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
-                              "validation as the test part if there is one")
-
-
 class TokenOptions(Options):
     """Options of benchmarks of texts: how these become tokens."""
 
@@ -146,6 +138,15 @@ class TokenOptions(Options):
                            "model's own")
     length: int = Field(128, ge=2, description="tokens of a text at most, the special ones included; the rest is cut "
                         "off")
+
+
+class HubOptions(TokenOptions, FeatureOptions, PhotoOptions):
+    """Options of `hf:NAME`."""
+
+    config: str | None = Field(None, description="which configuration of the data set, if it has several")
+    split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
+                              "validation as the test part if there is one")
+    text_column: str | None = Field(None, description="column of texts, for models hf:NAME; none: images or numbers")
 
 
 class TextOptions(TokenOptions, ColumnOptions):

@@ -94,7 +94,8 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         info: the model.
     """
     fields = type(benchmark).model_fields
-    if "tokenizer" in fields and "tokenizer" not in named.options:
+    texts = "tokenizer" in fields and getattr(benchmark, "text_column", "") is not None
+    if texts and "tokenizer" not in named.options:
         if info.text:
             benchmark = benchmark.model_copy(update={"tokenizer": info.name.partition(":")[2]})
         else:

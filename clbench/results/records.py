@@ -36,6 +36,8 @@ class RecordPart(BaseModel):
 class StreamFacts(RecordPart):
     """The stream a trial ran on."""
 
+    LATER = ("data", "class_names", "mean", "std")
+
     classes: list[list[int]]  # of each task, as outputs of the model
     train_samples: list[int]  # of each task
     test_samples: list[int]
@@ -53,12 +55,6 @@ class StreamFacts(RecordPart):
         if self.class_names and [*map(len, self.class_names)] != [*map(len, self.classes)]:
             raise ValueError("class_names has not one name for each class of each task")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write nothing of what is not there and was not written before, so that records are what they always were."""
-        facts: dict[str, Any] = handler(self)
-        return {name: value for name, value in facts.items() if value or name not in ("class_names", "mean", "std")}
 
 
 class Costs(RecordPart):

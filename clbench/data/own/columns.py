@@ -1,9 +1,11 @@
-"""Files with columns, CSV and parquet: what their columns say, with errors that name row and column."""
+"""Files with columns (CSV, JSON lines, parquet): what their columns say, with errors that name row and column."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ class Table:
 
 
 def read_table(path: Path, where: str) -> Table:
-    """Return the columns of a .csv, .tsv or .parquet file.
+    """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
 
     Raises:
         DataError: it cannot be read, has no header or rows of other lengths.
@@ -42,8 +44,11 @@ def read_table(path: Path, where: str) -> Table:
     """
     if path.suffix.lower() == ".parquet":
         return _parquet(path, where)
+    if path.suffix.lower() == ".jsonl":
+        return _json_lines(path, where)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{where}: {path.name} is none of .csv, .tsv and .parquet")
+        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .jsonl and .parquet")
+    csv.field_size_limit(sys.maxsize)  # a text may be long
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()
@@ -63,6 +68,23 @@ def read_table(path: Path, where: str) -> Table:
             raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
                             f"{len(names)} columns")
     return Table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+
+
+def _json_lines(path: Path, where: str) -> Table:
+    """Return the values of the objects on a file's lines by their keys; None where an object has none."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
+    if not rows:
+        raise DataError(f"{where}: {path.name} has no lines")
+    return Table({name: [row.get(name) for row in rows] for row in rows for name in row})
 
 
 def _parquet(path: Path, where: str) -> Table:

