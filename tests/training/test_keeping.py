@@ -91,6 +91,7 @@ def test_data_are_counted_as_they_are_stored():
 def test_a_run_tells_of_a_method_before_it_runs_and_makes_nothing_large(registry, runner):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keeping, "room", lambda strategy, size: 2 * keeping.FLOOR)
+        patch.setattr(runner.foresight, "left", 60.0)
         notes = runner.prepare(planned(registry, "hoards").trial, "hoards:x=1")
         assert notes[0].startswith("70 optimiser steps a task (")
         assert notes[-1] == ("hoards:x=1 keeps 1,600 MB beside the model; the training data take 3.1 MB; hoards:size=N "
