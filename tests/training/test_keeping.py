@@ -80,6 +80,13 @@ def test_three_tasks_tell_what_all_keep(registry, method):
     assert expected(one.trial, stream, registry) == found.bytes[-1] - found.model_bytes
 
 
+def test_past_the_deadline_what_the_first_task_leaves_is_what_is_told(registry):
+    stream = stream_of_shapes(6, 12, (1, 8, 8), "class", 40)
+    one = planned(registry, "independent", scenario="class")
+    found = count(one, stream, registry)
+    assert expected(one.trial, stream, registry, deadline=0.0) == found.bytes[0] - found.model_bytes
+
+
 def test_data_are_counted_as_they_are_stored():
     stream = stream_of_shapes(2, 4, (1, 8, 8), "task", 40)
     assert data_bytes(stream) == 2 * 40 * 64
@@ -91,6 +98,7 @@ def test_data_are_counted_as_they_are_stored():
 def test_a_run_tells_of_a_method_before_it_runs_and_makes_nothing_large(registry, runner):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keeping, "room", lambda strategy, size: 2 * keeping.FLOOR)
+        patch.setattr(runner.foresight, "left", 60.0)
         notes = runner.prepare(planned(registry, "hoards").trial, "hoards:x=1")
         assert notes[0].startswith("70 optimiser steps a task (")
         assert notes[-1] == ("hoards:x=1 keeps 1,600 MB beside the model; the training data take 3.1 MB; hoards:size=N "

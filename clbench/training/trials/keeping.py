@@ -9,6 +9,7 @@ all; a dry run counts every method to the end (`counting`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from clbench.training.trials.costs import measure, model_bytes, nbytes
 from clbench.training.trials.counting import around
 
 FLOOR = 100_000_000  # bytes that are no burden, however small the data are
-SECONDS = 0.2  # of counting on shapes after which a run leaves it
+SECONDS = 0.2  # of the processor, of counting on shapes, after which a run leaves it
 TASKS = 3  # that are counted: enough to see what grows with the number of tasks, and with its square
 PER_CLASS = 2  # samples that a strategy is led through; with one, some hold none out
 MEGA = 1e6
@@ -85,13 +86,13 @@ class Foresight:
         if kept <= max(FLOOR, data):
             if self.left <= 0 or not grows(strategy) or room(strategy, size) + kept <= max(FLOOR, data):
                 return None
-            began = time.perf_counter()
+            began = time.process_time()
             try:
-                kept = expected(trial, stream, self.registry)
+                kept = expected(trial, stream, self.registry, began + self.left)
             except Exception:  # of a plugin, which may ask for values that shapes have not: the run itself will show
                 return None
             finally:
-                self.left -= time.perf_counter() - began
+                self.left -= time.process_time() - began
         return told(label, kept, data, strategy.keeps_less)
 
 
@@ -113,8 +114,11 @@ def room(strategy: Strategy, size: int) -> int:
     return world.tasks * (world.tasks + 1) // 2 * size + 8 * (widest**2 + world.classes * features**2)
 
 
-def expected(trial: Trial, stream: Stream, registry: Registry) -> int:
-    """Return the bytes that a trial's method will keep beside the model after the last task."""
+def expected(trial: Trial, stream: Stream, registry: Registry, deadline: float = math.inf) -> int:
+    """Return the bytes that a trial's method will keep beside the model after the last task.
+
+    Past `deadline` (of `time.process_time`) it is what the method keeps after the tasks counted by then, at least one.
+    """
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
     size = model_bytes(model)
@@ -124,6 +128,8 @@ def expected(trial: Trial, stream: Stream, registry: Registry) -> int:
         learner = Learner(strategy, short, seed=0)
         kept = [sum(measure(strategy).bytes.values())]
         for index in range(min(TASKS, len(stream.tasks))):
+            if index and time.process_time() > deadline:
+                return kept[-1] - size
             task = learner.begin(index)
             with learner.training(index):
                 if strategy.phases(task):
