@@ -75,7 +75,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
             shard: str | None = None, on_stale: OnStale = "refuse") -> Experiment:
     """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
-    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale`: what `execute` does with stale records.
+    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale`: what to do with stale records.
 
     Raises:
         SpecError: the experiment cannot be run as written, or a tracker's library is missing.
