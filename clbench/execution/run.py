@@ -50,10 +50,7 @@ class Experiment:
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a record, failed, or stale where those are to be run anew.
-
-        A diverged one would diverge again.
-        """
+        """Return the trials to run: without a record, failed, or stale and to be run anew; not diverged ones."""
         again = self.standing.reasons if self.on_stale == "rerun" else {}
         kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
         return [p for p in self.planned if p.trial.key not in kept]
@@ -80,8 +77,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
             shard: str | None = None, on_stale: OnStale = "refuse") -> Experiment:
     """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
-    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale` says what `execute` does with records
-    that other code or data gave.
+    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale`: what to do with stale records.
 
     Raises:
         SpecError: the experiment cannot be run as written, or a tracker's library is missing.
