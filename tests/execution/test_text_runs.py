@@ -187,3 +187,18 @@ def test_the_real_minilm_takes_an_adapter_with_plain_peft(tmp_path):
         x = torch.where(batch["attention_mask"] > 0, batch["input_ids"], -1).int()
         ours = reload.load(source, [0]).eval().predict(x, 0).logits
     assert (theirs - ours)[:, :2].abs().max() < 1e-5
+
+
+@pytest.mark.extra("hf")
+def test_texts_of_the_datasets_library(tmp_path):
+    import datasets
+
+    save_model(tmp_path / "model", "bert")
+    rows = [(f"the {words}", label) for label, words in TOPICS.items() for _ in range(6)]
+    datasets.Dataset.from_dict({"body": [r[0] for r in rows], "label": [r[1] for r in rows]}).save_to_disk(
+        str(tmp_path / "set"))
+    name, options = f"hf:{tmp_path / 'set'}", {"tasks": 2, "length": 8, "tokenizer": str(tmp_path / "model")}
+    stream = stream_of(name, text_column="body", **options)
+    assert stream.is_text and [len(t.train) + len(t.test) for t in stream.tasks] == [12, 12]
+    with pytest.raises(DataError, match=r"body is text; name one for a model of text \(text_column=body\)"):
+        stream_of(name, tasks=2)
