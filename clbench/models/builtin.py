@@ -83,7 +83,7 @@ class ViTB16Options(ViTOptions):
 Pooling = Literal["mean", "cls", "last"]
 
 
-class TextOptions(Options):
+class TextModelOptions(Options):
     """Options of models of text."""
 
     pool: Pooling | None = Field(None, description="what becomes the features of a text: the mean of its tokens, the "
@@ -118,6 +118,6 @@ def clbench_models() -> Sequence[ModelInfo]:
         ModelInfo("timm:*", "clbench.models.timm_models:timm", "timm's model of that name", VisionOptions,
                   any_name=True, weights="clbench.models.published:TIMM", channels=3),
         ModelInfo("hf:*", "clbench.models.hf_models:text_model", "text model of Hugging Face's kind, pretrained: a "
-                  "folder, or OWNER/NAME on the hub", TextOptions, any_name=True, text=True,
+                  "folder, or OWNER/NAME on the hub", TextModelOptions, any_name=True, text=True,
                   own_weights="clbench.models.hf_files:weights_of"),
     )

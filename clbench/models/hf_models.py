@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
-from clbench.models.builtin import Pooling, TextOptions
+from clbench.models.builtin import Pooling, TextModelOptions
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.hf_parts import DecoderLayer, Embedding, EncoderLayer, Pool, Tokens, Whole, additive
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
@@ -40,7 +40,7 @@ def home() -> Any:
         raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
-def text_model(name: str, options: TextOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...], classes: int) -> Network:
     """Return the network of a text model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
     Raises:

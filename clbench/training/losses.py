@@ -19,6 +19,11 @@ def diverged(losses: Tensor, task: int) -> DivergedError | None:
     return DivergedError(f"the loss became NaN or infinite in task {task}, step {step}")
 
 
+def on_host(losses: Tensor) -> Tensor:
+    """Return a task's losses where they can be looked at: the one wait for the device that they cost."""
+    return losses.detach().cpu()
+
+
 def last_tenths(losses: Tensor, steps: int) -> tuple[float, ...]:
     """Return the mean loss over the tenth of a phase's steps before the last tenth, and over the last tenth.
 

@@ -22,7 +22,7 @@ from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
-from clbench.training.losses import diverged, last_tenths
+from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
@@ -169,7 +169,7 @@ class Trainer:
                 spent.total += total
         last = phases[-1].steps
         return [Trained(steps, most, diverged(column, tasks[0].index), spent.total, last_tenths(column, last))
-                for column, spent in zip(torch.stack(losses).unbind(1), flops, strict=True)]
+                for column, spent in zip(on_host(torch.stack(losses)).unbind(1), flops, strict=True)]
 
     def _shortened(self, batches: list[Batch]) -> list[Batch]:
         """Return batches of text cut off behind the longest sample of all members, others as they are."""
@@ -187,9 +187,9 @@ class Trainer:
         order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
         strategy.train()
         with LoopFlops(partial(order.following, torch.device("cpu")), steps_of(self.recipe, len(task.train))) as count:
-            losses = strategy.fit(task, Budget(
+            losses = on_host(strategy.fit(task, Budget(
                 self.recipe, count.following, partial(make_optimizer, self.recipe),
-                partial(make_schedule, self.recipe), order.augmented if self.augment else None))
+                partial(make_schedule, self.recipe), order.augmented if self.augment else None)))
         return Trained(len(losses), strategy.trainable(), diverged(losses, task.index), count.total,
                        last_tenths(losses, len(losses)))
 

@@ -252,7 +252,8 @@ def older(tmp_path):
 def test_folders_of_older_versions_stand_and_the_other_clbench_is_told(older, tmp_path):
     for path in (tmp_path / "records").glob("*.json"):
         old = json.loads(path.read_text())
-        del old["stale"], old["provenance"]["code"], old["stream"]["data"]
+        del old["stale"], old["provenance"]["code"]
+        old["stream"].pop("data", None)
         path.write_text(json.dumps(old))
     heard = Notes()
     records = run.execute(run.prepare(*older, tmp_path), heard, command="")

@@ -64,3 +64,14 @@ def move(strategy, step, size=0.3):
         for p in strategy.parameters():
             if p.requires_grad:
                 p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+
+# Every method with options that suit tiny models.
+METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
+           ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
+           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
+           ("ewc-lora", {"rank": 1, "strength": 10.0}), ("lora-mean", {"rank": 1}), ("frozen", {}), ("independent", {}),
+           ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}), ("acl", {}), ("packnet", {"prune": 0.5}),
+           ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
+           ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}),
+           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
+           ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.methods import METHODS
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -11,15 +12,6 @@ from clbench.testing.checks import bench
 from clbench.training.evaluation import evaluate
 from clbench.training.trials.building import build_model
 
-METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
-           ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),
-           ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
-           ("ewc-lora", {"rank": 1, "strength": 10.0}), ("lora-mean", {"rank": 1}), ("frozen", {}), ("independent", {}),
-           ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}), ("acl", {}), ("packnet", {"prune": 0.5}),
-           ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
-           ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}),
-           ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
-           ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.methods import METHODS
 from helpers.texts import text_bench, tiny_texts
-from test_methods_on_models import METHODS
 
 from clbench.core import tokens
 from clbench.core.errors import SpecError

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ def test_a_tracker_sees_each_record_and_a_failing_one_is_reported_once(tmp_path)
     for record in records:
         keeper.finished(record)
     assert plugin.seen == records
-    assert listener.notes == ["tracker bad failed: ZeroDivisionError: division by zero"]
+    note, = listener.notes
+    assert re.fullmatch(r"tracker bad failed: ZeroDivisionError: division by zero \(.*test_tracking.py:\d+ in log\)",
+                        note)
     assert len(Store(tmp_path).read()[0]) == 2
 
 

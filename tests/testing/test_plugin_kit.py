@@ -145,7 +145,7 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[11] == f"hides breaks 3 of {len(CHECKS)} rules"
     assert lines[12] == "unmade"
     assert lines[13] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
-                         f"({path}, line 18)")
+                         f"({path}:18 in __init__)")
     assert lines[14] == "  FAIL  state: the same"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")

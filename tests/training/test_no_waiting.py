@@ -74,7 +74,8 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
     if count > 1 and "dropout" in options:
         options = {**options, "dropout": 0.0}  # what draws in its loss is not stacked
     members = [on_meta(method, options, seed) for seed in range(count)]
-    monkeypatch.setattr(training, "diverged", lambda losses, task: None)  # reads the losses when the task is over
+    # Reads the losses when the task is over.
+    monkeypatch.setattr(training, "on_host", lambda losses: torch.zeros(losses.shape))
     monkeypatch.setattr(precompute, "is_equivalent", lambda *_: False)  # reads a loss before the first step
     trainer = Trainer([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
     with Copies() as copies:
