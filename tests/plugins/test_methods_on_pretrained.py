@@ -35,6 +35,7 @@ def weights(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
 def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model):
     chosen = [":".join(filter(None, [name, OPTIONS.get(name)])) for name in METHODS]

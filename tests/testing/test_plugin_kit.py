@@ -184,6 +184,7 @@ def test_the_check_fixture_is_a_test_for_each_rule(clbench_check, request):
         clbench_check("nave")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_the_example_distribution_works(tmp_path):
     example = ROOT / "examples" / "clbench-plugin-example"

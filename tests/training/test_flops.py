@@ -159,7 +159,7 @@ METHODS = [
         "icarl:capacity=60", "acl", "packnet", "joint", "frozen", "o-lora:dropout=0")),
     *((method, "cnn:channels=4:depth=1", "task") for method in ("naive", "pnn", "ewc")),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("naive", "lora:layers=attention")),
-    ("er:capacity=60", "resnet20:width=2", "class"),
+    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
 ]
 
 
@@ -183,7 +183,7 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [
     *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "a-gem", "lora", "pnn", "lwf")),
-    ("pnn", "cnn:channels=4:depth=1", "task"), ("er:capacity=60", "resnet20:width=2", "class"),
+    ("pnn", "cnn:channels=4:depth=1", "task"), pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
         "lora:layers=attention", "l2p", "pnn", "ease:width=5:dropout=0"))])
 def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, model, scenario):

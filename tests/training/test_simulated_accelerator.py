@@ -101,6 +101,7 @@ def test_other_models_run_there_too(run, method, model):
     assert record.R == cpu.R
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 @pytest.mark.parametrize("model", ["timm-vit", "timm-cnn"])
 @pytest.mark.parametrize("method", ["ewc", "er", "lora", "ranpac"])
