@@ -183,7 +183,8 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [
     *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "a-gem", "lora", "pnn", "lwf")),
-    ("pnn", "cnn:channels=4:depth=1", "task"), pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
+    ("pnn", "cnn:channels=4:depth=1", "task"),
+    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
     *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
         "lora:layers=attention", "l2p", "pnn", "ease:width=5:dropout=0"))])
 def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, model, scenario):
