@@ -34,7 +34,7 @@ def lowest(session: nox.Session) -> None:
 def extras(session: nox.Session) -> None:
     """Run the tests that need an extra, with all extras; one that is skipped fails."""
     session.install("-e", ".[test,all]")
-    session.run("python", "-m", "pytest", "-m", "extra", "--no-skips", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "extra and not slow", "--no-skips", *session.posargs)
 
 
 def lower_bounds() -> list[str]:

@@ -1,27 +1,22 @@
 """Texts from files to adapters, on a tiny model of transformers (extras `text` and `peft`)."""
 
-import csv
 import json
 import os
-import random
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from clbench_lora import adapters, reload, run_adapters
-from helpers.text_models import save_model
+from helpers.text_models import TOPICS, save_model, write_texts
 
 import clbench
-from clbench.core import files
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 
 pytestmark = [pytest.mark.extra("text"), pytest.mark.extra("peft")]
-MINILM = "all-MiniLM-L6-v2"
-TOPICS = {"dogs": "dog barks loudly", "cats": "cat purrs now", "stars": "stars shine far", "moons": "moons glow near"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +26,6 @@ def quiet():
         import peft  # noqa: F401 - what its imports complain about
         import transformers
     transformers.logging.set_verbosity_error()
-
-
-def write_texts(path, topics=TOPICS, count=16, sites=("here",), seed=0):
-    """Write texts that name their topic among other words."""
-    draw = random.Random(seed)
-    rows = []
-    for i in range(count):
-        for label, words in topics.items():
-            filler = draw.choices(["the", "a", "now", "loudly"], k=draw.randint(0, 5))
-            rows.append([" ".join([*filler, *words.split()]), label, sites[i % len(sites)]])
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["text", "label", "site"], *rows])
 
 
 def stream_of(benchmark, scenario="task", **options):
@@ -158,35 +141,6 @@ def test_newsgroups_are_split_by_class_and_cut_to_a_number_of_each(tmp_path):
     stream = load_stream(Resolved(name="split-newsgroups", options=options), "class", 0, tmp_path, registry)
     assert [(len(t.classes), len(t.train), len(t.test)) for t in stream.tasks] == [(2, 6, 4)] * 10
     assert stream.input_shape == (8,) and stream.tasks[0].train.x.dtype == torch.int32
-
-
-@pytest.mark.skipif(not (files.default_data_dir() / "models" / MINILM).is_dir(),
-                    reason=f"no {MINILM} in the data folder: benchmarks/texts/fetch.py brings it")
-def test_the_real_minilm_takes_an_adapter_with_plain_peft(tmp_path):
-    from peft import PeftModel
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = files.default_data_dir() / "models" / MINILM
-    write_texts(tmp_path / "topics.csv", count=4)
-    clbench.run(benchmark={"name": f"text:{tmp_path / 'topics.csv'}", "options": {"tasks": 2, "length": 16}},
-                model=f"hf:{folder}", methods="lora", epochs=1, seeds=1, scenario="task", lr=0.01, batch_size=8,
-                workers=0, out=tmp_path / "run")
-    source = run_adapters.find(tmp_path / "run")
-    adapters.export(source, 0, tmp_path / "to")
-    texts = ["the dog barks loudly", "a cat purrs", "far stars shine now"]
-    batch = AutoTokenizer.from_pretrained(str(folder))(texts, padding=True, return_tensors="pt")
-    model = AutoModel.from_pretrained(str(folder)).eval()
-    model.head = torch.nn.Linear(384, 4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what PEFT asks transformers
-        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
-    there = batch["attention_mask"].unsqueeze(2)
-    with torch.no_grad():
-        hidden = tuned(**batch).last_hidden_state
-        theirs = tuned.base_model.model.head((hidden * there).sum(1) / there.sum(1))
-        x = torch.where(batch["attention_mask"] > 0, batch["input_ids"], -1).int()
-        ours = reload.load(source, [0]).eval().predict(x, 0).logits
-    assert (theirs - ours)[:, :2].abs().max() < 1e-5
 
 
 @pytest.mark.extra("hf")

@@ -1,9 +1,13 @@
-"""Tiny text models of transformers in folders, with a tokenizer of a few words."""
+"""Tiny text models of transformers in folders, with a tokenizer of a few words, and files of texts in these words."""
+
+import csv
+import random
 
 import torch
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "dog", "cat", "barks", "purrs", "loudly", "now", "stars",
          "shine", "moons", "glow", "far", "near"]
+TOPICS = {"dogs": "dog barks loudly", "cats": "cat purrs now", "stars": "stars shine far", "moons": "moons glow near"}
 
 
 def save_tokenizer(folder):
@@ -44,3 +48,15 @@ def save_model(folder, kind, seed=0):
     model.save_pretrained(str(folder))
     save_tokenizer(folder)
     return model
+
+
+def write_texts(path, topics=TOPICS, count=16, sites=("here",), seed=0):
+    """Write texts that name their topic among other words."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        for label, words in topics.items():
+            filler = draw.choices(["the", "a", "now", "loudly"], k=draw.randint(0, 5))
+            rows.append([" ".join([*filler, *words.split()]), label, sites[i % len(sites)]])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label", "site"], *rows])
