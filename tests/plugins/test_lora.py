@@ -158,6 +158,7 @@ def test_gradients_of_dora_take_the_length_as_a_constant():
 
 
 def test_pissa_starts_from_the_largest_singular_values_and_changes_nothing_until_it_learns():
+    torch.manual_seed(0)
     base = nn.Linear(6, 9)
     layer = LoRALayer(base, 2, 0.5, init="pissa")
     layer.add()
