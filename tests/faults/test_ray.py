@@ -63,7 +63,8 @@ class Log(Listener):
         self.lines.append(f"{workers} workers x {threads} on {device}, {nodes} nodes")
 
     def note(self, text):
-        self.lines.append(text)
+        if "optimiser steps a task" not in text:
+            self.lines.append(text)
 
     def started(self, planned):
         self.running += 1
