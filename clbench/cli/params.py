@@ -59,7 +59,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 @click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")
 @click.option("--classes", type=click.IntRange(min=1), help="Classes of all tasks together.  [default: 10 per task]")
 @click.option("--input-shape", callback=dimensions, default="3x32x32", metavar="CxHxW", show_default=True,
-              help="Of one sample of the benchmark; the model's option size resizes images.")
+              help="Of one sample of the benchmark (of a text: its tokens); the model's option size resizes images.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
               help="Training samples of each task, which a replay memory fills up with.")
 @click.option("--scenario", type=click.Choice(get_args(Scenario)), default="task", show_default=True,
@@ -125,7 +125,10 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
     registry = discover(files=plugins)
     full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario, pretrained=pretrained),
                       *_plan(registry, methods, model, scenario, options, pretrained, input_shape[-1])]
-    stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples),
+    text = registry.model(full.trial.model.name).text
+    if text and len(input_shape) > 1:
+        raise click.UsageError(f"{full.trial.model.name} takes texts; give their tokens, --input-shape 128")
+    stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples, text),
                        full.trial.model.options.get("size"), registry.model(full.trial.model.name).channels, None,
                        normalize=False)
     counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
