@@ -201,8 +201,10 @@ class Stream:
 
 
 def stored(samples: Samples) -> Tensor:
-    """Return the inputs that are stored for samples: of permuted ones those before the permutation."""
-    return samples.base if isinstance(samples, PermutedSamples) else samples.x
+    """Return the inputs [N, ...] of samples where they lie; of permuted ones those before the permutation."""
+    if isinstance(samples, PermutedSamples):
+        return samples.base
+    return samples.host if isinstance(samples, HostSamples) else samples.x
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,

@@ -10,6 +10,7 @@ from clbench.data.stream import StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.testing import tiny
 from clbench.testing.checks import tiny_stream
+from clbench.training.evaluation import batch_size
 
 SIZE = 3 * 2 * 24 * 64  # bytes of all samples of the tiny stream
 
@@ -22,6 +23,16 @@ def test_only_what_does_not_fit_stays_on_the_host():
     assert streamed.notes == ("training inputs stay on the host: all samples take 0.0 GB, more than the 0.0 GB they "
                               "are given on the device",)
     assert stream.to("cpu").notes == ()
+
+
+def test_what_samples_are_is_told_without_bringing_them_to_the_device(monkeypatch):
+    streamed = tiny_stream("task").to("cpu", SIZE - 1)
+
+    def brought(_):
+        raise AssertionError("all inputs of a task were copied")
+
+    monkeypatch.setattr(HostSamples, "x", property(brought))
+    assert not streamed.is_text and batch_size(streamed, torch.device("cpu")) > 1
 
 
 def test_inputs_of_permuted_tasks_count_once():

@@ -16,12 +16,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.registry import Registry
-from clbench.data.samples import HostSamples, PermutedSamples, Samples
-from clbench.data.stream import Stream
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
 from clbench.strategy.base import Strategy
 from clbench.training.budget import phases_of, steps_of
@@ -55,13 +54,6 @@ def told(name: str, kept: int, data: int, keeps_less: str) -> str | None:
 def data_bytes(stream: Stream) -> int:
     """Return the bytes of the training inputs of all tasks, as they are stored."""
     return sum(len(task.train) * nbytes(stored(task.train)[:1]) for task in stream.tasks)
-
-
-def stored(samples: Samples) -> Tensor:
-    """Return the inputs [N, ...] of samples where they lie, of permuted ones the unpermuted."""
-    if isinstance(samples, PermutedSamples):
-        return samples.base
-    return samples.host if isinstance(samples, HostSamples) else samples.x
 
 
 class Foresight:
