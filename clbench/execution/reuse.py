@@ -17,7 +17,7 @@ from clbench.core.registry import Registry
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.records import DIGITS, Record
-from clbench.results.staleness import by_reason, changed, code_of, packages_of
+from clbench.results.staleness import CodeNow, by_reason, changed, changed_parts, packages_of
 
 OnStale = Literal["refuse", "rerun", "keep"]  # what is done with results that do not stand
 LONG = 2.0  # seconds of looking at data that are worth a word
@@ -45,11 +45,11 @@ def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registr
     refuse_edited([p.trial for p in planned], registry)
     standing = Standing()
     done = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
-    data = _data_of([r for r in done if "benchmark" not in _parts_changed(r, registry)], registry, data_dir,
+    now = CodeNow(registry)
+    data = _data_of([r for r in done if "benchmark" not in changed_parts(r, now.of(r.trial))], registry, data_dir,
                     standing.notes, verify)
     for record in done:
-        reasons = changed(record, code_of(record.trial, registry), data.get(record.key, ""))
-        if reasons:
+        if reasons := changed(record, now.of(record.trial), data.get(record.key, "")):
             standing.reasons[record.key] = reasons
     standing.notes += other_clbench(done)
     return standing
@@ -90,13 +90,6 @@ def _clbench(version: str, commit: str | None) -> str:
         return f"clbench {version}"
     commit, plus, dirty = commit.partition("+")
     return f"clbench {version} at commit {commit[:10]}{plus}{dirty}"
-
-
-def _parts_changed(record: Record, registry: Registry) -> set[str]:
-    """Return the parts whose code alone makes a record stale, without looking at its data."""
-    code = code_of(record.trial, registry)
-    return {part for part, old in record.provenance.code.items()
-            if part in code and old.hash and code[part].hash and old.hash != code[part].hash}
 
 
 def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, notes: list[str],

@@ -48,6 +48,28 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
     return found
 
 
+class CodeNow:
+    """The code that is installed now, looked at once for all trials of the same names."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Begin with none."""
+        self.registry = registry
+        self._known: dict[tuple[str, ...], dict[str, Code]] = {}
+
+    def of(self, trial: Trial) -> dict[str, Code]:
+        """Return the code of a trial's parts (`code_of`)."""
+        names = tuple(getattr(trial, part).name for part in PARTS)
+        if names not in self._known:
+            self._known[names] = code_of(trial, self.registry)
+        return self._known[names]
+
+
+def changed_parts(record: Record, code: Mapping[str, Code]) -> list[str]:
+    """Return the parts of a record whose code is another now; `code` is that of its trial's parts now."""
+    return [part for part, old in record.provenance.code.items()
+            if (new := code.get(part)) is not None and old.hash and new.hash and old.hash != new.hash]
+
+
 def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[str]:
     """Return which of a record's code and data are others now, in words; nothing for what is not known of either.
 
@@ -57,12 +79,11 @@ def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[st
         data: hash of its benchmark's data now; empty if not known.
     """
     found = []
-    for part, old in record.provenance.code.items():
-        new = code.get(part)
-        if new is not None and old.hash and new.hash and old.hash != new.hash:
-            versions = [v for code in (old, new) if (v := _version(code))]
-            releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
-            found.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
+    for part in changed_parts(record, code):
+        old, new = record.provenance.code[part], code[part]
+        versions = [v for state in (old, new) if (v := _version(state))]
+        releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
+        found.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
     if record.stream and record.stream.data and data and record.stream.data != data:
         found.append(f"the data of {record.trial.benchmark.name}")
     return found
@@ -89,18 +110,10 @@ def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[R
 
     Records whose code is not known or not installed any more are none of them; data are not looked at.
     """
-    known: dict[tuple[str, str, str], dict[str, Code]] = {}
-    found = []
-    for record in records:
-        trial = record.trial
-        if record.status == "failed" or not record.provenance.code or not installed(trial, registry):
-            continue
-        names = (trial.method.name, trial.benchmark.name, trial.model.name)
-        if names not in known:
-            known[names] = code_of(trial, registry)
-        if reasons := changed(record, known[names]):
-            found.append((record, reasons))
-    return found
+    now = CodeNow(registry)
+    return [(r, reasons) for r in records
+            if r.status != "failed" and r.provenance.code and installed(r.trial, registry)
+            and (reasons := changed(r, now.of(r.trial)))]
 
 
 def installed(trial: Trial, registry: Registry) -> bool:
