@@ -22,6 +22,7 @@ except ImportError:  # Windows
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder of clbench itself
 ATTEMPTS = 100  # to open a file that others create and remove at the same time
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
+PIECE = 2**20  # bytes that are read at a time
 STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process
 
 
@@ -37,7 +38,16 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 @functools.cache
 def _hash_content(path: str, _mtime_ns: int, _size: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return read_hash(path)
+
+
+def read_hash(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content, read a piece at a time; OSError if it cannot be read."""
+    total = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

@@ -6,11 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +21,7 @@ from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 from clbench.core.places import said
+from clbench.core.user_code import run_as_module
 
 GROUP = "clbench"
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
@@ -223,16 +222,9 @@ def load_file(path: Path) -> tuple[ModuleType, str]:
     taken = _home(name)
     if taken and not (Path(taken).exists() and file.samefile(taken)):
         raise PluginError(f"plugin {path}: {name!r} is the name of another module ({taken}); rename the file")
-    loader = SourceFileLoader(name, str(file))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # "name:attribute" in its declarations leads here
     try:
-        # dont_inherit: else this file's `from __future__ import annotations` would hold for the plugin too.
-        exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
+        module = run_as_module(name, file, code)
     except (Exception, SystemExit) as error:  # any error of the file becomes one line
-        del sys.modules[name]
         raise PluginError(f"plugin {path}: {said(error, name)}") from error
     return module, hashlib.sha256(code).hexdigest()
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,13 +92,28 @@ def _run(path: Path, name: str, kind: str) -> ModuleType:
         raise DataError(f"{kind} {name!r}: cannot read {file}: {error.strerror or error}") from None
     # The stem alone may be the name of another module (data.py, test.py), or none that does for a module.
     own = f"{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(own, file)
+    return run_as_module(own, file, code)
+
+
+def run_as_module(name: str, file: Path, code: bytes) -> ModuleType:
+    """Return a module of that name, made by running a file's code; one that was made before is replaced.
+
+    Args:
+        name: under which it can be imported afterwards; not if the code raises.
+        file: absolute.
+        code: its content.
+
+    Raises:
+        BaseException: whatever the code raises.
+    """
+    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
     assert spec
     module = importlib.util.module_from_spec(spec)
-    sys.modules[own] = module  # data classes and pickles look here
+    sys.modules[name] = module  # "name:attribute" in declarations leads here, and data classes and pickles look here
     try:
+        # dont_inherit: else this file's `from __future__ import annotations` would hold for the user's too.
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
     except BaseException:
-        del sys.modules[own]
+        del sys.modules[name]
         raise
     return module

@@ -19,11 +19,10 @@ from typing import Any
 
 from clbench.core.entry_points import resolve
 from clbench.core.errors import ClbenchError, DataError
-from clbench.core.files import write_atomically
+from clbench.core.files import read_hash, write_atomically
 from clbench.core.hookspecs import BenchmarkInfo
 
 FORMAT = 1
-PIECE = 2**20  # bytes that are read at a time
 SETTLED_NS = 2 * 10**9  # a file that changed this shortly before it was read may change again without another time
 UNSETTLED = [-1, -1, -1]  # no file has such a size and times, so it is read again
 Entries = dict[str, list[Any]]  # by absolute path: size, two times in ns, hash
@@ -118,7 +117,7 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
                 entries[path] = old
                 continue
             began = time.time_ns()
-            digest = _hash(path)
+            digest = read_hash(path)
         except OSError as error:
             raise DataError(f"data file {path} cannot be read: {error.strerror or error}") from None
         if old is not None and old[:3] == state and old[3] != digest:
@@ -143,15 +142,6 @@ def _state(path: str) -> list[int]:
     """Return a file's size and the times at which its content and its status changed last."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _hash(path: str) -> str:
-    """Return the SHA-256 of a file, read a piece at a time."""
-    total = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(PIECE):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def _by_name(files: DataFiles, entries: Entries) -> dict[str, str]:

@@ -98,8 +98,8 @@ def photos(registry, tmp_path, monkeypatch):
 @pytest.fixture
 def read(monkeypatch):
     """Return the files that are read, in order."""
-    paths, whole = [], contents._hash
-    monkeypatch.setattr(contents, "_hash", lambda path: paths.append(os.path.basename(path)) or whole(path))
+    paths, whole = [], contents.read_hash
+    monkeypatch.setattr(contents, "read_hash", lambda path: paths.append(os.path.basename(path)) or whole(path))
     return paths
 
 

@@ -23,8 +23,7 @@ from clbench.training.trials import checkpoint
 SOURCES = sorted([*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "marshal.load", "shelve.open",
              "joblib.load", "dill.load", "dill.loads", "yaml.load", "eval", "exec"}
-RUNS_WHAT_THE_USER_NAMES = {("clbench/core/registry.py", "exec"),  # --plugin FILE is code, and says so
-                            ("clbench/core/user_code.py", "exec")}  # and so is path/to/file.py:function
+RUNS_WHAT_THE_USER_NAMES = {("clbench/core/user_code.py", "exec")}  # --plugin FILE and file.py:function are code
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) |
                       st.sampled_from(["../../x", "lora", "1e400", "0" * 16, "\x00"]),
