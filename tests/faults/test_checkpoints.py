@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from clbench.core import identity
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -275,3 +276,14 @@ def test_buffers_that_grew_are_loaded_into_a_new_strategy(method):
     assert all(torch.equal(t, new.strategy.state_dict()[n]) for n, t in learned.strategy.state_dict().items())
     with pytest.raises(RuntimeError, match="nowhere"):
         new.strategy.load_state_dict({**learned.strategy.state_dict(), "nowhere.x": torch.ones(1)})
+
+
+def test_libraries_of_models_count_by_their_version_and_are_not_read(monkeypatch):
+    strategy = bench(discover().strategy("naive"), {}, "task").strategy
+    plain = checkpoint.code_of(strategy)
+    read = []
+    monkeypatch.setattr(identity, "running", lambda *names: read.append(names) or "own code")
+    monkeypatch.setattr(checkpoint, "version", lambda name: "9.9")
+    strategy.model.added = type("Block", (torch.nn.Module,), {"__module__": "timm.layers"})()
+    assert checkpoint.code_of(strategy) == "own code timm 9.9" and " " not in plain
+    assert "clbench" in read[0] and "timm" not in read[0]

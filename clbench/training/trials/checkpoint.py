@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ from clbench.strategy.granted import Phase
 SECONDS = 5.0  # of work that a kill may cost at least: tasks are gone on from only where they take longer
 FILE = "state.safetensors"
 SCHEMA = 1
+LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # of models, installed as releases
 INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
 STRATEGY, OPTIMIZER, GENERATOR = "strategy/", "optimizer/", "generator"
 
@@ -46,7 +48,7 @@ class CheckpointHeader(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA
     key: str
-    code: str  # identity of the code of strategy, model and clbench
+    code: str  # `code_of` strategy, model and clbench
     data: str = ""  # fingerprint of the stream
     versions: dict[str, str]
     device: str
@@ -266,3 +268,13 @@ def packages_of(strategy: Strategy) -> set[str]:
     """
     classes = {cls for module in strategy.modules() for cls in type(module).__mro__}
     return {"clbench", *map(identity.outermost, classes)} - {"torch", "builtins"}
+
+
+def code_of(strategy: Strategy) -> str:
+    """Return the identity of the code of all that a strategy is made of, as this process noted it.
+
+    Libraries of models count by their version: reading all of transformers takes 13 s.
+    """
+    packages = packages_of(strategy)
+    releases = [f"{name} {version(name)}" for name in sorted(packages & LIBRARIES)]
+    return " ".join([identity.running(*packages - LIBRARIES), *releases])

@@ -56,14 +56,14 @@ class Checkpoints:
         Raises:
             Unresumable: that cannot be done; the member is then spoilt.
         """
-        packages = checkpoint.packages_of(member.strategy)
-        for package in packages:  # now: by the first save the files may be others than were imported
-            identity.note(package)
+        for package in checkpoint.packages_of(member.strategy) - checkpoint.LIBRARIES:
+            identity.note(package)  # now: by the first save the files may be others than were imported
         path = checkpoint.path_of(self.folder, member.trial.key)
         header = checkpoint.read_header(path)
         if header is None:
             return
-        checkpoint.check(header, member.trial.key, identity.running(*packages), member.stream.fingerprint, self.origin)
+        checkpoint.check(header, member.trial.key, checkpoint.code_of(member.strategy), member.stream.fingerprint,
+                         self.origin)
         tasks = len(member.stream.tasks)
         rows = [len(row) for row in header.R]
         if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
@@ -77,7 +77,7 @@ class Checkpoints:
     def _header(self, member: TrialState) -> CheckpointHeader:
         """Return the header of a trial's checkpoint, without what the strategy adds to it."""
         return CheckpointHeader(
-            key=member.trial.key, code=identity.running(*checkpoint.packages_of(member.strategy)),
+            key=member.trial.key, code=checkpoint.code_of(member.strategy),
             data=member.stream.fingerprint, versions=self.origin.versions,
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
