@@ -165,9 +165,8 @@ def plan_workers(experiment: Experiment, command: str,
     start = Start(settings=settings, device=device, command=command, threads=threads, alone=alone,
                   artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                   plugins=tuple(experiment.registry.files))
-    origins = experiment.registry.origins
     return WorkerPlan(start, workers, shrink=settings.workers is None,
-                      plugin=lambda name: str(origins["method", name]), claim=claim)
+                      plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim)
 
 
 class RecordKeeper(Listener):

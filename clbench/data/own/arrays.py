@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clbench.core.errors import DataError
+from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import label_column, labelled, numbers, read_table
 from clbench.data.own.images import pixel_layout
@@ -25,7 +26,6 @@ from clbench.data.own.tables import feature_columns
 from clbench.data.own_options import ArraysOptions
 
 Arrays = dict[str, Any]  # of torch or numpy
-NAMES = "class_names"
 EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"
 SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
 CHANNELS = (1, 3)  # an axis of so many is that of colours

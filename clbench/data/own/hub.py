@@ -19,7 +19,7 @@ from clbench.data.own.images import pixel_layout
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import Labelled, locate, some
 from clbench.data.own.tables import feature_columns
-from clbench.data.own.texts import texts_of, tokenised
+from clbench.data.own.texts import texts_of, tokenised, told
 from clbench.data.own_options import HubOptions
 
 TRAIN, TESTS = "train", ("test", "validation")
@@ -148,8 +148,7 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
     if (column := options.text_column) is not None:
         if column not in features:
             raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
-        return ([tokenised(texts_of(list(part[column]), where), options, where) for part in parts],
-                [f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}"])
+        return [tokenised(texts_of(list(part[column]), where), options, where) for part in parts], [told(options)]
     used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     pictures = [c for c in used if _kind(features[c]) == "Image"]
     if len(pictures) > 1:

@@ -45,7 +45,7 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
         DataError: a file lacks a column, a text has no tokens, or whatever `own_benchmark` raises.
     """
     train, test = parts(name, options, data_dir)
-    layout = Layout(text=True, notes=(f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}",))
+    layout = Layout(text=True, notes=(told(options),))
     x, x_test = (tokenised(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
@@ -152,6 +152,11 @@ def texts_of(values: Sequence[Any], where: str) -> list[str]:
         if not isinstance(value, str):
             raise DataError(f"{where}: row {number} has no text but {value!r}")
     return list(values)
+
+
+def told(options: TokenOptions) -> str:
+    """Return a note on what becomes of texts."""
+    return f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}"
 
 
 def tokenised(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is said of a trial: its steps before it runs, in its record its stream and the exception that ended it."""
+"""What is said of a trial: its steps before it runs, and its record with its stream and what ended it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from clbench.core.places import place
 from clbench.core.registry import Registry
 from clbench.data.stream import Stream
 from clbench.experiment.trial import Trial
-from clbench.results.records import DIGITS, Failure, StreamFacts
+from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
 from clbench.training.budget import granted_in_words
+from clbench.training.trials.costs import PeakMemory
+from clbench.training.trials.state import TrialState
 
 
 def describe(stream: Stream) -> StreamFacts:
@@ -42,3 +44,19 @@ def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
     return Failure(type=kind, message=message, traceback=traceback.format_exc(),
                    place=place(error, *map(package_of, parts)))
+
+
+def record_of(member: TrialState, origin: Provenance, memory: PeakMemory, weights: str) -> Record:
+    """Return the record of a finished trial; `weights` is the hash of published weights that it started from."""
+    planned, stream, failure = member.planned, member.stream, member.failure
+    status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
+    return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
+                  searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
+                  R=member.R, task_inference=member.task_inference or None,
+                  outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
+                  last_losses=member.last_losses if any(member.last_losses) else [],
+                  costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
+                                                        "peak_device_bytes": memory.accelerator()}),
+                  timings=member.timings, failure=failure, notes=member.notes,
+                  provenance=origin.model_copy(update={"started": member.started or origin.started,
+                                                       "weights": weights}))

@@ -14,7 +14,7 @@ from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
-from clbench.results.records import SCHEMA, Failure, Provenance, Record
+from clbench.results.records import Failure, Record
 from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy, Task, World
 from clbench.training import numerics
@@ -34,7 +34,7 @@ from clbench.training.trials.building import (
 )
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
-from clbench.training.trials.facts import describe, failure_of, steps_in_words
+from clbench.training.trials.facts import failure_of, record_of, steps_in_words
 from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.state import TrialState
@@ -104,7 +104,7 @@ class TrialRunner:
         Raises:
             ClbenchError: bad input, as in `prepare`.
         """
-        plugin = str(self.registry.origins["method", planned[0].trial.method.name])
+        plugin = str(self.registry.origin("method", planned[0].trial.method.name))
         self.note_code(planned[0].trial)
         code = code_of(planned[0].trial, self.registry, identity.running)
         origin = provenance.collect(plugin, self.device, self.command, code)
@@ -121,19 +121,18 @@ class TrialRunner:
         try:
             with numerics.products(planned[0].trial.trained_by):
                 compiler = Compiler(self.device) if self.settings.compile else None
-                run_members(members, on_progress, self.artifacts, checkpoints, compiler,
-                            self.settings.cache_bytes)
+                run_members(members, on_progress, self.artifacts, checkpoints, compiler, self.settings.cache_bytes)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = failure_of(error, planned[0].trial, self.registry)
-                return [self._record(members[0], origin, memory)]
+                return [record_of(members[0], origin, memory, self._weights_hash)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
             starved = out_of_memory(error)
             note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
         else:
-            return [self._record(member, origin, memory) for member in members]
+            return [record_of(member, origin, memory, self._weights_hash) for member in members]
         del members
         if starved:
             return self._halved(planned, on_progress)
@@ -175,21 +174,6 @@ class TrialRunner:
             member = untrained()
             member.notes.append(f"started over after an interruption: {error}")
         return member
-
-    def _record(self, member: TrialState, origin: Provenance, memory: PeakMemory) -> Record:
-        """Return the record of a finished trial."""
-        planned, stream, failure = member.planned, member.stream, member.failure
-        status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
-        return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
-                      searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
-                      R=member.R, task_inference=member.task_inference or None,
-                      outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
-                      last_losses=member.last_losses if any(member.last_losses) else [],
-                      costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
-                                                            "peak_device_bytes": memory.accelerator()}),
-                      timings=member.timings, failure=failure, notes=member.notes,
-                      provenance=origin.model_copy(update={"started": member.started or origin.started,
-                                                                 "weights": self._weights_hash}))
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
