@@ -14,10 +14,12 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from clbench.core import entry_points
 
 NOT_READ = frozenset({"ctx", "kind", "type_comment", "type_ignores"})  # fields that follow from others
 DOCUMENTS = (".md", ".rst", ".pyi", ".pyc", "~")  # endings of files that do not run and are not data
@@ -71,16 +73,6 @@ def _joined(states: dict[str, State]) -> str:
     if len(found) < 2:
         return found[0][1] if found else ""
     return hashlib.sha256(repr(found).encode()).hexdigest()[:HEX]
-
-
-def outermost(target: object) -> str:
-    """Return the outermost package of what `module:attribute` names, or of a class or function.
-
-    >>> outermost("clbench_lora.strategy:LoRA"), outermost(Path)
-    ('clbench_lora', 'pathlib')
-    """
-    module = target.partition(":")[0] if isinstance(target, str) else getattr(target, "__module__", "")
-    return str(module).partition(".")[0]
 
 
 def _state(name: str) -> State:
@@ -257,6 +249,6 @@ def _empty_format(name: str, value: object) -> bool:
     return name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined_texts(value.values)
 
 
-def names_of(targets: Iterable[object]) -> tuple[str, ...]:
+def names_of(targets: Iterable[str | Callable[..., Any]]) -> tuple[str, ...]:
     """Return the outermost packages of what declarations name, but for clbench itself and a script or notebook."""
-    return tuple(sorted({outermost(target) for target in targets} - {"clbench", "builtins", "__main__", ""}))
+    return tuple(sorted({entry_points.package_of(target) for target in targets} - {"clbench", "builtins", "__main__"}))

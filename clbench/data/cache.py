@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from clbench.core import identity
+from clbench.core.entry_points import package_of
 from clbench.core.files import locked, sweep
 from clbench.core.registry import Registry
 from clbench.data.contents import Contents, contents_of, data_files, index_of
@@ -131,7 +132,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
 
 def _package(build: str | Callable[..., Any]) -> str:
     """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
-    package = identity.outermost(build)
+    package = package_of(build)
     return "clbench.data" if package == "clbench" else package
 
 

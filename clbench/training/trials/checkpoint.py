@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from clbench.core import identity
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
+from clbench.core.entry_points import package_of
 from clbench.results.records import Costs, Provenance, Timings
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.granted import Phase
@@ -267,7 +268,7 @@ def packages_of(strategy: Strategy) -> set[str]:
     clbench counts here, though no record is stale for it alone: a trial is not to be half an old clbench's.
     """
     classes = {cls for module in strategy.modules() for cls in type(module).__mro__}
-    return {"clbench", *map(identity.outermost, classes)} - {"torch", "builtins"}
+    return {"clbench", *map(package_of, classes)} - {"torch", "builtins"}
 
 
 def code_of(strategy: Strategy) -> str:
