@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from clbench.cli import group
+from clbench.cli.help import Command, Group, grouped
 from clbench.cli.listing import default, describe, written
 from clbench.core.registry import Registry, discover
 from clbench.report.formats.markdown import escape
@@ -70,16 +71,16 @@ def section(context: click.Context) -> Iterator[str]:
     command = context.command
     yield f"## {context.command_path}"
     yield f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
-    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
-        if paragraph.startswith("\b"):  # what click leaves as it is: examples
-            lines = paragraph.strip("\b\n").splitlines()
-            yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"
-        else:
-            yield escape(paragraph)
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    records = [record for option in options if (record := option.get_help_record(context))]
-    if records:
-        yield table(["option", "meaning"], ([code(names), escape(text)] for names, text in records))
+    yield from map(escape, inspect.cleandoc(command.help or "").split("\n\n"))
+    if isinstance(command, Command | Group) and command.examples:
+        lines = [line + (f"    # {meaning}" if meaning else "") for line, meaning in command.examples]
+        yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"
+    groups = grouped(command, context)
+    for heading, options in groups.items():
+        if len(groups) > 1:
+            yield f"{heading}:"
+        yield table(["option", "meaning"], ([code(names), escape(text)] for option in options if "--help" not in option.opts
+                                            for names, text in [option.get_help_record(context) or ("", "")]))
 
 
 def methods() -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
 
 import click
 
+from clbench.cli.help import Group
 from clbench.core import entry_points
 from clbench.core.errors import ClbenchError, PluginError, unknown
 from clbench.execution import interrupts
 
+COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion`
 COMMANDS = {  # import target and short help of each
     "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
     "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),
@@ -28,10 +31,11 @@ COMMANDS = {  # import target and short help of each
     "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
     "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
     "new-plugin": ("clbench.cli.new_plugin:command", "Begin a plugin of your own, as a distribution to install."),
+    "completion": ("clbench.cli.completion:command", "Let the Tab key complete names, options and values."),
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands live in modules of their own, which import nothing heavy until they are called.
 
     Plugins bring more by the entry-point group `clbench.commands`. Its names are read, and nothing is loaded until a
@@ -86,15 +90,16 @@ class LazyGroup(click.Group):
                                     for name, value in self.of_plugins.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+EXAMPLES = (
+    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
+    ("clbench run benchmarks/split_mnist.toml", "an experiment from a file"),
+)
+
+
+@click.group(cls=LazyGroup, examples=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="clbench", prog_name="clbench")
 def group() -> None:
-    """Compare continual-learning methods fairly, and see what each costs.
-
-    \b
-    clbench run --methods lora,ewc            the first comparison: offline, no GPU, under a minute
-    clbench run benchmarks/split_mnist.toml   an experiment from a file
-    """
+    """Compare continual-learning methods fairly, and see what each costs."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -109,6 +114,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def call(args: Sequence[str]) -> int:
     """Run the command line and return the exit code; each user error is printed as one line."""
+    if COMPLETING in os.environ:  # a shell asks what the Tab key may add
+        from clbench.cli import completion  # noqa: F401  click finds what it declares
     try:
         code = group.main(list(args), prog_name="clbench", standalone_mode=False)
     except ClbenchError as error:

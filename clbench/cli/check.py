@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clbench.cli.common_options import plugin_option
+from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import StrategyInfo
     from clbench.core.registry import Registry
 
 
-@click.command("check")
+EXAMPLES = (
+    ("clbench check lora:rank=2", "an installed method, with options"),
+    ("clbench check my_method.py", "every method of a file, which need not be installed"),
+)
+
+
+@click.command("check", cls=Command, examples=EXAMPLES)
 @click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
 @plugin_option
 def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
-    """Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any.
-
-    \b
-    clbench check lora:rank=2      an installed method, with options
-    clbench check my_method.py     every method of a file, which need not be installed
-    """
+    """Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any."""
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
     from clbench.core.registry import discover

@@ -8,6 +8,25 @@ from typing import Any
 
 import click
 
+from clbench.cli.completion import named
+
+
+def joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return a list that was given several times as one, None where it was not given."""
+    return ",".join(values) or None
+
+
+def methods_option(text: str, **more: Any) -> Callable[..., Any]:
+    """Return the option `--methods`, which adds up where it is given several times."""
+    return click.option("--methods", multiple=True, callback=joined, metavar="LIST", help=text,
+                        shell_complete=named("method", "strategies", several=True), **more)
+
+
+def model_option(text: str, **more: Any) -> Callable[..., Any]:
+    """Return the option `--model`."""
+    return click.option("--model", metavar="NAME", shell_complete=named("model", "models"), help=text, **more)
+
+
 plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Use this Python file's plugin "
                              "without installing it; repeatable.", type=click.Path(path_type=Path))
 

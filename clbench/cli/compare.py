@@ -6,8 +6,15 @@ from pathlib import Path
 
 import click
 
+from clbench.cli.help import Command
 
-@click.command("compare")
+EXAMPLES = (
+    ("clbench compare runs/mine --baseline naive", "each method with one of them"),
+    ("clbench compare runs/mine --metric ACC --format md", "each pair, as a table for a text"),
+)
+
+
+@click.command("compare", cls=Command, examples=EXAMPLES)
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
               "all pairs; fewer tests need fewer seeds.")

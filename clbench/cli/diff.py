@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.help import Command
+
 if TYPE_CHECKING:
     from clbench.report.analysis.run_diff import Pair
     from clbench.results.records import Record
 
 FOLDER = click.Path(path_type=Path)
 _SHOWN = 40  # changed trials that are listed
+EXAMPLES = (("clbench diff runs/before runs/after", "exit code 1 where results differ"),)
 
 
-@click.command("diff")
+@click.command("diff", cls=Command, examples=EXAMPLES)
 @click.argument("before", type=FOLDER, metavar="A")
 @click.argument("after", type=FOLDER, metavar="B")
 def command(before: Path, after: Path) -> int:

@@ -7,16 +7,23 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import model_option, plugin_option
+from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_option
+from clbench.cli.help import Command
 
 HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # what the next command compares
 
 
-@click.command("embed")
-@click.argument("benchmark", metavar="BENCHMARK")
-@click.option("--model", required=True, metavar="NAME", help="A model, as in timm:vit_small_patch14_dinov2:size=56 "
-              "(clbench models).")
+EXAMPLES = (
+    ("clbench embed split-cifar100 --model torchvision:resnet18 --weights DEFAULT --out cifar.safetensors", ""),
+    ("clbench run --benchmark arrays:cifar.safetensors --model linear --methods ncm,slda,ranpac,er", ""),
+)
+
+
+@click.command("embed", cls=Command, examples=EXAMPLES)
+@click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
+@model_option("A model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
 @click.option("--weights", metavar="FILE|NAME", help="Its pretrained weights.  [default: none, an untrained network]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
               metavar="FILE.safetensors|FILE.npz", help="Where the features go.")
@@ -32,10 +39,6 @@ HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # what the next command compares
 def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None, device: str | None,
             plugins: tuple[Path, ...], **flags: Any) -> int:
     """Send all samples of a benchmark through a frozen network once and keep its features, before the head.
-
-    \b
-    clbench embed split-cifar100 --model torchvision:resnet18 --weights DEFAULT --out cifar.safetensors
-    clbench run --benchmark arrays:cifar.safetensors --model linear --methods ncm,slda,ranpac,er
 
     The file holds X_train (float32), y_train (the benchmark's own labels), task_train, and the same for the test.
     Interrupted, the same command goes on from there.

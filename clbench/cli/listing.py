@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clbench.cli.common_options import plugin_option
+from clbench.cli.completion import Complete, named
 
 if TYPE_CHECKING:
     from clbench.core.registry import Registry
@@ -40,13 +41,13 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
         for plugin in registry.disabled:
             click.echo(f"\n{plugin}  disabled by {DISABLE}")
 
-    return click.command(name, help=text)(_options(run))
+    return click.command(name, help=text)(_options(run, named(kind, attribute)))
 
 
-def _options(run: Callable[..., None]) -> Callable[..., None]:
+def _options(run: Callable[..., None], complete: Complete) -> Callable[..., None]:
     run = plugin_option(run)
     run = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")(run)
-    return click.argument("names", nargs=-1, metavar="[NAME]...")(run)
+    return click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete)(run)
 
 
 def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:

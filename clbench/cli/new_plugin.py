@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.help import Command
 from clbench.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -48,7 +49,13 @@ KINDS = {  # what each brings, and how it begins; its files are made of those in
 LONGEST = 40  # characters of a name, for lines that stay within 120
 
 
-@click.command("new-plugin")
+EXAMPLES = (
+    ("clbench new-plugin my-method", "a folder clbench-my-method, to be installed by pip install -e"),
+    ("clbench new-plugin my-data --kind benchmark", ""),
+)
+
+
+@click.command("new-plugin", cls=Command, examples=EXAMPLES)
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="What to begin with: any method, one "
               "that replays samples, one with a quadratic penalty, a benchmark or a model.  [default: method]")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import methods_option, model_option, plugin_option
+from clbench.cli.help import Command
 from clbench.core.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -46,14 +47,20 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
     return value
 
 
-@click.command("params")
+EXAMPLES = (
+    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora beside the others"),
+    ("clbench params --model resnet18 --methods lora:rank=8,ewc,pnn --tasks 20", "a whole network"),
+)
+
+
+@click.command("params", cls=Command, examples=EXAMPLES)
 @click.option("--layer", callback=dimensions, metavar="OUTxIN", help="Count for one layer without bias: OUTxIN "
               "(Linear) or OUTxINxHxW (Conv2d).")
 @click.option("--rank", callback=ranks, default="4,8,16", metavar="LIST", show_default=True,
               help="LoRA's ranks on that layer.")
-@click.option("--model", metavar="NAME", help="Count for a whole network, as in resnet18:width=20 (clbench models).")
-@click.option("--methods", default="lora,ewc,er,pnn,shared-private", metavar="LIST", show_default=True,
-              help="Methods, as in lora:rank=4,ewc (clbench methods).")
+@model_option("Count for a whole network, as in resnet18:width=20 (clbench models).")
+@methods_option("Methods, as in lora:rank=4,ewc (clbench methods); repeatable.",
+                default=("lora,ewc,er,pnn,shared-private",), show_default=True)
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name; repeatable.")
 @click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")

@@ -8,13 +8,21 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import recipe_options
+from clbench.cli.common_options import model_option, recipe_options
+from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_option
+from clbench.cli.help import Command
+
+EXAMPLES = (
+    ("clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors", ""),
+    ("clbench run --benchmark split-cifar100:held_out=50 --model resnet20 --weights base.safetensors "
+     "--methods lora,ewc", ""),
+)
 
 
-@click.command("pretrain")
-@click.argument("benchmark", metavar="BENCHMARK")
-@click.option("--model", metavar="NAME", help="A model, as in resnet20 (clbench models).  [default: mlp]")
+@click.command("pretrain", cls=Command, examples=EXAMPLES)
+@click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
+@model_option("A model, as in resnet20 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Start from these weights.")
 @recipe_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
@@ -23,10 +31,6 @@ from clbench.cli.execution_options import execution_option
               help="Where the weights go.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
     """Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
-
-    \b
-    clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors
-    clbench run --methods lora,ewc --benchmark split-cifar100:held_out=50 --model resnet20 --weights base.safetensors
 
     A benchmark that holds no classes out is trained on whole: all tasks at once.
     """

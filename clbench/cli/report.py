@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clbench.cli.common_options import plugin_option
+from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.results.records import Record
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command("report")
+EXAMPLES = (
+    ("clbench report runs/mine", "writes report.md again and shows its table"),
+    ("clbench report runs/mine --format html,latex,csv", "a page, a table for a paper, a table for a spreadsheet"),
+    ("clbench report runs/a runs/b --out both", "methods of several run folders in one table"),
+)
+
+
+@click.command("report", cls=Command, examples=EXAMPLES)
 @click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
 @click.option("--format", "formats", multiple=True, metavar="LIST",
               help="Formats, as in md,html,latex,csv,json; repeatable. Plugins may bring more.  [default: md,html]")

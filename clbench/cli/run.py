@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, recipe_options, stale_options
+from clbench.cli.common_options import methods_option, model_option, plugin_option, recipe_options, stale_options
+from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_options
+from clbench.cli.help import Command
 from clbench.core.scenario import SCENARIOS
 
 if TYPE_CHECKING:
@@ -20,15 +22,26 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command("run")
+EXAMPLES = (
+    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
+    ("clbench run --methods er:memory=200,ewc,joint --scenario class --seeds 5",
+     "methods with options, without task ids"),
+    ("clbench run --methods lora --set lora.rank=1,4,16", "a row for each value"),
+    ("clbench run --benchmark images:photos:tasks=3 --methods naive,er,joint", "your own data"),
+    ("clbench run benchmarks/split_mnist.toml --out runs/mine", "an experiment from a file"),
+)
+
+
+@click.command("run", cls=Command, examples=EXAMPLES)
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
-@click.option("--methods", metavar="LIST", help="Methods, as in lora:rank=4,ewc. With a file, a bare name picks the "
-              "file's methods of that name or label.")
-@click.option("--benchmark", metavar="NAME", help="A benchmark (clbench benchmarks), or a function returning an "
-              "Avalanche benchmark: package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")
+@methods_option("Methods, as in lora:rank=4,ewc; repeatable. With a file, a bare name picks the file's methods of that "
+                "name or label.")
+@click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
+              help="A benchmark (clbench benchmarks), or a function returning an Avalanche benchmark: "
+              "package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")
 @click.option("--scenario", metavar="LIST", help=f"What the test gives away: {', '.join(SCENARIOS)}.  "
               "[default: the benchmark's first]")
-@click.option("--model", metavar="NAME", help="A model, as in mlp:width=100 (clbench models).  [default: mlp]")
+@model_option("A model, as in mlp:width=100 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, stale_options
+from clbench.cli.common_options import methods_option, plugin_option, stale_options
 from clbench.cli.execution_options import execution_options
+from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
@@ -34,10 +35,15 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
     return numbers if len(numbers) > 1 else list(range(FIRST_SEED, FIRST_SEED + numbers[0]))
 
 
-@click.command("tune")
+EXAMPLES = (
+    ("clbench tune experiment.toml --trials 10", "searches what its [tune.METHOD] tables name"),
+    ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with what was found"),
+)
+
+
+@click.command("tune", cls=Command, examples=EXAMPLES)
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
-@click.option("--methods", metavar="LIST", help="Tune only these methods, by name or label.  [default: all with a "
-              "[tune.METHOD] table]")
+@methods_option("Tune only these methods, by name or label; repeatable.  [default: all with a [tune.METHOD] table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
               help="Candidates per method and scenario; the same for all.")
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import stale_options
+from clbench.cli.common_options import methods_option, stale_options
 from clbench.cli.execution_options import execution_options
+from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
@@ -20,10 +21,16 @@ def _names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-@click.command("verify")
+EXAMPLES = (
+    ("clbench verify", "lists the published settings that come with clbench"),
+    ("clbench verify van-de-ven-split-mnist --methods naive,ewc --seeds 5", "repeats some of its cells"),
+)
+
+
+@click.command("verify", cls=Command, examples=EXAMPLES)
 @click.argument("name", required=False, metavar="[NAME]")
 @click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
-@click.option("--methods", metavar="LIST", help="Run the cells of these methods only.  [default: all]")
+@methods_option("Run the cells of these methods only; repeatable.  [default: all]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
 @click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
               "[default: the reference's, auto]")

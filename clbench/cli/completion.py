@@ -1,0 +1,123 @@
+"""`clbench completion`: Tab completes commands, options, methods and their options, benchmarks and models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+
+from clbench.cli.help import Command
+
+if TYPE_CHECKING:
+    from clbench.core.options import OptionDoc
+
+FILES = {"bash": "~/.local/share/bash-completion/completions/clbench", "zsh": "~/.zfunc/_clbench",
+         "fish": "~/.config/fish/completions/clbench.fish"}  # where each shell looks by itself
+AFTERWARDS = {"bash": "open a new shell (with the package bash-completion; else source the file in ~/.bashrc)",
+              "zsh": "put  fpath+=~/.zfunc; autoload -Uz compinit && compinit  into ~/.zshrc, and open a new shell",
+              "fish": "open a new shell"}
+EXAMPLES = (
+    ("clbench completion bash --install", "for new shells; zsh and fish likewise"),
+    ('eval "$(clbench completion bash)"', "for this shell only"),
+)
+BREAKS = ":="  # at which bash ends a word, so that it replaces only what is behind the last of them
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+
+
+@add_completion_class
+class WholeLine(BashComplete):
+    """Completion for bash that reads the whole line: bash's own words end at `:` and `=`, those of clbench do not."""
+
+    source_template = r"""
+%(complete_func)s() {
+    local IFS=$'\n' kind value
+    COMPREPLY=()
+    while IFS=',' read -r kind value; do
+        case $kind in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain)
+                COMPREPLY+=("$value")
+                case $value in *[:=,]) compopt -o nospace ;; esac ;;
+        esac
+    done < <(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" %(complete_var)s=bash_complete "$1")
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the one that is being written, and that one."""
+        line = os.environ["COMP_LINE"]
+        words = click.shell_completion.split_arg_string(line)
+        return (words[1:], "") if line[-1:].isspace() else (words[1:-1], words[-1])
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        """Return a completion without what stands in the line already, as bash counts words."""
+        written = self.get_completion_args()[1]
+        known = max(written.rfind(sign) for sign in BREAKS) + 1
+        return f"{item.type},{item.value[known:]}"
+
+
+@click.command("completion", cls=Command, examples=EXAMPLES)
+@click.argument("shell", type=click.Choice(list(FILES)))
+@click.option("--install", is_flag=True, help="Write the script where the shell finds it, instead of printing it.")
+def command(shell: str, install: bool) -> None:
+    """Print the script that lets a shell complete `clbench` with the Tab key: names, options and their values."""
+    from clbench.cli import COMPLETING, group
+
+    found = get_completion_class(shell)
+    assert found is not None
+    script = found(group, {}, "clbench", COMPLETING).source()
+    if not install:
+        click.echo(script)
+        return
+    path = Path(FILES[shell]).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script, encoding="utf-8")
+    click.echo(f"{path}\nnext: {AFTERWARDS[shell]}")
+
+
+def named(kind: str, attribute: str, several: bool = False) -> Complete:
+    """Return what completes `name:option=value` of `Registry.<attribute>`, or a list of them with commas."""
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from clbench.core.options import document
+        from clbench.core.registry import discover
+
+        registry = discover(files=[path for path in context.params.get("plugins") or () if Path(path).is_file()])
+        known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
+        name = max((n for n in known if last.startswith(f"{n}:")), key=len, default="")
+        endings = continued(last, name, document(known[name].options)) if name else names(known, last)
+        return [CompletionItem(f"{before}{comma}{ending}") for ending in endings]
+
+    return complete
+
+
+def names(known: Iterable[str], start: str) -> list[str]:
+    """Return the names that begin so; of a pattern such as `images:*` what stands before the star."""
+    return [name for name in dict.fromkeys(n.partition("*")[0] for n in known) if name and name.startswith(start)]
+
+
+def continued(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
+    """Return how `name:option=value:...` may go on: options that are not there yet, or values of the last.
+
+    >>> from clbench.core.options import OptionDoc
+    >>> continued("lora:r", "lora", [OptionDoc("rank", "int", 8, False, "")])
+    ['lora:rank=']
+    """
+    head, _, last = text.rpartition(":")
+    option, equals, value = last.partition("=")
+    if not equals:
+        used = {part.partition("=")[0] for part in head.removeprefix(name).split(":")}
+        return [f"{head}:{o.name}=" for o in options if o.name.startswith(option) and o.name not in used]
+    kinds = next((o.type.split(" | ") for o in options if o.name == option), [])
+    values = ["true", "false"] if kinds == ["bool"] else kinds if len(kinds) > 1 else []
+    return [f"{head}:{option}={v}" for v in values if v.startswith(value) and v not in TYPES]
+
+
+TYPES = {"int", "float", "str", "bool", "none"}  # parts of a type that are no values; `none` is what leaving out means

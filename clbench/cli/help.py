@@ -1,0 +1,81 @@
+"""How commands show themselves: what they do, examples, then their options in groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" where the line says it)
+WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
+ONE_LIST = 12  # so many options are easily read without headings
+RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})  # and ExecutionSettings
+
+
+class Command(click.Command):
+    """A command with examples."""
+
+    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
+        """Take what `click.Command` takes, and examples."""
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, then its examples."""
+        super().format_help_text(ctx, formatter)
+        write_examples(self.examples, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section for each group."""
+        for heading, options in grouped(self, ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
+
+
+class Group(click.Group):
+    """A group of commands with examples."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
+        """Take what `click.Group` takes, and examples."""
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the group is for, then the examples."""
+        super().format_help_text(ctx, formatter)
+        write_examples(self.examples, formatter)
+
+
+def write_examples(examples: Examples, formatter: click.HelpFormatter) -> None:
+    """Write examples; a command line is never broken, since it is to be copied."""
+    if not examples:
+        return
+    longest = max(len(line) for line, _ in examples)
+    beside = all(4 + longest + len(meaning) <= formatter.width for _, meaning in examples)
+    with formatter.section("Examples"):
+        for line, meaning in examples:
+            indent = " " * formatter.current_indent
+            if beside or not meaning:
+                formatter.write(f"{indent}{line:<{longest}}  {meaning}".rstrip() + "\n")
+            else:
+                formatter.write(f"{indent}{line}\n")
+                formatter.indent()
+                formatter.write_text(meaning)
+                formatter.dedent()
+
+
+def grouped(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
+    """Return the options of a command by the heading they stand under; a few stand under "Options"."""
+    from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
+    from clbench.experiment.spec import Recipe
+
+    how, where = {*Recipe.model_fields}, {*ExecutionSettings.model_fields} | RUNS
+    groups: dict[str, list[click.Option]] = {WHAT: [], HOW: [], WHERE: []}
+    options = [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
+    if len(options) <= ONE_LIST:
+        return {"Options": options}
+    for option in options:
+        groups[HOW if option.name in how else WHERE if option.name in where else WHAT].append(option)
+    return {heading: found for heading, found in groups.items() if found}
