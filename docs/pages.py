@@ -79,8 +79,15 @@ def section(context: click.Context) -> Iterator[str]:
     for heading, options in groups.items():
         if len(groups) > 1:
             yield f"{heading}:"
-        yield table(["option", "meaning"], ([code(names), escape(text)] for option in options if "--help" not in option.opts
-                                            for names, text in [option.get_help_record(context) or ("", "")]))
+        yield table(["option", "meaning"], ([code(names), escape(text)] for names, text in records(options, context)))
+
+
+def records(options: Sequence[click.Option], context: click.Context) -> Iterator[tuple[str, str]]:
+    """Yield how each option is written, and what it means; all but `--help`."""
+    for option in options:
+        record = option.get_help_record(context)
+        if record and "--help" not in option.opts:
+            yield record
 
 
 def methods() -> str:

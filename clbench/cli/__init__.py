@@ -9,12 +9,11 @@ from functools import cached_property
 
 import click
 
-from clbench.cli.help import Group
+from clbench.cli.help import COMPLETING, Group
 from clbench.core import entry_points
 from clbench.core.errors import ClbenchError, PluginError, unknown
 from clbench.execution import interrupts
 
-COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion`
 COMMANDS = {  # import target and short help of each
     "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
     "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),

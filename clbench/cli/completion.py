@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
-from clbench.cli.help import Command
+from clbench.cli.help import COMPLETING, Command
 
 if TYPE_CHECKING:
     from clbench.core.options import OptionDoc
@@ -68,11 +68,9 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 @click.option("--install", is_flag=True, help="Write the script where the shell finds it, instead of printing it.")
 def command(shell: str, install: bool) -> None:
     """Print the script that lets a shell complete `clbench` with the Tab key: names, options and their values."""
-    from clbench.cli import COMPLETING, group
-
     found = get_completion_class(shell)
     assert found is not None
-    script = found(group, {}, "clbench", COMPLETING).source()
+    script = found(click.get_current_context().find_root().command, {}, "clbench", COMPLETING).source()
     if not install:
         click.echo(script)
         return

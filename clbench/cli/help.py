@@ -8,8 +8,9 @@ import click
 
 Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" where the line says it)
 WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
+COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
 ONE_LIST = 12  # so many options are easily read without headings
-RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})  # and ExecutionSettings
+RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})
 
 
 class Command(click.Command):

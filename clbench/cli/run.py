@@ -24,7 +24,7 @@ FOLDER = click.Path(path_type=Path)
 
 EXAMPLES = (
     ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
-    ("clbench run --methods er:memory=200,ewc,joint --scenario class --seeds 5",
+    ("clbench run --methods er:capacity=500,ewc,joint --scenario class --seeds 5",
      "methods with options, without task ids"),
     ("clbench run --methods lora --set lora.rank=1,4,16", "a row for each value"),
     ("clbench run --benchmark images:photos:tasks=3 --methods naive,er,joint", "your own data"),

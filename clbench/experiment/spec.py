@@ -202,6 +202,9 @@ class Spec(Strict):
 
 
 # Tables whose keys stand beside those of the experiment on the command line and in Python.
+ELSEWHERE = {"learning_rate": "lr", "n_epochs": "epochs", "num_train_epochs": "epochs", "train_epochs": "epochs",
+             "max_steps": "iterations", "train_mb_size": "batch_size", "optim": "optimizer", "dataset": "benchmark",
+             "strategies": "methods"}  # names of keys in other toolkits
 TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "execution": ExecutionSettings}
 
 
@@ -236,6 +239,12 @@ def _explain(item: Any) -> str:
         parts: dict[str, type[BaseModel]] = {**TABLES, "benchmark": Named, "model": Named, "methods": MethodSpec,
                                              "tune": Range, "tuning": Search}
         part = parts.get(loc[0], Spec) if len(loc) > 1 else Spec
+        key = ELSEWHERE.get(loc[-1], loc[-1])
+        for name, table in TABLES.items():
+            if part is Spec and key in table.model_fields:
+                return f"{where}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
+        if key != loc[-1] and key in part.model_fields:
+            return f"{where}: it is called {key} here"
         return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":
         return f"{where}: is needed" + (', e.g. methods = ["lora", "ewc"]' if where == "methods" else "")

@@ -67,6 +67,6 @@ def test_the_script_is_installed_where_the_shell_looks(shell: str, word: str, tm
 
 def test_a_list_that_is_given_twice_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     """As in pytest and git, a repeated option does not replace the first."""
-    assert call(["params", "--layer", "8x8", "--methods", "naive", "--methods", "ewc", "--format", "json"]) == 0
+    assert call(["params", "--model", "mlp", "--methods", "naive", "--methods", "ewc", "--format", "json"]) == 0
     out = capsys.readouterr().out
     assert '"naive"' in out and '"ewc"' in out
