@@ -124,7 +124,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     test: list[Split] = []
     for task, split in enumerate(raw.train):
         if split.permutation is None:
-            kept, held = choose(split.y, share, seed, f"benchmark {name!r}: training experience {task}")
+            kept, held = choose(split.y, share, seed, f"benchmark {name!r}: task {task + 1}'s training experience")
             xs = split.x[kept], split.x[held]  # shared with the permuted tasks that follow
         train.append(Split(xs[0], split.y[kept], split.permutation, _draw(split, kept)))
         test.append(Split(xs[1], split.y[held], split.permutation))

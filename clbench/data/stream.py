@@ -248,7 +248,7 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     total = hashlib.sha256(raw.digest.encode())
     tasks = []
     for index, (table, train, test) in enumerate(zip(maps, raw.train, raw.test, strict=True)):
-        labels = [relabel(split.y, table, f"benchmark {name!r}: {part} experience {index}")
+        labels = [relabel(split.y, table, f"benchmark {name!r}: task {index + 1}'s {part} experience")
                   for part, split in (("training", train), ("test", test))]
         for y in labels:
             total.update(y.numpy().tobytes())

@@ -55,7 +55,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
 
     def seeds(log_p: Tensor, part: slice) -> list[Tensor]:
         if log_p.isnan().any():
-            raise DivergedError(f"the model's probabilities are NaN after task {task}; there is no Fisher of them")
+            raise DivergedError(f"the model's probabilities are NaN after task {task + 1}; there is no Fisher of them")
         return list(_seeds(log_p, kind, samples.y[part], None if draws is None else draws[part]))
 
     return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)

@@ -72,8 +72,8 @@ class HerdedMemory(SampleMemory):
         sets = len(self.sizes) + len(task.classes)
         if self.options.capacity < sets * self.fewest:
             raise SpecError(f"{self.method}: capacity = {self.options.capacity} cannot hold {self.needed} of each of "
-                            f"the {sets} sets after task {task.index} (a class that returns has a set from each of its "
-                            f"tasks); choose at least {sets * self.fewest}")
+                            f"the {sets} sets after task {task.index + 1} (a class that returns has a set from each "
+                            f"of its tasks); choose at least {sets * self.fewest}")
         super().before_task(task)
         self.samples, self.owed = len(self.training_samples(task)), 0
 

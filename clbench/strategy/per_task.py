@@ -102,10 +102,11 @@ class PerTaskStrategy(Strategy, ABC):
     def before_task(self, task: Task) -> None:
         """Freeze everything and add the task's head, before other new layers, so that all methods get the same head."""
         if task.index != len(self.heads):
-            raise ValueError(f"tasks are learned in order: expected task {len(self.heads)}, got {task.index}")
+            raise ValueError(f"tasks are learned in order: expected task {len(self.heads) + 1}, "
+                             f"got task {task.index + 1}")
         if self.options.infer == "entropy" and not self.world.task_given and len(task.classes) == 1:
-            raise SpecError(f"infer = entropy cannot weigh task {task.index}, which has a single class (its entropy is "
-                            "always 0); choose infer = max-logit, prototype or gaussian")
+            raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
+                            "entropy is always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
         self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
 

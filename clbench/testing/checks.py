@@ -54,7 +54,7 @@ def check_logits(make: Make) -> None:
                 with torch.no_grad():
                     logits = b.strategy.predict(b.stream.prepare(task.test.x), given).logits
                     again = b.strategy(b.stream.prepare(task.test.x), given)
-                where = f"scenario {scenario}, task {index} after {learned} tasks"
+                where = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
                     raise NonConforming(f"{where}: logits are {list(logits.shape)}, "
                                         f"expected {[SAMPLES, b.stream.classes]}")
@@ -174,7 +174,7 @@ def check_trains(make: Make) -> None:
         b.learn(index)
         after = snapshot(b.strategy)
         if all(n in before and before[n].shape == t.shape and torch.equal(before[n], t) for n, t in after.items()):
-            raise NonConforming(f"training on task {index} changed no parameter and no buffer")
+            raise NonConforming(f"training on task {index + 1} changed no parameter and no buffer")
 
 
 def check_checkpoint(make: Make) -> None:
@@ -207,7 +207,7 @@ def check_checkpoint(make: Make) -> None:
     for index, task in enumerate(whole.stream.tasks):
         logits = [b.strategy.eval()(b.stream.prepare(task.test.x), index) for b in (whole, fresh)]
         if not torch.equal(*logits):
-            raise NonConforming(f"after a checkpoint the logits of task {index} are others")
+            raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 
 def check_learning_rates(make: Make) -> None:

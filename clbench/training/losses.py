@@ -16,7 +16,7 @@ def diverged(losses: Tensor, task: int) -> DivergedError | None:
     if bool(finite.all()):
         return None
     step = int(torch.nonzero(~finite)[0])
-    return DivergedError(f"the loss became NaN or infinite in task {task}, step {step}")
+    return DivergedError(f"the loss became NaN or infinite in task {task + 1}, step {step}")
 
 
 def on_host(losses: Tensor) -> Tensor:

@@ -141,8 +141,8 @@ class BiC(HerdedMemory, Distilled):
         for c in task.classes if size else ():
             rows = (task.train.y == c).nonzero()[:, 0].cpu()
             if len(rows) == 1:
-                raise SpecError(f"bic: class {c} of task {task.index} has a single sample, and one of each class is "
-                                "held out from training to find the correction; leave bic out for this stream")
+                raise SpecError(f"bic: class {c} of task {task.index + 1} has a single sample, and one of each class "
+                                "is held out from training to find the correction; leave bic out for this stream")
             drawn = torch.randperm(len(rows), generator=self.world.generator)[:min(size, len(rows) // 2)]
             self.held_out += rows[drawn].tolist()
             self.held_out_sizes += [len(drawn)]

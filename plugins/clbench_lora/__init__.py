@@ -167,8 +167,8 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
 
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
-    later_ranks: dict[str, int] = Field({}, description="lower ranks from a task on, counted from 0, as in {4 = 8, "
-                                        "8 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
+    later_ranks: dict[str, int] = Field({}, description="lower ranks from a task on, counted from 1, as in {5 = 8, "
+                                        "9 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
     magnitude: float = Field(0.8, gt=0, description="what a new direction's magnitude starts from, and with magnitudes "
                              "= shared in each task also those of the earlier")
     magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting anew in "
@@ -182,8 +182,8 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
     def _of_tasks(cls, ranks: dict[str, int]) -> dict[str, int]:
         """Refuse what is no task or no rank; put the tasks in order."""
         for task, rank in ranks.items():
-            if not task.isdecimal() or rank < 1:
-                raise ValueError(f"{task!r} = {rank} should be the number of a task, 0 or more, and a rank of at least "
+            if not task.isdecimal() or int(task) < 1 or rank < 1:
+                raise ValueError(f"{task!r} = {rank} should be the number of a task, 1 or more, and a rank of at least "
                                  "1")
         return {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
 

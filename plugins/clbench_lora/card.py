@@ -18,9 +18,9 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     trial, info = source.record.trial, adapter.info
     benchmark = info.origin.benchmark if info.origin else trial.benchmark
     if info.task is None:
-        what = "a weighted sum of adapters: " + ", ".join(f"task {t} x {w:g}" for t, w in info.mixture.items())
+        what = "a weighted sum of adapters: " + ", ".join(f"task {t + 1} x {w:g}" for t, w in info.mixture.items())
     else:
-        what = f"task {info.origin.task if info.origin else info.task} (from 0)"
+        what = f"task {(info.origin.task if info.origin else info.task) + 1}"
     facts = {"adapter of": f"{what} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}

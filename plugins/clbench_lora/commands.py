@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.help import Group
 from clbench.cli.params import figure_file
+from clbench.cli.tasks import ONE, SEVERAL, numbers
 
 if TYPE_CHECKING:
     from clbench.experiment.trial import Resolved
     from clbench_lora.peft_format import Adapter
 
-Number = TypeVar("Number", int, float)
 FOLDER = click.Path(path_type=Path)
-task = click.option("--task", type=click.IntRange(min=0), required=True, metavar="T", help="The task, from 0.")
+EXAMPLES = (
+    ("clbench adapters list runs/mine", "the trials that kept adapters"),
+    ("clbench adapters show runs/mine lora/0 --task 2", "rank, parameters and change of each layer"),
+    ("clbench adapters export runs/mine lora/0 --task 2 --to adapter2", "for PEFT, with its base"),
+)
+task = click.option("--task", type=ONE, required=True, metavar="T", help="The task, from 1.")
 data = click.option("--data", type=FOLDER, metavar="DIR", help="Where data sets are kept.  [default: CLBENCH_DATA, or "
                     "the user's cache folder]")
 device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto (CUDA or else "
@@ -41,24 +47,16 @@ def outputs(adapter: Adapter) -> str:
         else ", ".join(map(str, adapter.info.classes))
 
 
-def integers(text: str) -> list[int]:
-    """Read a list such as 0,2."""
-    return _numbers(text, int)
-
-
 def floats(text: str) -> list[float]:
     """Read a list such as 0.5,0.5."""
-    return _numbers(text, float)
-
-
-def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        return [kind(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,2") from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5") from None
 
 
-@click.group("adapters", short_help="Look at, export, merge, combine, remove and add the adapters of a run.")
+@click.group("adapters", cls=Group, examples=EXAMPLES,
+             short_help="Look at, export, merge, combine, remove and add the adapters of a run.")
 def adapters_group() -> None:
     """Work with the adapters that trials of lora keep in a run folder.
 
@@ -75,7 +73,7 @@ def list_(run: Path) -> None:
 
     from clbench_lora.adapters import trials_with_adapters
 
-    rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, ",".join(map(str, k.tasks)),
+    rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, numbers(k.tasks, ","),
              sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in trials_with_adapters(run)]
     if not rows:
         click.echo(f"no adapters in {run}")
@@ -85,7 +83,7 @@ def list_(run: Path) -> None:
 
 @adapters_group.command()
 @trial
-@click.option("--task", type=click.IntRange(min=0), metavar="T", help="The task, from 0.  [default: all]")
+@click.option("--task", type=ONE, metavar="T", help="The task, from 1.  [default: all]")
 def show(run: Path, trial: str | None, task: int | None) -> None:
     """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
     from tabulate import tabulate
@@ -99,8 +97,8 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
         layers = layer_summaries(adapter, base)
         rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
         rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
-        where = f", task {origin.task} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
-        click.echo(f"task {number}{where}: classes {outputs(adapter)}")
+        where = f", task {origin.task + 1} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
+        click.echo(f"task {number + 1}{where}: classes {outputs(adapter)}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
@@ -138,7 +136,7 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 
     source = adapters.find(run, trial)
     adapters.remove(source, task)
-    click.echo(f"removed task {task}; left: {', '.join(map(str, source.tasks)) or '(none)'}")
+    click.echo(f"removed task {task + 1}; left: {numbers(source.tasks) or '(none)'}")
 
 
 @adapters_group.command()
@@ -154,7 +152,7 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
     from clbench_lora.evaluate import add as train
 
     number = train(find(run, trial), task, resolved(benchmark) if benchmark else None, data, device)
-    click.echo(f"added task {number}")
+    click.echo(f"added task {number + 1}")
 
 
 def resolved(benchmark: str) -> Resolved:
@@ -170,7 +168,7 @@ def resolved(benchmark: str) -> Resolved:
 
 @adapters_group.command("eval")
 @trial
-@click.option("--tasks", type=integers, metavar="LIST", help="Which adapters, as in 0,2.  [default: all]")
+@click.option("--tasks", type=SEVERAL, metavar="LIST", help="Which adapters, as in 1,3.  [default: all]")
 @data
 @device
 def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
@@ -181,7 +179,7 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
     from clbench_lora.evaluate import evaluate_tasks
 
     accuracy = evaluate_tasks(find(run, trial), tasks, data, device)
-    rows = [[str(n), f"{100 * a:.2f}"] for n, a in accuracy.items()]
+    rows = [[str(n + 1), f"{100 * a:.2f}"] for n, a in accuracy.items()]
     if accuracy:
         rows.append(["mean", f"{100 * sum(accuracy.values()) / len(accuracy):.2f}"])
     click.echo(tabulate(rows, headers=["task", "accuracy (%)"], disable_numparse=True, colalign=("left", "right")))
@@ -189,7 +187,7 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
 
 @adapters_group.command()
 @trial
-@click.option("--tasks", type=integers, required=True, metavar="LIST", help="Which adapters, as in 0,1.")
+@click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Which adapters, as in 1,2.")
 @click.option("--weights", type=floats, required=True, metavar="LIST", help="A weight each, as in 0.5,0.5.")
 @to("An empty or new folder.", "DIR")
 def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
@@ -204,12 +202,15 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {outputs(mixture)})")
 
 
-@click.group("lora", short_help="Measure how low the rank of fine-tuning is.")
+@click.group("lora", cls=Group, short_help="Measure how low the rank of fine-tuning is.")
 def lora_group() -> None:
     """Look into runs of lora and of its references."""
 
 
-@lora_group.command()
+@lora_group.command(examples=(
+    ("clbench run --methods independent,frozen,lora --set lora.rank=1,4,16 --out runs/ranks", ""),
+    ("clbench lora spectrum runs/ranks --plot spectrum.svg", ""),
+))
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Draw energy and accuracy against rank (.png or .svg).")
@@ -219,9 +220,6 @@ def spectrum(run: Path, plot: Path | None, form: str) -> None:
     """Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
 
     RUN is a run folder with trials of independent (full fine-tuning per task), and of lora at some ranks:
-
-    \b
-    clbench run --methods independent,frozen,lora --set lora.rank=1,4,16 --out RUN
     """
     from clbench_lora import spectrum, spectrum_view
 

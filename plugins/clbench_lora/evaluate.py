@@ -81,8 +81,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     """Train another adapter and head on a kept base by the trial's recipe, and return its number.
 
     The base and the other adapters are only read. Seeds are those of the trial, so that on the same machine a removed
-    task comes back bit for bit. The exception is task 0 with `base = task1`: the adapter now gets the whole budget, of
-    which W took half in the trial.
+    task comes back bit for bit. The exception is the first task with `base = task1`: the adapter now gets the whole
+    budget, of which W took half in the trial.
 
     Args:
         source: what the trial has kept.
@@ -100,7 +100,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     trial = source.record.trial
     own = benchmark is None or benchmark == trial.benchmark
     if own and task in source.tasks:
-        raise StoreError(f"{source.name} has an adapter of task {task}; remove it first")
+        raise StoreError(f"{source.name} has an adapter of task {task + 1}; remove it first")
     if benchmark is not None:
         trial = trial.model_copy(update={"benchmark": benchmark})
     runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters add")

@@ -87,6 +87,11 @@ class Adapter:
     prototype: Tensor | None = None
 
     @property
+    def number(self) -> str:
+        """Return the task's number as people count, from 1; of a weighted sum of adapters, what it is."""
+        return "a weighted sum" if self.info.task is None else str(self.info.task + 1)
+
+    @property
     def layers(self) -> list[str]:
         """Return the names of the adapted layers."""
         return self.config.target_modules

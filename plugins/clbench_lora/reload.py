@@ -110,7 +110,7 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
     reserve(strategy, adapter.info.classes)
     modules = by_module(strategy.adapted)
     if list(modules) != adapter.layers:
-        raise StoreError(f"adapter of task {adapter.info.task} is on other layers than the trial's method says")
+        raise StoreError(f"adapter of task {adapter.number} is on other layers than the trial's method says")
     for name, members in modules.items():
         fill(members, adapter, name)
     head = strategy.heads[-1]
@@ -131,7 +131,7 @@ def fill(members: Sequence[LoRALayer], adapter: Adapter, name: str) -> None:
     for part, like in stored(members, -1).items():
         value = adapter.part(name, part)
         if value is None or value.shape != like.shape:
-            raise StoreError(f"adapter of task {adapter.info.task}: {part} of {name} is missing or of another shape "
+            raise StoreError(f"adapter of task {adapter.number}: {part} of {name} is missing or of another shape "
                              "than the trial's method says")
         values[part] = value
     rows = [layer.base_layer for layer in members if isinstance(layer.base_layer, Rows)]
@@ -144,5 +144,5 @@ def fill(members: Sequence[LoRALayer], adapter: Adapter, name: str) -> None:
         for part, parameter in layer.parameters_of(-1).items():
             parameter.copy_(parts[part].view_as(parameter))  # magnitudes are [1, out, 1, 1] on convolutions
     if rows and not torch.equal(stored(members, -1)["lora_B.weight"].cpu(), values["lora_B.weight"].cpu()):
-        raise StoreError(f"adapter of task {adapter.info.task}: lora_B.weight of {name} has numbers outside of its "
+        raise StoreError(f"adapter of task {adapter.number}: lora_B.weight of {name} has numbers outside of its "
                          "parts' blocks, so it is not one of the trial's method")

@@ -76,8 +76,8 @@ class TrialAdapters:
     def check(self, task: int) -> None:
         """Raise a StoreError if a task has no adapter."""
         if task not in self.tasks:
-            raise StoreError(f"{self.name} has no adapter of task {task}, only of "
-                             f"{', '.join(map(str, self.tasks)) or '(none)'}")
+            raise StoreError(f"{self.name} has no adapter of task {task + 1}, only of "
+                             f"{', '.join(str(known + 1) for known in self.tasks) or '(none)'}")
 
 
 def trials_with_adapters(run: Path) -> list[TrialAdapters]:

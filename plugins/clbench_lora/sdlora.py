@@ -70,7 +70,8 @@ class SDLoRA(SummedLoRA):
             for magnitude in self.magnitudes if shared else self.magnitudes[-1:]:
                 magnitude.fill_(self.options.magnitude)
         for layer in self.adapted.values():
-            layer.rank = min([layer.rank, *(r for t, r in self.options.later_ranks.items() if int(t) <= task.index)])
+            lower = [rank for number, rank in self.options.later_ranks.items() if int(number) - 1 <= task.index]
+            layer.rank = min([layer.rank, *lower])
         super().before_task(task)
 
     def begin(self, task: Task) -> None:

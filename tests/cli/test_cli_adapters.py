@@ -38,11 +38,11 @@ def test_list_and_show(run, capsys):
     code, out, err = call(capsys, "list", run)
     assert (code, err) == (0, "")
     size = sum(p.stat().st_size for p in (run / "artifacts").rglob("*") if p.is_file())
-    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "0,1,2", str(size)]
-    code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 1)
+    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", str(size)]
+    code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 2)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "task 1: classes 2, 3"
+    assert lines[0] == "task 2: classes 2, 3"
     assert lines[3].split()[:5] == ["blocks.0.body.1", "3", "5", "228", "912"]
     assert lines[-2].split() == ["all", "300", "1200"]
     assert call(capsys, "show", run)[1].count("blocks.1.body") == 3
@@ -52,16 +52,16 @@ def test_list_and_show(run, capsys):
 def test_export_merge_and_combine(run, capsys, tmp_path):
     strategy, _ = keep(tmp_path / "again", rank=3, alpha=5.0)
     one = tmp_path / "one"
-    assert call(capsys, "export", run, "--task", 1, "--to", one) == (0, f"adapter: {one}\n", "")
+    assert call(capsys, "export", run, "--task", 2, "--to", one) == (0, f"adapter: {one}\n", "")
     assert {p.name for p in one.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "clbench.json", "base.safetensors", "README.md"}
     file = tmp_path / "merged.safetensors"
-    assert call(capsys, "merge", run, "--task", 1, "--to", file) == (0, f"weights: {file}\n", "")
+    assert call(capsys, "merge", run, "--task", 2, "--to", file) == (0, f"weights: {file}\n", "")
     model, _ = plain("mlp", seed=3)
     load_weights(model, file)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs()), answer(strategy, 1).logits, rtol=1e-4, atol=1e-5)
-    code, out, err = call(capsys, "combine", run, "--tasks", "0,2", "--weights", "0.5,0.5", "--to", tmp_path / "two")
+    code, out, err = call(capsys, "combine", run, "--tasks", "1,3", "--weights", "0.5,0.5", "--to", tmp_path / "two")
     assert (code, err) == (0, "")
     assert out == f"adapter: {tmp_path / 'two'} (rank 6, classes 0, 1, 4, 5)\n"
     mixed = load_file(tmp_path / "two" / "adapter_model.safetensors")
@@ -69,12 +69,13 @@ def test_export_merge_and_combine(run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["merge", "--task", "7", "--to", "m.safetensors"], "Error: lora:mlp/0 has no adapter of task 7, only of 0, 1, 2"),
+    (["merge", "--task", "7", "--to", "m.safetensors"], "Error: lora:mlp/0 has no adapter of task 7, only of 1, 2, 3"),
     (["show", "ewc/0"], "Error: no trial 'ewc/0' with adapters in "),
-    (["combine", "--tasks", "0,x", "--weights", "1,1", "--to", "d"], "'0,x' is not a list of numbers such as 0,2"),
-    (["combine", "--tasks", "0,1", "--weights", "1", "--to", "d"], "Error: 2 adapters need as many weights, got 1"),
+    (["combine", "--tasks", "1,x", "--weights", "1,1", "--to", "d"], "'x' is not the number of a task, such as 2"),
+    (["combine", "--tasks", "1,2", "--weights", "1", "--to", "d"], "Error: 2 adapters need as many weights, got 1"),
+    (["merge", "--task", "0", "--to", "m.safetensors"], "tasks are counted from 1 now, as tables count them"),
     (["remove"], "Error: Missing option '--task'"),
-    (["add", "--task", "1"], "Error: lora:mlp/0 has an adapter of task 1; remove it first"),
+    (["add", "--task", "2"], "Error: lora:mlp/0 has an adapter of task 2; remove it first"),
     (["add", "--task", "1", "--benchmark", "split-mnst"], "did you mean 'split-mnist'"),
 ])
 def test_mistakes_are_one_line(run, capsys, tmp_path, monkeypatch, args, message):
@@ -93,13 +94,13 @@ def test_a_finished_run_is_evaluated_cut_and_added_to(tmp_path, capsys):
     assert (code, err) == (0, "")
     shown = [f"{100 * a:.2f}" for a in (*record.R[-1], sum(record.R[-1]) / 5)]
     assert [line.split()[-1] for line in out.splitlines()[2:]] == shown
-    assert call(capsys, "remove", tmp_path, "--task", 4)[:2] == (0, "removed task 4; left: 0, 1, 2, 3\n")
-    code, out, _ = call(capsys, "eval", tmp_path, "--tasks", "3,1", "--device", "cpu")
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["3", "1", "mean"]
-    assert call(capsys, "add", tmp_path, "--task", 4, "--device", "cpu")[:2] == (0, "added task 4\n")
+    assert call(capsys, "remove", tmp_path, "--task", 5)[:2] == (0, "removed task 5; left: 1, 2, 3, 4\n")
+    code, out, _ = call(capsys, "eval", tmp_path, "--tasks", "4,2", "--device", "cpu")
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["4", "2", "mean"]
+    assert call(capsys, "add", tmp_path, "--task", 5, "--device", "cpu")[:2] == (0, "added task 5\n")
     assert [line.split()[-1] for line in call(capsys, "eval", tmp_path, "--device", "cpu")[1].splitlines()[2:]] == shown
-    args = ("add", tmp_path, "--task", 0, "--benchmark", "split-mnist-5k:tasks=2", "--device", "cpu")
-    assert call(capsys, *args)[:2] == (0, "added task 5\n")
+    args = ("add", tmp_path, "--task", 1, "--benchmark", "split-mnist-5k:tasks=2", "--device", "cpu")
+    assert call(capsys, *args)[:2] == (0, "added task 6\n")
     code, _, err = call(capsys, "eval", tmp_path, "--device", "cpu")
     assert code == 2
     assert err.startswith("Error: in scenario class the task is inferred, which makes no sense between benchmarks")

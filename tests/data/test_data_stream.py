@@ -63,7 +63,7 @@ def test_the_fingerprint_tells_apart_whatever_differs():
 def test_test_classes_that_were_never_trained_are_an_error():
     wrong = raw()
     wrong.test[1].y[0] = 0
-    with pytest.raises(DataError, match="test experience 1 has classes that its training experience has not: 0"):
+    with pytest.raises(DataError, match="task 2's test experience has classes that its training experience has not: 0"):
         present(wrong, "class", "b")
 
 
@@ -187,9 +187,9 @@ def test_tasks_of_unequal_size_fit_class_but_not_domain(custom):
     ("raises", "failed: ValueError: two lines"),
     ("returns_a_list", "returned list, expected an Avalanche benchmark"),
     ("needs_an_argument", "failed: TypeError: .*missing 1 required positional argument: 'path'"),
-    ("empty", "training experience 1 has no samples"),
+    ("empty", "task 2's training experience has no samples"),
     ("fewer_tests", "2 training experiences and 1 test experiences"),
-    ("other_shape", r"training experience 1 has inputs torch.float32 \[5\], the first task has torch.float32 \[3\]"),
+    ("other_shape", r"task 2's training experience has inputs torch.float32 \[5\], the first task has torch.float32 \[3\]"),
     ("nothing", "has no experiences"),
     ("constant", "'constant' is a int, not a function"),
     ("absent", "has no 'absent'"),

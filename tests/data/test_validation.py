@@ -45,7 +45,7 @@ def test_every_class_gives_its_share_and_rare_ones_a_sample():
     held = hold_out(one, 0.2, 0, "raw").test[0]
     assert torch.bincount(held.y).tolist() == [10, 6, 1, 1]
     assert torch.bincount(hold_out(one, 0.9, 0, "raw").train[0].y).tolist() == [5, 3, 1, 1]
-    with pytest.raises(DataError, match="'raw': training experience 0 has one sample of class 4"):
+    with pytest.raises(DataError, match="'raw': task 1's training experience has one sample of class 4"):
         hold_out(RawStream((Split(x[:3], torch.tensor([0, 0, 4])),), one.test, ((0, 4),)), 0.5, 0, "raw")
 
 

@@ -111,7 +111,7 @@ def test_removing_a_task_leaves_the_others_bitwise_as_they_were(tmp_path):
     loaded = load(source)
     for position, task in enumerate((0, 2)):
         assert torch.equal(answer(loaded, position).logits, answer(strategy, task).logits)
-    with pytest.raises(StoreError, match=r"lora:mlp/0 has no adapter of task 1, only of 0, 2"):
+    with pytest.raises(StoreError, match=r"lora:mlp/0 has no adapter of task 2, only of 1, 3"):
         source.adapter(1)
     with pytest.raises(StoreError, match="no adapter of task 1"):
         adapters.remove(source, 1)
@@ -315,7 +315,7 @@ def test_a_removed_task_that_is_added_again_comes_back_bitwise(finished):
     run, _ = finished
     source = find(run)
     before = files(run / "artifacts")
-    with pytest.raises(StoreError, match="has an adapter of task 3; remove it first"):
+    with pytest.raises(StoreError, match="has an adapter of task 4; remove it first"):
         add(source, 3, device="cpu")
     adapters.remove(source, 3)
     assert add(source, 3, device="cpu") == 3
@@ -389,9 +389,9 @@ def test_names_of_classes_are_kept_shown_and_handed_on(tmp_path, capsys):
     mixture = adapters.combine(source, [0, 2], [0.5, 0.5], tmp_path / "two")
     assert mixture.info.class_names == ("cat", "dog", "ox", "a|b")
     card = (tmp_path / "two" / "README.md").read_text()
-    assert "task 0 x 0.5, task 2 x 0.5" in card and "| 5 | a\\|b |" in card
-    assert cli.call(["adapters", "show", str(tmp_path / "run"), "--task", "0"]) == 0
-    assert capsys.readouterr().out.startswith("task 0: classes 0 cat, 1 dog\n")
+    assert "task 1 x 0.5, task 3 x 0.5" in card and "| 5 | a\\|b |" in card
+    assert cli.call(["adapters", "show", str(tmp_path / "run"), "--task", "1"]) == 0
+    assert capsys.readouterr().out.startswith("task 1: classes 0 cat, 1 dog\n")
 
 
 def test_without_names_files_are_what_they_were(tmp_path):

@@ -157,7 +157,7 @@ def test_it_needs_two_samples_of_each_class():
     with pytest.raises(SpecError, match=r"bic: capacity = 11 cannot hold 2 samples of each class .* at least 12"):
         make(BiC, BiCOptions(capacity=11), "class", deep_model)
     strategy, whole = make(BiC, BiCOptions(**OPTIONS), "class", deep_model), task(0).train
-    with pytest.raises(SpecError, match="class 1 of task 0 has a single sample"):
+    with pytest.raises(SpecError, match="class 1 of task 1 has a single sample"):
         strategy.before_task(Task(0, (0, 1), whole.take(torch.tensor([0, 1, 2, 4]))))
 
 

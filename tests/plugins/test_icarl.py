@@ -165,7 +165,7 @@ def test_classes_that_return_until_there_are_more_sets_than_exemplars_end_the_tr
         strategy.before_task(task(0))
         strategy.after_task(task(0))
         assert len(strategy.memory_y) == held
-    with pytest.raises(SpecError, match=r"capacity = 7 cannot hold .* the 8 sets after task 0 .* at least 8"):
+    with pytest.raises(SpecError, match=r"capacity = 7 cannot hold .* the 8 sets after task 1 .* at least 8"):
         strategy.before_task(task(0))
 
 

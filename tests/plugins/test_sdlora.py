@@ -159,7 +159,7 @@ def test_a_direction_that_was_not_learned_does_no_harm():
 
 
 def test_ranks_fall_from_a_task_on_and_only_where_they_are_higher():
-    strategy = make(rank=5, rank_pattern={r"blocks\.1\..*": 3}, later_ranks={"2": 2, "1": 4})
+    strategy = make(rank=5, rank_pattern={r"blocks\.1\..*": 3}, later_ranks={"3": 2, "2": 4})
     for i in range(3):
         learn(strategy, double(make_task(i)))
     found = [[len(a.weight) for a in layer.lora_A] for layer in strategy.adapted.values()]
@@ -190,8 +190,8 @@ def make_single(kind, seed, **options):
     return SDLoRA(make_model(kind, seed=seed), make_world("class"), SDLoRAOptions(rank=2, base="random", **options))
 
 
-@pytest.mark.parametrize("raw", [{"later_ranks": {"a": 2}}, {"later_ranks": {"1": 0}}, {"magnitude": 0},
-                                 {"norm": "rows"}, {"magnitudes": "none"}])
+@pytest.mark.parametrize("raw", [{"later_ranks": {"a": 2}}, {"later_ranks": {"2": 0}},
+                                 {"later_ranks": {"0": 2}}, {"magnitude": 0}, {"norm": "rows"}, {"magnitudes": "none"}])
 def test_bad_options_are_refused(raw):
     with pytest.raises(SpecError, match=f"sd-lora.{next(iter(raw))}"):
         validate(SDLoRAOptions, raw, "sd-lora", "clbench methods")

@@ -234,7 +234,7 @@ def test_entropy_refuses_tasks_of_one_class():
 
 
 def test_tasks_are_learned_in_order():
-    with pytest.raises(ValueError, match="expected task 0, got 1"):
+    with pytest.raises(ValueError, match="expected task 1, got task 2"):
         learn(heads_only(), make_task(1))
 
 

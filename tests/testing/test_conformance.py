@@ -10,7 +10,7 @@ CHOSEN = [
     ("seq-lora", {"rank": 2}), ("seq-lora", {"rank": 2, "base": "random", "dora": True}), ("o-lora", {"rank": 2}),
     ("inflora", {"rank": 2}), ("inflora", {"rank": 2, "base": "random", "threshold": 0.6, "final_threshold": 0.8}),
     ("sd-lora", {"rank": 2}),
-    ("sd-lora", {"rank": 3, "base": "random", "later_ranks": {"1": 2}, "magnitudes": "layer", "norm": "product"}),
+    ("sd-lora", {"rank": 3, "base": "random", "later_ranks": {"2": 2}, "magnitudes": "layer", "norm": "product"}),
     ("lora-sub", {"rank": 2}), ("lora-sub", {"rank": 2, "base": "random", "threshold": 0.5, "scaled": False}),
     ("ewc-lora", {"rank": 2}), ("ewc-lora", {"rank": 2, "base": "random", "fisher": "sampled", "gamma": 0.9}),
     ("lora-mean", {"rank": 2}), ("lora-mean", {"rank": 2, "base": "random"}),

@@ -81,7 +81,7 @@ class TrainsNothing(Strategy):
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),
-    (TrainsNothing, "trains", "task 0 changed no parameter"),
+    (TrainsNothing, "trains", "task 1 changed no parameter"),
 ])
 def test_each_check_catches_what_it_is_for(cls, name, words):
     with pytest.raises(NonConforming, match=words):

@@ -121,7 +121,7 @@ def test_what_a_reader_of_the_options_would_not_think_is_told(tmp_path):
 def test_features_that_are_not_finite_are_refused(tmp_path):
     todo = job(tmp_path, "flat", "mlp:width=8")
     todo.network.blocks[0].body[1].bias.fill_(float("inf"))
-    with pytest.raises(DataError, match="features of task 0's train samples are not finite"):
+    with pytest.raises(DataError, match="features of task 1's train samples are not finite"):
         embed(todo, tmp_path / "x.npz")
 
 

@@ -36,7 +36,7 @@ def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
 
 
 def test_training_that_diverges_writes_nothing(tmp_path):
-    with pytest.raises(ClbenchError, match="NaN or infinite in task 0"):
+    with pytest.raises(ClbenchError, match="NaN or infinite in task 1"):
         pretrain(trial(recipe={"optimizer": "sgd", "lr": 1e30, "epochs": 3}), tmp_path / "x.safetensors",
                  ExecutionSettings(data=tmp_path), "cpu", discover())
     assert not (tmp_path / "x.safetensors").exists()

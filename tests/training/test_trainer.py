@@ -181,7 +181,7 @@ def test_divergence_names_the_task_and_the_step():
     b, task = prepared()
     recipe = Recipe(optimizer="sgd", lr=1e30, iterations=600, batch_size=8)
     trained = Trainer([b.strategy], recipe, [0]).fit([task])[0]
-    assert "NaN or infinite in task 0, step" in str(trained.diverged)
+    assert "NaN or infinite in task 1, step" in str(trained.diverged)
 
 
 @pytest.mark.parametrize(("scenario", "active"), [

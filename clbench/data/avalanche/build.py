@@ -72,11 +72,11 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
     notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
-            read = materialise(experience.dataset, group, f"{where}: {kind} experience {task}", size,
+            read = materialise(experience.dataset, group, f"{where}: task {task + 1}'s {kind} experience", size,
                                layout.text)
             first = splits[kind][0].x if task else read.x
             _alike(read.x, splits["training"][0].x if splits["training"] else read.x,
-                   f"{where}: {kind} experience {task}")
+                   f"{where}: task {task + 1}'s {kind} experience")
             if read.note:
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))

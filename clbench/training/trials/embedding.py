@@ -212,6 +212,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
                     features = network.features(x)
                 features = features.float().cpu()
                 if not bool(torch.isfinite(features).all()):
-                    raise DataError(f"features of task {index}'s {part} samples are not finite; are the weights whole"
-                                    + ("?" if recipe.precision == "fp32" else ", and does --precision fp32 mend it?"))
+                    mended = "" if recipe.precision == "fp32" else ", and does --precision fp32 mend it"
+                    raise DataError(f"features of task {index + 1}'s {part} samples are not finite; are the weights "
+                                    f"whole{mended}?")
                 yield features.numpy()
