@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from clbench.core.errors import DataError
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
+SHOWN = 3  # tensors that an error names of each kind
 INSIDE = ("state_dict", "model")  # keys under which training scripts store the weights among other things
 
 
@@ -41,16 +42,38 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     if model.conform is not None and not set(weights) <= set(own):
         weights = model.conform(weights)
     given = renamed(weights, own, model.aliases)
-    wrong = sorted(set(given) ^ set(own)) + [n for n in own if n in given and own[n].shape != given[n].shape]
-    # Files from before batch norm counted its batches lack the counters.
-    body = [name for name in wrong if not name.startswith("head.") and not name.endswith(".num_batches_tracked")]
-    if body:
-        raise DataError(f"weights {source} do not fit the model: {', '.join(body[:3])}"
-                        + (f" and {len(body) - 3} more" if len(body) > 3 else "")
-                        + " missing, unknown or of another shape")
-    model.load_state_dict({**own, **{n: t for n, t in given.items() if n not in wrong}})
-    left = any(name.startswith("head.") for name in wrong)
+    if wrong := misfit(given, own):
+        raise MisfitError(f"weights {source} do not fit the model: {wrong}", given)
+    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    model.load_state_dict({**own, **fitting})
+    left = any(name.startswith("head.") and name not in fitting for name in {*own, *given})
     return ["weights: no head of this size, it starts untrained"] if left else []
+
+
+class MisfitError(DataError):
+    """Weights that are not those of the model; `given` are its tensors by the model's names."""
+
+    def __init__(self, message: str, given: Mapping[str, Tensor]) -> None:
+        """Keep the tensors, to find out whose they are."""
+        super().__init__(message)
+        self.given = given
+
+
+def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Return why tensors are not those of a model, empty if they are: what is missing, unknown, of another shape.
+
+    The head is left out, and what counts batches: files from before batch norm counted them lack it.
+    """
+    def body(names: Iterable[str]) -> list[str]:
+        return sorted(n for n in names if not n.startswith("head.") and not n.endswith(".num_batches_tracked"))
+
+    shapes = [f"{name} ({list(given[name].shape)}, the model has {list(own[name].shape)})"
+              for name in body(set(given) & set(own)) if given[name].shape != own[name].shape]
+    parts = (("missing", body(set(own) - set(given))), ("unknown to the model", body(set(given) - set(own))),
+             ("of another shape", shapes))
+    return "; ".join(f"{len(names)} of {len(body(given if what[0] == 'u' else own))} tensors {what}: "
+                     f"{', '.join(names[:SHOWN])}{' and others' if len(names) > SHOWN else ''}"
+                     for what, names in parts if names)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -3,10 +3,14 @@ import torch
 from safetensors.torch import save_file
 
 from clbench.core.errors import DataError
+from clbench.core.files import hash_file
 from clbench.core.options import NoOptions
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved, Weights
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.weights import load_weights
+from clbench.training.trials.building import build_model
 
 
 def test_the_mlp_is_the_published_one():
@@ -58,8 +62,19 @@ def test_a_head_of_another_size_starts_untrained(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_file(mlp(MLPOptions(width=7), (1, 4, 4), 5).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(DataError, match=r"do not fit the model: blocks\.0"):
+    with pytest.raises(DataError, match=r"4 of 4 tensors of another shape: .*bias \(\[7\], the model has \[6\]\)"):
         load_weights(mlp(MLPOptions(width=6), (1, 4, 4), 5), tmp_path / "w.safetensors")
     (tmp_path / "bad").write_bytes(b"not safetensors")
     with pytest.raises(DataError, match="weights"):
         load_weights(mlp(MLPOptions(width=6), (1, 4, 4), 5), tmp_path / "bad")
+
+
+def test_weights_that_do_not_fit_are_told_apart_and_their_model_is_named(tmp_path):
+    source = mlp(MLPOptions(), (1, 4, 4), 5).state_dict()
+    save_file(source, tmp_path / "w.safetensors")
+    weights = Weights(path=str(tmp_path / "w.safetensors"), sha256=hash_file(tmp_path / "w.safetensors"))
+    with pytest.raises(DataError) as caught:
+        build_model(Resolved(name="mlp", options={"width": 400, "depth": 3}), weights, (1, 4, 4), 5, discover())
+    message = str(caught.value)
+    assert "2 of 6 tensors missing: blocks.2.body.bias, blocks.2.body.weight; the model is mlp" in message
+    assert message.endswith("; they fit --model mlp")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from clbench.core import files
 from clbench.core.entry_points import builder, package_of, resolve
@@ -18,7 +20,7 @@ from clbench.data.inputs import as_inputs
 from clbench.data.stream import IMAGE_DIMS, Stream
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
-from clbench.models.weights import fill, hash_tensors, load_weights
+from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
 from clbench.strategy.base import Strategy, World
 
 SHOWN = 200  # characters of a model's own error
@@ -46,12 +48,30 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         raise unfit(model, input_shape, registry, error) from error
     if weights is None:
         return network, []
-    if weights.named:
-        source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
-        tensors = source.load(model.name, weights.path)
-        network.weights_hash = hash_tensors(tensors)
-        return network, fill(network, tensors, weights.path)
-    return network, load_weights(network, _as_planned(weights))
+    try:
+        if weights.named:
+            source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
+            tensors = source.load(model.name, weights.path)
+            network.weights_hash = hash_tensors(tensors)
+            return network, fill(network, tensors, weights.path)
+        return network, load_weights(network, _as_planned(weights))
+    except MisfitError as error:
+        others = [name for name in registry.models if fits(name, error.given, input_shape, classes, registry)]
+        meant = f"; they fit --model {' and '.join(others)}" if others else ""
+        raise DataError(f"{error}; the model is {model}{meant}") from None
+
+
+def fits(name: str, given: Mapping[str, Tensor], input_shape: tuple[int, ...], classes: int,
+         registry: Registry) -> bool:
+    """Tell whether tensors are the weights of another model, with its default options."""
+    info = registry.model(name)
+    try:
+        with torch.device("meta"):
+            network: Network = builder(info, "model")(info.options(), input_shape, classes)
+    except Exception:  # not for such inputs, or an option has no default: it was not meant
+        return False
+    own = network.state_dict()
+    return not misfit(renamed(given, own, network.aliases), own)
 
 
 def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
