@@ -189,7 +189,7 @@ def test_tasks_of_unequal_size_fit_class_but_not_domain(custom):
     ("needs_an_argument", "failed: TypeError: .*missing 1 required positional argument: 'path'"),
     ("empty", "task 2's training experience has no samples"),
     ("fewer_tests", "2 training experiences and 1 test experiences"),
-    ("other_shape", r"task 2's training experience has inputs torch.float32 \[5\], the first task has torch.float32 \[3\]"),
+    ("other_shape", r"task 2's training experience has inputs torch.float32 \[5\], the first task has"),
     ("nothing", "has no experiences"),
     ("constant", "'constant' is a int, not a function"),
     ("absent", "has no 'absent'"),
