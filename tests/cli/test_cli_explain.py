@@ -59,7 +59,8 @@ def test_a_difference_is_divided_and_what_changes_nothing_has_exactly_nothing(ca
     report = (out / "explain.md").read_text()
     assert f"ACC {fmean(values[0.1, 'ACC']):.2f} -&gt; AIA {fmean(values[0.002, 'AIA']):.2f}" in report
     assert "Changes nothing, in no seed: optimiser state." in report
-    assert "script" not in (page := (out / "explain.html").read_text()) and "data:image/svg+xml;base64," in page
+    page = (out / "explain.html").read_text()
+    assert "<script" not in page and 'src="data:image/svg+xml;base64,' in page
     assert (out / "figures" / "waterfall.svg").read_bytes().startswith(b"<?xml")
     before = [p.read_bytes() for p in sorted((out / "records").iterdir())]
     code, again, err = call(capsys, *args)
@@ -73,7 +74,7 @@ def test_a_dry_run_counts_and_writes_nothing(capsys, tmp_path, files):
     code, text, err = call(capsys, *files, "--method", "naive", "--out", out, "--dry-run", "--seeds", 3)
     assert code == 0 and not out.exists()
     lines = text.splitlines()
-    assert lines[:3] == ["learning rate: 0.1 -> 0.002", "optimiser state: reset -> keep",
+    assert lines[:3] == ["learning rate: 0.1 -> 2e-3", "optimiser state: reset -> keep",
                          "2 factors, all 4 combinations: 4 x 3 seeds = 12 trials"]
     assert [line.split("  ")[1].strip() for line in lines[6:10]] == [
         "naive, A", "naive, A + learning rate", "naive, A + optimiser state", "naive, B"]
