@@ -30,7 +30,7 @@ def page(told: Explanation, svg: bytes) -> str:
     return render_page("explain.html", heading=HEADING, between=between(told), headline=headline(told),
                        tables=[table(told), by_seed(told)], remarks=remarks(told),
                        picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(), alt=waterfall.alt(told),
-                       figure=waterfall.TITLE, caption=waterfall.CAPTION, settings=settings(told),
+                       figure=waterfall.TITLE, settings=settings(told),
                        provenance=notes.provenance(told.records))
 
 
