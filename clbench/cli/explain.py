@@ -50,31 +50,22 @@ def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, pl
     from clbench.cli.run import run_missing
     from clbench.core.registry import discover
     from clbench.execution import explaining, run
-    from clbench.experiment.factors import compare
-    from clbench.experiment.overrides import read_spec
-    from clbench.report.columns import find_tested
-    from clbench.report.explained import check_units
 
-    measure, *rest = find_tested([name.strip() for name in metric.split(",")])
-    if len(rest) > 1:
-        raise click.BadParameter(f"one metric, or A's and B's, got {len(rest) + 1}", param_hint="--metric")
-    measures = measure, rest[0] if rest else measure
-    check_units(measures)
     registry, folder = discover(files=plugins), out or Path("runs") / f"explain-{a.stem}-{b.stem}"
-    names = str(a), str(b)
-    specs = [read_spec(path, {}, flags, ()) for path in (a, b)]
-    pair = compare(specs[0], specs[1], registry, names, (measures[0].column.title, measures[1].column.title))
-    study = explaining.design(pair, measures, max_trials, folder)
+    study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
+    pair = study.pair
     ready = run.load_run(pair.a, study.planned, registry, folder, stale)
     click.echo("\n".join(told(study, ready)), err=not dry_run)
     if dry_run:
         from clbench.cli.forecasts import listing
 
+        for problem in ready.problems:
+            click.echo(f"Warning: {problem}", err=True)
         first = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
         click.echo(f"\n{listing(replace(ready, planned=first))}\n(of seed {pair.seeds[0]})")
         return 0
     ended = run_missing(ready, dry_run=False)
-    return conclude(explaining.conclude(study, ready.records, names), ready) if ended is None else ended
+    return conclude(explaining.conclude(study, ready.records), ready) if ended is None else ended
 
 
 def told(study: Study, ready: Experiment) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError
-from clbench.experiment.factors import METRIC, Factor, Pair, Place, factors
+from clbench.core.registry import Registry
+from clbench.experiment.factors import METRIC, Factor, Pair, Place, compare, factors
+from clbench.experiment.overrides import read_spec
 from clbench.experiment.trial import PlannedTrial
-from clbench.report.columns import Measure
-from clbench.report.explained import Explanation
+from clbench.report.columns import Measure, find_tested
+from clbench.report.explained import Explanation, check_units
 from clbench.results import attribution
 from clbench.results.attribution import Order
 from clbench.results.records import Record
@@ -47,6 +50,33 @@ class Study:
         """Return what is measured in a combination."""
         at = next((i for i, factor in enumerate(self.factors) if METRIC in factor.places), None)
         return self.measures[at is not None and chosen >> at & 1]
+
+
+def prepare(a: Path, b: Path, metric: str, given: Mapping[str, Any], registry: Registry, most: int,
+            done: Path | None = None) -> Study:
+    """Read two experiments and find what is to be run to explain their difference.
+
+    Args:
+        a: the file of the first.
+        b: that of the second.
+        metric: what is measured, or what in A and what in B, with a comma.
+        given: what replaces the files' settings in both.
+        registry: what is installed.
+        most: trials that may be run in all.
+        done: the run folder.
+
+    Raises:
+        SpecError: a file is not valid, metrics are unknown, too many or of different units; or as `compare`, `design`.
+    """
+    found = find_tested([name.strip() for name in metric.split(",")])
+    if len(found) > 2:
+        raise SpecError(f"--metric: one metric, or A's and B's, got {len(found)}")
+    measures = found[0], found[-1]
+    check_units(measures)
+    first, second = (read_spec(path, {}, given, ()) for path in (a, b))
+    pair = compare(first, second, registry, (str(a), str(b)),
+                   (measures[0].column.title, measures[1].column.title))
+    return design(pair, measures, most, done)
 
 
 def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path | None = None) -> Study:
@@ -125,7 +155,7 @@ def _unbuildable(pair: Pair, planned: PlannedTrial) -> str:
     return ""
 
 
-def conclude(study: Study, records: Mapping[str, Record], names: tuple[str, str]) -> Explanation:
+def conclude(study: Study, records: Mapping[str, Record]) -> Explanation:
     """Divide the difference by what the records say; seeds without an outcome everywhere are left out.
 
     Raises:
@@ -153,5 +183,5 @@ def conclude(study: Study, records: Mapping[str, Record], names: tuple[str, str]
     found = attribution.attribute(table, len(study.factors), study.orders)
     own = tuple(records[one.trial.key] for one in study.planned if one.trial.key in records)
     ends = study.trials[0][0].trial, study.trials[max(study.trials)][0].trial
-    return Explanation(names, study.factors, study.measures, tuple(seeds[i] for i in kept), found,
+    return Explanation(study.pair.names, study.factors, study.measures, tuple(seeds[i] for i in kept), found,
                        len({column[0].trial.key for column in study.trials.values()}), left_out, own, ends)

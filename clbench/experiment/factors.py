@@ -70,6 +70,7 @@ class Pair:
 
     a: Spec
     b: Spec
+    names: tuple[str, str]  # of both
     registry: Registry
     seeds: tuple[int, ...]
     sides: tuple[dict[Place, Any], dict[Place, Any]]  # all parts of A and of B
@@ -126,7 +127,7 @@ def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metric
     parts = _differing(sides[0], sides[1])
     if not parts:
         raise SpecError(f"{names[0]} and {names[1]} are the same experiment: there is nothing to explain")
-    return Pair(a, b, registry, seeds, (sides[0], sides[1]), parts)
+    return Pair(a, b, names, registry, seeds, (sides[0], sides[1]), parts)
 
 
 def _only(planned: Sequence[PlannedTrial], name: str) -> PlannedTrial:
