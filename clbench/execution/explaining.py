@@ -93,28 +93,29 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path 
     """
     found = factors(pair.parts, refusing(pair, done))
     free = sum(1 << i for i, factor in enumerate(found) if factor.places == {METRIC})
-    try:
-        orders = attribution.draw(len(found), most // len(pair.seeds), free)
-    except ClbenchError as error:
-        raise SpecError(f"{error} trials per seed, of {len(pair.seeds)} seeds: give more --max-trials, fewer --seeds, "
-                        "or experiments that differ in less") from None
+    seeds = len(pair.seeds)
+    if (least := attribution.least(len(found), free) * seeds) > most:
+        raise SpecError(f"{len(found)} factors need at least {least} trials with {seeds} seeds, and --max-trials is "
+                        f"{most}: give --max-trials {least}, fewer --seeds, or experiments that differ in less")
+    orders = attribution.draw(len(found), most // seeds, free)
     made: dict[frozenset[Place], tuple[PlannedTrial, ...]] = {}
     trials = {}
     for chosen in attribution.needed(len(found), orders):
         own = [factor for i, factor in enumerate(found) if chosen >> i & 1 and not free >> i & 1]
         places = frozenset[Place]().union(*(factor.places for factor in own))
         if places not in made:
-            name = _named(own, len(found) - bool(free))
+            name = _named([factor for i, factor in enumerate(found) if not free >> i & 1], own)
             made[places] = tuple(replace(one, label=f"{one.trial.method.name}, {name}")
                                  for one in pair.mixture(places))
         trials[chosen] = made[places]
     return Study(pair, tuple(found), measures, tuple(orders), trials)
 
 
-def _named(own: Sequence[Factor], factors: int) -> str:
-    """Return what a combination is called: A, B, or A with what it has from B."""
-    if len(own) == factors:
-        return "B"
+def _named(every: Sequence[Factor], own: Sequence[Factor]) -> str:
+    """Return what a combination is called: by what A has from B, or B from A if that is less."""
+    rest = [factor.name for factor in every if factor not in own]
+    if len(rest) < len(own):
+        return f"B without {', '.join(rest)}" if rest else "B"
     return " + ".join(["A", *(factor.name for factor in own)])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -157,21 +157,30 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
     Raises:
         ClbenchError: two pairs of orders need more.
     """
-    import numpy as np
-
     if trials(needed(factors), free) <= most:
         return []
-    generator, orders, enough = np.random.default_rng(0), list[Order](), 0
+    if least(factors, free) > most:
+        raise ClbenchError(f"{factors} factors have {2**factors} combinations, and even a sample of orders needs "
+                           f"{least(factors, free)} trainings per seed, more than {most}")
+    orders: list[Order] = []
+    for pair in _pairs(factors):
+        if trials(needed(factors, [*orders, *pair]), free) > most:
+            break
+        orders += pair
+    return orders
+
+
+def least(factors: int, free: int = 0) -> int:
+    """Return how many trainings per seed the smallest sample of orders needs, or all combinations if they are fewer."""
+    few = [order for pair in itertools.islice(_pairs(factors), LEAST_PAIRS) for order in pair]
+    return min(trials(needed(factors, few), free), trials(needed(factors), free))
+
+
+def _pairs(factors: int) -> Iterator[tuple[Order, Order]]:
+    """Yield random orders with their reverses, always the same."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
     while True:
         order = tuple(map(int, generator.permutation(factors)))
-        more = [*orders, order, order[::-1]]
-        count = trials(needed(factors, more), free)
-        if len(more) <= 2 * LEAST_PAIRS:
-            enough = count
-        if count > most and len(more) >= 2 * LEAST_PAIRS:
-            break
-        orders = more
-    if len(orders) < 2 * LEAST_PAIRS:
-        raise ClbenchError(f"{factors} factors have {2**factors} combinations, more than {most}, and even a sample of "
-                           f"orders needs {enough}")
-    return orders
+        yield order, order[::-1]

@@ -99,7 +99,8 @@ def test_a_seed_without_an_outcome_is_left_out(capsys, tmp_path, files):
     (["--method", "naive", "--metric", "ACCC"], "no metric 'ACCC'; did you mean 'ACC'"),
     (["--method", "naive", "--metric", "ACC,AIA,BWT"], "one metric, or A's and B's, got 3"),
     (["--method", "naive", "--metric", "ACC,training time"], "ACC is in percent and training time in seconds"),
-    (["--method", "naive", "--max-trials", "4", "--seeds", "3"], r"give more --max-trials, fewer --seeds"),
+    (["--method", "naive", "--max-trials", "4", "--seeds", "3"], "2 factors need at least 12 trials with 3 seeds, and "
+     "--max-trials is 4: give --max-trials 12"),
 ])
 def test_mistakes_are_one_line_with_the_way_out(capsys, tmp_path, files, args, line):
     code, out, err = call(capsys, *files, "--out", tmp_path / "run", *args)

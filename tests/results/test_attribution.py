@@ -107,7 +107,7 @@ def test_a_factor_that_needs_no_training_costs_none():
 
 
 def test_too_small_a_sample_is_refused():
-    with pytest.raises(ClbenchError, match="6 factors have 64 combinations, more than 12, and even a sample of "):
+    with pytest.raises(ClbenchError, match="6 factors have 64 combinations, and even a sample of orders needs "):
         draw(6, 12)
 
 
