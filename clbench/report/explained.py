@@ -127,8 +127,8 @@ def remarks(told: Explanation) -> list[str]:
     found, count, unit = told.found, len(told.factors), told.unit
     how = (f"all {2**count} combinations" if not found.orders else
            f"a sample of {found.orders} orders (each with its reverse) of the factors; the intervals include that")
-    seeds = f"{len(told.seeds)} seed{'s' * (len(told.seeds) > 1)}"
-    lines = [f"Parts: Shapley values over {how}, {told.combinations} trained with each of {seeds}. They sum to the "
+    seeds = f"each of {len(told.seeds)} seeds" if len(told.seeds) > 1 else "one seed"
+    lines = [f"Parts: Shapley values over {how}, {told.combinations} trained with {seeds}. They sum to the "
              "difference before rounding. Alone in A: A with that one factor of B, less A. Alone in B: B less B with "
              "that one factor of A.",
              "±: half the 95% interval (Student t) over seeds, each part by itself; all is paired by seed."
