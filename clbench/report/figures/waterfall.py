@@ -88,4 +88,5 @@ def _rows(axes: Axes, told: Explanation) -> None:
         at += part.mean
     axes.plot([at, at], [len(told.ranked), len(told.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
     axes.axvline(found.a.mean, color=FAINT, linewidth=0.8, zorder=1)
-    axes.margins(x=0.08)
+    axes.use_sticky_edges = False  # of bars, at which the axis would end
+    axes.margins(x=0.06)
