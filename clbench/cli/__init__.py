@@ -20,6 +20,7 @@ COMMANDS = {  # import target and short help of each
     "report": ("clbench.cli.report:command", "Render a report again from its records, or one of several runs."),
     "compare": ("clbench.cli.compare:command", "Test the differences between methods, paired by seed."),
     "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
+    "explain": ("clbench.cli.explain:command", "Say what makes one experiment's number into another's."),
     "verify": ("clbench.cli.verify:command", "Repeat published numbers, with a verdict on each."),
     "pretrain": ("clbench.cli.pretrain:command", "Train a base that methods can build on."),
     "embed": ("clbench.cli.embed:command", "Keep a frozen network's features, to compare heads on them in seconds."),

@@ -52,6 +52,23 @@ class ClassOptions(Options):
 class SplitOptions(ClassOptions, ImageOptions):
     """Options of the benchmarks that split MNIST and its kin."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("padding", "mean", "deviation")
+
+    padding: int = Field(0, ge=0, le=8, description="zero pixels on each side (2 gives 32 x 32, as Hsu et al. have it)")
+    mean: float | None = Field(None, ge=0, le=1, description="subtracted from inputs in [0, 1], instead of the data "
+                               "set's own (normalize); with deviation")
+    deviation: float | None = Field(None, gt=0, description="by which they are divided then (0.1 and 0.2752 as Hsu et "
+                                    "al. have it)")
+
+    @model_validator(mode="after")
+    def _one_normalisation(self) -> SplitOptions:
+        """Refuse a mean without a deviation, and two ways to normalise."""
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError("mean and deviation go together; give both or neither")
+        if self.mean is not None and self.normalize:
+            raise ValueError("give mean and deviation, or normalize, not both")
+        return self
+
 
 class CIFAROptions(ClassOptions):
     """Options of `split-cifar10`."""

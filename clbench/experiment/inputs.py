@@ -107,7 +107,7 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
             problems.append(f"{named.name}: normalize = model, but " +
                             ("no weights are given (--weights)" if weights is None else
                              f"nothing says how {weights.path} was trained; put a JSON with mean and std beside it"))
-    elif "normalize" in fields and "normalize" not in named.options:
+    elif "normalize" in fields and not {"normalize", "mean"} & set(named.options):
         benchmark = benchmark.model_copy(update={"normalize": "model"})
     if "size" not in type(model).model_fields:
         return Inputs(benchmark, model, preprocessing)

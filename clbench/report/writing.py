@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
@@ -11,6 +12,9 @@ from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
 from clbench.core.places import said
 from clbench.report.model import FigureData, FileFormat, Report
+
+if TYPE_CHECKING:
+    from clbench.report.explained import Explanation
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
@@ -66,6 +70,23 @@ def write_figure(data: FigureData, path: Path, file_format: FileFormat) -> None:
     looks = style.looks([(point.strategy, point.reference) for point in data.points])
     content, = draw.draw_figure(data, looks, [file_format])
     _write(path, content, make_folder=False)
+
+
+def write_explained(told: Explanation, directory: Path) -> list[Path]:
+    """Write explain.md, explain.html and the waterfall into a folder, and return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    from clbench.report.figures import waterfall
+    from clbench.report.formats import explained
+
+    svg = waterfall.drawn(told, "svg")
+    files: dict[str, str | bytes] = {
+        "explain.md": explained.markdown(told), "explain.html": explained.page(told, svg), explained.FIGURE: svg}
+    for name, content in files.items():
+        _write(directory / name, content)
+    return [directory / name for name in files]
 
 
 def _write(path: Path, content: str | bytes, make_folder: bool = True) -> None:

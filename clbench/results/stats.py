@@ -87,6 +87,11 @@ def _t_quantile(df: float, p: float) -> float:
     return float(stdtrit(df, p))
 
 
+def half_width(error: float, df: float) -> float:
+    """Return half the width of the 95 % interval of an estimate with a standard error on `df` degrees of freedom."""
+    return _t_quantile(df, (1 + LEVEL) / 2) * error
+
+
 def welch_half_width(first: tuple[float, int], second: tuple[float, int], level: float = 0.95) -> float:
     """Return the half width of Welch's interval for the difference of two means.
 

@@ -111,6 +111,31 @@ def test_split_mnist_is_avalanches(registry, laid):
     assert_is_avalanches(load(registry, laid, "split-mnist", "class", normalize=True), iterated(laid))
 
 
+@pytest.mark.parametrize(("name", "folder_name"), [("split-mnist", "MNIST"), ("split-fashion-mnist", "FashionMNIST")])
+def test_padding_mean_and_deviation_are_torchvisions(registry, laid, name, folder_name):
+    stream = load(registry, laid, name, "class", padding=2, mean=0.1, deviation=0.2752)
+    x, y = images(TRAIN, TRAIN)
+    wanted = TF.normalize(TF.pad(x.unsqueeze(1), [2]).float() / 255, [0.1], [0.2752])
+    assert stream.input_shape == (1, 32, 32) and stream.tasks[0].train.x.dtype == torch.uint8
+    for task in stream.tasks:
+        for c in task.classes:
+            assert torch.equal(stream.prepare(task.train.x[task.train.y == c]), wanted[y == c])
+
+
+def test_padding_mean_and_deviation_are_left_out_of_keys_while_they_are_not_used(registry):
+    options = registry.benchmark("split-mnist").options
+    assert set(options().model_dump()) == {"tasks", "class_order", "normalize"}
+    assert options.stored(options(padding=2).model_dump()).padding == 2
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"mean": 0.1}, "mean and deviation go together"), ({"deviation": 0.3}, "mean and deviation go together"),
+    ({"mean": 0.1, "deviation": 0.3, "normalize": True}, "mean and deviation, or normalize, not both")])
+def test_half_a_normalisation_or_two_are_refused(registry, laid, given, message):
+    with pytest.raises(SpecError, match=message):
+        load(registry, laid, "split-mnist", "task", **given)
+
+
 def test_split_fashion_mnist_reads_its_own_files(registry, laid):
     stream = load(registry, laid, "split-fashion-mnist", "task", normalize=True)
     x, y = images(TRAIN, TRAIN)

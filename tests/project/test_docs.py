@@ -9,9 +9,10 @@ from helpers import ROOT
 
 from clbench.core.compat import tomllib
 from clbench.core.registry import discover
+from clbench.execution import explaining
 from clbench.experiment import references, spec
 from clbench.experiment.plan import plan
-from clbench.report.formats import verified
+from clbench.report.formats import explained, verified
 from clbench.results import verification
 from clbench.results.store import Store
 from clbench.testing.checks import CHECKS
@@ -91,6 +92,17 @@ def test_the_committed_verdicts_are_what_their_records_give(path):
     assert not problems
     trials = [[one.trial for one in cell] for cell in reference.plan(reference.cells, discover())]
     assert verified.markdown(reference, verification.check(reference, trials, records)) == path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/explain/*/explain.md")), ids=lambda p: p.parent.name)
+def test_the_committed_explanations_are_what_their_records_give(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    records, problems = Store(path.parent).read()
+    assert not problems
+    a, b = map(Path, re.findall(r"benchmarks/\S+\.toml", path.read_text().replace("\\", ""))[:2])
+    study = explaining.prepare(a, b, "ACC", {"seeds": sorted({r.trial.seed for r in records})}, discover(), 400,
+                               path.parent)
+    assert explained.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
 
 
 def test_the_committed_figures_are_what_their_records_give():

@@ -52,10 +52,12 @@ class Layout:
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     """Return Avalanche's SplitMNIST: 60,000 training and 10,000 test images."""
     from avalanche.benchmarks.classic import SplitMNIST
+    from torchvision.transforms import Compose, Pad
 
     datasets.mnist_like("MNIST", data_dir)  # downloads it or raises; Avalanche then finds it there
+    transform = Compose([ToBytes(), Pad(options.padding)]) if options.padding else ToBytes()
     benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed, options.classes),
-                           train_transform=ToBytes(), eval_transform=ToBytes(), dataset_root=str(data_dir))
+                           train_transform=transform, eval_transform=transform, dataset_root=str(data_dir))
     return laid_out(benchmark, options, "MNIST")
 
 
@@ -73,9 +75,7 @@ def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
     """Return permuted MNIST: zero-padded images, as they are in task 0, with permuted pixels in the others."""
     from avalanche.benchmarks.classic.cmnist import PixelsPermutation
 
-    pad = [options.padding] * 4
-    train, test = (Images(torch.nn.functional.pad(part.x, pad), part.y)
-                   for part in datasets.mnist_like("MNIST", data_dir))
+    train, test = (padded(part, options.padding) for part in datasets.mnist_like("MNIST", data_dir))
     pixels, generator = train.x[0].numel(), seeds.generator(seed, "permutations")
     permutations = [torch.arange(pixels), *(torch.randperm(pixels, generator=generator)
                                             for _ in range(options.tasks - 1))]
@@ -145,9 +145,16 @@ def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
     return order
 
 
+def padded(images: Images, pixels: int) -> Images:
+    """Return images with so many zero pixels on each side."""
+    return Images(torch.nn.functional.pad(images.x, [pixels] * 4), images.y) if pixels else images
+
+
 def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
     """Return a benchmark with a `Layout` attached."""
     mean, std = STATISTICS[dataset] if options.normalize is True else ((), ())
+    if isinstance(options, SplitOptions) and options.mean is not None and options.deviation is not None:
+        mean, std = (options.mean,), (options.deviation,)
     setattr(benchmark, LAYOUT, Layout(mean, std, permutations, class_names=CLASS_NAMES.get(dataset, ())))
     return benchmark
 
@@ -155,6 +162,7 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
     order = class_order(options, seed, options.classes)
+    train, test = (padded(part, options.padding) for part in (train, test))
     return laid_out(split_by_class(train, test, options.tasks, order), options, dataset)
 
 

@@ -34,6 +34,11 @@ def render(report: Report) -> str:
         style=_asset("report.css") + css()) + "\n"
 
 
+def render_page(template: str, **values: object) -> str:
+    """Return a page without scripts, in the report's style."""
+    return _environment().get_template(template).render(style=_asset("report.css") + css(), **values) + "\n"
+
+
 @cache
 def _environment() -> Environment:
     import jinja2

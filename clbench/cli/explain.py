@@ -1,0 +1,108 @@
+"""`clbench explain`: what makes one experiment's number into another's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clbench.cli.common_options import plugin_option, stale_options
+from clbench.cli.execution_options import execution_options
+from clbench.cli.help import Command
+
+if TYPE_CHECKING:
+    from clbench.execution.explaining import Study
+    from clbench.execution.reuse import OnStale
+    from clbench.execution.run import Experiment
+    from clbench.report.explained import Explanation
+
+FOLDER = click.Path(path_type=Path)
+
+
+EXAMPLES = (
+    ("clbench explain mine.toml paper.toml --dry-run", "what the two differ in, and how many trials that takes"),
+    ("clbench explain mine.toml paper.toml --seeds 5", "what each difference contributes"),
+)
+
+
+@click.command("explain", cls=Command, examples=EXAMPLES)
+@click.argument("a", type=FOLDER, metavar="A.toml")
+@click.argument("b", type=FOLDER, metavar="B.toml")
+@click.option("--metric", default="ACC", show_default=True, metavar="NAME|A,B", help="What differs, as in clbench "
+              "compare; two names: A's and B's, whose own difference is then one of the factors.")
+@click.option("--method", "methods", metavar="NAME", help="The method, where a file has several; one that a file has "
+              "not is taken with its defaults.")
+@click.option("--scenario", metavar="NAME", help="The scenario, where a file has several.")
+@click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: those that both files have]")
+@click.option("--device", metavar="DEVICE", help="As for clbench run.")
+@click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Where all combinations "
+              "need more trials than this, a sample of orders is taken that needs no more.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/explain-A-B]")
+@execution_options()
+@plugin_option
+@stale_options
+@click.option("--dry-run", is_flag=True, help="List the factors and the combinations, and what each will train and "
+              "compute; run nothing and write no records.")
+def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
+            stale: OnStale, dry_run: bool, **flags: Any) -> int:
+    """Say what makes the number of experiment A into that of experiment B.
+
+    Lists in what the two differ, runs their mixtures, and divides the difference among the factors: the Shapley value
+    of each, with its interval over seeds. Parts sum to the difference. DIR has the table and the waterfall in
+    explain.md and explain.html, and every trial as an ordinary record: the same command goes on where it was
+    interrupted. Settings of how trials are run are A's.
+    """
+    from clbench.cli.run import run_missing
+    from clbench.core.registry import discover
+    from clbench.execution import explaining, run
+
+    registry, folder = discover(files=plugins), out or Path("runs") / f"explain-{a.stem}-{b.stem}"
+    study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
+    pair = study.pair
+    ready = run.load_run(pair.a, study.planned, registry, folder, stale)
+    click.echo("\n".join(told(study, ready)), err=not dry_run)
+    if dry_run:
+        from clbench.cli.forecasts import listing
+
+        for problem in ready.problems:
+            click.echo(f"Warning: {problem}", err=True)
+        first = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
+        click.echo(f"\n{listing(replace(ready, planned=first))}\n(of seed {pair.seeds[0]})")
+        return 0
+    ended = run_missing(ready, dry_run=False)
+    return conclude(explaining.conclude(study, ready.records), ready) if ended is None else ended
+
+
+def told(study: Study, ready: Experiment) -> list[str]:
+    """Return what will be done: the factors, the combinations and the trials."""
+    from clbench.execution.progress import plural
+
+    lines = [f"{factor.name}: {factor.change}" for factor in study.factors]
+    lines += [f"{factor.name} are one factor: {factor.why}" for factor in study.factors if factor.why]
+    count = len(study.factors)
+    what = f"all {2**count} combinations" if not study.orders else f"a sample of {len(study.orders)} orders"
+    trials, missing = len(study.planned), len(ready.missing)
+    return [*lines, f"{plural(count, 'factor')}, {what}: {len(study.combinations)} x "
+            f"{plural(len(study.pair.seeds), 'seed')} = {plural(trials, 'trial')}"
+            + (f", {trials - missing} already done" if missing < trials else "")]
+
+
+def conclude(found: Explanation, ready: Experiment) -> int:
+    """Write explain.md, explain.html and the figure, print the table, and return the exit code."""
+    from rich.console import Console
+
+    from clbench.report import explained
+    from clbench.report.formats.terminal import show_lines, show_table
+    from clbench.report.writing import write_explained
+
+    paths = write_explained(found, ready.store.directory)
+    console = Console()
+    show_table(explained.table(found), console)
+    show_lines([explained.headline(found)], console, "bold")
+    show_lines(explained.remarks(found), console, "dim")
+    for path in paths:
+        click.echo(f"report:  {path}")
+    click.echo(f"records: {ready.store.records}")
+    return int(any(record.status != "done" for record in found.records))

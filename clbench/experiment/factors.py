@@ -1,0 +1,232 @@
+"""What two experiments differ in, taken apart into factors, and every mixture of the two as a Spec.
+
+A trial's parts lie side by side under names such as `("recipe", "lr")`. Where A and B have different values there is a
+part to be explained. A mixture takes some of these parts from B and the rest from A. Parts that cannot be mixed, since
+the plan refuses what comes of it, become one factor. No torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clbench.core.errors import SpecError
+from clbench.core.options import Options, format_value
+from clbench.core.registry import Registry
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, Spec, build
+from clbench.experiment.trial import PlannedTrial, Resolved
+
+Place = tuple[str, str]  # a table of the experiment and a name in it
+METRIC: Place = ("metric", "name")  # decides on no trial
+KINDS = ("benchmark", "model", "method")  # what has a name and options
+BUDGET: Place = ("recipe", "budget")
+EVERY_UP_TO = 10  # parts: of so many, all mixtures are planned to find what cannot be mixed
+NAMES: Mapping[Place, str] = {
+    ("recipe", "lr"): "learning rate", ("recipe", "optimizer"): "optimiser", ("recipe", "max_grad_norm"):
+    "gradient clipping", ("recipe", "optimizer_state"): "optimiser state", ("weights", "name"): "weights",
+    ("scenario", "name"): "scenario", ("validation", "share"): "validation", METRIC: "metric"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A value that A and B have differently."""
+
+    place: Place
+    name: str  # in words
+    a: str  # A's value, as a reader wants it
+    b: str
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Parts that are taken from A or from B together; `why` they are, where they are several."""
+
+    parts: tuple[Part, ...]
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return what the factor is called: `learning rate`, `mean and deviation`."""
+        *first, last = [part.name for part in self.parts]
+        return f"{', '.join(first)} and {last}" if first else last
+
+    @property
+    def change(self) -> str:
+        """Return what it is in A and in B: `0.1 -> 0.001`."""
+        return "{} -> {}".format(*(", ".join(values) for values in zip(*((p.a, p.b) for p in self.parts), strict=True)))
+
+    @property
+    def places(self) -> frozenset[Place]:
+        """Return where its parts stand."""
+        return frozenset(part.place for part in self.parts)
+
+
+@dataclass
+class Pair:
+    """Two experiments of one trial per seed each, what they differ in, and their mixtures."""
+
+    a: Spec
+    b: Spec
+    names: tuple[str, str]  # of both
+    registry: Registry
+    seeds: tuple[int, ...]
+    sides: tuple[dict[Place, Any], dict[Place, Any]]  # all parts of A and of B
+    parts: tuple[Part, ...]
+    refusals: dict[frozenset[Place], str] = field(default_factory=dict)  # why mixtures cannot be planned, or ""
+
+    def mixture(self, from_b: Collection[Place], seeds: Sequence[int] | None = None) -> list[PlannedTrial]:
+        """Return the trials, one per seed, that have the parts at these places from B and the others from A.
+
+        Raises:
+            SpecError: they do not go together.
+        """
+        given = {key: self.sides[key in from_b].get(key) for key in dict.fromkeys(self.sides[0] | self.sides[1])}
+        values = _values(given, self.sides, from_b, self.registry)
+        spec = build({**values, "seeds": list(self.seeds if seeds is None else seeds), "device": self.a.device})
+        return plan(spec.model_copy(update={"execution": self.a.execution}), self.registry)
+
+    def refusal(self, from_b: frozenset[Place]) -> str:
+        """Return why a mixture cannot be planned, in a line; empty if it can."""
+        from_b -= {METRIC}
+        if from_b not in self.refusals:
+            try:
+                self.mixture(from_b, self.seeds[:1])
+                self.refusals[from_b] = ""
+            except SpecError as error:
+                self.refusals[from_b] = str(error).splitlines()[0]
+        return self.refusals[from_b]
+
+
+def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metrics: tuple[str, str]) -> Pair:
+    """Take two experiments apart.
+
+    Methods' own recipes become the experiment's: what a method is trained by is what counts.
+
+    Args:
+        a: the first.
+        b: the second.
+        registry: what is installed.
+        names: of both, for errors.
+        metrics: what is measured in A and in B.
+
+    Raises:
+        SpecError: one has not exactly one method in one scenario, they share no seed, or they are the same.
+    """
+    planned = [_only(plan(spec, registry), name) for spec, name in zip((a, b), names, strict=True)]
+    seeds = tuple(seed for seed in a.seeds if seed in b.seeds)
+    if not seeds:
+        raise SpecError(f"{names[0]} and {names[1]} have no seed in common; give both --seeds")
+    sides = [_taken_apart(one, spec, registry) for one, spec in zip(planned, (a, b), strict=True)]
+    if _content(planned[0]) == _content(planned[1]):
+        sides[1]["weights", "name"] = sides[0]["weights", "name"]
+    for side, metric in zip(sides, metrics, strict=True):
+        side[METRIC] = metric
+    parts = _differing(sides[0], sides[1])
+    if not parts:
+        raise SpecError(f"{names[0]} and {names[1]} are the same experiment: there is nothing to explain")
+    return Pair(a, b, names, registry, seeds, (sides[0], sides[1]), parts)
+
+
+def _only(planned: Sequence[PlannedTrial], name: str) -> PlannedTrial:
+    """Return the first trial of an experiment that has one method in one scenario."""
+    for what, option, found in (("methods", "--method", [p.label for p in planned]),
+                                ("scenarios", "--scenario", [p.trial.scenario for p in planned])):
+        different = list(dict.fromkeys(found))
+        if len(different) > 1:
+            raise SpecError(f"{name} has {len(different)} {what} ({', '.join(different)}); choose one by {option}")
+    return planned[0]
+
+
+def _content(planned: PlannedTrial) -> str:
+    return planned.trial.weights.sha256 if planned.trial.weights else ""
+
+
+def _taken_apart(planned: PlannedTrial, spec: Spec, registry: Registry) -> dict[Place, Any]:
+    """Return all parts of a trial but its seed; a name's options stand beside it."""
+    trial = planned.trial
+    found: dict[Place, Any] = {("scenario", "name"): trial.scenario, ("weights", "name"): spec.weights,
+                               ("validation", "share"): trial.validation}
+    for kind in KINDS:
+        resolved: Resolved = getattr(trial, kind)
+        options = _options(kind, resolved.name, registry).stored(resolved.options)
+        found[kind, ""] = resolved.name
+        found |= {(kind, name): getattr(options, name) for name in type(options).model_fields}
+    recipe = trial.trained_by
+    found[BUDGET] = (recipe.epochs, recipe.iterations)
+    return found | {("recipe", name): getattr(recipe, name) for name in Recipe.model_fields
+                    if name not in ("epochs", "iterations")}
+
+
+def _options(kind: str, name: str, registry: Registry) -> type[Options]:
+    """Return the class of the options of a benchmark, model or method."""
+    if kind == "benchmark":
+        return registry.benchmark(name).options
+    return registry.model(name).options if kind == "model" else registry.strategy(name).options
+
+
+def _differing(a: Mapping[Place, Any], b: Mapping[Place, Any]) -> tuple[Part, ...]:
+    """Return what differs; an option that one side's benchmark, model or method has not goes with the name."""
+    places = [place for place in a if place in b and a[place] != b[place]]
+    words = [_name(place) for place in places]
+    return tuple(Part(place, word if words.count(word) == 1 else f"{place[0]}'s {word}", _shown(place, a[place]),
+                      _shown(place, b[place])) for place, word in zip(places, words, strict=True))
+
+
+def _name(place: Place) -> str:
+    return NAMES.get(place) or (place[1] or place[0]).replace("_", " ")
+
+
+def _shown(place: Place, value: Any) -> str:
+    """Return a value as text; a budget with its unit."""
+    if place == BUDGET:
+        epochs, iterations = value
+        return f"{iterations:,} iterations" if iterations else f"{epochs} epoch{'s' * (epochs > 1)}"
+    return format_value(value)
+
+
+def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], from_b: Collection[Place],
+            registry: Registry) -> dict[str, Any]:
+    """Return parts as the plain values of an experiment."""
+    epochs, iterations = given[BUDGET]
+    recipe = {name: value for (table, name), value in given.items() if table == "recipe" and name != BUDGET[1]}
+    recipe |= {"epochs": epochs} if iterations is None else {"iterations": iterations}
+    named = {}
+    for kind in KINDS:
+        known = _options(kind, given[kind, ""], registry).model_fields
+        own = sides[(kind, "") in from_b]  # where the name comes from, there are options that the other has not
+        named[kind] = {"name": given[kind, ""], "options": {
+            name: given[kind, name] if all((kind, name) in side for side in sides) else own[kind, name]
+            for name in known if (kind, name) in own}}
+    return {"benchmark": named["benchmark"], "model": named["model"], "methods": [named["method"]], "recipe": recipe,
+            "scenario": [given["scenario", "name"]], "weights": given["weights", "name"],
+            "validation": given["validation", "share"]}
+
+
+def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -> list[Factor]:
+    """Return the parts as factors, each by itself as far as their mixtures go together.
+
+    Of up to 10 factors all mixtures are looked at, of more those that have one or two from A or from B. Where one is
+    refused, the two factors are merged that it divides and whose union leaves the fewest refused.
+
+    Args:
+        parts: what differs.
+        refusal: says why the mixture with the parts at these places from B is refused; empty if it is not.
+    """
+    found = [Factor((part,)) for part in parts]
+    while refused := [(chosen, why) for chosen in _mixtures(len(found))
+                      if (why := refusal(frozenset().union(*(found[i].places for i in chosen))))]:
+        first, second = min(itertools.combinations(range(len(found)), 2), key=lambda pair: (
+            sum((pair[0] in chosen) == (pair[1] in chosen) for chosen, _ in refused), pair))
+        why = next(why for chosen, why in refused if (first in chosen) != (second in chosen))
+        merged = Factor((*found[first].parts, *found[second].parts), found[first].why or found[second].why or why)
+        found = [merged if i == first else one for i, one in enumerate(found) if i != second]
+    return found
+
+
+def _mixtures(count: int) -> list[frozenset[int]]:
+    """Return which factors are B's in each mixture that is looked at; the experiments themselves are none."""
+    sizes = range(1, count) if count <= EVERY_UP_TO else sorted({1, 2, count - 2, count - 1})
+    return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(range(count), size)]

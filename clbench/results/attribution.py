@@ -1,0 +1,186 @@
+"""A difference divided among its causes: Shapley values of a table of outcomes, paired by seed; pure functions.
+
+A combination of k factors is a number whose bit i says that factor i is B's and not A's: 0 is A, 2^k - 1 is B. A table
+has an outcome per seed for each combination. A factor's Shapley value is the change that it makes when it is turned
+from A to B, averaged over all orders in which the factors can be turned one after the other (Shapley 1953, A value for
+n-person games). It is the only division whose parts sum to the difference, in which what changes nothing has 0, in
+which factors of the same effect have the same part, and which is additive over tables (seeds, say).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clbench.core.errors import ClbenchError
+from clbench.results.stats import half_width
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+Table = Mapping[int, Sequence[float]]  # the outcome of each seed by combination
+Order = tuple[int, ...]
+LEAST_PAIRS = 2  # of orders: from one pair nothing is known of how much pairs differ
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, half the width of its 95 % interval (None of a single seed), and the seeds' own values."""
+
+    mean: float
+    half_width: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each factor contributes to the difference between A and B."""
+
+    a: Estimate
+    b: Estimate
+    difference: Estimate  # B less A
+    parts: tuple[Estimate, ...]  # Shapley values; they sum to the difference, and do so for each seed
+    from_a: tuple[Estimate, ...]  # what each factor changes in A by itself
+    from_b: tuple[Estimate, ...]  # what B has more than B without it
+    orders: int  # of factors that were averaged over; 0: all there are
+
+
+def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attribution:
+    """Divide the difference between A and B among factors.
+
+    Args:
+        table: the combinations that `needed` names; each with the outcomes of the same seeds, in one order.
+        factors: their number.
+        orders: pairs of an order and its reverse, from `draw`; none: all orders, by way of all combinations.
+
+    Raises:
+        ClbenchError: a combination is missing, or has outcomes that are not finite or of another number of seeds.
+    """
+    import numpy as np
+
+    seeds = len(table.get(0, ()))
+    for chosen in needed(factors, orders):
+        if len(table.get(chosen, ())) != seeds or not seeds or not all(map(math.isfinite, table[chosen])):
+            raise ClbenchError(f"combination {chosen:0{factors}b} has not one finite outcome for each seed")
+    outcomes = {chosen: np.asarray(values, dtype=np.float64) for chosen, values in table.items()}
+    whole = 2**factors - 1
+    if orders:
+        found = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
+        pairs = (found[0::2] + found[1::2]) / 2
+        parts = tuple(crossed(pairs[:, i]) for i in range(factors))
+    else:
+        parts = tuple(over_seeds(values) for values in shapley(outcomes, factors))
+    singles = [1 << i for i in range(factors)]
+    return Attribution(over_seeds(outcomes[0]), over_seeds(outcomes[whole]), over_seeds(outcomes[whole] - outcomes[0]),
+                       parts, tuple(over_seeds(outcomes[one] - outcomes[0]) for one in singles),
+                       tuple(over_seeds(outcomes[whole] - outcomes[whole - one]) for one in singles), len(orders))
+
+
+def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
+    """Return the Shapley value of each factor, per seed, from the outcomes of all combinations.
+
+    phi_i = sum over the combinations S without i of |S|! (k - 1 - |S|)! / k! (v(S + i) - v(S)).
+    """
+    weights = [1 / (factors * math.comb(factors - 1, size)) for size in range(factors)]
+    return [sum((weights[chosen.bit_count()] * (outcomes[chosen | 1 << i] - outcomes[chosen])
+                 for chosen in range(2**factors) if not chosen >> i & 1), start=0 * outcomes[0])
+            for i in range(factors)]
+
+
+def _along(outcomes: Mapping[int, Array], order: Order) -> Array:
+    """Return what each factor changes when the factors are turned in this order, [factors, seeds]."""
+    import numpy as np
+
+    changes, chosen = np.empty((len(order), len(outcomes[0]))), 0
+    for factor in order:
+        changes[factor] = outcomes[chosen | 1 << factor] - outcomes[chosen]
+        chosen |= 1 << factor
+    return changes
+
+
+def over_seeds(values: Array) -> Estimate:
+    """Return the mean of values per seed with its Student t interval."""
+    seeds = len(values)
+    half = half_width(float(values.std(ddof=1)) / math.sqrt(seeds), seeds - 1) if seeds > 1 else None
+    return Estimate(float(values.mean()), half, tuple(map(float, values)))
+
+
+def crossed(values: Array) -> Estimate:
+    """Return the mean of values [pairs of orders, seeds] with an interval for other seeds and other orders alike.
+
+    Seeds and pairs are crossed random effects. With s the mean squares, the variance of the mean is estimated by
+    (s_pairs + s_seeds - s_rest) / (pairs seeds), on Satterthwaite's degrees of freedom (1946, An approximate
+    distribution of estimates of variance components); never less than by seeds alone. A single seed has no interval.
+    """
+    pairs, seeds = values.shape
+    by_seed, by_pair, mean = values.mean(axis=0), values.mean(axis=1), float(values.mean())
+    if seeds < 2:
+        return Estimate(mean, None, tuple(map(float, by_seed)))
+    squares = (pairs * float(by_seed.var(ddof=1)), seeds * float(by_pair.var(ddof=1)),
+               float(((values - by_seed - by_pair[:, None] + mean) ** 2).sum()) / ((pairs - 1) * (seeds - 1)))
+    total = squares[0] + squares[1] - squares[2]
+    known = sum(square**2 / df for square, df in zip(squares, (seeds - 1, pairs - 1, (pairs - 1) * (seeds - 1)),
+                                                     strict=True))
+    df = total**2 / known if known else seeds - 1
+    if total < squares[0] or not known:
+        total, df = squares[0], seeds - 1
+    return Estimate(mean, half_width(math.sqrt(total / (pairs * seeds)), df), tuple(map(float, by_seed)))
+
+
+def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
+    """Return the combinations that a table must have: all, or those on the way of orders and those next to an end."""
+    if not orders:
+        return list(range(2**factors))
+    whole = 2**factors - 1
+    ends = {0, whole, *(1 << i for i in range(factors)), *(whole - (1 << i) for i in range(factors))}
+    return sorted(ends.union(*(itertools.accumulate((1 << f for f in order), int.__or__) for order in orders)))
+
+
+def trials(combinations: Sequence[int], free: int = 0) -> int:
+    """Return how many trainings combinations stand for; the factors of the bits in `free` need none of their own."""
+    return len({chosen & ~free for chosen in combinations})
+
+
+def draw(factors: int, most: int, free: int = 0) -> list[Order]:
+    """Return as many random orders as need no more than `most` trainings per seed, each followed by its reverse.
+
+    None are returned where all combinations need no more than that. A factor's change in an order and in its reverse
+    together is free of all that two factors do to each other (antithetic sampling: Mitchell et al. 2022, Sampling
+    permutations for Shapley value estimation). The same factors always have the same orders.
+
+    Raises:
+        ClbenchError: two pairs of orders need more.
+    """
+    if trials(needed(factors), free) <= most:
+        return []
+    if least(factors, free) > most:
+        raise ClbenchError(f"{factors} factors have {2**factors} combinations, and even a sample of orders needs "
+                           f"{least(factors, free)} trainings per seed, more than {most}")
+    orders: list[Order] = []
+    for pair in _pairs(factors):
+        if trials(needed(factors, [*orders, *pair]), free) > most:
+            break
+        orders += pair
+    return orders
+
+
+def least(factors: int, free: int = 0) -> int:
+    """Return how many trainings per seed the smallest sample of orders needs, or all combinations if they are fewer."""
+    few = [order for pair in itertools.islice(_pairs(factors), LEAST_PAIRS) for order in pair]
+    return min(trials(needed(factors, few), free), trials(needed(factors), free))
+
+
+def _pairs(factors: int) -> Iterator[tuple[Order, Order]]:
+    """Yield random orders with their reverses, always the same."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    while True:
+        order = tuple(map(int, generator.permutation(factors)))
+        yield order, order[::-1]
