@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, recipe_options, stale_options
+from clbench.cli.common_options import arrival_options, plugin_option, recipe_options, stale_options
 from clbench.cli.execution_options import execution_options
 from clbench.core.scenario import SCENARIOS
 
@@ -34,6 +34,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
 @click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
               "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
+@arrival_options
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable. Several values, as in "

@@ -16,8 +16,9 @@ from clbench.core.entry_points import resolve
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
 from clbench.models.mlp_cnn import cnn, linear, mlp

@@ -22,16 +22,17 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.augmentation import Augmentation
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Strategy, Task, World
+from clbench.strategy.base import Strategy, Task
 from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, learn_task
-from clbench.training.trials.building import build_model, build_strategy, check_model
+from clbench.training.trials.building import build_model, build_strategy, check_model, world_of
 from clbench.training.trials.costs import Footprint, measure, model_bytes, nbytes
 from clbench.training.trials.leading import lead_phases
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
@@ -179,9 +180,7 @@ def said(error: Exception) -> str:
 def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
            registry: Registry) -> Strategy:
     """Return a method's strategy around a model of shapes."""
-    world = World(stream.classes, len(stream.tasks), scenario, stream.input_shape, seeds.generator(0, "strategy"),
-                  pretrained, stream.prepare, stream.is_text)
-    strategy = build_strategy(method, model, world, registry)
+    strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
     valued = [(module, name, buffer) for module in strategy.modules()
               for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
     strategy.to("meta")
