@@ -45,14 +45,14 @@ RECIPE = (
 
 
 ARRIVAL = (
-    click.option("--blur", type=float, metavar="SHARE", help="Share of each task's training samples that arrives during "
-                 "the other tasks (docs/arrival.md).  [default: 0]"),
-    click.option("--repeat", type=float, metavar="P", help="Probability with which a class returns in each later task.  "
-                 "[default: 0]"),
-    click.option("--imbalance", type=float, metavar="RATIO", help="Long tail: how many times more training samples the "
-                 "most frequent class keeps than the rarest.  [default: 1]"),
-    click.option("--boundaries", metavar="given|hidden", help="Hidden: methods get the stream as one task, in one pass, "
-                 "and are not told where tasks end.  [default: given]"),
+    click.option("--blur", type=float, metavar="SHARE", help="Share of each task's training samples that arrives "
+                 "during the other tasks (docs/arrival.md).  [default: 0]"),
+    click.option("--repeat", type=float, metavar="P", help="Probability with which a class returns in each later "
+                 "task.  [default: 0]"),
+    click.option("--imbalance", type=float, metavar="RATIO", help="Long tail: how many times more training samples "
+                 "the most frequent class keeps than the rarest.  [default: 1]"),
+    click.option("--boundaries", metavar="given|hidden", help="Hidden: methods get the stream as one task, in one "
+                 "pass, and are not told where tasks end.  [default: given]"),
     click.option("--online", is_flag=True, default=None, help="One pass in batches of 10: --epochs 1 --batch-size 10, "
                  "where these are not given."),
 )

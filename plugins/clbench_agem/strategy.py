@@ -5,8 +5,10 @@ g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one pe
 
 The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
 gradient wants; classes share it equally, like the paper's ring buffers of equal size. Samples of the memory are not
-augmented. Where boundaries are hidden, it is offered samples as they pass, in every step, and the reference is drawn
-before: it is then of the stream up to the batch, the task at hand included. Mammoth offers its reservoir one random batch of each task instead, when the task ends.
+augmented. Mammoth offers its reservoir one random batch of each task instead, when the task ends.
+
+Where boundaries are hidden, the memory is offered samples as they pass, in every step, after the step's reference has
+been drawn: that is then of the whole stream up to the batch, the task at hand included.
 """
 
 from __future__ import annotations
