@@ -1,6 +1,7 @@
 """How a stream's training samples arrive: blurred, returning, long-tailed, with boundaries or without.
 
-docs/arrival.md has the definitions and their sources. Test samples are never changed, and columns of R stay the benchmark's own tasks.
+docs/arrival.md has the definitions and their sources. Test samples are never changed, and columns of R stay the
+benchmark's own tasks.
 """
 
 from __future__ import annotations
