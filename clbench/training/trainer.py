@@ -23,11 +23,12 @@ from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
+from clbench.training.loop_flops import LoopFlops
 from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
-from clbench.training.step_flops import LoopFlops, PhaseFlops
+from clbench.training.step_flops import PhaseFlops
 
 
 class Order:
