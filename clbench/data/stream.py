@@ -173,7 +173,7 @@ def stored(samples: Samples) -> Tensor:
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,
-                validation: float = 0.0, verify: bool = False, arrival: Arrival | None = None) -> Stream:
+                validation: float = 0.0, arrival: Arrival | None = None, verify: bool = False) -> Stream:
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
@@ -183,8 +183,8 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
         validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
-        verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
         arrival: how the training samples that are left arrive; None for as the benchmark has them.
+        verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.

@@ -189,7 +189,7 @@ class TrialRunner:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
-                                 trial.validation, verify, trial.arrival)
+                                 trial.validation, trial.arrival, verify)
             self._verified.add(key[0])
             self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
         return self._streams[key]
