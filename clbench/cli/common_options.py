@@ -1,4 +1,4 @@
-"""Options that several commands take: the recipe, and plugins that are files."""
+"""Options that several commands take: the recipe, how samples arrive, and plugins that are files."""
 
 from __future__ import annotations
 
@@ -61,6 +61,27 @@ RECIPE = (
     click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
                  "[default: auto]"),
 )
+
+
+ARRIVAL = (
+    click.option("--blur", type=float, metavar="SHARE", help="Share of each task's training samples that arrives "
+                 "during the other tasks (docs/arrival.md).  [default: 0]"),
+    click.option("--repeat", type=float, metavar="P", help="Probability with which a class returns in each later "
+                 "task.  [default: 0]"),
+    click.option("--imbalance", type=float, metavar="RATIO", help="Long tail: how many times more training samples "
+                 "the most frequent class keeps than the rarest.  [default: 1]"),
+    click.option("--boundaries", metavar="given|hidden", help="Hidden: methods get the stream as one task, in one "
+                 "pass, and are not told where tasks end.  [default: given]"),
+    click.option("--online", is_flag=True, default=None, help="One pass in batches of 10: --epochs 1 --batch-size 10, "
+                 "where these are not given."),
+)
+
+
+def arrival_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how training samples arrive."""
+    for option in reversed(ARRIVAL):
+        command = option(command)
+    return command
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,7 +72,7 @@ def grouped(command: click.Command, context: click.Context) -> dict[str, list[cl
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
     from clbench.experiment.spec import Recipe
 
-    how, where = {*Recipe.model_fields}, {*ExecutionSettings.model_fields} | RUNS
+    how, where = {*Recipe.model_fields, "online"}, {*ExecutionSettings.model_fields} | RUNS
     groups: dict[str, list[click.Option]] = {WHAT: [], HOW: [], WHERE: []}
     options = [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
     if len(options) <= ONE_LIST:

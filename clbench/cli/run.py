@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import methods_option, model_option, plugin_option, recipe_options, stale_options
+from clbench.cli.common_options import (
+    arrival_options,
+    methods_option,
+    model_option,
+    plugin_option,
+    recipe_options,
+    stale_options,
+)
 from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_options
 from clbench.cli.help import Command
@@ -47,6 +54,7 @@ EXAMPLES = (
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
 @click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
               "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
+@arrival_options
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="An option of every method of that name or label; repeatable. Several values, as in "

@@ -34,6 +34,11 @@ class StrategyInfo:
     `recipe` is what its paper or reference code trained by, without the budget: `{"optimizer": "adam", "lr": 0.03}`. It
     is used where somebody asks for it (`recipe = "published"`), never by default.
 
+    `task_free` says that the method learns from batches as they pass and needs neither the ends of tasks nor
+    `Task.train`, so that it can be run with hidden boundaries; where some of its options do need them, the options
+    class says so (`Options.needs_boundaries`). `parts_per_task` says that it has a part for each task (adapters,
+    columns, heads, prompts), so that classes that arrive in several tasks (blur, repeat) make no sense to it.
+
     `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
     strategy has exported to the trial's folder (`clbench.load_model`).
     """
@@ -50,6 +55,8 @@ class StrategyInfo:
     layer_rows: Sequence[tuple[str, str]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     load_model: str | Callable[..., Any] = ""
+    task_free: bool = False
+    parts_per_task: bool = False
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 

@@ -114,6 +114,11 @@ class Options(Strict):
         """
         return self
 
+    @property
+    def needs_boundaries(self) -> str:
+        """Return why these options need to be told where tasks end, of a method that else need not (`task_free`)."""
+        return ""
+
 
 def scalars(options: type[Options]) -> list[str]:
     """Return the names of the options that are declared as `Scalar`."""

@@ -35,18 +35,26 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
 
     Layers are initialised from torch's generator; random transforms of a data set may use any of the three.
     """
-    import numpy as np
     import torch
 
-    number, before = derive(seed, *axes), state()
+    before = state()
     with torch.random.fork_rng():  # which covers accelerators too
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        torch.manual_seed(number)
+        reseed(seed, *axes)
         try:
             yield
         finally:
             restore(before)
+
+
+def reseed(seed: int, *axes: str | int) -> None:
+    """Seed the global generators of Python, NumPy and torch for an axis, inside a `scope`."""
+    import numpy as np
+    import torch
+
+    number = derive(seed, *axes)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
 
 
 class Course(AbstractContextManager[None]):

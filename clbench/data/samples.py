@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.core.moved import OldNames, Renamed
 
 
@@ -162,6 +163,29 @@ class HostSamples(Samples):
         """Yield the samples in order, `size` at a time, on the device."""
         for x, y, tasks in zip(*(torch.split(c, size) for c in (self.host, self.y, self.tasks)), strict=True):
             yield Samples(send(x, y.device), y, tasks)
+
+
+class UnseenSamples(Samples):
+    """The samples of a stream whose boundaries are hidden: they pass in batches, and cannot be had at once."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+
+    def __len__(self) -> int:
+        """Refuse."""
+        raise SpecError(HIDDEN)
+
+    @property
+    def x(self) -> Tensor:
+        """Refuse."""
+        raise SpecError(HIDDEN)
+
+    y = tasks = x
+
+
+HIDDEN = ("boundaries are hidden, so Task.train cannot be had: the method must learn from batches as they pass "
+          "(augment_batch), or not be declared task_free")
+UNSEEN = UnseenSamples()
 
 
 class StochasticSamples(Samples):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -15,92 +14,44 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.errors import DataError
-from clbench.core.pretrained import Interpolation
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
 from clbench.data.augmentation import AUGMENTATIONS, Augmentation
+from clbench.data.prepare import Prepare
 from clbench.data.raw import RawStream, Split, hold_out
-from clbench.data.resizing import resize
 from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, StochasticSamples, permute
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.trial import Resolved
 
-CHANNEL_AXIS = 1
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
-IMAGE_DIMS = 4
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Turns raw samples into inputs of the model: uint8 -> [0, 1], resized, then (x - mean) / std per channel.
-
-    Tokens (`clbench.core.tokens`) are inputs already.
-
-    Args:
-        mean: one number per channel (axis 1), or none.
-        std: likewise.
-        size: pixels along each side to which images are resized; None: they are left as they are.
-        interpolation: by which.
-        antialias: see `Preprocessing`.
-        channels: to which the channel of grey images is repeated; None: it is not.
-    """
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    size: int | None = None
-    interpolation: Interpolation = "bicubic"
-    antialias: bool = True
-    channels: int | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is.
-
-        Of tokens it returns these, int32 [N, L].
-        """
-        if tokens.is_text(x):
-            return x
-        image = x.dtype == torch.uint8
-        out = x.to(torch.float32)
-        if image:
-            out.div_(255)
-        if self.size is not None:
-            out = resize(out, self.size, self.interpolation, self.antialias)
-            out = out.clamp(0, 1) if image else out  # bicubic goes beyond
-        if self.channels is not None:
-            out = out.expand(-1, self.channels, -1, -1)
-        if self.mean:
-            mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
-            own = out is not x and self.channels is None and self.size is None  # new memory costs more than arithmetic
-            out = (out.sub_(mean) if own else out - mean).div_(std)
-        if x.ndim != IMAGE_DIMS:
-            return out
-        # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which
-        # vmap does not support.
-        return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
-@functools.cache
-def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
-    """Return a single number, or numbers shaped to broadcast along the channels of a tensor with `dims` dimensions.
-
-    The tensor is made once, since sending it waits for the device.
-    """
-    if len(values) == 1:
-        return values[0]
-    return torch.tensor(values, device=device).view(-1, *[1] * (dims - CHANNEL_AXIS - 1))
 
 
 @dataclass(frozen=True)
 class StreamTask:
     """One task: its classes (outputs of the model, in stream order), training and test samples (y are outputs).
 
-    `class_names` are those of `classes`, in their order; empty where they have none.
+    `class_names` are those of `classes`, in their order; empty where they have none. Where training samples arrive
+    otherwise than the benchmark has them (`clbench.data.arrival`), `met` are the classes that they have, with their
+    names; empty where these are `classes`.
     """
 
     classes: tuple[int, ...]
     train: Samples
     test: Samples
     class_names: tuple[str, ...] = ()
+    met: tuple[int, ...] = ()
+    met_names: tuple[str, ...] = ()
+
+    @property
+    def taught(self) -> tuple[int, ...]:
+        """Return the classes that its training samples have."""
+        return self.met or self.classes
+
+    @property
+    def taught_names(self) -> tuple[str, ...]:
+        """Return their names, in their order; empty where they have none."""
+        return self.met_names if self.met else self.class_names
 
 
 @dataclass(frozen=True)
@@ -141,6 +92,9 @@ class Stream:
         notes: how it was read.
         augment: augments training images; None for no augmentation.
         data: hash of the benchmark, before scenario and validation split.
+        arrivals: training samples that arrive during each task, by class, or where tasks share outputs by the task that
+            they are of; empty where they arrive as the benchmark has them.
+        hidden: whether a method gets it as one task (`clbench.training.streaming`).
     """
 
     tasks: tuple[StreamTask, ...]
@@ -151,11 +105,22 @@ class Stream:
     notes: tuple[str, ...]
     augment: Augmentation | None = None
     data: str = ""
+    arrivals: tuple[tuple[int, ...], ...] = ()
+    hidden: bool = False
 
     @property
     def is_text(self) -> bool:
         """Tell whether the samples are tokens."""
         return tokens.is_text(stored(self.tasks[0].train))
+
+    @property
+    def told_tasks(self) -> int:
+        """Return how many tasks a strategy is told that there are."""
+        return 1 if self.hidden else len(self.tasks)
+
+    def arrived(self, learned: int) -> list[int]:
+        """Return the outputs of the classes of which a sample has arrived in the first `learned` tasks."""
+        return sorted({c for task in self.tasks[:learned] for c in task.taught})
 
     @cached_property
     def tests(self) -> Tests:
@@ -208,7 +173,7 @@ def stored(samples: Samples) -> Tensor:
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,
-                validation: float = 0.0, verify: bool = False) -> Stream:
+                validation: float = 0.0, arrival: Arrival | None = None, verify: bool = False) -> Stream:
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
@@ -218,6 +183,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
         validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
+        arrival: how the training samples that are left arrive; None for as the benchmark has them.
         verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
 
     Raises:
@@ -225,6 +191,10 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     """
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+    if arrival is not None:
+        from clbench.data.arrival import arrive
+
+        stream = arrive(stream, arrival, scenario, seed, benchmark.name)
     return replace(stream, data=raw.digest)
 
 

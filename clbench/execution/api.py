@@ -67,8 +67,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
             epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio,
-            max_grad_norm, optimizer_state, precision. None leaves a setting, or one of the above, as the file or the
-            default has it.
+            max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
+            setting, or one of the above, as the file or the default has it.
 
     Returns:
         The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.

@@ -15,6 +15,7 @@ from typing import Any
 from clbench.core.errors import SpecError
 from clbench.core.options import Options, format_value
 from clbench.core.registry import Registry
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, Spec, build
 from clbench.experiment.trial import PlannedTrial, Resolved
@@ -154,6 +155,7 @@ def _taken_apart(planned: PlannedTrial, spec: Spec, registry: Registry) -> dict[
         options = _options(kind, resolved.name, registry).stored(resolved.options)
         found[kind, ""] = resolved.name
         found |= {(kind, name): getattr(options, name) for name in type(options).model_fields}
+    found |= {("arrival", name): getattr(trial.arrival, name) for name in Arrival.model_fields}
     recipe = trial.trained_by
     found[BUDGET] = (recipe.epochs, recipe.iterations)
     return found | {("recipe", name): getattr(recipe, name) for name in Recipe.model_fields
@@ -202,7 +204,8 @@ def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], fr
             for name in known if (kind, name) in own}}
     return {"benchmark": named["benchmark"], "model": named["model"], "methods": [named["method"]], "recipe": recipe,
             "scenario": [given["scenario", "name"]], "weights": given["weights", "name"],
-            "validation": given["validation", "share"]}
+            "validation": given["validation", "share"],
+            "arrival": {name: given["arrival", name] for name in Arrival.model_fields}}
 
 
 def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -> list[Factor]:

@@ -10,15 +10,19 @@ from clbench.core.errors import SpecError
 from clbench.core.options import format_value, parse_value
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
+BUDGET = ("epochs", "iterations", "batch_size")  # of a file, in place of which `--online` has its own
+
 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a file, overridden by `given`; None means not given.
 
-    `given` is flat: it has the keys of the recipe and of the execution settings beside the others. A budget in epochs
-    replaces one in iterations and vice versa. A method given by its bare name is the file's, with its options, where
-    the file has it.
+    `given` is flat: it has the keys of the recipe, of the arrival and of the execution settings beside the others. A
+    budget in epochs replaces one in iterations and vice versa, and `online` both, and the batch size. A method given by
+    its bare name is the file's, with its options, where the file has it.
     """
     out = dict(values)
+    if given.get("online") and isinstance(out.get("recipe"), Mapping):  # which a file's budget does not contradict
+        out["recipe"] = {k: v for k, v in out["recipe"].items() if k not in BUDGET}
     for key, value in given.items():
         if value is None:
             continue

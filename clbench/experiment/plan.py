@@ -11,6 +11,7 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.search import Searched
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
@@ -49,6 +50,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             for (m, swept, found), own in zip(methods, recipes, strict=True) if found]
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
+    problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
     problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
                  'it out, or give the method scenario = ["class"]' for m, _, found in methods
                  if found and (chosen := _chosen_outputs(found[1])) for s in scenarios if s != "class" and m.runs_in(s)]
@@ -56,15 +58,18 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
     network = network_of(model[0], inputs, side) if model and known_weights else None
-    resolved = [(m, label, found[0], own, Resolved(
-        name=m.name, options=found[1].settled(known_weights, network).model_dump()),
+    complete = [found and (found[0], found[1], found[1].settled(known_weights, network)) for _, _, found in methods]
+    refuse_for_arrival(spec.arrival, [(label, found[0], found[2], own) for (_, label), found, own in
+                                      zip(rows, complete, recipes, strict=True) if found])
+    resolved = [(m, label, found[0], own, Resolved(name=m.name, options=found[2].model_dump()),
                  {scenario: _searched(spec, m, scenario, found[1]) for scenario in scenarios})
-                for (m, label), (_, _, found), own in zip(rows, methods, recipes, strict=True) if found]
+                for (m, label), found, own in zip(rows, complete, recipes, strict=True) if found]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
                            scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
                            weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=own,
-                           method=method, seed=seed, validation=spec.validation),
+                           method=method, seed=seed, validation=spec.validation,
+                           arrival=spec.arrival),
                      label, isinstance(info, StrategyInfo) and info.reference, _family(info, method, own),
                      searched[scenario])
         for scenario in scenarios
@@ -83,6 +88,22 @@ def _chosen_outputs(options: opt.Options) -> str:
     """Return what competes in training where the options say otherwise than the method's paper, else nothing."""
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
     return chosen if field is not None and chosen is not None and chosen != field.default else ""
+
+
+def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]]) -> None:
+    """Check that methods can learn from samples that arrive so: label, declaration, options and own recipe of each.
+
+    Raises:
+        SpecError: some cannot; a line for each.
+    """
+    problems = []
+    for label, info, options, own in rows:
+        reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
+        problems.append(arrival.method_problem(label, reason, info.parts_per_task))
+        if arrival.hidden and (own.get("iterations") or own.get("epochs", 1) != 1):
+            problems.append(f"method {label!r}: boundaries = hidden is one pass; leave the budget out of its recipe")
+    if any(problems):
+        raise SpecError("\n".join(filter(None, problems)))
 
 
 def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:

@@ -21,6 +21,7 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE, Strict, parse_named, recipe_options, shown
 from clbench.core.scenario import Scenario
+from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
 
@@ -184,6 +185,8 @@ class Spec(Strict):
     model: Named = Named(name="mlp")
     weights: str | None = None
     recipe: Recipe = Recipe()
+    arrival: Arrival = Arrival()
+    online: bool = False  # one pass in batches of 10: what it sets is in recipe and execution
     execution: ExecutionSettings = ExecutionSettings()
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
@@ -191,6 +194,12 @@ class Spec(Strict):
     validation: float = Field(0.0, ge=0, lt=1)  # share of the training samples that stands in for the test set
     tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
     tuning: tuple[Search, ...] = ()  # where the methods' options come from; nothing here changes a run
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_pass(cls, values: Any) -> Any:
+        """Complete what `online` and hidden boundaries say of the recipe."""
+        return settle(values) if isinstance(values, Mapping) else values
 
     @field_validator("seeds", "scenario")
     @classmethod
@@ -205,7 +214,7 @@ class Spec(Strict):
 ELSEWHERE = {"learning_rate": "lr", "n_epochs": "epochs", "num_train_epochs": "epochs", "train_epochs": "epochs",
              "max_steps": "iterations", "train_mb_size": "batch_size", "optim": "optimizer", "dataset": "benchmark",
              "strategies": "methods"}  # names of keys in other toolkits
-TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "execution": ExecutionSettings}
+TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "arrival": Arrival, "execution": ExecutionSettings}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from clbench.core import options as opt
 from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.search import Searched
 from clbench.experiment.spec import Recipe
 
@@ -64,6 +65,15 @@ class Trial(BaseModel):
     method: Resolved
     seed: int
     validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
+    arrival: Arrival = Arrival()  # how its training samples arrive
+
+    @model_serializer(mode="wrap")
+    def _without_arrival(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out how samples arrive where that is as it always was, so that keys and records stay the same."""
+        written: dict[str, Any] = write(self)
+        if self.arrival == Arrival():
+            written.pop("arrival", None)
+        return written
 
     @property
     def key(self) -> str:
@@ -98,7 +108,8 @@ class Trial(BaseModel):
     def setting(self) -> tuple[str, ...]:
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
-                self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""))
+                self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""),
+                str(self.arrival))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
+from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.learning import unlearned
@@ -28,6 +29,7 @@ from clbench.report.columns import (
     fewest,
     mark,
 )
+from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
@@ -54,7 +56,7 @@ def _section(setting: Setting, slug: str) -> Section:
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     trial = records[0].trial
     results = tuple(m.result for m in methods)
-    named = named_tasks(records)
+    named, arriving = named_tasks(records), arrivals(records)
     verdicts, comparisons = compare_with_best(setting)
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
@@ -65,11 +67,12 @@ def _section(setting: Setting, slug: str) -> Section:
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
-                      f"{notes.recipe(trial.recipe)}, "
-                      f"seeds {listed(list(seeds))}"
+                      f"{notes.recipe(trial.recipe, trial.arrival)}, "
+                      + (f"{trial.arrival}, " if str(trial.arrival) else "")
+                      + f"seeds {listed(list(seeds))}"
                       + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
-        details=(metrics, costs, *by_role),
+        details=(metrics, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -78,10 +81,12 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=section_figures(setting.title, slug, points, results),
+        figures=(*section_figures(setting.title, slug, points, results),
+                 *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
         comparisons=comparisons,
+        arrivals=arriving,
         task_classes=named.hints if named else (),
     )
 

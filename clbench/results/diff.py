@@ -70,8 +70,8 @@ def differences(before: Record, after: Record) -> Iterator[str]:
 def setting(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each part of two trials' settings and methods that differs; seeds are left aside."""
     old, new = (r.trial.model_dump(mode="json", exclude={"seed": True, "weights": {"path"}}) for r in (before, after))
-    for name in old:
-        a, b = _flat(old[name]), _flat(new[name])
+    for name in dict.fromkeys([*old, *new]):
+        a, b = (_flat(of.get(name, {})) for of in (old, new))
         for part in dict.fromkeys([*a, *b]):
             yield from _plain(name + part, a.get(part, "absent"), b.get(part, "absent"))
 

@@ -36,7 +36,7 @@ class RecordPart(BaseModel):
 class StreamFacts(RecordPart):
     """The stream a trial ran on."""
 
-    LATER = ("data", "class_names", "mean", "std")
+    LATER = ("data", "class_names", "mean", "std", "arrivals")
 
     classes: list[list[int]]  # of each task, as outputs of the model
     train_samples: list[int]  # of each task
@@ -48,6 +48,9 @@ class StreamFacts(RecordPart):
     class_names: list[list[str]] = []  # of `classes`, in their order; empty where they have none
     mean: list[float] = []  # of each column of rows that are standardised, else empty: subtracted from the inputs
     std: list[float] = []  # likewise: by which they are then divided
+    # [arriving task][class, as output; in scenario domain original task]: training samples, where they arrive otherwise
+    # than the benchmark has them, else empty.
+    arrivals: list[list[int]] = []
 
     @model_validator(mode="after")
     def _named(self) -> StreamFacts:

@@ -5,6 +5,7 @@ data order, the optimiser, the budget, the evaluation and the clock. For each ta
 
     before_task(task)                       grow, freeze, reset; what is trained is what requires_grad
     for each step:
+        observe(batch)                      with hidden boundaries only: learn as samples pass
         batch = augment_batch(batch)        outside the pure part: replay, random draws from world.generator
         loss(batch)                         pure in parameters, buffers and batch
         edit_gradients(gradients)           projections and the like
@@ -48,6 +49,7 @@ class World:
     pretrained: bool = False  # whether the model came with weights
     prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
     is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
+    boundaries: bool = True  # whether it is told where tasks end; if not, the stream is one task without `Task.train`
 
     @property
     def task_given(self) -> bool:
@@ -198,6 +200,12 @@ class Strategy(OldNames, nn.Module):
     def training_samples(self, task: Task) -> Samples:
         """Return the samples that the task's batches are drawn from. Default: the task's own."""
         return task.train
+
+    def observe(self, batch: Batch) -> None:
+        """Learn from new samples, raw, as they pass; before `augment_batch`, where boundaries are hidden only.
+
+        There it takes the place of what `after_task` does with `Task.train`, which cannot be had. Default: nothing.
+        """
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch to train on: the stateful or random part of a step, on raw inputs. Default: unchanged."""

@@ -21,6 +21,12 @@ class OutputsOptions(Options):
 
     outputs: Outputs = Field("seen", description=MEANING)
 
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the classes of the task at hand are those of a task."""
+        return ("outputs = own are those of the task at hand; choose outputs = seen" if self.outputs == "own"
+                else super().needs_boundaries)
+
 
 class FixedOutputsOptions(Options):
     """The same for a method whose loss says itself what competes: another value is an error."""

@@ -50,6 +50,12 @@ class StartOptions(Options):
         chosen: Base = "pretrained" if pretrained else "task1"
         return self.model_copy(update={"base": chosen}) if self.base == "auto" else self
 
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that a base that the first task trains must be told where that ends: else it would be joint."""
+        own = "base = task1 trains the base on the first task; choose base = pretrained or random"
+        return own if self.base == "task1" else super().needs_boundaries
+
     def phases(self, task: int) -> int:
         """Return the number of phases of a task: two for the first with `task1` (the shared part first), else one."""
         return 2 if self.base == "task1" and task == 0 else 1

@@ -30,6 +30,7 @@ from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
 from clbench.results.records import Costs, Timings
 from clbench.strategy.base import Batch, Strategy
+from clbench.testing.hidden import check_task_free
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate
@@ -235,6 +236,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "trains": check_trains,
     "checkpoint": check_checkpoint,
     "learning-rates": check_learning_rates,
+    "task-free": check_task_free,
 }
 
 
@@ -248,7 +250,7 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    CHECKS[name](lambda scenario, seed=0: bench(info, options or {}, scenario, seed))
+    CHECKS[name](lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

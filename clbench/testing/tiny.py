@@ -16,18 +16,19 @@ from clbench.core.entry_points import resolve
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
 from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.network import Network
 from clbench.models.resnet import resnet18, resnet20
 from clbench.models.vit import vit
-from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, Task
 from clbench.training.lifecycle import Learner, learn_task
 from clbench.training.trainer import Trainer
-from clbench.training.trials.building import channels_last
+from clbench.training.trials.building import channels_last, world_of
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
@@ -56,6 +57,7 @@ class Bench:
     stream: Stream
     scenario: Scenario
     seed: int = 0
+    task_free: bool = False  # whether the method is declared so
 
     @property
     def learner(self) -> Learner:
@@ -95,22 +97,21 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
-          model: str | None = None) -> Bench:
-    """Return a strategy, untrained, on the tiny stream and a model of `MODELS`; the one it declares unless named.
+          model: str | None = None, stream: Stream | None = None) -> Bench:
+    """Return a strategy, untrained, on the tiny stream or another and a model of `MODELS`; its own unless named.
 
     The model's weights lie as they do in a run.
     """
-    stream = tiny_stream(scenario)
+    stream = stream or tiny_stream(scenario)
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
         network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes))
-    world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
-                  prepare=stream.prepare)
+    world = world_of(stream, scenario, seed, pretrained=False)
     with seeds.scope(seed, "strategy"):
         strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
-    return Bench(strategy, stream, scenario, seed)
+    return Bench(strategy, stream, scenario, seed, info.task_free)
 
 
 Make = Callable[..., Bench]

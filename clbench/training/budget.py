@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
@@ -35,6 +36,11 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
     if not all(part > 0 for part in parts):
         raise ValueError(f"{steps} steps cannot be split into {len(parts)} phases; give the task a larger budget")
     return [Phase(number, part, recipe.lr) for number, part in enumerate(parts)]
+
+
+def whole_phase(recipe: Recipe, stream: Stream) -> Phase:
+    """Return the one phase that a stream with hidden boundaries is."""
+    return Phase(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
 
 
 def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:

@@ -63,6 +63,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)
     for index in range(len(classes)):
         offered[index, rules.at_test(classes, index, learned)] = True
+    if rules.seen_compete:
+        offered[:, stream.arrived(learned)] = True
     offered = offered.to(device)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from clbench.core import seeds
 from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
+from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
-from clbench.training.budget import phases_of, steps_of
+from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.flops import FlopCount
 
 
@@ -42,15 +43,26 @@ class Learner:
     seed: int
 
     def task(self, index: int) -> Task:
-        """Return a task as the strategy sees it."""
+        """Return a task as the strategy sees it; where boundaries are hidden, the one task that the stream is."""
+        if self.stream.hidden:
+            return Task(0, tuple(range(self.stream.classes)), UNSEEN)
         known = self.stream.tasks[index]
-        return Task(index, known.classes, known.train, known.class_names)
+        return Task(index, known.taught, known.train, known.taught_names)
 
     def begin(self, index: int) -> Task:
-        """Activate the outputs of a task, call `before_task`, and return the task."""
+        """Activate the outputs of a task, call `before_task`, and return the task.
+
+        Where boundaries are hidden, it begins once, and outputs become active with their first samples
+        (`clbench.training.streaming`) unless all tasks share them.
+        """
         rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
-        for rows, outputs in rules.in_loss([t.classes for t in self.stream.tasks], index, self.strategy.activated):
-            self.strategy.active[rows.start:rows.stop, outputs] = True
+        if self.stream.hidden and index:
+            return task
+        if self.stream.hidden:
+            self.strategy.active.fill_(rules.shared_outputs)
+        else:
+            for rows, outputs in rules.in_loss([t.taught for t in self.stream.tasks], index, self.strategy.activated):
+                self.strategy.active[rows.start:rows.stop, outputs] = True
         with seeds.scope(self.seed, "strategy", index):
             self.strategy.before_task(task)
         return task
@@ -93,7 +105,8 @@ def learn_task(learners: Sequence[Learner], index: int, fit: Callable[[list[Task
     for learner, task, result, count in zip(learners, tasks, trained, counts, strict=True):
         if result.diverged is None:
             with count:
-                learner.finish(task)
+                if not learner.stream.hidden or index + 1 == len(learner.stream.tasks):
+                    learner.finish(task)
             result.steps += learner.strategy.extra_steps
         result.flops += count.total
     return trained
@@ -104,6 +117,12 @@ def retrace(learner: Learner, learned: int, recipe: Recipe) -> None:
 
     What it remembers is loaded afterwards, from a checkpoint.
     """
+    if learner.stream.hidden:
+        task = learner.begin(0)
+        with learner.training(0):
+            if learner.strategy.phases(task):
+                learner.strategy.before_phase(task, whole_phase(recipe, learner.stream))
+        return
     for index in range(learned):
         task = learner.begin(index)
         with learner.training(index):

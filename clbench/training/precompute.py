@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clbench.core import tokens
+from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples
-from clbench.data.stream import IMAGE_DIMS
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy
 from clbench.training.flops import FlopCount

@@ -1,25 +1,20 @@
 """FLOPs of training steps: counted at one step of each kind, times the number of such steps.
 
-Steps of a phase are of one kind if their batches have the same shape. What a member of a stack computes is what it
-would compute alone, and a compiled loss counts as the uncompiled one: there the loss of the first member is run once
-more, by itself, for each kind of step. Outputs of frozen modules that are looked up (`clbench.training.lookup`) are
-counted where their tables are made, in the first step (tables that prove useless are our trial, and no method's cost);
-a stack counts as if it looked them up too.
+Steps of a phase are of one kind if their batches have the same shape; where gradients are edited, the strategy's own
+buffers too. What a member of a stack computes is what it would compute alone, and a compiled loss counts as the
+uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. Outputs of frozen
+modules that are looked up (`clbench.training.lookup`) are counted where their tables are made, in the first step
+(tables that prove useless are our trial, and no method's cost); a stack counts as if it looked them up too.
 
 What draws replay (`augment_batch`) can compute more or less from step to step. There the calls of modules are told
 apart by the shapes of their arguments, the rest by the sizes of the strategy's own buffers.
-
-A strategy with a loop of its own shows no more of its steps than the batches that it asks for (`LoopFlops`).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -34,8 +29,6 @@ from clbench.training.flops import FlopCount
 from clbench.training.lookup import CachedSamples
 from clbench.training.precompute import TrainingInputs, with_lookups
 from clbench.training.stacking import Engine, Loss
-
-EVERY = 17  # of the steps of a strategy's own loop one in so many is counted; prime, so that it falls on no rhythm
 
 
 class PhaseFlops:
@@ -52,6 +45,7 @@ class PhaseFlops:
         self.totals = [given.flops] * len(strategies)
         self.strategies = strategies
         self.augments = type(strategies[0]).augment_batch is not Strategy.augment_batch
+        self.edits = type(strategies[0]).edit_gradients is not Strategy.edit_gradients
         in_place = len(strategies) == 1 and not compiled
         self.alone = None if in_place else Alone(strategies[0], given, batch_size)
         self.samples = given.samples[0]
@@ -85,7 +79,8 @@ class PhaseFlops:
         return known is not None
 
     def _kind(self, batches: Sequence[Batch]) -> Hashable:
-        return batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps
+        sizes = sizes_of(self.strategies[0]) if self.edits else ()
+        return batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps, sizes
 
     def _add(self, flops: Sequence[int]) -> None:
         self.totals = [total + more for total, more in zip(self.totals, flops, strict=True)]
@@ -101,6 +96,11 @@ class PhaseFlops:
         with counted_edits(self.strategies) as counts:
             losses = engine.step(batches)
         return losses, [loss + count.total for count in counts]
+
+
+def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
+    """Return the shapes of a strategy's own buffers."""
+    return tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
 
 
 def wasted_flops(samples: Samples) -> int:
@@ -180,8 +180,7 @@ class Draws:
 
     def augment(self, strategy: Strategy, batch: Batch) -> tuple[Batch, int]:
         """Return what `augment_batch` makes of a batch, and its FLOPs."""
-        sizes = tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
-        kind = (len(batch.y), batch.first_pass, sizes)
+        kind = (len(batch.y), batch.first_pass, sizes_of(strategy))
         rest = self.rest.get(kind)
         with ModuleCalls(self.modules) as calls:
             if rest is not None:
@@ -233,71 +232,3 @@ class ModuleCalls:
             self.known[self.kind] = self.count.total
             self.count = None
         self.total += self.known[self.kind]
-
-
-class LoopFlops:
-    """The FLOPs of a strategy's own loop (`Strategy.fit`).
-
-    From one batch that it asks for to the next is a step. Counted are what comes before the first, the first of each
-    size, one in `EVERY`, and the last of the budget with all that follows it; a step that is not counted costs the
-    mean of those of its size that are. A loop that asks for its batches beforehand is so counted whole.
-
-    Args:
-        following: gives the indices of the next batch.
-        steps: how many batches the budget has.
-    """
-
-    def __init__(self, following: Callable[[], Tensor], steps: int) -> None:
-        self._following = following
-        self.steps = steps
-        self.taken = 0
-        self.count: FlopCount | None = None
-        self.size: int | None = None  # of the batch of the step at hand; None outside the steps
-        self.outside = 0
-        self.counted: defaultdict[int, list[int]] = defaultdict(list)  # FLOPs of steps, by size
-        self.skipped: Counter[int] = Counter()
-
-    def __enter__(self) -> LoopFlops:
-        """Begin before the first step."""
-        self._begin()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        """End the last step."""
-        self._end()
-
-    def following(self) -> Tensor:
-        """Return the indices of the next batch: the next step begins, unless the budget is spent."""
-        if self.taken >= self.steps:
-            return self._following()  # a loader that reads ahead; no step follows
-        self._end()
-        index = self._following()
-        self.taken += 1
-        size = len(index)
-        self.size = size if self.taken != self.steps else None
-        if self.size is None or size not in self.counted or self.taken % EVERY == 0:
-            self._begin()
-        return index
-
-    @property
-    def total(self) -> int:
-        """Return the FLOPs of all steps and of what is outside them."""
-        uncounted = sum(Fraction(sum(self.counted[size]), len(self.counted[size])) * times
-                        for size, times in self.skipped.items())
-        return self.outside + sum(map(sum, self.counted.values())) + round(uncounted)
-
-    def _begin(self) -> None:
-        self.count = FlopCount().start()
-
-    def _end(self) -> None:
-        if self.count is None:
-            assert self.size is not None
-            self.skipped[self.size] += 1
-            return
-        self.count.stop()
-        if self.size is None:
-            self.outside += self.count.total
-        else:
-            self.counted[self.size].append(self.count.total)
-        self.count = None

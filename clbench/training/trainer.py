@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds, tokens
 from clbench.core.device import send
@@ -22,11 +23,12 @@ from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
+from clbench.training.loop_flops import LoopFlops
 from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
-from clbench.training.step_flops import LoopFlops, PhaseFlops
+from clbench.training.step_flops import PhaseFlops
 
 
 class Order:
@@ -71,7 +73,10 @@ class Order:
 
     def ready(self, strategy: Strategy, samples: Samples, count: PhaseFlops | None = None) -> Batch:
         """Return the next batch of raw samples, augmented and prepared: what `strategy.loss` is given."""
-        batch = self.batch(samples)
+        return self.prepared(strategy, self.batch(samples), count)
+
+    def prepared(self, strategy: Strategy, batch: Batch, count: PhaseFlops | None) -> Batch:
+        """Return a raw batch, augmented and prepared."""
         new = len(batch.y)
         batch = count.augment(strategy, batch) if count is not None else strategy.augment_batch(batch)
         x = batch.x
@@ -155,14 +160,8 @@ class Trainer:
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, phase.steps) as ready):
-                for step in range(done, done + phase.steps):
-                    losses.append(count.step(engine, self._shortened([
-                        o.batch(part) if given.prepared else o.ready(strategy, part, count)
-                        for strategy, o, part in zip(self.strategies, order, ready, strict=True)])))
-                    if schedule is not None:
-                        schedule.step()
-                    if self._hopeless(losses, step):
-                        break
+                self._take_steps(range(done, done + phase.steps), engine, count, order, ready, given.prepared, schedule,
+                                 losses)
             done += phase.steps
             engine.close()
             for spent, total in zip(flops, count.totals, strict=True):
@@ -170,6 +169,19 @@ class Trainer:
         last = phases[-1].steps
         return [Trained(steps, most, diverged(column, tasks[0].index), spent.total, last_tenths(column, last))
                 for column, spent in zip(on_host(torch.stack(losses)).unbind(1), flops, strict=True)]
+
+    def _take_steps(self, steps: range, engine: Engine, count: PhaseFlops, order: Sequence[Order],
+                    samples: Sequence[Samples], prepared: bool, schedule: LRScheduler | None,
+                    losses: list[Tensor]) -> None:
+        """Take steps, numbered within the task, and append the losses [S] of each; none after all have diverged."""
+        for step in steps:
+            losses.append(count.step(engine, self._shortened([
+                o.batch(part) if prepared else o.ready(strategy, part, count)
+                for strategy, o, part in zip(self.strategies, order, samples, strict=True)])))
+            if schedule is not None:
+                schedule.step()
+            if self._hopeless(losses, step):
+                break
 
     def _shortened(self, batches: list[Batch]) -> list[Batch]:
         """Return batches of text cut off behind the longest sample of all members, others as they are."""

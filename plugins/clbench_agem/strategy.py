@@ -6,6 +6,9 @@ g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one pe
 The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
 gradient wants; classes share it equally, like the paper's ring buffers of equal size. Samples of the memory are not
 augmented. Mammoth offers its reservoir one random batch of each task instead, when the task ends.
+
+Where boundaries are hidden, the memory is offered samples as they pass, in every step, after the step's reference has
+been drawn: that is then of the whole stream up to the batch, the task at hand included.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
+from clbench import Batch, Network, Options, Samples, Task, World
 from clbench.strategy.replay import ReplayMemory
 from clbench_agem import AGEMOptions
 
@@ -23,18 +26,30 @@ class AGEM(ReplayMemory):
     """Fine-tuning with projected gradients."""
 
     options: AGEMOptions
+    drawn_x: Tensor
+    drawn_y: Tensor
+    drawn_tasks: Tensor
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or AGEMOptions()
         assert isinstance(options, AGEMOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        for name in ("x", "y", "tasks"):  # of the step at hand, where boundaries are hidden
+            self.register_buffer(f"drawn_{name}", getattr(self.memory, name).clone(), persistent=False)
+
+    def observe(self, batch: Batch) -> None:
+        """Draw the step's reference, and then offer the batch to the memory."""
+        drawn = self.sample(self.options.samples)
+        self.drawn_x, self.drawn_y, self.drawn_tasks = drawn.x, drawn.y, drawn.tasks
+        self.offer(Samples(batch.x, batch.y, batch.tasks))
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients projected onto the half-space where the memory's loss does not rise."""
-        if not len(self.memory_y):
+        drawn = (self.sample(self.options.samples) if self.world.boundaries
+                 else Samples(self.drawn_x, self.drawn_y, self.drawn_tasks))
+        if not len(drawn):
             return gradients
-        drawn = self.sample(self.options.samples)
         with torch.enable_grad():
             logits = self(self.world.prepare(drawn.x))
             loss = F.cross_entropy(self.mask(logits, drawn.tasks, len(drawn)), drawn.y)
@@ -44,8 +59,9 @@ class AGEM(ReplayMemory):
         return project(gradients, reference)
 
     def after_task(self, task: Task) -> None:
-        """Offer the task's samples to the memory."""
-        self.offer(task.train)
+        """Offer the task's samples to the memory, if it has not been offered them as they passed."""
+        if self.world.boundaries:
+            self.offer(task.train)
 
 
 def project(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:

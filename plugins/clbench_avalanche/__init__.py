@@ -64,5 +64,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
         del reasons["GEM"]
     target = "clbench_avalanche.load:Avalanche"
     usable = [StrategyInfo(f"avalanche:{options.strategy}", target, f"Avalanche's: {summary}", options, PAPER,
-                           options.strategy in REFERENCES) for options, summary in found]
+                           options.strategy in REFERENCES, parts_per_task=options is o.PNNStrategyOptions)
+              for options, summary in found]
     return [*usable, *(StrategyInfo(f"avalanche:{name}", target, "", unavailable=why) for name, why in reasons.items())]

@@ -52,4 +52,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "base frozen; adapters per task; prototypes in the features of all of them, missing ones from "
                          "similar classes", EASEOptions, "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
-                                                    "weight_decay": 5e-4, "schedule": "cosine"}),)
+                                                    "weight_decay": 5e-4, "schedule": "cosine"},
+                         parts_per_task=True),)

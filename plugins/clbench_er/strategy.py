@@ -5,7 +5,8 @@ offer the new samples to the memory. Each sample is offered once however many ep
 they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.strategy.replay.
 
 With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
-replayed in the first task, and none of the task at hand in any.
+replayed in the first task, and none of the task at hand in any. Where boundaries are hidden, it is offered them in
+every step all the same: else it would be `naive`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class ER(ReplayMemory):
         options = options or EROptions()
         assert isinstance(options, ReplayOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        if options.update == "task" and not world.boundaries:
+            self.notes.append("update = task: boundaries are hidden, so samples are offered to the memory as they pass")
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
         extended = batch.extended(self.replay(batch)) if len(self.memory_y) else batch
-        if batch.first_pass and self.options.update == "step":
+        if batch.first_pass and self.as_they_pass:
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return extended
 
@@ -37,7 +40,12 @@ class ER(ReplayMemory):
         """Return the samples to replay with a raw batch. Default: as many as are new, at random."""
         return self.sample(len(batch.y))
 
+    @property
+    def as_they_pass(self) -> bool:
+        """Tell whether the memory is offered samples in every step: with hidden boundaries no task ends before all."""
+        return self.options.update == "step" or not self.world.boundaries
+
     def after_task(self, task: Task) -> None:
         """Offer all of the task's samples to the memory, if it has not been offered them one by one."""
-        if self.options.update == "task":
+        if not self.as_they_pass:
             self.offer(task.train)

@@ -17,4 +17,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at rank 0."""
     return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
                          "base frozen; per task a head and nothing else (linear probing, lora at rank 0)",
-                         FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),)),)
+                         FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),),
+                         parts_per_task=True),)

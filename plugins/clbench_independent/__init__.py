@@ -17,4 +17,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at full rank."""
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
                          "per task a full fine-tuned copy of the starting network (lora at full rank)",
-                         IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model"),)
+                         IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",
+                         parts_per_task=True),)

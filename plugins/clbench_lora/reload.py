@@ -15,8 +15,8 @@ from clbench.core import seeds
 from clbench.core.artifacts import BASE
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import Registry, discover
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare
 from clbench.strategy.per_task import TaskHead
 from clbench.training.trials.building import build_model, build_strategy, channels_last
 from clbench_lora.arithmetic import merged

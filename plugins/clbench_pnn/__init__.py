@@ -22,4 +22,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("pnn", "clbench_pnn.strategy:PNN",
                          "a new column per task, old ones frozen, nonlinear lateral adapters from all of them",
-                         PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671"),)
+                         PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671", parts_per_task=True),)

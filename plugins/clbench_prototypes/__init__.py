@@ -25,6 +25,11 @@ class AdaptOptions(StartOptions):
     both: bool = Field(False, description="features of the pretrained and of the adapted network side by side, as APER "
                        "has them: twice as many, for two passes")
 
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that adapters which the first task trains must be told where that ends."""
+        return "adapt = lora trains in the first task" if self.adapt == "lora" else super().needs_boundaries
+
     @model_validator(mode="after")
     def _adapts(self) -> AdaptOptions:
         """Refuse options of adapters where there are none."""
@@ -88,13 +93,14 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (
         StrategyInfo("ncm", "clbench_prototypes.ncm:NCM",
                      "base frozen; the nearest class mean of its features, no training after the first task",
-                     NCMOptions, "Mensink et al. 2013, TPAMI 35(11); Janson et al. 2022, arXiv 2210.04428"),
+                     NCMOptions, "Mensink et al. 2013, TPAMI 35(11); Janson et al. 2022, arXiv 2210.04428",
+                     task_free=True),
         StrategyInfo("simplecil", "clbench_prototypes.simplecil:SimpleCIL",
                      "base frozen; the cosine with the class means of its features, no training after the first task",
-                     SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338"),
+                     SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338", task_free=True),
         StrategyInfo("slda", "clbench_prototypes.slda:SLDA",
                      "base frozen; linear discriminant analysis of its features, with a running covariance",
-                     SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520"),
+                     SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520", task_free=True),
         StrategyInfo("ranpac", "clbench_prototypes.ranpac:RanPAC",
                      "base frozen; ridge regression on random nonlinear projections of its features", RanPACOptions,
                      "McDonnell et al. 2023, arXiv 2307.02251"),

@@ -19,6 +19,12 @@ stay beside the weights, which do not change, so that `both = true` has the feat
   that is the experiment's.
 - Their head in this session is the cosine times a learned number (`CosineLinear`), here the network's own. After the
   first task it answers for nothing but given tasks that are to come.
+
+Where boundaries are hidden (`ncm`, `simplecil` and `slda`, on a base that is given), batches are learned as they pass
+and the rule is fitted anew after each: in the end the sums are those of the same samples learned at once.
+
+Where boundaries are hidden (`ncm`, `simplecil`, `slda`, on a base that is given), batches are learned as they pass, and
+the rule is fitted anew after each: in the end the sums are those of the same samples learned at once.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ from clbench_lora.activation import activated
 from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
 
-from clbench import Network, Strategy, Task, World
+from clbench import Batch, Network, Samples, Strategy, Task, World
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import check_base
 from clbench_prototypes import AdaptOptions
@@ -137,11 +143,21 @@ class ClosedForm(Strategy, ABC):
         self.base_learns = self.adapters_learn = False
         self.model.requires_grad_(False)
         self.train(self.training)
+        if self.world.boundaries:
+            self.learn(task.train, task.index + 1)
+
+    @torch.no_grad()
+    def observe(self, batch: Batch) -> None:
+        """Learn a batch at once: sums need no task."""
+        self.learn(Samples(batch.x, batch.y, batch.tasks), 1)
+
+    def learn(self, samples: Samples, learned: int) -> None:
+        """Learn the features of raw samples, the last of so many tasks, and fit the rule anew."""
         with evaluating(self):
-            features = torch.cat([self.features(self.world.prepare(part.x)) for part in task.train.chunks(CHUNK)])
-        self.take_in(features, F.one_hot(task.train.y, self.world.classes).to(features.device, torch.float64))
+            features = torch.cat([self.features(self.world.prepare(part.x)) for part in samples.chunks(CHUNK)])
+        self.take_in(features, F.one_hot(samples.y, self.world.classes).to(features.device, torch.float64))
         self.refit()
-        self.learned = task.index + 1
+        self.learned = learned
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] by the rule, -inf for classes not met yet; or the network's own (see the class)."""

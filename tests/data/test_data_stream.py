@@ -13,8 +13,9 @@ from torchvision.transforms import Normalize
 from clbench.core.errors import DataError
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import discover
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, load_stream, present
+from clbench.data.stream import load_stream, present
 from clbench.experiment.trial import Resolved
 
 

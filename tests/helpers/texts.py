@@ -7,8 +7,9 @@ from clbench.core import options as opt
 from clbench.core import seeds, tokens
 from clbench.core.entry_points import resolve
 from clbench.core.scenario import scenario_rules
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.data.stream import Stream, StreamTask
 from clbench.models.hf_parts import Pool
 from clbench.models.network import Block, Ports, TokenNetwork
 from clbench.strategy.base import World

@@ -15,7 +15,8 @@ from clbench.strategy.base import Batch, Strategy
 from clbench.testing.checks import bench
 from clbench.training import evaluation, lifecycle, lookup, numerics, precompute, step_flops, trainer
 from clbench.training.flops import OWN, FlopCount
-from clbench.training.step_flops import EVERY, Draws, LoopFlops, PhaseFlops
+from clbench.training.loop_flops import EVERY, LoopFlops
+from clbench.training.step_flops import Draws, PhaseFlops
 from clbench.training.trials.runner import TrialRunner
 
 REGISTRY = discover()

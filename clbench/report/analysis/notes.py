@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.report.formatting import clean, listed
@@ -14,15 +15,17 @@ from clbench.results.records import Record
 Pairs = tuple[tuple[str, str], ...]
 
 
-def recipe(chosen: Recipe) -> str:
-    """Return a recipe in words."""
+def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
+    """Return a recipe in words, for samples that arrive so."""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
     warmup = f", warm-up {format_value(chosen.warmup_ratio)} of the steps" if chosen.warmup_ratio else ""
     clipped = f", gradients clipped to {format_value(chosen.max_grad_norm)}" if chosen.max_grad_norm else ""
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
+    told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+            if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}{warmup}{clipped}, "
-            f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+            + told
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
@@ -42,7 +45,7 @@ def title(record: Record) -> str:
     """Return the title of a record's section."""
     trial = record.trial
     return clean(f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
-                 + (", validation" if trial.validation else ""))
+                 + (f", {trial.arrival}" if str(trial.arrival) else "") + (", validation" if trial.validation else ""))
 
 
 def held_out(trial: Trial) -> str:
@@ -65,10 +68,12 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting that all records of a section share."""
     trial = records[0].trial
     pairs = [("benchmark", clean(trial.benchmark)), ("scenario", trial.scenario), ("model", clean(trial.model)),
-             ("pretrained weights", weights(trial.weights)), ("recipe", recipe(trial.recipe)),
+             ("pretrained weights", weights(trial.weights)), ("recipe", recipe(trial.recipe, trial.arrival)),
              ("seeds", listed(list(seeds)))]
     if trial.preprocessing:
         pairs.insert(4, ("trained with inputs", str(trial.preprocessing)))
+    if str(trial.arrival):
+        pairs.append(("arrival of training samples", f"{trial.arrival} (docs/arrival.md)"))
     if trial.validation:
         pairs.append(("accuracies on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)

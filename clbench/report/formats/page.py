@@ -106,10 +106,12 @@ def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look
         f"{id_}-forgetting": forgetting_per_task(results),
         f"{id_}-parameters": parameters_over_tasks(results),
         f"{id_}-seeds": accuracy_by_seed(results, section.seeds)}
+    if section.arrivals:
+        tables[f"{id_}-arrival"] = section.arrivals
     with_matrix = [r for r in results if _has_matrix(r)]
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result))
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
-    by_task = [(name, table, () if name.endswith("-seeds") else section.task_classes)
+    by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items()]
     return SectionView(id_, section, f"{id_}-comparison", _legend(results, looks), by_task, matrices,
                        _figures(id_, slug, section, tables, matrices) if with_matrix else [])
@@ -161,7 +163,7 @@ def _by_seed(result: Result) -> list[list[str]]:
 
 def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
-    accuracy, forgetting, parameters, seeds = tables
+    accuracy, forgetting, parameters, seeds, *arrival = tables
     comparison = section.comparison
     figures = [
         FigureView("lines", "Accuracy over tasks",
@@ -193,6 +195,9 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         "been trained on.",
         f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
         tuple(m.id for m in matrices), f"{slug}-R", wide=True))
+    data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
+    if data and arrival:
+        figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))
     return figures
 
 

@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clbench.core import files
+from clbench.core import files, seeds
 from clbench.core.entry_points import builder, package_of, resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
 from clbench.core.places import users_place
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
 from clbench.data.inputs import as_inputs
-from clbench.data.stream import IMAGE_DIMS, Stream
+from clbench.data.prepare import IMAGE_DIMS
+from clbench.data.stream import Stream
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
 from clbench.strategy.base import Strategy, World
+from clbench.strategy.per_task import PerTaskStrategy
 
 SHOWN = 200  # characters of a model's own error
 PATCH = re.compile(r"patch size \(?(\d+)")
@@ -153,6 +156,13 @@ def _as_planned(weights: Weights) -> Path:
     return Path(weights.path)
 
 
+def world_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> World:
+    """Return what a trial's strategy is told of its stream, with the generator of its seed."""
+    return World(classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
+                 generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
+                 is_text=stream.is_text, boundaries=not stream.hidden)
+
+
 def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:
     """Return a method's strategy, untrained, around a model.
 
@@ -165,6 +175,18 @@ def build_strategy(method: Resolved, model: Network, world: World, registry: Reg
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy
+
+
+def require_no_parts(trial: Trial, strategy: Strategy) -> None:
+    """Refuse a part for each task where classes arrive in several, of a method whose declaration does not have it.
+
+    Raises:
+        SpecError: the strategy has such parts.
+    """
+    if isinstance(strategy, PerTaskStrategy):
+        problem = trial.arrival.method_problem(trial.method.name, "", parts_per_task=True)
+        if problem:
+            raise SpecError(problem)
 
 
 def channels_last(model: Network) -> Network:

@@ -22,18 +22,20 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.augmentation import Augmentation
+from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import Prepare, Stream, StreamTask
+from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Strategy, Task, World
+from clbench.strategy.base import Strategy, Task
 from clbench.training.evaluation import batch_size
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner, Trained, learn_task
-from clbench.training.trials.building import build_model, build_strategy, check_model
+from clbench.training.streaming import in_one_task
+from clbench.training.trials.building import build_model, build_strategy, check_model, world_of
 from clbench.training.trials.costs import Footprint, measure, model_bytes, nbytes
-from clbench.training.trials.leading import lead_phases
+from clbench.training.trials.leading import lead_phases, observing_flops
 from clbench.training.trials.rehearsal import on_shapes, phase_flops
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
@@ -132,7 +134,7 @@ def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count
     tests = [(index, min(most, samples)) for index, samples in enumerate(known)]
     with on_shapes():
         found = lead(planned, stream, registry, planned.trial.weights is not None, spend, tests)
-    if found.train_flops is not None and len(found.train_flops) < len(stream.tasks):
+    if found.train_flops is not None and len(found.train_flops) < stream.told_tasks:
         found.train_flops = None
     return found
 
@@ -158,8 +160,9 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
         try:
             strategy = around(model, trial.method, stream, trial.scenario, pretrained, registry)
             found.remarks, found.keeps_less = strategy.notes, strategy.keeps_less
-            for index in range(len(stream.tasks)):
-                trained, = learn_task([Learner(strategy, stream, seed=0)], index,
+            led = in_one_task(stream) if stream.hidden else stream
+            for index in range(len(led.tasks)):
+                trained, = learn_task([Learner(strategy, led, seed=0)], index,
                                       lambda tasks: [spend(strategy, tasks[0], found)])
                 if found.train_flops is not None:
                     found.train_flops.append(trained.flops)
@@ -167,7 +170,7 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
             found.flops = round(mean(flops(strategy, index, size) for index, size in tests))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = len(found.kept)
-            found.note = f"cannot be counted without data after {done} of {len(stream.tasks)} tasks ({said(error)})"
+            found.note = f"cannot be counted without data after {done} of {stream.told_tasks} tasks ({said(error)})"
     return found
 
 
@@ -179,9 +182,7 @@ def said(error: Exception) -> str:
 def around(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
            registry: Registry) -> Strategy:
     """Return a method's strategy around a model of shapes."""
-    world = World(stream.classes, len(stream.tasks), scenario, stream.input_shape, seeds.generator(0, "strategy"),
-                  pretrained, stream.prepare, stream.is_text)
-    strategy = build_strategy(method, model, world, registry)
+    strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
     valued = [(module, name, buffer) for module in strategy.modules()
               for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
     strategy.to("meta")
@@ -210,7 +211,7 @@ def rehearse(strategy: Strategy, task: Task, found: Count, recipe: Recipe, augme
     require_steps(strategy)
     if task.index == 0:
         found.train_flops = []
-    most, total, steps = (0, 0), 0, 0
+    most, total, steps = (0, 0), observing_flops(strategy, task, recipe), 0
     for led in lead_phases(strategy, task, recipe, augment):
         most = max(most, learning(strategy))
         steps += led.phase.steps

@@ -11,7 +11,7 @@ from clbench.core.registry import Registry
 from clbench.data.stream import Stream
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
-from clbench.training.budget import granted_in_words
+from clbench.training.budget import granted_in_words, steps_of
 from clbench.training.trials.costs import PeakMemory
 from clbench.training.trials.state import TrialState
 
@@ -23,12 +23,17 @@ def describe(stream: Stream) -> StreamFacts:
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
-                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std)
+                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
+                       arrivals=list(map(list, stream.arrivals)))
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
     """Return how many steps a trial's tasks have, in words: one line for all methods that share a recipe."""
     samples = [len(task.train) for task in stream.tasks]
+    if stream.hidden:
+        recipe = trial.trained_by
+        return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
+                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods are not told where tasks end")
     usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return own if own == usual else f"{label}, by a recipe of its own: {own}"
 

@@ -23,8 +23,9 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
 from clbench.strategy.base import Strategy
-from clbench.training.budget import phases_of, steps_of
+from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.lifecycle import Learner, begin_phase
+from clbench.training.streaming import in_one_task
 from clbench.training.trials.building import build_model
 from clbench.training.trials.costs import measure, model_bytes, nbytes
 from clbench.training.trials.counting import around
@@ -117,20 +118,23 @@ def expected(trial: Trial, stream: Stream, registry: Registry, deadline: float =
     with seeds.scope(0, "strategy"):
         short = few_samples(stream)
         strategy = around(model, trial.method, short, trial.scenario, trial.weights is not None, registry)
+        if stream.hidden:
+            short = in_one_task(short)
         learner = Learner(strategy, short, seed=0)
         kept = [sum(measure(strategy).bytes.values())]
-        for index in range(min(TASKS, len(stream.tasks))):
+        for index in range(min(TASKS, len(short.tasks))):
             if index and time.process_time() > deadline:
                 return kept[-1] - size
             task = learner.begin(index)
             with learner.training(index):
                 if strategy.phases(task):
-                    steps = steps_of(trial.trained_by, len(stream.tasks[index].train))
+                    steps = (whole_phase(trial.trained_by, stream).steps if stream.hidden
+                             else steps_of(trial.trained_by, len(stream.tasks[index].train)))
                     for phase in phases_of(strategy, task, trial.trained_by, steps):
                         begin_phase(strategy, task, phase)
             learner.finish(task)
             kept.append(sum(measure(strategy).bytes.values()))
-    return extended(kept, len(stream.tasks)) - size
+    return extended(kept, len(short.tasks)) - size
 
 
 def extended(kept: Sequence[int], tasks: int) -> int:

@@ -15,6 +15,7 @@ from clbench.strategy.granted import Phase
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import begin_phase
+from clbench.training.streaming import Flow
 from clbench.training.trainer import Order
 
 
@@ -31,8 +32,17 @@ class Led(NamedTuple):
         passing = math.ceil(len(self.samples) / self.order.batch_size)
         steps = passing if most is None else min(most, passing)
         for _ in range(steps):
-            strategy.augment_batch(self.order.batch(self.samples))
+            flow = self.order if isinstance(self.order, Flow) else None
+            strategy.augment_batch(flow.observed(strategy)[0] if flow else self.order.batch(self.samples))
         return steps
+
+
+def observing_flops(strategy: Strategy, task: Task, recipe: Recipe) -> int:
+    """Let a strategy that takes no steps observe a stream with hidden boundaries, and return the FLOPs; else 0."""
+    if strategy.world.boundaries or strategy.phases(task):
+        return 0
+    flow = Flow([task.train], recipe.batch_size, 0)
+    return sum(flow.observed(strategy)[1] for _ in range(flow.until(1)))
 
 
 def lead_phases(strategy: Strategy, task: Task, recipe: Recipe, augment: Augmentation | None = None) -> Iterator[Led]:
@@ -44,7 +54,8 @@ def lead_phases(strategy: Strategy, task: Task, recipe: Recipe, augment: Augment
     if not strategy.phases(task):
         return
     usual = strategy.training_samples(task)
-    order = Order(len(usual), recipe.batch_size, 0, task.index, augment)
+    order = (Order(len(usual), recipe.batch_size, 0, task.index, augment) if strategy.world.boundaries
+             else Flow([usual], recipe.batch_size, 0, augment))
     try:
         phases = phases_of(strategy, task, recipe, steps_of(recipe, len(usual)))
     except ValueError as error:

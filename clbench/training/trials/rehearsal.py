@@ -189,7 +189,7 @@ def phase_flops(strategy: Strategy, task: Task, samples: Samples, order: Order, 
     Raises:
         RuntimeError: the loss asks for values.
     """
-    given = (TrainingInputs([samples], start=0, prepared=False) if augment else
+    given = (TrainingInputs([samples], start=0, prepared=False) if augment or not strategy.world.boundaries else
              precompute.precompute_inputs([strategy], [samples], task.index, steps * recipe.batch_size))
     engine = make_engine([strategy], recipe.model_copy(update=CHEAP), None)
     count = PhaseFlops([strategy], given, False, recipe.batch_size)

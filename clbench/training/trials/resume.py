@@ -40,7 +40,7 @@ class Checkpoints:
         """
         if time.monotonic() - self.since < checkpoint.SECONDS:
             return
-        keep = engine is not None and members[0].trial.trained_by.optimizer_state == "keep"
+        keep = members[0].stream.hidden or members[0].trial.trained_by.optimizer_state == "keep"
         for position, member in enumerate(members):
             state = optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
             try:

@@ -16,13 +16,14 @@ from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results import provenance
 from clbench.results.records import Failure, Record
 from clbench.results.staleness import code_of, packages_of
-from clbench.strategy.base import Strategy, Task, World
+from clbench.strategy.base import Strategy, Task
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
 from clbench.training.stacking import Unstackable, restore_optimizer_state
+from clbench.training.streaming import trainer_of
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import (
     build_model,
@@ -31,6 +32,8 @@ from clbench.training.trials.building import (
     check_model,
     for_model,
     require_kind,
+    require_no_parts,
+    world_of,
 )
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
@@ -177,14 +180,16 @@ class TrialRunner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""
-        seed = trial.seed if trial.validation or cache.depends_on_seed(trial.benchmark, self.registry) else 0
+        seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
+        seed = trial.seed if seeded else 0
         size, channels = trial.model.options.get("size"), self.registry.model(trial.model.name).channels
-        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing)
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing,
+               trial.arrival)
         if key not in self._streams:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
-                                 trial.validation, verify)
+                                 trial.validation, trial.arrival, verify)
             self._verified.add(key[0])
             self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
         return self._streams[key]
@@ -200,11 +205,10 @@ class TrialRunner:
         if check:
             check_model(model, trial.model, stream.input_shape, self.registry)
         self._weights_hash = model.weights_hash
-        world = World(classes=stream.classes, tasks=len(stream.tasks), scenario=trial.scenario,
-                      input_shape=stream.input_shape, generator=seeds.generator(trial.seed, "strategy"),
-                      pretrained=trial.weights is not None, prepare=stream.prepare, is_text=stream.is_text)
+        world = world_of(stream, trial.scenario, trial.seed, trial.weights is not None)
         with seeds.scope(trial.seed, "strategy"):
             strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
+        require_no_parts(trial, strategy)
         return strategy.to(self.device), [*notes, *strategy.notes]
 
 
@@ -217,10 +221,10 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
     are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept.
     """
     first = members[0]
-    trainer = Trainer([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
-                      first.stream.augment, compiler, cache_bytes)
+    trainer = trainer_of([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
+                         [m.stream for m in members], first.learned, compiler, cache_bytes)
     for member in members:
-        report_progress(member, on_progress)
+        on_progress(member.progress)
         if not member.R:
             record_row(member, learned=0)
     if first.learned:
@@ -232,9 +236,9 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
         for member in alive:
             member.add_kept(measure(member.strategy))
             record_row(member, learned=index + 1)
-            if artifacts is not None:
+            if artifacts is not None and (not member.stream.hidden or member.learned == len(member.stream.tasks)):
                 member.strategy.export(artifacts / member.trial.key, member.learner.task(index))
-            report_progress(member, on_progress)
+            on_progress(member.progress)
         if not alive:
             return
         trainer.keep([member.strategy for member in alive])
@@ -291,10 +295,3 @@ def record_row(member: TrialState, learned: int) -> None:
     member.R.append(row.accuracy)
     if row.task_inference is not None:
         member.task_inference.append(row.task_inference)
-
-
-def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:
-    """Report how far a trial has come."""
-    learned = member.learned
-    accuracy = sum(member.R[-1][:learned]) / learned if learned else None
-    on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from clbench.data.stream import Stream
-from clbench.experiment.trial import PlannedTrial, Trial
+from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.kept_answers import KeptAnswers
@@ -51,6 +51,12 @@ class TrialState:
     def learned(self) -> int:
         """Return how many tasks are learned and evaluated."""
         return max(len(self.R) - 1, 0)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far the trial has come."""
+        accuracy = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
+        return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
 
     def add_kept(self, kept: Footprint) -> None:
         """Add what is kept after one more task to the costs."""

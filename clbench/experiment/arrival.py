@@ -1,0 +1,104 @@
+"""How a stream's training samples arrive: blurred, returning, long-tailed, with boundaries or without.
+
+docs/arrival.md has the definitions and their sources. Test samples are never changed, and columns of R stay the
+benchmark's own tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from clbench.core.options import Strict, format_value
+from clbench.core.scenario import Scenario
+
+Boundaries = Literal["given", "hidden"]
+ONE_PASS = ("boundaries = hidden is one pass over the stream: leave epochs and iterations out (epochs = 1), got "
+            "{name} = {value}")
+ONLINE_BATCH = 10  # new samples per step of `online`, the batches of the papers in which each sample is seen once
+
+
+class Arrival(Strict):
+    """How training samples arrive; the defaults are the benchmark's own tasks, one after the other."""
+
+    LATER = ("blur", "repeat", "imbalance", "boundaries")
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    blur: float = Field(0.0, ge=0, le=1, description="share of each task's training samples that arrives during the "
+                        "other tasks")
+    repeat: float = Field(0.0, ge=0, le=1, description="probability with which a class returns in each later task; its "
+                          "samples are shared out among the tasks that have it")
+    imbalance: float = Field(1.0, ge=1, description="how many times more training samples the most frequent class "
+                             "keeps than the rarest: a long tail over classes in random order")
+    boundaries: Boundaries = Field("given", description="given, or hidden: the method gets the stream as one task, in "
+                                   "the order of arrival, in one pass")
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether samples arrive in other tasks than the benchmark's."""
+        return bool(self.blur or self.repeat)
+
+    @property
+    def changes(self) -> bool:
+        """Tell whether the stream has other training samples in its tasks, and so depends on the seed."""
+        return self.moves or self.imbalance > 1
+
+    @property
+    def hidden(self) -> bool:
+        """Tell whether the method is not told where tasks end."""
+        return self.boundaries == "hidden"
+
+    def __str__(self) -> str:
+        """Return what is set, as in `blur 0.1, boundaries hidden`; empty where nothing is."""
+        return ", ".join(f"{name} {format_value(value)}" for name, value in self.model_dump().items())
+
+    def scenario_problem(self, scenario: Scenario) -> str:
+        """Return why it does not go with a scenario, empty if it does."""
+        if scenario != "task" or not (self.moves or self.hidden):
+            return ""
+        name = "blur" if self.blur else "repeat" if self.repeat else "boundaries = hidden"
+        return (f"{name} leaves no task that a test could tell: it needs scenario class or domain, not task; choose "
+                "--scenario class")
+
+    def method_problem(self, method: str, needs_boundaries: str, parts_per_task: bool) -> str:
+        """Return why a method cannot learn from such a stream, empty if it can.
+
+        Args:
+            method: its label.
+            needs_boundaries: why it must be told where tasks end, empty if it need not.
+            parts_per_task: whether it has a part for each task.
+        """
+        if parts_per_task and self.moves:
+            name = "blur" if self.blur else "repeat"
+            return (f"method {method!r} has a part for each task, and with {name} a class is of several tasks; leave "
+                    "the method out")
+        if self.hidden and (needs_boundaries or parts_per_task):
+            reason = needs_boundaries or "it has a part for each task"
+            return f"method {method!r} needs task boundaries ({reason}), and boundaries are hidden; leave it out"
+        return ""
+
+
+def settle(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment's plain values with the recipe that `online` and hidden boundaries mean.
+
+    `online` is one pass in batches of 10; hidden boundaries are one pass. What is given besides wins where it can.
+
+    Raises:
+        ValueError: a budget is given that is not one pass.
+    """
+    out = dict(values)
+    recipe, arrival = out.get("recipe") or {}, out.get("arrival") or {}
+    online = out.get("online") is True
+    boundaries = arrival.get("boundaries") if isinstance(arrival, Mapping) else getattr(arrival, "boundaries", None)
+    if not (online or boundaries == "hidden") or not isinstance(recipe, Mapping):
+        return out
+    for name in ("epochs", "iterations"):
+        value = recipe.get(name)
+        if value is not None and (name, value) != ("epochs", 1):
+            if boundaries == "hidden":
+                raise ValueError(ONE_PASS.format(name=name, value=value))
+            raise ValueError(f"online is one pass in batches of {ONLINE_BATCH}: leave {name} = {value} out, or online")
+    out["recipe"] = {**({"batch_size": ONLINE_BATCH} if online else {}), **recipe, "epochs": 1}
+    return out

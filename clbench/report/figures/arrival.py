@@ -1,0 +1,64 @@
+"""The figure of how training samples arrive. Drawing imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from clbench.report.figures import style
+from clbench.report.figures.style import INK, LABEL, Look
+from clbench.report.model import FigureData, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTION = ("Down: the classes, or the tasks that samples are of; across: the task during which they arrive; colour: "
+           "the share of a row's training samples; numbers: samples, mean over seeds. Every method saw the same.")
+_CELL, _TALL = 0.62, 0.23  # inches
+_DARK = 0.6  # from here on white reads better
+
+
+def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:
+    """Return the picture of the stream that a table of arrivals is."""
+    away = _away(table)
+    return FigureData("arrival", f"{slug}-arrival", table.title, subject,
+                      f"Of {len(table.rows)} rows the share of samples that arrives outside of the task with most of "
+                      f"them: {100 * away:.0f} %; the table has all counts.", CAPTION, table=table)
+
+
+def shares(table: Table) -> list[list[float]]:
+    """Return the share of each row's samples in each column; 0 in a row without samples."""
+    counts = [[cell.mean or 0.0 for cell in row.cells] for row in table.rows]
+    return [[n / max(sum(row), 1e-12) for n in row] for row in counts]
+
+
+def _away(table: Table) -> float:
+    rows = [row for row in shares(table) if any(row)]
+    return sum(1 - max(row) for row in rows) / max(len(rows), 1)
+
+
+def draw_arrival(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+    """Draw a row for each class or task and a column for each task during which its samples arrive."""
+    assert data.table is not None
+    found = shares(data.table)
+    columns = len(found[0])
+    cell = min(_CELL, 5.4 / columns)
+    left = 0.3 + max(len(style.shorten(row.label, 24)) for row in data.table.rows) * 0.075
+    width, height = max(left + columns * cell + 0.2, 4.0), 0.75 + len(found) * _TALL
+    figure = style.blank(width, height)
+    figure.text(0.1 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=style.PALE,
+                fontsize=LABEL, va="top")
+    axes = figure.add_axes((left / width, 0.42 / height, columns * cell / width, len(found) * _TALL / height))
+    axes.imshow(found, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    ticks = range(0, columns, -(-columns // 20))
+    axes.set_xticks(ticks, [str(t + 1) for t in ticks])
+    axes.set_yticks(range(len(found)), [style.shorten(row.label, 24) for row in data.table.rows])
+    axes.tick_params(length=0, labelsize=LABEL, pad=3)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("arrives during task", fontsize=LABEL, labelpad=2)
+    for i, row in enumerate(data.table.rows if cell > 0.4 else ()):
+        for j, one in enumerate(row.cells):
+            if one.mean:
+                axes.text(j, i, one.text, ha="center", va="center", fontsize=7,
+                          color="white" if found[i][j] > _DARK else INK)
+    return figure

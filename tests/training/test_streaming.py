@@ -1,0 +1,304 @@
+import copy
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.streams import stochastic
+
+from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo, hookimpl
+from clbench.core.registry import discover
+from clbench.data.augmentation import CropFlip
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import Recipe, build
+from clbench.strategy.base import Strategy
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench.testing.checks import bench, snapshot
+from clbench.testing.hidden import divided
+from clbench.testing.tiny import tiny_stream
+from clbench.training.evaluation import evaluate
+from clbench.training.lifecycle import learn_task, retrace
+from clbench.training.stacking import Unstackable, optimizer_state, restore_optimizer_state
+from clbench.training.streaming import Flow, StreamTrainer
+from clbench.training.trainer import Order
+from clbench.training.trials import checkpoint
+from clbench.training.trials.building import require_no_parts
+from clbench.training.trials.runner import TrialRunner
+
+RECIPE = Recipe(lr=0.01, batch_size=7, epochs=1)
+UNEVEN = (30, 31, 11)  # no multiples of the batch
+
+
+class Notes(Strategy):
+    """Keeps what it is told."""
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.calls, self.seen, self.outputs_at = [], [], []
+
+    def before_task(self, task):
+        self.calls.append(("before", task.index, task.classes))
+
+    def after_task(self, task):
+        self.calls.append(("after", task.index, task.classes))
+
+    def before_phase(self, task, phase):
+        self.calls.append(("phase", phase, phase.steps))
+
+    def observe(self, batch):
+        assert batch.task == 0 and not batch.tasks.any() and batch.first_pass
+        self.seen.append(batch.y.tolist())
+        self.outputs_at.append(self.active[0].nonzero()[:, 0].tolist())
+
+
+NOTES = StrategyInfo("notes", Notes, "keeps what it is told", task_free=True)
+
+
+def hidden(sizes=UNEVEN, scenario="class", seed=0):
+    return divided(tiny_stream(scenario), sizes, seed)
+
+
+def train(info, stream, options=None, seed=0, scenario="class", recipe=RECIPE, until=None):
+    b = bench(info, options or {}, scenario, seed, stream=stream)
+    trainer = StreamTrainer([b.strategy], recipe, [seed], [stream])
+    done = [learn_task([b.learner], index, trainer.fit)[0] for index in range(until or len(stream.tasks))]
+    return b, done, trainer
+
+
+def method(name):
+    return discover().strategy(name)
+
+
+def test_a_strategy_gets_one_task_in_batches_that_run_across_boundaries():
+    stream = hidden()
+    b, done, _ = train(NOTES, stream)
+    assert b.strategy.calls == [("before", 0, tuple(range(6))), ("phase", 0, 11), ("after", 0, tuple(range(6)))]
+    assert [len(y) for y in b.strategy.seen] == [7] * 10 + [2]
+    assert [r.steps for r in done] == [5, 4, 2]  # 35 samples for a task of 30, 63 for 61, 72 for 72
+    order = Flow([t.train for t in stream.tasks], 1, 0)
+    assert [y for batch in b.strategy.seen for y in batch] == order.y.tolist()
+
+
+def test_samples_of_a_task_come_before_those_of_the_next_in_the_order_of_its_first_pass():
+    stream = tiny_stream("class")
+    flow = Flow([t.train for t in stream.tasks], 24, 5)
+    for index, task in enumerate(stream.tasks):
+        usual = Order(24, 24, 5, index).batch(task.train)
+        assert torch.equal(flow.batch(task.train).x, usual.x)
+
+
+def test_an_output_becomes_active_with_its_first_sample():
+    b, *_ = train(NOTES, hidden())
+    passed = set()
+    for labels, outputs in zip(b.strategy.seen, b.strategy.outputs_at, strict=True):
+        passed |= set(labels)
+        assert set(outputs) == passed
+    b, *_ = train(NOTES, hidden(scenario="domain"), scenario="domain")
+    assert b.strategy.outputs_at[0] == [0, 1]  # which all tasks share
+
+
+def test_plain_training_on_the_same_batches_gives_the_same_weights():
+    stream = hidden()
+    b, *_ = train(method("naive"), stream)
+    other = bench(method("naive"), {}, "class", stream=stream).strategy
+    flow = Flow([t.train for t in stream.tasks], 7, 0)
+    optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
+    met = torch.zeros(6, dtype=torch.bool)
+    for _ in range(11):
+        batch = flow.batch(stream.tasks[0].train)
+        met[batch.y] = True
+        optimizer.zero_grad()
+        F.cross_entropy(other.model(stream.prepare(batch.x)).masked_fill(~met, -torch.inf), batch.y).backward()
+        optimizer.step()
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(b.strategy.state_dict()[name], value, msg=name)
+
+
+def test_the_rate_falls_over_the_whole_stream():
+    recipe = RECIPE.model_copy(update={"schedule": "cosine"})
+    whole, *_ = train(method("naive"), divided(tiny_stream("class"), (72,), 0), recipe=recipe)
+    parts, *_ = train(method("naive"), hidden(), recipe=recipe)
+    constant, *_ = train(method("naive"), hidden())
+    assert all(torch.equal(a, b) for a, b in zip(whole.strategy.parameters(), parts.strategy.parameters(), strict=True))
+    assert not torch.equal(next(iter(parts.strategy.parameters())), next(iter(constant.strategy.parameters())))
+
+
+@pytest.mark.parametrize("name", ["ncm", "simplecil", "slda"])
+def test_what_is_learned_as_it_passes_is_what_is_learned_at_once(name):
+    """Sums do not depend on batches: the rule in the end is that of given boundaries."""
+    passing, done, _ = train(method(name), hidden(), {"base": "random"})
+    given = bench(method(name), {"base": "random"}, "class")
+    for index in range(3):
+        given.learn(index)
+    torch.testing.assert_close(passing.strategy.weight, given.strategy.weight, rtol=1e-6, atol=1e-6)
+    assert torch.equal(passing.strategy.counts, given.strategy.counts)
+    assert [r.steps for r in done] == [0, 0, 0] and done[0].flops > 0
+    rows = [evaluate(b.strategy, b.stream, "class", 3).accuracy for b in (passing, given)]
+    assert sum(rows[0]) / 3 == pytest.approx(sum(rows[1]) / 3)
+
+
+def test_slda_can_be_asked_in_the_middle():
+    eights = RECIPE.model_copy(update={"batch_size": 8})
+    b, *_ = train(method("slda"), hidden((24, 24, 24)), {"base": "random"}, recipe=eights, until=1)
+    given = bench(method("slda"), {"base": "random"}, "class")
+    given.learn(0)
+    x = b.stream.prepare(b.stream.tasks[0].test.x)
+    torch.testing.assert_close(b.strategy(x)[:, :2], given.strategy(x)[:, :2])
+
+
+def test_a_memory_is_filled_as_samples_pass():
+    naive, *_ = train(method("naive"), hidden())
+    for name in ("a-gem", "mir"):
+        b, *_ = train(method(name), hidden(), {"capacity": 20})
+        assert len(b.strategy.memory_y) == 20 and int(b.strategy.memory_seen.sum()) == 72
+        assert not torch.equal(next(b.strategy.parameters()), next(naive.strategy.parameters())), name
+    assert "boundaries are hidden" in b.strategy.notes[0]
+
+
+def test_the_reference_of_a_gem_is_drawn_before_the_batch_is_offered():
+    b, *_ = train(method("a-gem"), hidden(), {"capacity": 20}, until=1)
+    strategy = b.strategy
+    before = [strategy.memory_x.clone(), strategy.memory_y.clone()]
+    batch = Flow([b.stream.tasks[1].train], 7, 0).batch(b.stream.tasks[1].train)
+    strategy.observe(batch)
+    assert len(strategy.drawn_y) == 20
+    rows = {x.numpy().tobytes() for x in before[0]}
+    assert all(x.numpy().tobytes() in rows for x in strategy.drawn_x)
+    assert int(strategy.memory_seen.sum()) == 35 + 7
+
+
+def test_the_samples_of_the_stream_cannot_be_had_at_once():
+    class Peeks(Strategy):
+        def after_task(self, task):
+            len(task.train)
+
+    with pytest.raises(SpecError, match=r"Task\.train cannot be had"):
+        train(StrategyInfo("peeks", Peeks, "", task_free=True), hidden())
+
+    class Phases(Strategy):
+        def phases(self, task):
+            return 2
+
+    with pytest.raises(SpecError, match="Phases has phases"):
+        train(StrategyInfo("phases", Phases, "", task_free=True), hidden())
+
+
+def test_it_goes_on_in_the_middle_as_if_nothing_had_happened():
+    recipe = RECIPE.model_copy(update={"schedule": "cosine", "warmup_ratio": 0.2})
+    stream = replace(hidden(), augment=CropFlip())
+    whole, *_ = train(method("er"), stream, {"capacity": 20}, recipe=recipe)
+    half, _, trainer = train(method("er"), stream, {"capacity": 20}, recipe=recipe, until=1)
+    moments = optimizer_state(trainer.engine, 0, 1)
+    fresh = bench(method("er"), {"capacity": 20}, "class", stream=stream)
+    retrace(fresh.learner, 1, recipe)
+    fresh.strategy.load_state_dict(copy.deepcopy(half.strategy.state_dict()))
+    fresh.strategy.world.generator.set_state(half.strategy.world.generator.get_state())
+    on = StreamTrainer([fresh.strategy], recipe, [0], [stream], learned=1)
+    on.engine = restore_optimizer_state([fresh.strategy], recipe, [moments])
+    for index in (1, 2):
+        learn_task([fresh.learner], index, on.fit)
+    for name, value in snapshot(whole.strategy).items():
+        assert torch.equal(value, fresh.strategy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["er", "a-gem", "der++"])
+def test_a_stack_trains_as_its_members_do(name):
+    streams = [hidden(seed=s) for s in (0, 1)]
+    alone = [train(method(name), stream, {"capacity": 20}, s)[0] for s, stream in enumerate(streams)]
+    benches = [bench(method(name), {"capacity": 20}, "class", s, stream=stream) for s, stream in enumerate(streams)]
+    trainer = StreamTrainer([b.strategy for b in benches], RECIPE, [0, 1], streams)
+    for index in range(3):
+        learn_task([b.learner for b in benches], index, trainer.fit)
+        for b in benches:  # in the middle, too
+            evaluate(b.strategy, b.stream, "class", index + 1)
+    for one, b in zip(alone, benches, strict=True):
+        for n, p in one.strategy.named_parameters():
+            torch.testing.assert_close(dict(b.strategy.named_parameters())[n], p, rtol=1e-3, atol=1e-4)
+        assert torch.equal(one.strategy.memory_y, b.strategy.memory_y)
+    with pytest.raises(Unstackable, match="other numbers of samples"):
+        StreamTrainer([b.strategy for b in benches], RECIPE, [0, 1], [hidden(), hidden((24, 24, 24))])
+
+
+def test_random_transforms_are_drawn_from_the_seed():
+    parts = stochastic("class").tasks
+    stream = replace(tiny_stream("class"), tasks=parts, hidden=True)
+    ends = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        ends.append(snapshot(train(method("naive"), stream)[0].strategy))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@hookimpl
+def clbench_strategies():
+    return [NOTES]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    plugin = types.ModuleType("notes_plugin")
+    plugin.clbench_strategies = clbench_strategies
+    return TrialRunner(ExecutionSettings(data=tmp_path_factory.mktemp("data")), "cpu", "a test", discover([plugin]))
+
+
+def planned(runner, methods, **values):
+    return plan(build({"seeds": 1, "model": "mlp:width=16", "benchmark": "helpers.tiny_benchmarks:flat",
+                       "scenario": "class", "methods": methods, **values}), runner.registry)
+
+
+HIDDEN = {"arrival": {"boundaries": "hidden", "blur": 0.25}, "recipe": {"batch_size": 9}}
+
+
+def test_a_record_says_how_samples_arrived(runner):
+    record = runner.run(planned(runner, "er", **HIDDEN)[0])
+    assert record.status == "done" and len(record.R) == 3 and record.costs.steps == [5, 4]
+    assert record.stream.arrivals == [[15, 15, 5, 5], [5, 5, 15, 15]] and record.stream.train_samples == [40, 40]
+    assert record.stream.classes == [[0, 1], [2, 3]]
+    assert type(record).model_validate_json(record.model_dump_json(by_alias=True)) == record
+    plain = runner.run(planned(runner, "er")[0])
+    assert "arrivals" not in plain.model_dump_json() and "arrival" not in plain.trial.model_dump_json()
+    assert "9 optimiser steps" in runner.prepare(planned(runner, "er", **HIDDEN)[0].trial)[0]
+
+
+def test_seeds_have_streams_of_their_own_and_methods_share_them(runner):
+    first, second = (planned(runner, "naive", seeds=2, **HIDDEN)[i].trial for i in (0, 1))
+    prints = [runner.stream(t).fingerprint for t in (first, second, planned(runner, "er", **HIDDEN)[0].trial)]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_a_run_goes_on_from_a_checkpoint_at_a_true_boundary(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    one = planned(runner, "a-gem", **HIDDEN)[0]
+    whole = runner.run(one)
+    resumable = TrialRunner(runner.settings, "cpu", "a test", runner.registry, checkpoints=tmp_path)
+
+    write = checkpoint.write
+
+    def killed(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        resumable.run(one)
+    monkeypatch.setattr(checkpoint, "write", write)
+    assert (tmp_path / one.trial.key / checkpoint.FILE).exists()
+    again = resumable.run(one)
+    assert not any("started over" in note for note in again.notes)
+    assert again.facts() == whole.facts()
+
+
+def test_a_part_for_each_task_that_no_declaration_tells_of_is_refused(runner):
+    class Parts(PerTaskStrategy):
+        def forward_task(self, x, task):
+            return self.model(x)
+
+        def shared_features(self, x):
+            return self.model.features(x)
+
+    trial = planned(runner, "naive", arrival={"blur": 0.1})[0].trial
+    with pytest.raises(SpecError, match="has a part for each task"):
+        require_no_parts(trial, bench(StrategyInfo("parts", Parts, "", method("lora").options), {}, "task").strategy)
