@@ -20,6 +20,7 @@ from clbench.strategy.base import Batch, Strategy, Task
 from clbench.strategy.granted import Budget
 from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
+from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.losses import diverged, last_tenths, on_host
@@ -94,8 +95,10 @@ class Trainer:
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
                  augment: Augmentation | None = None, compiler: numerics.Compiler | None = None,
-                 cache_bytes: int | None = None) -> None:
+                 cache_bytes: int | None = None, watch: Watch | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed; keep so many bytes of prepared inputs.
+
+        `watch` looks at them between steps, None: nobody does.
 
         Raises:
             Unstackable: several that train by a loop of their own.
@@ -104,6 +107,7 @@ class Trainer:
             raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.cache_bytes = cache_bytes
+        self.watch = watch
         self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
@@ -117,6 +121,9 @@ class Trainer:
             Unstackable: members have tasks of different sizes, or what they draw would depend on each other.
             ValueError: there are fewer steps than phases.
         """
+        index = tasks[0].index
+        if self.watch is not None and (self.strategies[0].owns_loop or not self.strategies[0].phases(tasks[0])):
+            self.watch.look(index, 0)
         if self.strategies[0].owns_loop:
             return [self._by_itself(self.strategies[0], tasks[0])]
         if not self.strategies[0].phases(tasks[0]):
@@ -155,12 +162,16 @@ class Trainer:
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, phase.steps) as ready):
+                if self.watch is not None and not done:
+                    self.watch.look(index, 0, engine)
                 for step in range(done, done + phase.steps):
                     losses.append(count.step(engine, self._shortened([
                         o.batch(part) if given.prepared else o.ready(strategy, part, count)
                         for strategy, o, part in zip(self.strategies, order, ready, strict=True)])))
                     if schedule is not None:
                         schedule.step()
+                    if self.watch is not None and self.watch.due(step + 1, steps):
+                        self.watch.look(index, step + 1, engine)
                     if self._hopeless(losses, step):
                         break
             done += phase.steps
@@ -201,6 +212,8 @@ class Trainer:
             self.seeds = [self.seeds[i] for i in chosen]
             assert self.engine is not None
             self.engine.keep_members(chosen)
+            if self.watch is not None:
+                self.watch.keep(strategies)
 
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
         """Return whether every member has diverged; checked every 256 steps, since checking waits for the device."""
