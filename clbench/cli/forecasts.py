@@ -65,6 +65,8 @@ def state(record: Record | None, ready: Experiment) -> str:
     """Return how far a trial is, and whether its record does not stand any more."""
     if record is None:
         return "missing"
+    if record.key in ready.standing.without_curve:
+        return f"{record.status}, no curve"
     return f"{record.status}, stale" if record.key in ready.standing.reasons else record.status
 
 

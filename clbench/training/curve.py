@@ -281,7 +281,8 @@ def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> s
         looks += found
         asked += found * sum(min(samples, len(known.test)) for known in stream.tasks[:index + 1])
         trained += steps * recipe.batch_size
-    share = 100 * asked / (PASSES * trained)
-    return (f"evaluating while learning: {looks:,} times on up to {samples:,} test samples of each task so far, "
-            f"{asked:,} predictions, about {share:.2g}% of what plain training computes (--evaluate-every, "
-            "--evaluate-samples)")
+    share = asked / (PASSES * trained)
+    much = f"{share:.1f} times" if share >= 1 else f"{100 * share:.0f}% of"
+    return (f"evaluating while learning: {looks:,} times on {samples:,} test samples of each task so far, {asked:,} "
+            f"predictions, about {much} the FLOPs of plain training; less with a larger --evaluate-every or fewer "
+            "--evaluate-samples")
