@@ -34,7 +34,7 @@ function stepPanel(svg, method, course, colours, zoom, box) {
   }
   const path = (points) => `M${points.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L")}`;
   lines.forEach((points, task) => {
-    if (points.length) shape(g, "path", { d: path(points), class: `line thin ${colours[task % colours.length]} v${Math.floor(task / colours.length)}` });
+    if (points.length > 1) shape(g, "path", { d: path(points), class: `line thin ${colours[task % colours.length]} v${Math.floor(task / colours.length)}` });
   });
   for (const points of old) shape(g, "path", { d: path(points), class: "line old" });
   return old.flat().map(([at, value], step) => ({ ...around(x(at), y(value), 4), row: method.row, step, title: method.label,
