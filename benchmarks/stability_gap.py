@@ -17,6 +17,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
+from clbench.report.formatting import number
 from clbench.results.curve import Curve
 from clbench.results.curve_metrics import after, gaps, old_tasks
 from clbench.results.records import Record
@@ -59,8 +60,9 @@ def row(label: str, curves: Sequence[Curve]) -> list[str]:
 
 
 def _apart(high: Sequence[float], low: Sequence[float]) -> str:
-    over = mean_interval([100 * (a - b) for a, b in zip(high, low, strict=True)])
-    return f"{over.mean:.1f}" if over.low is None else f"{over.mean:.1f} [{over.low:.1f}, {over.high:.1f}]"
+    over = mean_interval([round(a - b, 12) for a, b in zip(high, low, strict=True)])
+    ends = [number(end, "points") for end in (over.low, over.high) if end is not None]
+    return f"{number(over.mean, 'points')} [{', '.join(ends)}]" if ends else number(over.mean, "points")
 
 
 def table(records: Sequence[Record]) -> str:
