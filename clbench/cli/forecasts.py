@@ -65,6 +65,8 @@ def state(record: Record | None, ready: Experiment) -> str:
     """Return how far a trial is, and whether its record does not stand any more."""
     if record is None:
         return "missing"
+    if record.key in ready.standing.without_curve:
+        return f"{record.status}, no curve"
     return f"{record.status}, stale" if record.key in ready.standing.reasons else record.status
 
 
@@ -93,10 +95,10 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         return {}
     from clbench.data.datasets import without_downloads
     from clbench.training.trials.counting import forecast
-    from clbench.training.trials.facts import steps_in_words
     from clbench.training.trials.keeping import data_bytes, told
     from clbench.training.trials.rehearsal import stream_without_values
     from clbench.training.trials.runner import TrialRunner
+    from clbench.training.trials.watching import words
 
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
     found: dict[Kind, Forecast] = {}
@@ -113,7 +115,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
-            notes |= dict.fromkeys([steps_in_words(planned.trial, planned.label, stream), *stream.notes])
+            notes |= dict.fromkeys([*words(planned.trial, planned.label, stream, runner.settings), *stream.notes])
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None

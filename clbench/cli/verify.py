@@ -35,7 +35,7 @@ EXAMPLES = (
 @click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
-@execution_options(without=("compile", "retries"))
+@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples"))
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
               "train and compute; run nothing and write no records.")

@@ -126,7 +126,8 @@ class Plan:
         for index, task in enumerate(self.before.tasks):
             rows = (self.when == index).nonzero()[:, 0]
             if not len(rows):
-                raise DataError(f"benchmark {name!r} with {arrival}: no sample arrives in task {index + 1}; choose less")
+                raise DataError(f"benchmark {name!r} with {arrival}: no sample arrives in task {index + 1}; choose "
+                                "less")
             train = gathered([t.train for t in self.before.tasks], self.home[rows], self.row[rows], self.y[rows], index)
             met, names = self._met(task, set(train.y.tolist()), arrival.moves)
             tasks.append(replace(task, train=train, met=met, met_names=names))

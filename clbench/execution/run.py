@@ -16,7 +16,7 @@ from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import OnStale, Standing, look, refusal
+from clbench.execution.reuse import OnStale, Standing, look, look_for_curves, refusal, settled
 from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -50,8 +50,8 @@ class Experiment:
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a record, failed, or stale and to be run anew; not diverged ones."""
-        again = self.standing.reasons if self.on_stale == "rerun" else {}
+        """Return the trials to run: without a record or a curve, failed, or stale and to be run anew; not diverged."""
+        again = {*(self.standing.reasons if self.on_stale == "rerun" else ()), *self.standing.without_curve}
         kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
         return [p for p in self.planned if p.trial.key not in kept]
 
@@ -105,6 +105,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
+    look_for_curves(standing, planned, known, spec.execution)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
@@ -210,13 +211,14 @@ class RecordKeeper(Listener):
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
+        record = settled(self.experiment.standing, self.experiment.records.get(record.key), record, self.note)
         with interrupts.held():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
-            self.experiment.standing.reasons.pop(record.key, None)
+            self.experiment.standing.settle(record.key)
         self.track(record)
         self.listener.finished(record)
 
@@ -254,7 +256,7 @@ class RecordKeeper(Listener):
         What that process has trained is kept, and marked: to train it again would be to overwrite each other's work.
         """
         reasons = changed(record, code_of(record.trial, self.experiment.registry))
-        self.experiment.standing.reasons.pop(record.key, None)
+        self.experiment.standing.settle(record.key)
         if reasons:
             self.experiment.standing.reasons[record.key] = reasons
             self.note(f"{record.name} was run by another clbench meanwhile, with other code: {' and '.join(reasons)}; "

@@ -17,6 +17,7 @@ from clbench.core.scenario import Scenario
 Boundaries = Literal["given", "hidden"]
 ONE_PASS = ("boundaries = hidden is one pass over the stream: leave epochs and iterations out (epochs = 1), got "
             "{name} = {value}")
+ONLINE_EVERY = 50  # steps between looks at the accuracy of `online`, where no number is given
 ONLINE_BATCH = 10  # new samples per step of `online`, the batches of the papers in which each sample is seen once
 
 
@@ -83,7 +84,7 @@ class Arrival(Strict):
 def settle(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's plain values with the recipe that `online` and hidden boundaries mean.
 
-    `online` is one pass in batches of 10; hidden boundaries are one pass. What is given besides wins where it can.
+    `online` is one pass in batches of 10, evaluated meanwhile; hidden boundaries are one pass. What is given besides wins where it can.
 
     Raises:
         ValueError: a budget is given that is not one pass.
@@ -101,4 +102,6 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(ONE_PASS.format(name=name, value=value))
             raise ValueError(f"online is one pass in batches of {ONLINE_BATCH}: leave {name} = {value} out, or online")
     out["recipe"] = {**({"batch_size": ONLINE_BATCH} if online else {}), **recipe, "epochs": 1}
+    if online and isinstance(execution := out.get("execution") or {}, Mapping):
+        out["execution"] = {"evaluate_every": ONLINE_EVERY, **execution}
     return out

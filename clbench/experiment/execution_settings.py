@@ -59,6 +59,12 @@ class ExecutionSettings(Strict):
     cache_mb: int = Field(
         1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may keep prepared inputs, and outputs of "
         "frozen layers for them, that every pass over a task would compute anew.")
+    evaluate_every: Annotated[int | None, Flag("N", "only after each task")] = Field(
+        None, ge=1, description="Keep the accuracy while a task is learned: after each of its first 50 steps, then "
+        "every N steps (docs/metrics.md). Training stays the same, bit for bit.")
+    evaluate_samples: int = Field(
+        200, ge=1, description="Test samples of each task on which --evaluate-every evaluates, the same for all "
+        "methods; all of a task that has fewer.")
     retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
 
     @property

@@ -13,12 +13,14 @@ from statistics import fmean
 from clbench.core.errors import SpecError, unknown
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
-from clbench.results import metrics
+from clbench.results import curve_metrics, metrics
+from clbench.results.curve import Curve
 from clbench.results.records import Record
 from clbench.results.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
+WHILE_LEARNED = "Accuracy while tasks are learned"
 BYTES_BY_ROLE = "Bytes kept at the end, by role"
 
 
@@ -71,6 +73,10 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
     return metrics.intransigence(record.R, joint.R)
 
 
+def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Record | None], float | None]:
+    return lambda record, _: metric(record.curve) if record.curve else None
+
+
 ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
 FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R), COMPARISON,
                      tested=True, in_report=True)
@@ -98,6 +104,17 @@ MEASURES = (  # in the order of the tables' columns
             tested=True),
     Measure(Column("FWT", "points", "up"), lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
+    Measure(Column("min-ACC", "percent", "up"), _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
+            optional=True),
+    Measure(Column("WC-ACC", "percent", "up"), _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
+            optional=True),
+    Measure(Column("anytime average", "percent", "up"), _of_curve(curve_metrics.anytime), WHILE_LEARNED, tested=True,
+            optional=True),
+    Measure(Column("gap depth", "points", "down"), _of_curve(curve_metrics.mean_depth), WHILE_LEARNED, tested=True,
+            optional=True),
+    Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
+    Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
+            optional=True),
     Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
     Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS),
     Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clbench.core import moved
+from clbench.results.curve import Curve
 
 Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
@@ -113,6 +114,7 @@ class Result:
     parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     seconds: tuple[float, ...]  # [seed]: training and consolidation
+    curves: tuple[Curve, ...] = ()  # of the seeds that have one: accuracy while tasks were learned
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import notes
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
+from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.paired_tests import compare_with_best, family, winners
@@ -22,6 +23,7 @@ from clbench.report.columns import (
     MORE_COSTS,
     MORE_METRICS,
     TRAINABLE,
+    WHILE_LEARNED,
     Measure,
     bytes_in_role,
     cells,
@@ -60,6 +62,8 @@ def _section(setting: Setting, slug: str) -> Section:
     verdicts, comparisons = compare_with_best(setting)
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
+    learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting)]
+               if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting)] if roles else []
     points = list(map(figure_point, results, comparison.cells(ACC.column.title),
@@ -72,12 +76,12 @@ def _section(setting: Setting, slug: str) -> Section:
                       + f"seeds {listed(list(seeds))}"
                       + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
-        details=(metrics, costs, *by_role, *([arriving] if arriving else [])),
+        details=(metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*unlearned(methods, setting.joint), *_notes(methods), *notes.differences(records),
-                      *notes.remarks(records), *([named.note] if named else [])]),
+        notes=tuple([*stability_gaps(methods), *unlearned(methods, setting.joint), *_notes(methods),
+                      *notes.differences(records), *notes.remarks(records), *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),

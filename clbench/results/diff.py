@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clbench.results import metrics
+from clbench.results.curve import Curve
 from clbench.results.records import Record
 
 Matrix = Sequence[Sequence[float]]
@@ -65,6 +66,26 @@ def differences(before: Record, after: Record) -> Iterator[str]:
                 yield from _plain(f"{name}.{part}", a[part], b[part])
         else:
             yield from _plain(name, a, b)
+    if line := curve_difference(before, after):
+        yield line
+
+
+def curve_difference(before: Record, after: Record) -> str | None:
+    """Say in how many points two curves of a trial differ on the same samples; None if in none, or one has none."""
+    a, b = before.curve, after.curve
+    if a is None or b is None or a.samples != b.samples:
+        return None
+    both = [(x, y) for old, new in zip(_points_of(a), _points_of(b), strict=False) for x, y in (
+        (old[step], new[step]) for step in old.keys() & new.keys())]
+    apart = [max(abs(p - q) / n for p, q, n in zip(x, y, a.samples, strict=False)) for x, y in both]
+    count = sum(distance > 0 for distance in apart)
+    return f"curve: {count} of {len(apart)} points, by up to {_points(max(apart))} points" if count else None
+
+
+def _points_of(curve: Curve) -> list[dict[int, tuple[int, ...]]]:
+    """Return the right answers at each point of each task, by its step; -1 is that after consolidation."""
+    return [dict(zip([*steps, -1], [*zip(*right, strict=True), tuple(after)], strict=True))
+            for steps, right, after in zip(curve.steps, curve.right, curve.after, strict=False)]
 
 
 def setting(before: Record, after: Record) -> Iterator[str]:

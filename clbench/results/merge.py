@@ -41,7 +41,9 @@ def merge_runs(folders: Sequence[Path]) -> Merged:
             raise StoreError(f"no records in {folder / 'records'}; clbench run --out {folder} makes some")
         for record in records:
             first, home = found.setdefault(record.key, (record, folder))
-            if first.outcome() == record.outcome():
+            if first.outcome() == record.outcome() and not diff.curve_difference(first, record):
+                if record.curve and not (first.curve and first.curve.every <= record.curve.every):
+                    found[record.key] = record, folder  # of one result the record that tells more
                 continue
             if "failed" in (first.status, record.status):
                 if record.status != "failed":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
+from clbench.results.curve import Curve
 
 SCHEMA = 1
 DIGITS = 16  # of the hash of a stream
@@ -81,12 +82,16 @@ class Timings(RecordPart):
     processes share a machine; a stack's is shared out equally, like its wall time.
     """
 
+    LATER: ClassVar[tuple[str, ...]] = ("curve", "curve_cpu")
+
     train: list[float] = []
     consolidate: list[float] = []  # before_task and after_task
     evaluate: list[float] = []  # one more: the row before training
     train_cpu: list[float] = []
     consolidate_cpu: list[float] = []
     evaluate_cpu: list[float] = []
+    curve: list[float] = []  # evaluations while the task was learned (`Curve`), which no other time includes
+    curve_cpu: list[float] = []
 
 
 class Failure(RecordPart):
@@ -126,7 +131,7 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses",)
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve")
 
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
@@ -141,6 +146,7 @@ class Record(RecordPart):
     task_inference: list[list[float]] | None = None  # share of test samples whose task was inferred right, like R
     last_losses: list[list[float]] = []  # of each task: mean training loss in the last tenth but one of its steps (of
     # its last phase), and in the last; [] for a task without steps
+    curve: Curve | None = None  # where it was asked for: accuracy while tasks were learned
     costs: Costs = Costs()
     timings: Timings = Timings()
     failure: Failure | None = None
@@ -173,13 +179,14 @@ class Record(RecordPart):
         return f"{self.label}/{self.trial.seed}"
 
     def facts(self) -> dict[str, Any]:
-        """Return what the same trial gives again: all but timings, memory, FLOPs, last losses and provenance.
+        """Return what the same trial gives again: all but timings, memory, FLOPs, last losses, curve and provenance.
 
         FLOPs depend a little on the kernels that a machine has, losses in their last digits on whether seeds were
-        stacked, and older records have neither. Names of classes are no result.
+        stacked, and older records have neither. `clbench.results.diff` compares curves. Names of classes are no result.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True, "stale": True, "last_losses": True, "stream": {"class_names", "data"},
+            "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True,
+            "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -297,5 +297,8 @@ class Strategy(OldNames, nn.Module):
         return logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return what the evaluation uses, without changing any state. Strategies that infer the task return it too."""
+        """Return what the evaluation uses, without changing any state. Strategies that infer the task return it too.
+
+        With `--evaluate-every` it is also asked between the steps of a task.
+        """
         return Prediction(self(x, task))

@@ -12,6 +12,7 @@ from fractions import Fraction
 from statistics import mean
 
 import torch
+from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.scenario import Scenario, scenario_rules
@@ -46,6 +47,17 @@ def batch_size(stream: Stream, device: torch.device) -> int:
     return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * numbers))
 
 
+def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
+    """Return which outputs take part in the answer to a sample of each task, bool [T, C], on the stream's device."""
+    rules, classes = scenario_rules(scenario), [task.classes for task in stream.tasks]
+    offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)
+    for index in range(len(classes)):
+        offered[index, rules.at_test(classes, index, learned)] = True
+    if rules.seen_compete:
+        offered[:, stream.arrived(learned)] = True
+    return offered.to(stream.tests.y.device)
+
+
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
              kept: KeptAnswers | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
@@ -59,13 +71,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     device = tests.y.device
     size = batch_size(stream, device)
     rules = scenario_rules(scenario)
-    classes = [task.classes for task in stream.tasks]
-    offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)
-    for index in range(len(classes)):
-        offered[index, rules.at_test(classes, index, learned)] = True
-    if rules.seen_compete:
-        offered[:, stream.arrived(learned)] = True
-    offered = offered.to(device)
+    offered = offered_outputs(stream, scenario, learned)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     flops: list[Fraction] = []  # of a sample of each task that is learned

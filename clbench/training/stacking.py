@@ -175,8 +175,7 @@ class StackedStep:
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on a batch per member."""
-        self._follow_buffers()
-        state = {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
+        state = self.state()
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         drawn = seeds.state() if self.untried else None
         with self.forward:
@@ -192,6 +191,11 @@ class StackedStep:
             self._edit()
         self.optimizer.step()
         return losses.detach()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the members' parameters and buffers [S, ...], named as those of a module that has a `strategy`."""
+        self._follow_buffers()
+        return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
     def losses(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
                scalars: dict[str, Tensor]) -> Tensor:

@@ -32,6 +32,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, Task
 from clbench.training.budget import whole_phase
+from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.losses import diverged, last_tenths, on_host
@@ -103,14 +104,14 @@ class StreamTrainer(Trainer):
     """Trains strategies, one or a stack of them, on streams with hidden boundaries; `fit` is asked task by task."""
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int], streams: Sequence[Stream],
-                 learned: int = 0, compiler: Compiler | None = None) -> None:
+                 learned: int = 0, compiler: Compiler | None = None, watch: Watch | None = None) -> None:
         """Begin, or go on after `learned` of the streams' tasks; members have a stream each.
 
         Raises:
             Unstackable: their streams are of different sizes, or what they draw would depend on each other.
         """
         super().__init__(strategies, recipe.model_copy(update={"optimizer_state": "keep"}), seeds,
-                         streams[0].augment, compiler)
+                         streams[0].augment, compiler, watch=watch)
         if len({tuple(len(task.train) for task in stream.tasks) for stream in streams}) > 1:
             raise Unstackable("streams whose tasks have other numbers of samples do not go in one stack")
         self.streams = list(streams)
@@ -136,6 +137,8 @@ class StreamTrainer(Trainer):
             flow.activate(strategy, 0, steps.start)  # which no checkpoint keeps
         self.learned += 1
         if not phases:
+            if self.watch is not None:
+                self.watch.look(self.learned - 1, 0)
             return [self._watched(*own) for own in zip(self.strategies, self.flows, strict=False)]
         phase = whole_phase(self.recipe, self.streams[0])
         for strategy, task in zip(self.strategies, tasks, strict=True):
@@ -152,7 +155,9 @@ class StreamTrainer(Trainer):
                 for _ in range(steps.start):
                     schedule.step()
         count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)
-        self._take_steps(steps, engine, count, self.flows, samples, False, schedule, losses)
+        look = self._look(self.learned - 1, len(steps), engine, steps.start)
+        look(steps.start)
+        self._take_steps(steps, engine, count, self.flows, samples, False, schedule, losses, look)
         engine.close()
         most = first.trainable()
         found = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.strategies))
@@ -183,11 +188,12 @@ def in_one_task(stream: Stream) -> Stream:
 
 
 def trainer_of(strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int], streams: Sequence[Stream],
-               learned: int = 0, compiler: Compiler | None = None, cache_bytes: int | None = None) -> Trainer:
+               learned: int = 0, compiler: Compiler | None = None, cache_bytes: int | None = None,
+               watch: Watch | None = None) -> Trainer:
     """Return the trainer for strategies on their streams, which have hidden boundaries or not; see `Trainer`.
 
     `learned` says after how many tasks it goes on.
     """
     if streams[0].hidden:
-        return StreamTrainer(strategies, recipe, seeds, streams, learned, compiler)
-    return Trainer(strategies, recipe, seeds, streams[0].augment, compiler, cache_bytes)
+        return StreamTrainer(strategies, recipe, seeds, streams, learned, compiler, watch)
+    return Trainer(strategies, recipe, seeds, streams[0].augment, compiler, cache_bytes, watch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from clbench.strategy.base import Batch, Strategy, Task
 from clbench.strategy.granted import Budget
 from clbench.training import numerics, precompute
 from clbench.training.budget import phases_of, steps_of
+from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.loop_flops import LoopFlops
@@ -99,8 +100,10 @@ class Trainer:
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
                  augment: Augmentation | None = None, compiler: numerics.Compiler | None = None,
-                 cache_bytes: int | None = None) -> None:
+                 cache_bytes: int | None = None, watch: Watch | None = None) -> None:
         """Train `strategies` by `recipe`, each in the data order of its seed; keep so many bytes of prepared inputs.
+
+        `watch` looks at them between steps, None: nobody does.
 
         Raises:
             Unstackable: several that train by a loop of their own.
@@ -109,6 +112,7 @@ class Trainer:
             raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.cache_bytes = cache_bytes
+        self.watch = watch
         self.augment = augment
         self.strategies = list(strategies)
         self.recipe = recipe
@@ -122,6 +126,9 @@ class Trainer:
             Unstackable: members have tasks of different sizes, or what they draw would depend on each other.
             ValueError: there are fewer steps than phases.
         """
+        index = tasks[0].index
+        if self.watch is not None and (self.strategies[0].owns_loop or not self.strategies[0].phases(tasks[0])):
+            self.watch.look(index, 0)
         if self.strategies[0].owns_loop:
             return [self._by_itself(self.strategies[0], tasks[0])]
         if not self.strategies[0].phases(tasks[0]):
@@ -160,8 +167,11 @@ class Trainer:
             indices = [partial(o.following, torch.device("cpu")) for o in order]
             with (precompute.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, phase.steps) as ready):
+                look = self._look(index, steps, engine)
+                if not done:
+                    look(0)
                 self._take_steps(range(done, done + phase.steps), engine, count, order, ready, given.prepared, schedule,
-                                 losses)
+                                 losses, look)
             done += phase.steps
             engine.close()
             for spent, total in zip(flops, count.totals, strict=True):
@@ -172,16 +182,32 @@ class Trainer:
 
     def _take_steps(self, steps: range, engine: Engine, count: PhaseFlops, order: Sequence[Order],
                     samples: Sequence[Samples], prepared: bool, schedule: LRScheduler | None,
-                    losses: list[Tensor]) -> None:
-        """Take steps, numbered within the task, and append the losses [S] of each; none after all have diverged."""
+                    losses: list[Tensor], look: Callable[[int], None]) -> None:
+        """Take steps and append the losses [S] of each, none after all have diverged; look after each."""
         for step in steps:
             losses.append(count.step(engine, self._shortened([
                 o.batch(part) if prepared else o.ready(strategy, part, count)
                 for strategy, o, part in zip(self.strategies, order, samples, strict=True)])))
             if schedule is not None:
                 schedule.step()
+            look(step + 1)
             if self._hopeless(losses, step):
                 break
+
+    def _look(self, index: int, steps: int, engine: Engine, first: int = 0) -> Callable[[int], None]:
+        """Return what looks at the strategies after a step, where one is due, if they are watched.
+
+        Args:
+            index: of the task.
+            steps: that it has.
+            engine: that takes them.
+            first: the number of the first of them.
+        """
+        def look(step: int) -> None:
+            if self.watch is not None and self.watch.due(step - first, steps):
+                self.watch.look(index, step - first, engine)
+
+        return look
 
     def _shortened(self, batches: list[Batch]) -> list[Batch]:
         """Return batches of text cut off behind the longest sample of all members, others as they are."""
@@ -213,6 +239,8 @@ class Trainer:
             self.seeds = [self.seeds[i] for i in chosen]
             assert self.engine is not None
             self.engine.keep_members(chosen)
+            if self.watch is not None:
+                self.watch.keep(strategies)
 
     def _hopeless(self, losses: list[Tensor], step: int) -> bool:
         """Return whether every member has diverged; checked every 256 steps, since checking waits for the device."""

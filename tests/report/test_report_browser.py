@@ -7,6 +7,7 @@ from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
+from helpers.curves import make_curve, with_curve
 from helpers.records import make_matrix, make_record, with_names
 
 from clbench.report import build
@@ -290,3 +291,16 @@ def test_without_javascript_the_numbers_are_there(show):
         assert "ACC (%)" in find(browser, "#s1-comparison")[0].text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
+    browser = show([with_curve(m, s, make_curve(dip=30)) for m in ("er", "naive") for s in (0, 1)])
+    plot = ".plot[data-kind=steps]"
+
+    def ticks():
+        return [int(e.text) for e in find(browser, f"{plot} .frame text[text-anchor=middle]") if e.text.isdigit()]
+
+    assert 60 in ticks() and len(find(browser, f"{plot} svg path.line.thin")) == 6
+    find(browser, f"{plot} input")[1].find_element("xpath", "..").click()
+    assert 60 not in ticks() and 20 in ticks(), "from before the first boundary to the end of the second task"
+    assert len(find(browser, f"{plot} svg path.line.thin")) == 4

@@ -2,16 +2,26 @@ import sys
 from dataclasses import replace
 
 import pytest
+from helpers.curves import with_curve
 from helpers.records import make_matrix, make_record
 
 from clbench.core.errors import SpecError
 from clbench.report import build
-from clbench.report.columns import ACC, COMPARISON, MEASURES, MORE_COSTS, MORE_METRICS, Measure, find_tested
+from clbench.report.columns import (
+    ACC,
+    COMPARISON,
+    MEASURES,
+    MORE_COSTS,
+    MORE_METRICS,
+    WHILE_LEARNED,
+    Measure,
+    find_tested,
+)
 from clbench.report.figures.style import looks
 from clbench.report.formats.page import section_view
 from clbench.report.model import Column
 
-TABLES = (COMPARISON, MORE_METRICS, MORE_COSTS)
+TABLES = (COMPARISON, MORE_METRICS, WHILE_LEARNED, MORE_COSTS)
 
 
 def patch(monkeypatch, measures):
@@ -23,7 +33,7 @@ def patch(monkeypatch, measures):
 def studied():
     """Return a section in which every column has a value, six seeds so that tests can decide."""
     methods = (("lora", 0.0, 10), ("ewc", -0.05, 90), ("joint", 0.02, 90))
-    records = [make_record(m, s, make_matrix(3, shift + 0.001 * s), scenario="class", peak_device_bytes=7,
+    records = [with_curve(m, s, None, R=make_matrix(3, shift + 0.001 * s), scenario="class", peak_device_bytes=7,
                            task_inference=make_matrix(3), trainable=[cost] * 3, train_flops=[cost * 10**9] * 3)
                for m, shift, cost in methods for s in range(6)]
     section, = build(records).sections

@@ -52,13 +52,13 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(TrialRunner, "stream", stream)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
 
-    def go(planned, device, folder=None, kill_after=None):
+    def go(planned, device, folder=None, kill_after=None, **settings):
         def hear(progress):
             if progress.task == kill_after:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(runner, "pick_device", lambda _: device)
-        on = TrialRunner(ExecutionSettings(), "auto", "a test", artifacts=folder and folder / "artifacts",
+        on = TrialRunner(ExecutionSettings(**settings), "auto", "a test", artifacts=folder and folder / "artifacts",
                          checkpoints=folder and folder / "checkpoints")
         records = on.run_stack(planned, hear)
         assert [r.failure and f"{r.failure.message}\n{r.failure.traceback}" for r in records] == [None] * len(records)
@@ -90,6 +90,15 @@ def test_a_stack_and_a_trial_that_goes_on_give_there_what_they_give_on_the_cpu(r
         again = run(group, device, tmp_path)
     assert [r.R for r in there] == [r.R for r in again] == [r.R for r in cpu]
     assert not [note for r in (*there, *again) for note in r.notes if "failed" in note or "started over" in note]
+
+
+@pytest.mark.parametrize(("method", "seeds"), [("er", 1), ("er", 2), ("lora", 1)])
+def test_the_accuracy_while_learning_is_there_what_it_is_on_the_cpu(run, method, seeds):
+    group, asked = trials(method, seeds=seeds), {"evaluate_every": 1, "evaluate_samples": 10}
+    cpu = run(group, torch.device("cpu"), **asked)
+    with Simulated() as device:
+        there = run(group, device, **asked)
+    assert [r.curve for r in there] == [r.curve for r in cpu] and there[0].curve.steps == [[0, 1, 2, 3, 4]] * 3
 
 
 @pytest.mark.parametrize(("method", "model"), [("ewc", "cnn"), ("lora", "cnn"), ("ewc", "vit"), ("lora", "vit"),

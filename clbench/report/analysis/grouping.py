@@ -138,6 +138,7 @@ class MethodRecords:
             trainable=tuple(tuple(r.costs.trainable) for r in done),
             parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
             bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
+            curves=tuple(r.curve for r in done if r.curve),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from clbench.report.columns import ACC, cells
+from clbench.report.figures.courses import steps_figure
 from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
@@ -69,6 +70,7 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
     if drawn:
         figures += [_curves(subject, f"{slug}-curves", drawn), _forgetting(subject, f"{slug}-forgetting", drawn),
                     _heatmaps(subject, f"{slug}-heatmaps", drawn)]
+    figures.append(steps_figure(subject, f"{slug}-steps", results))
     return tuple(figure for figure in figures if figure)
 
 

@@ -10,6 +10,7 @@ from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_h
 from clbench.report.figures.arrival import draw_arrival
 from clbench.report.figures.cost import draw_growth, draw_pareto
 from clbench.report.figures.ranks import draw_critical_difference
+from clbench.report.figures.steps import draw_steps
 from clbench.report.figures.style import Look
 from clbench.report.model import FILE_FORMATS, FigureData, FileFormat, Report
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 KINDS: Mapping[str, Callable[[FigureData, Mapping[str, Look]], Figure]] = {
     "pareto": draw_pareto, "growth": draw_growth, "curves": draw_curves, "heatmaps": draw_heatmaps,
-    "forgetting": draw_forgetting, "critical-difference": draw_critical_difference, "arrival": draw_arrival}
+    "forgetting": draw_forgetting, "steps": draw_steps, "critical-difference": draw_critical_difference,
+    "arrival": draw_arrival}
 
 
 def draw_report(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.report.columns import ACC, FORGETTING, MEASURES
+from clbench.report.figures.courses import Point, courses
 from clbench.report.figures.data import (
     SEEDS_MEAN,
     accuracy_by_seed,
@@ -14,10 +16,10 @@ from clbench.report.figures.data import (
     front,
     parameters_over_tasks,
 )
-from clbench.report.figures.style import Look
+from clbench.report.figures.style import PALETTE, Look
 from clbench.report.formats.palette import colour_class
 from clbench.report.formatting import number
-from clbench.report.model import Cell, FigurePoint, Report, Result, Section, Table
+from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
 _DASHES = 5  # line styles in report.css, for the methods of one strategy
@@ -68,6 +70,8 @@ class FigureView:
     wide: bool = False
     costs: tuple[CostAxis, ...] = ()  # of which a reader chooses one
     critical: float | None = None  # the critical difference of ranks
+    courses: str = ""  # JSON: the lines of accuracy over steps, which are too many for a table
+    zooms: tuple[str, ...] = ()  # of which a reader chooses one: all steps, or those about a boundary
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             "Points that a task lost since its best, by task; whiskers: 95% interval over seeds.",
             f"Forgetting (points): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
+    figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     figures.append(FigureView(
         "heat", "Accuracy on every task (R)",
         "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: tasks that have "
@@ -199,6 +204,20 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     if data and arrival:
         figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))
     return figures
+
+
+def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
+    found = courses(section.results)
+    lines = [{"row": course.row, "ends": course.ends, "tasks": [_rounded(points) for points in course.tasks],
+              "old": [_rounded(points) for points in course.old]} for course in found]
+    written = json.dumps({"courses": lines, "colours": list(map(colour_class, PALETTE))}, separators=(",", ":"))
+    boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in found)))
+    return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=written,
+                      zooms=("all steps", *boundaries))
+
+
+def _rounded(points: Sequence[Point]) -> list[tuple[int, float]]:
+    return [(step, round(value, 4)) for step, value in points]
 
 
 def _after_last_task(table: Table) -> str:

@@ -27,6 +27,7 @@ from clbench.core import identity
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
+from clbench.results.curve import Curve
 from clbench.results.records import Costs, Provenance, Timings
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.granted import Phase
@@ -62,6 +63,7 @@ class CheckpointHeader(BaseModel):
     timings: Timings
     notes: list[str]
     last_losses: list[list[float]] = []
+    curve: Curve | None = None
     parameters: list[str] = []
     trained: list[str] = []  # parameters that require a gradient
     attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module

@@ -59,6 +59,7 @@ def record_of(member: TrialState, origin: Provenance, memory: PeakMemory, weight
                   searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
                   R=member.R, task_inference=member.task_inference or None,
                   outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
+                  curve=member.watched and member.watched.curve,
                   last_losses=member.last_losses if any(member.last_losses) else [],
                   costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                         "peak_device_bytes": memory.accelerator()}),

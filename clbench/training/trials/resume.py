@@ -68,11 +68,17 @@ class Checkpoints:
         rows = [len(row) for row in header.R]
         if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
+        if member.watched is not None:
+            wanted, curve = member.watched.curve, header.curve
+            if curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples):
+                raise checkpoint.Unresumable("it does not have the accuracy while learning that is asked for")
         member.optimizer_state = take_up(path, header, member.learner, member.trial.trained_by)
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
         member.notes, member.started = list(header.notes), header.started
         member.last_losses = list(header.last_losses)
+        if member.watched is not None and header.curve is not None:
+            member.watched.curve = header.curve
 
     def _header(self, member: TrialState) -> CheckpointHeader:
         """Return the header of a trial's checkpoint, without what the strategy adds to it."""
@@ -81,7 +87,8 @@ class Checkpoints:
             data=member.stream.fingerprint, versions=self.origin.versions,
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
-            timings=member.timings, notes=member.notes, last_losses=member.last_losses)
+            timings=member.timings, notes=member.notes, last_losses=member.last_losses,
+            curve=member.watched and member.watched.curve)
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from clbench.results.records import Failure, Record
 from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy, Task
 from clbench.training import numerics
+from clbench.training.curve import Watch
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
@@ -37,10 +38,11 @@ from clbench.training.trials.building import (
 )
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
-from clbench.training.trials.facts import failure_of, record_of, steps_in_words
+from clbench.training.trials.facts import failure_of, record_of
 from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.state import TrialState
+from clbench.training.trials.watching import look_after, note_looks, watched, words
 
 
 class TrialRunner:
@@ -81,7 +83,7 @@ class TrialRunner:
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
         warning = self.foresight.warning(trial, name, strategy, stream)
-        return [steps_in_words(trial, name, stream), *stream.notes, *([warning] if warning else [])]
+        return [*words(trial, name, stream, self.settings), *stream.notes, *([warning] if warning else [])]
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
@@ -166,7 +168,8 @@ class TrialRunner:
         """Return a trial with its stream and strategy, restored from its checkpoint if there is one, else untrained."""
         def untrained() -> TrialState:
             strategy, notes = self.build(planned.trial, stream)
-            return TrialState(planned, strategy, stream, notes)
+            return TrialState(planned, strategy, stream, notes,
+                              watched=watched(planned.trial, strategy, stream, self.settings))
 
         stream = self.stream(planned.trial)
         member = untrained()
@@ -222,7 +225,8 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
     """
     first = members[0]
     trainer = trainer_of([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
-                         [m.stream for m in members], first.learned, compiler, cache_bytes)
+                         [m.stream for m in members], first.learned, compiler, cache_bytes,
+                         Watch.over([m.watched for m in members]))
     for member in members:
         on_progress(member.progress)
         if not member.R:
@@ -234,6 +238,7 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
     for index in range(first.learned, len(first.stream.tasks)):
         alive = train_task(alive, trainer, index)
         for member in alive:
+            look_after(member, index)
             member.add_kept(measure(member.strategy))
             record_row(member, learned=index + 1)
             if artifacts is not None and (not member.stream.hidden or member.learned == len(member.stream.tasks)):
@@ -262,8 +267,9 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
                 member.add_note(note)
             member.costs.trainable.append(result.trainable)
             member.last_losses.append(list(result.last_losses))
-            member.timings.train.append((done.wall - ready.wall) / len(members))
-            member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members))
+            looked = note_looks(member)
+            member.timings.train.append((done.wall - ready.wall) / len(members) - looked.wall)
+            member.timings.train_cpu.append((done.cpu - ready.cpu) / len(members) - looked.cpu)
             if result.diverged is not None:
                 member.failure = Failure(type="DivergedError", message=str(result.diverged))
         return trained

@@ -1,0 +1,98 @@
+"""Accuracy over steps: each method's curve as its mean over seeds, for the figure that shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from clbench.report.model import FigureData, Result
+from clbench.results import curve_metrics as metrics
+from clbench.results.curve import Curve
+
+Point = tuple[int, float]  # steps over all tasks, accuracy
+MOST = 250  # points of a task that are drawn; the first ones, which a boundary is about, are left as they are
+DENSE = 51
+
+
+@dataclass(frozen=True)
+class Course:
+    """The mean curve of a method.
+
+    Args:
+        label: of the method.
+        row: of the method in every table of its section.
+        ends: steps over all tasks at the end of each task; where seeds differ in that, of the longest.
+        tasks: the course of the accuracy on each task, from its own first step on.
+        old: of the mean accuracy on the tasks before the one that is trained, a piece for each task from the second on.
+    """
+
+    label: str
+    row: int
+    ends: tuple[int, ...]
+    tasks: tuple[tuple[Point, ...], ...]
+    old: tuple[tuple[Point, ...], ...]
+
+    @property
+    def low(self) -> float:
+        """Return the least accuracy."""
+        return min(value for points in self.tasks for _, value in points)
+
+
+def courses(results: Sequence[Result]) -> list[Course]:
+    """Return the course of each method that took steps while it was watched; its seeds must have as many tasks."""
+    found = []
+    for row, result in enumerate(results):
+        curves = result.curves
+        if curves and len({len(curve.after) for curve in curves}) == 1 and any(curve.steps[-1][-1] for curve in curves):
+            found.append(_course(result.label, row, curves))
+    return found
+
+
+def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
+    tasks = len(curves[0].after)
+    lines: list[list[Point]] = [[] for _ in range(tasks)]
+    old: list[tuple[Point, ...]] = []
+    ends: list[int] = []
+    begin = 0
+    for task in range(tasks):
+        shared = sorted(set.intersection(*(set(curve.steps[task]) for curve in curves)))
+        end = begin + max(curve.steps[task][-1] for curve in curves)
+        places = [dict(zip(curve.steps[task], metrics.accuracies(curve, task), strict=True)) for curve in curves]
+        rows = [(begin + step, [of[step] for of in places]) for step in thinned(shared)]
+        rows.append((end, [metrics.after(curve, task) for curve in curves]))
+        means = [(x, list(map(fmean, zip(*of_seeds, strict=True)))) for x, of_seeds in rows]
+        for x, row in means:
+            for line, mean in zip(lines, row, strict=False):
+                line.append((x, mean))
+        if task:
+            old.append(tuple((x, fmean(row[:task])) for x, row in means))
+        ends.append(end)
+        begin = end
+    return Course(label, position, tuple(ends), tuple(map(tuple, lines)), tuple(old))
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """Return at most about `MOST` of the steps that have a point: the first ones, then evenly."""
+    rest = steps[DENSE:]
+    return [*steps[:DENSE], *rest[::max(1, math.ceil(len(rest) / MOST))]]
+
+
+def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureData | None:
+    """Return the figure of accuracy over steps, None if no method has more than its boundaries."""
+    found = courses(results)
+    if not found:
+        return None
+    told = []
+    for course in found:
+        gaps = [gap for curve in results[course.row].curves for gap in metrics.gaps(curve)]
+        told.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
+                                    if gaps else ""))
+    return FigureData(
+        "steps", name, "Accuracy over steps", subject,
+        f"Accuracy on each task while tasks are learned, a panel for each method. On old tasks, after a boundary: "
+        f"{'; '.join(told)}.",
+        "Accuracy on each task, from its own first step on, and in dark the mean over the tasks before the one that is "
+        "learned; means over seeds. Vertical lines: boundaries of tasks, where the next outputs begin to compete.",
+        results=tuple(results[course.row] for course in found))

@@ -1,0 +1,68 @@
+// Accuracy over steps: a panel for each method, a line for each task; the reader chooses all steps or one boundary.
+
+const [BEFORE, BEHIND] = [0.25, 0.75]; // of a boundary's window: what lies before it and behind it
+
+function drawSteps(svg, width, figure, methods) {
+  const { courses, colours } = JSON.parse(figure.dataset.courses);
+  const zoom = Number(figure.querySelector("input:checked").value);
+  const found = methods.flatMap((method) => courses.filter(({ row }) => row === method.row).map((course) => ({ method, course })));
+  const { each, place, rows } = panels(width, found.length, width < 520 ? 260 : 420);
+  const height = 272;
+  const marks = [];
+  found.forEach(({ method, course }, i) => {
+    const [left, top] = place(i, height);
+    heading(svg, method, left, top + 12, each);
+    marks.push(...stepPanel(svg, method, course, colours, zoom, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
+  });
+  taskKeys(svg, courses, colours, rows * height + 12, width);
+  return { height: rows * height + 22, marks };
+}
+
+function stepPanel(svg, method, course, colours, zoom, box) {
+  const [low, high] = zoom ? windowOf(course.ends, zoom) : [0, course.ends.at(-1)];
+  const within = ([x]) => x >= low && x <= high;
+  const lines = course.tasks.map((points) => points.filter(within));
+  const old = course.old.map((points) => points.filter(within)).filter((points) => points.length);
+  const values = lines.flat().map(([, value]) => value);
+  const x = linear(low, high, box.left, box.right);
+  const y = linear(Math.max(0, Math.min(0.98, ...values) - 0.02), 1.01, box.bottom, box.top);
+  frame(svg, box, { x, y, xTicks: x.ticks(6), xText: String, xTitle: "optimiser steps", yTicks: y.ticks(5),
+    yText: (v) => tickText(v, "percent") });
+  const g = group(svg, method);
+  for (const end of course.ends.slice(0, -1)) {
+    if (end >= low && end <= high) shape(g, "line", { x1: x(end), x2: x(end), y1: box.top, y2: box.bottom, class: "front" });
+  }
+  const path = (points) => `M${points.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L")}`;
+  lines.forEach((points, task) => {
+    if (points.length > 1) shape(g, "path", { d: path(points), class: `line thin ${colours[task % colours.length]} v${Math.floor(task / colours.length)}` });
+  });
+  for (const points of old) shape(g, "path", { d: path(points), class: "line old" });
+  return old.flat().map(([at, value], step) => ({ ...around(x(at), y(value), 4), row: method.row, step, title: method.label,
+    lines: [`old tasks: ${(100 * value).toFixed(1)} %`, `${at} steps, ${said(course.ends, at)}`] }));
+}
+
+// The steps about a boundary: more behind it than before, as far as the tasks on its two sides reach.
+function windowOf(ends, zoom) {
+  const at = ends[zoom - 1];
+  const reach = Math.min(200, ends[zoom] - at);
+  return [Math.max(0, at - reach * BEFORE / BEHIND), at + reach];
+}
+
+function said(ends, at) {
+  const task = ends.findIndex((end) => at <= end);
+  return `${at - (task ? ends[task - 1] : 0)} of task ${task + 1}`;
+}
+
+function taskKeys(svg, courses, colours, y, width) {
+  const tasks = Math.max(...courses.map((course) => course.tasks.length));
+  const names = [["mean over old tasks", "line old"],
+    ...Array.from({ length: tasks }, (_, t) => [`task ${t + 1}`, `line ${colours[t % colours.length]} v${Math.floor(t / colours.length)}`])];
+  let x = 0;
+  for (const [name, look] of names) {
+    const wide = textWidth(name) + 44;
+    if (x + wide > width) break;
+    shape(svg, "path", { d: `M${x} ${y - 4}H${x + 22}`, class: look });
+    shape(svg, "text", { x: x + 28, y, class: "small" }, name);
+    x += wide;
+  }
+}

@@ -1,0 +1,45 @@
+"""Curve: the accuracy while tasks were learned, as a record keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+
+Numbers = Annotated[  # long lists, which are written on one line: "0 1 2 3"
+    list[int], BeforeValidator(lambda value: list(map(int, value.split())) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: " ".join(map(str, value)), return_type=str, when_used="json")]
+
+
+class Curve(BaseModel):
+    """Accuracy while tasks were learned: right answers among the same test samples of each task, point by point.
+
+    Lists have an entry for each task that was trained. Its points are before its first step, after each of the first
+    ones, then after every `every`-th and the last (`clbench.training.curve`). Each tells of the tasks up to that one,
+    whose outputs compete. A task without steps, or with a loop that cannot be watched, has the first point only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int  # what was asked for
+    samples: list[int]  # of each task of the stream: test samples that are asked at each point
+    steps: list[Numbers] = []  # of each point: optimiser steps taken on the task
+    right: list[list[Numbers]] = []  # for each task up to the trained one: right answers at each point
+    after: list[Numbers] = []  # right answers on each task up to the trained one, once that is consolidated
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Curve:
+        """Check that there is a number for each point and that there are no more right answers than samples."""
+        for index, (steps, right) in enumerate(zip(self.steps, self.right, strict=True)):
+            if len(right) != index + 1 or any(len(series) != len(steps) for series in right):
+                raise ValueError("a curve has not one number for each point and task")
+        series = [*(pair for right in self.right for pair in enumerate(right)),
+                  *((j, [count]) for after in self.after for j, count in enumerate(after))]
+        if any(not 0 <= count <= self.samples[j] for j, counts in series for count in counts):
+            raise ValueError("a curve has more right answers than test samples")
+        return self
+
+    def serves(self, every: int, samples: int, there: Sequence[int]) -> bool:
+        """Tell whether it has what is asked: a point every so many steps, on so many of the test samples there are."""
+        return self.every <= every and all(own >= min(samples, n) for own, n in zip(self.samples, there, strict=True))

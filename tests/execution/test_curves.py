@@ -1,0 +1,114 @@
+"""Runs that keep the accuracy while tasks are learned: asked for, resumed, asked for later."""
+
+import pytest
+
+import clbench
+from clbench import cli
+from clbench.core.registry import discover
+from clbench.execution import reuse
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.results.store import Store
+from clbench.training.trials import checkpoint
+from clbench.training.trials.runner import TrialRunner
+
+SMALL = {"methods": "er:capacity=20,naive", "benchmark": "helpers.tiny_benchmarks:shifting", "scenario": "domain",
+         "model": "mlp:width=16", "epochs": 1, "batch_size": 5, "seeds": 1, "device": "cpu", "threads": 1, "workers": 0}
+
+
+class Killed(BaseException):
+    """Takes the process's death for granted: nothing catches it."""
+
+
+def run(folder, **settings):
+    return clbench.run(**{**SMALL, "out": folder, **settings})
+
+
+def test_what_a_run_keeps_and_that_it_gives_what_it_gave_without(tmp_path):
+    plain, seen = run(tmp_path / "plain"), run(tmp_path / "seen", evaluate_every=10, evaluate_samples=40)
+    assert [r.facts() for r in plain] == [r.facts() for r in seen] and plain[0].key == seen[0].key
+    curve = seen[0].curve
+    assert (curve.every, curve.samples) == (10, [40] * 3) and plain[0].curve is None
+    assert curve.steps == [list(range(31))] * 3  # all within the first 50
+    assert [len(right) for right in curve.right] == [1, 2, 3]
+    assert seen[0].costs.train_flops == plain[0].costs.train_flops
+    assert len(seen[0].timings.curve) == len(seen[0].timings.curve_cpu) == 3 and min(seen[0].timings.curve) > 0
+    assert min(*seen[0].timings.train, *seen[0].timings.train_cpu) > 0
+    page = (tmp_path / "seen" / "report.md").read_text()
+    assert "### Accuracy while tasks are learned" in page and "-steps.svg" in page and "stability gap" in page
+    assert "learned" not in (tmp_path / "plain" / "report.md").read_text().split("## How to read")[0]
+
+
+def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, capsys):
+    first = run(tmp_path)
+    command = ["run", "--methods", "er:capacity=20,naive", "--benchmark", SMALL["benchmark"], "--scenario", "domain",
+               "--model", "mlp:width=16", "--epochs", "1", "--batch-size", "5", "--seeds", "1", "--device", "cpu",
+               "--threads", "1", "--workers", "0", "--out", str(tmp_path), "--evaluate-every", "10",
+               "--evaluate-samples", "40"]
+    assert cli.call([*command, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("done, no curve") == 2
+    assert "evaluating while learning: 96 times on 40 test samples" in err
+    assert cli.call(command) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "2 results of the folder have no accuracy every 10 steps on 40 samples a task: trained once more" in err
+    seen, _ = Store(tmp_path).read()
+    assert {r.key: r.R for r in seen} == {r.key: r.R for r in first} and all(r.curve for r in seen)
+    when = {r.key: r.provenance.started for r in seen}
+    for served in ({}, {"evaluate_every": 20, "evaluate_samples": 30}):
+        assert {r.key: r.provenance.started for r in run(tmp_path, **served)} == when
+    finer = run(tmp_path, evaluate_every=10, evaluate_samples=50)
+    assert all(r.curve.samples == [50] * 3 for r in finer)
+
+
+def test_another_result_is_said_aloud_and_a_failure_costs_no_record(tmp_path):
+    before, _ = run(tmp_path)
+    standing = reuse.Standing(without_curve={before.key})
+    told = []
+    other = before.model_copy(update={"R": [[0.0] * 3 for _ in before.R]})
+    kept = reuse.settled(standing, before, other, told.append)
+    assert "GAVE ANOTHER RESULT (R: " in told[0] and kept.notes[-1] == told[0] and kept.R == other.R
+    failed = before.model_copy(update={"status": "failed"})
+    assert reuse.settled(standing, before, failed, told.append) is before and "failed" in told[1]
+    assert reuse.settled(standing, before, before, told.append) is before and len(told) == 2
+    assert reuse.settled(reuse.Standing(), before, other, told.append) is other and len(told) == 2
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_curve_goes_on_after_an_interruption(tmp_path, monkeypatch, seeds):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    registry = discover()
+    group = plan(build({"methods": "er:capacity=40", "seeds": seeds, "scenario": "class", "model": "mlp:width=32",
+                        "recipe": {"iterations": 6, "batch_size": 32}}), registry)
+
+    def runs(kill_after=None, **settings):
+        def hear(progress):
+            if progress.task == kill_after:
+                raise Killed
+
+        runner = TrialRunner(ExecutionSettings(data=tmp_path, **settings), "cpu", "a test", registry, None,
+                             tmp_path / "checkpoints")
+        return runner.run_stack(group, hear)
+
+    asked = {"evaluate_every": 2, "evaluate_samples": 30}
+    whole = runs(**asked)
+    for member in group:
+        checkpoint.path_of(tmp_path / "checkpoints", member.trial.key).unlink()
+    with pytest.raises(Killed):
+        runs(kill_after=3, **asked)
+    again = runs(**asked)
+    assert [r.curve for r in again] == [r.curve for r in whole] and not again[0].notes
+    assert [r.facts() for r in again] == [r.facts() for r in whole]
+    other, *_ = runs(evaluate_every=3)
+    assert other.R == whole[0].R and other.curve.every == 3 and len(other.curve.after) == 5
+    assert other.notes == ["started over after an interruption: it does not have the accuracy while learning that is "
+                           "asked for"]
+    plain, *_ = runs()
+    assert (plain.R, plain.curve, plain.notes) == (other.R, None, other.notes), "it goes on, from that checkpoint"
+
+
+def test_a_loop_of_its_own_is_watched_at_its_boundaries(tmp_path):
+    record, = run(tmp_path, methods="avalanche:Naive", evaluate_every=10)
+    assert record.curve.steps == [[0]] * 3 and len(record.curve.after) == 3
+    assert "trains by a loop of its own, so its accuracy while learning is known at the boundaries only" in record.notes

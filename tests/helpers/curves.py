@@ -1,0 +1,19 @@
+"""Synthetic curves for tests, and records that have them."""
+
+from clbench.results.curve import Curve
+from helpers.records import make_record
+
+
+def make_curve(dip=30, back=True, tasks=3, steps=20, every=5, samples=100):
+    """A curve in which a new task is learned at once, and old ones lose `dip` per cent for ten steps, or for good."""
+    points = [*range(11), *range(15, steps + 1, every)]
+    low = [90 - dip if step and (step <= 10 or not back) else 90 for step in points]
+    return Curve(every=every, samples=[samples] * tasks, steps=[points] * tasks,
+                 right=[[[samples * a // 100 for a in low]] * t + [[samples * 90 // 100] * len(points)]
+                        for t in range(tasks)],
+                 after=[[samples * low[-1] // 100] * t + [samples * 90 // 100] for t in range(tasks)])
+
+
+def with_curve(method="er", seed=0, curve=None, **made):
+    """A record as `make_record` makes it, with a curve."""
+    return make_record(method, seed, **made).model_copy(update={"curve": curve or make_curve()})

@@ -1,0 +1,76 @@
+"""The figure of accuracy over steps, and the words and the table beside it."""
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+from helpers.curves import make_curve, with_curve
+from helpers.figures import figure
+from helpers.records import make_record
+
+from clbench.report import build
+from clbench.report.figures.courses import MOST, courses, thinned
+from clbench.report.formats.html import render as page
+from clbench.report.formats.markdown import render
+from clbench.report.formatting import NONE
+
+
+def study(**made):
+    return [record for seed in (0, 1) for record in (
+        with_curve("er", seed, make_curve(dip=30 + 2 * seed), **made),
+        with_curve("naive", seed, make_curve(dip=80, back=False), **made))]
+
+
+def test_lines_are_means_over_seeds_and_break_where_old_tasks_change():
+    drawn, _ = figure(build(study()), "steps")
+    er, naive = drawn.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in er.lines if line.get_label().startswith("task")}
+    assert lines["task 1"][11:13] == [[15, 0.9], [20, 0.9]]
+    assert lines["task 1"][14:16] == [[20, 0.9], [21, pytest.approx(0.59)]], "the mean of 0.60 and 0.58"
+    assert lines["task 3"][0] == [40, 0.9]
+    dark = [line.get_xydata().tolist() for line in naive.lines if line.get_linewidth() == 1.6 and len(line.get_xdata())]
+    assert [(part[0][0], part[-1][0]) for part in dark] == [(20, 40), (40, 60)]
+    assert [sorted({*line.get_xdata()}) for line in er.lines if line.get_linestyle() == "--"][:2] == [[20], [40]]
+    assert drawn.legends[0].get_texts()[-1].get_text() == "mean over old tasks"
+
+
+def test_seeds_whose_tasks_differ_in_length_share_points_and_ends():
+    records = [with_curve("er", 0, make_curve(steps=20)), with_curve("er", 1, make_curve(steps=30))]
+    course, = courses(build(records).sections[0].results)
+    assert course.ends == (30, 60, 90)
+    assert [x for x, _ in course.tasks[0]][:14] == [*range(11), 15, 20, 30]
+
+
+def test_many_points_are_thinned_behind_the_first_ones():
+    steps = [*range(51), *range(60, 100_000, 10)]
+    kept = thinned(steps)
+    assert kept[:51] == steps[:51] and len(kept) <= 51 + MOST + 1
+    assert len({b - a for a, b in pairwise(kept[51:])}) == 1
+
+
+def test_table_words_and_page():
+    report = build(study())
+    text = render(report)
+    section, = report.sections
+    table, = [t for t in section.details if t.title == "Accuracy while tasks are learned"]
+    assert [cell.text for cell in table.cells("gap length (steps)")] == ["15.0 ± 0.00", NONE]
+    assert table.cells("gap depth")[1].mean == pytest.approx(0.6), "0.9 to 0.1, then the mean of 0.1 and 0.9 to 0.1"
+    assert ("er falls by 31.0 points, rises again by 31.0 and is where it ends after 15 steps (4 of 4 recover); naive "
+            "falls by 60.0 points, no recovery") in text.replace("\\", "")
+    written = page(report)
+    data = json.loads(re.search(r'data-courses="([^"]*)"', written)[1].replace("&#34;", '"'))
+    assert [course["row"] for course in data["courses"]] == [0, 1] and data["courses"][0]["ends"] == [20, 40, 60]
+    assert re.findall(r"<span>(all steps|boundary \d to \d)</span>", written) == ["all steps", "boundary 1 to 2",
+                                                                                "boundary 2 to 3"]
+
+
+def test_nothing_appears_where_there_is_no_curve():
+    plain = build([make_record(m, s) for m in ("er", "naive") for s in (0, 1)])
+    assert "steps" not in {f.kind for f in plain.sections[0].figures}
+    assert not any("learned" in t.title for t in plain.sections[0].details)
+    assert 'data-courses="' not in page(plain)
+    flat = make_curve().model_copy(update={"steps": [[0]] * 3, "right": [[[90]] * (t + 1) for t in range(3)]})
+    stepless = build([with_curve("slda", s, flat) for s in (0, 1)])
+    assert "steps" not in {f.kind for f in stepless.sections[0].figures}
+    assert "stability gap" not in " ".join(stepless.sections[0].notes)
