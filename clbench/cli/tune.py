@@ -49,7 +49,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--device", metavar="DEVICE", help="As for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
-@execution_options(without=("compile", "retries"))
+@execution_options(without=("compile", "retries", "anatomy", "probe"))
 @plugin_option
 @stale_options
 def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],

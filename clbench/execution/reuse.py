@@ -14,6 +14,8 @@ from typing import Literal
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, PluginError, StaleError
 from clbench.core.registry import Registry
+from clbench.core.scenario import scenario_rules
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.records import DIGITS, Record
@@ -29,6 +31,34 @@ class Standing:
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lacking: dict[str, str] = field(default_factory=dict)  # what results have not that the run asks for: its setting
+
+    def settled(self, key: str) -> None:
+        """Note that a trial has a new result."""
+        self.reasons.pop(key, None)
+        self.lacking.pop(key, None)
+
+    def ask(self, planned: Sequence[PlannedTrial], records: Mapping[str, Record], settings: ExecutionSettings) -> None:
+        """Find the finished trials whose records lack what the settings ask for: they are trained once more."""
+        for one in planned:
+            record = records.get(one.trial.key)
+            if record is not None and record.status == "done" and (asked := unanswered(record, settings)):
+                self.lacking[record.key] = asked
+        for asked, count in Counter(self.lacking.values()).items():
+            self.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {asked}, which this run "
+                              f"asks for: trained once more")
+
+
+def unanswered(record: Record, settings: ExecutionSettings) -> str:
+    """Return the settings that ask for what a finished record has not, as flags; empty if it has all of it."""
+    rules, stream = scenario_rules(record.trial.scenario), record.stream
+    assert stream is not None
+    classes = [c for task in stream.classes for c in task]
+    divides = rules.seen_compete and len(classes) == len(set(classes))
+    asked = ["--probe"] if settings.probe and not rules.task_given and record.probe is None else []
+    if settings.anatomy == "each" and divides and len(record.errors) < len(stream.classes):
+        asked.append("--anatomy each")
+    return " and ".join(asked)
 
 
 def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,

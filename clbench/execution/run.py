@@ -50,8 +50,8 @@ class Experiment:
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a record, failed, or stale and to be run anew; not diverged ones."""
-        again = self.standing.reasons if self.on_stale == "rerun" else {}
+        """Return the trials to run: without a usable record, or one that is to be replaced."""
+        again = {*self.standing.lacking, *(self.standing.reasons if self.on_stale == "rerun" else ())}
         kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
         return [p for p in self.planned if p.trial.key not in kept]
 
@@ -105,6 +105,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
+    standing.ask(planned, known, spec.execution)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
@@ -122,8 +123,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
     experiment.refuse_stale()
-    store, missing = experiment.store, experiment.missing
-    made = store.check_writable()
+    missing, made = experiment.missing, (store := experiment.store).check_writable()
     listener.begun(experiment.planned, missing)
     keeper = RecordKeeper(experiment, listener)
     keeper.relabel()
@@ -154,9 +154,9 @@ def plan_workers(experiment: Experiment, command: str,
     """
     settings, device = experiment.spec.execution, experiment.spec.device
     cores, trials, on_cluster = usable_cores(), len(experiment.planned), settings.executor == "ray"
-    automatic = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
-    workers = automatic if settings.workers is None else settings.workers
-    threads, alone = settings.threads, None
+    workers, threads, alone = settings.workers, settings.threads, None
+    if workers is None:
+        workers = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
     if threads is None and on_cluster:
         threads = 1
     if threads is None and workers > 0:
@@ -216,7 +216,7 @@ class RecordKeeper(Listener):
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
-            self.experiment.standing.reasons.pop(record.key, None)
+            self.experiment.standing.settled(record.key)
         self.track(record)
         self.listener.finished(record)
 

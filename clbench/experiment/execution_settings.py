@@ -14,6 +14,7 @@ from clbench.core.files import default_data_dir
 from clbench.core.options import Strict, format_value
 
 Executor = Literal["local", "ray"]
+AnatomyRows = Literal["last", "each"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class ExecutionSettings(Strict):
     cache_mb: int = Field(
         1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may keep prepared inputs, and outputs of "
         "frozen layers for them, that every pass over a task would compute anew.")
+    anatomy: AnatomyRows = Field(
+        "last", description="After which tasks a record keeps where the errors come from, in scenario class: the last "
+        "one or each (docs/metrics.md).")
+    probe: bool = Field(
+        False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
+        "two more passes over all samples, without gradients (docs/metrics.md).")
     retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
 
     @property

@@ -68,6 +68,9 @@ class Checkpoints:
         rows = [len(row) for row in header.R]
         if not 0 < header.learned < tasks or rows != [tasks] * (header.learned + 1):
             raise checkpoint.Unresumable("the checkpoint's R is not that of its tasks")
+        member.anatomy.rows, member.anatomy.probe = list(header.errors), header.probe
+        if not member.anatomy.covers(member.stream, member.trial.scenario, header.learned):
+            raise checkpoint.Unresumable("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
         member.optimizer_state = take_up(path, header, member.learner, member.trial.trained_by)
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
@@ -81,7 +84,8 @@ class Checkpoints:
             data=member.stream.fingerprint, versions=self.origin.versions,
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
-            timings=member.timings, notes=member.notes, last_losses=member.last_losses)
+            timings=member.timings, notes=member.notes, last_losses=member.last_losses, errors=member.anatomy.rows,
+            probe=member.anatomy.probe)
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:

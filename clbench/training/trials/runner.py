@@ -17,8 +17,8 @@ from clbench.results import provenance
 from clbench.results.records import Failure, Record
 from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy, Task, World
-from clbench.training import numerics
-from clbench.training.evaluation import evaluate
+from clbench.training import numerics, probe
+from clbench.training.anatomy import Anatomy
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
@@ -37,6 +37,7 @@ from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.facts import failure_of, record_of, steps_in_words
 from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
+from clbench.training.trials.rows import record_row
 from clbench.training.trials.state import TrialState
 
 
@@ -78,7 +79,8 @@ class TrialRunner:
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
         warning = self.foresight.warning(trial, name, strategy, stream)
-        return [steps_in_words(trial, name, stream), *stream.notes, *([warning] if warning else [])]
+        cost = probe.cost(stream) if Anatomy.wanted(self.settings, trial.scenario).probed else ""
+        return [steps_in_words(trial, name, stream), *stream.notes, *filter(None, (cost, warning))]
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
@@ -163,7 +165,8 @@ class TrialRunner:
         """Return a trial with its stream and strategy, restored from its checkpoint if there is one, else untrained."""
         def untrained() -> TrialState:
             strategy, notes = self.build(planned.trial, stream)
-            return TrialState(planned, strategy, stream, notes)
+            return TrialState(planned, strategy, stream, notes,
+                              anatomy=Anatomy.wanted(self.settings, planned.trial.scenario))
 
         stream = self.stream(planned.trial)
         member = untrained()
@@ -276,21 +279,6 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
         member.timings.consolidate.append((ready.wall - began.wall + ended.wall - done.wall) / len(members))
         member.timings.consolidate_cpu.append((ready.cpu - began.cpu + ended.cpu - done.cpu) / len(members))
     return alive
-
-
-def record_row(member: TrialState, learned: int) -> None:
-    """Evaluate on all tasks and add the row."""
-    began = Clock.now()
-    with numerics.forward(member.trial.trained_by, member.strategy.active.device, member.strategy):
-        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
-    ended = Clock.now()
-    member.timings.evaluate.append(ended.wall - began.wall)
-    member.timings.evaluate_cpu.append(ended.cpu - began.cpu)
-    if row.flops is not None:
-        member.costs.inference_flops.append(row.flops)
-    member.R.append(row.accuracy)
-    if row.task_inference is not None:
-        member.task_inference.append(row.task_inference)
 
 
 def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:

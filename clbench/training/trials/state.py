@@ -11,6 +11,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
+from clbench.training.anatomy import Anatomy
 from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
 from clbench.training.trials.costs import Footprint
@@ -36,6 +37,7 @@ class TrialState:
     started: datetime.datetime | None = None  # by an earlier process, where the trial goes on from a checkpoint
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
     answers: KeptAnswers = field(default_factory=KeptAnswers)
+    anatomy: Anatomy = field(default_factory=Anatomy)
 
     @property
     def trial(self) -> Trial:
