@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from clbench.report.figures import style
 from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_heatmaps
 from clbench.report.figures.cost import draw_growth, draw_pareto
+from clbench.report.figures.errors import draw_errors
 from clbench.report.figures.ranks import draw_critical_difference
 from clbench.report.figures.style import Look
 from clbench.report.model import FILE_FORMATS, FigureData, FileFormat, Report
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 KINDS: Mapping[str, Callable[[FigureData, Mapping[str, Look]], Figure]] = {
     "pareto": draw_pareto, "growth": draw_growth, "curves": draw_curves, "heatmaps": draw_heatmaps,
-    "forgetting": draw_forgetting, "critical-difference": draw_critical_difference}
+    "forgetting": draw_forgetting, "errors": draw_errors,
+    "critical-difference": draw_critical_difference}
 
 
 def draw_report(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from clbench.report.analysis import errors
 from clbench.report.columns import ACC, FORGETTING, MEASURES
 from clbench.report.figures.data import (
     SEEDS_MEAN,
@@ -163,7 +164,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
     accuracy, forgetting, parameters, seeds = tables
     comparison = section.comparison
-    figures = [
+    figures = [*_errors(id_, slug, section),
         FigureView("lines", "Accuracy over tasks",
                    "Mean accuracy over the tasks seen so far; bands: 95% interval over seeds.",
                    f"Accuracy over all tasks after the last: {_after_last_task(tables[accuracy])}.",
@@ -194,6 +195,14 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
         tuple(m.id for m in matrices), f"{slug}-R", wide=True))
     return figures
+
+
+def _errors(id_: str, slug: str, section: Section) -> Iterator[FigureView]:
+    """Yield the figure of where errors come from, if the section has one; its numbers are in a table of details."""
+    for data in (figure for figure in section.figures if figure.kind == "errors"):
+        position = [table.title for table in section.details].index(errors.TITLE) + 1
+        yield FigureView("parts", data.title, data.caption, data.alt, (f"{id_}-more-{position}",), f"{slug}-errors",
+                         wide=True)
 
 
 def _after_last_task(table: Table) -> str:
