@@ -7,7 +7,7 @@ from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
-from helpers.records import make_matrix, make_record, with_names
+from helpers.records import make_matrix, make_record, with_errors, with_names
 
 from clbench.report import build
 from clbench.report.formats.html import render
@@ -290,3 +290,20 @@ def test_without_javascript_the_numbers_are_there(show):
         assert "ACC (%)" in find(browser, "#s1-comparison")[0].text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show):
+    records = [with_errors(make_record(m, s, scenario="class"), probe={"learned": [190] * 3, "end": [190] * 3,
+                                                                       "together": [180] * 3})
+               for m in ("ewc", "si") for s in (0, 1)]
+    browser = show(records)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('figure[data-kind=parts] .of[data-row=\"0\"] rect')].map(e => "
+        "[e.x.baseVal.value, e.width.baseVal.value])")
+    widths = [w for _, w in boxes]
+    assert [w / sum(widths) for w in widths] == pytest.approx([32 / 350, 120 / 350, 198 / 350], abs=0.01)
+    assert [a + w for a, w in boxes[:-1]] == pytest.approx([a for a, _ in boxes[1:]], abs=0.1)
+    svg, = find(browser, "figure[data-kind=parts] svg")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", svg)
+    svg.send_keys("\ue014")  # the right arrow
+    until(lambda: any("bias of the head: 20.00" in line for line in tip(browser)))
