@@ -139,9 +139,9 @@ ERRORS_DEFINITION = (
     "the task is given. Bias of the head: mended by the best constant for each task's outputs, an oracle that is "
     "fitted to half of the test samples and judged on the others; it may be negative. Confusion of tasks: right in "
     "its task, and not mended. Methods that infer the task: wrong task guessed, and what is right only without the "
-    "task's id. Probe: accuracy of ridge regression on the final features with all training samples of all tasks, a "
-    "ceiling and no method; in its task: with those of the task; drift: the same just after the task was learned, "
-    "minus that.")
+    "task's id. Probe: accuracy of ridge regression on the final features with all training samples of all tasks, "
+    "no method and no strict bound; in its task: with those of the task; drift: the same just after the task was "
+    "learned, minus that.")
 
 
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:
