@@ -160,14 +160,20 @@ def planned(method="er", seeds=1, scenario="class"):
                        "recipe": {"iterations": 4, "batch_size": 32}}), discover())
 
 
-def records(group, tmp_path, checkpoints=None, hear=lambda _: None, **settings):
-    runner = TrialRunner(ExecutionSettings(data=tmp_path, **settings), "cpu", "a test", checkpoints=checkpoints)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Return a folder of data that all tests here share."""
+    return tmp_path_factory.mktemp("data")
+
+
+def records(group, data, checkpoints=None, hear=lambda _: None, **settings):
+    runner = TrialRunner(ExecutionSettings(data=data, **settings), "cpu", "a test", checkpoints=checkpoints)
     return runner.run_stack(group, hear)
 
 
-def test_training_does_not_notice_what_is_looked_at(tmp_path):
-    plain, = records(planned(), tmp_path)
-    looked, = records(planned(), tmp_path, probe=True, anatomy="each")
+def test_training_does_not_notice_what_is_looked_at(data):
+    plain, = records(planned(), data)
+    looked, = records(planned(), data, probe=True, anatomy="each")
     assert plain.facts() == looked.facts()
     assert plain.last_losses == looked.last_losses  # bit for bit
     assert [row.learned for row in looked.errors] == [1, 2, 3, 4, 5]
@@ -176,9 +182,9 @@ def test_training_does_not_notice_what_is_looked_at(tmp_path):
     assert len(looked.probe.end) == len(looked.probe.learned) == len(looked.probe.together) == 5
 
 
-def test_a_trial_that_goes_on_has_the_anatomy_of_one_that_was_not_killed(tmp_path, monkeypatch):
+def test_a_trial_that_goes_on_has_the_anatomy_of_one_that_was_not_killed(data, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    whole, = records(planned(), tmp_path, probe=True, anatomy="each")
+    whole, = records(planned(), data, probe=True, anatomy="each")
 
     class Killed(BaseException):
         pass
@@ -190,24 +196,24 @@ def test_a_trial_that_goes_on_has_the_anatomy_of_one_that_was_not_killed(tmp_pat
     for asked, note in (({"probe": True, "anatomy": "each"}, ""), ({}, "lacks what this run asks for")):
         folder = tmp_path / f"checkpoints{len(asked)}"
         with pytest.raises(Killed):
-            records(planned(), tmp_path, folder, hear, **asked)
-        again, = records(planned(), tmp_path, folder, probe=True, anatomy="each")
+            records(planned(), data, folder, hear, **asked)
+        again, = records(planned(), data, folder, probe=True, anatomy="each")
         assert (again.errors, again.probe) == (whole.errors, whole.probe)
         assert any(note in n for n in again.notes) if note else not again.notes
 
 
-def test_members_of_a_stack_are_taken_apart_one_by_one(tmp_path):
+def test_members_of_a_stack_are_taken_apart_one_by_one(data):
     group = planned("naive", seeds=2)
-    stacked = records(group, tmp_path, probe=True)
+    stacked = records(group, data, probe=True)
     for one, together in zip(group, stacked, strict=True):
-        alone, = records([one], tmp_path, probe=True)
+        alone, = records([one], data, probe=True)
         assert sum(abs(a - b) for a, b in zip(alone.errors[0].given, together.errors[0].given, strict=True)) <= 3
         assert len(together.probe.end) == 5
 
 
-def test_scenarios_without_competing_tasks_have_the_probe_alone_or_nothing(tmp_path):
-    domain, = records(planned(scenario="domain"), tmp_path, probe=True, anatomy="each")
+def test_scenarios_without_competing_tasks_have_the_probe_alone_or_nothing(data):
+    domain, = records(planned(scenario="domain"), data, probe=True, anatomy="each")
     assert not domain.errors
     assert len(domain.probe.together) == 5
-    task, = records(planned(scenario="task"), tmp_path, probe=True)
+    task, = records(planned(scenario="task"), data, probe=True)
     assert (task.errors, task.probe) == ([], None)
