@@ -155,11 +155,16 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     """
     into: list[Tensor] = []
     out_of: list[Tensor] = []
-    per_task = isinstance(strategy, PerTaskStrategy)
-    head = strategy.heads[task] if isinstance(strategy, PerTaskStrategy) else strategy.model.head
-    blocks: list[nn.Module] = list(strategy.model.blocks)
-    hooks = [head.register_forward_pre_hook(lambda _, inputs: into.append(inputs[0]))]
-    if blocks and not per_task:
+    model: nn.Module = strategy.model
+    head: nn.Module | None
+    if isinstance(strategy, PerTaskStrategy):
+        head, blocks = strategy.heads[task], []
+    else:  # a library's model, which an adapter puts in its place, may have neither, or another name for the head
+        head, blocks = getattr(model, "head", getattr(model, "classifier", None)), list(getattr(model, "blocks", ()))
+    hooks = []
+    if isinstance(head, nn.Module):
+        hooks.append(head.register_forward_pre_hook(lambda _, inputs: into.append(inputs[0])))
+    if blocks:
         hooks.append(blocks[-1].register_forward_hook(lambda _, inputs, output: out_of.append(output)))
     try:
         if isinstance(strategy, PerTaskStrategy):

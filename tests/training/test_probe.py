@@ -126,7 +126,8 @@ def test_identical_networks_give_identical_parts():
 
 
 @pytest.mark.parametrize(("method", "own"), [("naive", False), ("icarl", False), ("slda", False), ("lora", True),
-                                             ("pnn", True), ("frozen", False), ("seq-lora", False), ("lucir", False)])
+                                             ("pnn", True), ("frozen", False), ("seq-lora", False), ("lucir", False),
+                                             ("avalanche:Naive", False)])
 def test_the_features_of_methods(method, own):
     b = bench(discover().strategy(method), {}, "class")
     found = Probe()
@@ -153,6 +154,12 @@ def test_a_method_that_shows_no_features_says_so_once():
     found = probe.look(b.strategy, b.stream, 1, Probe())
     assert "Closed shows no features" in found.missing
     assert probe.look(b.strategy, b.stream, 2, found) is found
+
+
+def test_a_model_of_another_library_that_hides_its_head_ends_no_trial():
+    b = bench(discover().strategy("avalanche:FeatureReplay"), {}, "class")
+    b.learn(0)
+    assert "shows no features" in probe.look(b.strategy, b.stream, 1, Probe()).missing
 
 
 def planned(method="er", seeds=1, scenario="class"):
