@@ -65,8 +65,8 @@ def state(record: Record | None, ready: Experiment) -> str:
     """Return how far a trial is, and whether its record does not stand any more."""
     if record is None:
         return "missing"
-    if record.key in ready.standing.without_curve:
-        return f"{record.status}, no curve"
+    if asked := ready.standing.lacking.get(record.key):
+        return f"{record.status}, without {asked.partition(' (')[0]}"
     return f"{record.status}, stale" if record.key in ready.standing.reasons else record.status
 
 

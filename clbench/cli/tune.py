@@ -55,7 +55,7 @@ EXAMPLES = (
 @click.option("--device", metavar="DEVICE", help="As for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
-@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples"))
+@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe"))
 @plugin_option
 @stale_options
 def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],

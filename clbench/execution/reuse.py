@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,8 @@ from typing import Literal
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, PluginError, StaleError
 from clbench.core.registry import Registry
-from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
-from clbench.results.diff import differences
 from clbench.results.records import DIGITS, Record
 from clbench.results.staleness import CodeNow, by_reason, changed, changed_parts, packages_of
 
@@ -30,13 +28,13 @@ class Standing:
     """What does not stand: why, by the key of each trial; and what the user is told beside it."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
-    without_curve: set[str] = field(default_factory=set)  # keys of records that stand but lack what is asked for
+    lacking: dict[str, str] = field(default_factory=dict)  # what records have not that the run asks for, as flags
     notes: list[str] = field(default_factory=list)
 
     def settle(self, key: str) -> None:
         """Note that a trial has a record that stands."""
         self.reasons.pop(key, None)
-        self.without_curve.discard(key)
+        self.lacking.pop(key, None)
 
 
 def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
@@ -61,42 +59,6 @@ def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registr
             standing.reasons[record.key] = reasons
     standing.notes += other_clbench(done)
     return standing
-
-
-def look_for_curves(standing: Standing, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
-                    settings: ExecutionSettings) -> None:
-    """Find the records that stand but have not the accuracy while learning that is asked for: they are trained again.
-
-    Training is the same with and without it, so a new record gives what the old one gave, and its curve.
-    """
-    every, samples = settings.evaluate_every, settings.evaluate_samples
-    if every is None:
-        return
-    for key in [p.trial.key for p in planned if p.trial.key in records and p.trial.key not in standing.reasons]:
-        record = records[key]
-        there = record.stream.test_samples if record.stream else []
-        if record.status != "failed" and not (record.curve and record.curve.serves(every, samples, there)):
-            standing.without_curve.add(key)
-    if count := len(standing.without_curve):
-        standing.notes.append(
-            f"{count} result{'s' * (count > 1)} of the folder {'have' if count > 1 else 'has'} no accuracy every "
-            f"{every} steps on {samples:,} samples a task: trained once more, which changes nothing else")
-
-
-def settled(standing: Standing, before: Record | None, after: Record, note: Callable[[str], None]) -> Record:
-    """Return the record to keep of a trial that has run; where it ran for its curve, tell what else has changed."""
-    if before is None or after.key not in standing.without_curve:
-        return after
-    if after.status == "failed":
-        note(f"{after.name}, trained once more for its curve, failed; its record is kept as it was")
-        return before
-    if (before.status, before.R, before.task_inference) == (after.status, after.R, after.task_inference):
-        return after
-    problem = (f"{after.name}, TRAINED ONCE MORE for its curve, GAVE ANOTHER RESULT "
-               f"({'; '.join(differences(before, after))}): code, libraries or machine are not what they were; the new "
-               "record takes the place of the old one")
-    note(problem)
-    return after.model_copy(update={"notes": [*after.notes, problem]})
 
 
 def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:

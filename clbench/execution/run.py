@@ -15,8 +15,9 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
+from clbench.execution.asked import ask, renewed
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import OnStale, Standing, look, look_for_curves, refusal, settled
+from clbench.execution.reuse import OnStale, Standing, look, refusal
 from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -50,8 +51,8 @@ class Experiment:
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a record or a curve, failed, or stale and to be run anew; not diverged."""
-        again = {*(self.standing.reasons if self.on_stale == "rerun" else ()), *self.standing.without_curve}
+        """Return the trials to run: without a usable record, or one that is to be replaced."""
+        again = {*self.standing.lacking, *(self.standing.reasons if self.on_stale == "rerun" else ())}
         kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
         return [p for p in self.planned if p.trial.key not in kept]
 
@@ -105,7 +106,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
-    look_for_curves(standing, planned, known, spec.execution)
+    ask(standing, planned, known, spec.execution)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
@@ -123,8 +124,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
     experiment.refuse_stale()
-    store, missing = experiment.store, experiment.missing
-    made = store.check_writable()
+    missing, made = experiment.missing, (store := experiment.store).check_writable()
     listener.begun(experiment.planned, missing)
     keeper = RecordKeeper(experiment, listener)
     keeper.relabel()
@@ -155,9 +155,9 @@ def plan_workers(experiment: Experiment, command: str,
     """
     settings, device = experiment.spec.execution, experiment.spec.device
     cores, trials, on_cluster = usable_cores(), len(experiment.planned), settings.executor == "ray"
-    automatic = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
-    workers = automatic if settings.workers is None else settings.workers
-    threads, alone = settings.threads, None
+    workers, threads, alone = settings.workers, settings.threads, None
+    if workers is None:
+        workers = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
     if threads is None and on_cluster:
         threads = 1
     if threads is None and workers > 0:
@@ -211,7 +211,7 @@ class RecordKeeper(Listener):
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
-        record = settled(self.experiment.standing, self.experiment.records.get(record.key), record, self.note)
+        record = renewed(self.experiment.standing, self.experiment.records.get(record.key), record, self.note)
         with interrupts.held():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:

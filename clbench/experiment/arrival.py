@@ -84,7 +84,8 @@ class Arrival(Strict):
 def settle(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's plain values with the recipe that `online` and hidden boundaries mean.
 
-    `online` is one pass in batches of 10, evaluated meanwhile; hidden boundaries are one pass. What is given besides wins where it can.
+    `online` is one pass in batches of 10, evaluated meanwhile; hidden boundaries are one pass. What is given besides
+    wins where it can.
 
     Raises:
         ValueError: a budget is given that is not one pass.

@@ -14,6 +14,7 @@ from clbench.core.files import default_data_dir
 from clbench.core.options import Strict, format_value
 
 Executor = Literal["local", "ray"]
+AnatomyRows = Literal["last", "each"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class ExecutionSettings(Strict):
     evaluate_samples: int = Field(
         200, ge=1, description="Test samples of each task on which --evaluate-every evaluates, the same for all "
         "methods; all of a task that has fewer.")
+    anatomy: AnatomyRows = Field(
+        "last", description="After which tasks a record keeps where the errors come from, in scenario class: the last "
+        "one or each (docs/metrics.md).")
+    probe: bool = Field(
+        False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
+        "two more passes over all samples, without gradients (docs/metrics.md).")
     retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
 
     @property

@@ -151,9 +151,21 @@ COMPUTE_DEFINITION = (
     "task. Training CPU: the processor's seconds, of all threads, for what training time measures on the clock.")
 
 
+ERRORS_DEFINITION = (
+    "Anatomy of the error: points lost after the last task, in parts that sum to them. Wrong in its task: even when "
+    "the task is given. Bias of the head: mended by the best constant for each task's outputs, an oracle that is "
+    "fitted to half of the test samples and judged on the others; it may be negative. Confusion of tasks: right in "
+    "its task, and not mended. Methods that infer the task: wrong task guessed, and what is right only without the "
+    "task's id. Probe: accuracy of ridge regression on the final features with all training samples of all tasks, "
+    "no method and no strict bound; in its task: with those of the task; drift: the same just after the task was "
+    "learned, minus that.")
+
+
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:
-    """Return the definitions of what the tables of some records show; older ones have no FLOPs."""
-    return (*DEFINITIONS, COMPUTE_DEFINITION) if any(r.costs.train_flops for r in records) else DEFINITIONS
+    """Return the definitions of what the tables of some records show; older ones have no FLOPs or parts of errors."""
+    records = list(records)
+    return (*DEFINITIONS, *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
+            *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))
 
 
 def bytes_in_role(role: str) -> Measure:

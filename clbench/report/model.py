@@ -148,7 +148,7 @@ class FigureData:
     results: tuple[Result, ...] = ()  # what the other kinds draw
     critical: float | None = None  # the critical difference: ranks that are closer cannot be told apart
     axis: str = ""  # title of the vertical axis of growth
-    table: Table | None = None  # what arrival draws
+    table: Table | None = None  # what arrival and errors draw
 
     @property
     def brief(self) -> bool:
@@ -176,6 +176,8 @@ class Section:
     verdicts: tuple[str, ...] = ()  # results of the tests of paired differences, a sentence per metric
     comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
     arrivals: Table | None = None  # training samples by the task during which they arrive, if not as the benchmark says
+    anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
+    confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
     task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
-from clbench.report.analysis import notes
+from clbench.report.analysis import errors, notes
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.gaps import stability_gaps
@@ -33,6 +33,7 @@ from clbench.report.columns import (
 )
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
+from clbench.report.figures.errors import errors_figure
 from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 from clbench.results.metrics import acc
@@ -66,6 +67,10 @@ def _section(setting: Setting, slug: str) -> Section:
                if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting)] if roles else []
+    anatomy = _table(errors.TITLE, errors.measures(setting), setting)
+    told = tuple(errors.sentences(methods))
+    shown = [anatomy] if len(anatomy.columns) > 1 else []
+    where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     points = list(map(figure_point, results, comparison.cells(ACC.column.title),
                       comparison.cells(TRAINABLE.column.title)))
     return Section(
@@ -76,7 +81,7 @@ def _section(setting: Setting, slug: str) -> Section:
                       + f"seeds {listed(list(seeds))}"
                       + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
-        details=(metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
+        details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -85,12 +90,14 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*section_figures(setting.title, slug, points, results),
+        figures=(*where, *section_figures(setting.title, slug, points, results),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
         comparisons=comparisons,
         arrivals=arriving,
+        anatomy=told,
+        confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
     )
 

@@ -94,6 +94,41 @@ class Timings(RecordPart):
     curve_cpu: list[float] = []
 
 
+class ErrorCounts(RecordPart):
+    """Where the errors of one row of R come from, in test samples: lists have an entry for each of its learned tasks.
+
+    `clbench.training.anatomy` counts them, docs/metrics.md defines the parts that reports make of them. `corrected` is
+    empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the others.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("corrected", "misguided", "outdone", "only_unguided")
+
+    learned: int  # tasks: the row of R
+    samples: list[int]
+    right: list[int]  # as R has it
+    given: list[int]  # right when the task is given
+    tasks: list[list[int]]  # [i][j]: samples of task i whose winning output, or whose guessed task, is of task j
+    corrected: list[int] = []  # right with the best constant for each task's outputs, found on the other half
+    misguided: list[int] = []  # right when the task is given, else wrong, and the task was guessed wrong
+    outdone: list[int] = []  # likewise, but the task was guessed right: an output of another task won
+    only_unguided: list[int] = []  # wrong when the task is given, else right
+
+
+class Probe(RecordPart):
+    """What a linear (ridge) classifier reads from the features, in right test samples of each task.
+
+    `clbench.training.probe` counts them, docs/metrics.md says how.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("missing",)
+
+    own: bool = False  # features are of the true task's part (adapter, column), so there is none for all tasks together
+    learned: list[int] = []  # within the task, just after it was learned
+    end: list[int] = []  # within the task, after the last one
+    together: list[int] = []  # among the classes of all tasks, after the last one
+    missing: str = ""  # why there is none
+
+
 class Failure(RecordPart):
     """Why a trial has no full R."""
 
@@ -131,7 +166,7 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve")
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe")
 
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
@@ -147,6 +182,8 @@ class Record(RecordPart):
     last_losses: list[list[float]] = []  # of each task: mean training loss in the last tenth but one of its steps (of
     # its last phase), and in the last; [] for a task without steps
     curve: Curve | None = None  # where it was asked for: accuracy while tasks were learned
+    errors: list[ErrorCounts] = []  # of the last row, or of each row after a task, where a run asks for it
+    probe: Probe | None = None  # where a run asks for it
     costs: Costs = Costs()
     timings: Timings = Timings()
     failure: Failure | None = None
@@ -182,11 +219,12 @@ class Record(RecordPart):
         """Return what the same trial gives again: all but timings, memory, FLOPs, last losses, curve and provenance.
 
         FLOPs depend a little on the kernels that a machine has, losses in their last digits on whether seeds were
-        stacked, and older records have neither. `clbench.results.diff` compares curves. Names of classes are no result.
+        stacked, and older records have neither; nor has every record a curve, which `clbench.results.diff` compares, or
+        the anatomy of its errors. Names of classes are no result.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
-            "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True,
-            "stream": {"class_names", "data"},
+            "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
+            "probe": True, "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ where the scenario gives it (`clbench.core.scenario`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import mean
@@ -17,7 +18,7 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream, Tests
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Prediction, Strategy
 from clbench.training.flops import FlopCount
 from clbench.training.kept_answers import KeptAnswers, predictions
 
@@ -26,6 +27,9 @@ from clbench.training.kept_answers import KeptAnswers, predictions
 BATCH_BYTES = {"cpu": 2**20}
 ACCELERATOR_BYTES = 2**25
 SMALLEST = 32  # samples in a batch, however large they are
+
+# Gets of each batch the prediction, its logits [N, C] with -inf for outputs that take no part, labels and tasks [N].
+Watch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,11 @@ def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             kept: KeptAnswers | None = None) -> Row:
+             kept: KeptAnswers | None = None, watch: Watch | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
     Where the task is not given, batches run across tasks. `kept` are the answers of earlier evaluations of the same
-    strategy on the same stream: what has not changed since is not computed again.
+    strategy on the same stream: what has not changed since is not computed again. `watch` sees every batch.
     """
     training = strategy.training
     strategy.eval()
@@ -84,6 +88,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
+                if watch is not None:
+                    watch(prediction, logits, y, tasks)
                 if prediction.task is not None:
                     infers = True
                     own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))

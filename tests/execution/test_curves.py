@@ -1,11 +1,13 @@
 """Runs that keep the accuracy while tasks are learned: asked for, resumed, asked for later."""
 
 import pytest
+from helpers.curves import make_curve
 
 import clbench
 from clbench import cli
 from clbench.core.registry import discover
 from clbench.execution import reuse
+from clbench.execution.asked import renewed
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
@@ -48,11 +50,11 @@ def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, 
                "--evaluate-samples", "40"]
     assert cli.call([*command, "--dry-run"]) == 0
     out, err = capsys.readouterr()
-    assert out.count("done, no curve") == 2
+    assert out.count("done, without --evaluate-every 10") == 2
     assert "evaluating while learning: 96 times on 40 test samples" in err
     assert cli.call(command) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "2 results of the folder have no accuracy every 10 steps on 40 samples a task: trained once more" in err
+    assert "2 results were made without --evaluate-every 10 (on 40 samples a task), which this run asks for" in err
     seen, _ = Store(tmp_path).read()
     assert {r.key: r.R for r in seen} == {r.key: r.R for r in first} and all(r.curve for r in seen)
     when = {r.key: r.provenance.started for r in seen}
@@ -64,15 +66,23 @@ def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, 
 
 def test_another_result_is_said_aloud_and_a_failure_costs_no_record(tmp_path):
     before, _ = run(tmp_path)
-    standing = reuse.Standing(without_curve={before.key})
+    standing = reuse.Standing(lacking={before.key: "--evaluate-every 10"})
     told = []
     other = before.model_copy(update={"R": [[0.0] * 3 for _ in before.R]})
-    kept = reuse.settled(standing, before, other, told.append)
+    kept = renewed(standing, before, other, told.append)
     assert "GAVE ANOTHER RESULT (R: " in told[0] and kept.notes[-1] == told[0] and kept.R == other.R
     failed = before.model_copy(update={"status": "failed"})
-    assert reuse.settled(standing, before, failed, told.append) is before and "failed" in told[1]
-    assert reuse.settled(standing, before, before, told.append) is before and len(told) == 2
-    assert reuse.settled(reuse.Standing(), before, other, told.append) is other and len(told) == 2
+    assert renewed(standing, before, failed, told.append) is before and "failed" in told[1]
+    assert renewed(standing, before, before, told.append) == before and len(told) == 2
+    assert renewed(reuse.Standing(), before, other, told.append) is other and len(told) == 2
+
+
+def test_what_only_the_old_record_has_is_kept_where_the_networks_are_the_same(tmp_path):
+    before, _ = run(tmp_path)
+    curve = make_curve(dip=30)
+    standing = reuse.Standing(lacking={before.key: "--probe"})
+    kept = renewed(standing, before.model_copy(update={"curve": curve}), before, pytest.fail)
+    assert kept.curve == curve and kept.R == before.R
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

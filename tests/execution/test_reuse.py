@@ -17,6 +17,7 @@ from clbench.execution import reuse, run
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.spec import build
 from clbench.results import provenance
+from clbench.results.records import Probe
 from clbench.results.staleness import stale_records
 from clbench.results.store import Store
 
@@ -327,3 +328,26 @@ def test_stale_records_of_a_folder(older, tmp_path):
         "method": stale.trial.method.model_copy(update={"name": "uninstalled"})})})
     (found, reasons), = stale_records([ewc, naive, stale, gone], registry)
     assert found is stale and reasons == ["the method's code (clbench_ewc)"]
+
+
+def test_records_that_lack_what_a_run_asks_for_are_made_once_more_and_others_stay(tmp_path):
+    def prepared(**settings):
+        spec = build({"methods": "naive", "seeds": 1, "scenario": ["class", "domain", "task"], "model": "mlp:width=16",
+                      "recipe": {"iterations": 2}, "execution": settings})
+        return run.prepare(spec, discover(), tmp_path)
+
+    made = {p.trial.scenario: make_record("naive", scenario=p.trial.scenario).model_copy(
+        update={"key": p.trial.key, "trial": p.trial}) for p in prepared().planned}
+    for record in made.values():
+        Store(tmp_path).write(record)
+    assert not prepared().missing
+    for settings, asked, scenarios in (({"probe": True}, "--probe", {"class", "domain"}),
+                                       ({"anatomy": "each"}, "--anatomy each", {"class"})):
+        again = prepared(**settings)
+        assert {p.trial.scenario for p in again.missing} == scenarios
+        assert any(f"made without {asked}, which this run asks for: trained once more" in note
+                   for note in again.standing.notes)
+        assert not again.standing.reasons  # nothing is refused as stale
+    for record in made.values():
+        Store(tmp_path).write(record.model_copy(update={"probe": Probe(missing="it shows no features")}))
+    assert not prepared(probe=True).missing

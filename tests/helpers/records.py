@@ -8,7 +8,7 @@ from typing import Any
 
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved, Trial
-from clbench.results.records import Costs, Failure, Provenance, Record, StreamFacts, Timings
+from clbench.results.records import Costs, ErrorCounts, Failure, Probe, Provenance, Record, StreamFacts, Timings
 from clbench.results.store import Store
 
 VERSIONS = {"python": "3.11.7", "clbench": "0.1.0", "torch": "2.13.0"}
@@ -80,3 +80,15 @@ def folder(path, *records):
     for record in records:
         Store(path).write(record)
     return path
+
+
+def with_errors(record, parts=None, probe=None):
+    """A record in scenario class with counts of its errors for three tasks of 200 samples, and perhaps a probe.
+
+    `parts` are the counts of a row: right, given, and corrected or what a method that infers the task has.
+    """
+    parts = parts or {"right": [20, 40, 190], "given": [180, 190, 198], "corrected": [120, 100, 150]}
+    tasks = [[200 - n, n * (i == 1), n * (i == 2)] if i else [200, 0, 0] for i, n in enumerate(parts["right"])]
+    counts = ErrorCounts(learned=3, samples=[200] * 3, tasks=tasks, **parts)
+    R = [*record.R[:-1], [n / 200 for n in parts["right"]]]
+    return record.model_copy(update={"errors": [counts], "R": R, "probe": None if probe is None else Probe(**probe)})

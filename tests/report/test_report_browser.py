@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from helpers.curves import make_curve, with_curve
-from helpers.records import make_matrix, make_record, with_names
+from helpers.records import make_matrix, make_record, with_errors, with_names
 
 from clbench.report import build
 from clbench.report.formats.html import render
@@ -304,3 +304,18 @@ def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
     find(browser, f"{plot} input")[1].find_element("xpath", "..").click()
     assert 60 not in ticks() and 20 in ticks(), "from before the first boundary to the end of the second task"
     assert len(find(browser, f"{plot} svg path.line.thin")) == 4
+def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show):
+    records = [with_errors(make_record(m, s, scenario="class"), probe={"learned": [190] * 3, "end": [190] * 3,
+                                                                       "together": [180] * 3})
+               for m in ("ewc", "si") for s in (0, 1)]
+    browser = show(records)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('figure[data-kind=parts] .of[data-row=\"0\"] rect')].map(e => "
+        "[e.x.baseVal.value, e.width.baseVal.value])")
+    widths = [w for _, w in boxes]
+    assert [w / sum(widths) for w in widths] == pytest.approx([32 / 350, 120 / 350, 198 / 350], abs=0.01)
+    assert [a + w for a, w in boxes[:-1]] == pytest.approx([a for a, _ in boxes[1:]], abs=0.1)
+    svg, = find(browser, "figure[data-kind=parts] svg")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", svg)
+    svg.send_keys("\ue014")  # the right arrow
+    until(lambda: any("bias of the head: 20.00" in line for line in tip(browser)))

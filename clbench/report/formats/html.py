@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-_SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.js", "seeds.js", "pareto.js",
+_SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.js", "seeds.js", "parts.js", "pareto.js",
             "tables.js", "page.js")
 
 

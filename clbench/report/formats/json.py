@@ -25,11 +25,11 @@ def data(report: Report) -> dict[str, Any]:
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1.
 
-    Names of classes are left out where there are none.
+    Names of classes and what is said of errors are left out where there are none.
     """
     return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
-            for name, value in part.items() if value or name != "task_classes"}
+            for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions")}
 
 
 def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figure.items() if name not in ("points", "results", "axis")}
+    return {name: value for name, value in figure.items() if name not in ("points", "results", "axis", "table")}

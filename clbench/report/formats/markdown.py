@@ -39,6 +39,9 @@ def _section(section: Section) -> Iterator[str]:
         yield _bullets(section.notes)
     if section.verdicts:
         yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
+    if section.anatomy:
+        yield "### Where the errors come from"
+        yield _bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
     for detail in (*section.details, *section.matrices):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from clbench.report.analysis import errors
 from clbench.report.columns import ACC, FORGETTING, MEASURES
 from clbench.report.figures.courses import Point, courses
 from clbench.report.figures.data import (
@@ -169,7 +170,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
     accuracy, forgetting, parameters, seeds, *arrival = tables
     comparison = section.comparison
-    figures = [
+    figures = [*_errors(id_, slug, section),
         FigureView("lines", "Accuracy over tasks",
                    "Mean accuracy over the tasks seen so far; bands: 95% interval over seeds.",
                    f"Accuracy over all tasks after the last: {_after_last_task(tables[accuracy])}.",
@@ -218,6 +219,14 @@ def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
 
 def _rounded(points: Sequence[Point]) -> list[tuple[int, float]]:
     return [(step, round(value, 4)) for step, value in points]
+
+
+def _errors(id_: str, slug: str, section: Section) -> Iterator[FigureView]:
+    """Yield the figure of where errors come from, if the section has one; its numbers are in a table of details."""
+    for data in (figure for figure in section.figures if figure.kind == "errors"):
+        position = [table.title for table in section.details].index(errors.TITLE) + 1
+        yield FigureView("parts", data.title, data.caption, data.alt, (f"{id_}-more-{position}",), f"{slug}-errors",
+                         wide=True)
 
 
 def _after_last_task(table: Table) -> str:

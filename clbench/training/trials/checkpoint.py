@@ -28,7 +28,7 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
 from clbench.results.curve import Curve
-from clbench.results.records import Costs, Provenance, Timings
+from clbench.results.records import Costs, ErrorCounts, Probe, Provenance, Timings
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.granted import Phase
 
@@ -61,6 +61,8 @@ class CheckpointHeader(BaseModel):
     task_inference: list[list[float]]
     costs: Costs
     timings: Timings
+    errors: list[ErrorCounts] = []
+    probe: Probe | None = None
     notes: list[str]
     last_losses: list[list[float]] = []
     curve: Curve | None = None

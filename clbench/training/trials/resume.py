@@ -72,6 +72,9 @@ class Checkpoints:
             wanted, curve = member.watched.curve, header.curve
             if curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples):
                 raise checkpoint.Unresumable("it does not have the accuracy while learning that is asked for")
+        member.anatomy.rows, member.anatomy.probe = list(header.errors), header.probe
+        if not member.anatomy.covers(member.stream, member.trial.scenario, header.learned):
+            raise checkpoint.Unresumable("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
         member.optimizer_state = take_up(path, header, member.learner, member.trial.trained_by)
         member.costs, member.timings = header.costs, header.timings
         member.R, member.task_inference = list(header.R), list(header.task_inference)
@@ -88,7 +91,7 @@ class Checkpoints:
             device=self.origin.device, threads=self.origin.threads, started=member.started or self.origin.started,
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
             timings=member.timings, notes=member.notes, last_losses=member.last_losses,
-            curve=member.watched and member.watched.curve)
+            curve=member.watched and member.watched.curve, errors=member.anatomy.rows, probe=member.anatomy.probe)
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:

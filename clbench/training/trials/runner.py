@@ -17,9 +17,9 @@ from clbench.results import provenance
 from clbench.results.records import Failure, Record
 from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy, Task
-from clbench.training import numerics
+from clbench.training import numerics, probe
+from clbench.training.anatomy import Anatomy
 from clbench.training.curve import Watch
-from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
@@ -41,6 +41,7 @@ from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.facts import failure_of, record_of
 from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
+from clbench.training.trials.rows import record_row
 from clbench.training.trials.state import TrialState
 from clbench.training.trials.watching import look_after, note_looks, watched, words
 
@@ -83,7 +84,8 @@ class TrialRunner:
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
         warning = self.foresight.warning(trial, name, strategy, stream)
-        return [*words(trial, name, stream, self.settings), *stream.notes, *([warning] if warning else [])]
+        cost = probe.cost(stream) if Anatomy.wanted(self.settings, trial.scenario).probed else ""
+        return [*words(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
@@ -169,7 +171,8 @@ class TrialRunner:
         def untrained() -> TrialState:
             strategy, notes = self.build(planned.trial, stream)
             return TrialState(planned, strategy, stream, notes,
-                              watched=watched(planned.trial, strategy, stream, self.settings))
+                              watched=watched(planned.trial, strategy, stream, self.settings),
+                              anatomy=Anatomy.wanted(self.settings, planned.trial.scenario))
 
         stream = self.stream(planned.trial)
         member = untrained()
@@ -288,16 +291,8 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
     return alive
 
 
-def record_row(member: TrialState, learned: int) -> None:
-    """Evaluate on all tasks and add the row."""
-    began = Clock.now()
-    with numerics.forward(member.trial.trained_by, member.strategy.active.device, member.strategy):
-        row = evaluate(member.strategy, member.stream, member.trial.scenario, learned, member.answers)
-    ended = Clock.now()
-    member.timings.evaluate.append(ended.wall - began.wall)
-    member.timings.evaluate_cpu.append(ended.cpu - began.cpu)
-    if row.flops is not None:
-        member.costs.inference_flops.append(row.flops)
-    member.R.append(row.accuracy)
-    if row.task_inference is not None:
-        member.task_inference.append(row.task_inference)
+def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:
+    """Report how far a trial has come."""
+    learned = member.learned
+    accuracy = sum(member.R[-1][:learned]) / learned if learned else None
+    on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))

@@ -11,6 +11,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
+from clbench.training.anatomy import Anatomy
 from clbench.training.curve import Watched
 from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
@@ -38,6 +39,7 @@ class TrialState:
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
     watched: Watched | None = None  # where its accuracy while learning is asked for
     answers: KeptAnswers = field(default_factory=KeptAnswers)
+    anatomy: Anatomy = field(default_factory=Anatomy)
 
     @property
     def trial(self) -> Trial:

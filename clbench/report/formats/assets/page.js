@@ -1,7 +1,7 @@
 // Brings the page to life: draws the figures at the width they have, and shows values to pointer and keyboard.
 
 const KINDS = { lines: drawLines, heat: drawHeat, bars: drawBars, steps: drawSteps, seeds: drawSeeds, ranks: drawRanks,
-  pareto: drawPareto, arrival: drawArrival };
+  pareto: drawPareto, arrival: drawArrival, parts: drawParts };
 const STYLES = { // what a saved figure carries of the page's styles, and the values that go without saying
   fill: "rgb(0, 0, 0)", "fill-opacity": "1", stroke: "none", "stroke-width": "1px", "stroke-dasharray": "none",
   "stroke-linejoin": "miter", "paint-order": "normal", opacity: "1", "font-family": "", "font-size": "", "font-weight": "400",

@@ -1,0 +1,227 @@
+"""Where the errors of methods come from: columns, a sentence for each method, and which tasks are taken for which.
+
+Parts are shares of a task's test samples, averaged over tasks like ACC, so that they sum to what ACC lacks to 1.
+docs/metrics.md defines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from clbench.report.analysis.class_names import NamedTasks
+from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.columns import Measure
+from clbench.report.formatting import number
+from clbench.report.model import Cell, Column, Row, Table, Unit
+from clbench.results.records import ErrorCounts, Probe, Record
+
+TITLE = "Anatomy of the error"
+LOST, PROBE = "points lost", "probe"
+WITHIN, BIAS, CONFUSED = "wrong in its task", "bias of the head", "confusion of tasks"
+MISGUIDED, OUTDONE, UNGUIDED = "wrong task guessed", "another task's output", "right only unguided"
+PARTS = (WITHIN, BIAS, CONFUSED, MISGUIDED, OUTDONE, UNGUIDED)  # in the order of bars
+NAMED = 4  # classes of a task that a table of confusions names
+RARE = (OUTDONE, UNGUIDED)
+FEW = 0.005  # of a share: what is less is no part worth a word
+
+
+def share(counts: Sequence[int], samples: Sequence[int]) -> float:
+    """Return the mean over tasks of the share of their samples."""
+    return fmean(n / of for n, of in zip(counts, samples, strict=True))
+
+
+def parts_of(counts: ErrorCounts) -> dict[str, float]:
+    """Return the parts of the errors of one row by name, those that a method of its kind has; they sum to the error."""
+    def part(of: Sequence[int]) -> float:
+        return share(of, counts.samples)
+
+    within = 1 - part(counts.given)
+    if counts.corrected:
+        return {WITHIN: within, BIAS: part(counts.corrected) - part(counts.right),
+                CONFUSED: part(counts.given) - part(counts.corrected)}
+    return {WITHIN: within, MISGUIDED: part(counts.misguided), OUTDONE: part(counts.outdone),
+            UNGUIDED: -part(counts.only_unguided)}
+
+
+def last(record: Record) -> ErrorCounts | None:
+    """Return the counts of the last row, None if a record has none."""
+    return record.errors[-1] if record.errors and record.errors[-1].learned == len(record.R) - 1 else None
+
+
+def _part(name: str) -> Callable[[Record, Record | None], float | None]:
+    return lambda record, _: parts_of(counts).get(name) if (counts := last(record)) else None
+
+
+def _lost(record: Record, _: Record | None) -> float | None:
+    return 1 - share(counts.right, counts.samples) if (counts := last(record)) else None
+
+
+def _probed(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | None], float | None]:
+    def value(record: Record, _: Record | None) -> float | None:
+        if record.probe is None or record.stream is None or not of(record.probe):
+            return None
+        return share(of(record.probe), record.stream.test_samples)
+
+    return value
+
+
+def measures(setting: Setting) -> list[Measure]:
+    """Return the columns of a setting's table; rare parts only where some record has one."""
+    def column(title: str, unit: Unit, value: Callable[[Record, Record | None], float | None]) -> Measure:
+        return Measure(Column(title, unit), value, TITLE, optional=True)
+
+    there = {name for r in setting.records if (counts := last(r)) for name, part in parts_of(counts).items() if part}
+    end, before = _probed(lambda probe: probe.end), _probed(lambda probe: probe.learned)
+
+    def drift(record: Record, joint: Record | None) -> float | None:
+        then, now = before(record, joint), end(record, joint)
+        return None if then is None or now is None else then - now
+
+    return [column(LOST, "points", _lost),
+            *(column(name, "points", _part(name)) for name in PARTS if name in there or name not in RARE),
+            column(PROBE, "percent", _probed(lambda probe: probe.together)),
+            column("probe in its task", "percent", end), column("drift", "points", drift)]
+
+
+@dataclass(frozen=True)
+class Means:
+    """A method's means over seeds: parts by name, what is lost in all, and what the probe gets right."""
+
+    parts: dict[str, float]
+    lost: float
+    probe: float | None
+    probe_within: float | None
+    drift: float | None
+
+    @classmethod
+    def of(cls, method: MethodRecords) -> Means | None:
+        """Return them, None if some seed has no counts or seeds differ in kind."""
+        found = [counts for r in method.done if (counts := last(r))]
+        kinds = {tuple(parts_of(counts)) for counts in found}
+        if len(found) != len(method.done) or len(kinds) != 1:
+            return None
+
+        def mean(of: Callable[[Probe], Sequence[int]]) -> float | None:
+            values = [_probed(of)(r, None) for r in method.done]
+            known = [value for value in values if value is not None]
+            return fmean(known) if len(known) == len(values) else None
+
+        within, before = mean(lambda p: p.end), mean(lambda p: p.learned)
+        parts = [parts_of(counts) for counts in found]
+        return cls({name: fmean(p[name] for p in parts) for name in parts[0]},
+                   fmean(1 - share(c.right, c.samples) for c in found), mean(lambda p: p.together), within,
+                   None if within is None or before is None else before - within)
+
+
+def sentences(methods: Sequence[MethodRecords]) -> list[str]:
+    """Return a sentence for each method: where most of what it loses comes from, and what might help."""
+    return [f"{m.label}: {sentence(means)}" for m in methods if m.done and (means := Means.of(m)) is not None]
+
+
+def sentence(means: Means) -> str:
+    """Return what the means of a method say.
+
+    >>> sentence(Means({WITHIN: 0.07, BIAS: 0.52, CONFUSED: 0.19}, 0.78, None, None, None))
+    '71 of 78 points lost are confusion of tasks, 52 of them bias of the head: align the head, or replay'
+    """
+    parts, within = means.parts, means.parts[WITHIN]
+    digits = 0 if means.lost >= 0.095 else 1
+
+    def points(value: float) -> str:
+        return f"{100 * value + 0.0:.{digits}f}"
+
+    between = means.lost - within
+    if within >= between:
+        return f"{points(within)} of {points(means.lost)} points lost are wrong even when the task is given: " + (
+            _within(means))
+    if MISGUIDED in parts:
+        if parts[MISGUIDED] < parts[OUTDONE]:
+            return (f"{points(parts[OUTDONE])} of {points(means.lost)} points lost go to outputs of other tasks "
+                    "although the task was guessed right: let tasks compete in training")
+        return (f"{points(parts[MISGUIDED])} of {points(means.lost)} points lost are tasks that were guessed wrong: "
+                "infer the task better")
+    bias = parts[BIAS]
+    of_them = f"{points(bias)} of them bias of the head" if bias >= FEW else "none of them bias of the head"
+    return f"{points(between)} of {points(means.lost)} points lost are confusion of tasks, {of_them}: {_between(means)}"
+
+
+def _within(means: Means) -> str:
+    within = means.parts[WITHIN]
+    if means.probe_within is None:
+        return "learn each task better, or forget less within it (--probe tells which)"
+    held = means.probe_within - (1 - within)
+    if held >= within / 2:
+        return f"the features still hold it, a linear probe in the task gets {100 * held:.0f} more: refit the head"
+    if means.drift is not None and means.drift >= within / 2:
+        return f"the features have drifted, by {100 * means.drift:.0f} points of a linear probe: protect them"
+    return "learn each task better, with more steps or another model"
+
+
+def _between(means: Means) -> str:
+    confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
+    if bias >= confused / 2:
+        return "align the head, or replay"
+    if means.probe is None:
+        return "constants do not mend it; replay, or --probe to see whether the features tell tasks apart"
+    gained = means.probe - (1 - means.lost)
+    if gained >= confused / 2:
+        return f"a linear probe on its features loses only {100 * (1 - means.probe):.0f}, so refit the head, or replay"
+    return "a linear probe hardly does better, so the features must tell tasks apart better"
+
+
+def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> list[Table]:
+    """Return a table for each method: the share of each task's samples that go to which task, mean over seeds."""
+    tables = []
+    for method in methods:
+        found = [counts for r in method.done if (counts := last(r))]
+        if not found or len({len(counts.samples) for counts in found}) != 1 or Means.of(method) is None:
+            continue
+        tasks = len(found[0].samples)
+        names = [_named(i, named) for i in range(tasks)]
+        rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in found]) for j in range(tasks)))
+                     for i in range(tasks))
+        what = "task of the winning output" if found[0].corrected else "task that was guessed"
+        tables.append(Table(f"{method.label}: {what}, mean over {len(found)} seed{'s' * (len(found) > 1)}",
+                            tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
+    return tables
+
+
+def _shared(values: Sequence[float]) -> Cell:
+    return Cell(number(fmean(values), "percent"), fmean(values), n=len(values), values=tuple(values))
+
+
+def _named(index: int, named: NamedTasks | None) -> str:
+    """Return a task with the names of its classes, if all seeds have the same."""
+    if named is None or named.seed is not None:
+        return f"task {index + 1}"
+    names = named.tasks[index]
+    more = ", ..." if len(names) > NAMED else ""
+    return f"task {index + 1} ({', '.join(names[:NAMED])}{more})"
+
+
+def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
+    """Return a table for each method whose records have each row: what is lost after each task, part by part."""
+    tables = []
+    for method in methods:
+        lists = [r.errors for r in method.done]
+        if not lists or len({tuple((c.learned, bool(c.corrected)) for c in rows) for rows in lists}) != 1 or (
+                len(lists[0]) < 2):
+            continue
+        names = [name for name in PARTS if name in parts_of(lists[0][0])]
+        rows = tuple(Row(f"after task {seen[0].learned}", tuple(
+            _pointed([value(c) for c in seen]) for value in (
+                lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
+            for seen in zip(*lists, strict=True))
+        tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
+            Column(name, "points") for name in (LOST, *names)), rows, corner="row"))
+    return tables
+
+
+def _named_part(name: str) -> Callable[[ErrorCounts], float]:
+    return lambda counts: parts_of(counts)[name]
+
+
+def _pointed(values: Sequence[float]) -> Cell:
+    return Cell(number(fmean(values), "points"), fmean(values), n=len(values), values=tuple(values))

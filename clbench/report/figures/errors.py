@@ -1,0 +1,74 @@
+"""The figure of where errors come from: a stacked bar of points lost for each method, and what a linear probe loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from clbench.report.analysis.errors import BIAS, CONFUSED, LOST, MISGUIDED, OUTDONE, PARTS, PROBE, UNGUIDED, WITHIN
+from clbench.report.figures import style
+from clbench.report.figures.style import INK, LABEL, PALE, PALETTE, Look
+from clbench.report.model import FigureData, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {WITHIN: PALETTE[5], BIAS: PALETTE[4], CONFUSED: PALETTE[1], MISGUIDED: PALETTE[3], OUTDONE: PALETTE[2],
+           UNGUIDED: PALE}
+_EACH, _ABOVE, _BELOW = 0.27, 0.75, 0.62  # inches: a method, the legend, the axis
+
+
+def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
+    """Return the figure of a table of parts, None where it has none."""
+    if not any(c.mean is not None for column in table.columns if column.title in PARTS
+               for c in table.cells(column.title)):
+        return None
+    told = "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, table.cells(LOST), strict=True))
+    return FigureData(
+        "errors", name, "Points lost, by part", subject, f"Points lost: {told}.",
+        "Points lost after the last task, mean over seeds, split into parts that sum to the error; what stands "
+        "left of 0 is negative. What constants for each task's outputs mend (bias of the head) is an oracle's: they "
+        "are fitted to test samples and judged on others. Diamond: what a linear probe on the final features loses, "
+        "fitted to all training samples of all tasks.", table=table)
+
+
+def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+    """Draw a bar for each method, parts beside each other, negative ones to the left of 0."""
+    table = data.table
+    assert table is not None
+    titles = [c.title for c in table.columns]
+    parts = [name for name in PARTS if name in titles]
+    rows = [row for row in table.rows if any(row.cells[titles.index(name)].mean is not None for name in parts)]
+    height = _ABOVE + _BELOW + _EACH * len(rows)
+    figure, axes = style.canvas(data.subject, height=height)
+    labels = [style.shorten(row.label) for row in rows]
+    left = (max(style.text_width(figure, label, LABEL) for label in labels) + 16) / (figure.get_figwidth() * 72)
+    axes.set_position((left, _BELOW / height, 0.97 - left, _EACH * len(rows) / height))
+    axes.grid(False, axis="y")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), labels, fontsize=LABEL)
+    drawn = set()
+    for y, row in enumerate(rows):
+        ends = {True: 0.0, False: 0.0}  # of the bar to the right of 0, and to the left
+        for name in parts:
+            mean = row.cells[titles.index(name)].mean
+            if not mean:
+                continue
+            axes.barh(y, mean, 0.72, left=ends[mean > 0], color=COLOURS[name], linewidth=0,
+                      alpha=0.75 if row.reference else 1, label=None if name in drawn else name)
+            ends[mean > 0] += mean
+            drawn.add(name)
+        probe = row.cells[titles.index(PROBE)].mean if PROBE in titles else None
+        if probe is not None:
+            axes.plot([1 - probe], [y], marker="D", color="white", markeredgecolor=INK, markersize=4.5, zorder=4,
+                      linestyle="none", clip_on=False, label=None if PROBE in drawn else "linear probe")
+            drawn.add(PROBE)
+    axes.axvline(0, color=PALE, linewidth=0.8)
+    axes.set_xlim(left=min(axes.get_xlim()[0], 0.0), right=max(axes.get_xlim()[1], 0.01))
+    axes.set_xlabel("points lost")
+    style.percentages(axes.xaxis)
+    axes.title.set_position((0, 1))
+    axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=26)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5, handlelength=1.0, handletextpad=0.4,
+                columnspacing=1.2, borderaxespad=0.3)
+    return figure
