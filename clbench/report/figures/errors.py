@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS = {WITHIN: PALETTE[5], BIAS: PALETTE[4], CONFUSED: PALETTE[1], MISGUIDED: PALETTE[3], OUTDONE: PALETTE[2],
            UNGUIDED: PALE}
-_EACH, _ABOVE, _BELOW = 0.27, 0.75, 0.62  # inches: a method, the legend, the axis
+_EACH, _TITLE, _KEYS, _BELOW = 0.27, 0.5, 0.25, 0.62  # inches: a method, title, a line of the legend, the axis
+_KEYS_A_LINE = 4
 
 
 def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
@@ -39,7 +41,8 @@ def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     titles = [c.title for c in table.columns]
     parts = [name for name in PARTS if name in titles]
     rows = [row for row in table.rows if any(row.cells[titles.index(name)].mean is not None for name in parts)]
-    height = _ABOVE + _BELOW + _EACH * len(rows)
+    lines = math.ceil((len(parts) + (PROBE in titles)) / _KEYS_A_LINE)
+    height = _TITLE + _KEYS * lines + _BELOW + _EACH * len(rows)
     figure, axes = style.canvas(data.subject, height=height)
     labels = [style.shorten(row.label) for row in rows]
     left = (max(style.text_width(figure, label, LABEL) for label in labels) + 16) / (figure.get_figwidth() * 72)
@@ -68,7 +71,7 @@ def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     axes.set_xlabel("points lost")
     style.percentages(axes.xaxis)
     axes.title.set_position((0, 1))
-    axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=26)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5, handlelength=1.0, handletextpad=0.4,
+    axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=10 + 16 * lines)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=_KEYS_A_LINE, handlelength=1.0, handletextpad=0.4,
                 columnspacing=1.2, borderaxespad=0.3)
     return figure
