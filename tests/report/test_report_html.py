@@ -186,4 +186,4 @@ def test_a_built_wheel_holds_what_the_page_is_made_of(tmp_path):
     wheel, = tmp_path.glob("clbench-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     assets = {f"clbench/report/formats/assets/{p.name}" for p in (root / "clbench/report/formats/assets").iterdir()}
-    assert assets <= packed and len(assets) == 10
+    assert assets <= packed and len(assets) == 11
