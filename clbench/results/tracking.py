@@ -88,10 +88,11 @@ def run_id(record: Record) -> str:
 
 
 def run_name(record: Record) -> str:
-    """Return the display name of a run, which says how samples arrived and whether it used validation samples."""
+    """Return the display name of a run: how samples arrived, and whether it used validation samples, too."""
     trial = record.trial
     arrival = f" ({trial.arrival})" if str(trial.arrival) else ""
-    return f"{record.label} {trial.scenario} seed {trial.seed}{arrival}" + (" validation" if trial.validation else "")
+    validation = " validation" if trial.validation else ""
+    return f"{record.label} {trial.scenario} seed {trial.seed}{arrival}{validation}"
 
 
 def group_name(record: Record) -> str:

@@ -13,8 +13,8 @@ from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.run import RecordKeeper
 from clbench.execution.workers.plan import Listener
-from clbench.experiment.plan import plan
 from clbench.experiment.arrival import Arrival
+from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.results import tracking
