@@ -103,8 +103,8 @@ def group_name(record: Record) -> str:
 def parameters(record: Record) -> dict[str, Value]:
     """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
-    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How samples
-    arrived is there as far as it is set.
+    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How
+    samples arrived is there as far as it is set.
     """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
