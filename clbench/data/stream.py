@@ -21,7 +21,6 @@ from clbench.data.augmentation import AUGMENTATIONS, Augmentation
 from clbench.data.prepare import Prepare
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, StochasticSamples, permute
-from clbench.experiment.arrival import Arrival
 from clbench.experiment.trial import Resolved
 
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
@@ -173,7 +172,7 @@ def stored(samples: Samples) -> Tensor:
 
 
 def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Path, registry: Registry,
-                validation: float = 0.0, arrival: Arrival | None = None, verify: bool = False) -> Stream:
+                validation: float = 0.0, verify: bool = False) -> Stream:
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
@@ -183,7 +182,6 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: what is installed.
         validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
-        arrival: how the training samples that are left arrive; None for as the benchmark has them.
         verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
 
     Raises:
@@ -191,10 +189,6 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     """
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
-    if arrival is not None:
-        from clbench.data.arrival import arrive
-
-        stream = arrive(stream, arrival, scenario, seed, benchmark.name)
     return replace(stream, data=raw.digest)
 
 

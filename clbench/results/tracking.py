@@ -88,9 +88,11 @@ def run_id(record: Record) -> str:
 
 
 def run_name(record: Record) -> str:
-    """Return the display name of a run, which says whether it used validation samples."""
+    """Return the display name of a run: how samples arrived, and whether it used validation samples, too."""
     trial = record.trial
-    return f"{record.label} {trial.scenario} seed {trial.seed}" + (" validation" if trial.validation else "")
+    arrival = f" ({trial.arrival})" if str(trial.arrival) else ""
+    validation = " validation" if trial.validation else ""
+    return f"{record.label} {trial.scenario} seed {trial.seed}{arrival}{validation}"
 
 
 def group_name(record: Record) -> str:
@@ -101,7 +103,8 @@ def group_name(record: Record) -> str:
 def parameters(record: Record) -> dict[str, Value]:
     """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
-    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set.
+    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How
+    samples arrived is there as far as it is set.
     """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
@@ -111,7 +114,8 @@ def parameters(record: Record) -> dict[str, Value]:
                             "weights.sha256": trial.weights.sha256 if trial.weights else None,
                             "preprocessing": str(trial.preprocessing) if trial.preprocessing else None,
                             **{f"recipe.{k}": v for k, v in trial.trained_by.model_dump().items()}, "seed": trial.seed,
-                            "validation": trial.validation}
+                            "validation": trial.validation,
+                            **{f"arrival.{k}": v for k, v in trial.arrival.model_dump().items()}}
     return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
 
 

@@ -31,3 +31,8 @@ class AlignOptions(Options):
                                             "logits are not normalised")
     align_shrink: float = Field(0.9, gt=0, le=1, description="factor of class means where the past is infinitely long; "
                                 "after t tasks those of task i have shrink + (1 - shrink) i / t")
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the head is realigned after each task."""
+        return "align = true realigns the head after each task" if self.align else super().needs_boundaries

@@ -13,6 +13,7 @@ from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.run import RecordKeeper
 from clbench.execution.workers.plan import Listener
+from clbench.experiment.arrival import Arrival
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.experiment.trial import Resolved, Trial, Weights
@@ -109,12 +110,13 @@ def test_whatever_defines_a_trial_is_among_its_parameters():
     other = {"benchmark": Resolved(name="other"), "scenario": "class", "model": Resolved(name="cnn"),
              "weights": Weights(path="w", sha256="1"), "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,)),
              "recipe": Recipe(lr=1.0), "own_recipe": {"lr": 2.0}, "method": Resolved(name="ewc"), "seed": 5,
-             "validation": 0.1}
+             "validation": 0.1, "arrival": Arrival(blur=0.1)}
     assert other.keys() == Trial.model_fields.keys()
     for name, value in other.items():
         changed = record.model_copy(update={"trial": record.trial.model_copy(update={name: value})})
         assert tracking.parameters(changed) != tracking.parameters(record), name
-        assert (tracking.run_name(changed) != tracking.run_name(record)) == (name in ("scenario", "seed", "validation"))
+        named = ("scenario", "seed", "validation", "arrival")
+        assert (tracking.run_name(changed) != tracking.run_name(record)) == (name in named)
     first, second = (record.model_copy(update={"trial": record.trial.model_copy(
         update={"weights": Weights(path="w", sha256=sha256)})}) for sha256 in ("1", "2"))
     assert tracking.parameters(first) != tracking.parameters(second)

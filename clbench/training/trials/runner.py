@@ -10,6 +10,7 @@ from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples, synchronize
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
+from clbench.data.arrival import arrive
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
@@ -195,7 +196,8 @@ class TrialRunner:
             self._streams.clear()  # one at a time: trials come sorted, and streams are large
             verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
-                                 trial.validation, trial.arrival, verify)
+                                 trial.validation, verify)
+            loaded = arrive(loaded, trial.arrival, trial.scenario, seed, trial.benchmark.name)
             self._verified.add(key[0])
             self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
         return self._streams[key]
