@@ -74,3 +74,13 @@ def test_nothing_appears_where_there_is_no_curve():
     stepless = build([with_curve("slda", s, flat) for s in (0, 1)])
     assert "steps" not in {f.kind for f in stepless.sections[0].figures}
     assert "stability gap" not in " ".join(stepless.sections[0].notes)
+
+
+def test_every_format_takes_it():
+    from clbench.report.formats import csv, json, latex
+
+    report = build(study())
+    section, = json.data(report)["sections"]
+    assert section["results"][0]["curves"][0]["steps"][0] == "0 1 2 3 4 5 6 7 8 9 10 15 20"
+    assert "curves" not in json.data(build([make_record("er", 0)]))["sections"][0]["results"][0]
+    assert "gap depth" in csv.render(report) and "gap depth" in latex.render(report)

@@ -19,6 +19,8 @@ def render(report: Report) -> str:
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
     whole = asdict(report)
+    for section in whole["sections"]:
+        section["results"] = list(map(_with_curves, section["results"]))
     return {"schema": SCHEMA, **_with_pictures({**whole, "sections": list(map(_with_pictures, whole["sections"]))})}
 
 
@@ -29,6 +31,12 @@ def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
     """
     return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
             for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions")}
+
+
+def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's results with its curves as a record writes them; without the key where there are none."""
+    curves = [curve.model_dump(mode="json") for curve in result["curves"]]
+    return {name: value for name, value in result.items() if name != "curves"} | ({"curves": curves} if curves else {})
 
 
 def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
