@@ -31,6 +31,8 @@ COMMANDS = {  # import target and short help of each
     "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
     "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
     "new-plugin": ("clbench.cli.new_plugin:command", "Begin a plugin of your own, as a distribution to install."),
+    "runs": ("clbench.cli.runs:runs", "List run folders: what was run, how far it is, its age and size."),
+    "gc": ("clbench.cli.runs:gc", "Remove checkpoints, caches and models that nothing refers to, after asking."),
     "completion": ("clbench.cli.completion:command", "Let the Tab key complete names, options and values."),
 }
 

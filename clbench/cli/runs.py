@@ -1,0 +1,104 @@
+"""`clbench runs` and `clbench gc`: run folders at a glance, and what nothing refers to any more."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clbench.cli.execution_options import execution_option
+from clbench.cli.help import Command
+
+if TYPE_CHECKING:
+    from clbench.execution.housekeeping import RunFacts
+
+FOLDER = click.Path(path_type=Path)
+PLACES = click.argument("places", nargs=-1, type=FOLDER, metavar="[DIR]...")
+RUNS = Path("runs")  # where run folders are by default
+HEADERS = ("run", "experiment", "methods", "seeds", "trials", "last", "size")
+HOUR, DAY = 60, 60 * 24  # minutes
+
+
+@click.command("runs", cls=Command, examples=(
+    ("clbench runs", "those below runs/"),
+    ("clbench runs reports /scratch/me", "those in other places"),
+))
+@PLACES
+def runs(places: tuple[Path, ...]) -> None:
+    """List run folders: what was run, how far it is, how old it is and how much room it takes.
+
+    They are looked for in the folders that are named, and up to three folders below.  [default: runs]
+    """
+    from tabulate import tabulate
+
+    from clbench.execution.housekeeping import run_folders, survey
+    from clbench.report.formatting import number
+
+    found = [survey(folder) for folder in run_folders(places or (RUNS,))]
+    if not found:
+        click.echo(f"no run folder in {', '.join(map(str, places or (RUNS,)))}")
+        return
+    now = datetime.datetime.now(datetime.timezone.utc)
+    rows = [[facts.folder, several(facts.settings), facts.methods, facts.seeds, progress(facts),
+             age(now - facts.last) if facts.last else "", number(facts.bytes, "bytes")] for facts in found]
+    click.echo(tabulate(rows, headers=HEADERS, disable_numparse=True,
+                        colalign=("left", "left", "right", "right", "left", "right", "right")))
+
+
+@click.command("gc", cls=Command, examples=(
+    ("clbench gc", "in the run folders below runs/, after asking"),
+    ("clbench gc runs/old --dry-run", "only lists it"),
+))
+@PLACES
+@execution_option("data")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
+def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) -> None:
+    """Remove what nothing refers to: checkpoints of trials that are over, files of trials without a record, old caches.
+
+    A cached stream is kept if a record in the run folders that are named, or below them, was made of it by the code
+    that is installed; any other can be built again. Records and reports are never touched.  [default: runs]
+    """
+    from clbench.core.files import default_data_dir
+    from clbench.core.registry import discover
+    from clbench.execution.housekeeping import garbage, remove, run_folders
+    from clbench.report.formatting import number
+
+    found = garbage(run_folders(places or (RUNS,)), data or default_data_dir(), discover())
+    for one in found:
+        click.echo(f"{number(one.bytes, 'bytes'):>9}  {one.path}  ({one.why})")
+    total = number(sum(one.bytes for one in found), "bytes")
+    if not found or dry_run:
+        click.echo(f"{total} could be freed" if found else "nothing to remove")
+        return
+    if not yes:
+        click.confirm(f"Remove these {len(found)}, {total}?", abort=True)
+    click.echo(f"freed {number(remove(found), 'bytes')}")
+
+
+def several(settings: tuple[str, ...]) -> str:
+    """Return the settings of a run's records as one cell."""
+    return f"{settings[0]} and {len(settings) - 1} more" if len(settings) > 1 else "".join(settings)
+
+
+def progress(facts: RunFacts) -> str:
+    """Return how far a run is: `9 done, 1 failed, 2 running`."""
+    parts: Iterable[tuple[int, str]] = (
+        *((facts.states[state], state) for state in ("done", "failed", "diverged")), (facts.running, "running"),
+        (facts.begun, "interrupted"), (facts.unreadable, "unreadable"))
+    return ", ".join(f"{count} {what}" for count, what in parts if count) or "none"
+
+
+def age(passed: datetime.timedelta) -> str:
+    """Return a time span in its largest unit.
+
+    >>> age(datetime.timedelta(minutes=5)), age(datetime.timedelta(hours=30))
+    ('5 min', '1 d')
+    """
+    minutes = int(passed.total_seconds() // 60)
+    if minutes < HOUR:
+        return f"{minutes} min"
+    return f"{minutes // HOUR} h" if minutes < DAY else f"{minutes // DAY} d"
