@@ -13,8 +13,11 @@ from clbench.core.scenario import scenario_rules
 from clbench.execution.reuse import Standing
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial
+from clbench.report.analysis.titles import titles
 from clbench.results.diff import differences
 from clbench.results.records import Record
+
+SHOWN = 3  # settings that a line names
 
 
 def ask(standing: Standing, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
@@ -27,6 +30,21 @@ def ask(standing: Standing, planned: Sequence[PlannedTrial], records: Mapping[st
     for asked, count in Counter(standing.lacking.values()).items():
         standing.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {asked}, which this run "
                               "asks for: trained once more, which changes nothing else")
+
+
+def told_of_others(planned: Sequence[PlannedTrial], records: Sequence[Record]) -> list[str]:
+    """Return a line on the settings that a folder has results of beside those of an experiment, if there are any."""
+    own = {one.trial.setting: one.trial for one in planned}
+    others = {record.trial.setting: record for record in records if record.trial.setting not in own}
+    if not others:
+        return []
+    known = {record.trial.setting: record for record in records}
+    names = dict(zip(known, titles([*known.values()]), strict=True))
+    found = [names[setting] for setting in others]
+    shown = "; ".join(found[:SHOWN]) + (f"; {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    count = "another setting" if len(found) == 1 else f"{len(found)} other settings"
+    return [f"the folder also has results of {count} ({shown}): they stay, and the report has a section "
+            "for each"]
 
 
 def unanswered(record: Record, settings: ExecutionSettings) -> str:

@@ -15,7 +15,7 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import interrupts
-from clbench.execution.asked import ask, renewed
+from clbench.execution.asked import ask, renewed, told_of_others
 from clbench.execution.claims import TrialClaims
 from clbench.execution.reuse import OnStale, Standing, look, refusal
 from clbench.execution.workers.plan import Listener, WorkerPlan
@@ -107,6 +107,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
     ask(standing, planned, known, spec.execution)
+    standing.notes += told_of_others(planned, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 

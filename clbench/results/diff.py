@@ -92,16 +92,17 @@ def setting(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each part of two trials' settings and methods that differs; seeds are left aside."""
     old, new = (r.trial.model_dump(mode="json", exclude={"seed": True, "weights": {"path"}}) for r in (before, after))
     for name in dict.fromkeys([*old, *new]):
-        a, b = (_flat(of.get(name, {})) for of in (old, new))
+        a, b = (flat(of.get(name, {})) for of in (old, new))
         for part in dict.fromkeys([*a, *b]):
             yield from _plain(name + part, a.get(part, "absent"), b.get(part, "absent"))
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return a nested value's parts by their dotted names; options stand directly under what has them."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: inner for part, more in value.items()
-            for key, inner in _flat(more, name if part == "options" else f"{name}.{part}").items()}
+            for key, inner in flat(more, name if part == "options" else f"{name}.{part}").items()}
 
 
 def _matrix(name: str, a: Matrix, b: Matrix) -> str:

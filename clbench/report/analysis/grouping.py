@@ -9,7 +9,7 @@ from itertools import accumulate
 from clbench.core.errors import StoreError
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
-from clbench.report.analysis import notes
+from clbench.report.analysis.titles import titles
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
@@ -195,10 +195,8 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
         groups.setdefault(record.trial.setting, []).append(record)
     if not groups:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
-    names = [notes.title(group[0]) for group in groups.values()]
-    titles = [f"{name} ({i} of {len(names)})" if names.count(name) > 1 else name  # differ in recipe, weights or options
-              for i, name in enumerate(names, start=1)]
-    return [_setting(title, group) for title, group in zip(titles, groups.values(), strict=True)]
+    names = titles([group[0] for group in groups.values()])
+    return [_setting(title, group) for title, group in zip(names, groups.values(), strict=True)]
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:

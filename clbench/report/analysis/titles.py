@@ -1,0 +1,46 @@
+"""The titles of a report's sections: settings that would have the same one are told apart by what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from clbench.core.options import format_value
+from clbench.report.analysis import notes
+from clbench.report.formatting import clean
+from clbench.results.diff import flat
+from clbench.results.records import Record
+
+MOST = 3  # differences that a title names
+PARTS = ("benchmark", "model", "weights", "recipe", "preprocessing", "validation", "arrival")  # of a trial's setting
+
+
+def titles(records: Sequence[Record]) -> list[str]:
+    """Return a distinct title for each of some settings, one record of each given: `..., lr 0.01` where that differs.
+
+    A number stands behind what differs in more, or in nothing that can be written in a few words.
+    """
+    plain = [notes.title(record) for record in records]
+    found = []
+    for record, name in zip(records, plain, strict=True):
+        same = [facts(other) for other, known in zip(records, plain, strict=True) if known == name]
+        own = facts(record)
+        apart = [part for part in dict.fromkeys(part for one in same for part in one)
+                 if any(one.get(part) != own.get(part) for one in same)]
+        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(own.get(part))}" for part in apart[:MOST]]
+        found.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
+    return [f"{title} ({i} of {len(found)})" if found.count(title) > 1 else title
+            for i, title in enumerate(found, start=1)]
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """Return the parts of a record's setting by their dotted names; weights by their file."""
+    trial = record.trial.model_dump(mode="json", include={*PARTS})
+    if trial.get("weights"):
+        trial["weights"] = trial["weights"]["path"]
+    return flat(trial)
+
+
+def written(value: Any) -> str:
+    """Return a value as a title has it; none where the setting has no such part."""
+    return "none" if value is None else format_value(value)
