@@ -57,6 +57,12 @@ def test_one_pass_is_said_by_online_and_by_hidden_boundaries(given, recipe):
     assert (found.epochs, found.iterations, found.batch_size) == recipe
 
 
+def test_online_looks_at_the_accuracy_while_tasks_are_learned():
+    assert build({"methods": ["er"], "online": True}).execution.evaluate_every == 50
+    given = {"methods": ["er"], "online": True, "execution": {"evaluate_every": 7}}
+    assert build(given).execution.evaluate_every == 7 and build({"methods": ["er"]}).execution.evaluate_every is None
+
+
 def test_online_as_a_flag_replaces_the_budget_of_a_file(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('methods = ["naive"]\n[recipe]\niterations = 100\nbatch_size = 64\nlr = 0.1\n')
