@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from clbench.cli import group
-from clbench.cli.help import Command, Group, grouped
+from clbench.cli.help import WithExamples, grouped
 from clbench.cli.listing import default, describe, written
 from clbench.core.registry import Registry, discover
 from clbench.report.formats.markdown import escape
@@ -72,7 +72,7 @@ def section(context: click.Context) -> Iterator[str]:
     yield f"## {context.command_path}"
     yield f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
     yield from map(escape, inspect.cleandoc(command.help or "").split("\n\n"))
-    if isinstance(command, Command | Group) and command.examples:
+    if isinstance(command, WithExamples) and command.examples:
         lines = [line + (f"    # {meaning}" if meaning else "") for line, meaning in command.examples]
         yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"
     groups = grouped(command, context)

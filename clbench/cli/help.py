@@ -13,8 +13,8 @@ ONE_LIST = 12  # so many options are easily read without headings
 RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})
 
 
-class Command(click.Command):
-    """A command with examples."""
+class WithExamples(click.Command):
+    """A command, or a group of them, with examples behind what it says that it does."""
 
     def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
         """Take what `click.Command` takes, and examples."""
@@ -26,6 +26,10 @@ class Command(click.Command):
         super().format_help_text(ctx, formatter)
         write_examples(self.examples, formatter)
 
+
+class Command(WithExamples):
+    """A command with examples and with its options in groups."""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each group."""
         for heading, options in grouped(self, ctx).items():
@@ -33,20 +37,10 @@ class Command(click.Command):
                 formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
 
 
-class Group(click.Group):
+class Group(WithExamples, click.Group):
     """A group of commands with examples."""
 
     command_class = Command
-
-    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
-        """Take what `click.Group` takes, and examples."""
-        super().__init__(*args, **kwargs)
-        self.examples = examples
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what the group is for, then the examples."""
-        super().format_help_text(ctx, formatter)
-        write_examples(self.examples, formatter)
 
 
 def write_examples(examples: Examples, formatter: click.HelpFormatter) -> None:
