@@ -58,6 +58,30 @@ def test_plain_lines_one_per_finished_trial(now):
         "[2/2] ewc seed 0: diverged, 0:20 elapsed"]
 
 
+def test_a_run_that_says_nothing_for_long_says_where_it_is(now, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    records = [make_record(seed=s) for s in range(6)]
+    shown = progress.PlainDisplay(console(), [planned(r) for r in records])
+    for record in records[:5]:
+        shown.started(planned(record))
+    shown.finished(records[0])
+    shown.progress(Progress(records[1].key, 1, 3, 0.912))
+    now[0] += 60
+    shown.last = now[0]
+    with shown:
+        assert not shown.over.wait(0.1)
+        assert len(shown.console.file.getvalue().splitlines()) == 1  # by the clock no time has passed
+        now[0] += 0.03
+        for _ in range(500):
+            if len(shown.console.file.getvalue().splitlines()) > 1:
+                break
+            shown.over.wait(0.01)
+    assert not shown.thread.is_alive()
+    assert shown.console.file.getvalue().splitlines()[1:] == [
+        "[1/6] lora seed 1 task 2/3, accuracy 91.2; lora seed 2 starting; lora seed 3 starting; 1 more running; "
+        "1:00 elapsed, about 3:30 left"]
+
+
 def test_a_traceback_is_shown_once_per_method_and_error_and_cut(now):
     records = [make_record(seed=s, status="failed", message="[bold]boom") for s in range(2)]
     trace = "\n".join(f"line {i}" for i in range(30))
