@@ -12,6 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from clbench.execution.time_left import TimeLeft
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import metrics
@@ -25,22 +26,31 @@ SHOWN_LINES = 12  # of the traceback of a failed trial; the record keeps all of 
 class Tally:
     """The progress of a run and its timing."""
 
-    def __init__(self, total: int) -> None:
-        """Count up to `total` trials."""
-        self.total = total
+    def __init__(self, todo: Sequence[PlannedTrial]) -> None:
+        """Count the trials `todo`."""
+        self.total = len(todo)
         self.done = 0
         self.shares: dict[str, float] = {}  # the finished share of each running trial
         self.began: float | None = None
+        self.left = TimeLeft(todo)
 
     def start(self, key: str) -> None:
         """Count a trial as running; the clock starts with the first."""
-        self.began = time.monotonic() if self.began is None else self.began
+        now = time.monotonic()
+        self.began = now if self.began is None else self.began
         self.shares[key] = 0.0
+        self.left.started(key, now)
+
+    def progress(self, event: Progress) -> None:
+        """Count how far a trial has come."""
+        self.shares[event.key] = event.task / event.tasks
+        self.left.progress(event, time.monotonic())
 
     def finish(self, key: str) -> None:
         """Count a trial as done."""
         self.shares.pop(key, None)
         self.done += 1
+        self.left.finished(key, time.monotonic())
 
     @property
     def share(self) -> float:
@@ -51,9 +61,10 @@ class Tally:
         """Return the elapsed time and an estimate of the remaining time, as text."""
         if self.began is None:
             return "getting ready"
-        elapsed = time.monotonic() - self.began
-        left = clock(elapsed / self.share - elapsed) if self.share > 0 else "?"
-        return f"{clock(elapsed)} elapsed" + (f", about {left} left" if self.done < self.total else "")
+        now = time.monotonic()
+        left = self.left.seconds(now) if self.done < self.total else None
+        about = "" if self.done == self.total else f", about {'?' if left is None else clock(left)} left"
+        return f"{clock(now - self.began)} elapsed{about}"
 
 
 class Display(Listener):
@@ -62,7 +73,7 @@ class Display(Listener):
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a console."""
         self.console = console
-        self.tally = Tally(len(todo))
+        self.tally = Tally(todo)
         several = len({p.trial.scenario for p in todo}) > 1
         self.names = {p.trial.key: f"{p.label} {f'{p.trial.scenario} ' if several else ''}seed {p.trial.seed}"
                       for p in todo}
@@ -109,7 +120,7 @@ class Display(Listener):
 
     def progress(self, event: Progress) -> None:
         """Count it."""
-        self.tally.shares[event.key] = event.task / event.tasks
+        self.tally.progress(event)
 
     def finished(self, record: Record) -> None:
         """Count it, and say what went wrong, if it did."""
