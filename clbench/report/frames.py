@@ -22,6 +22,7 @@ BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "st
 BEHIND = ("seed", "learned", "task", "accuracy")
 MEASURED: tuple[Unit, ...] = ("percent", "points", "seconds")  # units of what has an interval
 SEEDS = "seeds"
+LAST = ("complete", "strategy", "reference", "scenario", "setting")  # behind the figures, which one wants to see
 VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 
@@ -58,9 +59,9 @@ def summary(records: Sequence[Record]) -> DataFrame:
         for row, numbers in zip(section.comparison.rows, _rows(section.comparison), strict=True):
             numbers.pop(SEEDS, None)
             result = found[row.label]
-            rows.append({"setting": section.title, "scenario": scenario, "method": row.label,
-                         "strategy": result.strategy, "reference": result.reference,
-                         SEEDS: len(result.seeds), "complete": result.complete, **numbers})
+            rows.append({"method": row.label, SEEDS: len(result.seeds), **numbers, "complete": result.complete,
+                         "strategy": result.strategy, "reference": result.reference, "scenario": scenario,
+                         "setting": section.title})
     return _frame(rows)
 
 
@@ -83,8 +84,9 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in told]
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
-                    rows.append({"setting": setting.title, "metric": measure.column.title, table.corner: row.label,
-                                 **({} if baseline is None else {"baseline": baseline}), **numbers})
+                    rows.append({"metric": measure.column.title, table.corner: row.label,
+                                 **({} if baseline is None else {"baseline": baseline}), **numbers,
+                                 "setting": setting.title})
     frame = _frame(rows)
     frame.attrs[VERDICTS] = tuple(verdicts)
     return frame
@@ -114,7 +116,9 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 
 def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     pandas = _pandas()
-    names = dict.fromkeys(name for row in rows for name in row)
+    found = dict.fromkeys(name for row in rows for name in row)
+    last = [name for name in LAST if name in found]
+    names = [*(name for name in found if name not in last), *last]
     return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
 
 
