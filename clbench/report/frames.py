@@ -22,7 +22,8 @@ BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "st
 BEHIND = ("seed", "learned", "task", "accuracy")
 MEASURED: tuple[Unit, ...] = ("percent", "points", "seconds")  # units of what has an interval
 SEEDS = "seeds"
-LAST = ("complete", "strategy", "reference", "scenario", "setting")  # behind the figures, which one wants to see
+LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # behind the figures, the short ones at
+# the end: of a wide frame a terminal shows the first columns and the last
 VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 
@@ -60,8 +61,8 @@ def summary(records: Sequence[Record]) -> DataFrame:
             numbers.pop(SEEDS, None)
             result = found[row.label]
             rows.append({"method": row.label, SEEDS: len(result.seeds), **numbers, "complete": result.complete,
-                         "strategy": result.strategy, "reference": result.reference, "scenario": scenario,
-                         "setting": section.title})
+                         "strategy": result.strategy, "reference": result.reference, "setting": section.title,
+                         "scenario": scenario})
     return _frame(rows)
 
 
@@ -84,9 +85,9 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in told]
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
-                    rows.append({"metric": measure.column.title, table.corner: row.label,
-                                 **({} if baseline is None else {"baseline": baseline}), **numbers,
-                                 "setting": setting.title})
+                    rows.append({table.corner: row.label, **({} if baseline is None else {"baseline": baseline}),
+                                 **{name: found for name, found in numbers.items() if isinstance(found, str)},
+                                 **numbers, "setting": setting.title, "metric": measure.column.title})
     frame = _frame(rows)
     frame.attrs[VERDICTS] = tuple(verdicts)
     return frame
