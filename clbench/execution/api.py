@@ -1,9 +1,10 @@
-"""`clbench.run`: the command `clbench run` as a function."""
+"""`clbench.run`, the command `clbench run` as a function, and `clbench.load`: the results of earlier runs."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from clbench.core.errors import SpecError, unknown
+from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
@@ -21,7 +22,8 @@ from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
-from clbench.results.records import Record
+from clbench.report.results import Results
+from clbench.results import merge
 
 KEYS = [*(k for k in Spec.model_fields if k not in ("tune", "tuning", *TABLES)),
         *(k for table in TABLES.values() for k in table.model_fields)]
@@ -45,12 +47,13 @@ def _with_execution_settings(function: F) -> F:
 @_with_execution_settings
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         shard: str | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
-        plugins: Iterable[str | os.PathLike[str]] = (), stale: OnStale = "refuse", progress: bool = False,
-        **settings: Any) -> list[Record]:
+        plugins: Iterable[str | os.PathLike[str]] = (), stale: OnStale = "refuse",
+        progress: bool | None = None, **settings: Any) -> Results:
     """Run an experiment, keep its records and report in a folder, and return the records.
 
-    >>> records = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
-    >>> records = clbench.run("benchmarks/split_mnist.toml", workers=0)  # doctest: +SKIP
+    >>> results = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
+    >>> results = clbench.run("benchmarks/split_mnist.toml", workers=0)  # doctest: +SKIP
+    >>> results.compare(baseline="ewc")  # doctest: +SKIP
 
     Args:
         spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
@@ -63,7 +66,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         stale: what is done with results in the folder that came from other code or data than there are now: "refuse"
             raises a `StaleError` that lists them, "rerun" trains them anew, "keep" takes them as they are, marked in
             the tables.
-        progress: whether to show progress on standard error, as the command does.
+        progress: whether to show progress, as the command does: on standard error, in a notebook below the cell. None
+            does so where somebody looks on, in a notebook or an interactive session.
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
             epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio,
@@ -71,7 +75,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
             setting, or one of the above, as the file or the default has it.
 
     Returns:
-        The record of each trial, by method, then scenario and seed; `record.status` tells which failed or diverged.
+        The record of each trial, by method, then scenario and seed, as a list that gives its tables and figures, too;
+        `record.status` tells which failed or diverged.
 
     Raises:
         StaleError: see `stale`; nothing has been run or written then.
@@ -92,10 +97,45 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
-    with interrupts.caught(), _display(ready) if progress else nullcontext(Listener()) as listener:
+    show = watched() if progress is None else progress
+    with interrupts.caught(), _display(ready) if show else nullcontext(Listener()) as listener:
         records = experiment.execute(ready, listener, command=command)
     experiment.write_report(ready)
-    return records
+    return Results(records)
+
+
+def load(*runs: str | os.PathLike[str]) -> Results:
+    """Return the results of one run folder or of several, from their records alone; torch is not needed.
+
+    >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
+
+    Args:
+        runs: the folders. A trial that several have counts once; one that failed gives way to one that did not.
+
+    Returns:
+        Every record, those of a method together. A file that is no record is named in a warning and left out.
+
+    Raises:
+        StoreError: there are no records, or folders disagree on a trial.
+    """
+    if not runs:
+        raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
+    folders = list({folder.resolve(): folder for folder in map(Path, runs)}.values())
+    merged = merge.merge_runs(folders)
+    for told in (*merged.problems, *merged.notes):
+        warnings.warn(str(told), stacklevel=2)
+    return Results(experiment.by_method(merged.records))
+
+
+def notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def watched() -> bool:
+    """Tell whether somebody looks on as lines are run: in a notebook, or in an interactive session."""
+    return notebook() or hasattr(sys, "ps1")
 
 
 def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
@@ -103,7 +143,9 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
 
     from clbench.execution.progress import display
 
-    return display(Console(stderr=True, highlight=False), ready.missing)
+    below = notebook()  # there standard error has a red background, and rich would show each line as HTML of its own
+    return display(Console(stderr=not below, highlight=False, force_jupyter=False,
+                           force_terminal=False if below else None), ready.missing)
 
 
 def called(spec: Any, arguments: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""Progress output: live bars on a terminal, one plain line per finished trial elsewhere."""
+"""Progress output: live bars on a terminal; elsewhere a plain line per finished trial, and one when it takes long."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,46 +12,59 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from clbench.execution.time_left import TimeLeft
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import metrics
 from clbench.results.records import Record
 
+EVERY = 30.0  # seconds after which a plain display says where the run is
+SHOWN_TRIALS = 3  # of those that run, in such a line
 SHOWN_LINES = 12  # of the traceback of a failed trial; the record keeps all of it
 
 
 class Tally:
     """The progress of a run and its timing."""
 
-    def __init__(self, total: int) -> None:
-        """Count up to `total` trials."""
-        self.total = total
+    def __init__(self, todo: Sequence[PlannedTrial]) -> None:
+        """Count the trials `todo`."""
+        self.total = len(todo)
         self.done = 0
         self.shares: dict[str, float] = {}  # the finished share of each running trial
         self.began: float | None = None
+        self.left = TimeLeft(todo)
 
     def start(self, key: str) -> None:
         """Count a trial as running; the clock starts with the first."""
-        self.began = time.monotonic() if self.began is None else self.began
+        now = time.monotonic()
+        self.began = now if self.began is None else self.began
         self.shares[key] = 0.0
+        self.left.started(key, now)
+
+    def progress(self, event: Progress) -> None:
+        """Count how far a trial has come."""
+        self.shares[event.key] = event.task / event.tasks
+        self.left.progress(event, time.monotonic())
 
     def finish(self, key: str) -> None:
         """Count a trial as done."""
         self.shares.pop(key, None)
         self.done += 1
+        self.left.finished(key, time.monotonic())
 
     @property
     def share(self) -> float:
         """Return the finished share of the run, from 0 to 1."""
-        return (self.done + sum(self.shares.values())) / self.total
+        return (self.done + sum(list(self.shares.values()))) / self.total
 
     def times(self) -> str:
         """Return the elapsed time and an estimate of the remaining time, as text."""
         if self.began is None:
             return "getting ready"
-        elapsed = time.monotonic() - self.began
-        left = clock(elapsed / self.share - elapsed) if self.share > 0 else "?"
-        return f"{clock(elapsed)} elapsed" + (f", about {left} left" if self.done < self.total else "")
+        now = time.monotonic()
+        left = self.left.seconds(now) if self.done < self.total else None
+        about = "" if self.done == self.total else f", about {'?' if left is None else clock(left)} left"
+        return f"{clock(now - self.began)} elapsed{about}"
 
 
 class Display(Listener):
@@ -59,7 +73,7 @@ class Display(Listener):
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a console."""
         self.console = console
-        self.tally = Tally(len(todo))
+        self.tally = Tally(todo)
         several = len({p.trial.scenario for p in todo}) > 1
         self.names = {p.trial.key: f"{p.label} {f'{p.trial.scenario} ' if several else ''}seed {p.trial.seed}"
                       for p in todo}
@@ -106,7 +120,7 @@ class Display(Listener):
 
     def progress(self, event: Progress) -> None:
         """Count it."""
-        self.tally.shares[event.key] = event.task / event.tasks
+        self.tally.progress(event)
 
     def finished(self, record: Record) -> None:
         """Count it, and say what went wrong, if it did."""
@@ -122,11 +136,60 @@ class Display(Listener):
 
 
 class PlainDisplay(Display):
-    """One line per finished trial."""
+    """One line per finished trial, and where there is none for `EVERY` seconds, one on the trials that run."""
+
+    def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
+        """Show the trials `todo` as lines."""
+        super().__init__(console, todo)
+        self.running: dict[str, Progress | None] = {}  # by key: the last word from each
+        self.last = time.monotonic()  # when a line was said
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="clbench-progress", daemon=True)
+
+    def __enter__(self) -> PlainDisplay:
+        """Start to look whether a line is due."""
+        self.last = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Stop looking."""
+        self.over.set()
+        self.thread.join()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line as it is, and remember when."""
+        super().say(text, style)
+        self.last = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.over.wait(max(self.last + EVERY - time.monotonic(), 0.01)):
+            if time.monotonic() >= self.last + EVERY:
+                self.say(self.where())
+
+    def where(self) -> str:
+        """Return how far the run and the trials that run have come."""
+        running = list(self.running.items())
+        words = [f"{self.names[key]} {standing(event) if event else 'starting'}"
+                 for key, event in running[:SHOWN_TRIALS]]
+        words += [f"{len(running) - SHOWN_TRIALS} more running"] if len(running) > SHOWN_TRIALS else []
+        return f"[{self.tally.done}/{self.tally.total}] {'; '.join([*words, self.tally.times()])}"
+
+    def started(self, planned: PlannedTrial) -> None:
+        """Remember it."""
+        super().started(planned)
+        self.running[planned.trial.key] = None
+
+    def progress(self, event: Progress) -> None:
+        """Remember it."""
+        super().progress(event)
+        self.running[event.key] = event
 
     def finished(self, record: Record) -> None:
         """Say how the trial ended, and how far the run has come."""
         super().finished(record)
+        self.running.pop(record.key, None)
         result = f"ACC {100 * metrics.acc(record.R):.1f}" if record.status == "done" else record.status
         self.say(f"[{self.tally.done}/{self.tally.total}] {self.names[record.key]}: {result}, {self.tally.times()}")
 
@@ -177,9 +240,7 @@ class LiveDisplay(Display):
     def progress(self, event: Progress) -> None:
         """Update the bars."""
         super().progress(event)
-        seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"
-        self.bars.update(self.rows[event.key], completed=event.task / event.tasks,
-                         state=f"task {min(event.task + 1, event.tasks)}/{event.tasks}{seen}")
+        self.bars.update(self.rows[event.key], completed=event.task / event.tasks, state=standing(event))
         self.bars.update(self.whole, completed=self.tally.share)
 
     def finished(self, record: Record) -> None:
@@ -193,6 +254,16 @@ class LiveDisplay(Display):
 def display(console: Console, todo: Sequence[PlannedTrial]) -> Display:
     """Return the display that suits a console."""
     return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
+
+
+def standing(event: Progress) -> str:
+    """Return how far a trial has come, as text.
+
+    >>> standing(Progress("key", 1, 5, 0.912))
+    'task 2/5, accuracy 91.2'
+    """
+    seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"
+    return f"task {min(event.task + 1, event.tasks)}/{event.tasks}{seen}"
 
 
 def clock(seconds: float) -> str:

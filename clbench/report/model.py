@@ -115,6 +115,7 @@ class Result:
     bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     seconds: tuple[float, ...]  # [seed]: training and consolidation
     curves: tuple[Curve, ...] = ()  # of the seeds that have one: accuracy while tasks were learned
+    options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # of the method, by name; see option_columns
 
 
 @dataclass(frozen=True)

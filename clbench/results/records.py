@@ -15,6 +15,7 @@ from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.results.curve import Curve
+from clbench.results.metrics import acc
 
 SCHEMA = 1
 DIGITS = 16  # of the hash of a stream
@@ -214,6 +215,13 @@ class Record(RecordPart):
     def name(self) -> str:
         """Return how users name the trial: `label/seed`."""
         return f"{self.label}/{self.trial.seed}"
+
+    def __repr__(self) -> str:
+        """Return the trial and how it ended in a line; `model_dump` gives everything."""
+        ended = f"ACC {100 * acc(self.R):.1f}" if self.status == "done" else self.status
+        return f"Record({self.name}, {self.trial.benchmark.name}, scenario {self.trial.scenario}: {ended})"
+
+    __str__ = __repr__
 
     def facts(self) -> dict[str, Any]:
         """Return what the same trial gives again: all but timings, memory, FLOPs, last losses, curve and provenance.

@@ -1,7 +1,11 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 import clbench
 from clbench.core.errors import SpecError
+from clbench.execution import api
 from clbench.execution.api import called
 from clbench.results.store import Store
 
@@ -19,6 +23,8 @@ def test_a_run_returns_its_records_and_keeps_them(tmp_path, capsys):
     assert (tmp_path / "run" / "report.md").exists()
     assert "<!DOCTYPE html>" in (tmp_path / "run" / "report.html").read_text()
     assert capsys.readouterr() == ("", "")
+    assert isinstance(records, clbench.Results) and clbench.load(tmp_path / "run") == sorted(
+        records, key=lambda r: r.trial.seed)
     again = clbench.run(file, methods="lora", set=["lora.rank=2"], out=tmp_path / "run", progress=True, **SMALL)
     assert again == records
 
@@ -55,3 +61,23 @@ def test_corrupt_files_are_warned_of(tmp_path):
 def test_the_call_is_written_as_it_stood(tmp_path):
     assert called(None, {"methods": "lora,ewc", "seeds": 3, "out": None}) == "clbench.run(methods='lora,ewc', seeds=3)"
     assert called(tmp_path / "a.toml", {}) == f"clbench.run('{tmp_path}/a.toml')"
+
+
+def test_progress_is_shown_where_somebody_looks_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.delattr(sys, "ps1", raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not api.notebook() and not api.watched()
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert not api.notebook() and api.watched()
+    clbench.run(methods="naive", out=tmp_path, **{**SMALL, "seeds": 1})
+    out, err = capsys.readouterr()
+    assert not out and "[1/1] naive seed 0: ACC" in err
+    clbench.run(methods="naive", out=tmp_path, progress=False, **SMALL)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delattr(sys, "ps1")
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert api.notebook() and api.watched()
+    clbench.run(methods="naive", out=tmp_path, **{**SMALL, "seeds": [2]})
+    out, err = capsys.readouterr()
+    assert not err and "[1/1] naive seed 2: ACC" in out

@@ -24,14 +24,18 @@ def now(monkeypatch):
 
 
 def test_time_left_follows_from_the_share_that_is_over(now):
-    tally = progress.Tally(4)
+    records = [make_record(seed=s) for s in range(4)]
+    a, *others = [r.key for r in records]
+    tally = progress.Tally([planned(r) for r in records])
     assert tally.times() == "getting ready"
-    tally.start("a")
+    tally.start(a)
+    tally.progress(Progress(a, 0, 5, None))
     now[0] += 60
     assert tally.times() == "1:00 elapsed, about ? left"
-    tally.shares["a"] = 0.8
+    tally.progress(Progress(a, 4, 5, None))
+    assert tally.share == 0.2
     assert tally.times() == "1:00 elapsed, about 4:00 left"
-    for key in "abcd":
+    for key in (a, *others):
         tally.finish(key)
     assert tally.share == 1
     assert tally.times() == "1:00 elapsed"
@@ -45,7 +49,7 @@ def test_plain_lines_one_per_finished_trial(now):
         shown.ready("cpu", 2, 1)
         for record in records:
             shown.started(planned(record))
-        shown.progress(Progress(records[0].key, 1, 3, 0.5))
+        shown.progress(Progress(records[0].key, 0, 3, None))
         now[0] += 10
         shown.finished(records[0])
         now[0] += 10
@@ -56,6 +60,30 @@ def test_plain_lines_one_per_finished_trial(now):
         "[1/2] lora seed 0: ACC 80.0, 0:10 elapsed, about 0:10 left",
         "ewc seed 0 diverged: DivergedError: the loss is NaN",
         "[2/2] ewc seed 0: diverged, 0:20 elapsed"]
+
+
+def test_a_run_that_says_nothing_for_long_says_where_it_is(now, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    records = [make_record(seed=s) for s in range(6)]
+    shown = progress.PlainDisplay(console(), [planned(r) for r in records])
+    for record in records[:5]:
+        shown.started(planned(record))
+    shown.finished(records[0])
+    shown.progress(Progress(records[1].key, 1, 3, 0.912))
+    now[0] += 60
+    shown.last = now[0]
+    with shown:
+        assert not shown.over.wait(0.1)
+        assert len(shown.console.file.getvalue().splitlines()) == 1  # by the clock no time has passed
+        now[0] += 0.03
+        for _ in range(500):
+            if len(shown.console.file.getvalue().splitlines()) > 1:
+                break
+            shown.over.wait(0.01)
+    assert not shown.thread.is_alive()
+    assert shown.console.file.getvalue().splitlines()[1:] == [
+        "[1/6] lora seed 1 task 2/3, accuracy 91.2; lora seed 2 starting; lora seed 3 starting; 1 more running; "
+        "1:00 elapsed, about 1:00 left"]
 
 
 def test_a_traceback_is_shown_once_per_method_and_error_and_cut(now):

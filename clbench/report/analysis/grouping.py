@@ -13,6 +13,7 @@ from clbench.report.analysis.titles import titles
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
+from clbench.report.option_columns import options_of, plain
 from clbench.results.records import Record
 
 INFERS, RECIPE, STALE = "†", "¶", "※"
@@ -139,6 +140,7 @@ class MethodRecords:
             parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
             bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
             curves=tuple(r.curve for r in done if r.curve),
+            options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
 
 

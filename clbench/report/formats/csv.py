@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 
 from clbench.report.model import Report, Result, Section, Unit
+from clbench.report.option_columns import Value, column_names
 
 HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "status", "metric", "unit", "after_task",
           "task", "value")
@@ -17,26 +18,37 @@ Line = tuple[str, str, int | str, int | str, float | int]  # metric, unit, after
 
 
 def render(report: Report) -> str:
-    """Return report.csv with the columns `HEADER`; docs/reports.md says what each holds."""
+    """Return report.csv with the columns `HEADER` and one for each option; docs/reports.md says what each holds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(HEADER)
+    named_options = column_names((dict(result.options) for section in report.sections for result in section.results),
+                                 HEADER)
+    writer.writerow([*HEADER, *map(inert, named_options.values())])
     for section in report.sections:
         shared = section.title, dict(section.settings)["scenario"]
         for i, result in enumerate(section.results):
             named = [*map(inert, [*shared, result.label, result.strategy]), str(result.reference).lower()]
+            own = dict(result.options)
+            options = [_shown(own.get(name)) for name in named_options]
             for seed in section.seeds:
                 if seed not in result.seeds:
-                    writer.writerow([*named, seed, "no result", *[""] * 5])
+                    writer.writerow([*named, seed, "no result", *[""] * 5, *options])
                     continue
                 for metric, *rest in _numbers(section, i, result, result.seeds.index(seed)):
-                    writer.writerow([*named, seed, "done", inert(metric), *rest])
+                    writer.writerow([*named, seed, "done", inert(metric), *rest, *options])
     return out.getvalue()
 
 
 def inert(text: str) -> str:
     """Return text that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _shown(value: Value) -> int | float | str:
+    """Return an option's value as the file has it: true and false in small letters, nothing for none."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else inert(value) if isinstance(value, str) else value
 
 
 def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:

@@ -1,0 +1,186 @@
+"""The heat map of two options of a method that were swept: what it shows, and how it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clbench.core.errors import SpecError, unknown
+from clbench.core.options import format_value
+from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.columns import MEASURES, Measure, cells
+from clbench.report.figures import style
+from clbench.report.figures.style import INK, LABEL, PALE
+from clbench.report.formatting import NONE, clean, number
+from clbench.report.model import Cell, Column
+from clbench.report.option_columns import options_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIDES = (0.95, 5.6), (0.5, 4.2)  # inches: the most of a cell and of all cells, in width and in height
+_RIGHT, _ABOVE, _BELOW = 0.85, 0.42, 0.58  # inches around the cells: for the scale, the title, the axis
+_LEAST = 30.0  # points: cells that are narrower have no numbers
+_HELP = "help(clbench.Results.plot)"
+_SWEEP = "sweep two, as in set={'METHOD.OPTION': [1, 4], 'METHOD.OTHER': [8, 16]}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A column of the tables over the values of two options; what was not run has no cell."""
+
+    subject: str
+    column: Column
+    x: str  # the option along the horizontal axis: strategy.option
+    y: str
+    xs: tuple[str, ...]  # its values
+    ys: tuple[str, ...]
+    cells: Mapping[tuple[int, int], Cell]  # by position among the values of x and of y
+
+
+def grid(setting: Setting, x: str | None, y: str | None, metric: str) -> Grid:
+    """Return what the heat map of a setting shows; arguments as in `Results.plot`.
+
+    Raises:
+        SpecError: no such metric or option; not two swept options; or a third one differs, too.
+    """
+    measure = _measure(metric)
+    strategy, across, up = _axes(setting, x, y)
+    rows = [m for m in setting.methods if m.strategy == strategy and {across, up} <= _options(m).keys()]
+    xs, ys = (_values([_options(m)[name] for m in rows]) for name in (across, up))
+    found: dict[tuple[int, int], tuple[str, Cell]] = {}
+    values = setting.values(measure)
+    for m in rows:
+        at = xs.index(_options(m)[across]), ys.index(_options(m)[up])
+        if at in found:
+            others = [n for n in _swept([r for r in rows if r.label in (found[at][0], m.label)])]
+            raise SpecError(f"{found[at][0]} and {m.label} share a cell, for {' and '.join(others) or 'their recipe'} "
+                            "differs as well: keep one value of it, "
+                            f"as in Results(r for r in results if r.label != {m.label!r})")
+        found[at] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
+    return Grid(setting.title, measure.column, f"{strategy}.{across}", f"{strategy}.{up}",
+                tuple(clean(format_value(v)) for v in xs), tuple(clean(format_value(v)) for v in ys),
+                {at: cell for at, (_, cell) in found.items() if cell.mean is not None})
+
+
+def _measure(title: str) -> Measure:
+    by_name = {m.column.title.lower(): m for m in MEASURES}
+    if title.lower() not in by_name:
+        raise SpecError(unknown("metric", title, [m.column.title for m in MEASURES], _HELP))
+    return by_name[title.lower()]
+
+
+def _options(method: MethodRecords) -> dict[str, Any]:
+    return options_of(method.records[0].trial)
+
+
+def _swept(methods: Sequence[MethodRecords]) -> list[str]:
+    """Return the options that differ between methods of one strategy, in the order of the options."""
+    every = [_options(m) for m in methods]
+    return [name for name in dict.fromkeys(name for own in every for name in own)
+            if len({format_value(own.get(name)) for own in every}) > 1]
+
+
+def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str]:
+    """Return the strategy and its two options that the grid shows."""
+    swept = {strategy: _swept([m for m in setting.methods if m.strategy == strategy])
+             for strategy in dict.fromkeys(m.strategy for m in setting.methods)}
+    wanted = [name for name in (x, y) if name is not None]
+    known = {f"{strategy}.{option}": (strategy, option) for strategy, own in swept.items() for option in own}
+    for name in wanted:
+        if name not in known and not any(name in own for own in swept.values()):
+            raise SpecError(unknown("swept option", name, known, _HELP))
+    fitting = {s: own for s, own in swept.items()
+               if len(own) > 1 and all(name in own or known.get(name, ("",))[0] == s for name in wanted)}
+    if not fitting:
+        there = ", ".join(known) or "none"
+        raise SpecError(f"a grid shows two swept options of one method; swept here: {there} ({_SWEEP})")
+    if len(fitting) > 1:
+        raise SpecError(f"several methods were swept, {' and '.join(fitting)}: name the options with the method, as in "
+                        f"x={next(iter(known))!r}")
+    (strategy, own), = fitting.items()
+    chosen = [None if name is None else name.removeprefix(f"{strategy}.") for name in (x, y)]
+    rest = [name for name in own if name not in chosen]
+    if len(rest) > chosen.count(None) and None in chosen:
+        raise SpecError(f"of {strategy} {len(own)} options were swept, {', '.join(own)}: name the two, as in "
+                        f"x={own[0]!r}, y={own[1]!r}")
+    across, up = (name if name is not None else rest.pop(0) for name in chosen)
+    if across == up:
+        raise SpecError(f"x and y are both {across!r}: a grid shows two options")
+    return strategy, across, up
+
+
+def _values(found: Sequence[Any]) -> list[Any]:
+    """Return the distinct values of an option, numbers by size, before all others as they appear."""
+    distinct = [value for i, value in enumerate(found) if value not in found[:i]]
+
+    def by_size(value: Any) -> tuple[bool, float]:
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        return not numeric, value if numeric else 0
+
+    return sorted(distinct, key=by_size)
+
+
+def draw_grid(data: Grid) -> Figure:
+    """Draw the cells with their numbers; the darker, the better, or the more where no direction is better."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    (wide, all_wide), (tall, all_tall) = _SIDES
+    width, height = min(wide, all_wide / len(data.xs)), min(tall, all_tall / len(data.ys))
+    measured = style.blank(1, 1)
+    left = 0.5 + max(style.text_width(measured, text, LABEL) for text in data.ys) / 72
+    whole = max(left + width * len(data.xs) + _RIGHT, 4.2), _BELOW + height * len(data.ys) + _ABOVE
+    figure = style.blank(*whole)
+    axes = figure.add_axes((left / whole[0], _BELOW / whole[1], width * len(data.xs) / whole[0],
+                            height * len(data.ys) / whole[1]))
+    means = [cell.mean for cell in data.cells.values() if cell.mean is not None]
+    scale = ScalarMappable(Normalize(min(means), max(means)) if min(means) < max(means) else
+                           Normalize(means[0] - 1, means[0] + 1),
+                           "Blues_r" if data.column.direction == "down" else "Blues")
+    axes.set_xlim(-0.5, len(data.xs) - 0.5)
+    axes.set_ylim(-0.5, len(data.ys) - 0.5)
+    for i in range(len(data.xs)):
+        for j in range(len(data.ys)):
+            _draw_cell(axes, (i, j), data.cells.get((i, j)), data, scale, width * 72, height * 72)
+    axes.set_xticks(range(len(data.xs)), data.xs, fontsize=LABEL)
+    axes.set_yticks(range(len(data.ys)), data.ys, fontsize=LABEL)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(data.x)
+    axes.set_ylabel(data.y)
+    figure.text(0.12 / whole[0], 1 - 0.1 / whole[1], style.shorten(f"{data.column.header}: {data.subject}",
+                int(13 * whole[0])), color=PALE, fontsize=LABEL, va="top")
+    bar = figure.add_axes(((left + width * len(data.xs) + 0.12) / whole[0], _BELOW / whole[1], 0.1 / whole[0],
+                           height * len(data.ys) / whole[1]))
+    figure.colorbar(scale, cax=bar, format=lambda value, _: number(value, data.column.unit))
+    bar.tick_params(labelsize=LABEL - 1, length=2)
+    bar.yaxis.set_major_locator(_few())
+    return figure
+
+
+def _few() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4)
+
+
+def _draw_cell(axes: Any, at: tuple[int, int], cell: Cell | None, data: Grid, scale: Any, width: float,
+               height: float) -> None:
+    """Draw one cell `width` by `height` points large; one without a value is empty, with a dash."""
+    from matplotlib.patches import Rectangle
+
+    i, j = at
+    mean = None if cell is None else cell.mean
+    red, green, blue, _ = (1.0, 1.0, 1.0, 1.0) if mean is None else scale.to_rgba(mean)
+    axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=(red, green, blue), edgecolor="white", linewidth=1))
+    if width < _LEAST:
+        return
+    unit = data.column.unit
+    text = NONE if mean is None else number(mean, unit)
+    if cell is not None and cell.half_width and height > 24:
+        text += f"\n± {number(cell.half_width, unit)}"
+    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
+    axes.text(i, j, text, ha="center", va="center", fontsize=min(LABEL, 0.17 * width), linespacing=1.15,
+              color="white" if dark else INK)

@@ -1,0 +1,145 @@
+"""Records and the tables of a report as data frames. pandas is imported when one is made, never with this module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clbench.core.errors import ClbenchError, SpecError, unknown
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.paired_tests import compare
+from clbench.report.columns import find_tested
+from clbench.report.model import Table, Unit
+from clbench.report.option_columns import column_names, options_of, plain
+from clbench.report.tables import build
+from clbench.results.records import Record
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # the options' columns
+BEHIND = ("seed", "learned", "task", "accuracy")
+MEASURED: tuple[Unit, ...] = ("percent", "points", "seconds")  # units of what has an interval
+SEEDS = "seeds"
+LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # behind the figures, the short ones at
+# the end: of a wide frame a terminal shows the first columns and the last
+VERDICTS = "verdicts"  # key of a comparison's `attrs`
+
+
+def tidy(records: Sequence[Record]) -> DataFrame:
+    """Return every accuracy of R in a row of its own; see `Results.frame`."""
+    pandas = _pandas()
+    rows: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
+    for setting in by_setting(records):
+        for method in setting.methods:
+            for record in method.records:
+                facts = dict(zip(BEFORE, (record.key, setting.title, record.trial.scenario, method.label,
+                                          method.strategy, method.reference, record.status), strict=True))
+                options = {name: plain(value) for name, value in options_of(record.trial).items()}
+                for learned, accuracies in enumerate(record.R):
+                    for task, accuracy in enumerate(accuracies, start=1):
+                        rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task,
+                                     "accuracy": accuracy})
+                        every.append(options)
+    names = column_names(every, (*BEFORE, *BEHIND))
+    table = {name: pandas.Series([row[name] for row in rows]) for name in BEFORE}
+    table |= {column: _typed([options.get(name) for options in every]) for name, column in names.items()}
+    table |= {name: pandas.Series([row[name] for row in rows]) for name in BEHIND}
+    return pandas.DataFrame(table)
+
+
+def summary(records: Sequence[Record]) -> DataFrame:
+    """Return the comparison table of every setting, one below the other; see `Results.summary`."""
+    sections = build(records).sections
+    rows = []
+    for section in sections:
+        found = {result.label: result for result in section.results}
+        scenario = dict(section.settings)["scenario"]
+        for row, numbers in zip(section.comparison.rows, _rows(section.comparison), strict=True):
+            numbers.pop(SEEDS, None)
+            result = found[row.label]
+            rows.append({"method": row.label, SEEDS: len(result.seeds), **numbers, "complete": result.complete,
+                         "strategy": result.strategy, "reference": result.reference, "setting": section.title,
+                         "scenario": scenario})
+    return _frame(rows)
+
+
+def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterable[str]) -> DataFrame:
+    """Return the paired differences of methods as `clbench compare` shows them; see `Results.compare`.
+
+    Raises:
+        SpecError: no method has the baseline's label, or no tested metric such a name.
+    """
+    measures = find_tested([metrics] if isinstance(metrics, str) else list(metrics))
+    settings = by_setting(records)
+    labels = dict.fromkeys(method.label for setting in settings for method in setting.methods)
+    if baseline is not None and baseline not in labels:
+        raise SpecError(unknown("method", baseline, labels, "results.summary()['method']"))
+    rows: list[dict[str, Any]] = []
+    verdicts = []
+    for setting in settings:
+        for measure in measures:
+            told, tables = compare(setting, [measure], baseline)
+            verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in told]
+            for table in tables:
+                for row, numbers in zip(table.rows, _rows(table), strict=True):
+                    rows.append({table.corner: row.label, **({} if baseline is None else {"baseline": baseline}),
+                                 **{name: found for name, found in numbers.items() if isinstance(found, str)},
+                                 **numbers, "setting": setting.title, "metric": measure.column.title})
+    frame = _frame(rows)
+    frame.attrs[VERDICTS] = tuple(verdicts)
+    return frame
+
+
+def _rows(table: Table) -> list[dict[str, Any]]:
+    """Return a table's rows as numbers and texts by column; what is measured has the ends of its interval beside it.
+
+    How many tests a p-value is corrected for, which the column's title says, differs from table to table and is left
+    out of it.
+    """
+    titles = [re.sub(r" for \d+$", "", column.title) for column in table.columns]
+    ends = [column.unit in MEASURED or any(row.cells[j].half_width for row in table.rows)
+            for j, column in enumerate(table.columns)]
+    rows = []
+    for row in table.rows:
+        found: dict[str, Any] = {}
+        for title, column, cell, has_ends in zip(titles, table.columns, row.cells, ends, strict=True):
+            found[title] = cell.text if column.unit == "text" else cell.mean
+            if title == SEEDS and (count := re.match(r"\d+", cell.text)):  # of `5 of 6` those that there are
+                found[title] = int(count[0])
+            if has_ends:
+                found |= {f"{title} low": cell.low, f"{title} high": cell.high}
+        rows.append(found)
+    return rows
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
+    pandas = _pandas()
+    found = dict.fromkeys(name for row in rows for name in row)
+    last = [name for name in LAST if name in found]
+    names = [*(name for name in found if name not in last), *last]
+    return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
+
+
+def _typed(values: Sequence[Any]) -> Series[Any]:
+    """Return a column with the type that its values share, missing ones left out of account."""
+    pandas = _pandas()
+    kinds = {type(value) for value in values if value is not None}
+    missing = None in values
+    if kinds == {bool}:
+        return pandas.Series(values, dtype="boolean" if missing else "bool")
+    if kinds == {int}:
+        return pandas.Series(values, dtype="Int64" if missing else "int64")
+    if kinds and kinds <= {int, float}:
+        return pandas.Series(values, dtype="float64")
+    return pandas.Series(values) if kinds == {str} else pandas.Series(values, dtype="object")
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise ClbenchError("data frames need pandas: pip install 'clbench[notebook]'") from None
+    return pandas

@@ -1,0 +1,125 @@
+"""What `clbench.run` and `clbench.load` return: records, with their tables and figures for work in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+from clbench.results.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+class Results(list[Record]):
+    """Records of trials: a list of `Record` that gives its tables as data frames and its figures.
+
+    Slices and sums of results are results, and `Results(r for r in results if ...)` keeps a part of them. Accuracies
+    are fractions, as in `Record.R`. Frames need pandas (`pip install 'clbench[notebook]'`); figures do not.
+
+    >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
+    >>> results.compare(baseline="naive")  # doctest: +SKIP
+    """
+
+    def frame(self) -> DataFrame:
+        """Return every accuracy in a row of its own: tidy data, a pandas `DataFrame`.
+
+        Columns: `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its label),
+        `strategy`, `reference`, `status`; a column for each option of the methods, missing for those that have no such
+        option (`option.NAME` where another column is called NAME); `seed`, `learned` (tasks learned so far; 0 is
+        before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached.
+
+        Raises:
+            ClbenchError: pandas is not installed.
+            StoreError: there are no records, or one trial has two that disagree.
+        """
+        from clbench.report.frames import tidy
+
+        return tidy(self)
+
+    def summary(self) -> DataFrame:
+        """Return the report's comparison table: a row for each method of each setting, a pandas `DataFrame`.
+
+        Every figure is the mean over seeds, with the ends of its 95% interval in `NAME low` and `NAME high`.
+        Accuracies and points are fractions, costs in parameters, bytes, FLOPs and seconds. `seeds` counts those with a
+        result, `complete` says whether that is all of them.
+
+        Raises:
+            ClbenchError: pandas is not installed.
+            StoreError: there are no records, or one trial has two that disagree.
+        """
+        from clbench.report.frames import summary
+
+        return summary(self)
+
+    def compare(self, baseline: str | None = None, metrics: str | Iterable[str] = ("ACC", "forgetting")) -> DataFrame:
+        """Return the paired differences of methods, tested as `clbench compare` does: a pandas `DataFrame`.
+
+        A row for each method and metric, or for each pair where there is no baseline, with the mean difference over
+        shared seeds (fractions), the ends of its 95% interval, p-values and a verdict. What cannot be decided, and how
+        many seeds would do, is in `.attrs["verdicts"]`.
+
+        Args:
+            baseline: label of the method that all others are compared with; None compares all pairs.
+            metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time".
+
+        Raises:
+            ClbenchError: pandas is not installed.
+            SpecError: no such method or metric.
+            StoreError: there are no records, or one trial has two that disagree.
+        """
+        from clbench.report.frames import comparison
+
+        return comparison(self, baseline, metrics)
+
+    def plot(self, kind: str = "curves", *, setting: str | None = None, x: str | None = None, y: str | None = None,
+             metric: str = "ACC") -> Figure:
+        """Return a figure of one setting: a matplotlib `Figure`, which notebooks show and `.savefig` writes.
+
+        Args:
+            kind: "curves", accuracy over tasks; "cost", accuracy against trainable parameters with the Pareto front;
+                "matrix", R of each method; "grid", a heat map of two options that were swept. The report's other
+                figures go by "forgetting", "growth", "steps", "errors" and "arrival".
+            setting: a setting's title, or a word of it such as "class"; needed where the results have several.
+            x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; None takes the swept
+                ones in their order.
+            y: for "grid", the option along the vertical axis; None as for `x`.
+            metric: for "grid", what the cells show: the title of a column of the report's tables.
+
+        Raises:
+            SpecError: no such kind, setting, option or metric; or there is nothing to draw, and why.
+            StoreError: there are no records, or one trial has two that disagree.
+        """
+        from clbench.report.plotting import plot
+
+        return plot(self, kind, setting=setting, x=x, y=y, metric=metric)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Record | Results:
+        """Return a record, or a slice as results."""
+        found = super().__getitem__(index)
+        return Results(found) if isinstance(found, list) else found
+
+    def __add__(self, other: Any) -> Results:  # type: ignore[override]  # a list of records or of anything else
+        """Return both one after the other."""
+        return Results([*self, *other]) if isinstance(other, list) else NotImplemented
+
+    def copy(self) -> Results:
+        """Return the same records as results of their own."""
+        return Results(self)
+
+    def __repr__(self) -> str:
+        """Return what there is in a line."""
+        from clbench.report.notebook import in_a_line
+
+        return in_a_line(self)
+
+    def _repr_html_(self) -> str:
+        """Return the comparison tables with their verdicts, as notebooks show them."""
+        from clbench.report.notebook import html
+
+        return html(self)
