@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.execution.kept_model import KeptModel, kept_model, names_of
+from clbench.execution.kept_model import KeptModel, kept_model
 from clbench.execution.loading import find_record, load_model
 from clbench.models.network import Network
 from clbench.results.records import Record
@@ -102,17 +102,16 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     """Write what the model is: its inputs, the names of its outputs, and how right it was."""
     stream = record.stream
     assert stream is not None
-    outputs = 1 + max(c for classes in stream.classes for c in classes)
     said: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
-        "classes": names_of(record, outputs), "tasks": stream.classes, "accuracy": record.R[-1],
+        "tasks": stream.classes, "class_names": stream.class_names, "accuracy": record.R[-1],
         "input_shape": stream.input_shape}
     if task is not None:
         said["task"] = task
     if model is not None:
         header = model.header.model_dump(mode="json")
-        said |= {"plain_network": model.network is not None,
+        said |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": header["classes"],
                  "samples": {"shape": header["sample_shape"], "dtype": header["sample_dtype"], **header["prepare"]}}
     path = to / ABOUT
     write_atomically(path, json.dumps(said, indent=1, allow_nan=False) + "\n")
@@ -130,7 +129,8 @@ def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path
         raise SpecError(f"{name} was trained in scenario {model.record.trial.scenario}, where the task is not given: "
                         "leave --task out")
     if model.task_given and task is None and model.network is None:
-        raise SpecError(f"{name} answers by other parts in each task: name one, --task 1 to {len(model.offered)}")
+        raise SpecError(f"{name} is no plain network, so its program answers for one task: name it, --task 1 to "
+                        f"{len(model.offered)}")
     program = Program(model, task).eval()
     examples = [stand_in(model.header).tasks[task or 0].test.x[:count] for count in (4, 3)]
     args = [(x, torch.full((len(x),), 0)) if program.of_tasks else (x,) for x in examples]
@@ -138,7 +138,7 @@ def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path
     with torch.no_grad(), _quiet():
         expected = program(*args[1])  # also fills the caches of preprocessing, which no program is to fill
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
-        shapes = {"images": batch, "tasks": batch if program.of_tasks else None}
+        shapes = {"images": batch, "tasks": batch} if program.of_tasks else {"images": batch}
         try:
             made = torch.export.export(program, args[0], dynamic_shapes=shapes)
             if form == "torch-export":

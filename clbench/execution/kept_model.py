@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +56,7 @@ class KeptModel(nn.Module):
             row[outputs] = True
         self.register_buffer("offered", offered, persistent=False)
         self.offered: Tensor
-        self.class_names = names_of(record, self.header.outputs)
+        self.class_names = self.header.class_names
 
     @property
     def network(self) -> Network | None:
@@ -130,8 +129,11 @@ class KeptModel(nn.Module):
         return raw
 
     def stream(self, data_dir: Path) -> Stream:
-        """Return the trial's stream, where its data are; DataError where they are not, or are others now."""
+        """Return the trial's stream, where its data are; a ClbenchError where they are not, or are others now."""
         trial = self.record.trial
+        if trial.continues is not None:
+            raise SpecError(f"{self.record.name} continues another trial: its tasks are of several benchmarks; predict "
+                            "on the samples of one")
         stream = for_model(load_stream(trial.benchmark, trial.scenario, trial.seed, data_dir, self.registry,
                                        trial.validation, trial.arrival), trial, self.registry)
         if self.record.stream is None or stream.fingerprint != self.record.stream.fingerprint:
@@ -145,18 +147,6 @@ class KeptModel(nn.Module):
         stream = self.stream(data_dir).to(device)
         with numerics.products(recipe), numerics.forward(recipe, device, self.strategy):
             return evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks)).accuracy
-
-
-def names_of(record: Record, outputs: int) -> list[str]:
-    """Return a name for each output: those of its classes, which may differ between tasks; else its number."""
-    found: dict[int, dict[str, None]] = {}
-    stream = record.stream
-    pairs: Sequence[tuple[list[int], list[str]]] = (
-        list(zip(stream.classes, stream.class_names, strict=True)) if stream and stream.class_names else [])
-    for classes, names in pairs:
-        for output, name in zip(classes, names, strict=True):
-            found.setdefault(output, {})[name] = None
-    return [" / ".join(found.get(output, {str(output): None})) for output in range(outputs)]
 
 
 def kept_model(store: Store, record: Record, registry: Registry | None = None) -> KeptModel:

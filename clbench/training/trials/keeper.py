@@ -41,7 +41,8 @@ class Keeper:
             try:
                 write_model(folder / MODEL, member, self.registry)
                 if self.states:
-                    header = Checkpoints(folder, self.origin).header(member)
+                    header = Checkpoints(folder, self.origin).header(member).model_copy(
+                        update={"learned": len(member.stream.tasks)})  # of a trial that continues another, all
                     checkpoint.write(folder / STATE, header, member.strategy, moments)
             except OSError as error:
                 member.add_note(f"no model could be kept: {error.strerror or error}")

@@ -54,6 +54,7 @@ class KeptHeader(Described):
     input_shape: list[int]  # of a prepared one
     prepare: Prepare
     outputs: int
+    class_names: list[str]  # of each output; those of several tasks where it is another class in each
     classes: list[list[int]]  # of each task, as outputs
     taught: list[list[int]]  # those of its training samples
     offered: list[list[int]]  # outputs that take part in the answer to a sample of each task
@@ -101,10 +102,19 @@ def _header(member: TrialState, kind: Literal["network", "strategy"]) -> KeptHea
     return KeptHeader(kind=kind, key=trial.key, learned=len(stream.tasks), sample_shape=list(raw.shape[1:]),
                       sample_dtype="uint8" if raw.dtype == torch.uint8 else "int32" if stream.is_text else "float32",
                       input_shape=list(stream.input_shape), prepare=stream.prepare,
-                      outputs=stream.classes, classes=[list(t.classes) for t in stream.tasks],
-                      taught=[list(t.taught) for t in stream.tasks],
+                      outputs=stream.classes, class_names=names_of(stream),
+                      classes=[list(t.classes) for t in stream.tasks], taught=[list(t.taught) for t in stream.tasks],
                       offered=[row.nonzero().flatten().tolist() for row in offered], hidden=stream.hidden,
                       batch=batch_size(stream, stream.tests.y.device), steps=max(member.costs.steps, default=0))
+
+
+def names_of(stream: Stream) -> list[str]:
+    """Return a name for each output: those of its classes, which may differ between tasks; else its number."""
+    found: dict[int, dict[str, None]] = {}
+    for task in stream.tasks:
+        for output, name in zip(task.classes, task.class_names, strict=False):  # there may be none
+            found.setdefault(output, {})[name] = None
+    return [" / ".join(found.get(output, {str(output): None})) for output in range(stream.classes)]
 
 
 def plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> Network | None:
