@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TESTS
+from helpers.methods import METHODS
 from safetensors.torch import load_file
 
 import clbench
@@ -16,8 +18,6 @@ from clbench.core.registry import discover
 from clbench.data.stream import load_stream
 from clbench.execution.exporting import export
 from clbench.results.store import MODEL, Store
-from helpers import TESTS
-from helpers.methods import METHODS
 
 PICTURES = "helpers.tiny_benchmarks:pictures"
 VIT = ("l2p", "dualprompt", "coda-prompt", "ease")  # need tokens
