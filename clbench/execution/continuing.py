@@ -113,8 +113,6 @@ def refuse(parent: Parent) -> None:
     if trial.arrival != Arrival():
         raise SpecError(f"{parent.record.name} learned a stream without clear tasks ({trial.arrival}); only one whose "
                         "classes arrive task by task can learn on")
-    if trial.method.name == "joint":
-        raise SpecError("joint learns from the samples of all tasks together: it cannot learn on without the old ones")
 
 
 def old_tasks(parent: Parent, runner: TrialRunner) -> tuple[Stream | None, list[str]]:
