@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from clbench.core.scenario import scenario_rules
 from clbench.execution.reuse import Standing
@@ -16,16 +17,23 @@ from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis.titles import titles
 from clbench.results.diff import differences
 from clbench.results.records import Record
+from clbench.results.store import MODEL, STATE
+
+KEPT = {"nothing": (), "models": (MODEL,), "state": (MODEL, STATE)}  # files by `--keep`
 
 SHOWN = 3  # settings that a line names
 
 
 def ask(standing: Standing, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
-        settings: ExecutionSettings) -> None:
-    """Find the records that stand but lack what the settings ask for; they are to be made once more."""
+        settings: ExecutionSettings, artifacts: Path) -> None:
+    """Find the records that stand but lack what the settings ask for; they are to be made once more.
+
+    `artifacts` has a folder for each trial, by its key, with the files that were kept of it.
+    """
     for one in planned:
         record = records.get(one.trial.key)
-        if record is not None and record.key not in standing.reasons and (asked := unanswered(record, settings)):
+        if record is not None and record.key not in standing.reasons and (
+                asked := unanswered(record, settings, artifacts / record.key)):
             standing.lacking[record.key] = asked
     for asked, count in Counter(standing.lacking.values()).items():
         standing.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {asked}, which this run "
@@ -47,8 +55,11 @@ def told_of_others(planned: Sequence[PlannedTrial], records: Sequence[Record]) -
             "for each"]
 
 
-def unanswered(record: Record, settings: ExecutionSettings) -> str:
-    """Return the settings that ask for what a record has not, as flags; empty if it has all of it, or failed."""
+def unanswered(record: Record, settings: ExecutionSettings, folder: Path) -> str:
+    """Return the settings that ask for what a record has not, as flags; empty if it has all of it, or failed.
+
+    `folder` has the files that were kept of the trial.
+    """
     if record.status == "failed" or record.stream is None:
         return ""
     stream, every, samples, asked = record.stream, settings.evaluate_every, settings.evaluate_samples, []
@@ -61,6 +72,8 @@ def unanswered(record: Record, settings: ExecutionSettings) -> str:
         divides = rules.seen_compete and len(classes) == len(set(classes))
         if settings.anatomy == "each" and divides and len(record.errors) < len(stream.classes):
             asked.append("--anatomy each")
+        if not all((folder / name).is_file() for name in KEPT[settings.keep]):
+            asked.append(f"--keep {settings.keep}")
     return " and ".join(asked)
 
 

@@ -4,46 +4,76 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import overload
 
 from clbench.core.entry_points import resolve
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import discover
+from clbench.execution.kept_model import KeptModel, kept_model
 from clbench.models.network import Network
 from clbench.results.records import Record
-from clbench.results.store import Store, matching
+from clbench.results.store import MODEL, Store, matching
 
 
-def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int | None = None) -> Network:
-    """Return the network with which a trial of a run answers for a task: on the CPU, in eval mode.
+@overload
+def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None) -> KeptModel | Network: ...
 
-    It takes prepared inputs [N, C, H, W] of the size that the trial's model has (the record says how they were made),
-    and its outputs are those of all classes, -inf outside the task's. Its `state_dict` has clbench's names;
+
+@overload
+def load_model(run: str | os.PathLike[str], trial: str | None, task: int) -> Network: ...
+
+
+@overload
+def load_model(run: str | os.PathLike[str], trial: str | None = None, *, task: int) -> Network: ...
+
+
+def load_model(run: str | os.PathLike[str], trial: str | None = None,
+               task: int | None = None) -> KeptModel | Network:
+    """Return the final model of a trial: on the CPU, in eval mode.
+
+    Without `task` it is a `KeptModel`, which answers as the trial did, of any method (`--keep models`); where none was
+    kept and the method has exported a network for each task (`lora`, `independent`), that of the last one. With `task`
+    it is the plain network that answers for this task, where the method has one: such an exported one, or the kept
+    network.
+
+    A plain network takes prepared inputs [N, C, H, W] of the size that the trial's model has (the record says how they
+    were made); an exported one has -inf for outputs outside its task. Its `state_dict` has clbench's names;
     `network.published_name` gives those of the library that a model of timm or torchvision is from.
 
+    >>> model = clbench.load_model("runs/split-mnist-5k", "er/0")  # doctest: +SKIP
+    >>> model.predict(images, task=2).names  # doctest: +SKIP
     >>> network = clbench.load_model("runs/split-mnist-5k", "lora/0", task=2)  # doctest: +SKIP
 
     Args:
         run: the run folder.
         trial: `label/seed`, or the beginning of a key; None if the folder has one trial only.
-        task: index of the task; None for the last that was learned.
+        task: index of the task.
 
     Raises:
-        SpecError: the trial's method keeps no network after a run.
+        SpecError: the trial has kept no model, or has no plain network for a task.
         StoreError: no such trial, several that fit, or its files are not there or not whole.
     """
     store = Store(Path(run))
     record = find_record(store, trial)
     registry = discover()
     info = registry.strategy(record.trial.method.name)
+    kept, earlier = (store.artifacts / record.key / MODEL).is_file(), record.trial.continues
+    last = len(record.R) - 2 + (earlier.tasks if earlier else 0)
+    if task is not None and not 0 <= task <= last:
+        raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
+    if kept and (task is None or not info.load_model):
+        model = kept_model(store, record, registry)
+        if task is None:
+            return model
+        if model.network is None:
+            raise SpecError(f"{record.name} has no plain network that answers: leave task out, and say it to predict")
+        return model.network
     if not info.load_model:
         keeping = sorted(other.name for other in registry.strategies.values() if other.load_model)
-        raise SpecError(f"{record.label} keeps no network after a run; only trials of {' and '.join(keeping)} do")
-    last = len(record.R) - 2
-    if task is None:
-        task = last
-    if not 0 <= task <= last:
-        raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
-    network: Network = resolve(info.load_model, f"method {info.name!r}")(record, store.artifacts / record.key, task)
+        raise SpecError(f"{record.label} keeps no network after a run; only trials of {' and '.join(keeping)} do, "
+                        "others with --keep models: run the experiment again with it")
+    network: Network = resolve(info.load_model, f"method {info.name!r}")(
+        record, store.artifacts / record.key, last if task is None else task)
     return network.requires_grad_(False).eval()
 
 

@@ -106,7 +106,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
-    ask(standing, planned, known, spec.execution)
+    ask(standing, planned, known, spec.execution, store.artifacts)
     standing.notes += told_of_others(planned, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 

@@ -15,6 +15,7 @@ from clbench.core.options import Strict, format_value
 
 Executor = Literal["local", "ray"]
 AnatomyRows = Literal["last", "each"]
+Keep = Literal["nothing", "models", "state"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class ExecutionSettings(Strict):
     probe: bool = Field(
         False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
         "two more passes over all samples, without gradients (docs/metrics.md).")
+    keep: Keep = Field(
+        "nothing", description="What is kept of each trained network beside its record: models, which answer as "
+        "the trial did, in Python and by clbench export; state, these and what clbench continue needs to learn on "
+        "(docs/keeping-models.md).")
     retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
 
     @property

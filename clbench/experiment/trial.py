@@ -51,6 +51,16 @@ def hash_of_name(name: str) -> str:
     return hashlib.sha256((name if ":" in name else f"torchvision {name}").encode()).hexdigest()
 
 
+class Continued(BaseModel):
+    """What a trial goes on from: another trial that had ended, on other tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    parent: str  # its key
+    benchmarks: list[Resolved]  # that were learned before, in this order
+    tasks: int  # of them, together
+    outputs: int  # of the model before it grew
+
+
 class Trial(BaseModel):
     """One training to be done: everything that defines its result."""
 
@@ -66,13 +76,16 @@ class Trial(BaseModel):
     seed: int
     validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
     arrival: Arrival = Arrival()  # how its training samples arrive
+    continues: Continued | None = None  # what it learned before its benchmark, as another trial
 
     @model_serializer(mode="wrap")
-    def _without_arrival(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out how samples arrive where that is as it always was, so that keys and records stay the same."""
+    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later where that is as it always was, so that keys and records stay the same."""
         written: dict[str, Any] = write(self)
         if self.arrival == Arrival():
             written.pop("arrival", None)
+        if self.continues is None:
+            written.pop("continues", None)
         return written
 
     @property
@@ -109,7 +122,8 @@ class Trial(BaseModel):
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
                 self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""),
-                str(self.arrival))
+                str(self.arrival), *([f"continues {', '.join(map(str, self.continues.benchmarks))}"]
+                                     if self.continues else []))
 
 
 @dataclass(frozen=True)

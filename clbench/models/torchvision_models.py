@@ -68,7 +68,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, D] of images x [N, 3, H, W]."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
         return cast(Tensor, self.dropout(tokens + self.pos_embedding))
 
 

@@ -45,7 +45,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
         tokens = self.patches(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.position
+        return torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1) + self.position
 
 
 class Attention(nn.Module):

@@ -130,6 +130,13 @@ class Probe(RecordPart):
     missing: str = ""  # why there is none
 
 
+class Earlier(RecordPart):
+    """Accuracy in [0, 1] on the tasks that a continued trial had learned as another, its parent."""
+
+    before: list[float]  # on each of them, before it went on
+    after: list[list[float]]  # after each new task
+
+
 class Failure(RecordPart):
     """Why a trial has no full R."""
 
@@ -167,7 +174,7 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe")
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier")
 
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
@@ -185,6 +192,7 @@ class Record(RecordPart):
     curve: Curve | None = None  # where it was asked for: accuracy while tasks were learned
     errors: list[ErrorCounts] = []  # of the last row, or of each row after a task, where a run asks for it
     probe: Probe | None = None  # where a run asks for it
+    earlier: Earlier | None = None  # of a trial that continues another, where the tests of that one's tasks are there
     costs: Costs = Costs()
     timings: Timings = Timings()
     failure: Failure | None = None

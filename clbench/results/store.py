@@ -19,6 +19,7 @@ from clbench.results.records import Record
 
 MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
 MARK_SECONDS = 30 * 86400.0  # longer than any run
+MODEL, STATE = "model.safetensors", "state.safetensors"  # in a trial's artifacts: what `--keep` keeps of it
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,14 @@ def embedded():
 
     return tensors_benchmark(train_tensors=parts("train"), test_tensors=parts("test"), task_labels=[0] * len(tasks),
                              complete_test_set_only=False)
+
+
+def shifting_twice():
+    """Return the tasks of `shifting`, then the same once more."""
+    from avalanche.benchmarks import tensors_benchmark
+
+    once = shifting()
+    parts = [[(torch.stack([x for x, *_ in e.dataset]), torch.tensor(list(e.dataset.targets))) for e in stream] * 2
+             for stream in (once.train_stream, once.test_stream)]
+    return tensors_benchmark(train_tensors=parts[0], test_tensors=parts[1], task_labels=[0] * len(parts[0]),
+                             complete_test_set_only=False)

@@ -44,10 +44,20 @@ class Unresumable(Exception):
     """A checkpoint cannot be written or resumed from; the trial starts over."""
 
 
-class CheckpointHeader(BaseModel):
-    """The part of a checkpoint that is not tensors."""
+class Described(BaseModel):
+    """What beside tensors a strategy has become by learning: what `described` says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    parameters: list[str] = []
+    trained: list[str] = []  # parameters that require a gradient
+    attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module
+    empty: list[str] = []  # buffers that are None
+    problem: str = ""  # why there is nothing to go on from
+
+
+class CheckpointHeader(Described):
+    """The part of a checkpoint that is not tensors."""
+
     schema_version: int = SCHEMA
     key: str
     code: str  # `code_of` strategy, model and clbench
@@ -66,11 +76,6 @@ class CheckpointHeader(BaseModel):
     notes: list[str]
     last_losses: list[list[float]] = []
     curve: Curve | None = None
-    parameters: list[str] = []
-    trained: list[str] = []  # parameters that require a gradient
-    attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module
-    empty: list[str] = []  # buffers that are None
-    problem: str = ""  # why there is nothing to go on from
 
 
 def path_of(folder: Path, key: str) -> Path:
@@ -125,7 +130,7 @@ def tensors_of(strategy: Strategy) -> dict[str, Tensor]:
 
 
 def described(strategy: Strategy) -> dict[str, Any]:
-    """Return what beside tensors a strategy has become by learning, for `CheckpointHeader`.
+    """Return what beside tensors a strategy has become by learning, as fields of `Described`.
 
     Raises:
         Unresumable: it has an attribute that cannot be written down.
@@ -220,33 +225,40 @@ def load(path: Path, header: CheckpointHeader, strategy: Strategy) -> dict[str, 
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
-        state = _below(STRATEGY, tensors)
-        for name in buffers_of(strategy).keys() - state.keys():  # `after_task` removed them
-            where, _, last = name.rpartition(".")
-            delattr(strategy.get_submodule(where), last)
-        for name in header.empty:
-            where, _, last = name.rpartition(".")
-            strategy.get_submodule(where).register_buffer(last, None)
-        strategy.load_state_dict(state)
-        modules, parameters = dict(strategy.named_modules()), dict(strategy.named_parameters(remove_duplicate=False))
-        if sorted(parameters) != header.parameters:
-            raise Unresumable("it has other parameters than the checkpoint")
-        for where, values in header.attributes.items():
-            own = modules[where].__dict__
-            for name, value in values.items():
-                if name in INNER:
-                    raise Unresumable(f"the checkpoint sets {name}")
-                known = decode(value)
-                if name not in own or own[name] != known:  # what is the same stays the same object
-                    own[name] = known
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in header.trained)
+        put_back(header, strategy, _below(STRATEGY, tensors))
         strategy.world.generator.set_state(tensors[GENERATOR])
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         if out_of_memory(error):  # which says nothing of the checkpoint
             raise
         raise Unresumable(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
     return _below(OPTIMIZER, tensors)
+
+
+def put_back(said: Described, strategy: Strategy, state: Mapping[str, Tensor]) -> None:
+    """Give a strategy that has been led through the learned tasks its tensors, and what was `described` beside them.
+
+    What does not fit is an error of any kind, as in `load`.
+    """
+    for name in buffers_of(strategy).keys() - state.keys():  # `after_task` removed them
+        where, _, last = name.rpartition(".")
+        delattr(strategy.get_submodule(where), last)
+    for name in said.empty:
+        where, _, last = name.rpartition(".")
+        strategy.get_submodule(where).register_buffer(last, None)
+    strategy.load_state_dict(state)
+    modules, parameters = dict(strategy.named_modules()), dict(strategy.named_parameters(remove_duplicate=False))
+    if sorted(parameters) != said.parameters:
+        raise Unresumable("it has other parameters than the checkpoint")
+    for where, values in said.attributes.items():
+        own = modules[where].__dict__
+        for name, value in values.items():
+            if name in INNER:
+                raise Unresumable(f"the checkpoint sets {name}")
+            known = decode(value)
+            if name not in own or own[name] != known:  # what is the same stays the same object
+                own[name] = known
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in said.trained)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,12 +40,10 @@ class Checkpoints:
         """
         if time.monotonic() - self.since < checkpoint.SECONDS:
             return
-        keep = members[0].stream.hidden or members[0].trial.trained_by.optimizer_state == "keep"
-        for position, member in enumerate(members):
-            state = optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
+        for member, moments in zip(members, moments_of(members, engine), strict=True):
             try:
-                checkpoint.write(checkpoint.path_of(self.folder, member.trial.key), self._header(member),
-                                 member.strategy, state)
+                checkpoint.write(checkpoint.path_of(self.folder, member.trial.key), self.header(member),
+                                 member.strategy, moments)
             except OSError as error:
                 member.add_note(f"no checkpoint could be written: {error.strerror or error}")
         self.since = time.monotonic()
@@ -83,7 +81,7 @@ class Checkpoints:
         if member.watched is not None and header.curve is not None:
             member.watched.curve = header.curve
 
-    def _header(self, member: TrialState) -> CheckpointHeader:
+    def header(self, member: TrialState) -> CheckpointHeader:
         """Return the header of a trial's checkpoint, without what the strategy adds to it."""
         return CheckpointHeader(
             key=member.trial.key, code=checkpoint.code_of(member.strategy),
@@ -92,6 +90,13 @@ class Checkpoints:
             learned=member.learned, R=member.R, task_inference=member.task_inference, costs=member.costs,
             timings=member.timings, notes=member.notes, last_losses=member.last_losses,
             curve=member.watched and member.watched.curve, errors=member.anatomy.rows, probe=member.anatomy.probe)
+
+
+def moments_of(members: Sequence[TrialState], engine: Engine | None) -> list[dict[str, Tensor]]:
+    """Return the state of the optimiser of each member, where the next task goes on with it; else nothing."""
+    keep = members[0].stream.hidden or members[0].trial.trained_by.optimizer_state == "keep"
+    return [optimizer_state(engine, position, len(members)) if engine is not None and keep else {}
+            for position in range(len(members))]
 
 
 def take_up(path: Path, header: CheckpointHeader, learner: Learner, recipe: Recipe) -> dict[str, Tensor]:

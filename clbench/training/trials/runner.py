@@ -40,6 +40,7 @@ from clbench.training.trials.building import (
 from clbench.training.trials.checkpoint import Unresumable
 from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.facts import failure_of, record_of
+from clbench.training.trials.keeper import Keeper
 from clbench.training.trials.keeping import Foresight
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.rows import record_row
@@ -129,7 +130,8 @@ class TrialRunner:
         try:
             with numerics.products(planned[0].trial.trained_by):
                 compiler = Compiler(self.device) if self.settings.compile else None
-                run_members(members, on_progress, self.artifacts, checkpoints, compiler, self.settings.cache_bytes)
+                run_members(members, on_progress, self.artifacts, checkpoints, compiler, self.settings.cache_bytes,
+                            Keeper.wanted(self.settings.keep, self.artifacts, origin, self.registry))
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
@@ -222,11 +224,11 @@ class TrialRunner:
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
                 checkpoints: Checkpoints | None = None, compiler: Compiler | None = None,
-                cache_bytes: int | None = None) -> None:
+                cache_bytes: int | None = None, keeper: Keeper | None = None) -> None:
     """Lead the members of a stack through their streams together, task by task; one that diverges drops out.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
-    are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept.
+    are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept. A keeper keeps the final models.
     """
     first = members[0]
     trainer = trainer_of([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
@@ -254,6 +256,8 @@ def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress],
         trainer.keep([member.strategy for member in alive])
         if checkpoints is not None and index + 1 < len(first.stream.tasks):
             checkpoints.save(alive, trainer.engine)
+    if keeper is not None:
+        keeper.keep(alive, trainer.engine)
 
 
 def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> list[TrialState]:
@@ -291,10 +295,3 @@ def train_task(members: Sequence[TrialState], trainer: Trainer, index: int) -> l
         member.timings.consolidate.append((ready.wall - began.wall + ended.wall - done.wall) / len(members))
         member.timings.consolidate_cpu.append((ready.cpu - began.cpu + ended.cpu - done.cpu) / len(members))
     return alive
-
-
-def report_progress(member: TrialState, on_progress: Callable[[Progress], None]) -> None:
-    """Report how far a trial has come."""
-    learned = member.learned
-    accuracy = sum(member.R[-1][:learned]) / learned if learned else None
-    on_progress(Progress(member.trial.key, learned, len(member.stream.tasks), accuracy))

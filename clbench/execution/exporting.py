@@ -1,0 +1,176 @@
+"""`clbench export`: a trial's model as files that others than clbench read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import SpecError, StoreError
+from clbench.core.files import write_atomically
+from clbench.execution.kept_model import KeptModel, kept_model
+from clbench.execution.loading import find_record, load_model
+from clbench.models.network import Network
+from clbench.results.records import Record
+from clbench.results.store import MODEL, Store
+from clbench.training.trials.kept import stand_in
+
+Format = Literal["safetensors", "torch-export", "onnx"]
+PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
+NEEDS = ("onnx", "onnxscript")  # of the extra clbench[onnx]
+
+
+class Program(nn.Module):
+    """A model from raw samples to logits, with its preprocessing; what `torch.export` is given."""
+
+    def __init__(self, model: KeptModel, task: int | None) -> None:
+        """Answer for one task, or for samples whose tasks are given if that is None and the scenario gives them."""
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.of_tasks = model.task_given and task is None
+
+    def forward(self, images: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Return logits [N, C] of raw samples [N, *sample_shape], -inf for outputs that take no part.
+
+        `tasks` [N] are the indices of their tasks, where the scenario gives them.
+        """
+        x = self.model.prepare(images)
+        if not self.of_tasks:
+            return self.model.answer(x, self.task).logits
+        assert tasks is not None
+        logits: Tensor = self.model.strategy(x)
+        return logits.masked_fill(~self.model.offered[tasks], float("-inf"))
+
+
+def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors", task: int | None = None) -> list[Path]:
+    """Write a trial's model to a folder and return the files: the model, and what it is, `model.json`.
+
+    Args:
+        run: the run folder.
+        trial: `label/seed`, or the beginning of a key; None if there is one trial only.
+        to: the folder.
+        form: `safetensors` (weights), `torch-export` or `onnx` (programs from raw samples to logits).
+        task: index of the task that it answers for; None for all, which a program of a method with a part for each
+            task cannot do.
+
+    Raises:
+        SpecError: there is no such model, or it cannot be a program.
+        StoreError: no such trial, nothing was kept of it, or files cannot be written.
+    """
+    store = Store(run)
+    record = find_record(store, trial)
+    if form == "onnx" and not all(map(importlib.util.find_spec, NEEDS)):
+        raise SpecError("--format onnx needs the packages onnx and onnxscript: pip install 'clbench[onnx]'; "
+                        "--format torch-export needs none")
+    try:
+        if form == "safetensors":
+            return _weights(store, record, run, to, task)
+        model = kept_model(store, record)
+        return [_program(model, to, form, task), _about(record, model, to, task)]
+    except OSError as error:
+        raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
+
+
+def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None) -> list[Path]:
+    """Write the weights of a plain network by its published names, or a method's state."""
+    path = to / MODEL
+    if task is None:
+        model = kept_model(store, record)
+        network: Network | None = model.network
+    else:
+        model, network = None, load_model(run, record.key, task=task)
+    if network is not None:
+        metadata = {"format": "pt", "method": record.label, "model": str(record.trial.model), "key": record.key}
+        save_tensors(path, {network.published_name(name): t for name, t in network.state_dict().items()}, metadata)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
+    return [path, _about(record, model, to, task)]
+
+
+def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) -> Path:
+    """Write what the model is: its inputs, the names of its outputs, and how right it was."""
+    stream = record.stream
+    assert stream is not None
+    said: dict[str, Any] = {
+        "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
+        "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
+        "tasks": stream.classes, "class_names": stream.class_names, "accuracy": record.R[-1],
+        "input_shape": stream.input_shape}
+    if task is not None:
+        said["task"] = task
+    if model is not None:
+        header = model.header.model_dump(mode="json")
+        said |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": header["classes"],
+                 "samples": {"shape": header["sample_shape"], "dtype": header["sample_dtype"], **header["prepare"]}}
+    path = to / ABOUT
+    write_atomically(path, json.dumps(said, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path:
+    """Write a program, and check that it answers as the model does.
+
+    Raises:
+        SpecError: it cannot be one.
+    """
+    name = model.record.name
+    if task is not None and not model.task_given:
+        raise SpecError(f"{name} was trained in scenario {model.record.trial.scenario}, where the task is not given: "
+                        "leave --task out")
+    if model.task_given and task is None and model.network is None:
+        raise SpecError(f"{name} is no plain network, so its program answers for one task: name it, --task 1 to "
+                        f"{len(model.offered)}")
+    program = Program(model, task).eval()
+    examples = [stand_in(model.header).tasks[task or 0].test.x[:count] for count in (4, 3)]
+    args = [(x, torch.full((len(x),), 0)) if program.of_tasks else (x,) for x in examples]
+    to.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), _quiet():
+        expected = program(*args[1])  # also fills the caches of preprocessing, which no program is to fill
+        batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
+        shapes = {"images": batch, "tasks": batch} if program.of_tasks else {"images": batch}
+        try:
+            made = torch.export.export(program, args[0], dynamic_shapes=shapes)
+            if form == "torch-export":
+                path = to / PROGRAM
+                torch.export.save(made, path)
+                found = torch.export.load(path).module()(*args[1])
+            else:
+                path = to / ONNX
+                torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
+                return path
+        except Exception as error:  # of any kind: what a method does in Python, a program may not
+            said = " ".join(str(error).split())[:160]
+            raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {said}); choose "
+                            "--format safetensors and clbench.load_model") from None
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        path.unlink()
+        raise SpecError(f"{name} cannot be written as one program: it answers otherwise than the model; choose "
+                        "--format safetensors and clbench.load_model")
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter tells its own developers from users."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._dynamo", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,222 @@
+"""What `--keep models` keeps answers, in another process, as the trial did."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TESTS
+from helpers.methods import METHODS
+from safetensors.torch import load_file
+
+import clbench
+from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.registry import discover
+from clbench.data.stream import load_stream
+from clbench.execution.exporting import export
+from clbench.results.store import MODEL, Store
+
+PICTURES = "helpers.tiny_benchmarks:pictures"
+VIT = ("l2p", "dualprompt", "coda-prompt", "ease")  # need tokens
+PLAIN = {"naive", "joint", "ewc", "er", "gdumb", "mir", "gpm", "slca", "wa"}  # one network of the model's answers
+AGAIN = """
+import json, pathlib, sys
+import clbench
+from clbench.results.store import Store
+rows = {}
+for run in sys.argv[1:]:
+    for record in Store(pathlib.Path(run)).read()[0]:
+        if record.status != "done":
+            continue
+        model = clbench.load_model(run, record.key)
+        rows[record.name] = [model.header.kind, model.evaluate(pathlib.Path(run))]
+print(json.dumps(rows))
+"""
+TORCH_ALONE = """
+import sys
+import torch
+images, labels, tasks = torch.load(sys.argv[2])
+program = torch.export.load(sys.argv[1]).module()
+given = [(images, tasks)] if sys.argv[3] == "task" else [(images,)]
+print((program(*given[0]).argmax(1) == labels).double().mean().item(), program(*(g[:1] for g in given[0])).shape[0],
+      "clbench" in sys.modules)
+"""
+
+
+def label(name, options):
+    return ":".join([name, *(f"{o}={str(v).lower() if isinstance(v, bool) else v}" for o, v in options.items())])
+
+
+def train(folder, methods, scenario="class", **more):
+    return clbench.run(**{"methods": methods, "benchmark": PICTURES, "model": "mlp:width=16", "scenario": scenario,
+                          "seeds": 1, "epochs": 2, "batch_size": 12, "workers": 0, "keep": "models", "out": folder,
+                          **more})
+
+
+def python(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=TESTS, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def every_method(folder, scenario):
+    """Train every method in a scenario; return what the records say, and what another process makes of the models."""
+    names = [label(*m) for m in METHODS]
+    tokens = [n for n in names if n.split(":")[0] in VIT]
+    parts = [(folder / "mlp", [n for n in names if n not in tokens], "mlp:width=16"),
+             (folder / "vit", tokens, "vit-tiny:width=12:depth=2:heads=3:patch=8")]
+    records = [r for part, methods, model in parts for r in train(part, ",".join(methods), scenario, model=model)]
+    return {r.name: r for r in records}, json.loads(python(AGAIN, *(part for part, _, _ in parts)))
+
+
+@pytest.fixture(scope="module")
+def in_class(tmp_path_factory):
+    return every_method(tmp_path_factory.mktemp("class"), "class")
+
+
+@pytest.fixture(scope="module")
+def with_tasks(tmp_path_factory):
+    return every_method(tmp_path_factory.mktemp("task"), "task")
+
+
+def check(found, name, options):
+    records, rows = found
+    record = next(r for r in records.values() if r.trial.method.name == name
+                  and all(r.trial.method.options[o] == v for o, v in options.items()))
+    assert record.status == "done" and not any("no model" in note for note in record.notes)
+    assert rows[record.name] == ["network" if name in PLAIN else "strategy", record.R[-1]]
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS, ids=[label(*m) for m in METHODS])
+def test_a_fresh_process_gives_the_last_row_exactly(in_class, name, options):
+    check(in_class, name, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), METHODS, ids=[label(*m) for m in METHODS])
+def test_a_fresh_process_gives_the_last_row_exactly_where_tasks_are_given(with_tasks, name, options):
+    check(with_tasks, name, options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(folder, "er,lora,icarl", "class,task", epochs=3)
+    return folder
+
+
+def records_of(run):
+    return {(r.label, r.trial.scenario): r for r in Store(run).read()[0]}
+
+
+def samples_of(record, tmp_path):
+    stream = load_stream(record.trial.benchmark, record.trial.scenario, 0, tmp_path, discover())
+    return stream, [task.test for task in stream.tasks]
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+@pytest.mark.parametrize("method", ["er", "lora", "icarl"])
+def test_predict_takes_raw_images_and_names_classes(run, method, scenario, tmp_path):
+    record = records_of(run)[method, scenario]
+    model = clbench.load_model(run, record.key)
+    _, parts = samples_of(record, tmp_path)
+    for task, part in enumerate(parts):
+        found = model.predict(part.x.numpy(), task if scenario == "task" else None)
+        right = np.mean([c == y for c, y in zip(found.classes, part.y.tolist(), strict=True)])
+        assert right == pytest.approx(record.R[-1][task], abs=1e-9)  # the same batches or not: no sample on the edge
+        assert found.names == [model.class_names[c] for c in found.classes]
+        assert found.logits.shape == (len(part), 4)
+        offered = [2 * task, 2 * task + 1] if scenario == "task" else [0, 1, 2, 3]
+        others = [c for c in range(4) if c not in offered]
+        assert torch.isinf(found.logits[:, others]).all()
+        assert torch.allclose(model.predict(part.x.float() / 255, task).logits, found.logits, atol=1e-5)
+
+
+def test_what_a_model_cannot_answer_is_said(run, tmp_path):
+    by, images = records_of(run), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    model = clbench.load_model(run, by["er", "task"].key)
+    with pytest.raises(SpecError, match="scenario task, which gives the task: say task=0 to task=1"):
+        model.predict(images)
+    with pytest.raises(SpecError, match="has learned tasks 0 to 1, not 2"):
+        model.predict(images, task=2)
+    with pytest.raises(DataError, match=r"takes samples \[N, 3, 16, 16\], not \[3, 16, 16\]"):
+        model.predict(images[0], task=0)
+    with pytest.raises(DataError, match=r"as uint8, or as numbers in \[0, 1\]; these go from 0 to 255"):
+        model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
+    with pytest.raises(SpecError, match="has no plain network that answers"):
+        clbench.load_model(run, by["icarl", "class"].key, task=0)
+    with pytest.raises(SpecError, match="for one task: name it, --task 1 to 2"):
+        export(run, by["lora", "task"].key, tmp_path, "torch-export")
+    with pytest.raises(SpecError, match="the task is not given: leave --task out"):
+        export(run, by["er", "class"].key, tmp_path, "torch-export", task=1)
+    path = Store(run).artifacts / by["er", "class"].key / MODEL
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    with pytest.raises(StoreError, match="cannot be read"):
+        clbench.load_model(run, by["er", "class"].key)
+    path.unlink()
+    with pytest.raises(StoreError, match="run the experiment again with --keep models"):
+        export(run, by["er", "class"].key, tmp_path)
+    path.write_bytes(content)
+
+
+def test_samples_that_are_there_to_learn_on_are_not_in_the_file(run):
+    record = records_of(run)["icarl", "class"]
+    assert not {"memory_x", "memory_y"} & load_file(Store(run).artifacts / record.key / MODEL).keys()
+    assert "means" in load_file(Store(run).artifacts / record.key / MODEL)
+
+
+def test_a_run_that_asks_for_models_trains_once_more_what_has_none(tmp_path):
+    first, = train(tmp_path, "naive", keep="nothing")
+    assert not Store(tmp_path).artifacts.exists()
+    again, = train(tmp_path, "naive")
+    assert again.R == first.R and (Store(tmp_path).artifacts / first.key / MODEL).is_file()
+    third, = train(tmp_path, "naive")
+    assert third.provenance.started == again.provenance.started  # nothing was run
+    assert train(tmp_path, "naive", keep="nothing")[0] == third
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_a_program_needs_torch_alone(run, scenario, tmp_path):
+    record = records_of(run)["er", scenario]
+    program, about = export(run, record.key, tmp_path, "torch-export")
+    stream, parts = samples_of(record, tmp_path)
+    torch.save((torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), torch.cat([p.tasks for p in parts])),
+               tmp_path / "samples.pt")
+    accuracy, single, imported = python(TORCH_ALONE, program, tmp_path / "samples.pt", scenario).split()
+    sizes = [len(p) for p in parts]
+    assert float(accuracy) == pytest.approx(np.average(record.R[-1], weights=sizes)) and imported == "False"
+    assert single == "1"
+    said = json.loads(about.read_text())
+    assert said["accuracy"] == record.R[-1] and said["samples"]["dtype"] == "uint8" and said["plain_network"]
+    assert said["samples"]["shape"] == [3, 16, 16] and len(said["classes"]) == stream.classes
+
+
+@pytest.mark.extra("onnx")
+def test_an_onnx_program_answers_as_the_model(run, tmp_path):
+    from onnx.reference import ReferenceEvaluator
+
+    record = records_of(run)["er", "class"]
+    program, _ = export(run, record.key, tmp_path, "onnx")
+    images = samples_of(record, tmp_path)[1][0].x
+    found, = ReferenceEvaluator(str(program)).run(None, {"images": images.numpy()})
+    assert np.allclose(found, clbench.load_model(run, record.key).predict(images).logits, atol=1e-5)
+
+
+def test_weights_are_those_of_the_plain_network(run, tmp_path):
+    by = records_of(run)
+    exported, _ = export(run, by["er", "class"].key, tmp_path / "er")
+    network = clbench.load_model(run, by["er", "class"].key, task=0)
+    tensors = load_file(exported)
+    assert tensors.keys() == network.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in network.state_dict().items())
+    merged, about = export(run, by["lora", "task"].key, tmp_path / "lora", task=1)
+    one = clbench.load_model(run, by["lora", "task"].key, task=1)
+    assert all(torch.equal(t, one.state_dict()[n]) for n, t in load_file(merged).items())
+    assert json.loads(about.read_text())["task"] == 1
+    whole, _ = export(run, by["icarl", "class"].key, tmp_path / "icarl")
+    assert Path(whole).read_bytes() == (Store(run).artifacts / by["icarl", "class"].key / MODEL).read_bytes()
