@@ -35,10 +35,10 @@ def command(before: Path, after: Path) -> int:
     from rich.console import Console
 
     from clbench.execution.progress import plural
-    from clbench.execution.run import by_method
     from clbench.report.analysis import run_diff
     from clbench.report.formats.terminal import show_lines, show_table
     from clbench.results import diff, merge
+    from clbench.results.merge import by_method
 
     console = Console()
     runs = [merge.merge_runs([folder]) for folder in (before, after)]

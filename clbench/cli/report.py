@@ -75,8 +75,8 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     Raises:
         StoreError: there are no records, or folders disagree on a trial.
     """
-    from clbench.execution.run import by_method
     from clbench.results import merge
+    from clbench.results.merge import by_method
 
     merged = merge.merge_runs(folders)
     for problem in merged.problems:

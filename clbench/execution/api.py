@@ -124,7 +124,7 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     merged = merge.merge_runs(folders)
     for told in (*merged.problems, *merged.notes):
         warnings.warn(str(told), stacklevel=2)
-    return Results(experiment.by_method(merged.records))
+    return Results(merge.by_method(merged.records))
 
 
 def notebook() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.results import tracking
+from clbench.results.merge import by_method
 from clbench.results.records import Record
 from clbench.results.staleness import changed, code_of
 from clbench.results.store import Problem, Store, other_weights
@@ -295,9 +296,3 @@ def usable_cores() -> int:
 def default_out(spec: Spec, source: Path | None) -> Path:
     """Return the run folder of an experiment that names none: after its file, else after its benchmark."""
     return Path("runs") / (source.stem if source else re.sub(r"[^A-Za-z0-9._-]+", "-", spec.benchmark.name))
-
-
-def by_method(records: Sequence[Record]) -> list[Record]:
-    """Return records with those of a method together, methods in the order in which they were first run."""
-    labels = list(dict.fromkeys(r.label for r in records))
-    return sorted(records, key=lambda r: labels.index(r.label))

@@ -65,3 +65,9 @@ def name(record: Record) -> str:
     """Return what a line calls a trial."""
     trial = record.trial
     return f"{record.label}, seed {trial.seed} ({trial.benchmark.name}, {trial.scenario}, {trial.model.name})"
+
+
+def by_method(records: Sequence[Record]) -> list[Record]:
+    """Return records with those of a method together, methods in the order in which they were first run."""
+    labels = list(dict.fromkeys(r.label for r in records))
+    return sorted(records, key=lambda r: labels.index(r.label))

@@ -76,8 +76,8 @@ def test_the_table_of_the_readme_is_that_of_the_committed_report():
 
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
-    from clbench.execution.run import by_method
     from clbench.report.formats.markdown import render
+    from clbench.results.merge import by_method
 
     for path in ROOT.glob("reports/*/report.md"):
         records, problems = Store(path.parent).read()
@@ -107,8 +107,8 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
 
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
-    from clbench.execution.run import by_method
     from clbench.report.figures.draw import draw_report
+    from clbench.results.merge import by_method
 
     for path in ROOT.glob("reports/*/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in
