@@ -177,7 +177,7 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
             alive = [b for b, r in zip(benches, results, strict=True) if r.diverged is None]
             if len(alive) < len(benches):
                 assert index == 1
-                assert "NaN or infinite in task 1, step 0" in str(results[1].diverged)
+                assert "NaN or infinite in task 2, step 0" in str(results[1].diverged)
             trainer.keep([b.strategy for b in alive])
             benches = alive
         ends[tuple(group)] = [b.strategy for b in benches]
