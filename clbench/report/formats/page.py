@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.report.analysis import errors
+from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, FORGETTING, MEASURES
 from clbench.report.figures.courses import Point, courses
 from clbench.report.figures.data import (
@@ -14,7 +15,6 @@ from clbench.report.figures.data import (
     accuracy_by_seed,
     accuracy_over_tasks,
     forgetting_per_task,
-    front,
     parameters_over_tasks,
 )
 from clbench.report.figures.style import PALETTE, Look
