@@ -61,6 +61,14 @@ def named(names: Sequence[str], most: int = MANY) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+LONG = 600  # characters of the words that stand for a figure; longer ones are those of a table again
+
+
+def brief(alt: str, title: str) -> str:
+    """Return the words that stand for a figure, or where they would be endless what it is and where its numbers are."""
+    return alt if len(alt) <= LONG else f"{title}; the numbers are in the tables"
+
+
 def by_task(values: list[int]) -> str:
     """Return the values of tasks in words: equal neighbours together, of a long list the ends and the largest.
 

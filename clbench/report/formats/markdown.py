@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from clbench.report.formatting import brief
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
 
 MANY = 20  # methods: with more, what report.html and report.json hold in full is left out here
-LONG = 400  # characters of the words that stand for a figure; a longer text is the table's again
 
 
 def render(report: Report) -> str:
@@ -81,8 +81,7 @@ def _rankings(report: Report) -> Iterator[str]:
 
 def _figure(figure: FigureData) -> Iterator[str]:
     yield f"### {escape(figure.title)}"
-    alt = figure.alt if len(figure.alt) <= LONG else f"{figure.title}, {figure.subject}: the numbers are in the table"
-    yield f"![{escape(alt)}](figures/{figure.name}.svg)"
+    yield f"![{escape(brief(figure.alt, figure.title))}](figures/{figure.name}.svg)"
     yield escape(figure.caption)
 
 
