@@ -88,6 +88,9 @@ COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _tot
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
                cost=True)
+REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS)
+INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
+                    optional=True)
 MEASURES = (  # in the order of the tables' columns
     ACC,
     FORGETTING,
@@ -118,9 +121,8 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("trainable in task 1", "count"), lambda r, _: r.costs.trainable[0] if r.costs.trainable else None,
             MORE_COSTS),
     Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
-    Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS),
-    Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
-            optional=True),
+    REPLAY,
+    INFERENCE,
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
     Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate), MORE_COSTS),
     Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate), MORE_COSTS),
