@@ -19,6 +19,7 @@ COMMANDS = {  # import target and short help of each
     "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),
     "report": ("clbench.cli.report:command", "Render a report again from its records, or one of several runs."),
     "compare": ("clbench.cli.compare:command", "Test the differences between methods, paired by seed."),
+    "choose": ("clbench.cli.choose:command", "Choose a method of a run under constraints, and see what each costs."),
     "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
     "explain": ("clbench.cli.explain:command", "Say what makes one experiment's number into another's."),
     "verify": ("clbench.cli.verify:command", "Repeat published numbers, with a verdict on each."),

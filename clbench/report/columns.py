@@ -88,6 +88,9 @@ COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _tot
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
                cost=True)
+REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS)
+INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
+                    optional=True)
 MEASURES = (  # in the order of the tables' columns
     ACC,
     FORGETTING,
@@ -115,10 +118,11 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
     Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
             optional=True),
+    Measure(Column("trainable in task 1", "count"), lambda r, _: r.costs.trainable[0] if r.costs.trainable else None,
+            MORE_COSTS),
     Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
-    Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS),
-    Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
-            optional=True),
+    REPLAY,
+    INFERENCE,
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
     Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate), MORE_COSTS),
     Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate), MORE_COSTS),
@@ -138,10 +142,11 @@ DEFINITIONS = (
     "Bold: shown to be better than every other method that has all its seeds, references left out. Parameters and "
     "bytes that are the same for every seed are facts; for all that is measured a test must show it (see differences), "
     "and with few seeds none can.",
-    "Differences: paired by seed (same batches, same initial weights); p of the exact sign-flip permutation test, "
-    f"corrected by Holm's rule over all pairs of methods; shown where that is at most {ALPHA:g}. Effect size: Hedges' "
-    "g of the paired differences. An interval is for its pair alone, not corrected, and Student t supposes normal "
-    "differences, which the test does not: it may exclude 0 where the test decides nothing.",
+    "Differences: paired by seed (same batches, same initial weights); each method against the baseline is one family "
+    "of tests, which is best another one, of all pairs; p corrected by Holm's rule over its family, shown where that "
+    f"is at most {ALPHA:g}. Exact sign flips decide where the number of seeds lets them reach that in the family, else "
+    "the paired t test, which supposes normal differences. Open: not decided. Effect size: Hedges' g. An interval is "
+    "for its pair alone, not corrected.",
     "Trainable params per task: those of the last task. Total params and bytes kept: everything the method holds after "
     "the last task, replay memory and buffers included. Training time: with consolidation, without evaluation.",
 )

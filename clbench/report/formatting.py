@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clbench.report.model import Unit
 
 _SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}
@@ -45,6 +47,26 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
         factor, name = _prefix(mean, unit)
         return f"{_short(mean / factor)} ± {_short(half_width / factor)} {name}"
     return f"{number(mean, unit)} ± {number(half_width, unit)}"
+
+
+MANY = 12  # names in a sentence; of more the first are told, and how many are left
+
+
+def named(names: Sequence[str], most: int = MANY) -> str:
+    """Return names as a list, of a long one the first and how many more there are.
+
+    >>> named(["ewc", "er"]), named(["ewc", "er", "lora", "pnn"], 2)
+    ('ewc, er', 'ewc, er and 2 more')
+    """
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+LONG = 600  # characters of the words that stand for a figure; longer ones are those of a table again
+
+
+def brief(alt: str, title: str) -> str:
+    """Return the words that stand for a figure, or where they would be endless what it is and where its numbers are."""
+    return alt if len(alt) <= LONG else f"{title}; the numbers are in the tables"
 
 
 def by_task(values: list[int]) -> str:

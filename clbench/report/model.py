@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from clbench.core import moved
 from clbench.results.curve import Curve
 
+if TYPE_CHECKING:
+    from clbench.report.analysis.facts import Facts
+
 Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -179,6 +182,8 @@ class Section:
     arrivals: Table | None = None  # training samples by the task during which they arrive, if not as the benchmark says
     anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
     confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
+    headline: tuple[tuple[str, str], ...] = ()  # the first lines: what each is about, and what it says
+    facts: Facts | None = None  # what the headline says, as data
     task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
 
     @property

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
+from clbench.report.analysis.facts import facts
 from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
+from clbench.report.analysis.headline import against_column, headline
 from clbench.report.analysis.learning import unlearned
-from clbench.report.analysis.paired_tests import compare_with_best, family, winners
+from clbench.report.analysis.paired_tests import Family, all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
     ACC,
@@ -34,12 +37,11 @@ from clbench.report.columns import (
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import by_task, clean, listed, number
+from clbench.report.formatting import clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
-from clbench.results.metrics import acc
 from clbench.results.records import Record
 
-WORSE = 1.0  # points below naive that are worth a word
+Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
 
 
 def build(records: Sequence[Record]) -> Report:
@@ -56,18 +58,23 @@ def build(records: Sequence[Record]) -> Report:
 
 
 def _section(setting: Setting, slug: str) -> Section:
+    setting = setting.by_accuracy()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     trial = records[0].trial
     results = tuple(m.result for m in methods)
     named, arriving = named_tasks(records), arrivals(records)
-    verdicts, comparisons = compare_with_best(setting)
-    comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting)
+    families = all_pairs(setting)
+    verdicts, comparisons = compare_with_best(setting, families)
+    comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
-    learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting)]
+    found = facts(setting, everything=families[ACC])
+    if found.baseline:
+        comparison = _beside(comparison, *against_column(setting, found.baseline))
+    learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
-    by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting)] if roles else []
-    anatomy = _table(errors.TITLE, errors.measures(setting), setting)
+    by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting, families)] if roles else []
+    anatomy = _table(errors.TITLE, errors.measures(setting), setting, families)
     told = tuple(errors.sentences(methods))
     shown = [anatomy] if len(anatomy.columns) > 1 else []
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
@@ -94,23 +101,33 @@ def _section(setting: Setting, slug: str) -> Section:
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
-        comparisons=comparisons,
+        comparisons=(*compare_with_baseline(setting), *comparisons),
         arrivals=arriving,
         anatomy=told,
+        headline=headline(setting, found),
+        facts=found,
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
     )
 
 
-def _table(title: str, measures: Sequence[Measure], setting: Setting) -> Table:
+def _table(title: str, measures: Sequence[Measure], setting: Setting, families: Families) -> Table:
     """Return the table of some measures; those that are optional only if some record has a value."""
     shown = [m for m in measures if not m.optional or setting.has(m)]
     rows = tuple(Row(method.label, (Cell(method.state), *found), method.marks, method.reference)
-                 for method, *found in zip(setting.methods, *(_cells(m, setting) for m in shown), strict=True))
+                 for method, *found in zip(setting.methods, *(_cells(m, setting, families) for m in shown), strict=True))
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
 
 
-def _cells(measure: Measure, setting: Setting) -> list[Cell]:
+def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
+    """Return the comparison with a column behind ACC."""
+    at = table.index(ACC.column.title) + 1
+    return replace(table, columns=(*table.columns[:at], column, *table.columns[at:]),
+                   rows=tuple(replace(row, cells=(*row.cells[:at], cell, *row.cells[at:]))
+                              for row, cell in zip(table.rows, cells, strict=True)))
+
+
+def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
     found = cells(values, column.unit)
@@ -121,7 +138,7 @@ def _cells(measure: Measure, setting: Setting) -> list[Cell]:
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
         return mark(column, found, fewest(found, column.unit, eligible), eligible)
     compared = setting.compared(measure)
-    best = winners(family(column, compared), {k: v for k, v in compared.items() if k in setting.eligible})
+    best = winners(column, compared, setting.eligible, families.get(measure))
     return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 
@@ -156,23 +173,6 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
             yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
 
 
-def _below_fine_tuning(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Yield a line on the methods that are clearly worse than plain fine-tuning, on every seed."""
-    lowest = next((m for m in methods if m.fine_tuning and m.complete), None)
-    if lowest is None:
-        return
-    own = {r.trial.seed: 100 * acc(r.R) for r in lowest.done}
-    floor, below = fmean(own.values()), []
-    for m in methods:
-        found = {r.trial.seed: 100 * acc(r.R) for r in m.done}
-        if found and not m.reference and all(value < own[seed] for seed, value in found.items()):
-            mean = fmean(found.values())
-            below += [f"{m.label} ({mean:.1f})"] if floor - mean >= WORSE else []
-    if below:
-        yield (f"below {lowest.label} ({floor:.1f}) on every seed: {', '.join(below)}; their options, the recipe or "
-               "the method itself may not suit this setting (docs/faq.md), so do not read more into these rows")
-
-
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
     for m in methods:
@@ -199,17 +199,12 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
     yield from _stale(methods)
-    yield from _below_fine_tuning(methods)
     for m in methods:
         if m.done and not m.complete:
             yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
                    "a result; its means leave the others out, so it is not in the running for bold")
     if any(len(m.done) == 1 for m in methods):
         yield "n/a: one seed gives no interval"
-    for m in methods:
-        growth = next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None)
-        if growth:
-            yield f"{m.label}: trainable parameters were {by_task(growth)}"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
         yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
                "fewest trainable parameters; bytes kept has what was fitted instead")

@@ -121,7 +121,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _checked(R: Matrix) -> list[list[float]]:
     """Return R as lists of floats, or say what is wrong with its shape."""
-    rows = [[float(a) for a in row] for row in R]
+    rows = [list(map(float, row)) for row in R]
     tasks = len(rows) - 1
     if tasks < 1:
         raise ClbenchError(f"R needs a row before training and one per task, got {len(rows)} row(s)")

@@ -24,6 +24,7 @@ ALPHA = 0.05  # a difference is shown where its corrected p is not above this
 BOOTSTRAP_FROM = 5  # seeds; fewer have a Student t interval
 RESAMPLES = 9999  # at most
 EXACT_TO = 16  # seeds: up to here all 2^n sign flips are counted, beyond as many random ones as for this number
+IN_CACHE = 1 << 18  # numbers in one step of the sign flips
 ROUNDING = 1e-12  # values no further apart than this are equal
 
 
@@ -135,10 +136,22 @@ def _bca(values: Sequence[float]) -> Interval:
     acceleration = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
     expanded = math.sqrt(n / (n - 1)) * _t_quantile(n - 1, (1 + LEVEL) / 2)
     z = bias + np.array([-expanded, expanded])
-    order = np.argsort(means)
-    places = np.searchsorted(weights[order].cumsum(), ndtr(bias + z / (1 - acceleration * z)))
-    low, high = mean + means[order[np.minimum(places, len(order) - 1)]]  # a sum of weights may end just below 1
+    wanted = ndtr(bias + z / (1 - acceleration * z))
+    if len(weights) == RESAMPLES:  # all weigh the same, so no order of all is needed
+        places = np.minimum(np.searchsorted(_equal_shares(), wanted), RESAMPLES - 1)
+        low, high = mean + np.partition(means, places)[places]
+    else:
+        order = np.argsort(means)
+        places = np.searchsorted(weights[order].cumsum(), wanted)
+        low, high = mean + means[order[np.minimum(places, len(order) - 1)]]  # a sum of weights may end just below 1
     return Interval(mean, float(low), float(high), n)
+
+
+@functools.cache
+def _equal_shares() -> npt.NDArray[np.float64]:
+    import numpy as np
+
+    return np.full(RESAMPLES, 1 / RESAMPLES).cumsum()
 
 
 @functools.cache
@@ -171,12 +184,24 @@ def sign_flip_p(differences: Sequence[Sequence[float]]) -> list[float]:
     found = np.asarray(differences, dtype=np.float64)
     n = found.shape[1]
     exact = n <= EXACT_TO
-    signs = _all_signs(n) if exact else np.random.default_rng(0).choice((-1.0, 1.0), (2 ** (EXACT_TO - 1) - 1, n))
+    signs = _all_signs(n) if exact else _some_signs(n)
     as_far = np.abs(found.sum(axis=1)) - 1e-10 * np.abs(found).sum(axis=1)  # sums that are equal but for rounding count
-    counts = (np.abs(signs @ found.T) >= as_far).sum(axis=0)
+    counts = np.zeros(len(found), dtype=np.int64)
+    for some in np.array_split(signs, max(1, len(signs) * len(found) // IN_CACHE)):
+        sums = some @ found.T
+        counts += (np.abs(sums, out=sums) >= as_far).sum(axis=0)
     return [float(p) for p in (counts / len(signs) if exact else (counts + 1) / (len(signs) + 1))]
 
 
+@functools.cache
+def _some_signs(n: int) -> npt.NDArray[np.float64]:
+    """Return as many random choices of n signs as there are for 16, less the one found; always the same."""
+    import numpy as np
+
+    return np.random.default_rng(0).choice((-1.0, 1.0), (2 ** (EXACT_TO - 1) - 1, n))
+
+
+@functools.cache
 def _all_signs(n: int) -> npt.NDArray[np.float64]:
     """Return every choice of n signs (2^(n - 1), n) but for the sign of the whole, which |sum| does not see."""
     import numpy as np

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
+from statistics import fmean
 
 from clbench.core.errors import StoreError
 from clbench.core.scenario import Outputs
@@ -14,6 +17,7 @@ from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
 from clbench.report.option_columns import options_of, plain
+from clbench.results.metrics import acc
 from clbench.results.records import Record
 
 INFERS, RECIPE, STALE = "†", "¶", "※"
@@ -48,7 +52,7 @@ class MethodRecords:
         """Tell whether the method is a reference, which the tables set apart."""
         return self.records[0].reference
 
-    @property
+    @cached_property
     def done(self) -> list[Record]:
         """Return the records with a result."""
         return [r for r in self.records if r.status == "done"]
@@ -129,7 +133,7 @@ class MethodRecords:
         counts.append((len(self.missing), "missing"))
         return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
 
-    @property
+    @cached_property
     def result(self) -> Result:
         """Return the raw numbers of the records with a result."""
         done = self.done
@@ -155,9 +159,16 @@ class Setting:
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
-        joint = self.joint
-        return {m.label: {r.trial.seed: measure.value(r, joint.get(r.trial.seed)) for r in m.done}
-                for m in self.methods}
+        if measure not in self._values:
+            joint = self.joint
+            self._values[measure] = {m.label: {r.trial.seed: measure.value(r, joint.get(r.trial.seed)) for r in m.done}
+                                     for m in self.methods}
+        return self._values[measure]
+
+    @cached_property
+    def _values(self) -> dict[Measure, dict[str, dict[int, float | None]]]:
+        """Return the values that were asked for before: each is asked for by several tables."""
+        return {}
 
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
         """Return the values of the methods that can be compared: those that have one for each seed with a result.
@@ -175,12 +186,32 @@ class Setting:
         """Tell whether some record has a value of a measure."""
         return any(value is not None for by_seed in self.values(measure).values() for value in by_seed.values())
 
-    @property
+    @cached_property
     def joint(self) -> dict[int, Record]:
-        """Return the record of joint training for each seed; of several such methods the first counts."""
-        return {r.trial.seed: r for m in reversed(self.methods) if m.joint for r in m.done}
+        """Return the record of joint training for each seed; of several such methods that called joint counts first."""
+        return {r.trial.seed: r for m in reversed(self._called("joint")) if m.joint for r in m.done}
 
     @property
+    def upper(self) -> str | None:
+        """Return the label of joint training, None where there is none."""
+        return next((m.label for m in self._called("joint") if m.joint and m.done), None)
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """Return the label of plain fine-tuning, against which methods are held where nobody names another one."""
+        return next((m.label for m in self._called("naive") if m.fine_tuning and m.done), None)
+
+    def _called(self, name: str) -> list[MethodRecords]:
+        """Return the methods, those of the strategy with this name first."""
+        return sorted(self.methods, key=lambda m: m.strategy != name)
+
+    def by_accuracy(self) -> Setting:
+        """Return the setting with its methods by their mean ACC, the best first, references last."""
+        def key(method: MethodRecords) -> tuple[bool, float]:
+            return method.reference, -fmean(acc(r.R) for r in method.done) if method.done else math.inf
+        return replace(self, methods=tuple(sorted(self.methods, key=key)))
+
+    @cached_property
     def eligible(self) -> set[str]:
         """Return the methods that may be the best: those with a result for every seed, references left out."""
         return {m.label for m in self.methods if m.complete and not m.reference}

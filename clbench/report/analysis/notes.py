@@ -150,16 +150,15 @@ def differences(records: Sequence[Record]) -> list[str]:
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
-    """Return the notes of records and of their streams, each once.
+    """Return the notes of streams and of records, each once.
 
-    A note of a record begins with the method's label, unless all of several methods have it.
+    A note of a record begins with the labels of the methods that have it, unless all of several methods do.
     """
-    labels = {r.label for r in records}
-    having: dict[str, set[str]] = {}
+    labels = dict.fromkeys(r.label for r in records)
+    having: dict[str, dict[str, None]] = {}
     for record in records:
         for note in record.notes:
-            having.setdefault(note, set()).add(record.label)
-    own = [note if having[note] == labels and len(labels) > 1 else f"{r.label}: {note}"
-           for r in records for note in r.notes]
+            having.setdefault(note, {})[record.label] = None
+    own = [note if len(found) == len(labels) > 1 else f"{', '.join(found)}: {note}" for note, found in having.items()]
     streams = [note for r in records if r.stream for note in r.stream.notes]
     return [clean(n) for n in dict.fromkeys([*streams, *own])]

@@ -9,18 +9,10 @@ from statistics import fmean
 
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import MEASURES, Measure
-from clbench.report.formatting import NONE, interval, number
+from clbench.report.formatting import NONE, interval, named, number
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.stats import (
-    ALPHA,
-    ROUNDING,
-    effect_size,
-    holm,
-    mean_interval,
-    seeds_needed,
-    sign_flip_p,
-    smallest_p,
-)
+from clbench.results.paired import Test, deciding_test, p_values, saturated_rate, seeds_to_show
+from clbench.results.stats import ALPHA, ROUNDING, effect_size, holm, mean_interval, seeds_needed
 
 Values = Mapping[str, Mapping[int, float]]  # a measure by method and seed
 
@@ -34,7 +26,8 @@ class Pair:
     differences: tuple[float, ...]  # first minus second, by seed; at least one
     p: float
     corrected: float  # p, corrected over the family
-    attainable: float  # the smallest corrected p that this number of seeds can give
+    test: Test | None  # what p comes from; None: a single seed decides nothing
+    family: int  # the number of tests
 
     @property
     def equal(self) -> bool:
@@ -49,7 +42,12 @@ class Pair:
     @property
     def decidable(self) -> bool:
         """Tell whether this number of seeds could show a difference at all."""
-        return self.attainable <= ALPHA
+        return self.test is not None
+
+    @property
+    def needed(self) -> int | None:
+        """Return about how many seeds would show the difference if it stays as it is, None where that is not known."""
+        return seeds_to_show(self.differences, self.family)
 
     @property
     def swapped(self) -> Pair:
@@ -73,20 +71,27 @@ class Family:
         return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]
 
 
-def family(column: Column, values: Values, baseline: str | None = None) -> Family:
-    """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share."""
+def family(column: Column, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
+    """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share.
+
+    Args:
+        column: what is compared.
+        values: by method and seed.
+        baseline: with which each of the others is compared; by default all pairs are.
+        of: the size of a larger family that these tests are of, which decides on the test.
+    """
     chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
     found = [(a, b, tuple(values[a][s] - values[b][s] for s in sorted(values[a].keys() & values[b].keys())))
              for a, b in chosen]
     found = [pair for pair in found if pair[2]]
+    size = of or len(found)
     by_length: dict[int, dict[tuple[float, ...], float]] = {}
     for n in {len(d) for *_, d in found}:
-        same = [d for *_, d in found if len(d) == n]
-        by_length[n] = dict(zip(same, sign_flip_p(same), strict=True))
+        same = list(dict.fromkeys(d for *_, d in found if len(d) == n))
+        by_length[n] = dict(zip(same, p_values(same, size), strict=True))
     ps = [by_length[len(d)][d] for *_, d in found]
-    attainable = holm([smallest_p(len(d)) for *_, d in found])
-    return Family(column, tuple(Pair(a, b, d, p, corrected, least) for (a, b, d), p, corrected, least
-                                in zip(found, ps, holm(ps), attainable, strict=True)))
+    return Family(column, tuple(Pair(a, b, d, p, corrected, deciding_test(len(d), size), size)
+                                for (a, b, d), p, corrected in zip(found, ps, holm(ps), strict=True)))
 
 
 def leader(column: Column, values: Values) -> str:
@@ -95,17 +100,25 @@ def leader(column: Column, values: Values) -> str:
     return (max if column.direction == "up" else min)(means, key=lambda name: means[name])
 
 
-def winners(tests: Family, values: Values) -> set[str]:
+def winners(column: Column, values: Values, eligible: Collection[str], tests: Family | None = None) -> set[str]:
     """Return the methods that are shown to be better than all others: the best one and its equals, or none.
 
     Args:
-        tests: of all pairs; they may include methods that cannot win.
-        values: of the methods that may win.
+        column: its direction says which is better.
+        values: of all methods that are compared, those too that cannot win.
+        eligible: labels of those that may win.
+        tests: of all pairs, if they are known already.
     """
-    if len(values) < 2:
+    running = {label: found for label, found in values.items() if label in eligible}
+    if len(running) < 2:
         return set()
-    best = leader(tests.column, values)
-    others = [pair for pair in tests.against(best) if pair.first in values]
+    best = leader(column, running)
+    if tests is None:
+        alone = family(column, values, best, len(values) * (len(values) - 1) // 2)
+        if not all(pair.equal or pair.p <= ALPHA for pair in alone.pairs if pair.first in running):
+            return set()  # what is not shown by itself is not shown by a corrected p either
+        tests = family(column, values)
+    others = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in others if pair.equal}
     beaten = [pair for pair in others if not pair.equal]
     return {best, *equal} if beaten and all(pair.significant for pair in beaten) else set()
@@ -122,7 +135,7 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
         baseline: the second of all pairs, so that the first names a row; else both do.
     """
     unit = "points" if tests.column.unit == "percent" else tests.column.unit
-    columns = (Column("seeds", "text"), Column("difference", unit), Column("p", "number"),
+    columns = (Column("seeds", "text"), Column("difference", unit), Column("test", "text"), Column("p", "number"),
                Column(f"p, corrected for {len(tests.pairs)}", "number"), Column("effect size", "number"),
                Column("verdict", "text"))
     rows = []
@@ -133,10 +146,13 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
             Cell(str(n) if n == seeds else f"{n} of {seeds}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
                  high=over.high),
-            Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
+            Cell(TESTS[pair.test] if pair.test else NONE), Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
             Cell(_verdict(pair, tests.column.direction, baseline)))))
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
+
+
+TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t"}
 
 
 def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
@@ -152,16 +168,37 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
 
 
 def undecided(tests: Family) -> str | None:
-    """Say that no pair can be decided with these seeds, and how many would do; None if some can be."""
+    """Say that no pair can be decided, since a single seed tells nothing; None if some can be."""
     if any(pair.decidable for pair in tests.pairs):
         return None
-    seeds, size = max(len(pair.differences) for pair in tests.pairs), len(tests.pairs)
-    least = f"smallest possible p = {smallest_p(seeds):.2g}"
-    if size > 1:
-        least += f", corrected for {size} pairs p = {min(1.0, size * smallest_p(seeds)):.2g}"
-    needed = seeds_needed(size)
-    return (f"cannot be decided with {seeds} {'seed' if seeds == 1 else 'seeds'} ({least}); "
-            + (f"{needed} would do" if needed else "compare fewer methods"))
+    needed = seeds_needed(len(tests.pairs))
+    return f"cannot be decided with 1 seed; {f'{needed} would do' if needed else 'compare fewer methods'}"
+
+
+def basis(tests: Family, against: str = "") -> str:
+    """Say which test decides in a family, what it supposes, and how often it errs where that does not hold.
+
+    Args:
+        tests: the family.
+        against: of what, where not all pairs are compared.
+    """
+    size, pairs = len(tests.pairs), tests.pairs
+    by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
+    flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
+    asked = f"{size} {'test' if size == 1 else 'tests'} " + (f"against {against}" if against else "of all pairs")
+    said = []
+    if flips:
+        said.append(f"sign flips decide in {asked}, Holm's correction, with {_range(flips)}")
+    if by_t:
+        said.append(f"the paired t test decides in {asked}, Holm's correction: {_range(by_t)} are too few for sign "
+                    "flips. It supposes normal differences; where a method is close to 100 % it was found to make a "
+                    f"false claim in up to {100 * saturated_rate(min(by_t)):.0f} % of such families, instead of 5 %")
+    return "; ".join(said)
+
+
+def _range(seeds: Sequence[int]) -> str:
+    low, high = min(seeds), max(seeds)
+    return f"{low} seeds" if low == high else f"{low} to {high} seeds"
 
 
 def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str:
@@ -185,22 +222,26 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str
               ("no difference shown to", [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
               ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
               ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
-    return f"{best} has {rank}; " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
+    return f"{best} has {rank}; " + "; ".join(f"{words} {named(names)}" for words, names in groups if names)
 
 
 Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per measure
 
 
-def compare_with_best(setting: Setting) -> Compared:
+def all_pairs(setting: Setting) -> dict[Measure, Family]:
+    """Return the tests of all pairs of methods, of each measure whose differences reports test."""
+    return {m: family(m.column, setting.compared(m)) for m in MEASURES if m.in_report}
+
+
+def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
     """Return the differences of methods to the best one, of each measure that reports test: verdicts and tables.
 
-    The same data decide which method is best, so p-values are corrected over all pairs.
+    The same data decide which method is best, so p-values are corrected over all pairs, which `all_pairs` gives.
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
-    for measure in (m for m in MEASURES if m.in_report):
+    for measure, tests in families.items():
         values = setting.compared(measure)
-        tests = family(measure.column, values)
         if tests.pairs:
             complete = {label: found for label, found in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values)
@@ -208,7 +249,7 @@ def compare_with_best(setting: Setting) -> Compared:
             rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
             others = [label for label in values if label != best]
             told = verdict(tests, best, others, rank)
-            verdicts.append((measure.column.title, "; ".join(filter(None, [told, searches(setting, values)]))))
+            verdicts.append((measure.column.title, told))
             if against := tests.against(best):
                 tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
                                     against, len(setting.seeds), best))
@@ -227,6 +268,12 @@ def searches(setting: Setting, labels: Iterable[str]) -> str:
     return f"options were searched of {words}, {unlike}: a difference between them is also that of the search"
 
 
+def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
+    """Return the differences of methods to plain fine-tuning, a table per measure that reports test; none without."""
+    baseline = setting.baseline
+    return compare(setting, [m for m in MEASURES if m.in_report], baseline)[1] if baseline else ()
+
+
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
     """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
@@ -241,8 +288,8 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if (baseline is not None and baseline not in values) or not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        if why := "; ".join(filter(None, [undecided(tests), searches(setting, values)])):
-            verdicts.append((title, why))
+        why = undecided(tests) or basis(tests, baseline or "")
+        verdicts.append((title, "; ".join(filter(None, [why, searches(setting, values)]))))
         against = f"each method minus {baseline}" if baseline else "all pairs of methods"
         tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
     return _by_verdict(verdicts), tuple(tables)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clbench.report.analysis.facts import front
 from clbench.report.figures import style
-from clbench.report.figures.data import front
 from clbench.report.figures.labels import Box, along, place, side_by_side
 from clbench.report.figures.style import INK, LABEL, PALE, Look
 from clbench.report.model import FigureData, FigurePoint

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, cells
 from clbench.report.figures.courses import steps_figure
 from clbench.report.formatting import NONE, interval, number
@@ -13,22 +14,6 @@ from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, 
 from clbench.results import metrics
 
 SEEDS_MEAN = "mean"  # title of the column of means in the table of ACC of each seed
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, gain) are on the Pareto front, by rising cost.
-
-    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
-    points are on it together.
-
-    >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
-    [1, 0, 3]
-    """
-    chosen: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
-            chosen.append(i)
-    return chosen
 
 
 def figure_point(result: Result, accuracy: Cell, trainable: Cell) -> FigurePoint:

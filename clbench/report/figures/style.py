@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito 2008, without the yellow and black, which do not show on white and beside text
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "D", "^", "P", "v", "X")
+MARKERS = ("o", "s", "D", "^", "P", "v", "X", "<", ">", "p", "*")
 REFERENCE_MARKERS = ("v", "^", "s", "D")
 INK, PALE, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
 LABEL = 8.5  # size of labels in points
@@ -55,7 +55,7 @@ def looks(strategies: Sequence[tuple[str, bool]]) -> dict[str, Look]:
         if reference:
             found[name] = Look(PALE, REFERENCE_MARKERS[references % len(REFERENCE_MARKERS)])
             references += 1
-        else:  # 6 colours and 7 markers: 42 pairs before one comes again
+        else:  # 6 colours and 11 markers: 66 pairs before one comes again
             found[name] = Look(PALETTE[own % len(PALETTE)], MARKERS[own % len(MARKERS)])
             own += 1
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from functools import cache
 from importlib.resources import files
@@ -13,14 +14,18 @@ from clbench.report.figures import style
 from clbench.report.figures.data import slugs
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
-from clbench.report.model import Report
+from clbench.report.formatting import brief
+from clbench.report.model import Cell, Column, Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
 _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.js", "seeds.js", "parts.js", "pareto.js",
-            "tables.js", "page.js")
+            "tables.js", "filter.js", "page.js")
+
+
+PLAIN = ("percent", "points", "count", "number", "seconds")  # units whose texts a script can read; others have prefixes
 
 
 def render(report: Report) -> str:
@@ -46,7 +51,8 @@ def _environment() -> Environment:
 
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters |= {"breakable": _breakable, "digits": _digits, "sha256": _sha256}
+    environment.tests["told_by"] = _told
+    environment.filters |= {"brief": brief, "breakable": _breakable, "digits": _digits, "sha256": _sha256}
     return environment
 
 
@@ -63,7 +69,16 @@ def _breakable(text: str) -> Markup:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.9g}"
+    return f"{value:.6g}"
+
+
+def _told(cell: Cell, column: Column) -> bool:
+    """Tell whether a cell's text tells its number and its interval, to the digits that are shown."""
+    if column.unit not in PLAIN:
+        return cell.mean == 0 and not cell.half_width
+    if cell.low is None or cell.high is None or cell.mean is None:
+        return True
+    return math.isclose(cell.mean - cell.low, cell.high - cell.mean, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _sha256(text: str) -> str:

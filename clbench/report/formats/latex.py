@@ -46,6 +46,7 @@ def render(report: Report) -> str:
 
 def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
+    yield _items(rf"\textbf{{{escape(about)}:}} {_prose(text)}" for about, text in section.headline)
     yield _prose(section.summary)
     notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from tabulate import tabulate
-
+from clbench.report.formatting import brief
 from clbench.report.model import Cell, FigureData, Report, Section, Table
+
+MANY = 20  # methods: with more, what report.html and report.json hold in full is left out here
 
 
 def render(report: Report) -> str:
-    """Return report.md: by section tables, footnotes, differences, figures, R per method, settings and origin."""
+    """Return report.md: by section the first lines, the table, notes, figures, and folded all the rest."""
     blocks = [f"# {escape(report.title)}"]
     for section in report.sections:
         blocks += _section(section)
@@ -28,31 +29,46 @@ def escape(text: str) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
+    many = len(section.results) > MANY
     yield f"## {escape(section.title)}"
-    yield escape(section.summary)
-    yield table(section.comparison)
+    yield "\n".join(f"- **{escape(about)}:** {escape(text)}" for about, text in section.headline)
     if section.problems:
         yield "**Trials without a result**"
         yield _bullets(section.problems)
+    yield table(section.comparison)
+    yield escape(section.summary)
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes)
-    if section.verdicts:
-        yield tables("### Differences, paired by seed", section.comparisons, section.verdicts)
     if section.anatomy:
         yield "### Where the errors come from"
         yield _bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
-    for detail in (*section.details, *section.matrices):
-        yield f"### {escape(detail.title)}"
-        yield table(detail)
-    yield "### Settings"
-    yield _pairs(section.settings)
-    yield "### Provenance"
-    yield _pairs(section.provenance)
-    yield "### Command"
-    yield from map(_code, section.commands)
+    if section.verdicts and not many:
+        yield from _folded("Differences, paired by seed", [_bullets(section.verdicts), *_titled(section.comparisons)])
+    if many:
+        yield ("Each difference with its p-value, more metrics and costs, R, and the options of each method: "
+               "report.html and report.json; every number: report.csv (`clbench report RUN --format html,json,csv`).")
+    else:
+        yield from _folded("More metrics and costs", _titled(section.details))
+        yield from _folded("Accuracy on every task after every task (R)", _titled(section.matrices))
+    settings = [pair for pair in section.settings if not (many and pair[0].startswith("method "))]
+    yield from _folded("Settings, provenance, commands", [
+        "**Settings**", _pairs(settings), "**Provenance**", _pairs(section.provenance), "**Command**",
+        *map(_code, section.commands)])
+
+
+def _folded(summary: str, blocks: Iterable[str]) -> Iterator[str]:
+    yield f"<details><summary>{summary}</summary>"
+    yield from blocks
+    yield "</details>"
+
+
+def _titled(found: Iterable[Table]) -> Iterator[str]:
+    for data in found:
+        yield f"**{escape(data.title)}**"
+        yield table(data)
 
 
 def _rankings(report: Report) -> Iterator[str]:
@@ -64,16 +80,13 @@ def _rankings(report: Report) -> Iterator[str]:
 
 def _figure(figure: FigureData) -> Iterator[str]:
     yield f"### {escape(figure.title)}"
-    yield f"![{escape(figure.alt)}](figures/{figure.name}.svg)"
+    yield f"![{escape(brief(figure.alt, figure.title))}](figures/{figure.name}.svg)"
     yield escape(figure.caption)
 
 
 def tables(heading: str, found: Iterable[Table], verdicts: Iterable[str]) -> str:
     """Return a heading, verdicts as a list, and the tables with their titles."""
-    blocks = [heading, _bullets(verdicts)]
-    for data in found:
-        blocks += [f"**{escape(data.title)}**", table(data)]
-    return "\n\n".join(blocks)
+    return "\n\n".join([heading, _bullets(verdicts), *_titled(found)])
 
 
 def table(data: Table) -> str:
@@ -85,8 +98,8 @@ def table(data: Table) -> str:
             rows.append(["*for reference*", *[""] * len(data.columns)])
         rows.append([f"{escape(row.label)} {row.marks}".strip(), *map(_cell, row.cells)])
     headers = [escape(data.corner), *(escape(c.header) for c in data.columns)]
-    aligned = ["left" if c.unit == "text" else "right" for c in data.columns]
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *aligned))
+    rule = [":--", *(":--" if c.unit == "text" else "--:" for c in data.columns)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, rule, *rows))
 
 
 def _cell(cell: Cell) -> str:

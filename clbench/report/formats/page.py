@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.report.analysis import errors
+from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, FORGETTING, MEASURES
 from clbench.report.figures.courses import Point, courses
 from clbench.report.figures.data import (
@@ -14,28 +15,17 @@ from clbench.report.figures.data import (
     accuracy_by_seed,
     accuracy_over_tasks,
     forgetting_per_task,
-    front,
     parameters_over_tasks,
 )
 from clbench.report.figures.style import PALETTE, Look
+from clbench.report.formats.choice import ALL, FEW, LegendEntry, chosen
+from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import colour_class
 from clbench.report.formatting import number
 from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
 _DASHES = 5  # line styles in report.css, for the methods of one strategy
-
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """A method in a legend, and its look; `variant` tells the methods of one strategy apart."""
-
-    method: Result | FigurePoint
-    row: int  # of the method in every table
-    colour: str  # a CSS class
-    marker: str
-    variant: int
-    matrix: int | None = None  # position of its R among the section's matrices
 
 
 @dataclass(frozen=True)
@@ -94,6 +84,9 @@ class SectionView:
     figure_tables: list[tuple[str, Table, tuple[str, ...]]]  # id, table, and what is shown of a column pointed at
     matrices: list[MatrixView]
     figures: list[FigureView]
+    lean: bool = False  # there are many methods: what a cell's text tells is not written twice
+    packed: str = ""  # JSON: the matrices of many methods, of which a script makes tables
+    kinds: tuple[str, ...] = ()  # of methods, of which a reader chooses one; none where there are few
 
 
 def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look]) -> SectionView:
@@ -118,8 +111,12 @@ def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items()]
-    return SectionView(id_, section, f"{id_}-comparison", _legend(results, looks), by_task, matrices,
-                       _figures(id_, slug, section, tables, matrices) if with_matrix else [])
+    legend = chosen(section, _legend(results, looks))
+    return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
+                       _figures(id_, slug, section, tables, matrices) if with_matrix else [],
+                       len(results) > MANY, packed(matrices) if len(results) > MANY else "",
+                       tuple(dict.fromkeys((ALL, *(kind for e in legend for kind in e.kinds)))) if len(results) > FEW
+                       else ())
 
 
 def ranking_view(report: Report, looks: Mapping[str, Look]) -> RankingView | None:
@@ -158,6 +155,16 @@ def _entry(method: Result | FigurePoint, row: int, before: Sequence[LegendEntry]
 def _has_matrix(result: Result) -> bool:
     """Tell whether a method has a mean R: its seeds had streams of the same length."""
     return len({len(R) for R in result.R}) == 1
+
+
+def packed(matrices: Sequence[MatrixView]) -> str:
+    """Return R of many methods as JSON for a script: id, title, and the numbers in hundredths of a per cent.
+
+    Without the values of each seed: 60 methods' tables of R would be a third of the page.
+    """
+    return json.dumps([[m.id, m.table.title, [row.label for row in m.table.rows],
+                        [[round(10_000 * (cell.mean or 0)) for cell in row.cells] for row in m.table.rows]]
+                       for m in matrices], separators=(",", ":"))
 
 
 def _by_seed(result: Result) -> list[list[str]]:

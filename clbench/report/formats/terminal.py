@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import SEPARATING_LINE, tabulate
 
-from clbench.report.model import Column, Report, Row, Section, Table
+from clbench.report.model import Column, Report, Row, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(own)", "§": "(all)", "¶": "(recipe)",
           "※": "(stale)", "\N{EN DASH}": "-"}
@@ -20,17 +20,18 @@ _PADDING = 3  # characters between two cells, at most
 
 
 def show(report: Report, console: Console | None = None) -> None:
-    """Print each section's comparison table with the trials that have no result and the notes.
+    """Print each section's first lines, trials without a result, comparison table and notes.
 
     On a terminal that is too narrow, a table goes on below itself with its remaining columns. Elsewhere (a file, a
     pipe) the table has its natural width, and the best of a column carries a `*`.
     """
     console = console or Console()
     for section in report.sections:
-        _heading(section, console)
-        show_table(section.comparison, console)
-        _lines("", section.verdicts, console, "")
+        _line(section.title, console, "bold")
+        _lines("", (f"{about}: {text}" for about, text in section.headline), console, "")
         _lines("no result: ", section.problems, console, "bold red")
+        show_table(section.comparison, console)
+        _line(section.summary, console, "dim")
         _lines("", section.notes, console, "dim")
         best = "bold" if console.is_terminal else "*"
         _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: shown to be the best, references "
@@ -83,11 +84,6 @@ def fit(table: Table, width: int) -> list[Table]:
     return [Table(table.title, tuple(table.columns[j] for j in group),
                   tuple(Row(r.label, tuple(r.cells[j] for j in group), r.marks, r.reference) for r in table.rows),
                   table.corner) for group in groups]
-
-
-def _heading(section: Section, console: Console) -> None:
-    for text, style in ((section.title, "bold"), (section.summary, "dim")):
-        _line(text, console, style)
 
 
 def _rich(table: Table, console: Console) -> RichTable:

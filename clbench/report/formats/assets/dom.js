@@ -20,6 +20,18 @@ function shape(parent, name, attributes, text) {
   return made;
 }
 
+// The number of a cell and the ends of its interval: as written beside it, or else as its text tells them.
+function numbersOf(td, unit) {
+  if ("v" in td.dataset) {
+    const value = Number(td.dataset.v);
+    return { value, low: Number(td.dataset.low ?? value), high: Number(td.dataset.high ?? value) };
+  }
+  const [value, half] = unit === "text" ? [NaN] : td.textContent.replaceAll(",", "").split("±").map(Number.parseFloat);
+  if (Number.isNaN(value)) return { value: null, low: NaN, high: NaN };
+  const scale = unit === "percent" || unit === "points" ? 0.01 : 1;
+  return { value: scale * value, low: scale * (value - (half || 0)), high: scale * (value + (half || 0)) };
+}
+
 // A table of the page: its columns, and the cells of each row by the row's number.
 function readTable(id) {
   const table = document.getElementById(id);
@@ -27,11 +39,9 @@ function readTable(id) {
   const seeds = table.dataset.seeds?.split(" ");
   const rows = new Map();
   for (const tr of table.querySelectorAll("tr[data-row]")) {
-    rows.set(Number(tr.dataset.row), [...tr.cells].slice(1).map((td) => ({
+    rows.set(Number(tr.dataset.row), [...tr.cells].slice(1).map((td, j) => ({
       text: td.textContent,
-      value: "v" in td.dataset ? Number(td.dataset.v) : null,
-      low: Number(td.dataset.low ?? td.dataset.v),
-      high: Number(td.dataset.high ?? td.dataset.v),
+      ...numbersOf(td, columns[j].unit),
       seeds: td.dataset.s?.split(" ").map((value, i) => `seed ${seeds[i]}: ${value}`).join(", "),
     })));
   }
@@ -92,6 +102,21 @@ const MARKERS = {
   X: (r) => polygon(r, [[-1.1, -0.6], [-0.6, -1.1], [0, -0.5], [0.6, -1.1], [1.1, -0.6], [0.5, 0],
     [1.1, 0.6], [0.6, 1.1], [0, 0.5], [-0.6, 1.1], [-1.1, 0.6], [-0.5, 0]]),
 };
+
+Object.assign(MARKERS, {
+  "<": (r) => polygon(r, [[-1.2, 0], [0.9, -1.15], [0.9, 1.15]]),
+  ">": (r) => polygon(r, [[1.2, 0], [-0.9, -1.15], [-0.9, 1.15]]),
+  p: (r) => polygon(r, star(5, 1.1, 1.1 * Math.cos(Math.PI / 5))),
+  "*": (r) => polygon(r, star(5, 1.4, 0.55)),
+});
+
+// The corners of a star, or of a polygon where the inner ones lie on its sides.
+function star(points, outer, inner) {
+  return Array.from({ length: 2 * points }, (_, i) => {
+    const [at, reach] = [(i * Math.PI) / points - Math.PI / 2, i % 2 ? inner : outer];
+    return [reach * Math.cos(at), reach * Math.sin(at)];
+  });
+}
 
 function polygon(r, points) {
   return `M${points.map(([x, y]) => `${(r * x).toFixed(2)} ${(r * y).toFixed(2)}`).join("L")}z`;

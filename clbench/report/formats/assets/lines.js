@@ -6,7 +6,7 @@ function drawLines(svg, width, figure, methods) {
     .filter(({ cells }) => cells.every((cell) => cell.value !== null));
   const unit = columns[0].unit;
   const wide = width >= 520;
-  const height = wide ? 340 : 280;
+  const height = wide ? Math.max(340, 15 * curves.length + 60) : 280; // room for the labels at the ends
   const labels = curves.map(({ method }) => fit(method.label, width * 0.28));
   const margin = wide ? Math.max(0, ...labels.map((text) => textWidth(text))) + 26 : 10;
   const box = { left: unit === "percent" ? 34 : 48, right: width - margin, top: 30, bottom: height - 46 };

@@ -145,11 +145,14 @@ function download(figure, methods) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+for (const place of document.querySelectorAll(".packed")) unpack(place);
 for (const table of document.querySelectorAll("table.sortable")) sortable(table);
 for (const figures of document.querySelectorAll(".figures")) {
   figures.hidden = false;
   const methods = readMethods(figures.querySelector(".legend"));
   const redraws = [...figures.querySelectorAll("figure")].map((figure) => live(figure, methods));
+  const bar = figures.closest("section").querySelector(".filter");
+  if (bar) filterable(bar, methods, () => { for (const redraw of redraws) redraw(); });
   for (const method of methods) {
     const key = document.createElementNS(SVG, "svg");
     for (const [name, value] of Object.entries({ viewBox: "0 0 36 14", width: 36, height: 14, "aria-hidden": "true" })) {

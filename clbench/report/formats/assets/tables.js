@@ -12,18 +12,19 @@ function sortable(table) {
       const next = orders[(orders.indexOf(th.getAttribute("aria-sort")) + 1) % 3];
       for (const other of headers) other.removeAttribute("aria-sort");
       if (next) th.setAttribute("aria-sort", next);
-      [...table.tBodies].forEach((body, i) => body.append(...next ? sorted(original[i], column, next) : original[i]));
+      [...table.tBodies].forEach((body, i) => body.append(...next ? sorted(original[i], column, next, th.dataset.unit ?? "text") : original[i]));
     });
   });
 }
 
-function sorted(rows, column, order) {
+function sorted(rows, column, order, unit) {
   const sign = order === "ascending" ? 1 : -1;
-  const numeric = rows.some((row) => "v" in row.cells[column].dataset);
+  const found = new Map(rows.map((row) => [row, numbersOf(row.cells[column], unit).value]));
+  const numeric = [...found.values()].some((value) => value !== null);
   return [...rows].sort((a, b) => {
-    const [p, q] = [a.cells[column], b.cells[column]];
-    if (!numeric) return sign * p.textContent.localeCompare(q.textContent, "en", { numeric: true });
-    if (!("v" in p.dataset) || !("v" in q.dataset)) return ("v" in q.dataset) - ("v" in p.dataset); // no number: last
-    return sign * (Number(p.dataset.v) - Number(q.dataset.v));
+    const [p, q] = [found.get(a), found.get(b)];
+    if (!numeric) return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent, "en", { numeric: true });
+    if (p === null || q === null) return (q !== null) - (p !== null); // no number: last
+    return sign * (p - q);
   });
 }

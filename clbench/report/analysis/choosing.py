@@ -1,0 +1,185 @@
+"""A method chosen under constraints: counted facts filter, evidence ranks, and each constraint has its price."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from clbench.core.errors import SpecError
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.paired_tests import Pair, family, leader
+from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
+from clbench.report.formatting import number
+from clbench.results.stats import mean_interval
+
+PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
+                    r"(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Something counted that can be limited, as `--max-NAME`, and what a method above the limit is said to do."""
+
+    name: str
+    measure: Measure
+    words: str
+
+
+KINDS = (Kind("kept", BYTES, "keeps"), Kind("trainable", TRAINABLE, "trains"), Kind("compute", COMPUTE, "takes"),
+         Kind("inference", INFERENCE, "takes per sample"), Kind("samples", REPLAY, "keeps samples:"))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint: at most so much of what is counted."""
+
+    kind: Kind
+    flag: str  # as it was given: `--max-kept 5MB`
+    most: float
+
+    def refusal(self, value: float | None) -> str | None:
+        """Return why a method with this value is left out, None if it is not."""
+        if value is None:
+            return f"no {self.kind.measure.column.title} on record"
+        return None if value <= self.most else f"{self.kind.words} {number(value, self.kind.measure.column.unit)}"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method that is allowed, beside the one that is chosen; differences are the chosen one's less its own."""
+
+    method: str
+    accuracy: float
+    difference: float
+    half_width: float | None  # of its own 95 % interval
+    shown: bool  # to be worse than the chosen one, among all pairs of the setting
+    needed: int | None  # about how many seeds would show it, where it is not shown
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a constraint costs: the best without it, less the best with it."""
+
+    flag: str
+    method: str  # the best without it
+    difference: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The methods of a setting that keep to some constraints, the best by accuracy first."""
+
+    title: str
+    scenario: str
+    seeds: int
+    limits: tuple[Limit, ...]
+    best: str | None  # None: no method is allowed
+    accuracy: float | None
+    half_width: float | None
+    costs: Mapping[str, float | None]  # of the best, by the kinds' names
+    rivals: tuple[Rival, ...]
+    prices: tuple[Price, ...]
+    refused: Mapping[str, str]  # why, by method
+
+    @property
+    def open(self) -> list[Rival]:
+        """Return the rivals that are not shown to be worse."""
+        return [rival for rival in self.rivals if not rival.shown]
+
+
+def limit(setting: Setting, name: str, given: str) -> Limit:
+    """Return a constraint for a setting.
+
+    Args:
+        setting: whose baseline relative limits are relative to.
+        name: of a kind.
+        given: an amount, as in `5MB` or `20k`; a share of what plain fine-tuning has, as in `1%`; a multiple of it, as
+            in `1.5x`, or of what another method has, as in `2x-er`.
+
+    Raises:
+        SpecError: it is none of these, or what it is relative to is not there.
+    """
+    kind = next(kind for kind in KINDS if kind.name == name)
+    flag = f"--max-{name} {given}" if name != "samples" else "--no-samples-kept"
+    found = AMOUNT.fullmatch(given.strip())
+    if found is None or found["number"].count(".") > 1:
+        raise SpecError(f"{flag}: expected an amount such as 5MB or 20k, a share such as 1%, or a multiple such as 2x "
+                        "or 2x-naive")
+    amount = float(found["number"])
+    if not (found["percent"] or found["times"]):
+        return Limit(kind, flag, amount * PREFIXES[found["prefix"].replace("K", "k", 1) if len(found["prefix"]) == 1
+                                                   else found["prefix"]])
+    other = found["method"] or setting.baseline
+    value = values_of(setting, kind).get(other or "")
+    if other is None or value is None:
+        whom = f"method {other!r}" if other else "plain fine-tuning (naive)"
+        raise SpecError(f"{flag}: {setting.title} has no {whom} with a {kind.measure.column.title}, to which that "
+                        "would be relative; give an amount")
+    return Limit(kind, flag, amount * value / (100 if found["percent"] else 1))
+
+
+def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
+    """Return what is counted of each method, the mean over its seeds; None where some record has not counted it."""
+    found: dict[str, float | None] = {}
+    for label, by_seed in setting.values(kind.measure).items():
+        known = [value for value in by_seed.values() if value is not None]
+        found[label] = fmean(known) if known and len(known) == len(by_seed) else None
+    return found
+
+
+def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
+    """Return what a setting's records say of its methods under constraints.
+
+    Which is best is asked after looking, so what is shown is shown among all pairs of the setting's methods.
+    """
+    counted = {kind: values_of(setting, kind) for kind in KINDS}
+    accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    refused = {m.label: "not all seeds" for m in setting.methods if not m.reference and m.label not in accuracies}
+    for label in accuracies:
+        reasons = [why for one in limits if (why := one.refusal(counted[one.kind].get(label)))]
+        if reasons:
+            refused[label] = ", ".join(reasons)
+    allowed = [label for label in accuracies if label not in refused]
+    best = leader(ACC.column, {label: accuracies[label] for label in allowed}) if allowed else None
+    if best is None:
+        return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
+                      None, {}, (), tuple(_prices(limits, counted, accuracies, None)), refused)
+    pairs = {pair.first: pair for pair in family(ACC.column, accuracies).against(best)}
+    rivals = sorted((_rival(pairs[label], accuracies) for label in allowed if label != best),
+                    key=lambda rival: -rival.accuracy)
+    over = mean_interval([*accuracies[best].values()])
+    return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
+                  over.half_width, {kind.name: counted[kind].get(best) for kind in KINDS}, tuple(rivals),
+                  tuple(_prices(limits, counted, accuracies, best)), refused)
+
+
+def _rival(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+    own = pair.swapped  # the best less the rival
+    over = mean_interval(own.differences)
+    shown = own.significant and over.mean > 0
+    return Rival(pair.first, fmean(accuracies[pair.first].values()), over.mean, over.half_width, shown,
+                 None if shown or pair.equal else pair.needed)
+
+
+def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
+            accuracies: Mapping[str, Mapping[int, float]], best: str | None) -> list[Price]:
+    """Return what each constraint costs where the others stay."""
+    found = []
+    for one in limits:
+        rest = [other for other in limits if other is not one]
+        free = {label: own for label, own in accuracies.items()
+                if not any(other.refusal(counted[other.kind].get(label)) for other in rest)}
+        if not free:
+            continue
+        without = leader(ACC.column, free)
+        if best is None:
+            found.append(Price(one.flag, without, fmean(free[without].values()), None))
+            continue
+        both = accuracies[without].keys() & accuracies[best].keys()
+        over = mean_interval([accuracies[without][s] - accuracies[best][s] for s in sorted(both)])
+        found.append(Price(one.flag, without, over.mean, over.half_width))
+    return found

@@ -1,0 +1,190 @@
+"""What the records of a setting decide, as data: the best, the front, each method against the baseline and joint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.paired_tests import Family, Pair, family, leader
+from clbench.report.columns import ACC, MEASURES
+from clbench.results.paired import Test, saturated_rate
+from clbench.results.stats import mean_interval
+
+Verdict = Literal["better", "worse", "equal", "open"]  # equal: on every seed; open: not decided
+
+
+@dataclass(frozen=True)
+class Against:
+    """A method's ACC minus that of another one, on the seeds that both have (fractions)."""
+
+    method: str
+    other: str
+    seeds: int
+    difference: float  # mean
+    half_width: float | None  # of its own 95 % interval, not corrected
+    low: float | None
+    high: float | None
+    p: float  # corrected over the family
+    test: Test | None  # what decides; None with a single seed
+    verdict: Verdict
+    every_seed: Literal["above", "below"] | None  # whether it is so on every seed, shown or not
+    needed: int | None  # about how many seeds would decide, where it is open and that can be reckoned
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Each method against one of the setting's, in one family of tests asked beforehand."""
+
+    other: str
+    mean: float  # ACC of the other one
+    tests: int
+    pairs: tuple[Against, ...]  # in the order of the methods
+
+    def labels(self, verdict: Verdict) -> list[str]:
+        """Return the methods of which the verdict is this one."""
+        return [pair.method for pair in self.pairs if pair.verdict == verdict]
+
+    @property
+    def by_t(self) -> int | None:
+        """Return the fewest seeds of a pair on which the paired t test decides, None where none does."""
+        return min((pair.seeds for pair in self.pairs if pair.test == "t"), default=None)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The method with the best mean ACC, asked after looking: a family of all pairs of methods."""
+
+    method: str
+    tests: int
+    seeds: int
+    test: Test | None
+    beaten: tuple[str, ...]  # shown to be worse
+    equal: tuple[str, ...]  # on every seed
+    open: tuple[str, ...]  # not told apart, the nearest first
+    needed: int | None  # about how many seeds would tell it from the nearest of those
+
+    @property
+    def decided(self) -> bool:
+        """Tell whether it is shown to be better than every other method, but for its equals."""
+        return not self.open and bool(self.beaten)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is decided in a setting; ACC as a fraction."""
+
+    accuracy: Mapping[str, float]  # mean ACC by label, references too, the best first
+    references: tuple[str, ...]
+    best: Best | None  # None with fewer than two methods
+    baseline: Compared | None  # None where no record is of plain fine-tuning
+    joint: Compared | None
+    fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # labels by title of a cost, by rising cost
+
+    @property
+    def below(self) -> list[str]:
+        """Return the methods that are shown to be worse than the baseline."""
+        return self.baseline.labels("worse") if self.baseline else []
+
+    @property
+    def above(self) -> list[str]:
+        """Return the methods that are shown to be better than joint training."""
+        return self.joint.labels("better") if self.joint else []
+
+    @property
+    def undecided(self) -> dict[str, int | None]:
+        """Return the methods that are not told from the baseline, with about how many seeds would do."""
+        return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
+
+    @property
+    def false_claims(self) -> float | None:
+        """Return the rate of false claims where a method is saturated, None where no verdict rests on t."""
+        families = (self.baseline, self.joint)
+        seeds = [found.by_t for found in families if found and found.by_t]
+        seeds += [self.best.seeds] if self.best and self.best.test == "t" else []
+        return max(map(saturated_rate, seeds), default=None)
+
+
+def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
+    """Return what a setting's records decide.
+
+    Args:
+        setting: whose methods are compared.
+        baseline: the label of the method with which each is compared; by default plain fine-tuning's.
+        everything: the tests of ACC of all pairs, if they are known already.
+    """
+    values = setting.values(ACC)
+    means = {label: fmean(known) for label, by_seed in values.items()
+             if (known := [v for v in by_seed.values() if v is not None])}
+    ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
+    return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
+                 _best(setting, everything or family(ACC.column, setting.compared(ACC))),
+                 _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting))
+
+
+def _against(setting: Setting, other: str | None) -> Compared | None:
+    if other is None:
+        return None
+    values = setting.compared(ACC, [other])
+    if other not in values:
+        return None
+    tests = family(ACC.column, values, other)
+    return Compared(other, fmean(values[other].values()), len(tests.pairs), tuple(map(_told, tests.pairs)))
+
+
+def _told(pair: Pair) -> Against:
+    over = mean_interval(pair.differences)
+    verdict: Verdict = ("equal" if pair.equal else "open" if not pair.significant
+                        else "better" if pair.better("up") == pair.first else "worse")
+    same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
+    return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
+                   pair.test, verdict, ("above" if same == {True} else "below") if len(same) == 1 else None,
+                   pair.needed if verdict == "open" else None)
+
+
+def _best(setting: Setting, tests: Family) -> Best | None:
+    values = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    if len(values) < 2:
+        return None
+    best = leader(ACC.column, values)
+    pairs = tests.against(best)
+    still = sorted((p for p in pairs if not p.equal and not (p.significant and p.better("up") == best)),
+                   key=lambda p: -fmean(p.differences))
+    return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
+                pairs[0].test if pairs else None,
+                tuple(p.first for p in pairs if not p.equal and p.significant and p.better("up") == best),
+                tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
+                still[0].needed if still else None)
+
+
+def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
+    """Return the front of accuracy against each counted cost, of the methods that have all their seeds."""
+    accuracies = setting.compared(ACC)
+    found = {}
+    for measure in (m for m in MEASURES if m.cost and not m.tested and setting.has(m)):
+        costs = {label: fmean(v for v in by_seed.values() if v is not None)
+                 for label, by_seed in setting.values(measure).items()
+                 if label in setting.eligible and label in accuracies and None not in by_seed.values()}
+        costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
+        labels = list(costs)
+        found[measure.column.title] = tuple(labels[i] for i in front(
+            [(costs[label], fmean(accuracies[label].values())) for label in labels]))
+    return found
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which (cost, gain) are on the Pareto front, by rising cost.
+
+    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
+    points are on it together.
+
+    >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
+    [1, 0, 3]
+    """
+    chosen: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen

@@ -1,0 +1,163 @@
+"""The first lines of a section: what its records decide, what they do not, and what to be careful about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from clbench.report.analysis.facts import Against, Compared, Facts, Verdict
+from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
+from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.formatting import named
+from clbench.report.model import Cell, Column
+from clbench.results.paired import MOST_SEEDS
+from clbench.results.records import Record
+
+Line = tuple[str, str]  # what it is about, and what is said
+TOP, SHOWN = 5, 8  # methods that are named with their accuracies; names in a list
+SOON = 5  # times the seeds there are: what more would decide is not worth waiting for
+MORE = f"more than {MOST_SEEDS:,} needed"
+
+
+def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
+    """Return the first lines of a section; only what there is to say."""
+    trial = setting.records[0].trial
+    lines = [(trial.scenario.capitalize(), _accuracies(found)), ("Front of accuracy", _fronts(found))]
+    if found.baseline and found.baseline.pairs:
+        lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
+    if found.joint and found.joint.pairs:
+        lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
+    lines += [("Not decided", _undecided(setting, found)), ("Decided by", _basis(found)),
+              ("Mind", ". ".join(text[:1].upper() + text[1:] for text in _warnings(setting)))]
+    return tuple((about, f"{text}.") for about, text in lines if text)
+
+
+def against_column(setting: Setting, found: Compared) -> tuple[Column, list[Cell]]:
+    """Return the column of each method's difference to the baseline, with its verdict in a word."""
+    told = {pair.method: pair for pair in found.pairs}
+    return Column(f"against {found.other}", "points"), [_cell(told.get(m.label)) for m in setting.methods]
+
+
+def _cell(pair: Against | None) -> Cell:
+    if pair is None:
+        return Cell("")
+    return Cell(f"{100 * pair.difference:+.1f} {pair.verdict}", pair.difference, pair.half_width, pair.seeds,
+                low=pair.low, high=pair.high)
+
+
+def _accuracies(found: Facts) -> str:
+    own = [label for label in found.accuracy if label not in found.references]
+    main = [c.other for c in (found.baseline, found.joint) if c]
+    told = ", ".join(_with_accuracy(found, own[:TOP])) + (f" (the best {TOP} of {len(own)})" if len(own) > TOP else "")
+    shown = ", ".join(_with_accuracy(found, [label for label in main if label not in own[:TOP]]))
+    return "; ".join(filter(None, [told, shown]))
+
+
+def _with_accuracy(found: Facts, labels: Iterable[str]) -> list[str]:
+    return [f"{label} {100 * found.accuracy[label]:.1f}" for label in labels]
+
+
+def _fronts(found: Facts) -> str:
+    """Say which methods no other beats in both accuracy and a cost, by rising cost; costs with one front share it."""
+    costs: dict[tuple[str, ...], list[str]] = {}
+    for title, labels in found.fronts.items():
+        costs.setdefault(labels, []).append(title)
+    return "; ".join(f"against {' and '.join(titles)} {named(labels, SHOWN)}" for labels, titles in costs.items())
+
+
+def _suspects(compared: Compared, verdict: Verdict, side: Literal["above", "below"]) -> str:
+    """Say which methods are shown to be where they should not be, and which are there on every seed without that."""
+    of = len(compared.pairs)
+    shown = sorted((p for p in compared.pairs if p.verdict == verdict), key=lambda p: -abs(p.difference))
+    likely = [p.method for p in compared.pairs if p.verdict == "open" and p.every_seed == side and p.seeds > 1]
+    text = _list([f"{p.method} {100 * p.difference:+.1f}" for p in shown], of)
+    return f"{text}; on every seed, but not shown: {_list(likely, of)}" if likely else text
+
+
+def _list(names: Sequence[str], of: int) -> str:
+    if len(names) <= SHOWN:
+        return ", ".join(names) or "none"
+    return f"{len(names)} of {of} ({named(names, SHOWN)})" if len(names) < of else f"all {of}"
+
+
+def _undecided(setting: Setting, found: Facts) -> str:
+    said = []
+    seeds = len(setting.seeds)
+    best = found.best
+    if best and best.open:
+        others = len(best.beaten) + len(best.equal) + len(best.open)
+        said.append(f"the best ({_seeds(seeds, best.needed)}): {best.method} leads, not told from "
+                    f"{_list(best.open, others)}")
+    if found.baseline and (left := found.undecided):
+        needed = [n for n in left.values() if n]
+        enough = [n for n in needed if n <= SOON * seeds]
+        would = (f"{max(needed):,} needed" if len(needed) == len(left) else MORE) if not enough or len(left) == 1 else (
+            f"{max(enough)} would decide {len(enough)} of {len(left)}" if len(enough) < len(left)
+            else f"about {max(enough)} needed")
+        said.append(f"against {found.baseline.other} ({_counted(seeds)}; {would}): "
+                    f"{_list(list(left), len(found.baseline.pairs))}")
+    return ". ".join(text if i == 0 else text[:1].upper() + text[1:] for i, text in enumerate(said))
+
+
+def _seeds(have: int, needed: int | None) -> str:
+    return f"{_counted(have)}; {f'about {needed:,} needed' if needed else MORE}"
+
+
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds != 1)}"
+
+
+def _basis(found: Facts) -> str:
+    """Say which tests decide, and how often they err where what they suppose does not hold."""
+    families = [(c.tests, f"against {c.other}", "t" if c.by_t else "flips" if any(p.test for p in c.pairs) else None)
+                for c in (found.baseline, found.joint) if c]
+    if found.best:
+        families.append((found.best.tests, "of all pairs", found.best.test))
+    said = []
+    for test, words in (("flips", "sign flips"), ("t", "paired t, which supposes normal differences")):
+        chosen = [f"{tests} {asked}" for tests, asked, by in families if by == test]
+        if chosen:
+            said.append(f"{words} (tests: {', '.join(chosen)})")
+    rate = found.false_claims
+    if said and rate is not None:
+        said[-1] += f"; with a method near 100 % up to {100 * rate:.0f} % of such families err, not 5 %"
+    return "; ".join(said)
+
+
+def _warnings(setting: Setting) -> Iterable[str]:
+    methods = [m for m in setting.methods if m.done]
+    own = [m for m in methods if not m.reference]
+    if not_done := [m.label for m in setting.methods if not m.complete]:
+        yield f"not all seeds: {_list(not_done, len(setting.methods))}"
+    searched = [m.label for m in own if m.searched]
+    rest = [m.label for m in own if not m.searched]
+    if own:
+        yield ("not searched: all" if not searched else f"searched: {_list(searched, len(own))}"
+               + (f"; not searched: {_list(rest, len(own))}, so differences are also those of the search" if rest else ""))
+    if steps := _steps([r for m in methods for r in m.done]):
+        yield f"{steps} steps per task"
+    if falling := [m.label for m in methods if still_falling(m.done)]:
+        yield f"still learning when a task's steps ended: {_list(falling, len(methods))}"
+    if behind := [m.label for m in methods if far_below(m, setting.joint) is not None]:
+        yield f"had not learned their tasks: {_list(behind, len(methods))}"
+    for mark, short in SHORT.items():
+        if marked := [m for m in setting.methods if mark in m.marks]:
+            yield f"{mark} {short}: {_names(marked, len(setting.methods))}"
+
+
+def _names(methods: Sequence[MethodRecords], of: int) -> str:
+    return _list([m.label for m in methods], of)
+
+
+def _steps(records: Sequence[Record]) -> str:
+    """Return the number of steps that most methods take on a task, as a range where tasks differ."""
+    counts = Counter((min(r.costs.steps), max(r.costs.steps)) for r in records if r.costs.steps and max(r.costs.steps))
+    if not counts:
+        return ""
+    low, high = counts.most_common(1)[0][0]
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+SHORT = dict(zip(MARKS, ("inferred the task", "trained among a task's own classes", "trained among all outputs",
+                         "kept results of other code or data", "a recipe of its own"), strict=True))

@@ -1,0 +1,53 @@
+// Which methods are shown: by kind and by a part of the name, in the tables of a section and in its figures.
+
+function labelOf(row) {
+  return row.cells[0].textContent;
+}
+
+// A row's label may have marks behind it.
+function isOf(text, label) {
+  return text === label || (text.startsWith(`${label} `) && text.length <= label.length + 5);
+}
+
+function filterable(bar, methods, redraw) {
+  const section = bar.closest("section");
+  const [select, input, told] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
+  bar.hidden = false;
+  const apply = () => {
+    const part = input.value.trim().toLowerCase();
+    const all = select.selectedIndex === 0;
+    const wanted = methods.filter(({ button, label }) => (all || button.dataset.kinds.split("|").includes(select.value))
+      && label.toLowerCase().includes(part));
+    for (const method of methods) method.button.setAttribute("aria-pressed", String(wanted.includes(method)));
+    const hidden = methods.filter((method) => !wanted.includes(method)).map(({ label }) => label);
+    for (const row of section.querySelectorAll("tr[data-row]")) {
+      row.hidden = hidden.some((label) => isOf(labelOf(row), label));
+    }
+    told.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
+    redraw();
+  };
+  select.addEventListener("change", apply);
+  input.addEventListener("input", apply);
+}
+
+// Tables of R that came as numbers, since there are many of them.
+function unpack(place) {
+  const hints = place.dataset.hints.split("\n");
+  for (const [id, title, labels, values] of JSON.parse(place.dataset.matrices)) {
+    const table = make("table", { id });
+    table.append(make("caption", {}, title));
+    const head = table.createTHead().insertRow();
+    head.append(make("th", { scope: "col" }, "row"));
+    values[0].forEach((_, j) => head.append(make("th", { scope: "col", class: "percent", "data-unit": "percent",
+      "data-title": `task ${j + 1}`, ...hints[j] && { title: hints[j] } }, `task ${j + 1} (%)`)));
+    const body = table.createTBody();
+    values.forEach((cells, i) => {
+      const row = body.insertRow();
+      row.dataset.row = i;
+      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map((v) => make("td", { "data-v": v / 10000 }, (v / 100).toFixed(2))));
+    });
+    const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": title });
+    scroll.append(table);
+    place.append(scroll);
+  }
+}

@@ -1,0 +1,98 @@
+"""A method chosen under constraints: what is filtered, by what evidence it is ranked, what each constraint costs."""
+
+import json
+from statistics import fmean
+
+import pytest
+from helpers.records import folder, make_record
+
+from clbench import cli
+from clbench.core.errors import SpecError
+from clbench.report.analysis.choosing import choose, limit
+from clbench.report.analysis.grouping import by_setting
+
+SEEDS = range(6)
+# accuracy, bytes kept, parameters trained, samples kept
+METHODS = {"er": (0.9, 9_000_000, 1000, 200), "ewc": (0.6, 3_000_000, 1000, 0), "lora": (0.8, 2_000_000, 10, 0),
+           "lwf": (0.795, 1_000_000, 1000, 0), "naive": (0.2, 500_000, 1000, 0), "joint": (0.99, 99_000_000, 1000, 0)}
+
+
+def record(method: str, seed: int):
+    accuracy, kept, trainable, samples = METHODS[method]
+    own = accuracy + 0.01 * ((seed * 7 + len(method)) % 3 - 1)
+    made = make_record(method, seed, [[0.5] * 2, [own, 0.5], [own, own]], trainable=[trainable] * 2,
+                       kept_bytes={"base": kept}, train_flops=[kept, kept])
+    costs = made.costs.model_copy(update={"replay_samples": [samples] * 2})
+    return made if method == "joint" else made.model_copy(update={"costs": costs})
+
+
+@pytest.fixture
+def setting():
+    return by_setting([record(method, seed) for method in METHODS for seed in SEEDS])[0]
+
+
+def test_without_constraints_the_best_is_chosen_and_references_are_no_choice(setting):
+    found = choose(setting, [])
+    assert found.best == "er" and {r.method for r in found.rivals} == {"ewc", "lora", "lwf"} and not found.refused
+    assert found.accuracy == pytest.approx(fmean(fmean(record("er", s).R[-1]) for s in SEEDS))
+
+
+@pytest.mark.parametrize(("given", "allowed"), [
+    ({"kept": "3MB"}, {"ewc", "lora", "lwf"}), ({"kept": "2.5e6"}, {"lora", "lwf"}),
+    ({"samples": "0"}, {"ewc", "lora", "lwf"}),
+    ({"trainable": "1%"}, {"lora"}), ({"compute": "2x"}, {"lwf"}), ({"compute": "2x-lwf"}, {"lora", "lwf"}),
+    ({"kept": "3M", "trainable": "0.5x"}, {"lora"}), ({"kept": "1kB"}, set()),
+])
+def test_counted_facts_filter(setting, given, allowed):
+    found = choose(setting, [limit(setting, name, value) for name, value in given.items()])
+    assert {label for label in (found.best, *(r.method for r in found.rivals)) if label} == allowed
+    assert set(found.refused) == {"er", "ewc", "lora", "lwf"} - allowed
+
+
+def test_what_is_not_told_apart_is_said_with_the_seeds_that_would_do(setting):
+    found = choose(setting, [limit(setting, "samples", "0")])
+    assert found.best == "lora"
+    near, far = found.rivals
+    assert near.method == "lwf" and not near.shown and near.needed > len(SEEDS)
+    assert far.method == "ewc" and far.shown and far.needed is None
+    assert near.difference == pytest.approx(fmean(fmean(record("lora", s).R[-1]) - fmean(record("lwf", s).R[-1])
+                                                  for s in SEEDS))
+
+
+def test_a_constraint_costs_what_the_best_without_it_has_more(setting):
+    free, bound = choose(setting, [limit(setting, "samples", "0"), limit(setting, "trainable", "1000")]).prices
+    assert (free.flag, free.method) == ("--no-samples-kept", "er") and free.difference == pytest.approx(0.1, abs=0.01)
+    assert bound.method == "lora" and bound.difference == 0
+    none = choose(setting, [limit(setting, "kept", "1"), limit(setting, "samples", "0")])
+    assert none.best is None and [price.method for price in none.prices] == ["lora"]
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("lots", "--max-kept lots: expected an amount such as 5MB"), ("2x-nobody", "has no method 'nobody'"),
+])
+def test_a_limit_that_means_nothing_is_one_line(setting, given, message):
+    with pytest.raises(SpecError, match=message):
+        limit(setting, "kept", given)
+
+
+def test_a_share_needs_plain_fine_tuning():
+    alone = by_setting([record("ewc", seed) for seed in SEEDS])[0]
+    with pytest.raises(SpecError, match=r"has no plain fine-tuning \(naive\) with a trainable params per task"):
+        limit(alone, "trainable", "1%")
+
+
+def test_the_command_says_all_of_it(tmp_path, capsys):
+    run = str(folder(tmp_path, *(record(method, seed) for method in METHODS for seed in SEEDS)))
+    assert cli.call(["choose", run, "--no-samples-kept", "--task-id", "known"]) == 0
+    out = capsys.readouterr().out
+    assert "3 of 4 methods within --no-samples-kept" in out and "choose lora: ACC 8" in out
+    assert "not told apart: lwf" in out and "shown to be worse: ewc" in out
+    assert "--no-samples-kept costs 10." in out and "left out: er (keeps samples: 200)" in out
+    assert "the same run with --methods lora,lwf --seeds" in out
+    assert cli.call(["choose", run, "--max-kept", "1MB", "--format", "json"]) == 0
+    found, = json.loads(capsys.readouterr().out)
+    assert found["best"] == "lwf"
+    assert found["limits"] == [{"flag": "--max-kept 1MB", "counted": "bytes kept", "most": 1e6}]
+    assert cli.call(["choose", run, "--max-kept", "1"]) == 1
+    assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
+    assert "run with --scenario class or domain" in capsys.readouterr().err
