@@ -37,7 +37,7 @@ from clbench.report.columns import (
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import clean, listed, number
+from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 from clbench.results.records import Record
 
@@ -67,7 +67,8 @@ def _section(setting: Setting, slug: str) -> Section:
     verdicts, comparisons = compare_with_best(setting, families)
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
-    found = facts(setting, everything=families[ACC])
+    costs = _with_growth(costs, methods)
+    found = facts(setting, everything=families.get(ACC))
     if found.baseline:
         comparison = _beside(comparison, *against_column(setting, found.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
@@ -114,9 +115,20 @@ def _section(setting: Setting, slug: str) -> Section:
 def _table(title: str, measures: Sequence[Measure], setting: Setting, families: Families) -> Table:
     """Return the table of some measures; those that are optional only if some record has a value."""
     shown = [m for m in measures if not m.optional or setting.has(m)]
+    columns = [_cells(m, setting, families) for m in shown]
     rows = tuple(Row(method.label, (Cell(method.state), *found), method.marks, method.reference)
-                 for method, *found in zip(setting.methods, *(_cells(m, setting, families) for m in shown), strict=True))
+                 for method, *found in zip(setting.methods, *columns, strict=True))
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
+
+
+def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
+    """Return the table of costs with what each method trains in each task, if for any of them that changes."""
+    growth = [next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None) for m in methods]
+    if not any(growth):
+        return costs
+    return replace(costs, columns=(*costs.columns, Column("trainable by task", "text")),
+                   rows=tuple(replace(row, cells=(*row.cells, Cell(by_task(counts) if counts else "")))
+                              for row, counts in zip(costs.rows, growth, strict=True)))
 
 
 def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:

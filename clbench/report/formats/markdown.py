@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from clbench.report.formatting import brief
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
-
 MANY = 20  # methods: with more, what report.html and report.json hold in full is left out here
 
 
