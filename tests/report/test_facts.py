@@ -60,11 +60,11 @@ def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision(
     told = lines(study({**SHIFTS, "lora": 0.0585}))
     assert list(told) == ["Task", "Front of accuracy", "Below naive", "Above joint", "Not decided", "Decided by",
                           "Mind"]
-    assert told["Task"].startswith("er 7") and "; naive 7" in told["Task"]
+    assert told["Task"].startswith("lora 75.8, er 75.7") and "; naive 70.1, joint 78.1" in told["Task"]
     assert told["Below naive"].startswith("ewc -") and told["Above joint"] == "none."
     assert told["Not decided"].startswith("the best (3 seeds; ")
-    assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 against "
-                                         "joint, 3 of all pairs); ")
+    assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
+                                         "against joint, 3 of all pairs); ")
     assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
     assert told["Mind"] == "Not searched: all. 70 steps per task."
 

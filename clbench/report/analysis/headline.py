@@ -157,7 +157,7 @@ def _names(methods: Sequence[MethodRecords], of: int) -> str:
 
 def _steps(records: Sequence[Record]) -> str:
     """Return the number of steps that most methods take on a task, as a range where tasks differ."""
-    counts = Counter((min(r.costs.steps), max(r.costs.steps)) for r in records if r.costs.steps and max(r.costs.steps))
+    counts = Counter((min(steps), max(steps)) for r in records if any(steps := list(r.costs.steps)))
     if not counts:
         return ""
     (low, high), _ = counts.most_common(1)[0]
