@@ -66,7 +66,7 @@ def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision(
     assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
                                          "against joint, 3 of all pairs); ")
     assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
-    assert told["Mind"] == "Not searched: all. 70 steps per task."
+    assert told["Mind"] == "Not searched: all. 70 steps per task. Had not learned their tasks: ewc."
 
 
 def test_sign_flips_need_no_warning():
