@@ -46,7 +46,8 @@ def timed(what: str, work: Callable[[], Any]) -> Any:
     start, busy = time.perf_counter(), time.process_time()
     result = work()
     size = f", {len(result.encode()) / 1000:,.0f} kB" if isinstance(result, str) else ""
-    print(f"{what}: {time.perf_counter() - start:.1f} s ({time.process_time() - busy:.1f} s of the processor){size}", flush=True)
+    print(f"{what}: {time.perf_counter() - start:.1f} s ({time.process_time() - busy:.1f} s of the processor){size}",
+          flush=True)
     return result
 
 

@@ -26,8 +26,9 @@ EXAMPLES = (
 def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
     """Compare the methods of a run folder: for each pair the difference over the seeds that both have.
 
-    With its 95% interval, the exact sign-flip p-value, that corrected for all pairs (Holm), the effect size (Hedges' g)
-    and a verdict. All methods see the same batches from the same weights, so seeds are pairs.
+    With its 95% interval, the p-value, that corrected for all pairs (Holm), the effect size (Hedges' g) and a verdict.
+    Exact sign flips decide where there are seeds enough for them, else the paired t test. All methods see the same
+    batches from the same weights, so seeds are pairs.
     """
     from rich.console import Console
 

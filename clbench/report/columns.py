@@ -118,8 +118,6 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
     Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
             optional=True),
-    Measure(Column("trainable in task 1", "count"), lambda r, _: r.costs.trainable[0] if r.costs.trainable else None,
-            MORE_COSTS),
     Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
     REPLAY,
     INFERENCE,

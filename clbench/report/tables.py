@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -10,7 +10,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
-from clbench.report.analysis.facts import facts
+from clbench.report.analysis.facts import Facts, facts
 from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.headline import against_column, headline
@@ -37,10 +37,11 @@ from clbench.report.columns import (
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import clean, listed, number
-from clbench.report.model import Cell, Column, Report, Row, Section, Table
+from clbench.report.formatting import by_task, clean, listed, number
+from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record
 
+CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are shown for their accuracy alone
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
 
 
@@ -67,7 +68,8 @@ def _section(setting: Setting, slug: str) -> Section:
     verdicts, comparisons = compare_with_best(setting, families)
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
-    found = facts(setting, everything=families[ACC])
+    costs = _with_growth(costs, methods)
+    found = facts(setting, everything=families.get(ACC))
     if found.baseline:
         comparison = _beside(comparison, *against_column(setting, found.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
@@ -97,7 +99,7 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*where, *section_figures(setting.title, slug, points, results),
+        figures=(*where, *_some(section_figures, setting.title, slug, points, results, found),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
@@ -114,9 +116,34 @@ def _section(setting: Setting, slug: str) -> Section:
 def _table(title: str, measures: Sequence[Measure], setting: Setting, families: Families) -> Table:
     """Return the table of some measures; those that are optional only if some record has a value."""
     shown = [m for m in measures if not m.optional or setting.has(m)]
+    columns = [_cells(m, setting, families) for m in shown]
     rows = tuple(Row(method.label, (Cell(method.state), *found), method.marks, method.reference)
-                 for method, *found in zip(setting.methods, *(_cells(m, setting, families) for m in shown), strict=True))
+                 for method, *found in zip(setting.methods, *columns, strict=True))
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
+
+
+def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: str, points: Sequence[FigurePoint],
+          results: Sequence[Result], found: Facts) -> tuple[FigureData, ...]:
+    """Return a section's figures, of many methods those of the leading ones: more lines and names do not fit."""
+    if len(results) <= CLEAR:
+        return figures(subject, slug, points, results)
+    own = [label for label in found.accuracy if label not in found.references][:LEADING]
+    shown = {*own, *found.fronts.get(TRAINABLE.column.title, ()),
+             *(compared.other for compared in (found.baseline, found.joint) if compared)}
+    told = (f" Of {len(results)} methods {len(shown)}: the {LEADING} best, the front of trainable parameters, plain "
+            "fine-tuning and joint training; the page shows the others too.")
+    drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
+    return tuple(replace(figure, caption=figure.caption + told) for figure in drawn)
+
+
+def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
+    """Return the table of costs with what each method trains in each task, if for any of them that changes."""
+    growth = [next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None) for m in methods]
+    if not any(growth):
+        return costs
+    return replace(costs, columns=(*costs.columns, Column("trainable by task", "text")),
+                   rows=tuple(replace(row, cells=(*row.cells, Cell(by_task(counts) if counts else "")))
+                              for row, counts in zip(costs.rows, growth, strict=True)))
 
 
 def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:

@@ -57,7 +57,7 @@ def test_a_report_says_how_samples_arrived_and_shows_it():
     drawn = draw_report(report)
     assert drawn[f"{figure.name}.svg"].startswith(b"<?xml") and drawn == draw_report(report)
     text, page = markdown.render(report), html.render(report)
-    assert text.count(f"### {TITLE}") == 2 and f"figures/{figure.name}.svg" in text
+    assert text.count(f"### {TITLE}") == 1 and text.count(f"**{TITLE}**") == 1 and f"figures/{figure.name}.svg" in text
     assert page.count('data-kind="arrival"') == 1 and "during task 2" in page
     assert plain.arrivals is None and not any(f.kind == "arrival" for f in plain.figures)
 

@@ -29,10 +29,11 @@ def test_every_method_has_a_marker_in_its_strategys_colour_and_a_label():
     drawn, looks = figure(study(), "pareto")
     axes, = drawn.axes
     assert axes.get_xscale() == "log"
-    assert [m[:3] for m in markers(axes, looks["lora"])] == [
+    assert sorted(m[:3] for m in markers(axes, looks["lora"])) == [
         (pytest.approx(1000 * r), pytest.approx(0.61 + 0.02 * r), looks["lora"].colour) for r in (1, 2, 4)]
     assert {m[2] for name in ("naive", "joint") for m in markers(axes, looks[name])} == {"white"}
-    assert [t.get_text() for t in axes.texts] == ["lora:rank=1", "rank=2", "rank=4", "ewc", "er", "naive", "joint"]
+    assert sorted(t.get_text() for t in axes.texts) == [
+        "er", "ewc", "joint", "lora:rank=1", "naive", "rank=2", "rank=4"]
     assert [t.get_text() for t in drawn.legends[0].texts] == ["Pareto front", "reference", "95% interval over seeds"]
 
 
@@ -44,7 +45,7 @@ def test_the_front_has_heavy_markers_and_a_step_line_to_the_edge():
     steps = axes.lines[0].get_xydata().tolist()
     assert steps[0] == pytest.approx([1000, 0.63]) and steps[1] == pytest.approx([2000, 0.63])
     assert steps[-1][0] == pytest.approx(axes.get_xlim()[1])
-    swept = axes.lines[1].get_xdata()
+    swept = next(line.get_xdata() for line in axes.lines[1:] if len(line.get_xdata()) == 3)
     assert swept == pytest.approx([1000, 2000, 4000]), "a sweep is joined in the order of its parameters"
 
 
@@ -73,7 +74,7 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
 def test_methods_that_keep_the_same_share_a_line_and_a_label():
     drawn, looks = figure(study(), "growth")
     axes, = drawn.axes
-    assert [t.get_text() for t in axes.texts] == ["lora:rank=1", "lora:rank=2", "lora:rank=4", "ewc, er, naive, joint"]
+    assert {t.get_text() for t in axes.texts} == {"lora:rank=1", "lora:rank=2", "lora:rank=4", "ewc, er, naive, joint"}
     flat = [line for line in axes.lines if len(line.get_xdata()) == 3 and set(line.get_ydata()) == {50_000}]
     assert [line.get_color() for line in flat] == [looks[n].colour for n in ("ewc", "er", "naive", "joint")]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0

@@ -30,22 +30,24 @@ def study(**kwargs):
 def test_the_comparison_table_has_its_columns_and_rows():
     records = [*study(), *(make_record("er", s, kept_bytes={"base": 4400}) for s in (0, 1))]
     table = table_after(render(build(records)), "## split-mnist-5k")
-    assert table[0] == ["method", "seeds", "ACC (%) ↑", "forgetting (points) ↓", "BWT (points) ↑",
-                        "trainable params per task ↓", "total params ↓", "bytes kept ↓", "training time (s) ↓"]
+    assert table[0] == ["method", "seeds", "ACC (%) ↑", "against naive (points)", "forgetting (points) ↓",
+                        "BWT (points) ↑", "trainable params per task ↓", "total params ↓", "bytes kept ↓",
+                        "training time (s) ↓"]
     assert [row[0] for row in table[2:]] == ["lora", "ewc", "er", "*for reference*", "naive"]
     assert table[2][2] == table[6][2] == "80.00 ± 0.00"
-    assert [row[7] for row in table[2:]] == ["**4.00 kB**", "**4.00 kB**", "4.40 kB", "", "4.00 kB"]
+    assert [row[3] for row in table[2:]] == ["+0.0 equal"] * 3 + [""] * 2
+    assert [row[8] for row in table[2:]] == ["**4.00 kB**", "**4.00 kB**", "4.40 kB", "", "4.00 kB"]
     assert len({len(row) for row in table}) == 1
 
 
 def test_it_has_matrices_settings_provenance_and_the_command():
     text = render(build(study(command="clbench run --methods lora,ewc --seeds 2")))
-    for heading in ("### lora: R, mean over 2 seeds", "### Settings", "### Provenance", "### Command",
+    for heading in ("**lora: R, mean over 2 seeds**", "**Settings**", "**Provenance**", "**Command**",
                     "## How to read the tables"):
         assert heading in text
     assert "```sh\nclbench run --methods lora,ewc --seeds 2\n```" in text
     assert "torch 2.13.0" in text
-    assert table_after(text, "### lora: R")[3][:3] == ["after task 1", "90.00", "50.00"]
+    assert table_after(text, "**lora: R")[3][:3] == ["after task 1", "90.00", "50.00"]
     assert text.endswith("\n") and not text.endswith("\n\n")
 
 
@@ -67,7 +69,10 @@ def test_nothing_from_a_record_is_taken_as_markdown():
                            versions={NASTY: NASTY}, kept_bytes={NASTY: 3}) for s in (0, 1)]
     records.append(make_record("lora", 2, label=NASTY, benchmark=NASTY, status="failed", message=NASTY))
     text = render(build(records))
-    prose, code = re.sub(r"^!\[(.*)\]\(figures/[a-z0-9.-]*\.svg\)$", r"\1", text, flags=re.M).split("### Command")
+    folds = re.compile(r"^(<details><summary>[A-Z][A-Za-z, ()]+</summary>|</details>)$", re.M)
+    assert len(folds.findall(text)) == 6
+    text = folds.sub("", text)
+    prose, code = re.sub(r"^!\[(.*)\]\(figures/[a-z0-9.-]*\.svg\)$", r"\1", text, flags=re.M).split("**Command**")
     assert "<" not in prose and "@" not in prose
     assert not re.search(r"(?<!\\)[`$~\[]", prose)
     fence = re.search(r"^(`+)sh\n(.*)\n(`+)$", code, re.M)

@@ -17,6 +17,7 @@ from clbench.report.formats.json import render as as_json
 from clbench.report.formats.latex import render as latex
 from clbench.report.formats.markdown import render
 from clbench.results import stats
+from clbench.results.paired import saturated_rate
 from clbench.results.store import Store
 
 COLUMN = ACC.column
@@ -82,18 +83,22 @@ def test_a_baseline_makes_a_smaller_family_and_may_be_a_reference(run, capsys):
         "better", "better"]
 
 
-def test_too_few_seeds_are_said_with_how_many_would_do(run, capsys):
+def test_the_test_that_decides_is_said_with_what_it_supposes(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05}, range(3)))
     assert cli.call(["compare", folder]) == 0
-    assert "cannot be decided with 3 seeds (smallest possible p = 0.25); 6 would do" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the paired t test decides in 1 test of all pairs" in out and "3 seeds are too few for sign flips" in out
+    assert f"in up to {100 * saturated_rate(3):.0f} % of such families" in out
+    assert " paired t " in out and out.count("lora is better") == 1
 
 
 def test_one_seed_and_one_method_are_no_comparison(run, capsys):
     assert cli.call(["compare", run(study({"lora": 0.0, "ewc": -0.05}, [0]))]) == 0
     out = capsys.readouterr().out
-    assert "cannot be decided with 1 seed (smallest possible p = 1); 6 would do" in out and "± n/a" in out
+    assert "cannot be decided with 1 seed; 6 would do" in out and "± n/a" in out
     alone = build(study({"lora": 0.0, "naive": -0.1}, range(6))).sections[0]
-    assert alone.verdicts == () and alone.comparisons == ()
+    assert alone.verdicts == () and [t.title for t in alone.comparisons] == [
+        "ACC: each method minus naive", "forgetting: each method minus naive"]
 
 
 def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said():
@@ -110,7 +115,7 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
 
 def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
-    section = build([r for r in records if r.label != "er" or r.trial.seed < 4]).sections[0]
+    section = build([r for r in records if r.label != "er" or r.trial.seed < 1]).sections[0]
     assert section.verdicts[0] == "ACC: lora has the best mean; better than ewc; too few seeds to compare with er"
     assert texts(section.comparisons[0], "er")["verdict"] == "cannot be decided"
 
@@ -157,7 +162,7 @@ def test_a_metric_that_a_setting_does_not_have_is_said(run, capsys):
 
 def test_differences_stand_in_the_markdown_report():
     text = render(build(study({"lora": 0.0, "ewc": -0.05}, range(6))))
-    part = text[text.index("### Differences, paired by seed"):text.index("### More metrics")]
+    part = text[text.index("<summary>Differences, paired by seed"):text.index("<summary>More metrics")]
     assert "- ACC: lora is better than every other method" in part
     assert "**ACC: each method minus lora, which has the best mean**" in part and "| ewc " in part
 
@@ -187,22 +192,22 @@ def test_differences_and_ranks_stand_in_every_format_of_the_report():
     report = build(settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1}))
     for text in (latex(report), html(report)):
         assert "each method minus lora, which has the best mean" in text
-        assert "which method is best cannot be decided with 2 seeds" in text
+        assert "lora has the best mean; no difference shown to er" in text or "lora is better than" in text
         assert "Ranks by ACC (1 is the best)" in text and "of 3 methods over 3 settings" in text
     whole = json.loads(as_json(report))
     assert whole["rankings"][0]["rows"][-1]["cells"][0]["mean"] == 1.0
-    assert whole["sections"][0]["comparisons"][0]["rows"][0]["cells"][2]["mean"] == 0.5
+    assert whole["sections"][0]["comparisons"][0]["rows"][0]["cells"][3]["mean"] < 0.5
+    assert whole["sections"][0]["facts"]["best"]["method"] == "lora"
     assert "points" not in whole["pictures"][0]
 
 
-def test_two_settings_decide_nothing_and_say_so_and_one_benchmark_twice_is_not_independent():
-    records = [r for scenario in ("task", "class")
-               for r in (make_record(m, s, make_matrix(3, 0.01 * k), scenario=scenario)
-                         for k, m in enumerate(("lora", "ewc", "er")) for s in (0, 1))]
-    said = build(records).ranking_verdicts
-    assert said[0] == ("Whether ranks differ cannot be decided with 2 settings (smallest possible p of Friedman's test "
-                       "= 0.14); 3 would do")
-    assert said[1].startswith("Settings with the same benchmark are not independent")
+def test_there_are_no_ranks_where_they_would_mean_nothing():
+    shifts = {"lora": 0.0, "ewc": -0.05, "er": -0.1}
+    assert build(settings(2, shifts)).rankings == ()  # Friedman's test of 3 methods needs 3 settings
+    assert build(settings(3, shifts)).rankings
+    once = [make_record(m, s, make_matrix(3, 0.01 * k), scenario=scenario) for scenario in ("task", "class", "domain")
+            for k, m in enumerate(shifts) for s in (0, 1)]
+    assert build(once).rankings == ()  # one benchmark, three times
 
 
 def test_methods_without_a_full_result_everywhere_are_named_and_not_ranked():

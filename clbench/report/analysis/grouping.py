@@ -188,22 +188,24 @@ class Setting:
 
     @cached_property
     def joint(self) -> dict[int, Record]:
-        """Return the record of joint training for each seed; of several such methods that called joint counts first."""
-        return {r.trial.seed: r for m in reversed(self._called("joint")) if m.joint for r in m.done}
+        """Return the record of joint training for each seed; of several such methods the first counts."""
+        return {r.trial.seed: r for m in reversed(self._as_given) if m.joint for r in m.done}
 
     @property
     def upper(self) -> str | None:
         """Return the label of joint training, None where there is none."""
-        return next((m.label for m in self._called("joint") if m.joint and m.done), None)
+        return next((m.label for m in self._as_given if m.joint and m.done), None)
 
     @cached_property
     def baseline(self) -> str | None:
         """Return the label of plain fine-tuning, against which methods are held where nobody names another one."""
-        return next((m.label for m in self._called("naive") if m.fine_tuning and m.done), None)
+        return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
 
-    def _called(self, name: str) -> list[MethodRecords]:
-        """Return the methods, those of the strategy with this name first."""
-        return sorted(self.methods, key=lambda m: m.strategy != name)
+    @cached_property
+    def _as_given(self) -> list[MethodRecords]:
+        """Return the methods in the order in which their records appear."""
+        rows = {row: i for i, row in enumerate(dict.fromkeys(r.trial.row for r in self.records))}
+        return sorted(self.methods, key=lambda m: rows[m.records[0].trial.row])
 
     def by_accuracy(self) -> Setting:
         """Return the setting with its methods by their mean ACC, the best first, references last."""

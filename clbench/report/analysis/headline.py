@@ -49,7 +49,10 @@ def _cell(pair: Against | None) -> Cell:
 def _accuracies(found: Facts) -> str:
     own = [label for label in found.accuracy if label not in found.references]
     main = [c.other for c in (found.baseline, found.joint) if c]
-    told = ", ".join(_with_accuracy(found, own[:TOP])) + (f" (the best {TOP} of {len(own)})" if len(own) > TOP else "")
+    names = _with_accuracy(found, own[:TOP])
+    if found.best and found.best.decided and own[0] == found.best.method:
+        names[0] += " (shown to be the best)"
+    told = ", ".join(names) + (f" (the best {TOP} of {len(own)})" if len(own) > TOP else "")
     shown = ", ".join(_with_accuracy(found, [label for label in main if label not in own[:TOP]]))
     return "; ".join(filter(None, [told, shown]))
 
@@ -130,11 +133,13 @@ def _warnings(setting: Setting) -> Iterable[str]:
     own = [m for m in methods if not m.reference]
     if not_done := [m.label for m in setting.methods if not m.complete]:
         yield f"not all seeds: {_list(not_done, len(setting.methods))}"
+    if setting.baseline is None:
+        yield "no naive among the records, so nothing says which methods are worse than plain fine-tuning"
     searched = [m.label for m in own if m.searched]
     rest = [m.label for m in own if not m.searched]
     if own:
-        yield ("not searched: all" if not searched else f"searched: {_list(searched, len(own))}"
-               + (f"; not searched: {_list(rest, len(own))}, so differences are also those of the search" if rest else ""))
+        beside = f"; not searched: {_list(rest, len(own))}, so differences are also those of the search" if rest else ""
+        yield f"searched: {_list(searched, len(own))}{beside}" if searched else "not searched: all"
     if steps := _steps([r for m in methods for r in m.done]):
         yield f"{steps} steps per task"
     if falling := [m.label for m in methods if still_falling(m.done)]:
@@ -152,10 +157,10 @@ def _names(methods: Sequence[MethodRecords], of: int) -> str:
 
 def _steps(records: Sequence[Record]) -> str:
     """Return the number of steps that most methods take on a task, as a range where tasks differ."""
-    counts = Counter((min(r.costs.steps), max(r.costs.steps)) for r in records if r.costs.steps and max(r.costs.steps))
+    counts = Counter((min(steps), max(steps)) for r in records if any(steps := list(r.costs.steps)))
     if not counts:
         return ""
-    low, high = counts.most_common(1)[0][0]
+    (low, high), _ = counts.most_common(1)[0]
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
 from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, named, number
 from clbench.report.model import Cell, Column, Row, Table
@@ -146,7 +147,8 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
             Cell(str(n) if n == seeds else f"{n} of {seeds}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
                  high=over.high),
-            Cell(TESTS[pair.test] if pair.test else NONE), Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
+            Cell(TESTS[pair.test] if pair.test else NONE),
+            Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
             Cell(_verdict(pair, tests.column.direction, baseline)))))
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
@@ -254,18 +256,6 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
                 tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
                                     against, len(setting.seeds), best))
     return _by_verdict(verdicts), tuple(tables)
-
-
-def searches(setting: Setting, labels: Iterable[str]) -> str:
-    """Say which of the compared methods had their options searched, if not all were, and by as many candidates."""
-    found = {m.label: m.searched for m in setting.methods if m.label in set(labels)}
-    tried = {label: search.candidates for label, search in found.items() if search}
-    if not tried or (len(tried) == len(found) and len(set(tried.values())) == 1):
-        return ""
-    others = [label for label in found if label not in tried]
-    words = ", ".join(f"{label} (best of {number} candidates on validation samples)" for label, number in tried.items())
-    unlike = f"not those of {', '.join(others)}" if others else "with different numbers of candidates"
-    return f"options were searched of {words}, {unlike}: a difference between them is also that of the search"
 
 
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
