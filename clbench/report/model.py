@@ -14,7 +14,7 @@ from clbench.core import moved
 from clbench.results.curve import Curve
 
 if TYPE_CHECKING:
-    from clbench.report.analysis.facts import Facts
+    from clbench.report.decided import Facts
 
 Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures

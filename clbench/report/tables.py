@@ -10,7 +10,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
-from clbench.report.analysis.facts import Facts, facts
+from clbench.report.analysis.facts import facts
 from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.headline import against_column, headline
@@ -34,6 +34,7 @@ from clbench.report.columns import (
     fewest,
     mark,
 )
+from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs
 from clbench.report.figures.errors import errors_figure

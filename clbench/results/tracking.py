@@ -104,7 +104,7 @@ def parameters(record: Record) -> dict[str, Value]:
     """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
     `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How
-    samples arrived is there as far as it is set.
+    samples arrived, and the key of the trial that it continues, are there as far as they are set.
     """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
@@ -115,7 +115,8 @@ def parameters(record: Record) -> dict[str, Value]:
                             "preprocessing": str(trial.preprocessing) if trial.preprocessing else None,
                             **{f"recipe.{k}": v for k, v in trial.trained_by.model_dump().items()}, "seed": trial.seed,
                             "validation": trial.validation,
-                            **{f"arrival.{k}": v for k, v in trial.arrival.model_dump().items()}}
+                            **{f"arrival.{k}": v for k, v in trial.arrival.model_dump().items()},
+                            **({"continues": trial.continues.parent} if trial.continues else {})}
     return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
 
 

@@ -123,6 +123,12 @@ def stand_in(given):
     if (path := given.get("spec")) and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / "benchmarks/split_mnist_5k.toml").read_text())
+    for place in (given.get("places") or ("runs",)) if "places" in given else ():  # of clbench gc
+        Path(place).mkdir(parents=True, exist_ok=True)
+    for name, stand in (("a", "hsu"), ("b", "van_de_ven")):  # of clbench explain
+        if isinstance(path := given.get(name), Path) and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text((ROOT / f"benchmarks/explain/{stand}.toml").read_text())
     if (weights := given.get("weights")) and Path(weights).suffix and not Path(weights).exists():
         Path(weights).parent.mkdir(parents=True, exist_ok=True)
         Path(weights).write_bytes(b"stand-in")

@@ -16,7 +16,7 @@ from clbench.execution.workers.plan import Listener
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
-from clbench.experiment.trial import Resolved, Trial, Weights
+from clbench.experiment.trial import Continued, Resolved, Trial, Weights
 from clbench.results import tracking
 from clbench.results.store import Store
 
@@ -110,7 +110,8 @@ def test_whatever_defines_a_trial_is_among_its_parameters():
     other = {"benchmark": Resolved(name="other"), "scenario": "class", "model": Resolved(name="cnn"),
              "weights": Weights(path="w", sha256="1"), "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,)),
              "recipe": Recipe(lr=1.0), "own_recipe": {"lr": 2.0}, "method": Resolved(name="ewc"), "seed": 5,
-             "validation": 0.1, "arrival": Arrival(blur=0.1)}
+             "validation": 0.1, "arrival": Arrival(blur=0.1),
+             "continues": Continued(parent="0" * 16, benchmarks=[], tasks=0, outputs=0)}
     assert other.keys() == Trial.model_fields.keys()
     for name, value in other.items():
         changed = record.model_copy(update={"trial": record.trial.model_copy(update={name: value})})

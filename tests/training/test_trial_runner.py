@@ -153,7 +153,7 @@ def test_an_exception_is_kept_with_what_was_seen(runner):
 
 def test_divergence_ends_the_trial_but_not_the_stack(runner):
     record = runner.run(planned(runner, methods="diverges")[0])
-    assert (record.status, record.failure.message) == ("diverged", "the loss became NaN or infinite in task 2, step 0")
+    assert (record.status, record.failure.message) == ("diverged", "the loss became NaN or infinite in task 3, step 0")
     assert len(record.R) == 3
 
 

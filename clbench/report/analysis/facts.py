@@ -1,110 +1,15 @@
-"""What the records of a setting decide, as data: the best, the front, each method against the baseline and joint."""
+"""What the records of a setting decide (`clbench.report.decided`), found by tests and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
 
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.paired_tests import Family, Pair, family, leader
 from clbench.report.columns import ACC, MEASURES
-from clbench.results.paired import Test, saturated_rate
+from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.stats import mean_interval
-
-Verdict = Literal["better", "worse", "equal", "open"]  # equal: on every seed; open: not decided
-
-
-@dataclass(frozen=True)
-class Against:
-    """A method's ACC minus that of another one, on the seeds that both have (fractions)."""
-
-    method: str
-    other: str
-    seeds: int
-    difference: float  # mean
-    half_width: float | None  # of its own 95 % interval, not corrected
-    low: float | None
-    high: float | None
-    p: float  # corrected over the family
-    test: Test | None  # what decides; None with a single seed
-    verdict: Verdict
-    every_seed: Literal["above", "below"] | None  # whether it is so on every seed, shown or not
-    needed: int | None  # about how many seeds would decide, where it is open and that can be reckoned
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Each method against one of the setting's, in one family of tests asked beforehand."""
-
-    other: str
-    mean: float  # ACC of the other one
-    tests: int
-    pairs: tuple[Against, ...]  # in the order of the methods
-
-    def labels(self, verdict: Verdict) -> list[str]:
-        """Return the methods of which the verdict is this one."""
-        return [pair.method for pair in self.pairs if pair.verdict == verdict]
-
-    @property
-    def by_t(self) -> int | None:
-        """Return the fewest seeds of a pair on which the paired t test decides, None where none does."""
-        return min((pair.seeds for pair in self.pairs if pair.test == "t"), default=None)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The method with the best mean ACC, asked after looking: a family of all pairs of methods."""
-
-    method: str
-    tests: int
-    seeds: int
-    test: Test | None
-    beaten: tuple[str, ...]  # shown to be worse
-    equal: tuple[str, ...]  # on every seed
-    open: tuple[str, ...]  # not told apart, the nearest first
-    needed: int | None  # about how many seeds would tell it from the nearest of those
-
-    @property
-    def decided(self) -> bool:
-        """Tell whether it is shown to be better than every other method, but for its equals."""
-        return not self.open and bool(self.beaten)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is decided in a setting; ACC as a fraction."""
-
-    accuracy: Mapping[str, float]  # mean ACC by label, references too, the best first
-    references: tuple[str, ...]
-    best: Best | None  # None with fewer than two methods
-    baseline: Compared | None  # None where no record is of plain fine-tuning
-    joint: Compared | None
-    fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # labels by title of a cost, by rising cost
-
-    @property
-    def below(self) -> list[str]:
-        """Return the methods that are shown to be worse than the baseline."""
-        return self.baseline.labels("worse") if self.baseline else []
-
-    @property
-    def above(self) -> list[str]:
-        """Return the methods that are shown to be better than joint training."""
-        return self.joint.labels("better") if self.joint else []
-
-    @property
-    def undecided(self) -> dict[str, int | None]:
-        """Return the methods that are not told from the baseline, with about how many seeds would do."""
-        return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
-
-    @property
-    def false_claims(self) -> float | None:
-        """Return the rate of false claims where a method is saturated, None where no verdict rests on t."""
-        families = (self.baseline, self.joint)
-        seeds = [found.by_t for found in families if found and found.by_t]
-        seeds += [self.best.seeds] if self.best and self.best.test == "t" else []
-        return max(map(saturated_rate, seeds), default=None)
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from clbench.report.analysis.facts import Against, Compared, Facts, Verdict
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
 from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.decided import Against, Compared, Facts, Verdict
 from clbench.report.formatting import named
 from clbench.report.model import Cell, Column
 from clbench.results.paired import MOST_SEEDS

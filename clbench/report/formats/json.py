@@ -32,7 +32,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return type(value)(map(_plain, value))
     if isinstance(value, BaseModel):  # as a record writes it
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
