@@ -66,7 +66,7 @@ def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision(
     assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
                                          "against joint, 3 of all pairs); ")
     assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
-    assert told["Mind"] == "Not searched: all. 70 steps per task. Had not learned their tasks: ewc."
+    assert told["Mind"] == "No search on record: all. 70 steps per task. Had not learned their tasks: ewc."
 
 
 def test_sign_flips_need_no_warning():
@@ -83,7 +83,7 @@ def test_rows_that_were_searched_beside_rows_that_were_not_are_a_warning():
     search = Searched(candidates=4, validation=0.1, seeds=(0,))
     records = [r.model_copy(update={"searched": search}) if r.label == "er" else r for r in study(SHIFTS)]
     warned = lines(records)["Mind"]
-    assert "Searched: er; not searched: lora, ewc, so differences are also those of the search" in warned
+    assert "Searched: er; no search on record: lora, ewc, so differences are also those of the search" in warned
 
 
 def test_without_naive_no_column_and_a_warning():

@@ -59,7 +59,7 @@ def test_a_pipe_gets_a_plain_table_of_natural_width():
     assert "*" not in reference
     assert "no result: er, seed 0: diverged" in out
     assert out.index("Task: lora:a=1 80.0, ewc:a=1 80.0, er 80.0; naive:a=1 80.0.") < out.index("method")
-    assert "Mind: Not all seeds: er. Not searched: all. 70 steps per task." in out
+    assert "Mind: Not all seeds: er. No search on record: all. 70 steps per task." in out
 
 
 def test_references_stand_behind_a_line():

@@ -138,8 +138,9 @@ def _warnings(setting: Setting) -> Iterable[str]:
     searched = [m.label for m in own if m.searched]
     rest = [m.label for m in own if not m.searched]
     if own:
-        beside = f"; not searched: {_list(rest, len(own))}, so differences are also those of the search" if rest else ""
-        yield f"searched: {_list(searched, len(own))}{beside}" if searched else "not searched: all"
+        beside = (f"; no search on record: {_list(rest, len(own))}, so differences are also those of the search"
+                  if rest else "")
+        yield f"searched: {_list(searched, len(own))}{beside}" if searched else "no search on record: all"
     if steps := _steps([r for m in methods for r in m.done]):
         yield f"{steps} steps per task"
     if falling := [m.label for m in methods if still_falling(m.done)]:
