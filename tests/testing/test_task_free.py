@@ -19,6 +19,7 @@ REGISTRY = discover()
 OURS = {name: info for name, info in REGISTRY.strategies.items()
         if REGISTRY.origins["method", name].distribution == "clbench" and not info.unavailable}
 FREE = sorted(name for name, info in OURS.items() if info.task_free)
+SLOW = {"l2p", "a-gem", "der", "mir", "simplecil"}  # their kin are checked every time
 MOVED = sorted(name for name, info in OURS.items() if not info.parts_per_task and not name.startswith("avalanche:"))
 SMALL = {"bic": {"capacity": 60}, "icarl": {"capacity": 60}, "wa": {"capacity": 60}, "lucir": {"capacity": 60}}
 PAGE = Path(__file__).parents[2] / "docs" / "arrival.md"
@@ -31,7 +32,7 @@ def free_options(name):
             **({"outputs": "seen"} if name == "l2p" else {}), **({"capacity": 20} if "capacity" in fields else {})}
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FREE])
 def test_no_boundary_reaches_a_method_that_is_task_free(name):
     check(name, "task-free", free_options(name))
 
