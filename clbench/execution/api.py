@@ -23,7 +23,7 @@ from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
 from clbench.report.results import Results
-from clbench.results import merge
+from clbench.results.merge import by_method, merge_runs
 
 KEYS = [*(k for k in Spec.model_fields if k not in ("tune", "tuning", *TABLES)),
         *(k for table in TABLES.values() for k in table.model_fields)]
@@ -121,10 +121,10 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     if not runs:
         raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
     folders = list({folder.resolve(): folder for folder in map(Path, runs)}.values())
-    merged = merge.merge_runs(folders)
+    merged = merge_runs(folders)
     for told in (*merged.problems, *merged.notes):
         warnings.warn(str(told), stacklevel=2)
-    return Results(merge.by_method(merged.records))
+    return Results(by_method(merged.records))
 
 
 def notebook() -> bool:
