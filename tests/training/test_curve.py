@@ -18,6 +18,7 @@ from clbench.training.trainer import Trainer
 REGISTRY = discover()
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=3)  # 9 steps a task
 OTHERS = [(name, {}) for name in sorted({*REGISTRY.strategies} - {*dict(METHODS), "avalanche:GSS_greedy"})]
+EACH_TIME = ("naive", "er", "ewc", "der++", "a-gem", "icarl", "lora", "pnn", "ranpac", "l2p")  # all: slow tests
 POINTS = [0, 1, 2, 3, 6, 9]
 
 
@@ -62,7 +63,8 @@ def watched_and_not(*args, **kwargs):
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    *METHODS, *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHERS if one[0] != "avalanche:Naive"),
+    *(pytest.param(*one, marks=[] if one[0] in EACH_TIME else pytest.mark.slow) for one in METHODS),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHERS if one[0] != "avalanche:Naive"),
     ("avalanche:Naive", {})])
 def test_training_is_the_same_bit_for_bit(name, options):
     curve, = watched_and_not(REGISTRY.strategy(name), options)
