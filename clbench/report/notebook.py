@@ -36,7 +36,7 @@ def _plural(noun: str, number: int) -> str:
 
 
 def html(records: Sequence[Record]) -> str:
-    """Return a table and its verdicts for each setting; text from outside is escaped."""
+    """Return the first lines and the table of each setting; text from outside is escaped."""
     if not records:
         return f"<p>{escape(in_a_line(records))}</p>"
     report = build(records)
@@ -48,8 +48,9 @@ def _section(section: Section) -> str:
     failed = [f'<p class="problem">no result: {escape(problem)}</p>' for problem in section.problems]
     words = ("mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; bold: shown to be the best, references left "
              "out")
-    return (f"<p><strong>{escape(section.title)}</strong></p>{_table(section.comparison)}"
-            + "".join(f"<p>{escape(verdict)}</p>" for verdict in section.verdicts) + "".join(failed)
+    first = "".join(f"<li><strong>{escape(about)}:</strong> {escape(text)}</li>" for about, text in section.headline)
+    return (f"<p><strong>{escape(section.title)}</strong></p><ul>{first}</ul>{_table(section.comparison)}"
+            + "".join(failed)
             + f"<p><small>{words}</small></p>{_notes(section.notes)}")
 
 
