@@ -149,6 +149,8 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
         model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
     with pytest.raises(SpecError, match="has no plain network that answers"):
         clbench.load_model(run, by["icarl", "class"].key, task=0)
+    with pytest.raises(SpecError, match="has learned tasks 1 to 2, not 3"):  # the command counts from 1
+        export(run, by["er", "task"].key, tmp_path, task=2)
     with pytest.raises(SpecError, match="for one task: name it, --task 1 to 2"):
         export(run, by["lora", "task"].key, tmp_path, "torch-export")
     with pytest.raises(SpecError, match="the task is not given: leave --task out"):
@@ -180,7 +182,7 @@ def test_a_run_that_asks_for_models_trains_once_more_what_has_none(tmp_path):
     assert train(tmp_path, "naive", keep="nothing")[0] == third
 
 
-@pytest.mark.parametrize("scenario", ["class", "task"])
+@pytest.mark.parametrize("scenario", ["class", pytest.param("task", marks=pytest.mark.slow)])
 def test_a_program_needs_torch_alone(run, scenario, tmp_path):
     record = records_of(run)["er", scenario]
     program, about = export(run, record.key, tmp_path, "torch-export")
@@ -220,3 +222,19 @@ def test_weights_are_those_of_the_plain_network(run, tmp_path):
     assert json.loads(about.read_text())["task"] == 1
     whole, _ = export(run, by["icarl", "class"].key, tmp_path / "icarl")
     assert Path(whole).read_bytes() == (Store(run).artifacts / by["icarl", "class"].key / MODEL).read_bytes()
+
+
+@pytest.mark.extra("timm")
+def test_weights_have_the_names_of_the_library_that_the_model_is_from(tmp_path):
+    import timm
+
+    record, = train(tmp_path, "er", model="timm:test_vit:size=32", epochs=1)
+    exported, _ = export(tmp_path, record.key, tmp_path / "home")
+    theirs = timm.create_model("test_vit", num_classes=4, img_size=32).eval()
+    theirs.load_state_dict(load_file(exported))
+    model = clbench.load_model(tmp_path, record.key)
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(theirs(model.prepare(images)), model.predict(images).logits, atol=1e-5)
+    program, _ = export(tmp_path, record.key, tmp_path / "home", "torch-export")
+    assert program.stat().st_size > 0
