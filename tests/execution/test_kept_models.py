@@ -238,3 +238,15 @@ def test_weights_have_the_names_of_the_library_that_the_model_is_from(tmp_path):
         assert torch.allclose(theirs(model.prepare(images)), model.predict(images).logits, atol=1e-5)
     program, _ = export(tmp_path, record.key, tmp_path / "home", "torch-export")
     assert program.stat().st_size > 0
+
+
+def test_trained_in_a_stack_or_on_other_streams_it_is_right_to_a_sample(tmp_path):
+    for name, more in (("stack", {"methods": "ewc", "seeds": 2, "stack": 2}),
+                       ("blur", {"methods": "er", "blur": 0.2}),
+                       ("hidden", {"methods": "er", "boundaries": "hidden"}),
+                       ("domain", {"methods": "icarl", "scenario": "domain",
+                                   "benchmark": "helpers.tiny_benchmarks:shifting"})):
+        for record in train(tmp_path / name, **{"epochs": 1, **more}):
+            row = clbench.load_model(tmp_path / name, record.key).evaluate(tmp_path)
+            sizes = record.stream.test_samples
+            assert all(abs(a - b) * size < 1.5 for a, b, size in zip(row, record.R[-1], sizes, strict=True)), name
