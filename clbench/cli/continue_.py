@@ -21,7 +21,7 @@ EXAMPLES = (
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("trial", required=False, metavar="[TRIAL]")
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="The new tasks; options as in split-mnist:limit=500.")
+              help="The new tasks; options as in split-mnist:tasks=2.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
               "[default: RUN]")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
@@ -63,7 +63,7 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, devi
             click.echo(f"old tasks: {shown(after)}; before they were {shown(before)}")
     else:
         click.echo(f"{record.status}: {record.failure.message if record.failure else ''}", err=True)
-    click.echo(f"record: {Store(out or run).path(record.key)}")
+    click.echo(f"record: {Store(out or run).path(record.key)} (clbench export {out or run} {record.key[:6]} --to DIR)")
     return int(record.status != "done")
 
 

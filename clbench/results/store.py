@@ -35,11 +35,15 @@ class Problem:
 
 
 def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
-    """Return the records that the name of a trial fits: `label/seed`, else the beginning of a key; None fits all."""
+    """Return the records that the name of a trial fits: `label/seed`, else the beginning of a key; None fits all.
+
+    A trial that continues another has that one's label; `label/seed` is then the one that it began with.
+    """
     every = list(records)
     if trial is None:
         return every
-    return [r for r in every if r.name == trial] or [r for r in every if r.key.startswith(trial)]
+    called = [r for r in every if r.name == trial]
+    return [r for r in called if r.trial.continues is None] or called or [r for r in every if r.key.startswith(trial)]
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:

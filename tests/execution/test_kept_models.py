@@ -152,6 +152,8 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
         model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
     with pytest.raises(SpecError, match="has no plain network that answers"):
         clbench.load_model(run, by["icarl", "class"].key, task=0)
+    with pytest.raises(SpecError, match="has learned tasks 1 to 2, not 3"):  # the command counts from 1
+        export(run, by["er", "task"].key, tmp_path, task=2)
     with pytest.raises(SpecError, match="for one task: name it, --task 1 to 2"):
         export(run, by["lora", "task"].key, tmp_path, "torch-export")
     with pytest.raises(SpecError, match="the task is not given: leave --task out"):
@@ -223,3 +225,31 @@ def test_weights_are_those_of_the_plain_network(run, tmp_path):
     assert json.loads(about.read_text())["task"] == 1
     whole, _ = export(run, by["icarl", "class"].key, tmp_path / "icarl")
     assert Path(whole).read_bytes() == (Store(run).artifacts / by["icarl", "class"].key / MODEL).read_bytes()
+
+
+@pytest.mark.extra("timm")
+def test_weights_have_the_names_of_the_library_that_the_model_is_from(tmp_path):
+    import timm
+
+    record, = train(tmp_path, "er", model="timm:test_vit:size=32", epochs=1)
+    exported, _ = export(tmp_path, record.key, tmp_path / "home")
+    theirs = timm.create_model("test_vit", num_classes=4, img_size=32).eval()
+    theirs.load_state_dict(load_file(exported))
+    model = clbench.load_model(tmp_path, record.key)
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(theirs(model.prepare(images)), model.predict(images).logits, atol=1e-5)
+    program, _ = export(tmp_path, record.key, tmp_path / "home", "torch-export")
+    assert program.stat().st_size > 0
+
+
+def test_trained_in_a_stack_or_on_other_streams_it_is_right_to_a_sample(tmp_path):
+    for name, more in (("stack", {"methods": "ewc", "seeds": 2, "stack": 2}),
+                       ("blur", {"methods": "er", "blur": 0.2}),
+                       ("hidden", {"methods": "er", "boundaries": "hidden"}),
+                       ("domain", {"methods": "icarl", "scenario": "domain",
+                                   "benchmark": "helpers.tiny_benchmarks:shifting"})):
+        for record in train(tmp_path / name, **{"epochs": 1, **more}):
+            row = clbench.load_model(tmp_path / name, record.key).evaluate(tmp_path)
+            sizes = record.stream.test_samples
+            assert all(abs(a - b) * size < 1.5 for a, b, size in zip(row, record.R[-1], sizes, strict=True)), name

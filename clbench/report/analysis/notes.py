@@ -43,8 +43,9 @@ def own_recipe(trial: Trial) -> str:
 
 def title(record: Record) -> str:
     """Return the title of a record's section."""
-    trial = record.trial
-    return clean(f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
+    trial, before = record.trial, record.trial.continues
+    after = f" after {' and '.join(b.name for b in before.benchmarks)}" if before else ""
+    return clean(f"{trial.benchmark.name}{after}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
                  + (f", {trial.arrival}" if str(trial.arrival) else "") + (", validation" if trial.validation else ""))
 
 
