@@ -97,8 +97,8 @@ def told(choice: Choice) -> Iterator[str]:
     for price in choice.prices:
         if price.method == choice.best:
             yield f"  {price.flag} costs nothing: {price.method} is the best without it too"
-        elif choice.best is None:
-            yield f"  without {price.flag}: {price.method}, ACC {number(price.difference, 'percent')}"
+        elif price.difference is None:
+            yield f"  without {price.flag}: {price.method}, ACC {number(price.accuracy, 'percent')}"
         else:
             yield (f"  {price.flag} costs {interval(price.difference, price.half_width, 'points')} points: without it "
                    f"{price.method}")

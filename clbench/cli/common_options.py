@@ -27,6 +27,12 @@ def model_option(text: str, **more: Any) -> Callable[..., Any]:
     return click.option("--model", metavar="NAME", shell_complete=named("model", "models"), help=text, **more)
 
 
+def trial_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the arguments RUN and [TRIAL]."""
+    command = click.argument("trial", required=False, metavar="[TRIAL]")(command)
+    return click.argument("run", type=click.Path(path_type=Path), metavar="RUN")(command)
+
+
 plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Use this Python file's plugin "
                              "without installing it; repeatable.", type=click.Path(path_type=Path))
 

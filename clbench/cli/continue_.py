@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import plugin_option, trial_arguments
 from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_option
 from clbench.cli.help import Command
@@ -18,8 +18,7 @@ EXAMPLES = (
 
 
 @click.command("continue", cls=Command, examples=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.argument("trial", required=False, metavar="[TRIAL]")
+@trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
               help="The new tasks; options as in split-mnist:tasks=2.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
@@ -39,18 +38,15 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, devi
     import shlex
     import sys
 
-    from clbench.core.options import parse_named, validate
     from clbench.core.registry import discover
     from clbench.execution import interrupts
     from clbench.execution.continuing import continue_trial
     from clbench.experiment.execution_settings import ExecutionSettings
-    from clbench.experiment.trial import Resolved
+    from clbench.experiment.plan import resolved_benchmark
     from clbench.results.store import Store
 
     registry = discover(files=plugins)
-    name, given = parse_named(benchmark)
-    info = registry.benchmark(name)
-    more = Resolved(name=name, options=validate(info.options, given, name, "clbench benchmarks").model_dump())
+    more = resolved_benchmark(benchmark, registry)
     with interrupts.caught():
         record = continue_trial(run, trial, more, ExecutionSettings(data=data), device, out,
                                 shlex.join(["clbench", *sys.argv[1:]]), registry)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.common_options import trial_arguments
 from clbench.cli.help import Command
 from clbench.cli.tasks import ONE
 
@@ -20,8 +21,7 @@ EXAMPLES = (
 
 
 @click.command("export", cls=Command, examples=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.argument("trial", required=False, metavar="[TRIAL]")
+@trial_arguments
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write to.")
 @click.option("--format", "form", type=click.Choice(["safetensors", "torch-export", "onnx"]), default="safetensors",
               show_default=True, help="Weights, or a program from raw samples to logits (.pt2, .onnx).")

@@ -72,9 +72,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if form == "onnx" and not all(map(importlib.util.find_spec, NEEDS)):
         raise SpecError("--format onnx needs the packages onnx and onnxscript: pip install 'clbench[onnx]'; "
                         "--format torch-export needs none")
-    last = len(record.R) - 1 + (record.trial.continues.tasks if record.trial.continues else 0)
-    if task is not None and task >= last:
-        raise SpecError(f"{record.name} has learned tasks 1 to {last}, not {task + 1}")
+    if task is not None and task >= record.learned:
+        raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
         if form == "safetensors":
             return _weights(store, record, run, to, task)

@@ -12,16 +12,16 @@ from clbench.core import tokens
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
-from clbench.data.arrival import arrive
-from clbench.data.stream import Stream, load_stream
+from clbench.data.stream import Stream
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Prediction
 from clbench.training import numerics
 from clbench.training.evaluation import evaluate
-from clbench.training.trials.building import for_model
 from clbench.training.trials.kept import read_model, rebuilt
+from clbench.training.trials.runner import TrialRunner
 
 
 class Answers(NamedTuple):
@@ -135,9 +135,7 @@ class KeptModel(nn.Module):
         if trial.continues is not None:
             raise SpecError(f"{self.record.name} continues another trial: its tasks are of several benchmarks; predict "
                             "on the samples of one")
-        loaded = load_stream(trial.benchmark, trial.scenario, trial.seed, data_dir, self.registry, trial.validation)
-        stream = for_model(arrive(loaded, trial.arrival, trial.scenario, trial.seed, trial.benchmark.name), trial,
-                           self.registry)
+        stream = TrialRunner(ExecutionSettings(data=data_dir), "cpu", "", self.registry).stream(trial)
         if self.record.stream is None or stream.fingerprint != self.record.stream.fingerprint:
             raise DataError(f"benchmark {trial.benchmark.name} has other data here than {self.record.name} was trained "
                             "on; use the same data folder")

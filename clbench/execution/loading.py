@@ -57,8 +57,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
     record = find_record(store, trial)
     registry = discover()
     info = registry.strategy(record.trial.method.name)
-    kept, earlier = (store.artifacts / record.key / MODEL).is_file(), record.trial.continues
-    last = len(record.R) - 2 + (earlier.tasks if earlier else 0)
+    kept, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last:
         raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
     if kept and (task is None or not info.load_model):

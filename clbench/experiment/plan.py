@@ -185,6 +185,17 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
         return None
 
 
+def resolved_benchmark(text: str, registry: Registry) -> Resolved:
+    """Return a benchmark given as `name:option=value`, with all its options.
+
+    Raises:
+        SpecError: there is none of that name, or an option is wrong.
+    """
+    name, given = opt.parse_named(text)
+    options = opt.validate(registry.benchmark(name).options, given, name, "clbench benchmarks")
+    return Resolved(name=name, options=options.model_dump())
+
+
 def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
     """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
 

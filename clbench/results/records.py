@@ -224,6 +224,11 @@ class Record(RecordPart):
         """Return how users name the trial: `label/seed`."""
         return f"{self.label}/{self.trial.seed}"
 
+    @property
+    def learned(self) -> int:
+        """Return how many tasks a finished trial has learned, with those of the trials that it continues."""
+        return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)
+
     def __repr__(self) -> str:
         """Return the trial and how it ended in a line; `model_dump` gives everything."""
         ended = f"ACC {100 * acc(self.R):.1f}" if self.status == "done" else self.status

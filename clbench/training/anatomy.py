@@ -53,7 +53,7 @@ class Tally:
             self.task_of[list(task.classes)] = index
 
     def add(self, prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
-        """Take in a batch, see `evaluation.Watch`."""
+        """Take in a batch, see `evaluation.OnBatch`."""
         known = tasks < self.learned
         logits, y, tasks = logits[known], y[known], tasks[known]
         best = logits.argmax(1)

@@ -29,7 +29,7 @@ ACCELERATOR_BYTES = 2**25
 SMALLEST = 32  # samples in a batch, however large they are
 
 # Gets of each batch the prediction, its logits [N, C] with -inf for outputs that take no part, labels and tasks [N].
-Watch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
+OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             kept: KeptAnswers | None = None, watch: Watch | None = None) -> Row:
+             kept: KeptAnswers | None = None, on_batch: OnBatch | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
     Where the task is not given, batches run across tasks. `kept` are the answers of earlier evaluations of the same
-    strategy on the same stream: what has not changed since is not computed again. `watch` sees every batch.
+    strategy on the same stream: what has not changed since is not computed again. `on_batch` sees every batch.
     """
     training = strategy.training
     strategy.eval()
@@ -88,8 +88,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
-                if watch is not None:
-                    watch(prediction, logits, y, tasks)
+                if on_batch is not None:
+                    on_batch(prediction, logits, y, tasks)
                 if prediction.task is not None:
                     infers = True
                     own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.common_options import trial_arguments
 from clbench.cli.help import Group
 from clbench.cli.params import figure_file
 from clbench.cli.tasks import ONE, SEVERAL, numbers
 
 if TYPE_CHECKING:
-    from clbench.experiment.trial import Resolved
     from clbench_lora.peft_format import Adapter
 
 FOLDER = click.Path(path_type=Path)
@@ -32,12 +32,6 @@ device = click.option("--device", default="auto", show_default=True, metavar="DE
 def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option that names where something is written."""
     return click.option("--to", "to", type=FOLDER, required=True, metavar=metavar, help=what)
-
-
-def trial(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the arguments RUN and [TRIAL]."""
-    function = click.argument("trial", required=False, metavar="[TRIAL]")(function)
-    return click.argument("run", type=FOLDER, metavar="RUN")(function)
 
 
 def outputs(adapter: Adapter) -> str:
@@ -82,7 +76,7 @@ def list_(run: Path) -> None:
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @click.option("--task", type=ONE, metavar="T", help="The task, from 1.  [default: all]")
 def show(run: Path, trial: str | None, task: int | None) -> None:
     """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
@@ -104,7 +98,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @task
 @to("An empty or new folder.", "DIR")
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
@@ -116,7 +110,7 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @task
 @to("The file of weights.", "FILE.safetensors")
 def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
@@ -128,7 +122,7 @@ def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @task
 def remove(run: Path, trial: str | None, task: int) -> None:
     """Delete a task's adapter; the others answer as before, bit for bit."""
@@ -140,7 +134,7 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @task
 @click.option("--benchmark", metavar="NAME", help="Whose task it is, as in split-fashion-mnist.  "
               "[default: the trial's]")
@@ -148,26 +142,18 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 @device
 def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
     """Train one more task onto the kept base by the trial's recipe; base and other adapters stay as they are."""
+    from clbench.core.registry import discover
+    from clbench.experiment.plan import resolved_benchmark
     from clbench_lora.adapters import find
     from clbench_lora.evaluate import add as train
 
-    number = train(find(run, trial), task, resolved(benchmark) if benchmark else None, data, device)
+    other = resolved_benchmark(benchmark, discover()) if benchmark else None
+    number = train(find(run, trial), task, other, data, device)
     click.echo(f"added task {number + 1}")
 
 
-def resolved(benchmark: str) -> Resolved:
-    """Return a benchmark by name with all its options."""
-    from clbench.core import options
-    from clbench.core.registry import discover
-    from clbench.experiment.trial import Resolved
-
-    name, given = options.parse_named(benchmark)
-    info = discover().benchmark(name)
-    return Resolved(name=name, options=options.validate(info.options, given, name, "clbench benchmarks").model_dump())
-
-
 @adapters_group.command("eval")
-@trial
+@trial_arguments
 @click.option("--tasks", type=SEVERAL, metavar="LIST", help="Which adapters, as in 1,3.  [default: all]")
 @data
 @device
@@ -186,7 +172,7 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
 
 
 @adapters_group.command()
-@trial
+@trial_arguments
 @click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Which adapters, as in 1,2.")
 @click.option("--weights", type=floats, required=True, metavar="LIST", help="A weight each, as in 0.5,0.5.")
 @to("An empty or new folder.", "DIR")

@@ -42,7 +42,7 @@ def take_apart(b, learned=3):
     """Return the counts of a row of R."""
     anatomy = Anatomy(each=True)
     tally = anatomy.tally(b.stream, "class", learned)
-    row = evaluate(b.strategy, b.stream, "class", learned, watch=tally.add)
+    row = evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add)
     anatomy.look(b.strategy, b.stream, tally, learned)
     counts, = anatomy.rows
     assert [r / n for r, n in zip(counts.right, counts.samples, strict=True)] == row.accuracy[:learned]

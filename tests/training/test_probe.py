@@ -78,7 +78,7 @@ def seen(b, after=lambda _: None):
         if learned == 3:
             after(b.strategy)
         tally = anatomy.tally(b.stream, "class", learned)
-        evaluate(b.strategy, b.stream, "class", learned, watch=tally.add if tally else None)
+        evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add if tally else None)
         anatomy.look(b.strategy, b.stream, tally, learned)
     return anatomy.rows[0], anatomy.probe
 

@@ -14,7 +14,7 @@ from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAIN
 from clbench.report.formatting import number
 from clbench.results.stats import mean_interval
 
-PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
                     r"(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
 
@@ -61,11 +61,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Price:
-    """What a constraint costs: the best without it, less the best with it."""
+    """What a constraint costs: the best without it, less the best with it (None where no method keeps to all)."""
 
     flag: str
     method: str  # the best without it
-    difference: float
+    accuracy: float
+    difference: float | None
     half_width: float | None
 
 
@@ -111,8 +112,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
                         "or 2x-naive")
     amount = float(found["number"])
     if not (found["percent"] or found["times"]):
-        return Limit(kind, flag, amount * PREFIXES[found["prefix"].replace("K", "k", 1) if len(found["prefix"]) == 1
-                                                   else found["prefix"]])
+        return Limit(kind, flag, amount * PREFIXES[found["prefix"]])
     other = found["method"] or setting.baseline
     value = values_of(setting, kind).get(other or "")
     if other is None or value is None:
@@ -176,10 +176,11 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
         if not free:
             continue
         without = leader(ACC.column, free)
+        accuracy = fmean(free[without].values())
         if best is None:
-            found.append(Price(one.flag, without, fmean(free[without].values()), None))
+            found.append(Price(one.flag, without, accuracy, None, None))
             continue
         both = accuracies[without].keys() & accuracies[best].keys()
         over = mean_interval([accuracies[without][s] - accuracies[best][s] for s in sorted(both)])
-        found.append(Price(one.flag, without, over.mean, over.half_width))
+        found.append(Price(one.flag, without, accuracy, over.mean, over.half_width))
     return found
