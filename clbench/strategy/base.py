@@ -202,10 +202,7 @@ class Strategy(OldNames, nn.Module):
         return task.train
 
     def observe(self, batch: Batch) -> None:
-        """Learn from new samples, raw, as they pass; before `augment_batch`, where boundaries are hidden only.
-
-        There it takes the place of what `after_task` does with `Task.train`, which cannot be had. Default: nothing.
-        """
+        """Learn from new raw samples before `augment_batch`, in place of `Task.train`; with hidden boundaries only."""
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch to train on: the stateful or random part of a step, on raw inputs. Default: unchanged."""
@@ -297,8 +294,5 @@ class Strategy(OldNames, nn.Module):
         return logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return what the evaluation uses, without changing any state. Strategies that infer the task return it too.
-
-        With `--evaluate-every` it is also asked between the steps of a task.
-        """
+        """Return what the evaluation uses, also between steps, without changing any state; the inferred task too."""
         return Prediction(self(x, task))
