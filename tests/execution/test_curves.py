@@ -42,6 +42,15 @@ def test_what_a_run_keeps_and_that_it_gives_what_it_gave_without(tmp_path):
     assert "learned" not in (tmp_path / "plain" / "report.md").read_text().split("## How to read")[0]
 
 
+def test_with_hidden_boundaries_the_curve_is_that_of_the_true_tasks_and_training_notices_nothing(tmp_path):
+    plain = run(tmp_path / "plain", boundaries="hidden", seeds=2, stack=2)
+    seen = run(tmp_path / "seen", boundaries="hidden", seeds=2, stack=2, evaluate_every=10, evaluate_samples=40)
+    assert [r.facts() for r in plain] == [r.facts() for r in seen]
+    for record in seen:
+        assert [steps[-1] for steps in record.curve.steps] == record.costs.steps
+        assert [len(right) for right in record.curve.right] == [len(after) for after in record.curve.after] == [1, 2, 3]
+
+
 def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, capsys):
     first = run(tmp_path)
     command = ["run", "--methods", "er:capacity=20,naive", "--benchmark", SMALL["benchmark"], "--scenario", "domain",
