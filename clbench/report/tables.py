@@ -7,15 +7,16 @@ from dataclasses import replace
 from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
-from clbench.report.analysis import errors, notes
+from clbench.report.analysis import errors, notes, rule
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
+from clbench.report.analysis.families import Family
 from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
 from clbench.report.analysis.headline import against_column, headline
 from clbench.report.analysis.learning import unlearned
-from clbench.report.analysis.paired_tests import Family, all_pairs, compare_with_baseline, compare_with_best, winners
+from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
     ACC,
@@ -158,7 +159,7 @@ def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    found = cells(values, column.unit)
+    found = cells(values, column.unit, setting.until)
     if column.direction is None:
         return found
     eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
@@ -166,7 +167,7 @@ def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
         return mark(column, found, fewest(found, column.unit, eligible), eligible)
     compared = setting.compared(measure)
-    best = winners(column, compared, setting.eligible, families.get(measure))
+    best = winners(column, compared, setting.eligible, families.get(measure), setting.until)
     return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 
@@ -224,6 +225,8 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
+    records = [r for m in methods for r in m.records]
+    yield from rule.told(records)
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
     yield from _stale(methods)

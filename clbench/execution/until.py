@@ -1,0 +1,101 @@
+"""An experiment carried out: once, or round by round until its question is decided (`--until decided`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from clbench.execution import run
+from clbench.execution.deciding import State, next_round, rule_of, states
+from clbench.execution.workers.plan import Listener, Relay
+from clbench.experiment.until import BEST, UntilDecided
+from clbench.results.looks import sequence
+from clbench.results.records import Record
+
+Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the listener of a round
+
+
+class Later(Relay):
+    """A listener that hears nothing of workers that are ready, as in the round before."""
+
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Leave it out."""
+
+
+def carry_out(ready: run.Experiment, show: Show, command: str) -> list[Record]:
+    """Run what is missing of an experiment, and add seeds where its rule asks for them; return all its records.
+
+    Args:
+        ready: from `run.prepare`.
+        show: makes the listener of each round.
+        command: what the user typed, kept in the records.
+
+    Raises:
+        ClbenchError: as `run.execute`.
+    """
+    if not ready.spec.until:
+        with show(ready) as listener:
+            return run.execute(ready, listener, command=command)
+    rule = rule_of(ready.spec, [p.label for p in ready.planned])
+    seeds = sequence(ready.spec.seeds, rule.most)
+    told: set[str] = set()
+    first = True
+    while True:
+        with show(ready) as listener:
+            if first:
+                for line in beginning(ready.spec.seeds, rule):
+                    listener.note(line)
+            run.execute(ready, listener if first else Later(listener), command=command, later=not first)
+        first = False
+        ready.given_up |= {p.trial.key for p in ready.missing}
+        settings = {p.trial.setting for p in ready.planned}
+        found = states([r for r in ready.study() if r.trial.setting in settings], rule)
+        added = next_round(ready.planned, found, rule, seeds, places(ready))
+        with show(ready) as listener:
+            for line in lines(found, ready, told, bool(added)):
+                listener.note(line)
+        if not added:
+            return ready.results()
+        ready.planned += added
+
+
+def places(ready: run.Experiment) -> int:
+    """Return how many trials are run at once: of each worker one, or a stack."""
+    settings = ready.spec.execution
+    workers = settings.workers if settings.workers is not None else (
+        run.usable_cores() if ready.spec.device in ("auto", "cpu") else 1)
+    return max(1, workers) * (settings.stack or 1)
+
+
+def beginning(seeds: Sequence[int], rule: UntilDecided) -> list[str]:
+    """Return what is said before the first round."""
+    against = ("which method is best" if rule.baseline == BEST else f"each method against {rule.baseline}"
+               if rule.baseline else "each method against plain fine-tuning (naive), or else which is best")
+    return [f"then, until decided: {against}, by a look after each seed from {len(seeds)} to at most {rule.most}"]
+
+
+def lines(found: Sequence[State], ready: run.Experiment, told: set[str], going: bool) -> list[str]:
+    """Return what is said after a round: what it has decided, and what is open.
+
+    Args:
+        found: by setting.
+        ready: the experiment.
+        told: what has been said of decisions; this round's are added.
+        going: whether there is another round.
+    """
+    said = []
+    several = len(found) > 1
+    for state in found:
+        counts = {label: sum(p.label == label and p.trial.scenario == state.scenario for p in ready.planned)
+                  for label in (*state.decided, *state.open)}
+        where = f"{state.scenario}: " if several else ""
+        for label, verdict in state.decided.items():
+            if (line := f"{where}{label} {verdict} ({state.question})") not in told:
+                told.add(line)
+                said.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
+        if state.open:
+            fewest = min(counts[label] for label in state.open)
+            end = "; seeds are added" if going else ", the most that were to be added"
+            said.append(f"{where}open after {fewest} seeds: {', '.join(state.open)} "
+                        f"({state.question}){end}")
+    return said
