@@ -52,8 +52,8 @@ EXAMPLES = (
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
-@click.option("--until", metavar="decided", help="Add seeds after the first ones where the question is open, one by one, "
-              "by tests that hold although one looks after each (docs/choosing.md).")
+@click.option("--until", metavar="decided", help="Add seeds after the first ones where the question is open, one by "
+              "one, by tests that hold although one looks after each (docs/choosing.md).")
 @click.option("--max-seeds", type=int, metavar="N", help="The most of a method, with --until decided.  [default: 30]")
 @click.option("--baseline", metavar="METHOD", help="The question of --until decided: each method against this one, by "
               "its label, or which is the best of all (best).  [default: naive if it is among them, else best]")

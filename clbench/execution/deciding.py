@@ -71,8 +71,8 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     settings = {p.trial.setting for p in whole}
     own = [r for r in records if r.trial.setting in settings]
     if others := {str(r.until) for r in own if r.until and r.until != rule}:
-        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, this run has {rule}. A rule "
-                        "is fixed before the first look: go on with the same one, or begin anew in another folder "
+        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, this run has {rule}. A "
+                        "rule is fixed before the first look: go on with the same one, or begin anew in another folder "
                         "(--out) with other seeds (such as --seeds 100,101,102)")
     if strangers := sorted({r.trial.seed for r in own} - set(seeds)):
         raise SpecError(f"{out} has results of seed {listed(strangers)}, and this rule takes {listed(seeds)}, in their "

@@ -8,18 +8,39 @@ from contextlib import AbstractContextManager
 from clbench.execution import run
 from clbench.execution.deciding import State, next_round, rule_of, states
 from clbench.execution.workers.plan import Listener, Relay
-from clbench.experiment.until import BEST, UntilDecided
+from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.until import UntilDecided, question
 from clbench.results.looks import sequence
 from clbench.results.records import Record
 
 Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the listener of a round
 
 
-class Later(Relay):
-    """A listener that hears nothing of workers that are ready, as in the round before."""
+class Round(Relay):
+    """Tells a listener what is new in a round: the rule in the first, and no note that has been told before."""
+
+    def __init__(self, listener: Listener, rule: UntilDecided, told: set[str]) -> None:
+        """Wrap the listener; `told` is shared by all rounds."""
+        super().__init__(listener)
+        self.rule, self.told = rule, told
+        self.first = not told
+
+    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
+        """Forward the event, and say how it goes on."""
+        self.listener.begun(planned, todo)
+        self.note(f"then until decided: {question(self.rule)}, by a look after each seed from {self.rule.first} to at "
+                  f"most {self.rule.most}")
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Leave it out."""
+        """Forward the first."""
+        if self.first:
+            super().ready(device, workers, threads, nodes)
+
+    def note(self, text: str) -> None:
+        """Forward what is new."""
+        if text not in self.told:
+            self.told.add(text)
+            super().note(text)
 
 
 def carry_out(ready: run.Experiment, show: Show, command: str) -> list[Record]:
@@ -39,20 +60,16 @@ def carry_out(ready: run.Experiment, show: Show, command: str) -> list[Record]:
     rule = rule_of(ready.spec, [p.label for p in ready.planned])
     seeds = sequence(ready.spec.seeds, rule.most)
     told: set[str] = set()
-    first = True
     while True:
         with show(ready) as listener:
-            if first:
-                for line in beginning(ready.spec.seeds, rule):
-                    listener.note(line)
-            run.execute(ready, listener if first else Later(listener), command=command, later=not first)
-        first = False
+            run.execute(ready, Round(listener, rule, told), command=command, later=bool(told))
         ready.given_up |= {p.trial.key for p in ready.missing}
         settings = {p.trial.setting for p in ready.planned}
         found = states([r for r in ready.study() if r.trial.setting in settings], rule)
         added = next_round(ready.planned, found, rule, seeds, places(ready))
         with show(ready) as listener:
-            for line in lines(found, ready, told, bool(added)):
+            listener = Round(listener, rule, told)
+            for line in lines(found, ready, bool(added)):
                 listener.note(line)
         if not added:
             return ready.results()
@@ -67,20 +84,12 @@ def places(ready: run.Experiment) -> int:
     return max(1, workers) * (settings.stack or 1)
 
 
-def beginning(seeds: Sequence[int], rule: UntilDecided) -> list[str]:
-    """Return what is said before the first round."""
-    against = ("which method is best" if rule.baseline == BEST else f"each method against {rule.baseline}"
-               if rule.baseline else "each method against plain fine-tuning (naive), or else which is best")
-    return [f"then, until decided: {against}, by a look after each seed from {len(seeds)} to at most {rule.most}"]
-
-
-def lines(found: Sequence[State], ready: run.Experiment, told: set[str], going: bool) -> list[str]:
+def lines(found: Sequence[State], ready: run.Experiment, going: bool) -> list[str]:
     """Return what is said after a round: what it has decided, and what is open.
 
     Args:
         found: by setting.
         ready: the experiment.
-        told: what has been said of decisions; this round's are added.
         going: whether there is another round.
     """
     said = []
@@ -90,9 +99,7 @@ def lines(found: Sequence[State], ready: run.Experiment, told: set[str], going: 
                   for label in (*state.decided, *state.open)}
         where = f"{state.scenario}: " if several else ""
         for label, verdict in state.decided.items():
-            if (line := f"{where}{label} {verdict} ({state.question})") not in told:
-                told.add(line)
-                said.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
+            said.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
         if state.open:
             fewest = min(counts[label] for label in state.open)
             end = "; seeds are added" if going else ", the most that were to be added"

@@ -31,6 +31,14 @@ class UntilDecided(BaseModel):
         return f"--until decided --max-seeds {self.most} --seeds {self.first}{against}"
 
 
+def question(rule: UntilDecided) -> str:
+    """Return what a rule asks, in words."""
+    if rule.baseline == BEST:
+        return "which method is best"
+    return (f"each method against {rule.baseline}" if rule.baseline else
+            "each method against plain fine-tuning, or else which is best")
+
+
 def _decided(value: Any) -> Any:
     if isinstance(value, str) and value != "decided":
         raise ValueError(unknown("rule", value, ["decided"], "clbench run --help"))

@@ -96,8 +96,8 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*stability_gaps(methods), *unlearned(methods, setting.joint), *_notes(methods),
-                      *notes.differences(records), *notes.remarks(records), *([named.note] if named else [])]),
+        notes=tuple([*rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+                      *_notes(methods), *notes.differences(records), *notes.remarks(records), *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
@@ -225,8 +225,6 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
-    records = [r for m in methods for r in m.records]
-    yield from rule.told(records)
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
     yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
     yield from _stale(methods)

@@ -120,7 +120,7 @@ def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
     """
     from scipy.special import stdtrit
 
-    return -float(stdtrit(seeds - 1, _q(rule.first, rule.most, level) * weight(seeds, rule.most) / 2))
+    return -float(stdtrit(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2))
 
 
 def repeated_interval(values: Sequence[float], rule: UntilDecided) -> Interval:
@@ -166,9 +166,13 @@ def _simulated() -> dict[str, float]:
     return found
 
 
+def threshold(level: float, rule: UntilDecided) -> float:
+    """Return q with the chance `level`: a difference is shown at that level where p / weight of a look is at most q."""
+    return _threshold(rule.first, rule.most, level)
+
+
 @functools.cache
-def _q(first: int, most: int, level: float) -> float:
-    """Return q with the chance `level`."""
+def _threshold(first: int, most: int, level: float) -> float:
     from scipy.optimize import brentq
 
     rule = UntilDecided(first=first, most=most)

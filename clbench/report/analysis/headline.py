@@ -11,7 +11,7 @@ from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
 from clbench.report.analysis.learning import far_below, still_falling
 from clbench.report.analysis.paired_tests import looks
 from clbench.report.decided import Against, Compared, Facts, Verdict
-from clbench.report.formatting import named
+from clbench.report.formatting import listed, named
 from clbench.report.model import Cell, Column
 from clbench.results.paired import MOST_SEEDS
 from clbench.results.records import Record
@@ -30,6 +30,11 @@ def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
         lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
     if found.joint and found.joint.pairs:
         lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
+    if found.until:
+        counts = ", ".join(f"{m.label} {len(m.seeds)}" for m in setting.methods[:SHOWN])
+        more = f" and {len(setting.methods) - SHOWN} more" if len(setting.methods) > SHOWN else ""
+        lines.append(("Seeds", f"added until decided, {found.until.first} to at most {found.until.most}: {counts}"
+                      + more))
     lines += [("Not decided", _undecided(setting, found)), ("Decided by", _basis(found)),
               ("Mind", ". ".join(text[:1].upper() + text[1:] for text in _warnings(setting)))]
     return tuple((about, f"{text}.") for about, text in lines if text)
@@ -158,6 +163,8 @@ def _basis(found: Facts) -> str:
 
 def _warnings(setting: Setting) -> Iterable[str]:
     methods = [m for m in setting.methods if m.done]
+    if added := {r.trial.seed for r in setting.records if r.seen}:
+        yield f"seeds added after a look at a report, which tests do not allow for: {listed(sorted(added))}"
     own = [m for m in methods if not m.reference]
     if not_done := [m.label for m in setting.methods if not m.complete]:
         yield f"not all seeds: {_list(not_done, len(setting.methods))}"

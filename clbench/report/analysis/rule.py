@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clbench.experiment.until import BEST
+from clbench.experiment.until import question
 from clbench.report.formatting import listed
 from clbench.results.records import Record
 
@@ -13,13 +13,10 @@ def told(records: Sequence[Record]) -> Iterator[str]:
     """Yield a sentence where a rule has added seeds, and one where seeds were added after a report had been read."""
     until = next((r.until for r in records if r.until), None)
     if until is not None:
-        asked = "which method is best" if until.baseline == BEST else (
-            f"each method against {until.baseline}" if until.baseline else
-            "each method against plain fine-tuning, or else which is best")
-        yield (f"seeds were added where the question was open ({asked}): from {until.first} to at most {until.most} of "
-               "a method (--until decided). So methods have different numbers of seeds: their means are of different "
-               "seeds, their differences of those that both have. Verdicts, p and ± are sequential, and hold whenever "
-               "one stops; intervals in the figures are the usual ones, which do not hold here")
+        yield (f"seeds were added where the question was open ({question(until)}): {until.first} to at most "
+               f"{until.most} of a method (--until decided). So means are of different seeds, and differences of those "
+               "that both methods have. Verdicts, p and ± are sequential: they hold whenever one stops. Intervals in the figures are the "
+               "usual ones, which do not hold here")
     added = [r for r in records if r.seen]
     if added:
         seeds, shown = ({s for r in added for s in found(r)} for found in (lambda r: [r.trial.seed], lambda r: r.seen))
