@@ -236,7 +236,7 @@ def _next_look(t: Floats, n: int, bound: float, then: Floats, later: Floats | No
     shift, size = np.arctan(a), np.sqrt((1 + a * a) / (n + 1))  # of r(n + 1)
     low, high = shift - math.pi / 2, shift + math.pi / 2
     s = np.arcsin(np.minimum(1.0, bound / math.sqrt(n + bound * bound) / size))
-    above = [stdtr(n, -math.sqrt(n) * np.tan(np.minimum(v, high) - shift)) for v in (s, math.pi - s)]
+    above = [stdtr(n, -math.sqrt(n) * np.tan(np.minimum(v - shift, math.pi / 2))) for v in (s, math.pi - s)]
     below = np.where(-s > low, stdtr(n, -math.sqrt(n) * np.tan(np.minimum(s + shift, math.pi / 2))), 0.0)
     crossed: Floats = below + np.maximum(above[0] - above[1], 0.0)
     if later is None:
