@@ -1,4 +1,4 @@
-"""Looks after each seed: probabilities against simulation and closed forms, and what is committed of the simulations."""
+"""Looks after each seed: probabilities against simulation and closed forms, and what is committed of simulations."""
 
 import json
 import math

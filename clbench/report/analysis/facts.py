@@ -55,11 +55,12 @@ def _best(setting: Setting, tests: Family) -> Best | None:
         return None
     best = leader(ACC.column, values, tests)
     pairs = tests.against(best)
-    still = sorted((p for p in pairs if not p.equal and not (p.significant and p.better("up") == best)),
+    worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
+    still = sorted((p for p in pairs if not p.equal and p.first not in worse),
                    key=lambda p: -fmean(p.differences))
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 pairs[0].test if pairs else None,
-                tuple(p.first for p in pairs if not p.equal and p.significant and p.better("up") == best),
+                tuple(p.first for p in pairs if p.first in worse),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
                 still[0].needed if still else None)
 

@@ -80,6 +80,11 @@ class Family:
         return self.pairs[0].until if self.pairs else None
 
     @property
+    def dropped(self) -> set[str]:
+        """Return the methods that got no more seeds, since another one, not only the best, was shown to be better."""
+        return self.beaten if self.until else set()
+
+    @property
     def beaten(self) -> set[str]:
         """Return the methods that some pair shows to be worse."""
         up = self.column.direction
@@ -131,7 +136,6 @@ def leader(column: Column, values: Values, tests: Family | None = None) -> str:
     Where seeds were added (by the rule of `tests`), a method that was shown to be worse got no more of them, and its
     mean is of other seeds: it does not lead.
     """
-    beaten = tests.beaten if tests and tests.until else set()
-    running = {name for name in values if name not in beaten} or set(values)
+    running = {name for name in values if not tests or name not in tests.dropped} or set(values)
     means = {name: fmean(by_seed.values()) for name, by_seed in values.items() if name in running}
     return (max if column.direction == "up" else min)(means, key=lambda name: means[name])

@@ -32,14 +32,15 @@ def winners(column: Column, values: Values, eligible: Collection[str], tests: Fa
     best = leader(column, running, tests)
     if tests is None:
         alone = family(column, values, best, len(values) * (len(values) - 1) // 2, until)
-        if not all(pair.equal or pair.p <= ALPHA for pair in alone.pairs if pair.first in running):
+        if until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
             return set()  # what is not shown by itself is not shown by a corrected p either
         tests = family(column, values, until=until)
         best = leader(column, running, tests)
     others = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in others if pair.equal}
     beaten = [pair for pair in others if not pair.equal]
-    shown = beaten and all(pair.significant and pair.better(column.direction) == best for pair in beaten)
+    shown = beaten and all((pair.significant and pair.better(column.direction) == best) or pair.first in tests.dropped
+                           for pair in beaten)
     return {best, *equal} if shown else set()
 
 

@@ -15,8 +15,8 @@ def told(records: Sequence[Record]) -> Iterator[str]:
     if until is not None:
         yield (f"seeds were added where the question was open ({question(until)}): {until.first} to at most "
                f"{until.most} of a method (--until decided). So means are of different seeds, and differences of those "
-               "that both methods have. Verdicts, p and ± are sequential: they hold whenever one stops. Intervals in the figures are the "
-               "usual ones, which do not hold here")
+               "that both methods have. Verdicts, p and ± are sequential: they hold whenever one stops. Intervals in "
+               "the figures are the usual ones, which do not hold here")
     added = [r for r in records if r.seen]
     if added:
         seeds, shown = ({s for r in added for s in found(r)} for found in (lambda r: [r.trial.seed], lambda r: r.seen))
