@@ -110,7 +110,7 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
         from clbench.cli.forecasts import listing
 
         click.echo(listing(ready))
-        if ready.spec.until:
+        if ready.most:
             click.echo(f"these first; then, until decided, a seed at a time, {ready.most} trials at most")
         return 0
     ready.refuse_stale()

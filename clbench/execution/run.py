@@ -49,7 +49,7 @@ class Experiment:
     trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
     on_stale: OnStale = "refuse"  # what is done with the records that do not stand
     standing: Standing = field(default_factory=Standing)
-    most: int = 0  # trials that there may be, where seeds are added
+    most: int = 0  # trials that there may be, where seeds are added until decided, else 0
     given_up: set[str] = field(default_factory=set)  # keys of trials that failed in an earlier round of this run
 
     @property
@@ -154,6 +154,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
                     executor.execute(missing, worker_plan, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
+            looks.forget(store.directory, bool(made))
             store.forget(made)  # bad input leaves nothing behind
             raise
     return experiment.results()

@@ -54,7 +54,7 @@ def carry_out(ready: run.Experiment, show: Show, command: str) -> list[Record]:
     Raises:
         ClbenchError: as `run.execute`.
     """
-    if not ready.spec.until:
+    if not ready.most:
         with show(ready) as listener:
             return run.execute(ready, listener, command=command)
     rule = rule_of(ready.spec, [p.label for p in ready.planned])

@@ -98,6 +98,12 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
     return [replace(one, seen=seen.get((setting_id(one.trial.setting), one.trial.seed), ())) for one in planned]
 
 
+def forget(folder: Path, made: bool) -> None:
+    """Remove the log of a folder that was made for a run which could not begin."""
+    if made:
+        (folder / FILE).unlink(missing_ok=True)
+
+
 def sequence(seeds: Sequence[int], most: int) -> list[int]:
     """Return the seeds in the order in which they are added, `most` of them: those given, and the next ones."""
     given = sorted(seeds)
