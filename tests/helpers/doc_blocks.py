@@ -27,7 +27,7 @@ from clbench.experiment import references, spec
 from clbench.experiment.plan import plan
 from helpers import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 SMALL = {"epochs": None, "iterations": 3, "seeds": 1, "workers": 0, "threads": 1, "device": "cpu"}
 SHELL, SILENT = ("bash", "sh"), ("text",)
 MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
