@@ -20,6 +20,8 @@ myst_heading_anchors = 3  # links to headings work as on GitHub
 
 html_theme = "furo"
 html_title = f"clbench {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings give shapes and units, which types do not
