@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from clbench import report
@@ -77,10 +77,11 @@ class Study:
         return report.build(by_method(self.records))
 
 
-def studies() -> list[Study]:
-    """Return the committed studies by name."""
+@cache
+def studies() -> tuple[Study, ...]:
+    """Return the committed studies by name; their records and reports are made once."""
     folders = sorted(path.parent for path in REPORTS.rglob("records"))
-    return [study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES]
+    return tuple(study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES)
 
 
 def study(folder: Path) -> Study:

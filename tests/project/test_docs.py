@@ -74,6 +74,10 @@ def test_the_table_of_the_readme_is_that_of_the_committed_report():
     assert set(rows) <= set(report)
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.report.formats.markdown import render
