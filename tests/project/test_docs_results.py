@@ -50,15 +50,15 @@ def test_a_study_says_what_its_records_say(facts):
     for one in facts.studies():
         records = [json.loads(path.read_text()) for path in one.folder.glob("records/*.json")]
         text = told[one.head.title]
-        assert f"| trials | {len(records)}, all done |" in text
+        done = sum(record["status"] == "done" for record in records)
+        assert f"| trials | {len(records)}, {'all' if done == len(records) else done} done" in text
         came = [record["provenance"] for record in records]
         starts = sorted(p["started"][:16].replace("T", " ") for p in came)
         assert re.search(rf"^\| when \| {starts[0]} to ({starts[-1]}|{starts[-1][11:]}) UTC ", text, re.MULTILINE)
         row = re.search(r"^\| commit \| (.*) \|$", text, re.MULTILINE)[1]
-        assert {found[:10] for found in re.findall(r"[0-9a-f]{10}", row)} == {p["git"][:10] for p in came}
+        assert {found[:10] for found in re.findall(r"[0-9a-f]{10}", row)} == {p["git"][:10] for p in came if p["git"]}
         assert all(p["machine"] in text for p in came)
-        command, = {re.sub(r" --.*", "", p["command"]) for p in came}
-        assert command in text
+        assert all(re.sub(r" --.*", "", p["command"]) in text for p in came)
         seconds = sum(sum(record["timings"].get(kind, ())) for record in records
                       for kind in ("train", "consolidate", "evaluate", "curve"))
         took = re.search(r"^\| took \| ([\d.]+) (hours|minutes),", text, re.MULTILINE)
