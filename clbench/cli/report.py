@@ -49,6 +49,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from clbench.execution.run import FORMATS
     from clbench.report.formats.terminal import show
     from clbench.report.model import FILE_FORMATS
+    from clbench.results import looks
 
     registry = discover(files=plugins)
     wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
@@ -59,7 +60,10 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
-    whole, folder = report.build(read_records(folders)), out or folders[0]
+    records = read_records(folders)
+    whole, folder = report.build(records), out or folders[0]
+    if out is None:
+        looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())

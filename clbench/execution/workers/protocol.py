@@ -120,4 +120,5 @@ def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.date
     """Return the record of a trial that ended before it could create one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
-        "trial": planned.trial, "failure": failure, "provenance": provenance.model_copy(update={"started": started})})
+        "until": planned.until, "seen": planned.seen, "trial": planned.trial, "failure": failure,
+        "provenance": provenance.model_copy(update={"started": started})})
