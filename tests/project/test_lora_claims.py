@@ -52,8 +52,8 @@ def test_a_verdict_needs_the_whole_interval(low, high, verdict):
     ([("does not hold", "a")], "does not hold"),
     ([("not decided", "a")], "not decided"),
     ([("holds", "a"), ("does not hold", "b")], "holds only a"),
-    ([("holds", "a"), ("holds", "b"), ("does not hold", "b")], "holds in 2 of 3 settings that are decided"),
-    ([("holds", "a"), ("does not hold", "a")], "holds in 1 of 2 settings that are decided")])
+    ([("holds", "a"), ("holds", "b"), ("does not hold", "b")], "holds in 1 of 1 a, 1 of 2 b"),
+    ([("holds", "a"), ("does not hold", "a")], "holds in 1 of 2 a")])
 def test_a_condition_is_named_where_it_tells_settings_apart(verdicts, said):
     assert evidence.summary([Finding("", "", verdict, {"id": trait}) for verdict, trait in verdicts]) == said
 
