@@ -99,9 +99,9 @@ def verify() -> str:
         _, reference = references.find(name)
         folder = REPORTS / "verify" / name
         records = read(folder) if folder.exists() else []
-        checked = verification.check(reference, [[one.trial for one in cell] for cell in
-                                                 reference.plan(reference.cells, discover())], records)
-        counts = Counter(one.verdict for one in checked)
+        checked = verification.check(reference, [[one.trial for one in cell] for cell in reference.plan(
+            reference.cells, discover())], records) if records else []
+        counts = Counter([one.verdict for one in checked] or ["not run"] * len(reference.cells))
         title = escape(reference.title)
         lines.append([f"[{title}]({_link(folder / 'verify.md')})" if records else title,
                       f"[{escape(reference.paper)}]({reference.url})", *(str(counts[word]) for word in WORDS),

@@ -69,7 +69,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     ended = run_missing(ready, dry_run)
     if ended is not None:
         return ended
-    cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry, {"weights": given["weights"]})]
+    everything = reference.plan(reference.cells, registry, {"weights": given["weights"]})
+    cells = [[one.trial for one in cell] for cell in everything]
     checked = verification.check(reference, cells, list(ready.records.values()))
     path = ready.store.directory / "verify.md"
     write_atomically(path, verified.markdown(reference, checked))

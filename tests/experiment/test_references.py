@@ -25,8 +25,9 @@ def test_the_shipped_references_can_be_planned_and_name_their_source(path, tmp_p
         given = {"weights": str(tmp_path / "base.safetensors")}
     planned = reference.plan(reference.cells, discover(), given)
     assert [one[0].label for one in planned] == [c.label for c in reference.cells]
+    # Two numbers of one method, by two metrics, are of the same trials.
     first = {(c.scenario, c.label): one for c, one in zip(reference.cells, planned, strict=True)}
-    assert len({p.trial.key for one in planned for p in one}) == sum(map(len, first.values()))  # AIA, of the same trials
+    assert len({p.trial.key for one in planned for p in one}) == sum(map(len, first.values()))
     assert all(bool(p.trial.weights) == bool(reference.weights) for one in planned for p in one)
 
 
