@@ -24,6 +24,7 @@ from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen
 from clbench.results import tracking
 from clbench.results.merge import by_method
 from clbench.results.records import Record
@@ -128,6 +129,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
     experiment.refuse_stale()
     missing, made = experiment.missing, (store := experiment.store).check_writable()
     listener.begun(experiment.planned, missing)
+    listener.known([*experiment.records.values()])
     keeper = RecordKeeper(experiment, listener)
     keeper.relabel()
     for note in experiment.standing.notes:
@@ -200,6 +202,10 @@ class RecordKeeper(Listener):
     def note(self, text: str) -> None:
         """Forward the event."""
         self.listener.note(text)
+
+    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+        """Forward the event."""
+        self.listener.foreseen(planned, foreseen)
 
     def started(self, planned: PlannedTrial) -> None:
         """Forward the event."""

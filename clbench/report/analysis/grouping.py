@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from statistics import fmean
 
-from clbench.core.errors import StoreError
+from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.report.analysis.titles import titles
@@ -156,6 +156,7 @@ class Setting:
     seeds: tuple[int, ...]
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
+    named_baseline: str | None = None  # the label of what somebody wants methods to be held against
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
@@ -198,7 +199,9 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of plain fine-tuning, against which methods are held where nobody names another one."""
+        """Return the label of what methods are held against: what is named, where it is here, else plain fine-tuning."""
+        if any(m.label == self.named_baseline and m.done for m in self.methods):
+            return self.named_baseline
         return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
 
     @cached_property
@@ -232,6 +235,13 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
     names = titles([group[0] for group in groups.values()])
     return [_setting(title, group) for title, group in zip(names, groups.values(), strict=True)]
+
+
+def check_label(settings: Iterable[Setting], label: str | None, hint: str) -> None:
+    """Raise a SpecError that points to `hint` if a method is named that no setting has."""
+    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
+    if label is not None and label not in labels:
+        raise SpecError(unknown("method", label, labels, hint))
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:
