@@ -103,9 +103,9 @@ def main() -> None:
     heads = ["run", "seconds", *(f"at {100 * point:.0f}%" for point in POINTS), "worst from 1/3 on, % of the run",
              "worst from 1/3 to 9/10, % of what was left"]
     lines = ["# Time left", "", f"`python benchmarks/speed/time_left.py` on {machine()}; {time.strftime('%Y-%m-%d')}.",
-             "How much longer (+) or shorter (-) the estimate made the whole run than it was, in percent, at some points "
-             "of the run; 0% is the first estimate, before any trial has ended. Wall clock on a machine that does other "
-             "work, too.", "",
+             "How much longer (+) or shorter (-) the estimate made the whole run than it was, in percent, at some "
+             "points of the run; 0% is the first estimate, before any trial has ended. Wall clock on a machine that "
+             "does other work, too.", "",
              *(f"- {name}: `{COMMANDS[name]}`" for name in given.runs), "",
              "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads),
              *("| " + " | ".join(cells) + " |" for cells in rows)]

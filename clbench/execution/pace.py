@@ -14,7 +14,7 @@ from clbench.results.records import Record
 
 Kind = tuple[tuple[str, ...], str]  # setting and method: trials that differ in their seed only
 USUAL = 5e7  # FLOPs that take as long as a step does without any, before anything says how many
-EXCHANGE = [10.0 ** (power / 4) for power in range(16, 45)]  # of which the one is taken that explains best what was seen
+EXCHANGE = [10.0 ** (power / 4) for power in range(16, 45)]  # of which that is taken which explains best what was seen
 ENOUGH = 4  # kinds with which it is looked for
 
 
@@ -56,7 +56,7 @@ class Paces:
     works: dict[Kind, Workload] = field(default_factory=dict)
     speed: Speed | None = None
     earlier: dict[Kind, list[float]] = field(default_factory=dict)  # seconds of trials in the folder
-    others: list[tuple[Workload, float]] = field(default_factory=list)  # in the folder, of other kinds
+    records: int = 0  # how many those are
 
     def add(self, planned: Iterable[PlannedTrial]) -> None:
         """Take the trials of the run."""
@@ -77,6 +77,7 @@ class Paces:
             if found is None or model_of(record.trial) not in models:
                 continue
             work, seconds = found
+            self.records += 1
             self.earlier.setdefault(kind, []).append(seconds)
             self.models.setdefault(kind, model_of(record.trial))
             if work is not None:
@@ -94,7 +95,8 @@ class Paces:
             return pstdev(math.log(seconds / work.amount(exchange)) for work, seconds in told
                           ) + 0.02 * abs(math.log(exchange / usual))
 
-        return min([usual, *EXCHANGE], key=spread)
+        best: float = min([usual, *EXCHANGE], key=spread)
+        return best
 
     def share(self, kind: Kind, task: int, tasks: int) -> float:
         """Return which share of a trial's work is over when so many of its tasks are learned."""

@@ -10,7 +10,6 @@ from helpers.browser import find, no_browser, until
 from helpers.curves import make_curve, with_curve
 from helpers.records import make_matrix, make_record, with_errors, with_names
 
-from clbench.report import build
 from clbench.report.formatting import number
 from clbench.results import metrics
 from clbench.results.stats import rank_methods

@@ -36,7 +36,8 @@ def set_to(browser, sliders, samples, unknown):
     browser.execute_script("""
         for (const label of document.querySelectorAll("#choose label")) {
           const input = label.querySelector("input");
-          if (input.type === "range") input.value = arguments[0][label.firstChild.textContent.split(",")[0].toLowerCase()] ?? input.max;
+          const name = label.firstChild.textContent.split(",")[0].toLowerCase();
+          if (input.type === "range") input.value = arguments[0][name] ?? input.max;
           else input.checked = label.textContent.startsWith("No") ? arguments[1] : arguments[2];
         }
         document.querySelector("#choose fieldset").dispatchEvent(new Event("input"));""", sliders, samples, unknown)
@@ -111,7 +112,8 @@ def test_the_filter_takes_methods_out_of_tables_and_figures(show):
     bar = find(browser, ".filter")[0]
 
     def shown():
-        return [row.text.partition(" ")[0] for row in find(browser, "#s1-comparison tr[data-row] th") if row.is_displayed()]
+        rows = find(browser, "#s1-comparison tr[data-row] th")
+        return [row.text.partition(" ")[0] for row in rows if row.is_displayed()]
 
     def pressed():
         return [e.text for e in find(browser, "#s1 .legend button[aria-pressed=true]")]

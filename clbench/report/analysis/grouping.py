@@ -199,7 +199,7 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of what methods are held against: what is named, where it is here, else plain fine-tuning."""
+        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning."""
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
         return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
