@@ -32,13 +32,13 @@ MIXED = "naive,frozen,ncm,ewc,lwf,er,der++,gpm,pnn,joint"
 RUNS: dict[str, tuple[str | None, dict[str, Any]]] = {  # file, and what is given on the command line
     "small": ("benchmarks/split_mnist_5k.toml", {"seeds": "2"}),
     "methods": ("benchmarks/all_methods.toml", {"seeds": "1", "iterations": 25}),
-    "cnn": (None, {"benchmark": "split-mnist-5k", "model": "cnn", "seeds": "2", "epochs": 2, "scenario": "class",
+    "cnn": (None, {"benchmark": "split-mnist-5k", "model": "cnn", "seeds": "2", "epochs": 1, "scenario": "class",
                    "methods": tuple(MIXED.split(","))}),
 }
 COMMANDS = {
     "small": "clbench run benchmarks/split_mnist_5k.toml --seeds 2",
     "methods": "clbench run benchmarks/all_methods.toml --seeds 1 --iterations 25",
-    "cnn": "clbench run --model cnn --seeds 2 --epochs 2 --scenario class --methods "
+    "cnn": "clbench run --model cnn --seeds 2 --epochs 1 --scenario class --methods "
            + MIXED,
 }
 EVERY = 0.25  # seconds

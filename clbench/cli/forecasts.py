@@ -91,7 +91,7 @@ def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
     left.ready(workers)
     left.known(r for r in ready.records.values() if alike(r, device, plan.start.threads))
     for planned in missing:
-        left.foreseen(planned.trial.key, foreseen.get(kind(planned), Foreseen()))
+        left.foreseen(planned.trial.key, foreseen.get(kind(planned), Foreseen()), counted=True)
     seconds = left.seconds(0.0)
     if seconds is None:
         return ""
@@ -196,12 +196,12 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
 
     from clbench.core.device import pick_device
     from clbench.execution.run import plan_workers
-    from clbench.training.trials.foreseeing import measure_speed
+    from clbench.training.trials.foreseeing import pilot
 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(plan_workers(ready, "").start.threads or before)
-        return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry)
+        return pilot(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
     except Exception as error:  # the run itself will show why: say only that there is no estimate from it
         click.echo(f"Note: no step of the model could be timed: {type(error).__name__}: {error}", err=True)
         return None

@@ -16,6 +16,7 @@ Kind = tuple[tuple[str, ...], str]  # setting and method: trials that differ in 
 USUAL = 5e7  # FLOPs that take as long as a step does without any, before anything says how many
 EXCHANGE = [10.0 ** (power / 4) for power in range(16, 45)]  # of which that is taken which explains best what was seen
 ENOUGH = 4  # kinds with which it is looked for
+RELUCTANCE = 0.02  # to leave what was measured: spread of logarithms for each factor e
 
 
 def kind_of(trial: Trial) -> Kind:
@@ -49,11 +50,13 @@ class Paces:
 
     A kind that was seen takes what it took. Otherwise the same method in another scenario says it, times the ratio of
     their work; otherwise the work does: FLOPs and steps, at the speed at which the work of what was seen went, or at
-    that of the model's own steps where nothing was.
+    that of the model's own steps where nothing was. The work is what was counted of the method, on shapes or in a
+    trial that has ended; before that, what plain fine-tuning would do.
     """
 
-    models: dict[Kind, str] = field(default_factory=dict)  # benchmark and model of each kind of the run
-    works: dict[Kind, Workload] = field(default_factory=dict)
+    models: dict[Kind, str] = field(default_factory=dict)  # benchmark and model of each kind
+    works: dict[Kind, Workload] = field(default_factory=dict)  # as they were counted
+    plain: dict[Kind, Workload] = field(default_factory=dict)  # of plain fine-tuning
     speed: Speed | None = None
     earlier: dict[Kind, list[float]] = field(default_factory=dict)  # seconds of trials in the folder
     records: int = 0  # how many those are
@@ -63,10 +66,10 @@ class Paces:
         for one in planned:
             self.models[kind_of(one.trial)] = model_of(one.trial)
 
-    def foreseen(self, kind: Kind, foreseen: Foreseen) -> None:
-        """Take what is known of a kind beforehand."""
+    def foreseen(self, kind: Kind, foreseen: Foreseen, counted: bool) -> None:
+        """Take what is known of a kind beforehand: `counted` of the method itself, or else of plain fine-tuning."""
         if foreseen.workload is not None:
-            self.works[kind] = foreseen.workload
+            (self.works if counted else self.plain)[kind] = foreseen.workload
         self.speed = foreseen.speed or self.speed
 
     def known(self, records: Iterable[Record]) -> None:
@@ -76,12 +79,16 @@ class Paces:
             kind, found = kind_of(record.trial), recorded(record)
             if found is None or model_of(record.trial) not in models:
                 continue
-            work, seconds = found
             self.records += 1
-            self.earlier.setdefault(kind, []).append(seconds)
+            self.earlier.setdefault(kind, []).append(found[1])
             self.models.setdefault(kind, model_of(record.trial))
-            if work is not None:
-                self.works[kind] = work
+            self.ended(kind, record)
+
+    def ended(self, kind: Kind, record: Record) -> None:
+        """Take what a trial of a kind had to do."""
+        found = recorded(record)
+        if found is not None and found[0] is not None:
+            self.works[kind] = found[0]
 
     def exchange(self, seen: Mapping[Kind, float]) -> float:
         """Return how many FLOPs take as long as a step does without any, by what was seen of kinds."""
@@ -91,22 +98,22 @@ class Paces:
             return usual
 
         def spread(exchange: float) -> float:
-            # Away from what was measured only for what it explains: a tenth of a factor e for each of ten.
+            # Away from what was measured only for what that explains.
             return pstdev(math.log(seconds / work.amount(exchange)) for work, seconds in told
-                          ) + 0.02 * abs(math.log(exchange / usual))
+                          ) + RELUCTANCE * abs(math.log(exchange / usual))
 
         best: float = min([usual, *EXCHANGE], key=spread)
         return best
 
     def share(self, kind: Kind, task: int, tasks: int) -> float:
         """Return which share of a trial's work is over when so many of its tasks are learned."""
-        work = self.works.get(kind)
+        work = self.works.get(kind) or self.plain.get(kind)
         if work is None or len(work.steps) != tasks:
             return task / tasks
         return work.share(task, self.exchange({}))
 
     def seconds(self, seen: Mapping[Kind, float]) -> dict[Kind, float]:
-        """Return the seconds of a whole trial of each kind, as far as they can be told.
+        """Return the seconds of a whole trial of each kind; of none where nothing tells.
 
         Args:
             seen: seconds of kinds that this run has measured.
@@ -116,11 +123,8 @@ class Paces:
         drift = sum(seen[k] for k in both) / sum(earlier[k] for k in both) if both else 1.0
         found = {**{kind: took * drift for kind, took in earlier.items()}, **seen}
         exchange = self.exchange(found)
-        amounts = {kind: work.amount(exchange) for kind, work in self.works.items()}
-        counted = [kind for kind in found if amounts.get(kind)]
-        rate = None if not counted else sum(found[k] for k in counted) / sum(amounts[k] for k in counted)
-        if rate is None and self.speed is not None:
-            rate = self.speed.step
+        counted, plain = ({kind: amount for kind, work in works.items() if (amount := work.amount(exchange))}
+                          for works in (self.works, self.plain))
         by_row = {(self.models[kind], kind[1]): kind for kind in found if kind in self.models}
         told: dict[Kind, float] = {}
         for kind, model in self.models.items():
@@ -128,14 +132,23 @@ class Paces:
             if kind in found:
                 told[kind] = found[kind]
             elif near is not None:
-                told[kind] = found[near] * (amounts[kind] / amounts[near]
-                                            if amounts.get(kind) and amounts.get(near) else 1.0)
-            elif rate is not None and kind in amounts:
-                told[kind] = rate * amounts[kind]
+                told[kind] = found[near] * next((amounts[kind] / amounts[near] for amounts in (counted, plain)
+                                                 if kind in amounts and near in amounts), 1.0)
+            else:
+                amounts = counted if kind in counted else plain
+                if kind in amounts and (rate := self._rate(found, amounts)) is not None:
+                    told[kind] = rate * amounts[kind]
         if told:  # what cannot be counted takes what the others take
             mean = fmean(told.values())
             told |= {kind: mean for kind in self.models if kind not in told}
         return told
+
+    def _rate(self, found: Mapping[Kind, float], amounts: Mapping[Kind, float]) -> float | None:
+        """Return the seconds that a unit of work takes: of what was seen, else of the model's own steps."""
+        both = [kind for kind in found if kind in amounts]
+        if both:
+            return sum(found[k] for k in both) / sum(amounts[k] for k in both)
+        return self.speed.step if self.speed else None
 
 
 def model_of(trial: Trial) -> str:

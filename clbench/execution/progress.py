@@ -48,11 +48,11 @@ class Tally:
         self.shares[event.key] = event.task / event.tasks
         self.left.progress(event, time.monotonic())
 
-    def finish(self, key: str) -> None:
+    def finish(self, key: str, record: Record | None = None) -> None:
         """Count a trial as done."""
         self.shares.pop(key, None)
         self.done += 1
-        self.left.finished(key, time.monotonic())
+        self.left.finished(key, time.monotonic(), record)
 
     @property
     def share(self) -> float:
@@ -138,7 +138,7 @@ class Display(Listener):
 
     def finished(self, record: Record) -> None:
         """Count it, and say what went wrong, if it did."""
-        self.tally.finish(record.key)
+        self.tally.finish(record.key, record)
         if record.failure:
             failure = record.failure
             where = f" ({failure.place})" if failure.place else ""

@@ -18,13 +18,12 @@ from clbench.execution import interrupts
 from clbench.execution.asked import ask, renewed, told_of_others
 from clbench.execution.claims import TrialClaims
 from clbench.execution.reuse import OnStale, Standing, look, refusal
-from clbench.execution.workers.plan import Listener, WorkerPlan
+from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
-from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.trial import PlannedTrial
 from clbench.results import tracking
 from clbench.results.merge import by_method
 from clbench.results.records import Record
@@ -174,13 +173,13 @@ def plan_workers(experiment: Experiment, command: str,
                       plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim)
 
 
-class RecordKeeper(Listener):
+class RecordKeeper(Relay):
     """Stores each record, logs it to the trackers, and forwards all events to another listener."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Wrap the listener that events are forwarded to."""
+        super().__init__(listener)
         self.experiment = experiment
-        self.listener = listener
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
         self.contents: dict[str, str] = {}  # of published weights
@@ -194,26 +193,6 @@ class RecordKeeper(Listener):
         if taken and key in self.experiment.standing.reasons:
             self.experiment.store.clear(key)
         return taken
-
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Forward the event."""
-        self.listener.ready(device, workers, threads, nodes)
-
-    def note(self, text: str) -> None:
-        """Forward the event."""
-        self.listener.note(text)
-
-    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
-        """Forward the event."""
-        self.listener.foreseen(planned, foreseen)
-
-    def started(self, planned: PlannedTrial) -> None:
-        """Forward the event."""
-        self.listener.started(planned)
-
-    def progress(self, event: Progress) -> None:
-        """Forward the event."""
-        self.listener.progress(event)
 
     def finished(self, record: Record) -> None:
         """Store the record before forwarding the event."""

@@ -79,9 +79,9 @@ class TimeLeft:
         """Take records that were made as this run makes its own."""
         self.paces.known(records)
 
-    def foreseen(self, key: str, foreseen: Foreseen) -> None:
-        """Take what is known beforehand of a trial and the others of its kind."""
-        self.paces.foreseen(self.kinds[key], foreseen)
+    def foreseen(self, key: str, foreseen: Foreseen, counted: bool = False) -> None:
+        """Take what is known beforehand of a trial and the others of its kind; `counted`: of the method itself."""
+        self.paces.foreseen(self.kinds[key], foreseen, counted)
 
     def started(self, key: str, now: float) -> None:
         """Take a trial that starts, perhaps once more."""
@@ -96,8 +96,10 @@ class TimeLeft:
             course.last = self.paces.share(self.kinds[event.key], event.task, event.tasks), now
             course.first = course.first or course.last
 
-    def finished(self, key: str, now: float) -> None:
-        """Take a trial that has ended here, or in another process that shares the run folder."""
+    def finished(self, key: str, now: float, record: Record | None = None) -> None:
+        """Take a trial that has ended here, or in another process that shares the run folder; its record counts."""
+        if record is not None and key in self.kinds:
+            self.paces.ended(self.kinds[key], record)
         self.waiting.pop(key, None)
         if course := self.running.pop(key, None):
             whole = course.whole if course.resumed else now - course.began

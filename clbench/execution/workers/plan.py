@@ -57,3 +57,39 @@ class Listener:
 
     def finished(self, record: Record) -> None:
         """Receive the record of a trial that has ended, whatever its status."""
+
+
+class Relay(Listener):
+    """Forwards the events of trials and workers to another listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Wrap the listener that events are forwarded to."""
+        self.listener = listener
+
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Forward the event."""
+        self.listener.ready(device, workers, threads, nodes)
+
+    def note(self, text: str) -> None:
+        """Forward the event."""
+        self.listener.note(text)
+
+    def known(self, records: Sequence[Record]) -> None:
+        """Forward the event."""
+        self.listener.known(records)
+
+    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+        """Forward the event."""
+        self.listener.foreseen(planned, foreseen)
+
+    def started(self, planned: PlannedTrial) -> None:
+        """Forward the event."""
+        self.listener.started(planned)
+
+    def progress(self, event: Progress) -> None:
+        """Forward the event."""
+        self.listener.progress(event)
+
+    def finished(self, record: Record) -> None:
+        """Forward the event."""
+        self.listener.finished(record)

@@ -66,7 +66,7 @@ class Worker:
         """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
             notes = self.runner.prepare(planned.trial, planned.label)
-            foreseen = self.foreseer.foresee(planned, self.runner.stream(planned.trial))
+            foreseen = self.foreseer.foresee(planned.trial, self.runner.stream(planned.trial))
             self.send(Prepared(notes=notes, foreseen=foreseen))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
