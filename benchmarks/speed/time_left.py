@@ -1,6 +1,6 @@
 """How far the estimate of the time left is from what was left, in three runs of quite different kinds.
 
-    python benchmarks/speed/time_left.py [RUN ...] [--out time_left.md]
+    python benchmarks/speed/time_left.py [RUN ...] [--out reports/speed/time_left.md]
 
 `small` is a default comparison, `methods` every method of ours with few steps and evaluations that weigh, `cnn` cheap
 methods and ones that take five times as long on a convolutional network. Each runs with two workers of one thread in a
@@ -105,7 +105,7 @@ def main() -> None:
     lines = ["# Time left", "", f"`python benchmarks/speed/time_left.py` on {machine()}; {time.strftime('%Y-%m-%d')}.",
              "How much longer (+) or shorter (-) the estimate made the whole run than it was, in percent, at some "
              "points of the run; 0% is the first estimate, before any trial has ended. Wall clock on a machine that "
-             "does other work, too.", "",
+             "does other work, too. Each with `--workers 2 --threads 1 --device cpu`.", "",
              *(f"- {name}: `{COMMANDS[name]}`" for name in given.runs), "",
              "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads),
              *("| " + " | ".join(cells) + " |" for cells in rows)]
