@@ -93,7 +93,8 @@ class Study:
     @property
     def where(self) -> str:
         """Return the setting in a few words, with a link to its report."""
-        return (f"[{self.first.trial.benchmark.name}, {self.model}, {self.scenario}](../reports/{self.folder}/report.md)")
+        name = f"{self.first.trial.benchmark.name}, {self.model}, {self.scenario}"
+        return f"[{name}](../reports/{self.folder}/report.md)"
 
     @property
     def facts(self) -> tuple[str, ...]:
