@@ -1,6 +1,6 @@
 """How far the estimate of the time left is from what was left, in three runs of quite different kinds.
 
-    python benchmarks/speed/time_left.py [RUN ...] [--out reports/speed/time_left.md]
+    python benchmarks/speed/time_left.py [RUN ...] [--out benchmarks/speed/time_left.md]
 
 `small` is a default comparison, `methods` every method of ours with few steps and evaluations that weigh, `cnn` cheap
 methods and ones that take five times as long on a convolutional network. Each runs with two workers of one thread in a
