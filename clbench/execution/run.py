@@ -137,6 +137,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
     made = (store := experiment.store).check_writable()
     experiment.planned = looks.ask(store.directory, experiment.planned, experiment.spec.seeds, experiment.records)
     missing = experiment.missing
+    listener.known([*experiment.records.values()])
     keeper = RecordKeeper(experiment, listener)
     if not later:
         listener.begun(experiment.planned, missing)

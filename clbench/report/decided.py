@@ -105,3 +105,33 @@ class Facts:
         seeds = [found.by_t for found in families if found and found.by_t]
         seeds += [self.best.seeds] if self.best and self.best.test == "t" else []
         return max(map(saturated_rate, seeds), default=None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method that can be chosen: its ACC, and what was counted of it by the kinds of `choosing` (None: not known)."""
+
+    label: str
+    accuracy: float
+    half_width: float | None
+    counted: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A method beside one with a higher mean: the difference, and whether it is shown among all pairs."""
+
+    difference: float  # of the better less the other; at least 0
+    half_width: float | None
+    shown: bool
+    needed: int | None  # about how many seeds would show it, where it is not shown
+
+
+@dataclass(frozen=True)
+class Choosable:
+    """The methods of a setting among which there is a choice."""
+
+    task_given: bool  # the test says the task
+    candidates: tuple[Candidate, ...]  # best first
+    beside: tuple[tuple[Beside, ...], ...]  # [i][k]: candidate i beside candidate i + 1 + k
+    incomplete: tuple[str, ...]  # which have not all seeds, so that they are no choice

@@ -6,6 +6,7 @@ from helpers.records import make_record
 from clbench import report
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.choosable import choosable
 from clbench.report.analysis.choosing import choose
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
@@ -112,3 +113,13 @@ def test_a_record_keeps_its_rule(tmp_path, records):
     again, = Store(tmp_path).read()[0]
     assert again.until == RULE and again.outcome() == make_record(
         "naive", 0, R=again.R).outcome()
+
+
+def test_the_page_chooses_by_the_same_rule_as_the_command(records):
+    setting = by_setting(records)[0]
+    made_here, chosen = choosable(setting), choose(setting, [])
+    first, rival = made_here.candidates[0], chosen.rivals[0]
+    assert (first.label, first.half_width) == (chosen.best, pytest.approx(chosen.half_width))
+    beside = made_here.beside[0][0]
+    assert (made_here.candidates[1].label, beside.difference, beside.half_width, beside.shown) == (
+        rival.method, rival.difference, rival.half_width, rival.shown)

@@ -12,6 +12,7 @@ from clbench.core import errors
 from clbench.core.errors import ClbenchError
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen
 from clbench.results.records import Failure, Provenance, Record
 
 
@@ -66,6 +67,7 @@ class Prepared(Message):
 
     type: Literal["prepared"] = "prepared"
     notes: list[str]
+    foreseen: Foreseen = Foreseen()
 
 
 class Refused(Message):

@@ -151,7 +151,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
                       None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting.until)), refused)
     pairs = {pair.first: pair for pair in tests.against(best)}
-    rivals = sorted((_rival(pairs[label], accuracies) for label in allowed if label != best),
+    rivals = sorted((rival_of(pairs[label], accuracies) for label in allowed if label != best),
                     key=lambda rival: -rival.accuracy)
     over = interval_of([*accuracies[best].values()], setting.until)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
@@ -159,7 +159,8 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                   tuple(_prices(limits, counted, accuracies, best, setting.until)), refused)
 
 
-def _rival(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+    """Return what is to be said of a method beside the chosen one, the second of the pair."""
     own = pair.swapped  # the best less the rival
     over = own.interval
     shown = own.significant and over.mean > 0

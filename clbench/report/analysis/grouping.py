@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from statistics import fmean
 
-from clbench.core.errors import StoreError
+from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
@@ -157,6 +157,7 @@ class Setting:
     seeds: tuple[int, ...]
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
+    named_baseline: str | None = None  # the label of what somebody wants methods to be held against
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
@@ -204,7 +205,9 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of plain fine-tuning, against which methods are held where nobody names another one."""
+        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning."""
+        if any(m.label == self.named_baseline and m.done for m in self.methods):
+            return self.named_baseline
         if self.until and self.values(ACC).get(self.until.baseline or ""):
             return self.until.baseline
         return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
@@ -244,6 +247,13 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
             raise StoreError(f"{title}: seeds were added by different rules ({'; '.join(rules)}); no test holds for "
                              "all of them: report the run folders apart")
     return [_setting(title, group) for title, group in zip(names, groups.values(), strict=True)]
+
+
+def check_label(settings: Iterable[Setting], label: str | None, hint: str) -> None:
+    """Raise a SpecError that points to `hint` if a method is named that no setting has."""
+    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
+    if label is not None and label not in labels:
+        raise SpecError(unknown("method", label, labels, hint))
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:

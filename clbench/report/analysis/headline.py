@@ -28,6 +28,8 @@ def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
     lines = [(trial.scenario.capitalize(), _accuracies(found)), ("Front of accuracy", _fronts(found))]
     if found.baseline and found.baseline.pairs:
         lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
+        if found.baseline.other == setting.named_baseline:
+            lines.append((f"Above {found.baseline.other}", _suspects(found.baseline, "better", "above")))
     if found.joint and found.joint.pairs:
         lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
     if found.until:

@@ -187,7 +187,7 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
 
 
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
-    """Return the differences of methods to plain fine-tuning, a table per measure that reports test; none without."""
+    """Return the differences of methods to the setting's baseline, a table per measure that reports test."""
     baseline = setting.baseline
     return compare(setting, [m for m in MEASURES if m.in_report], baseline)[1] if baseline else ()
 
