@@ -106,8 +106,8 @@ def verify() -> str:
         lines.append([f"[{title}]({_link(folder / 'verify.md')})" if records else title,
                       f"[{escape(reference.paper)}]({reference.url})", *(str(counts[word]) for word in WORDS),
                       *((count(records), days(records)) if records else ("", "no records are committed"))])
-        commands.append(f"clbench verify {name}" + (f" --seeds {len({r.trial.seed for r in records})}"
-                                                    if records else ""))
+        commands.append(f"clbench verify {name}" + (" --weights vit_b16.safetensors" if reference.weights else "")
+                        + (f" --seeds {len({r.trial.seed for r in records})}" if records else ""))
         if records:
             whole += [shown(folder / "verify.md")]
         assert path.stem == name
