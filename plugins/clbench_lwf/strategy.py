@@ -31,9 +31,9 @@ the t-th task's label loss by 1/t and the distillation, a mean over old tasks, b
 May 2019 (commit 26f00db) it also took the mean of p' log q' over the outputs of q' where the sum is meant: a
 distillation 2 to 10 times as weak on Split-MNIST (`weights = by-task-mean`). What van de Ven & Tolias 2018 and 2019 and
 Hsu et al. 2018 published is from before. That code now has no such weights, but takes all classes for active unless
-told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors and
-Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs of
-classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
+told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors
+and Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs
+of classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
 Mammoth; FACIL can, the others do not, nor does this. FACIL without exemplars leaves old heads as they are. The paper
 records the old answers to a task's images before it trains on them; here the old network is kept and asked, which is
 the same and works with augmented images.

@@ -51,7 +51,7 @@ class MAS(QuadraticPenalty):
         sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in own.items()}
         if any(p.is_meta for p in own.values()):
             return sums
-        batches = torch.randperm(len(samples), generator=self.world.generator).split(self.options.batch)
+        batches = torch.split(torch.randperm(len(samples), generator=self.world.generator), self.options.batch)
         with evaluating(self), torch.enable_grad():
             for index in batches:
                 some = samples.take(index.to(samples.index_device))
