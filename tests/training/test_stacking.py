@@ -106,7 +106,7 @@ def test_batch_norm_and_attention_stack_too(method, options, model):
              {"mode": "online", "strength": 20.0}]),
     ("si", [{"strength": 1.0}, {"strength": 300.0, "damping": 0.1}, {"strength": 30.0}]),
     ("mas", [{"strength": 10.0}, {"strength": 100.0}, {"strength": 0.0}]),
-    ("l2", [{"strength": 0.01}, {"strength": 3.0}, {"strength": 0.0}]),
+    ("l2", [{"strength": 0.5}, {"strength": 3.0}, {"strength": 0.0}]),
     ("lwf", [{"strength": 0.1}, {"strength": 9.0}, {"strength": 9.0, "temperature": 0.5}]),
     ("der++", [{"capacity": 9, "alpha": 0.0}, {"capacity": 9, "beta": 2.0}, {"capacity": 9}]),
     ("hat", [{"strength": 0.0}, {"strength": 30.0}, {}]),
