@@ -25,9 +25,10 @@ test-all:  ## run the tests with every Python that is found, with the lowest ver
 stale:  ## list the committed records under reports/ that other code gave than is installed
 	python benchmarks/stale_reports.py
 
-docs-pages:  ## write what in docs/ is made from code: commands, methods, the figure of the architecture
+docs-pages:  ## write what in docs/ is made from code and records: commands, methods, results, the figure of the architecture
 	python docs/pages.py
+	python docs/results_pages.py
 	python docs/architecture_figure.py
 
-docs:  ## build the documentation into build/docs
+docs:  ## build the documentation, the committed results with it, into build/docs
 	python -m sphinx -W --keep-going -q -b html docs build/docs

@@ -1,8 +1,13 @@
 """How Sphinx builds these pages into build/docs: `make docs`."""
 
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import results_site  # beside this file
 
 project = "clbench"
 author = "the clbench authors"
@@ -15,15 +20,12 @@ myst_heading_anchors = 3  # links to headings work as on GitHub
 
 html_theme = "furo"
 html_title = f"clbench {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings give shapes and units, which types do not
 default_role = "code"  # in docstrings `x` is code
-
-
-def lead_out(_app: Any, _page: str, source: list[str]) -> None:
-    """Make links to files outside docs/ downloads; on GitHub they lead to the file."""
-    source[0] = re.sub(r"(?<!!)(\[[^\]]*\]\()(?=\.\./)", r"\1path:", source[0])
 
 
 def plain(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
@@ -32,6 +34,7 @@ def plain(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines:
 
 
 def setup(app: Any) -> None:
-    """Have both called by the build."""
-    app.connect("source-read", lead_out)
+    """Have these called by the build."""
+    app.connect("source-read", results_site.lead)
+    app.connect("build-finished", results_site.write_pages)
     app.connect("autodoc-process-docstring", plain)

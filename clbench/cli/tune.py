@@ -51,6 +51,8 @@ EXAMPLES = (
               "experiment's own.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
               show_default=True, help="Share of the training samples that is held out and evaluated on.")
+@click.option("--epochs", type=int, help="Of every candidate.  [default: the experiment's]")
+@click.option("--iterations", type=int, help="Optimiser steps per task of every candidate, instead of epochs.")
 @click.option("--weights", metavar="FILE", help="As for clbench run.")
 @click.option("--device", metavar="DEVICE", help="As for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
@@ -88,7 +90,8 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
         click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
-    made = tuning.account(rows, spec, trials, called, versions)
+    budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
+    made = tuning.account(rows, spec, trials, budget, called, versions)
     toml_file.write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
     click.echo(table(rows))
     for row in rows:

@@ -214,7 +214,8 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
     return methods
 
 
-def account(rows: Sequence[Row], spec: Spec, trials: int, command: str, versions: dict[str, str]) -> Search:
+def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int], command: str,
+            versions: dict[str, str]) -> Search:
     """Return what was done, to be kept with the options that were chosen."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
     ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
@@ -222,6 +223,6 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, command: str, versions
     spaces: dict[str, Space] = {}
     for row in rows:
         spaces.setdefault(row.label, {}).update(row.space)
-    return Search(command=command, versions=versions, validation=spec.validation, seeds=spec.seeds, trials=trials,
-                  sampler="; ".join(ways), space=spaces,
+    return Search(command=command, versions=versions, validation=spec.validation, budget=budget, seeds=spec.seeds,
+                  trials=trials, sampler="; ".join(ways), space=spaces,
                   tried=tuple(t for row in rows for t in row.tried))

@@ -89,6 +89,7 @@ class Search(Strict):
     command: str
     versions: dict[str, str]
     validation: float  # share of the training samples, of each class, that was held out and evaluated on
+    budget: dict[str, int] = Field(default_factory=dict)  # epochs or iterations of candidates, if not the experiment's
     seeds: tuple[int, ...]
     trials: int  # candidates per method and scenario, at most
     sampler: str

@@ -9,6 +9,7 @@ from helpers.records import make_record
 from clbench import cli
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.options import recipe_options
 from clbench.core.registry import discover
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
 from clbench.execution.tuning import _at_end, chosen, rows_of
@@ -134,6 +135,14 @@ def test_parts_of_the_recipe_are_searched_and_the_report_says_who_was(tune, tmp_
     assert found == {"planted": Searched(candidates=2, validation=0.1, seeds=(1000,)), "naive": None, "er": None}
     out = " ".join(capsys.readouterr().out.split())
     assert re.search(r"Searched: planted\S*; no search on record: er, so differences are also those of the search", out)
+
+
+def test_candidates_may_have_another_budget_than_the_result(tune, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(FILE.replace("low = 1.0, high = 1e8, log = true", "values = [1e2, 1e3]"))
+    assert tune("--iterations", "5")[0] == 0
+    spec = build(tomllib.loads((tmp_path / "search" / "tuned.toml").read_text()))
+    assert (spec.tuning[0].budget, spec.recipe.iterations) == ({"iterations": 5}, 10)
+    assert {r.trial.recipe.iterations for r in Store(tmp_path / "search").read()[0]} == {5}
 
 
 def test_without_any_result_nothing_is_written(tune, tmp_path):
@@ -303,7 +312,9 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
 
 
 def test_the_searches_of_the_committed_experiments_chose_their_options():
-    for path in (ROOT / "benchmarks").glob("*.toml"):
+    for path in (ROOT / "benchmarks").rglob("*.toml"):
+        if path.parent.name == "reference":
+            continue
         spec = build(tomllib.loads(path.read_text()), str(path))
         for made in spec.tuning:
             assert not set(made.seeds) & set(spec.seeds) and made.validation > 0
@@ -311,4 +322,5 @@ def test_the_searches_of_the_committed_experiments_chose_their_options():
                 tried = [t for t in made.tried if (t.method, t.scenario) == (label, scenario) and t.acc]
                 best = max(tried, key=lambda t: sum(t.acc))
                 rows = [m for m in spec.methods if label in (m.label, m.name) or label.startswith(f"{m.name}:")]
-                assert any(m.runs_in(scenario) and best.options.items() <= m.options.items() for m in rows), path.name
+                found = [{**m.options, **recipe_options(m.recipe)} for m in rows if m.runs_in(scenario)]
+                assert any(best.options.items() <= options.items() for options in found), path.name

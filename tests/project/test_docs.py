@@ -74,6 +74,10 @@ def test_the_table_of_the_readme_is_that_of_the_committed_report():
     assert set(rows) <= set(report)
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.report.formats.markdown import render
@@ -120,7 +124,7 @@ def test_the_committed_figures_are_what_their_records_give():
         assert set(re.findall(r"\(figures/(.*)\.svg\)", path.read_text())) == set(kept)
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
                                       "CONTRIBUTING.md"])
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text()):

@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")
                                                  if p.name != "decisions.md")]
 NAME = re.compile(r"(?<![\w./-])clbench(?:_(?!near\b)\w+)?(?:\.\w+)+")  # not of the guide's own plugin
 FILE = re.compile(r"`((?:clbench|plugins|tests|benchmarks|docs|examples)/[\w./-]+)`")

@@ -51,10 +51,43 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
 def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
     for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
         pytest.importorskip(package, reason="needs clbench[docs]")
+    html = tmp_path / "html"
     done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d",
-                           tmp_path / "doctrees", ROOT / "docs", tmp_path / "html"], capture_output=True, text=True)
+                           tmp_path / "doctrees", ROOT / "docs", html], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    built = {path.stem for path in (tmp_path / "html").glob("*.html")}
-    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= built
-    assert "max over l with j" in (tmp_path / "html" / "metrics.html").read_text()
-    assert 'id="clbench.Strategy.loss"' in (tmp_path / "html" / "api.html").read_text()
+    assert {p.relative_to(ROOT / "docs").with_suffix(".html") for p in (ROOT / "docs").rglob("*.md")} <= {
+        p.relative_to(html) for p in html.rglob("*.html")}
+    assert "max over l with j" in (html / "metrics.html").read_text()
+    assert 'id="clbench.Strategy.loss"' in (html / "api.html").read_text()
+    assert_committed_reports_are_pages(html / "results")
+    assert_links_lead_somewhere([html / "index.html", *html.glob("results/*.html")])
+
+
+def assert_committed_reports_are_pages(results):
+    """Check that each report has an interactive page, and that tables of other reports are shown."""
+    index = (results / "index.html").read_text()
+    for path in ROOT.glob("reports/**/report.md"):
+        name = "-".join(path.parent.relative_to(ROOT / "reports").parts) + ".html"
+        assert f'href="{name}"' in index
+        page = (results / name).read_text()
+        assert '<a href="index.html">' in page and "<script>" in page
+        first = re.search(r"^\| (\w\S*) \| \d+ \| \**([\d.]+ ± [\w./]+)", path.read_text(), re.MULTILINE)
+        assert first[1].replace("\\", "") in page.replace("<wbr>", "") and first[2] in page
+    for page, pattern in (("verify", "verify/*/verify.md"), ("speed", "speed/**/*.md"), ("explain", "explain/*/*.md"),
+                          ("index", "stability_gap/gap.md")):
+        shown = (results / f"{page}.html").read_text()
+        for source in ROOT.glob(f"reports/{pattern}"):
+            row = [line for line in source.read_text().splitlines() if line.startswith("|")][-1]
+            assert f"<p>{row.strip('|').split('|')[-1].strip()}</p></td>" in shown
+
+
+def assert_links_lead_somewhere(pages):
+    """Check that the files and the places in them to which links of pages lead are there."""
+    places = {}
+    for path in pages:
+        for target, place in re.findall(r'<a [^>]*href="(?!https?:)([^"#]*)(?:#([^"]+))?"', path.read_text()):
+            to = (path.parent / target).resolve() if target else path
+            assert to.exists(), f"{path.name}: {target}"
+            if place:
+                known = places.setdefault(to, {"", *re.findall(r'id="([^"]+)"', to.read_text())})
+                assert place in known, f"{path.name}: {target}#{place}"

@@ -9,6 +9,7 @@ from clbench.core.registry import discover
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.training import numerics
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Learner
 from clbench.training.trials.counting import forecast
@@ -73,6 +74,13 @@ def test_a_forecast_is_what_a_run_records(runner, consolidated, method, model, r
     assert ahead == recorded
     if method not in ("ewc", "ewc-lora"):  # per-sample gradients need values
         assert found.train_flops == record.costs.train_flops
+
+
+def test_a_forecast_in_bf16_counts_copies_that_learn_beside_frozen_ones(runner, consolidated, monkeypatch):
+    monkeypatch.setattr(numerics, "MANY_FROZEN", 1)
+    ahead, recorded, *_ = both(runner, consolidated, planned(
+        "independent", "cnn:channels=4", {**EPOCHS, "precision": "bf16"}))
+    assert ahead == recorded
 
 
 def test_the_flops_of_a_multilayer_perceptrons_training_are_those_of_its_products(runner):

@@ -28,15 +28,20 @@ _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.j
 PLAIN = ("percent", "points", "count", "number", "seconds")  # units whose texts a script can read; others have prefixes
 
 
-def render(report: Report) -> str:
-    """Return report.html: by section the tables, which can be sorted, figures, settings, provenance, commands."""
+def render(report: Report, back: tuple[str, str] | None = None) -> str:
+    """Return report.html: by section the tables, which can be sorted, figures, settings, provenance, commands.
+
+    Args:
+        report: from `build`.
+        back: address and name of a page that the first line leads to.
+    """
     looks = style.looks(report.strategies)
     names = slugs([section.title for section in report.sections])
     views = [section_view(f"s{i}", slug, section, looks)
              for i, (slug, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
-        report=report, sections=views, ranking=ranking_view(report, looks), script=script,
+        report=report, back=back, sections=views, ranking=ranking_view(report, looks), script=script,
         style=_asset("report.css") + css()) + "\n"
 
 

@@ -37,7 +37,8 @@ aten: Any = torch.ops.aten
 # How many rows a mask picks is in its values.
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 PLAIN = (Tensor, nn.Parameter)
-CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None}  # optimisers count as 0
+# Optimisers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
+CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
 
 
 class Form(NamedTuple):

@@ -1,0 +1,79 @@
+"""Remove each task's adapter from a run and train it anew: are the others, and then it itself, the same bit for bit?
+
+`python benchmarks/lora_question/add_remove.py RUN --out FILE.json`, where RUN is a run folder with trials of lora. The
+folder is copied first. The first task is left alone where it trains the base, since what is added later does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from clbench_lora import reload
+from clbench_lora.evaluate import add
+from clbench_lora.run_adapters import TrialAdapters, trials_with_adapters
+from torch import Tensor
+
+from clbench.core.artifacts import task_folder
+from clbench.data.stream import Stream
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.training.trials.runner import TrialRunner
+
+
+def logits(source: TrialAdapters, stream: Stream) -> dict[int, Tensor]:
+    """Return the logits [N, C] that each kept adapter gives for the test samples of its task."""
+    strategy = reload.load(source, source.tasks, stream.prepare).eval()
+    found = {}
+    with torch.no_grad():
+        for place, task in enumerate(source.tasks):
+            x = stream.tasks[task].test
+            batches = stream.tests.batches(len(x), task)
+            found[task] = torch.cat([strategy.predict(batch[0], place).logits for batch in batches])
+    return found
+
+
+def tried(source: TrialAdapters, runner: TrialRunner) -> list[dict[str, Any]]:
+    """Remove and add each task but one whose training made the base; return what became of all logits."""
+    stream = runner.stream(source.record.trial)
+    before, rows = logits(source, stream), []
+    first = int(source.record.trial.method.options["base"] in ("auto", "task1")
+                and source.record.trial.weights is None)
+    for task in source.tasks[first:]:
+        shutil.rmtree(task_folder(source.folder, task))
+        without = logits(source, stream)
+        add(source, task, device="cpu")
+        again = logits(source, stream)
+        rows.append({
+            "trial": source.name, "task": task + 1, "samples": sum(len(value) for value in before.values()),
+            "others same without it": all(torch.equal(before[t], without[t]) for t in without),
+            "others same with it again": all(torch.equal(before[t], again[t]) for t in without),
+            "it is the same again": torch.equal(before[task], again[task])})
+    return rows
+
+
+def main() -> None:
+    """Try all trials of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    given = parser.parse_args()
+    runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "add_remove.py")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "run"
+        shutil.copytree(given.run, copy)
+        rows = [row for source in trials_with_adapters(copy) for row in tried(source, runner)]
+    trial = trials_with_adapters(given.run)[0].record
+    result = {"benchmark": trial.trial.benchmark.name, "model": trial.trial.model.name, "method": trial.label,
+              "versions": trial.provenance.versions, "rows": rows}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

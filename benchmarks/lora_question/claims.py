@@ -1,0 +1,102 @@
+"""Hold what is said of LoRA for continual learning against the committed records: writes docs/lora-claims.md.
+
+`python benchmarks/lora_question/claims.py` prints the page, `--write` keeps it. Every figure on it is computed from the
+records under reports/, by the rule that stands beside the claim; a test says whether the committed page is current.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evidence import MARGIN, Claim, Finding, Study, studies, summary
+from sentences import CLAIMS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "lora-claims.md"
+PLANNED = ROOT / "benchmarks" / "lora_question"
+INTRODUCTION = """\
+# What is said of LoRA, and what the runs say
+
+Per task LoRA trains two small matrices beside each frozen weight W: h = Wx + (alpha/r) B(Ax). Each sentence below is one
+that people say about it in continual learning. Below it stand a rule and what the committed records give by that rule, in
+every committed study that has LoRA in it. The page is made by `python benchmarks/lora_question/claims.py --write`; no
+figure on it is typed by hand. The rules were written on 26 November 2026, when the runs on MNIST, on texts, and the
+first ones on Split-CIFAR-100 were known.
+
+- **Differences** are in points of final average accuracy ([ACC](metrics.md)), paired by seed, with a 95 % interval,
+  as in the reports. Each interval is one of many on this page: of twenty that are right, about one misses by chance.
+- **"As good as"** means less than {margin:.0f} points worse. It holds if the whole interval is above -{margin:.0f},
+  does not hold if the whole interval is below, and is not decided otherwise.
+- **A verdict is about the [settings](#settings) in its table**, no others. They are small: what two cores can train.
+"""
+
+SETTINGS = """\
+## Settings
+
+`task`: the test gives the task id; `class`: it does not; `domain`: all tasks share their classes. Steps are those of the
+first task. Options that were searched were searched on held-out training samples; where only some rows were, part of a
+difference is the search.
+
+| setting | tasks | base of LoRA | seeds | recipe | steps | options searched |
+| :-- | --: | :-- | --: | :-- | --: | :-- |"""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A claim with what was found."""
+
+    claim: Claim
+    findings: tuple[Finding, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Return what a link to its section needs, as GitHub and MyST make it of the heading."""
+        kept = "".join(c for c in self.claim.sentence.lower() if c.isalnum() or c in " -_")
+        return kept.replace(" ", "-")
+
+
+def page(found: Sequence[Study]) -> str:
+    """Return the page."""
+    tested = [Tested(claim, tuple(claim.test(found))) for claim in CLAIMS]
+    return "\n".join([INTRODUCTION.format(margin=100 * MARGIN), *_overview(tested), *map(_section, tested),
+                      SETTINGS, *("| " + " | ".join(study.facts) + " |" for study in found), ""])
+
+
+def _overview(tested: Sequence[Tested]) -> Iterator[str]:
+    yield "| claim | verdict | settings |\n| :-- | :-- | --: |"
+    for one in tested:
+        yield f"| [{one.claim.sentence}](#{one.anchor}) | {summary(one.findings)} | {len(one.findings)} |"
+    yield ""
+
+
+def _section(tested: Tested) -> str:
+    claim = tested.claim
+    lines = [f"## {claim.sentence}\n", f"**{summary(tested.findings).capitalize()}.** {claim.rule}\n"]
+    if tested.findings:
+        lines += ["| setting | found | verdict |", "| :-- | :-- | :-- |"]
+        lines += [f"| {f.setting} | {f.text} | {f.verdict} |" for f in tested.findings]
+        lines.append("")
+    if claim.remark:
+        lines.append(claim.remark + "\n")
+    if waiting := [name for name in claim.planned if not (ROOT / "reports" / "lora_question" / name).exists()]:
+        commands = ", ".join(f"`clbench run benchmarks/lora_question/{name}.toml`" for name in waiting)
+        lines.append(f"Not run yet: {commands}.\n")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the page or keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep it as docs/lora-claims.md")
+    text = page(studies(ROOT / "reports"))
+    if parser.parse_args().write:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

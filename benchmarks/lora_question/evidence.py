@@ -1,0 +1,215 @@
+"""What a claim is tested by: committed studies, their methods' results, and differences that are paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from clbench.report.formatting import number
+from clbench.results import metrics
+from clbench.results.records import Record
+from clbench.results.stats import Interval, mean_interval
+from clbench.results.store import Store
+
+MARGIN = 0.02  # ACC that a method may be worse and still be called as good
+Verdict = Literal["holds", "does not hold", "not decided"]
+MEANINGS = {"task": "with the task id", "class": "without the task id", "domain": "where tasks share their classes"}
+NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
+         "hf:all-MiniLM-L6-v2": "MiniLM"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's finished trials in one study, by seed."""
+
+    label: str
+    trials: Mapping[int, Record]
+
+    @property
+    def name(self) -> str:
+        """Return the strategy's name."""
+        return self.first.trial.method.name
+
+    @property
+    def first(self) -> Record:
+        """Return the trial of the first seed."""
+        return self.trials[min(self.trials)]
+
+    def option(self, name: str) -> Any:
+        """Return the value of an option; None if the method has no such."""
+        return self.first.trial.method.options.get(name)
+
+    @property
+    def lr(self) -> float:
+        """Return the learning rate that it was trained with."""
+        return self.first.trial.trained_by.lr
+
+    @property
+    def trainable(self) -> int:
+        """Return what the last task trained."""
+        return self.first.costs.trainable[-1]
+
+    def values(self, of: Callable[[Record], float]) -> dict[int, float]:
+        """Return a figure of each seed."""
+        return {seed: of(record) for seed, record in self.trials.items()}
+
+    def mean(self, of: Callable[[Record], float]) -> float:
+        """Return a figure's mean over seeds."""
+        return fmean(self.values(of).values())
+
+
+@dataclass(frozen=True)
+class Study:
+    """A section of a committed report: one benchmark, scenario, model and recipe, and its methods."""
+
+    folder: str  # under reports/
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> Record:
+        """Return some trial."""
+        return self.rows[0].first
+
+    @property
+    def scenario(self) -> str:
+        """Return the scenario."""
+        return self.first.trial.scenario
+
+    @property
+    def pretrained(self) -> bool:
+        """Tell whether the network comes with weights."""
+        return self.first.trial.weights is not None
+
+    @property
+    def model(self) -> str:
+        """Return the network's name, with what tells two studies of one network apart."""
+        model = self.first.trial.model
+        size = model.options.get("size")
+        return NAMES.get(model.name, model.name) + (f" at {size} px" if size else "")
+
+    @property
+    def where(self) -> str:
+        """Return the setting in a few words, with a link to its report."""
+        return (f"[{self.first.trial.benchmark.name}, {self.model}, {self.scenario}](../reports/{self.folder}/report.md)")
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Return what the table of settings says of it."""
+        trial = self.first.trial
+        recipe = trial.recipe
+        seeds = {len(row.trials) for row in self.rows}
+        count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        steps = {row.first.costs.steps[0] for row in self.rows if row.name in ("naive", "lora")}
+        searched = [row for row in self.rows if row.first.searched]
+        return (self.where, str(len(self.first.R[0])), "pretrained" if self.pretrained else "trained on task 1", count,
+                f"{recipe.optimizer}, lr {recipe.lr:g}", " or ".join(f"{n:,}" for n in sorted(steps)),
+                "all" if len(searched) == len(self.rows) else f"{len(searched)} of {len(self.rows)} rows")
+
+    def named(self, name: str, **options: Any) -> list[Row]:
+        """Return the rows of a strategy, those with these options."""
+        return [row for row in self.rows if row.name == name
+                and all(row.option(key) == value for key, value in options.items())]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one study says of a claim."""
+
+    setting: str
+    text: str
+    verdict: Verdict
+    traits: Mapping[str, str] = field(default_factory=dict)  # of the setting, by which settings can be told apart
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, the rule that it is judged by, and the test that applies the rule to all studies."""
+
+    sentence: str
+    rule: str
+    test: Callable[[Sequence[Study]], Iterable[Finding]]
+    planned: tuple[str, ...] = ()  # experiments beside this file that will test it
+    remark: str = ""
+
+
+def studies(reports: Path) -> list[Study]:
+    """Return the sections of the committed reports that have `lora` in them, in the order of their folders.
+
+    Of sections that share benchmark, scenario, model and recipe the one with most methods.
+    """
+    found: dict[str, Study] = {}
+    for folder in sorted(path.parent for path in reports.glob("**/records")):
+        records, problems = Store(folder).read()
+        assert not problems, problems
+        sections: dict[str, dict[str, dict[int, Record]]] = {}
+        for record in records:
+            if record.status != "done":
+                continue
+            trial = record.trial
+            shared = trial.model_dump_json(exclude={"method", "seed", "own_recipe"})
+            sections.setdefault(shared, {}).setdefault(record.label, {})[trial.seed] = record
+        for shared, section in sections.items():
+            rows = tuple(Row(label, trials) for label, trials in sorted(section.items()))
+            known = found.get(shared)
+            if any(row.name == "lora" for row in rows) and (known is None or len(rows) > len(known.rows)):
+                found[shared] = Study(str(folder.relative_to(reports)), rows)
+    return sorted(found.values(), key=lambda study: study.folder)
+
+
+def paired(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> Interval | None:
+    """Return the mean difference first - second over the seeds of both, with its interval; None without such seeds."""
+    seeds = sorted(set(first.trials) & set(second.trials))
+    if not seeds:
+        return None
+    return mean_interval([round(of(first.trials[s]) - of(second.trials[s]), 12) for s in seeds])
+
+
+def points(over: Interval) -> str:
+    """Write a difference in points with the ends of its interval."""
+    mean = f"{100 * over.mean:+.1f}"
+    if over.low is None or over.high is None:
+        return f"{mean} (one seed)"
+    return f"{mean} [{100 * over.low:+.1f}, {100 * over.high:+.1f}]"
+
+
+def percent(value: float) -> str:
+    """Write an accuracy."""
+    return f"{number(value, 'percent')} %"
+
+
+def times(ratio: float) -> str:
+    """Write a ratio."""
+    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+
+
+def above(over: Interval, bound: float) -> Verdict:
+    """Judge whether a difference is above a bound: all of its interval, none, or part of it."""
+    if over.low is None or over.high is None or over.low <= bound <= over.high:
+        return "not decided"
+    return "holds" if over.low > bound else "does not hold"
+
+
+def traits(study: Study) -> dict[str, str]:
+    """Return by what settings can be told apart."""
+    return {"id": MEANINGS[study.scenario], "base": "on a pretrained base" if study.pretrained else
+            "on a base that the first task trains"}
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return the verdict over all settings: of those that are decided, all, none, or those with one trait."""
+    yes = [f for f in findings if f.verdict == "holds"]
+    no = [f for f in findings if f.verdict == "does not hold"]
+    if not findings:
+        return "not tested yet"
+    if not yes and not no:
+        return "not decided"
+    if not yes or not no:
+        return "holds" if yes else "does not hold"
+    for trait in yes[0].traits:
+        kinds = {f.traits[trait] for f in yes}
+        if len(kinds) == 1 and not kinds & {f.traits[trait] for f in no}:
+            return f"holds only {kinds.pop()}"
+    return f"holds in {len(yes)} of {len(yes) + len(no)} settings that are decided"
