@@ -1,4 +1,4 @@
-"""Remove each task's adapter from a run and train it anew: are the others, and then it itself, the same bit for bit?
+"""Remove each task's adapter from a run, train it anew, and see whether all answers are the same bit for bit.
 
 `python benchmarks/lora_question/add_remove.py RUN --out FILE.json`, where RUN is a run folder with trials of lora. The
 folder is copied first. The first task is left alone where it trains the base, since what is added later does not.

@@ -16,15 +16,14 @@ from sentences import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "lora-claims.md"
-PLANNED = ROOT / "benchmarks" / "lora_question"
 INTRODUCTION = """\
 # What is said of LoRA, and what the runs say
 
-Per task LoRA trains two small matrices beside each frozen weight W: h = Wx + (alpha/r) B(Ax). Each sentence below is one
-that people say about it in continual learning. Below it stand a rule and what the committed records give by that rule, in
-every committed study that has LoRA in it. The page is made by `python benchmarks/lora_question/claims.py --write`; no
-figure on it is typed by hand. The rules were written on 26 November 2026, when the runs on MNIST, on texts, and the
-first ones on Split-CIFAR-100 were known.
+Per task LoRA trains two small matrices beside each frozen weight W: h = Wx + (alpha/r) B(Ax). Each sentence below is
+one that people say about it in continual learning. Below it stand a rule and what the committed records give by that
+rule, in every committed study that has LoRA in it. The page is made by
+`python benchmarks/lora_question/claims.py --write`; no figure on it is typed by hand. The rules were written on 26
+November 2026, when the runs on MNIST, on texts, and the first ones on Split-CIFAR-100 were known.
 
 - **Differences** are in points of final average accuracy ([ACC](metrics.md)), paired by seed, with a 95 % interval,
   as in the reports. Each interval is one of many on this page: of twenty that are right, about one misses by chance.
@@ -32,15 +31,14 @@ first ones on Split-CIFAR-100 were known.
   does not hold if the whole interval is below, and is not decided otherwise.
 - **A verdict is about the [settings](#settings) in its table**, no others. They are small: what two cores can train.
 """
-
 SETTINGS = """\
 ## Settings
 
-`task`: the test gives the task id; `class`: it does not; `domain`: all tasks share their classes. Steps are those of the
-first task. Options that were searched were searched on held-out training samples; where only some rows were, part of a
-difference is the search.
+`task`: the test gives the task id; `class`: it does not; `domain`: all tasks share their classes. Steps are those of
+the first task. Where options were searched, it was on held-out training samples; where only some rows were, part of a
+difference is the search. Older records do not say that they were searched.
 
-| setting | tasks | base of LoRA | seeds | recipe | steps | options searched |
+| setting | tasks | base of LoRA | seeds | recipe | steps | search on record |
 | :-- | --: | :-- | --: | :-- | --: | :-- |"""
 
 
@@ -82,8 +80,8 @@ def _section(tested: Tested) -> str:
     if claim.remark:
         lines.append(claim.remark + "\n")
     if waiting := [name for name in claim.planned if not (ROOT / "reports" / "lora_question" / name).exists()]:
-        commands = ", ".join(f"`clbench run benchmarks/lora_question/{name}.toml`" for name in waiting)
-        lines.append(f"Not run yet: {commands}.\n")
+        files = ", ".join(f"[{name}](../benchmarks/lora_question/{name}.toml)" for name in waiting)
+        lines.append(f"Not run yet: {files}.\n")
     return "\n".join(lines)
 
 

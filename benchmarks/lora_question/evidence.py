@@ -93,7 +93,8 @@ class Study:
     @property
     def where(self) -> str:
         """Return the setting in a few words, with a link to its report."""
-        return (f"[{self.first.trial.benchmark.name}, {self.model}, {self.scenario}](../reports/{self.folder}/report.md)")
+        name = f"{self.first.trial.benchmark.name}, {self.model}, {self.scenario}"
+        return f"[{name}](../reports/{self.folder}/report.md)"
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -199,7 +200,7 @@ def traits(study: Study) -> dict[str, str]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return the verdict over all settings: of those that are decided, all, none, or those with one trait."""
+    """Return the verdict over the decided settings: all, none, those with one trait, or how many of each kind."""
     yes = [f for f in findings if f.verdict == "holds"]
     no = [f for f in findings if f.verdict == "does not hold"]
     if not findings:
@@ -212,4 +213,8 @@ def summary(findings: Sequence[Finding]) -> str:
         kinds = {f.traits[trait] for f in yes}
         if len(kinds) == 1 and not kinds & {f.traits[trait] for f in no}:
             return f"holds only {kinds.pop()}"
-    return f"holds in {len(yes)} of {len(yes) + len(no)} settings that are decided"
+    counts: dict[str, list[bool]] = {}
+    for finding in findings:
+        if finding.verdict != "not decided":
+            counts.setdefault(finding.traits.get("id", "decided"), []).append(finding.verdict == "holds")
+    return "holds in " + ", ".join(f"{sum(held)} of {len(held)} {where}" for where, held in counts.items())

@@ -33,8 +33,7 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from rich.console import Console
 
     from clbench.cli.report import read_records
-    from clbench.core.errors import SpecError, unknown
-    from clbench.report.analysis.grouping import by_setting
+    from clbench.report.analysis.grouping import by_setting, check_label
     from clbench.report.analysis.paired_tests import compare
     from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
@@ -42,9 +41,7 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
 
     measures = find_tested(metrics)
     settings = by_setting(read_records([directory]))
-    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
-    if baseline is not None and baseline not in labels:
-        raise SpecError(unknown("method", baseline, labels, f"clbench report {directory}"))
+    check_label(settings, baseline, f"clbench report {directory}")
     for setting in settings:
         verdicts, found = compare(setting, measures, baseline)
         if form == "md":

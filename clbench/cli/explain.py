@@ -69,7 +69,7 @@ def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, pl
         for problem in ready.problems:
             click.echo(f"Warning: {problem}", err=True)
         first = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
-        click.echo(f"\n{listing(replace(ready, planned=first))}\n(of seed {pair.seeds[0]})")
+        click.echo(f"\n{listing(replace(ready, planned=first), duration=False)}\n(of seed {pair.seeds[0]})")
         return 0
     ended = run_missing(ready, dry_run=False)
     return conclude(explaining.conclude(study, ready.records), ready) if ended is None else ended

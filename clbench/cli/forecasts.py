@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -11,10 +11,12 @@ import click
 from clbench.cli.counts import scaled
 from clbench.core.errors import ClbenchError, DataError, MissingDataError
 from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.workload import Foreseen, Speed
 from clbench.report.formatting import NONE, by_task
 from clbench.results.staleness import by_reason
 
 if TYPE_CHECKING:
+    from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
     from clbench.results.records import Record
     from clbench.training.trials.counting import Count
@@ -28,16 +30,26 @@ class Forecast(NamedTuple):
     trainable: str = NONE
     training: str = NONE
     inference: str = NONE
+    foreseen: Foreseen = Foreseen()
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Return the figures."""
+        return self[:3]
 
 
 Kind = tuple[tuple[str, ...], str]  # setting and method
 
 
-def listing(ready: Experiment) -> str:
+def listing(ready: Experiment, duration: bool = True) -> str:
     """Return a table of the trials: the state of each, and what it trains and computes.
 
     What is done has it in its record. The rest is counted on shapes, once for each setting and method. Notes go to
     standard error.
+
+    Args:
+        ready: the experiment.
+        duration: whether a last line says how long the missing trials will take.
 
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
@@ -52,8 +64,44 @@ def listing(ready: Experiment) -> str:
         trial, record = planned.trial, ready.records.get(planned.trial.key)
         known = counted.get(kind(planned)) if record is None or record.status == "failed" else recorded(record)
         rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready),
-                     *(known or Forecast())])
-    return tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
+                     *(known or Forecast()).texts])
+    table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
+    told = needed(ready, {own: known.foreseen for own, known in counted.items()}) if duration else ""
+    return f"{table}\n\n{told}" if told else table
+
+
+def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
+    """Return how long the missing trials will take, and how that is known; empty where it is not.
+
+    Args:
+        ready: the experiment.
+        foreseen: what was counted, by kind of trial.
+    """
+    if not ready.missing:
+        return ""
+    from clbench.core.device import pick_device
+    from clbench.execution.pace import alike
+    from clbench.execution.progress import clock, plural
+    from clbench.execution.run import plan_workers
+    from clbench.execution.time_left import TimeLeft
+
+    missing, plan = ready.missing, plan_workers(ready, "")
+    left, device = TimeLeft(missing), pick_device(ready.spec.device).type
+    workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
+    left.ready(workers)
+    left.known(r for r in ready.records.values() if alike(r, device, plan.start.threads))
+    for planned in missing:
+        left.foreseen(planned.trial.key, foreseen.get(kind(planned), Foreseen()), counted=True)
+    seconds = left.seconds(0.0)
+    if seconds is None:
+        return ""
+    told = left.paces
+    basis = (f"from the times of {plural(told.records, 'trial')} here" if told.records else
+             "from FLOPs and a few steps of the model, timed now; it may well be half or twice that")
+    unknown = {p.label for p in missing if kind(p) not in told.works and kind(p) not in told.earlier}
+    rest = f"; {plural(len(unknown), 'method')} that cannot be counted taken for the mean" if unknown else ""
+    return (f"{'about' if told.records else 'roughly'} {clock(seconds)} for {plural(len(missing), 'trial')} with "
+            f"{plural(workers, 'worker')}, {basis}{rest}")
 
 
 def kind(planned: PlannedTrial) -> Kind:
@@ -95,6 +143,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         return {}
     from clbench.data.datasets import without_downloads
     from clbench.training.trials.counting import forecast
+    from clbench.training.trials.foreseeing import work_of
     from clbench.training.trials.keeping import data_bytes, told
     from clbench.training.trials.rehearsal import stream_without_values
     from clbench.training.trials.runner import TrialRunner
@@ -102,6 +151,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
 
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
     found: dict[Kind, Forecast] = {}
+    speed: Speed | None = None
     problems: dict[str, ClbenchError] = {}
     notes: dict[str, None] = {}
     absent: set[tuple[str, ...]] = set()  # settings without a stream
@@ -127,7 +177,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         except Exception as error:  # as in a run, where the trial's record has it
             notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
         else:
-            found[own] = as_text(count)
+            speed = speed or measured(planned, stream, ready)
+            found[own] = as_text(count)._replace(foreseen=Foreseen(workload=work_of(count, stream), speed=speed))
             notes |= {f"{name}: {note}": None for note in remarks(count)}
             if count.kept and (kept := told(planned.label, count.bytes[-1] - count.model_bytes, data_bytes(stream),
                                             count.keeps_less)):
@@ -137,6 +188,25 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     for note in notes:
         click.echo(f"Note: {note}", err=True)
     return found
+
+
+def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed | None:
+    """Return how fast a trial's model is trained here, with the threads of a worker; None where that fails."""
+    import torch
+
+    from clbench.core.device import pick_device
+    from clbench.execution.run import plan_workers
+    from clbench.training.trials.foreseeing import pilot
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(plan_workers(ready, "").start.threads or before)
+        return pilot(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
+    except Exception as error:  # the run itself will show why: say only that there is no estimate from it
+        click.echo(f"Note: no step of the model could be timed: {type(error).__name__}: {error}", err=True)
+        return None
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_text(count: Count) -> Forecast:

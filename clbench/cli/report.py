@@ -20,6 +20,7 @@ FOLDER = click.Path(path_type=Path)
 EXAMPLES = (
     ("clbench report runs/mine", "writes report.md again and shows its table"),
     ("clbench report runs/mine --format html,latex,csv", "a page, a table for a paper, a table for a spreadsheet"),
+    ("clbench report runs/mine --baseline er", "how much better or worse than er each method is"),
     ("clbench report runs/a runs/b --out both", "methods of several run folders in one table"),
 )
 
@@ -33,9 +34,11 @@ EXAMPLES = (
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
+@click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
+              "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
-            plugins: Sequence[Path]) -> None:
+            baseline: str | None, plugins: Sequence[Path]) -> None:
     """Render the report of a run folder again, from its records alone.
 
     Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
@@ -49,6 +52,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from clbench.execution.run import FORMATS
     from clbench.report.formats.terminal import show
     from clbench.report.model import FILE_FORMATS
+    from clbench.results import looks
 
     registry = discover(files=plugins)
     wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
@@ -59,7 +63,10 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
-    whole, folder = report.build(read_records(folders)), out or folders[0]
+    records = read_records(folders)
+    whole, folder = report.build(records, baseline), out or folders[0]
+    if out is None:
+        looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(whole, folder, info) for info in wanted]
     show(whole, Console())

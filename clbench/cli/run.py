@@ -52,6 +52,11 @@ EXAMPLES = (
 @click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
               "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--until", metavar="decided", help="Add seeds after the first ones where the question is open, one by "
+              "one, by tests that hold although one looks after each (docs/choosing.md).")
+@click.option("--max-seeds", type=int, metavar="N", help="The most of a method, with --until decided.  [default: 30]")
+@click.option("--baseline", metavar="METHOD", help="The question of --until decided: each method against this one, by "
+              "its label, or which is the best of all (best).  [default: naive if it is among them, else best]")
 @click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
               "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
 @arrival_options
@@ -97,7 +102,7 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
     from rich.console import Console
 
     from clbench.execution.progress import display
-    from clbench.execution.run import execute
+    from clbench.execution.until import carry_out
 
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
@@ -105,11 +110,13 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
         from clbench.cli.forecasts import listing
 
         click.echo(listing(ready))
+        if ready.most:
+            click.echo(f"these first; then, until decided, a seed at a time, {ready.most} trials at most")
         return 0
     ready.refuse_stale()
     try:
-        with display(Console(stderr=True, highlight=False), ready.missing) as shown:
-            execute(ready, shown, command=shlex.join(["clbench", *sys.argv[1:]]))
+        carry_out(ready, lambda now: display(Console(stderr=True, highlight=False), now.missing),
+                  shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "

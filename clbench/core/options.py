@@ -88,6 +88,8 @@ class Options(Strict):
     """Base of every options class: fields carry type, bounds, default and a `description`."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
+    deciding: ClassVar[frozenset[str]] = frozenset()
+    """Options that say something even where they are given as their default, since `settled` asks whether they were."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -271,7 +273,11 @@ def shown(value: Any) -> str:
 
 
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
-    """Return `name:option=value` with options that differ from their defaults or are in `always`, without `never`."""
+    """Return `name:option=value` with options that differ from their defaults or are in `always`, without `never`.
+
+    Those that decide by being given (`Options.deciding`) stand in it where they are given.
+    """
+    always = {*always, *(options.deciding & options.model_fields_set)}
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
                if k not in never and (k in always or f.is_required()
                                       or getattr(options, k) != f.get_default(call_default_factory=True))]

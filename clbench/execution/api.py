@@ -18,6 +18,7 @@ from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
 from clbench.execution.reuse import OnStale
+from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
@@ -69,10 +70,11 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         progress: whether to show progress, as the command does: on standard error, in a notebook below the cell. None
             does so where somebody looks on, in a notebook or an interactive session.
         {execution}
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, device, validation,
-            epochs, iterations, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup_ratio,
-            max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
-            setting, or one of the above, as the file or the default has it.
+        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, until ("decided" adds
+            seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
+            optimizer, lr, momentum, weight_decay, schedule, warmup_ratio, max_grad_norm, optimizer_state, precision,
+            blur, repeat, imbalance, boundaries, online. None leaves a setting, or one of the above, as the file or the
+            default has it.
 
     Returns:
         The record of each trial, by method, then scenario and seed, as a list that gives its tables and figures, too;
@@ -98,8 +100,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
     show = watched() if progress is None else progress
-    with interrupts.caught(), _display(ready) if show else nullcontext(Listener()) as listener:
-        records = experiment.execute(ready, listener, command=command)
+    with interrupts.caught():
+        records = carry_out(ready, _display if show else lambda _: nullcontext(Listener()), command)
     experiment.write_report(ready)
     return Results(records)
 

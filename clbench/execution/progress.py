@@ -12,9 +12,11 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from clbench.execution.pace import alike
 from clbench.execution.time_left import TimeLeft
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen
 from clbench.results import metrics
 from clbench.results.records import Record
 
@@ -46,11 +48,11 @@ class Tally:
         self.shares[event.key] = event.task / event.tasks
         self.left.progress(event, time.monotonic())
 
-    def finish(self, key: str) -> None:
+    def finish(self, key: str, record: Record | None = None) -> None:
         """Count a trial as done."""
         self.shares.pop(key, None)
         self.done += 1
-        self.left.finished(key, time.monotonic())
+        self.left.finished(key, time.monotonic(), record)
 
     @property
     def share(self) -> float:
@@ -63,7 +65,8 @@ class Tally:
             return "getting ready"
         now = time.monotonic()
         left = self.left.seconds(now) if self.done < self.total else None
-        about = "" if self.done == self.total else f", about {'?' if left is None else clock(left)} left"
+        word = "roughly" if left is not None and not self.left.measured else "about"
+        about = "" if self.done == self.total else f", {word} {'?' if left is None else clock(left)} left"
         return f"{clock(now - self.began)} elapsed{about}"
 
 
@@ -78,6 +81,7 @@ class Display(Listener):
         self.names = {p.trial.key: f"{p.label} {f'{p.trial.scenario} ' if several else ''}seed {p.trial.seed}"
                       for p in todo}
         self.explained: set[tuple[str, str, str]] = set()
+        self.records: Sequence[Record] = ()  # of the folder
 
     def __enter__(self) -> Display:
         """Begin."""
@@ -109,10 +113,20 @@ class Display(Listener):
         where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
         cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
         self.say(f"{where} on {device}{cluster}", "dim")
+        self.tally.left.ready(workers)
+        self.tally.left.known(r for r in self.records if alike(r, device, threads))
 
     def note(self, text: str) -> None:
         """Print a note."""
         self.say(text, "dim")
+
+    def known(self, records: Sequence[Record]) -> None:
+        """Keep them: those that were made as this run makes its own tell what trials take."""
+        self.records = records
+
+    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+        """Take what is known of a trial beforehand."""
+        self.tally.left.foreseen(planned.trial.key, foreseen)
 
     def started(self, planned: PlannedTrial) -> None:
         """Count it."""
@@ -124,7 +138,7 @@ class Display(Listener):
 
     def finished(self, record: Record) -> None:
         """Count it, and say what went wrong, if it did."""
-        self.tally.finish(record.key)
+        self.tally.finish(record.key, record)
         if record.failure:
             failure = record.failure
             where = f" ({failure.place})" if failure.place else ""

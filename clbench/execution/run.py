@@ -14,17 +14,17 @@ from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.places import said
 from clbench.core.registry import Registry
-from clbench.execution import interrupts
+from clbench.execution import deciding, interrupts
 from clbench.execution.asked import ask, renewed, told_of_others
 from clbench.execution.claims import TrialClaims
 from clbench.execution.reuse import OnStale, Standing, look, refusal
-from clbench.execution.workers.plan import Listener, WorkerPlan
+from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
-from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.results import tracking
+from clbench.experiment.trial import PlannedTrial
+from clbench.results import looks, tracking
 from clbench.results.merge import by_method
 from clbench.results.records import Record
 from clbench.results.staleness import changed, code_of
@@ -49,13 +49,15 @@ class Experiment:
     trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
     on_stale: OnStale = "refuse"  # what is done with the records that do not stand
     standing: Standing = field(default_factory=Standing)
+    most: int = 0  # trials that there may be, where seeds are added until decided, else 0
+    given_up: set[str] = field(default_factory=set)  # keys of trials that failed in an earlier round of this run
 
     @property
     def missing(self) -> list[PlannedTrial]:
         """Return the trials to run: without a usable record, or one that is to be replaced."""
         again = {*self.standing.lacking, *(self.standing.reasons if self.on_stale == "rerun" else ())}
         kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
-        return [p for p in self.planned if p.trial.key not in kept]
+        return [p for p in self.planned if p.trial.key not in kept | self.given_up]
 
     def refuse_stale(self) -> None:
         """Raise a `StaleError` if records do not stand and the user has not said what is to be done with them."""
@@ -87,7 +89,12 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     """
     whole = plan(spec, registry)
     refuse_doubles(whole)
-    ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale)
+    if spec.until:
+        begun = deciding.begin(spec, whole, out, shard)
+        ready = load_run(spec, begun, registry, out, on_stale)
+        ready.most = deciding.most(spec, whole)
+    else:
+        ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale)
     ready.trackers = tracking.start(log, registry, out)
     return ready
 
@@ -112,13 +119,14 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
 
 
-def execute(experiment: Experiment, listener: Listener, *, command: str) -> list[Record]:
+def execute(experiment: Experiment, listener: Listener, *, command: str, later: bool = False) -> list[Record]:
     """Run the missing trials, store each record as it arrives, and return the records of all trials.
 
     Args:
         experiment: from `prepare`; its spec's `execution` says how.
         listener: hears how it goes on.
         command: what the user typed, kept in the records.
+        later: whether this is not the first round of a run, so that what there was before has been told.
 
     Raises:
         StaleError: records of the folder do not stand, and `on_stale` is to refuse them; nothing has been done then.
@@ -126,14 +134,18 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
     experiment.refuse_stale()
-    missing, made = experiment.missing, (store := experiment.store).check_writable()
-    listener.begun(experiment.planned, missing)
+    made = (store := experiment.store).check_writable()
+    experiment.planned = looks.ask(store.directory, experiment.planned, experiment.spec.seeds, experiment.records)
+    missing = experiment.missing
+    listener.known([*experiment.records.values()])
     keeper = RecordKeeper(experiment, listener)
-    keeper.relabel()
-    for note in experiment.standing.notes:
-        listener.note(note)
-    for record in experiment.results():
-        keeper.track(record)
+    if not later:
+        listener.begun(experiment.planned, missing)
+        keeper.relabel()
+        for note in experiment.standing.notes:
+            listener.note(note)
+        for record in experiment.results():
+            keeper.track(record)
     if missing:
         worker_plan = plan_workers(experiment, command, keeper.claim)
         executor = importlib.import_module(EXECUTORS[worker_plan.settings.executor])
@@ -143,6 +155,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str) -> list
                     executor.execute(missing, worker_plan, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
+            looks.forget(store.directory, bool(made))
             store.forget(made)  # bad input leaves nothing behind
             raise
     return experiment.results()
@@ -156,7 +169,8 @@ def plan_workers(experiment: Experiment, command: str,
     last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
     """
     settings, device = experiment.spec.execution, experiment.spec.device
-    cores, trials, on_cluster = usable_cores(), len(experiment.planned), settings.executor == "ray"
+    cores, on_cluster = usable_cores(), settings.executor == "ray"
+    trials = experiment.most or len(experiment.planned)
     workers, threads, alone = settings.workers, settings.threads, None
     if workers is None:
         workers = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
@@ -172,13 +186,13 @@ def plan_workers(experiment: Experiment, command: str,
                       plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim)
 
 
-class RecordKeeper(Listener):
+class RecordKeeper(Relay):
     """Stores each record, logs it to the trackers, and forwards all events to another listener."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Wrap the listener that events are forwarded to."""
+        super().__init__(listener)
         self.experiment = experiment
-        self.listener = listener
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
         self.contents: dict[str, str] = {}  # of published weights
@@ -192,22 +206,6 @@ class RecordKeeper(Listener):
         if taken and key in self.experiment.standing.reasons:
             self.experiment.store.clear(key)
         return taken
-
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Forward the event."""
-        self.listener.ready(device, workers, threads, nodes)
-
-    def note(self, text: str) -> None:
-        """Forward the event."""
-        self.listener.note(text)
-
-    def started(self, planned: PlannedTrial) -> None:
-        """Forward the event."""
-        self.listener.started(planned)
-
-    def progress(self, event: Progress) -> None:
-        """Forward the event."""
-        self.listener.progress(event)
 
     def finished(self, record: Record) -> None:
         """Store the record before forwarding the event."""
@@ -243,6 +241,8 @@ class RecordKeeper(Listener):
         planned = self.planned[record.key]
         return record.model_copy(update={"label": planned.label, "reference": planned.reference,
                                          "searched": planned.searched or record.searched,
+                                         "until": planned.until or record.until,
+                                         "seen": list(planned.seen) or record.seen,
                                          "stale": self.experiment.standing.reasons.get(record.key, [])})
 
     def _relabelled(self, record: Record) -> Record:
@@ -284,6 +284,7 @@ def write_report(experiment: Experiment) -> list[Path]:
     from clbench import report
 
     whole, folder = report.build(experiment.study()), experiment.store.directory
+    looks.note(folder, experiment.study())
     report.write_figures(whole, folder)
     return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
 

@@ -177,7 +177,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
     while any(asked := [row.sampler.ask() for row in rows]):
         methods = {(row.scenario, method.label): method for row, candidates in zip(rows, asked, strict=True)
                    for method in map(row.candidate, candidates)}
-        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values())}), registry, out,
+        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry, out,
                             on_stale=on_stale)
         with show(ready) as listener:
             records = run.execute(ready, listener, command=command)

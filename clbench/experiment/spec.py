@@ -24,6 +24,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
+from clbench.experiment.until import MOST, Until
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
 
@@ -190,6 +191,9 @@ class Spec(Strict):
     execution: ExecutionSettings = ExecutionSettings()
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
+    until: Until | None = None  # decided: seeds are added, after the first ones, where the question is open
+    max_seeds: int = Field(MOST, ge=1, le=100)  # of a method, where they are added
+    baseline: str | None = None  # the question: each method against this one (its label), or "best"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     validation: float = Field(0.0, ge=0, lt=1)  # share of the training samples that stands in for the test set
     tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
@@ -200,6 +204,15 @@ class Spec(Strict):
     def _one_pass(cls, values: Any) -> Any:
         """Complete what `online` and hidden boundaries say of the recipe."""
         return settle(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _asked(self) -> Spec:
+        """Refuse what says how seeds are added where none are."""
+        if self.until is None and {"max_seeds", "baseline"} & self.model_fields_set:
+            name = "max_seeds" if "max_seeds" in self.model_fields_set else "baseline"
+            way = "" if name == "max_seeds" else "; clbench compare RUN --baseline METHOD tests what there is"
+            raise ValueError(f"{name} goes with until = \"decided\" (--until decided){way}")
+        return self
 
     @field_validator("seeds", "scenario")
     @classmethod

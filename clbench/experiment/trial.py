@@ -15,6 +15,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.search import Searched
 from clbench.experiment.spec import Recipe
+from clbench.experiment.until import UntilDecided
 
 
 class Resolved(BaseModel):
@@ -135,6 +136,8 @@ class PlannedTrial:
     reference: bool
     family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`
     searched: Searched | None = None  # the search that its method's options come from
+    until: UntilDecided | None = None  # the rule by which its seed was added
+    seen: tuple[int, ...] = ()  # seeds that a report had shown before this one was asked for
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from clbench.core.errors import SpecError, unknown
+from clbench.experiment.until import UntilDecided
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
 from clbench.results import curve_metrics, metrics
 from clbench.results.curve import Curve
 from clbench.results.records import Record
-from clbench.results.stats import ALPHA, BOOTSTRAP_FROM, mean_interval
+from clbench.results.sequential import interval_of
+from clbench.results.stats import ALPHA, BOOTSTRAP_FROM
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
@@ -154,6 +156,13 @@ COMPUTE_DEFINITION = (
     "task. Training CPU: the processor's seconds, of all threads, for what training time measures on the clock.")
 
 
+UNTIL_DEFINITION = (
+    "Where seeds were added until decided, other tests and intervals take the place of these: p is sequential (the "
+    "paired t test of the first n seeds, for each n of the rule, with boundaries that equal methods cross at any of "
+    "them with probability p: Jennison & Turnbull 1991; Liu & Anderson 2008), corrected by Holm's rule at every look "
+    "(Maurer & Bretz 2013); ± is half of a repeated confidence interval (Jennison & Turnbull 1989), right at all looks "
+    "together. Both suppose normal differences, and neither minds when one stops. Figures still draw the usual "
+    "intervals, which are not valid there.")
 ERRORS_DEFINITION = (
     "Anatomy of the error: points lost after the last task, in parts that sum to them. Wrong in its task: even when "
     "the task is given. Bias of the head: mended by the best constant for each task's outputs, an oracle that is "
@@ -168,6 +177,7 @@ def definitions(records: Iterable[Record]) -> tuple[str, ...]:
     """Return the definitions of what the tables of some records show; older ones have no FLOPs or parts of errors."""
     records = list(records)
     return (*DEFINITIONS, *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
+            *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
             *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))
 
 
@@ -191,19 +201,20 @@ def find_tested(titles: Sequence[str]) -> list[Measure]:
     return [by_name[title.lower()] for title in titles]
 
 
-def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
+def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDecided | None = None) -> list[Cell]:
     """Return a column's cells, one for the seeds of each method; a dash if a seed has no value.
 
-    A count that is the same for every seed is exact and stands without an interval.
+    A count that is the same for every seed is exact and stands without an interval. Where seeds were added by a rule,
+    intervals are repeated ones.
     """
-    return [_cell(values, unit) for values in series]
+    return [_cell(values, unit, until) for values in series]
 
 
-def _cell(values: Sequence[float | None], unit: Unit) -> Cell:
+def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None) -> Cell:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return Cell(NONE, values=tuple(values))
-    over = mean_interval(known)
+    over = interval_of(known, until)
     exact = unit in COUNTED and len(set(known)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
     return Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(values))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clbench.experiment.until import UntilDecided
 from clbench.results.paired import Test, saturated_rate
+from clbench.results.sequential import excess_when_saturated
 
 Verdict = Literal["better", "worse", "equal", "open"]  # equal: on every seed; open: not decided
 
@@ -19,7 +21,7 @@ class Against:
     other: str
     seeds: int
     difference: float  # mean
-    half_width: float | None  # of its own 95 % interval, not corrected
+    half_width: float | None  # of its own 95 % interval, not corrected; a repeated one where seeds were added
     low: float | None
     high: float | None
     p: float  # corrected over the family
@@ -77,6 +79,7 @@ class Facts:
     baseline: Compared | None  # None where no record is of plain fine-tuning
     joint: Compared | None
     fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # labels by title of a cost, by rising cost
+    until: UntilDecided | None = None  # the rule by which seeds were added, if they were: then all verdicts are by it
 
     @property
     def below(self) -> list[str]:
@@ -96,7 +99,39 @@ class Facts:
     @property
     def false_claims(self) -> float | None:
         """Return the rate of false claims where a method is saturated, None where no verdict rests on t."""
+        if self.until:
+            return excess_when_saturated()
         families = (self.baseline, self.joint)
         seeds = [found.by_t for found in families if found and found.by_t]
         seeds += [self.best.seeds] if self.best and self.best.test == "t" else []
         return max(map(saturated_rate, seeds), default=None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method that can be chosen: its ACC, and what was counted of it by the kinds of `choosing` (None: not known)."""
+
+    label: str
+    accuracy: float
+    half_width: float | None
+    counted: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A method beside one with a higher mean: the difference, and whether it is shown among all pairs."""
+
+    difference: float  # of the better less the other; at least 0
+    half_width: float | None
+    shown: bool
+    needed: int | None  # about how many seeds would show it, where it is not shown
+
+
+@dataclass(frozen=True)
+class Choosable:
+    """The methods of a setting among which there is a choice."""
+
+    task_given: bool  # the test says the task
+    candidates: tuple[Candidate, ...]  # best first
+    beside: tuple[tuple[Beside, ...], ...]  # [i][k]: candidate i beside candidate i + 1 + k
+    incomplete: tuple[str, ...]  # which have not all seeds, so that they are no choice

@@ -14,7 +14,7 @@ from clbench.core import moved
 from clbench.results.curve import Curve
 
 if TYPE_CHECKING:
-    from clbench.report.decided import Facts
+    from clbench.report.decided import Choosable, Facts
 
 Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
@@ -184,6 +184,7 @@ class Section:
     confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
     headline: tuple[tuple[str, str], ...] = ()  # the first lines: what each is about, and what it says
     facts: Facts | None = None  # what the headline says, as data
+    choosable: Choosable | None = None  # what a reader can choose a method by; None where there is no choice
     task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
 
     @property

@@ -7,15 +7,17 @@ from dataclasses import replace
 from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
-from clbench.report.analysis import errors, notes
+from clbench.report.analysis import errors, notes, rule
 from clbench.report.analysis.arriving import arrivals
+from clbench.report.analysis.choosable import choosable
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
+from clbench.report.analysis.families import Family
 from clbench.report.analysis.gaps import stability_gaps
-from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting
+from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting, check_label
 from clbench.report.analysis.headline import against_column, headline
 from clbench.report.analysis.learning import unlearned
-from clbench.report.analysis.paired_tests import Family, all_pairs, compare_with_baseline, compare_with_best, winners
+from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.columns import (
     ACC,
@@ -46,13 +48,20 @@ CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
 
 
-def build(records: Sequence[Record]) -> Report:
+def build(records: Sequence[Record], baseline: str | None = None) -> Report:
     """Return the report on records: a section per setting, in the order in which settings and methods appear.
+
+    Args:
+        records: of all settings.
+        baseline: the label of the method that the others are held against, where a setting has it; by default plain
+            fine-tuning.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
+        SpecError: no setting has the baseline.
     """
-    settings = by_setting(records)
+    settings = [replace(setting, named_baseline=baseline) for setting in by_setting(records)]
+    check_label(settings, baseline, "clbench report without --baseline")
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
                   tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
@@ -95,8 +104,9 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*stability_gaps(methods), *unlearned(methods, setting.joint), *_notes(methods),
-                      *notes.differences(records), *notes.remarks(records), *([named.note] if named else [])]),
+        notes=tuple([*rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+                      *_notes(methods), *notes.differences(records), *notes.remarks(records),
+                      *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
@@ -109,6 +119,7 @@ def _section(setting: Setting, slug: str) -> Section:
         anatomy=told,
         headline=headline(setting, found),
         facts=found,
+        choosable=choosable(setting, families.get(ACC)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
     )
@@ -158,7 +169,7 @@ def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    found = cells(values, column.unit)
+    found = cells(values, column.unit, setting.until)
     if column.direction is None:
         return found
     eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
@@ -166,7 +177,7 @@ def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
         return mark(column, found, fewest(found, column.unit, eligible), eligible)
     compared = setting.compared(measure)
-    best = winners(column, compared, setting.eligible, families.get(measure))
+    best = winners(column, compared, setting.eligible, families.get(measure), setting.until)
     return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from clbench.results.stats import ALPHA, ROUNDING, seeds_needed, sign_flip_p, smallest_p
 
-Test = Literal["flips", "t"]
+Test = Literal["flips", "t", "sequential"]  # the last where seeds were added until decided: `sequential`
 MOST_SEEDS = 1000  # more are not worth naming
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
+from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
 from clbench.results.metrics import acc
 
@@ -174,7 +175,7 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier")
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen")
 
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
@@ -198,6 +199,8 @@ class Record(RecordPart):
     failure: Failure | None = None
     notes: list[str] = []
     stale: list[str] = []  # what of its code and data had changed when a later run kept it all the same
+    until: UntilDecided | None = None  # the rule by which its seed was added, where there was one
+    seen: list[int] = []  # seeds that a report had shown before this one was asked for: see `clbench.results.looks`
     provenance: Provenance
 
     # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
@@ -245,7 +248,7 @@ class Record(RecordPart):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
-            "probe": True, "stream": {"class_names", "data"},
+            "probe": True, "until": True, "seen": True, "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class LowRankOptions(Options):
                                   "gets adapters for each part apart. Without it and layers, a pretrained transformer "
                                   "has adapters where the method's paper has them (docs/adapters.md)")
 
+    deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # all: on all layers, wherever the paper has adapters
+
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options, with the paper's targets where nobody chose layers and the network has such parts."""
         settled = super().settled(pretrained, network)

@@ -43,8 +43,10 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
                               "--iterations N gives more\n"
                               "Note: lora:rank=2: trains 475,202 in task 1, 4,770 in tasks 2-5\n")
     trainable = {"lora:rank=2": 2 * (784 + 400 + 400 + 400) + 401 * 2, "naive": 785 * 400 + 401 * 400 + 401 * 10}
-    assert [line.split()[:6] for line in text.splitlines()[2:]] == [
+    assert [line.split()[:6] for line in text.splitlines()[2:-2]] == [
         [p.trial.key, p.label, "task", str(p.trial.seed), "missing", f"{trainable[p.label]:,}"] for p in planned]
+    assert re.fullmatch(r"roughly \d+:\d\d for 4 trials with \d+ workers?, from FLOPs and a few steps of the model, "
+                        "timed now; it may well be half or twice that", text.splitlines()[-1])
     naive = re.split("  +", text.splitlines()[3])
     forward, first = 2 * (784 * 400 + 400 * 400 + 400 * 10), 2 * 784 * 400
     assert naive[-2:] == [f"{4000 * (3 * forward - first) / 1e9:.3g} G", f"{forward / 1e3:.0f} K"]
@@ -111,7 +113,7 @@ def test_flags_override_the_file(capsys, tmp_path):
     assert code == 0
     spec = build({"methods": [{"name": "ewc", "options": {"strength": 20.0}, "label": "mild"}], "seeds": 2,
                   "scenario": "class", "recipe": {"iterations": 7}})
-    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
+    assert [line.split()[:2] for line in text.splitlines()[2:-2]] == [
         [p.trial.key, "mild"] for p in plan(spec, discover())]
 
 

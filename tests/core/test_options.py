@@ -94,6 +94,14 @@ def test_labels_know_defaults_that_are_made_anew_and_options_that_have_none():
     assert label("x", Made(needed=3, several=[4])) == "x:needed=3:several=[4]"
 
 
+def test_labels_show_options_that_decide_by_being_given():
+    class Decided(Options):
+        deciding = frozenset({"where"})
+        where: str = "all"
+
+    assert [label("x", Decided()), label("x", Decided(where="all"))] == ["x", "x:where=all"]
+
+
 def test_an_option_that_came_later_is_written_only_where_it_says_something():
     class Newer(Sample):
         LATER = ("flag", "several")

@@ -66,6 +66,7 @@ def test_a_pretrained_transformer_has_adapters_where_the_papers_have_unless_laye
     assert targets("test_vit", "lora:layers=attention", "seq-lora:targets=q", "inflora:layers=all") == [[], ["q"], []]
     assert targets("test_vit", "lora:rank=2", "lora:rank=2:layers=blocks:1") == [["q", "v"], []]
     assert targets("test_efficientnet", "lora", "inflora") == [[], []]
+    assert targets("test_vit", "lora", "lora:layers=all") == [["q", "v"], []]  # two rows, of two labels
 
 
 def test_without_weights_the_layers_are_all_as_ever():

@@ -1,8 +1,10 @@
 import random
 from statistics import fmean
 
+import pytest
 from helpers.records import make_matrix, make_record
 
+from clbench.core.errors import SpecError
 from clbench.experiment.search import Searched
 from clbench.report import build
 from clbench.report.analysis.facts import facts
@@ -98,6 +100,21 @@ def test_the_column_against_naive_has_the_verdicts():
                                                  strict=True)}
     assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse")
     assert told["er"].text.endswith(" better") and told["naive"].text == ""
+
+
+def test_a_named_baseline_takes_the_place_of_naive():
+    records = study(SHIFTS)
+    section, = build(records, baseline="er").sections
+    assert [c.title for c in section.comparison.columns if c.title.startswith("against")] == ["against er"]
+    compared = facts(by_setting(records)[0], baseline="er").baseline
+    assert section.facts.baseline.other == "er" and {*section.facts.baseline.pairs} == {*compared.pairs}
+    told = {row.label: cell.mean for row, cell in zip(section.comparison.rows, section.comparison.cells("against er"),
+                                                      strict=True)}
+    assert told["ewc"] == pytest.approx(SHIFTS["ewc"] - SHIFTS["er"], abs=0.01) and told["er"] is None
+    assert {"Below er", "Above er"} <= {about for about, _ in section.headline}
+    assert section.comparisons[0].title.endswith("each method minus er")
+    with pytest.raises(SpecError, match="no method 'eer'; did you mean 'er'"):
+        build(records, baseline="eer")
 
 
 def test_sixty_methods_give_a_short_report_with_a_filter():

@@ -1,27 +1,20 @@
 """The HTML report in a real browser, headless; all tests share one."""
 
 import re
-import shutil
 import time
 from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
+from helpers.browser import find, no_browser, until
 from helpers.curves import make_curve, with_curve
 from helpers.records import make_matrix, make_record, with_errors, with_names
 
-from clbench.report import build
-from clbench.report.formats.html import render
 from clbench.report.formatting import number
 from clbench.results import metrics
 from clbench.results.stats import rank_methods
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (clbench[test])")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and its chromedriver")
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
+pytestmark = pytest.mark.skipif(no_browser()[0], reason=no_browser()[1])
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 METHODS = {"er": (5, 9000), "lora": (9, 300), "ewc": (7, 9000), "naive": (2, 9000)}  # hundredths on top, trainable
 BYTES = {"er": 8000, "lora": 4000, "ewc": 20_000, "naive": 4000}
@@ -31,56 +24,6 @@ def study(label=None):
     return [make_record(m, s, make_matrix(shift=0.01 * gain + 0.001 * s), trainable=[cost] * 3, label=label,
                         kept_bytes={"base": BYTES[m]}, options={"x": m}) for m, (gain, cost) in METHODS.items()
             for s in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("browser")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (*QUIET, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.add_experimental_option("prefs", {
-        "download.default_directory": str(folder / "saved"),
-        "profile.default_content_setting_values.automatic_downloads": 1})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.saved = folder / "saved"
-    driver.page = folder / "report.html"
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def show(browser):
-    """Return a function that opens the report on records; what the console says meanwhile is an error."""
-    def opened(records, width=1400, scheme="light"):
-        browser.page.write_text(render(build(records)), encoding="utf-8")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia",
-                                {"features": [{"name": "prefers-color-scheme", "value": scheme},
-                                              {"name": "prefers-reduced-motion", "value": "reduce"}]})
-        browser.get(browser.page.as_uri())
-        until(lambda: browser.execute_script("return document.querySelectorAll('.stage svg').length"))
-        return browser
-
-    yield opened
-    assert browser.get_log("browser") == []
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
-
-
-def find(browser, selector):
-    return browser.find_elements("css selector", selector)
 
 
 def order(browser):

@@ -8,7 +8,7 @@ from helpers.records import make_matrix, make_record
 
 from clbench import cli
 from clbench.report import build
-from clbench.report.analysis.paired_tests import family
+from clbench.report.analysis.families import family
 from clbench.report.columns import ACC
 from clbench.report.figures.draw import draw_report
 from clbench.report.figures.ranks import groups

@@ -41,6 +41,7 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
             listener.ready(event.device, 0, plan.start.threads)
         elif isinstance(event, Prepared):
             checks.passed(event.notes)
+            listener.foreseen(current, event.foreseen)
         elif isinstance(event, Refused):
             checks.refused(current, event.error())
         elif isinstance(event, Running):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen
 from clbench.results.records import Record
 
 
@@ -42,6 +43,12 @@ class Listener:
     def note(self, text: str) -> None:
         """Receive a message for the user."""
 
+    def known(self, records: Sequence[Record]) -> None:
+        """Receive the records that the folder has already; what they took may tell what others will take."""
+
+    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+        """Receive what is known beforehand of a trial, and of others that differ in their seed only."""
+
     def started(self, planned: PlannedTrial) -> None:
         """Receive a trial that has started."""
 
@@ -50,3 +57,39 @@ class Listener:
 
     def finished(self, record: Record) -> None:
         """Receive the record of a trial that has ended, whatever its status."""
+
+
+class Relay(Listener):
+    """Forwards the events of trials and workers to another listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Wrap the listener that events are forwarded to."""
+        self.listener = listener
+
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+        """Forward the event."""
+        self.listener.ready(device, workers, threads, nodes)
+
+    def note(self, text: str) -> None:
+        """Forward the event."""
+        self.listener.note(text)
+
+    def known(self, records: Sequence[Record]) -> None:
+        """Forward the event."""
+        self.listener.known(records)
+
+    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+        """Forward the event."""
+        self.listener.foreseen(planned, foreseen)
+
+    def started(self, planned: PlannedTrial) -> None:
+        """Forward the event."""
+        self.listener.started(planned)
+
+    def progress(self, event: Progress) -> None:
+        """Forward the event."""
+        self.listener.progress(event)
+
+    def finished(self, record: Record) -> None:
+        """Forward the event."""
+        self.listener.finished(record)

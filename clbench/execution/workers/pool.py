@@ -110,6 +110,8 @@ class Pool:
             request, link.request = link.request, None
             if isinstance(event, Prepared):
                 self.checks.passed(event.notes)
+                if isinstance(request, Prepare):
+                    self.listener.foreseen(request.planned, event.foreseen)
             elif isinstance(event, Refused) and isinstance(request, Prepare):
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):

@@ -12,6 +12,7 @@ from clbench.core import errors
 from clbench.core.errors import ClbenchError
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen
 from clbench.results.records import Failure, Provenance, Record
 
 
@@ -66,6 +67,7 @@ class Prepared(Message):
 
     type: Literal["prepared"] = "prepared"
     notes: list[str]
+    foreseen: Foreseen = Foreseen()
 
 
 class Refused(Message):
@@ -120,4 +122,5 @@ def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.date
     """Return the record of a trial that ended before it could create one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
-        "trial": planned.trial, "failure": failure, "provenance": provenance.model_copy(update={"started": started})})
+        "until": planned.until, "seen": planned.seen, "trial": planned.trial, "failure": failure,
+        "provenance": provenance.model_copy(update={"started": started})})

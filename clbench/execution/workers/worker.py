@@ -46,6 +46,7 @@ class Worker:
 
         from clbench.core.registry import discover
         from clbench.results import provenance
+        from clbench.training.trials.foreseeing import Foreseer
         from clbench.training.trials.runner import TrialRunner
 
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
@@ -53,6 +54,7 @@ class Worker:
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command, discover(files=start.plugins),
                                   start.artifacts, start.checkpoints)
+        self.foreseer = Foreseer(self.runner.registry)
         accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
         threads = start.alone if accelerated and start.alone is not None else start.threads
         if threads is not None:
@@ -63,7 +65,9 @@ class Worker:
     def prepare(self, planned: PlannedTrial) -> None:
         """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
-            self.send(Prepared(notes=self.runner.prepare(planned.trial, planned.label)))
+            notes = self.runner.prepare(planned.trial, planned.label)
+            foreseen = self.foreseer.foresee(planned.trial, self.runner.stream(planned.trial))
+            self.send(Prepared(notes=notes, foreseen=foreseen))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
         except Exception:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.core.errors import SpecError
+from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.families import Pair, family, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.paired_tests import Pair, family, leader
 from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.formatting import number
-from clbench.results.stats import mean_interval
+from clbench.results.sequential import interval_of
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
@@ -144,29 +145,32 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in accuracies if label not in refused]
-    best = leader(ACC.column, {label: accuracies[label] for label in allowed}) if allowed else None
+    tests = family(ACC.column, accuracies, until=setting.until)
+    best = leader(ACC.column, {label: accuracies[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
-                      None, {}, (), tuple(_prices(limits, counted, accuracies, None)), refused)
-    pairs = {pair.first: pair for pair in family(ACC.column, accuracies).against(best)}
-    rivals = sorted((_rival(pairs[label], accuracies) for label in allowed if label != best),
+                      None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting.until)), refused)
+    pairs = {pair.first: pair for pair in tests.against(best)}
+    rivals = sorted((rival_of(pairs[label], accuracies) for label in allowed if label != best),
                     key=lambda rival: -rival.accuracy)
-    over = mean_interval([*accuracies[best].values()])
+    over = interval_of([*accuracies[best].values()], setting.until)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
                   over.half_width, {kind.name: counted[kind].get(best) for kind in KINDS}, tuple(rivals),
-                  tuple(_prices(limits, counted, accuracies, best)), refused)
+                  tuple(_prices(limits, counted, accuracies, best, setting.until)), refused)
 
 
-def _rival(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+    """Return what is to be said of a method beside the chosen one, the second of the pair."""
     own = pair.swapped  # the best less the rival
-    over = mean_interval(own.differences)
+    over = own.interval
     shown = own.significant and over.mean > 0
     return Rival(pair.first, fmean(accuracies[pair.first].values()), over.mean, over.half_width, shown,
                  None if shown or pair.equal else pair.needed)
 
 
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
-            accuracies: Mapping[str, Mapping[int, float]], best: str | None) -> list[Price]:
+            accuracies: Mapping[str, Mapping[int, float]], best: str | None,
+            until: UntilDecided | None) -> list[Price]:
     """Return what each constraint costs where the others stay."""
     found = []
     for one in limits:
@@ -181,6 +185,6 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
             found.append(Price(one.flag, without, accuracy, None, None))
             continue
         both = accuracies[without].keys() & accuracies[best].keys()
-        over = mean_interval([accuracies[without][s] - accuracies[best][s] for s in sorted(both)])
+        over = interval_of([accuracies[without][s] - accuracies[best][s] for s in sorted(both)], until)
         found.append(Price(one.flag, without, accuracy, over.mean, over.half_width))
     return found

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from clbench.report.analysis.families import Family, Pair, family, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.paired_tests import Family, Pair, family, leader
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
-from clbench.results.stats import mean_interval
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
@@ -25,8 +24,9 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
              if (known := [v for v in by_seed.values() if v is not None])}
     ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
-                 _best(setting, everything or family(ACC.column, setting.compared(ACC))),
-                 _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting))
+                 _best(setting, everything or family(ACC.column, setting.compared(ACC), until=setting.until)),
+                 _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
+                 setting.until)
 
 
 def _against(setting: Setting, other: str | None) -> Compared | None:
@@ -35,12 +35,12 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
     values = setting.compared(ACC, [other])
     if other not in values:
         return None
-    tests = family(ACC.column, values, other)
+    tests = family(ACC.column, values, other, until=setting.until)
     return Compared(other, fmean(values[other].values()), len(tests.pairs), tuple(map(_told, tests.pairs)))
 
 
 def _told(pair: Pair) -> Against:
-    over = mean_interval(pair.differences)
+    over = pair.interval
     verdict: Verdict = ("equal" if pair.equal else "open" if not pair.significant
                         else "better" if pair.better("up") == pair.first else "worse")
     same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
@@ -53,13 +53,14 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     values = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
     if len(values) < 2:
         return None
-    best = leader(ACC.column, values)
+    best = leader(ACC.column, values, tests)
     pairs = tests.against(best)
-    still = sorted((p for p in pairs if not p.equal and not (p.significant and p.better("up") == best)),
+    worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
+    still = sorted((p for p in pairs if not p.equal and p.first not in worse),
                    key=lambda p: -fmean(p.differences))
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 pairs[0].test if pairs else None,
-                tuple(p.first for p in pairs if not p.equal and p.significant and p.better("up") == best),
+                tuple(p.first for p in pairs if p.first in worse),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
                 still[0].needed if still else None)
 

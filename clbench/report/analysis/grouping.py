@@ -9,11 +9,12 @@ from functools import cached_property
 from itertools import accumulate
 from statistics import fmean
 
-from clbench.core.errors import StoreError
+from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
+from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.titles import titles
-from clbench.report.columns import Measure
+from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
 from clbench.report.model import Result
 from clbench.report.option_columns import options_of, plain
@@ -40,7 +41,7 @@ class MethodRecords:
 
     label: str
     records: tuple[Record, ...]  # by seed
-    seeds: tuple[int, ...]  # of the whole setting
+    seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
 
     @property
     def strategy(self) -> str:
@@ -59,7 +60,7 @@ class MethodRecords:
 
     @property
     def complete(self) -> bool:
-        """Tell whether every seed of the setting gave a result."""
+        """Tell whether every one of `seeds` gave a result."""
         return len(self.done) == len(self.seeds)
 
     @property
@@ -156,6 +157,7 @@ class Setting:
     seeds: tuple[int, ...]
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
+    named_baseline: str | None = None  # the label of what somebody wants methods to be held against
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
@@ -187,6 +189,11 @@ class Setting:
         return any(value is not None for by_seed in self.values(measure).values() for value in by_seed.values())
 
     @cached_property
+    def until(self) -> UntilDecided | None:
+        """Return the rule by which seeds were added where the question was open, if they were."""
+        return next((r.until for r in self.records if r.until), None)
+
+    @cached_property
     def joint(self) -> dict[int, Record]:
         """Return the record of joint training for each seed; of several such methods the first counts."""
         return {r.trial.seed: r for m in reversed(self._as_given) if m.joint for r in m.done}
@@ -198,7 +205,11 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of plain fine-tuning, against which methods are held where nobody names another one."""
+        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning."""
+        if any(m.label == self.named_baseline and m.done for m in self.methods):
+            return self.named_baseline
+        if self.until and self.values(ACC).get(self.until.baseline or ""):
+            return self.until.baseline
         return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
 
     @cached_property
@@ -231,7 +242,18 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
     if not groups:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
     names = titles([group[0] for group in groups.values()])
+    for title, group in zip(names, groups.values(), strict=True):
+        if len(rules := dict.fromkeys(str(r.until) for r in group if r.until)) > 1:
+            raise StoreError(f"{title}: seeds were added by different rules ({'; '.join(rules)}); no test holds for "
+                             "all of them: report the run folders apart")
     return [_setting(title, group) for title, group in zip(names, groups.values(), strict=True)]
+
+
+def check_label(settings: Iterable[Setting], label: str | None, hint: str) -> None:
+    """Raise a SpecError that points to `hint` if a method is named that no setting has."""
+    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
+    if label is not None and label not in labels:
+        raise SpecError(unknown("method", label, labels, hint))
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:
@@ -251,12 +273,17 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
 
 
 def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRecords]:
-    """Group records by method; where two methods share a label, each is called by its full name."""
+    """Group records by method; where two methods share a label, each is called by its full name.
+
+    Where seeds were added until decided, methods have different numbers of them: those up to a method's last are its.
+    """
+    added = any(record.until for record in records)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.trial.row, []).append(record)
     labels = [clean(group[0].label) for group in groups.values()]
     methods = [MethodRecords(label if labels.count(label) == 1 else clean(full),
-                             tuple(sorted(group, key=lambda r: r.trial.seed)), seeds)
+                             tuple(sorted(group, key=lambda r: r.trial.seed)),
+                             tuple(s for s in seeds if not added or s <= max(r.trial.seed for r in group)))
                for label, (full, group) in zip(labels, groups.items(), strict=True)]
     return sorted(methods, key=lambda m: m.reference)  # stable

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from clbench.experiment.until import BEST, UntilDecided
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
 from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.analysis.paired_tests import looks
 from clbench.report.decided import Against, Compared, Facts, Verdict
-from clbench.report.formatting import named
+from clbench.report.formatting import listed, named
 from clbench.report.model import Cell, Column
 from clbench.results.paired import MOST_SEEDS
 from clbench.results.records import Record
@@ -26,8 +28,15 @@ def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
     lines = [(trial.scenario.capitalize(), _accuracies(found)), ("Front of accuracy", _fronts(found))]
     if found.baseline and found.baseline.pairs:
         lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
+        if found.baseline.other == setting.named_baseline:
+            lines.append((f"Above {found.baseline.other}", _suspects(found.baseline, "better", "above")))
     if found.joint and found.joint.pairs:
         lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
+    if found.until:
+        counts = ", ".join(f"{m.label} {len(m.seeds)}" for m in setting.methods[:SHOWN])
+        more = f" and {len(setting.methods) - SHOWN} more" if len(setting.methods) > SHOWN else ""
+        lines.append(("Seeds", f"added until decided, {found.until.first} to at most {found.until.most}: {counts}"
+                      + more))
     lines += [("Not decided", _undecided(setting, found)), ("Decided by", _basis(found)),
               ("Mind", ". ".join(text[:1].upper() + text[1:] for text in _warnings(setting)))]
     return tuple((about, f"{text}.") for about, text in lines if text)
@@ -86,6 +95,8 @@ def _list(names: Sequence[str], of: int) -> str:
 
 def _undecided(setting: Setting, found: Facts) -> str:
     said = []
+    if found.until:
+        return _still_open(setting, found, found.until)
     seeds = len(setting.seeds)
     best = found.best
     if best and best.open:
@@ -103,6 +114,24 @@ def _undecided(setting: Setting, found: Facts) -> str:
     return ". ".join(text if i == 0 else text[:1].upper() + text[1:] for i, text in enumerate(said))
 
 
+def _still_open(setting: Setting, found: Facts, until: UntilDecided) -> str:
+    """Say what is open where seeds were added, and whether more of them would be."""
+    said = []
+    if found.baseline and until.baseline != BEST and (left := list(found.undecided)):
+        said.append((f"against {found.baseline.other}", left, len(found.baseline.pairs)))
+    elif found.best and found.best.open and (until.baseline == BEST or not found.baseline):
+        best = found.best
+        said.append((f"the best: {best.method} leads, not told from", list(best.open),
+                     len(best.beaten) + len(best.equal) + len(best.open)))
+    told = []
+    for asked, left, of in said:
+        had = [len(m.seeds) for m in setting.methods if m.label in left]
+        over = min(had) >= until.most
+        told.append(f"{asked} (after {_counted(min(had))}{', the most that were to be added' if over else ''}): "
+                    f"{_list(left, of)}")
+    return ". ".join(told)
+
+
 def _seeds(have: int, needed: int | None) -> str:
     return f"{_counted(have)}; {f'about {needed:,} needed' if needed else MORE}"
 
@@ -113,6 +142,12 @@ def _counted(seeds: int) -> str:
 
 def _basis(found: Facts) -> str:
     """Say which tests decide, and how often they err where what they suppose does not hold."""
+    if found.until:
+        asked = [f"{c.tests} against {c.other}" for c in (found.baseline, found.joint) if c]
+        asked += [f"{found.best.tests} of all pairs"] if found.best else []
+        return (f"a sequential t test, {looks(found.until)}, 5 % over each family (tests: {', '.join(asked)}); it "
+                f"supposes normal differences: with a method near 100 % up to {100 * (found.false_claims or 0):.0f} % "
+                "of such families err")
     families = [(c.tests, f"against {c.other}", "t" if c.by_t else "flips" if any(p.test for p in c.pairs) else None)
                 for c in (found.baseline, found.joint) if c]
     if found.best:
@@ -130,6 +165,8 @@ def _basis(found: Facts) -> str:
 
 def _warnings(setting: Setting) -> Iterable[str]:
     methods = [m for m in setting.methods if m.done]
+    if added := {r.trial.seed for r in setting.records if r.seen}:
+        yield f"seeds added after a look at a report, which tests do not allow for: {listed(sorted(added))}"
     own = [m for m in methods if not m.reference]
     if not_done := [m.label for m in setting.methods if not m.complete]:
         yield f"not all seeds: {_list(not_done, len(setting.methods))}"

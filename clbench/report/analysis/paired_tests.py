@@ -3,105 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-from statistics import fmean
 
+from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.families import Family, Pair, Values, family, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, named, number
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.paired import Test, deciding_test, p_values, saturated_rate, seeds_to_show
-from clbench.results.stats import ALPHA, ROUNDING, effect_size, holm, mean_interval, seeds_needed
-
-Values = Mapping[str, Mapping[int, float]]  # a measure by method and seed
+from clbench.results.paired import Test, saturated_rate
+from clbench.results.stats import ALPHA, effect_size, seeds_needed
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two methods on the seeds that both have."""
-
-    first: str
-    second: str
-    differences: tuple[float, ...]  # first minus second, by seed; at least one
-    p: float
-    corrected: float  # p, corrected over the family
-    test: Test | None  # what p comes from; None: a single seed decides nothing
-    family: int  # the number of tests
-
-    @property
-    def equal(self) -> bool:
-        """Tell whether the two are equal on every seed, up to rounding."""
-        return all(abs(d) <= ROUNDING for d in self.differences)
-
-    @property
-    def significant(self) -> bool:
-        """Tell whether the test shows a difference."""
-        return self.corrected <= ALPHA
-
-    @property
-    def decidable(self) -> bool:
-        """Tell whether this number of seeds could show a difference at all."""
-        return self.test is not None
-
-    @property
-    def needed(self) -> int | None:
-        """Return about how many seeds would show the difference if it stays as it is, None where that is not known."""
-        return seeds_to_show(self.differences, self.family)
-
-    @property
-    def swapped(self) -> Pair:
-        """Return the pair as second minus first."""
-        return replace(self, first=self.second, second=self.first, differences=tuple(-d for d in self.differences))
-
-    def better(self, direction: str | None) -> str:
-        """Return the method that is better by its mean."""
-        return self.first if (sum(self.differences) > 0) == (direction == "up") else self.second
-
-
-@dataclass(frozen=True)
-class Family:
-    """Pairs whose p-values are corrected together, since any of them may be taken for a finding."""
-
-    column: Column
-    pairs: tuple[Pair, ...]
-
-    def against(self, method: str) -> list[Pair]:
-        """Return the pairs with this method, each as the other method minus this one."""
-        return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]
-
-
-def family(column: Column, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
-    """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share.
-
-    Args:
-        column: what is compared.
-        values: by method and seed.
-        baseline: with which each of the others is compared; by default all pairs are.
-        of: the size of a larger family that these tests are of, which decides on the test.
-    """
-    chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
-    found = [(a, b, tuple(values[a][s] - values[b][s] for s in sorted(values[a].keys() & values[b].keys())))
-             for a, b in chosen]
-    found = [pair for pair in found if pair[2]]
-    size = of or len(found)
-    by_length: dict[int, dict[tuple[float, ...], float]] = {}
-    for n in {len(d) for *_, d in found}:
-        same = list(dict.fromkeys(d for *_, d in found if len(d) == n))
-        by_length[n] = dict(zip(same, p_values(same, size), strict=True))
-    ps = [by_length[len(d)][d] for *_, d in found]
-    return Family(column, tuple(Pair(a, b, d, p, corrected, deciding_test(len(d), size), size)
-                                for (a, b, d), p, corrected in zip(found, ps, holm(ps), strict=True)))
-
-
-def leader(column: Column, values: Values) -> str:
-    """Return the method with the best mean, the first of those that have it."""
-    means = {name: fmean(by_seed.values()) for name, by_seed in values.items()}
-    return (max if column.direction == "up" else min)(means, key=lambda name: means[name])
-
-
-def winners(column: Column, values: Values, eligible: Collection[str], tests: Family | None = None) -> set[str]:
+def winners(column: Column, values: Values, eligible: Collection[str], tests: Family | None = None,
+            until: UntilDecided | None = None) -> set[str]:
     """Return the methods that are shown to be better than all others: the best one and its equals, or none.
 
     Args:
@@ -109,20 +24,24 @@ def winners(column: Column, values: Values, eligible: Collection[str], tests: Fa
         values: of all methods that are compared, those too that cannot win.
         eligible: labels of those that may win.
         tests: of all pairs, if they are known already.
+        until: the rule by which seeds were added, if they were.
     """
     running = {label: found for label, found in values.items() if label in eligible}
     if len(running) < 2:
         return set()
-    best = leader(column, running)
+    best = leader(column, running, tests)
     if tests is None:
-        alone = family(column, values, best, len(values) * (len(values) - 1) // 2)
-        if not all(pair.equal or pair.p <= ALPHA for pair in alone.pairs if pair.first in running):
+        alone = family(column, values, best, len(values) * (len(values) - 1) // 2, until)
+        if until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
             return set()  # what is not shown by itself is not shown by a corrected p either
-        tests = family(column, values)
+        tests = family(column, values, until=until)
+        best = leader(column, running, tests)
     others = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in others if pair.equal}
     beaten = [pair for pair in others if not pair.equal]
-    return {best, *equal} if beaten and all(pair.significant for pair in beaten) else set()
+    shown = beaten and all((pair.significant and pair.better(column.direction) == best) or pair.first in tests.dropped
+                           for pair in beaten)
+    return {best, *equal} if shown else set()
 
 
 def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline: str | None = None) -> Table:
@@ -141,10 +60,10 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
                Column("verdict", "text"))
     rows = []
     for pair in pairs:
-        over, effect = mean_interval(pair.differences), effect_size(pair.differences)
+        over, effect = pair.interval, effect_size(pair.differences)
         n = over.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
-            Cell(str(n) if n == seeds else f"{n} of {seeds}"),
+            Cell(str(n) if n == seeds or pair.until else f"{n} of {seeds}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
                  high=over.high),
             Cell(TESTS[pair.test] if pair.test else NONE),
@@ -154,7 +73,7 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
 
 
-TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t"}
+TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "sequential": "sequential t"}
 
 
 def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
@@ -173,6 +92,8 @@ def undecided(tests: Family) -> str | None:
     """Say that no pair can be decided, since a single seed tells nothing; None if some can be."""
     if any(pair.decidable for pair in tests.pairs):
         return None
+    if (until := tests.until) is not None:
+        return f"cannot be decided before {until.first} seeds"
     needed = seeds_needed(len(tests.pairs))
     return f"cannot be decided with 1 seed; {f'{needed} would do' if needed else 'compare fewer methods'}"
 
@@ -188,7 +109,7 @@ def basis(tests: Family, against: str = "") -> str:
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
     asked = f"{size} {'test' if size == 1 else 'tests'} " + (f"against {against}" if against else "of all pairs")
-    said = []
+    said = [f"a sequential t test decides in {asked}, Holm's correction: {looks(tests.until)}"] if tests.until else []
     if flips:
         said.append(f"sign flips decide in {asked}, Holm's correction, with {_range(flips)}")
     if by_t:
@@ -196,6 +117,12 @@ def basis(tests: Family, against: str = "") -> str:
                     "flips. It supposes normal differences; where a method is close to 100 % it was found to make a "
                     f"false claim in up to {100 * saturated_rate(min(by_t)):.0f} % of such families, instead of 5 %")
     return "; ".join(said)
+
+
+def looks(until: UntilDecided) -> str:
+    """Say what a rule by which seeds were added lets one look at."""
+    return (f"a look after each seed from {until.first} to at most {until.most}, valid whenever one stops (Jennison & "
+            "Turnbull 1991)")
 
 
 def _range(seeds: Sequence[int]) -> str:
@@ -232,7 +159,7 @@ Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per me
 
 def all_pairs(setting: Setting) -> dict[Measure, Family]:
     """Return the tests of all pairs of methods, of each measure whose differences reports test."""
-    return {m: family(m.column, setting.compared(m)) for m in MEASURES if m.in_report}
+    return {m: family(m.column, setting.compared(m), until=setting.until) for m in MEASURES if m.in_report}
 
 
 def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
@@ -246,9 +173,10 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
         values = setting.compared(measure)
         if tests.pairs:
             complete = {label: found for label, found in values.items() if label in setting.eligible}
-            best = leader(measure.column, complete or values)
+            best = leader(measure.column, complete or values, tests)
             first = {best: values[best], **values}  # of equal means the first leads
-            rank = "the best mean" + ("" if leader(measure.column, first) == best else " of those with all seeds")
+            rank = "the best mean" + ("" if leader(measure.column, first) == best else
+                                      " of those in the running" if setting.until else " of those with all seeds")
             others = [label for label in values if label != best]
             told = verdict(tests, best, others, rank)
             verdicts.append((measure.column.title, told))
@@ -259,7 +187,7 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
 
 
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
-    """Return the differences of methods to plain fine-tuning, a table per measure that reports test; none without."""
+    """Return the differences of methods to the setting's baseline, a table per measure that reports test."""
     baseline = setting.baseline
     return compare(setting, [m for m in MEASURES if m.in_report], baseline)[1] if baseline else ()
 
@@ -274,7 +202,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
     for measure in measures:
         title = measure.column.title
         values = setting.compared(measure, [baseline] if baseline else [])
-        tests = family(measure.column, values, baseline)
+        tests = family(measure.column, values, baseline, until=setting.until)
         if (baseline is not None and baseline not in values) or not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
 from clbench.report.figures.data import slugs
+from clbench.report.formats.choosable import packed
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
 from clbench.report.formatting import brief
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.js", "seeds.js", "parts.js", "pareto.js",
-            "tables.js", "filter.js", "page.js")
+            "tables.js", "filter.js", "choose.js", "page.js")
 
 
 PLAIN = ("percent", "points", "count", "number", "seconds")  # units whose texts a script can read; others have prefixes
@@ -42,6 +43,7 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
         report=report, back=back, sections=views, ranking=ranking_view(report, looks), script=script,
+        choice=packed([(view.id, view.section) for view in views]),
         style=_asset("report.css") + css()) + "\n"
 
 

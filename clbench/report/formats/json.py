@@ -23,6 +23,7 @@ def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
     whole = _plain(report)
     for section in whole["sections"]:
+        del section["choosable"]  # `clbench choose --format json` has it
         section["results"] = list(map(_with_curves, section["results"]))
     return {"schema": SCHEMA, **_with_pictures({**whole, "sections": list(map(_with_pictures, whole["sections"]))})}
 

@@ -51,6 +51,8 @@ class Count:
     kept: list[Footprint] = field(default_factory=list)  # after the task
     flops: int | None = None  # of predicting one sample, a multiplication and its addition counted as two
     train_flops: list[int] | None = None  # of training on each task, where that is counted too
+    steps: list[int] = field(default_factory=list)  # of training on each task, where its FLOPs are counted
+    row_flops: list[Fraction] = field(default_factory=list)  # likewise: of predicting one sample after the task
     note: str | None = None  # why lists end early
     remarks: list[str] = field(default_factory=list)  # the strategy's own notes
     model_bytes: int = 0  # of the network before any method touched it
@@ -166,6 +168,8 @@ def lead(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: 
                                       lambda tasks: [spend(strategy, tasks[0], found)])
                 if found.train_flops is not None:
                     found.train_flops.append(trained.flops)
+                    found.steps.append(trained.steps)
+                    found.row_flops.append(flops(strategy, index, tests[min(index, len(tests) - 1)][1]))
                 found.kept.append(measure(strategy))
             found.flops = round(mean(flops(strategy, index, size) for index, size in tests))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape

@@ -56,7 +56,8 @@ def record_of(member: TrialState, origin: Provenance, memory: PeakMemory, weight
     planned, stream, failure = member.planned, member.stream, member.failure
     status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
     return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
-                  searched=planned.searched, status=status, trial=planned.trial, stream=describe(stream),
+                  searched=planned.searched, until=planned.until, seen=list(planned.seen), status=status,
+                  trial=planned.trial, stream=describe(stream),
                   R=member.R, task_inference=member.task_inference or None,
                   outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
                   curve=member.watched and member.watched.curve,

@@ -23,8 +23,8 @@ function shape(parent, name, attributes, text) {
 // The number of a cell and the ends of its interval: as written beside it, or else as its text tells them.
 function numbersOf(td, unit) {
   if ("v" in td.dataset) {
-    const value = Number(td.dataset.v);
-    return { value, low: Number(td.dataset.low ?? value), high: Number(td.dataset.high ?? value) };
+    const [value, low = value, high = value] = td.dataset.v.split(" ").map(Number);
+    return { value, low, high };
   }
   const [value, half] = unit === "text" ? [NaN] : td.textContent.replaceAll(",", "").split("±").map(Number.parseFloat);
   if (Number.isNaN(value)) return { value: null, low: NaN, high: NaN };

@@ -146,6 +146,7 @@ function download(figure, methods) {
 }
 
 for (const place of document.querySelectorAll(".packed")) unpack(place);
+for (const section of document.querySelectorAll("[data-choice]")) choosing(section);
 for (const table of document.querySelectorAll("table.sortable")) sortable(table);
 for (const figures of document.querySelectorAll(".figures")) {
   figures.hidden = false;

@@ -1,0 +1,278 @@
+"""The tests behind the sentences: each looks through the committed studies and says what it found, and a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from evidence import MARGIN, NAMES, Finding, Row, Study, above, paired, percent, points, times, traits
+
+from clbench.report.formatting import number
+from clbench.results import metrics
+from clbench.results.records import Record
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
+USUAL_RANK = 4
+FEW_TIMES, ALMOST_ALL, TWICE = 10, 0.98, 2.0  # what rules ask for
+Studies = Sequence[Study]
+
+
+def acc(record: Record) -> float:
+    """Return the final average accuracy."""
+    return metrics.acc(record.R)
+
+
+def usual(study: Study) -> list[Row]:
+    """Return a study's rows of `lora`: those of rank 4 where ranks were compared, else all."""
+    rows = study.named("lora")
+    return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
+
+
+def marked(row: Row, rows: Sequence[Row]) -> str:
+    """Return the beginning of a finding that says which of several rows it is of."""
+    return f"{row.label}: " if len(rows) > 1 else ""
+
+
+def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
+    """Return a test of whether `lora` is as good as a method."""
+    def test(studies: Studies) -> Iterator[Finding]:
+        for study in studies:
+            for name in rivals:
+                for rival in study.named(name):
+                    for row in usual(study):
+                        if (over := paired(row, rival)) is not None:
+                            yield Finding(study.where, f"{marked(row, usual(study))}{percent(row.mean(acc))} against "
+                                          f"{percent(rival.mean(acc))}: {points(over)}", above(over, -MARGIN),
+                                          traits(study))
+    return test
+
+
+def fewer_parameters(studies: Studies) -> Iterator[Finding]:
+    """Compare what the last task trains with what fine-tuning of all weights trains."""
+    for study in studies:
+        full = next(iter(study.named("naive") or study.named("ewc") or study.named("er")), None)
+        if full is None:
+            continue
+        for row in study.named("lora"):
+            ratio = full.trainable / row.trainable
+            over = paired(row, full)
+            loss = f"; ACC {points(over)} against {full.label}" if over is not None else ""
+            yield Finding(study.where, f"{row.label}: {row.trainable:,} for {full.trainable:,}, "
+                          f"{times(ratio)} times fewer{loss}", "holds" if ratio >= FEW_TIMES else "does not hold",
+                          traits(study))
+
+
+def costs_less(what: str, of: Callable[[Record], float]) -> Callable[[Studies], Iterator[Finding]]:
+    """Return a test of whether `lora` costs less than fine-tuning of all weights, or EWC where that is not there."""
+    def test(studies: Studies) -> Iterator[Finding]:
+        for study in studies:
+            full = next(iter(study.named("naive") or study.named("ewc")), None)
+            for row in usual(study) if full is not None else ():
+                ratios = [of(row.trials[s]) / of(full.trials[s]) for s in sorted(set(row.trials) & set(full.trials))
+                          if of(row.trials[s]) and of(full.trials[s])]
+                if not ratios:
+                    continue  # older records do not hold it
+                verdict = "holds" if max(ratios) <= 1 else "does not hold" if min(ratios) > 1 else "not decided"
+                spread = "" if max(ratios) - min(ratios) < 0.005 else f" ({min(ratios):.2f} to {max(ratios):.2f})"
+                yield Finding(study.where, f"{marked(row, usual(study))}{fmean(ratios):.2f} of the {what} of "
+                              f"{full.label}{spread}", verdict, traits(study))
+    return test
+
+
+def flops(record: Record) -> float:
+    """Return the FLOPs of training and consolidation, 0 where they were not counted."""
+    return float(sum(record.costs.train_flops or ()))
+
+
+def seconds(record: Record) -> float:
+    """Return the processor's time of training and consolidation, where it was noted, else the wall time."""
+    times = record.timings
+    return sum(times.train_cpu or times.train) + sum(times.consolidate_cpu or times.consolidate)
+
+
+def no_interference(studies: Studies) -> Iterator[Finding]:
+    """Look whether any accuracy of a learned task ever changed."""
+    for study in studies:
+        for row in usual(study):
+            tasks = len(row.first.R[0])
+            changed = [abs(r.R[i][j] - r.R[j + 1][j]) for r in row.trials.values()
+                       for j in range(tasks) for i in range(j + 2, tasks + 1)]
+            forgotten = fmean(metrics.forgetting(r.R) or 0.0 for r in row.trials.values())
+            text = (f"{marked(row, usual(study))}forgetting {100 * forgotten:.1f} points; "
+                    f"{sum(c > 0 for c in changed)} of {len(changed)} later accuracies differ from the first")
+            yield Finding(study.where, text, "does not hold" if any(changed) else "holds", traits(study))
+
+
+def without_id(studies: Studies) -> Iterator[Finding]:
+    """Compare scenarios of the same folder."""
+    for given in (s for s in studies if s.scenario == "task"):
+        for hidden in (s for s in studies if s.scenario == "class" and s.folder == given.folder):
+            for row in usual(given):
+                for other in usual(hidden):
+                    if (over := paired(other, row)) is not None:
+                        yield Finding(given.where,
+                                      f"{other.label}: {percent(other.mean(acc))} without, {percent(row.mean(acc))} "
+                                      f"with: {points(over)}", above(over, -MARGIN))
+
+
+def rank_matters(low: Sequence[int], high: Sequence[int]) -> Callable[[Studies], Iterator[Finding]]:
+    """Return a test of whether the best of some higher ranks is better than the best of some lower ones."""
+    def test(studies: Studies) -> Iterator[Finding]:
+        for study in studies:
+            few = [row for row in study.named("lora") if row.option("rank") in low]
+            many = [row for row in study.named("lora") if row.option("rank") in high]
+            for first in few:
+                for second in many:
+                    if (over := paired(second, first)) is not None:
+                        yield Finding(study.where, f"rank {second.option('rank')} {percent(second.mean(acc))}, rank "
+                                      f"{first.option('rank')} {percent(first.mean(acc))}: {points(over)}",
+                                      above(over, 0.0), traits(study))
+    return test
+
+
+def all_weights(studies: Studies) -> Iterator[Finding]:
+    """Compare what EWC trains with all that the network has."""
+    for study in studies:
+        for row in study.named("ewc"):
+            total = sum(n for role, n in row.first.costs.parameters[0].items() if role in ("base", "heads", "model"))
+            share = row.trainable / total if total else 1.0
+            yield Finding(study.where, f"{row.trainable:,} of {total:,} parameters", "holds" if share >= ALMOST_ALL
+                          else "does not hold", traits(study))
+
+
+def expensive(studies: Studies) -> Iterator[Finding]:
+    """Compare what PNN keeps in the end with what `lora` keeps, and how good it is."""
+    for study in studies:
+        for pnn in study.named("pnn"):
+            for row in usual(study):
+                ratio = sum(pnn.first.costs.parameters[-1].values()) / sum(row.first.costs.parameters[-1].values())
+                trained = pnn.trainable / row.trainable
+                text = (f"PNN holds {times(ratio)} times the parameters of {row.label} after the last task and trains "
+                        f"{times(trained)} times as many in it")
+                yield Finding(study.where, text, "holds" if ratio > 1 and trained > 1 else "does not hold",
+                              traits(study))
+
+
+def needs_more_than_low_rank(studies: Studies) -> Iterator[Finding]:
+    """Compare `lora` with methods that train whole networks, where inputs are permuted."""
+    for study in studies:
+        if study.first.trial.benchmark.name != "permuted-mnist":  # whose pixels are
+            continue
+        for row in usual(study):
+            for other in [*study.named("independent"), *study.named("joint"), *study.named("pnn"),
+                          *study.named("ewc")]:
+                if (over := paired(row, other)) is not None:
+                    verdict = above(over, -MARGIN)
+                    fails = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)
+                    yield Finding(study.where, f"{percent(row.mean(acc))} against {other.label} "
+                                  f"{percent(other.mean(acc))}: {points(over)}", fails, traits(study))
+
+
+def general_features(studies: Studies) -> Iterator[Finding]:
+    """Look what adapting the layers below the heads adds to private heads."""
+    for study in studies:
+        for heads in [*study.named("shared-private"), *study.named("frozen")]:
+            for row in usual(study):
+                if (over := paired(row, heads)) is not None:
+                    yield Finding(study.where, f"{heads.label} {percent(heads.mean(acc))}, {row.label} "
+                                  f"{percent(row.mean(acc))}: {points(over)}", above(over, MARGIN), traits(study))
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """Return the row with the highest mean ACC; None of none."""
+    return max(rows, key=lambda row: row.mean(acc), default=None)
+
+
+def in_folder(studies: Studies, name: str) -> Iterator[Study]:
+    """Return the studies of one of the experiments beside this file."""
+    return (study for study in studies if study.folder == f"lora_question/{name}")
+
+
+def higher_ranks(studies: Studies) -> Iterator[Finding]:
+    """Compare the best of the ranks from 32 on with the best of those from 8 to 16, each at its best learning rate."""
+    for study in studies:
+        middle, high = (best([r for r in study.named("lora") if low <= r.option("rank") <= up])
+                        for low, up in ((8, 16), (32, 1024)))
+        if middle and high and (over := paired(high, middle)) is not None:
+            yield Finding(study.where, f"{high.label} {percent(high.mean(acc))}, {middle.label} "
+                          f"{percent(middle.mean(acc))}: {points(over)}", above(over, 0.0), traits(study))
+
+
+def usual_alpha(studies: Studies) -> Iterator[Finding]:
+    """Compare, at each learning rate, the better of alpha = r and alpha = 2r with the best row of all."""
+    for study in in_folder(studies, "alpha"):
+        rows = study.named("lora")
+        top = best(rows)
+        for lr in sorted({row.lr for row in rows}):
+            here = [row for row in rows if row.lr == lr]
+            good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
+            if top and good and (over := paired(good, top)) is not None:
+                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best of all "
+                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN))
+
+
+def some_layers(studies: Studies) -> Iterator[Finding]:
+    """Compare LoRA on some layers with LoRA on all of them."""
+    for study in in_folder(studies, "layers"):
+        everywhere = next(iter(study.named("lora", layers="all", targets=[])), None)
+        for row in study.named("lora") if everywhere else ():
+            if row is not everywhere and (over := paired(row, everywhere)) is not None:
+                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, all "
+                              f"({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: {points(over)}",
+                              above(over, -MARGIN))
+
+
+def many_tasks(studies: Studies) -> Iterator[Finding]:
+    """Compare what LoRA holds after the last of many tasks with what it held after the first, and its accuracy."""
+    for study in in_folder(studies, "many_tasks"):
+        for row in usual(study):
+            held = [sum(parameters.values()) for parameters in row.first.costs.parameters]
+            growth = held[-1] / held[0]
+            rivals = "; ".join(f"{other.label} {percent(other.mean(acc))}" for other in study.rows if other is not row)
+            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first; ACC "
+                    f"{percent(row.mean(acc))} ({rivals})")
+            yield Finding(study.where, text, "holds" if growth <= TWICE else "does not hold", traits(study))
+
+
+def needs_memory(studies: Studies) -> Iterator[Finding]:
+    """Compare ER at the memory that keeps about as many bytes beside the network as LoRA's adapters with that LoRA."""
+    for study in studies:
+        naive = next(iter(study.named("naive")), None)
+        if naive is None or study.scenario != "class":
+            continue
+        for row in study.named("lora"):
+            beside = kept(row) - kept(naive)
+            fits = best([er for er in study.named("er") if kept(er) - kept(naive) <= beside])
+            if fits is not None and (over := paired(row, fits)) is not None:
+                memory = number(kept(fits) - kept(naive), "bytes")
+                text = (f"{row.label} keeps {number(beside, 'bytes')} beside the network: {percent(row.mean(acc))}; "
+                        f"{fits.label} with {memory} {percent(fits.mean(acc))}: {points(over)}")
+                yield Finding(study.where, text, above(over, 0.0), traits(study))
+
+
+def added_and_removed(studies: Studies) -> Iterator[Finding]:
+    """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
+    found = json.loads((REPORTS / "lora_question" / "add_remove.json").read_text(encoding="utf-8"))
+    for what, text in (("others same without it", "without a task, the logits of the others are the same bit for bit"),
+                       ("others same with it again", "with it trained anew, they still are"),
+                       ("it is the same again", "the task trained anew gives the logits that it gave")):
+        good = sum(row[what] for row in found["rows"])
+        yield Finding(f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task", f"{text}: {good} of "
+                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold")
+
+
+def base_decides(studies: Studies) -> Iterator[Finding]:
+    """Compare LoRA on bases that no data, or the first task alone, trained with LoRA on the pretrained one."""
+    good = next((row for study in in_folder(studies, "vision_task") for row in usual(study)), None)
+    for study in in_folder(studies, "base"):
+        for row in study.named("lora"):
+            if good is not None and (over := paired(good, row)) is not None:
+                text = f"pretrained {percent(good.mean(acc))}, {row.label} {percent(row.mean(acc))}: {points(over)}"
+                yield Finding(study.where, text, above(over, 0.0))
+
+
+def kept(row: Row) -> int:
+    """Return the bytes that a method keeps after the last task."""
+    return sum(row.first.costs.bytes[-1].values())

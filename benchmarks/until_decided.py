@@ -1,0 +1,172 @@
+"""How often `--until decided` claims a difference that is not there, and how many seeds it takes, simulated.
+
+    python benchmarks/until_decided.py [--experiments 10000]
+
+False claims: methods that are alike on average get all seeds up to the most, and every look at every pair is asked, so
+that no rule of stopping could claim more. Noise is that of `benchmarks/false_claims.py`: normal, symmetric with heavy
+tails, and with one method close to 100 % (`saturated`). Seeds: normal differences with the effect that the paired t
+test of 20 seeds finds with 90 % power in the same family, with the same correction; one method with the effect beside
+others without, or all with it. `clbench`'s own tests decide (`clbench.results.sequential`). Writes
+benchmarks/until_decided.md, and the rate that reports print beside verdicts into clbench/results/until_decided.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from itertools import combinations, product
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from false_claims import noise
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit
+from scipy.stats import nct
+
+from clbench.experiment.until import UntilDecided
+from clbench.results import sequential
+from clbench.results.stats import ALPHA
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = (UntilDecided(first=3, most=30), UntilDecided(first=3, most=12), UntilDecided(first=5, most=30))
+FAMILIES = (("baseline", 1), ("baseline", 4), ("baseline", 9), ("baseline", 36),  # other methods
+            ("all pairs", 3), ("all pairs", 5), ("all pairs", 10))  # methods
+SYMMETRIC = ("normal", "normal, unlike sizes", "t with 3 df")
+SATURATED = ("saturated, others 0.1", "saturated, others 1")
+FIXED, POWER = 20, 0.9
+SIZES = (1.0, 1.5, 2.0)  # of the effect that the fixed number of seeds finds
+GOALS = {1.0: 0.8, 1.5: 0.55, 2.0: 0.4}  # share of the fixed number of seeds that the median is to take at most
+AT_ONCE = 2_000_000  # differences in memory
+Case = tuple[str, int, UntilDecided, str, int]
+
+
+def size_of(asked: str, methods: int) -> int:
+    """Return how many tests a family has."""
+    return methods if asked == "baseline" else math.comb(methods, 2)
+
+
+def false_claims(case: Case) -> float:
+    """Return the share of experiments in which some look shows some difference (Holm's first step)."""
+    asked, methods, rule, kind, experiments = case
+    count = methods + 1 if asked == "baseline" else methods
+    pairs = [(i, 0) for i in range(1, count)] if asked == "baseline" else list(combinations(range(count), 2))
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    draws = np.random.default_rng([len(asked), methods, rule.first, rule.most, len(kind)])
+    step, shown = max(1, AT_ONCE // (len(pairs) * rule.most)), 0
+    for start in range(0, experiments, step):
+        drawn = noise(kind, (min(step, experiments - start), count, rule.most), draws)
+        differences = (drawn[:, first] - drawn[:, second]).reshape(-1, rule.most)
+        told = sequential.least(differences, rule).min(axis=1).reshape(len(drawn), -1).min(axis=1)
+        shown += sum(len(pairs) * sequential.chance(float(q), rule) <= ALPHA for q in told)
+    return shown / experiments
+
+
+def by_usual_tests(experiments: int, rule: UntilDecided) -> float:
+    """Return the share of experiments in which one paired t test, made after each seed as if it were the last, errs."""
+    draws = np.random.default_rng(0)
+    ps = sequential.p_by_look(draws.standard_normal((experiments, rule.most)), rule.first)
+    return float((ps.min(axis=1) <= ALPHA).mean())
+
+
+def effect(family: int, affected: int, experiments: int) -> float:
+    """Return the mean, in deviations, that the t test of 20 seeds finds with 90 % power, corrected over its family."""
+    if affected == 1:
+        bound = -stdtrit(FIXED - 1, ALPHA / family / 2)
+        return float(brentq(lambda d: nct.sf(bound, FIXED - 1, d * math.sqrt(FIXED)) - POWER, 0.1, 5))
+    draws = np.random.default_rng(1).standard_normal((experiments, affected, FIXED))
+    deviation, mean = draws.std(axis=2, ddof=1), draws.mean(axis=2)
+
+    def power(d: float) -> float:
+        ps = np.sort(2 * stdtr(FIXED - 1, -np.abs(mean + d) * math.sqrt(FIXED) / deviation), axis=1)
+        steps = ps <= ALPHA / (family - np.arange(affected))
+        return float(np.logical_and.accumulate(steps, axis=1).mean())
+
+    return float(brentq(lambda d: power(d) - POWER, 0.1, 5, xtol=1e-3))
+
+
+def seeds_taken(family: int, affected: int, d: float, rule: UntilDecided, experiments: int) -> NDArray[np.int_]:
+    """Return after how many seeds each method with the effect is told from the baseline; `most` + 1: it is not.
+
+    Holm's rule is taken at each look over the methods with the effect; those without take part by their number.
+    """
+    draws = np.random.default_rng([family, affected, round(1000 * d)])
+    differences = draws.standard_normal((experiments * affected, rule.most)) + d
+    told = np.minimum.accumulate(sequential.least(differences, rule), axis=1).reshape(experiments, affected, -1)
+    bounds = np.array([sequential.threshold(ALPHA / (family - j), rule) for j in range(affected)])
+    order = np.argsort(told, axis=1)
+    steps = np.logical_and.accumulate(np.take_along_axis(told, order, axis=1) <= bounds[:, None], axis=1)
+    shown = np.zeros_like(steps)
+    np.put_along_axis(shown, order, steps, axis=1)
+    return np.where(shown.any(axis=2), shown.argmax(axis=2) + rule.first, rule.most + 1).ravel()
+
+
+def efficiency(case: tuple[int, int, UntilDecided, int]) -> str:
+    """Return a line of the table of seeds."""
+    family, affected, rule, experiments = case
+    count = max(1, experiments // affected)
+    d = effect(family, affected, count)
+    cells = []
+    for size in SIZES:
+        taken = seeds_taken(family, affected, size * d, rule, count)
+        median = int(np.median(taken))
+        cells.append(f"{median}{'' if median <= GOALS[size] * FIXED else ' (above)'}"
+                     f" | {100 * (taken <= rule.most).mean():.1f}")
+    return (f"| {family} | {'all' if affected > 1 else 'one'} | {rule.first} to {rule.most} | {d:.2f} | "
+            + " | ".join(cells) + " |")
+
+
+def cases(experiments: int) -> Iterator[Case]:
+    """Yield what is simulated of false claims."""
+    for rule, (asked, methods), kind in product(RULES, FAMILIES, (*SYMMETRIC, *SATURATED)):
+        yield asked, methods, rule, kind, experiments
+
+
+def main() -> None:
+    """Simulate every case and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiments", type=int, default=10_000)
+    experiments = parser.parse_args().experiments
+    asked = list(cases(experiments))
+    taken = [(family, affected, rule, experiments) for rule in (RULES[0], RULES[2])
+             for family in (1, 4, 9, 36) for affected in dict.fromkeys((1, family))]
+    with get_context("spawn").Pool(2) as pool:
+        rates = dict(zip(asked, pool.map(false_claims, asked, chunksize=5), strict=True))
+        seeds = pool.map(efficiency, taken, chunksize=1)
+    symmetric = max(rate for case, rate in rates.items() if case[3] in SYMMETRIC)
+    saturated = max(rate for case, rate in rates.items() if case[3] in SATURATED)
+    kinds = (*SYMMETRIC, *SATURATED)
+    lines = [f"| {question} | {size_of(question, methods)} | {rule.first} to {rule.most} | " + " | ".join(
+        f"{100 * rates[question, methods, rule, kind, experiments]:.2f}" for kind in kinds) + " |"
+        for rule, (question, methods) in product(RULES, FAMILIES)]
+    goals = ", ".join(f"{GOALS[size] * FIXED:g} at {size:g}" for size in SIZES)
+    usual = by_usual_tests(experiments, RULES[0])
+    error = 100 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5
+    told = [
+        f"# Seeds until decided, simulated\n\n`python benchmarks/until_decided.py`: {experiments:,} experiments in "
+        "each cell.\n\n## False claims\n\nAll methods are alike on average; the share (%) of experiments in which some "
+        f"look at some test of the family shows a difference at {100 * ALPHA:g} %, whatever the rule of stopping. With "
+        f"symmetric noise at most {100 * symmetric:.2f} %; where one method is saturated up to "
+        f"{100 * saturated:.1f} %. One standard error is {error:.2f} points at 5 %. The usual paired t test, made "
+        f"after each seed from 3 to 30 as if it were the last, errs in {100 * usual:.0f} %.\n",
+        "| family | tests | looks at seeds | " + " | ".join(kinds) + " |",
+        "|:--|--:|:--|" + "--:|" * len(kinds), *lines,
+        "\n## Seeds\n\nNormal differences of each method and the baseline, with a mean of so many deviations that the "
+        f"paired t test of {FIXED} seeds, corrected over the same family by Holm's rule, finds it with "
+        f"{100 * POWER:g} % power, and of 1.5 and 2 times that. After how many seeds such a method is decided (median) "
+        f"and the share (%) that is decided at all. The median is to be at most {goals} times the effect; `(above)` "
+        "marks what is not.\n",
+        "| tests | with the effect | looks at seeds | effect | "
+        + " | ".join(f"x{size:g}: seeds | decided" for size in SIZES) + " |",
+        "|--:|:--|:--|--:|" + "--:|" * 2 * len(SIZES), *seeds]
+    (ROOT / "benchmarks/until_decided.md").write_text("\n".join(told) + "\n")
+    found = {"experiments": experiments, "symmetric": symmetric, "saturated": saturated}
+    (ROOT / "clbench/results/until_decided.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`--until decided`: seeds are added where a question is open. The rule, as it is fixed before the first seed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from clbench.core.errors import unknown
+
+FIRST = 3  # the fewest seeds of a look: t of two has one degree of freedom, and shows next to nothing
+MOST = 30  # by default
+BEST = "best"  # as a baseline: which method is best is asked, of all pairs
+
+
+class UntilDecided(BaseModel):
+    """The rule by which seeds were added, kept in each record that was made by it; no part of a trial's key.
+
+    What it says cannot change once a seed has been looked at. Looks are taken after each seed that two methods share,
+    in the order of the seeds, from `first` to `most`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    baseline: str | None = None  # a label, or `BEST`; None: plain fine-tuning where there is one, else the best
+    first: int = Field(FIRST, ge=FIRST)  # seeds of every method before the first look
+    most: int = Field(MOST, ge=FIRST)
+
+    def __str__(self) -> str:
+        """Return the rule as flags."""
+        against = f" --baseline {self.baseline}" if self.baseline else ""
+        return f"--until decided --max-seeds {self.most} --seeds {self.first}{against}"
+
+
+def question(rule: UntilDecided) -> str:
+    """Return what a rule asks, in words."""
+    if rule.baseline == BEST:
+        return "which method is best"
+    return (f"each method against {rule.baseline}" if rule.baseline else
+            "each method against plain fine-tuning, or else which is best")
+
+
+def _decided(value: Any) -> Any:
+    if isinstance(value, str) and value != "decided":
+        raise ValueError(unknown("rule", value, ["decided"], "clbench run --help"))
+    return value
+
+
+Until = Annotated[Literal["decided"], BeforeValidator(_decided)]

@@ -1,0 +1,50 @@
+"""All that a choice under constraints can come to, so that a page can make it as `choosing.choose` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench.core.scenario import scenario_rules
+from clbench.report.analysis.choosing import KINDS, rival_of, values_of
+from clbench.report.analysis.families import Family, family
+from clbench.report.analysis.grouping import Setting
+from clbench.report.columns import ACC
+from clbench.report.decided import Beside, Candidate, Choosable
+from clbench.results.sequential import interval_of
+
+
+def choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
+    """Return the methods of a setting among which there is a choice, None where there is none.
+
+    The chosen method is the best that is allowed, so of each pair it can only be the one with the higher mean.
+
+    Args:
+        setting: whose methods they are.
+        everything: the tests of ACC of all pairs, if they are known already.
+    """
+    accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    if len(accuracies) < 2:
+        return None
+    over = {label: interval_of([*by_seed.values()], setting.until) for label, by_seed in accuracies.items()}
+    counted = {kind.name: values_of(setting, kind) for kind in KINDS}
+    known = everything if _same(everything, [*accuracies]) else None
+    tests = known or family(ACC.column, accuracies, until=setting.until)
+    # Of equal ones the first leads, as in `leader`; what a rule has dropped leads none that it has not.
+    order = sorted(accuracies, key=lambda label: (label in tests.dropped, -over[label].mean))
+    pairs = {}
+    for pair in tests.pairs:
+        ahead = min(pair.first, pair.second, key=order.index)
+        behind = pair.swapped if pair.first == ahead else pair
+        found = rival_of(behind, accuracies)
+        pairs[ahead, behind.first] = Beside(found.difference, found.half_width, found.shown, found.needed)
+    return Choosable(
+        scenario_rules(setting.records[0].trial.scenario).task_given,
+        tuple(Candidate(label, over[label].mean, over[label].half_width,
+                        {name: values.get(label) for name, values in counted.items()}) for label in order),
+        tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
+        tuple(m.label for m in setting.methods if not m.reference and m.label not in accuracies))
+
+
+def _same(tests: Family | None, labels: Sequence[str]) -> bool:
+    """Tell whether tests are those of all pairs of some methods and of no others."""
+    return tests is not None and {*labels} == {label for pair in tests.pairs for label in (pair.first, pair.second)}

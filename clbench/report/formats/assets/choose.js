@@ -1,0 +1,116 @@
+// A method chosen under constraints. All numbers, texts and tests come with the page; here they are looked up.
+
+const [SHOWN, ROWS] = [-1, 8]; // a difference that is shown; rows and names before the rest is counted
+
+function choosing(section) {
+  const { kinds, settings } = JSON.parse(section.dataset.choice);
+  const fields = make("fieldset", { class: "limits" });
+  fields.append(make("legend", { class: "hush" }, "Constraints"));
+  const sliders = kinds.map(([, title, , amounts, texts]) => {
+    const label = make("label", {}, `${title[0].toUpperCase()}${title.slice(1)}, at most`);
+    const [told, input] = [make("output"), make("input", { type: "range", min: 0, max: amounts.length, step: 1, value: amounts.length })];
+    label.append(told, input);
+    if (amounts.length > 1) fields.append(label);
+    return { input, get most() { return Number(input.value); }, get used() { return this.most < amounts.length; },
+      tell() { told.textContent = this.used ? texts[this.most] : "any"; input.setAttribute("aria-valuetext", told.textContent); } };
+  });
+  const [samples, unknown] = ["No samples kept", "Task id unknown"].map((text) => {
+    const [label, box] = [make("label", { class: "tick" }), make("input", { type: "checkbox" })];
+    label.append(box, make("span", {}, text));
+    fields.append(label);
+    return box;
+  });
+  const command = make("code");
+  const [line, told] = [make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" }), make("div")];
+  const brief = make("p", { role: "status", class: "hush" }); // what a screen reader says of a change
+  line.append(command);
+  const limits = () => [ // each tells why a method is left out, or nothing
+    ...sliders.map((slider, k) => slider.used && { flag: `--max-${kinds[k][0]} ${kinds[k][3][slider.most]}`,
+      name: `${kinds[k][1]} ≤ ${kinds[k][4][slider.most]}`, refuses: (method) => refusal(method[3 + k], slider.most, kinds[k]) }),
+    samples.checked && { flag: "--no-samples-kept", name: "no samples kept",
+      refuses: (method) => [, "keeps samples", "no replay samples on record"].at(method[2]) },
+  ].filter(Boolean);
+  const apply = () => {
+    for (const slider of sliders) slider.tell();
+    const active = limits();
+    command.textContent = ["clbench choose RUN", ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
+    const asked = settings.filter(([, , given]) => !(unknown.checked && given));
+    brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[4][bestOf(setting[4], active)]?.[0] ?? "none"}`).join("; ");
+    told.replaceChildren(...asked.map((setting) => chosenOf(setting, kinds, active)),
+      ...asked.length ? [] : [make("p", {}, "In every setting here the test says the task: run with --scenario class or domain.")]);
+  };
+  fields.addEventListener("input", apply);
+  section.append(fields, brief, told, make("p", { class: "key" }, "The same as a command, with the run folder for RUN:"), line);
+  apply();
+}
+
+function refusal(place, most, [, title, words, , texts]) {
+  if (place < 0) return `no ${title} on record`;
+  return place > most ? `${words} ${texts[place]}` : undefined;
+}
+
+// The first of the methods, which come best first, that no limit leaves out; -1: there is none.
+function bestOf(methods, limits) {
+  return methods.findIndex((method) => !limits.some(({ refuses }) => refuses(method)));
+}
+
+// What a setting's methods come to under some constraints.
+function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limits) {
+  const pair = (a, b) => {
+    const [difference, half, evidence] = beside[a].slice(3 * (b - a - 1), 3 * (b - a));
+    return [`${(difference / 100).toFixed(2)} ± ${half === null ? "n/a" : (half / 100).toFixed(2)}`, evidence];
+  };
+  const first = bestOf(methods, limits);
+  const left = methods.flatMap((method, i) => limits.some(({ refuses }) => refuses(method)) ? [] : [i]);
+  const made = make("article", { "data-setting": id });
+  const heading = make("h3");
+  heading.append(make("a", { href: `#${id}` }, title));
+  const within = limits.map(({ name }) => name).join(", ") || "no constraint";
+  made.append(heading, make("p", {}, `${left.length} of ${methods.length + incomplete.length} methods within ${within}.`));
+  if (first < 0) made.append(make("p", { class: "chosen" }, "None keeps to all of it."));
+  else {
+    const text = make("p", { class: "chosen" }, "Choose ");
+    text.append(make("strong", {}, methods[first][0]), `: ACC ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
+    made.append(text, remaining(methods, left, pair, kinds, title));
+    if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
+  }
+  const list = make("ul");
+  for (const limit of limits) {
+    const without = bestOf(methods, limits.filter((other) => other !== limit));
+    if (without < 0) continue;
+    const cost = first < 0 ? `without it ${methods[without][0]} would be left, ACC ${methods[without][1]}`
+      : without === first ? `costs nothing: ${methods[first][0]} is the best without it too`
+      : `costs ${pair(without, first)[0]} points of ACC: without it ${methods[without][0]}, ACC ${methods[without][1]}`;
+    list.append(make("li", {}, `${limit.name} ${cost}`));
+  }
+  const out = [...incomplete.map((label) => `${label} (not all seeds)`), ...methods.flatMap((method) => {
+    const why = limits.map(({ refuses }) => refuses(method)).filter(Boolean);
+    return why.length ? [`${method[0]} (${why.join(", ")})`] : [];
+  })];
+  if (out.length) list.append(make("li", {}, `left out: ${out.slice(0, ROWS).join(", ")}${out.length > ROWS ? ` and ${out.length - ROWS} more` : ""}`));
+  if (list.children.length) made.append(list);
+  return made;
+}
+
+// The methods that are left, the best first, and what tells the best from each.
+function remaining(methods, left, pair, kinds, title) {
+  const table = make("table");
+  const head = table.createTHead().insertRow();
+  const counted = kinds.filter(([, , , amounts]) => amounts.length);
+  for (const text of ["method", "ACC (%)", "the choice has more (points)", "evidence", ...counted.map(([, name]) => name)]) {
+    head.append(make("th", { scope: "col", ...text === "evidence" && { class: "text" } }, text));
+  }
+  const body = table.createTBody();
+  for (const i of left.slice(0, ROWS)) {
+    const [label, accuracy, , ...places] = methods[i];
+    const [difference, evidence] = i === left[0] ? ["", ""] : pair(left[0], i);
+    const words = evidence === "" ? "the choice" : evidence === SHOWN ? "shown to be worse" : evidence
+      ? `not told apart; about ${evidence.toLocaleString("en")} seeds would tell` : "not told apart; no number of seeds would soon tell";
+    const row = body.insertRow();
+    row.append(make("th", { scope: "row" }, label), make("td", {}, accuracy), make("td", {}, difference), make("td", { class: "t" }, words),
+      ...counted.map((kind) => make("td", {}, kind[4][places[kinds.indexOf(kind)]] ?? "–")));
+  }
+  const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": `Methods that are left: ${title}` });
+  scroll.append(table);
+  return scroll;
+}

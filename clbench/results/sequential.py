@@ -1,0 +1,251 @@
+"""A paired t test that may be looked at after each seed: exact for normal differences, whenever one stops.
+
+Of the seeds' differences d(1), d(2), ... the t of the first n is looked at for n from `first` to `most`, at most. A
+difference is shown at level a where at some look its p (of a single t test) is at most q * weight(n, most), with q such
+that equal methods are told apart at any look with probability a. t depends on r(n) = S(n) / sqrt(n Q(n)) alone, with S
+the sum and Q the sum of squares; without a difference r(n + 1) = (sqrt(n) r(n) cos u + sin u) / sqrt(n + 1) with
+tan(u) sqrt(n) distributed as t with n degrees of freedom, whatever came before. So the probability of any boundary to
+be crossed is a series of integrals in one dimension: Jennison & Turnbull 1991, Exact calculations for sequential t,
+chi-squared and F tests, Biometrika 78(1). The smallest a at which a difference is shown by now is its sequential p
+(Liu & Anderson 2008), which Holm's rule corrects at every look, since it only falls (Maurer & Bretz 2013). Values that
+a test does not tell from the mean at level 5 % make a repeated confidence interval (Jennison & Turnbull 1989), right
+at all looks together. `benchmarks/until_decided.py` simulates what it claims falsely and how many seeds it takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple
+
+from clbench.experiment.until import UntilDecided
+from clbench.results.stats import ALPHA, LEVEL, ROUNDING, Interval, mean_interval, smallest_p
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+NODES, GRID = 24, 240  # of the integrals: with twice as many, probabilities change by less than 1 %
+SMALLEST = 1e-8  # of q for which the probability is integrated; below it is in proportion to q
+PER_DECADE = 2  # values of q, between which the probability is interpolated
+
+
+class Look(NamedTuple):
+    """The look that tells most of a series: after how many seeds, and the sequential p."""
+
+    seeds: int
+    p: float
+
+
+def weight(seeds: int, most: int) -> float:
+    """Return the share of the largest p that a look uses: it rises to a third of the seeds and falls from half on.
+
+    With 3 or 4 seeds even a large difference gives a small t, so they get little; beyond half of the seeds most
+    differences that can be shown are. `benchmarks/until_decided.py` compares it with looks of equal shares.
+    """
+    u = seeds / most
+    return min(1.0, 3 * u) ** 2 * min(1.0, 1 / (2 * u))
+
+
+def p_by_look(differences: Sequence[Sequence[float]] | Floats, first: int) -> Floats:
+    """Return p of the paired t test of the first n differences of each series, for n from `first` on.
+
+    Args:
+        differences: (series, seeds), at least `first` seeds.
+        first: at least 2.
+
+    As in `clbench.results.paired.paired_t_p`, differences that are all equal have the p of sign flips.
+    """
+    import numpy as np
+    from scipy.special import stdtr
+
+    found = np.asarray(differences, dtype=np.float64)
+    n = np.arange(1, found.shape[1] + 1)
+    off = found - found[:, :1]  # or the squares would hide a small deviation
+    mean_off = off.cumsum(axis=1) / n
+    squares = np.maximum((off**2).cumsum(axis=1) - n * mean_off**2, 0.0)[:, first - 1:]
+    mean, n = (found[:, :1] + mean_off)[:, first - 1:], n[first - 1:]
+    deviation = np.sqrt(squares / (n - 1))
+    alike = deviation <= ROUNDING
+    p = 2 * stdtr(n - 1, -np.abs(mean) * np.sqrt(n) / np.where(alike, 1.0, deviation))
+    flips = np.array([smallest_p(int(k)) for k in n])
+    result: Floats = np.where(alike, np.where(np.abs(mean) <= ROUNDING, 1.0, flips), p)
+    return result
+
+
+def least(differences: Sequence[Sequence[float]] | Floats, rule: UntilDecided) -> Floats:
+    """Return p / weight of each look at each series, and of no look an infinite one: the smaller, the more it shows."""
+    import numpy as np
+
+    found = np.asarray(differences, dtype=np.float64)[:, :rule.most]
+    weights = np.array([weight(n, rule.most) for n in range(rule.first, found.shape[1] + 1)])
+    result: Floats = p_by_look(found, rule.first) / weights
+    return result
+
+
+def look(differences: Sequence[float], rule: UntilDecided) -> Look | None:
+    """Return the look that tells most of a series of differences in the order of the seeds; None before the first.
+
+    What comes after `most` seeds is left out.
+    """
+    if len(differences) < rule.first:
+        return None
+    found = least([differences], rule)[0]
+    at = int(found.argmin())
+    return Look(rule.first + at, chance(float(found[at]), rule))
+
+
+def chance(q: float, rule: UntilDecided) -> float:
+    """Return the probability that p of some look is at most q * weight where there is no difference: the p of q."""
+    if q >= 1:
+        return 1.0
+    if q < SMALLEST:
+        return q / SMALLEST * math.exp(float(_table(rule.first, rule.most)(math.log(SMALLEST))))
+    return min(1.0, math.exp(float(_table(rule.first, rule.most)(math.log(q)))))
+
+
+def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
+    """Return the t that shows a difference after so many seeds at a level, whenever one looks.
+
+    Args:
+        seeds: from `rule.first` to `rule.most`.
+        rule: which looks there are.
+        level: of all looks together.
+    """
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2))
+
+
+def repeated_interval(values: Sequence[float], rule: UntilDecided) -> Interval:
+    """Return the mean of values, one per seed, with its 95 % repeated interval; without one before the first look.
+
+    The intervals of all looks hold the true mean together with that probability, so it does not matter when one stops.
+    What comes after `rule.most` seeds is left out.
+    """
+    values = values[:rule.most]
+    n, mean = len(values), fmean(values)
+    if n < rule.first:
+        return Interval(mean, None, None, n)
+    half = critical(n, rule, 1 - LEVEL) * stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def interval_of(values: Sequence[float], rule: UntilDecided | None) -> Interval:
+    """Return the mean of values with its repeated interval, or with the usual one where no rule has added seeds."""
+    return repeated_interval(values, rule) if rule else mean_interval(values)
+
+
+def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: int) -> int | None:
+    """Return about how many seeds would show a difference in its family if mean and deviation stay as they are.
+
+    At least one more than there are; None where `rule.most` would not do, or nothing can be reckoned.
+    """
+    n = len(differences)
+    if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
+        return None
+    effect = abs(fmean(differences)) / deviation
+    return next((more for more in range(max(n + 1, rule.first), rule.most + 1)
+                 if effect * math.sqrt(more) >= critical(more, rule, ALPHA / family)), None)
+
+
+def excess_when_saturated() -> float:
+    """Return how often a family made a false claim in simulation where one method was saturated: the worst one."""
+    return float(_simulated()["saturated"])
+
+
+@functools.cache
+def _simulated() -> dict[str, float]:
+    found: dict[str, float] = json.loads((files("clbench.results") / "until_decided.json").read_text())
+    return found
+
+
+def threshold(level: float, rule: UntilDecided) -> float:
+    """Return q with the chance `level`: a difference is shown at that level where p / weight of a look is at most q."""
+    return _threshold(rule.first, rule.most, level)
+
+
+@functools.cache
+def _threshold(first: int, most: int, level: float) -> float:
+    from scipy.optimize import brentq
+
+    rule = UntilDecided(first=first, most=most)
+    return math.exp(brentq(lambda log_q: math.log(chance(math.exp(log_q), rule) / level), math.log(level) - 12, 0.0,
+                           xtol=1e-9))
+
+
+@functools.cache
+def _table(first: int, most: int) -> Callable[[float], Floats]:
+    """Return the logarithm of the chance of q as a function of that of q, from `SMALLEST` to 1."""
+    import numpy as np
+    from scipy.interpolate import PchipInterpolator
+
+    decades = -math.log10(SMALLEST)
+    qs = np.logspace(-decades, math.log10(0.5), round((decades + math.log10(0.5)) * PER_DECADE))
+    chances = [crossing([_t(n, q * weight(n, most)) for n in range(first, most + 1)], first) for q in qs]
+    found: Callable[[float], Floats] = PchipInterpolator(np.log([*qs, 1.0]), np.log([*chances, 1.0]))
+    return found
+
+
+def _t(seeds: int, p: float) -> float:
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(seeds - 1, p / 2))
+
+
+def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: int = GRID) -> float:
+    """Return the probability that |t| reaches a boundary at any look where there is no difference.
+
+    Args:
+        boundary: a positive t for each number of seeds from `first` on.
+        first: at least 2.
+        nodes: of Gauss and Legendre's quadrature over the next seed.
+        grid: values of t in asinh(t), between which the probability is interpolated, from above.
+    """
+    import numpy as np
+    from scipy.special import stdtr
+
+    later: Floats | None = None  # from each value of t now: the probability to cross after this look
+    now = np.zeros(0)
+    for n in range(first + len(boundary) - 2, first - 1, -1):
+        then, now = now, np.linspace(0.0, math.asinh(boundary[n - first]), grid)
+        later = _next_look(np.sinh(now), n, boundary[n + 1 - first], then, later, nodes)
+    total = 2 * float(stdtr(first - 1, -boundary[0]))
+    if later is None:
+        return total
+    inside = np.diff(stdtr(first - 1, np.sinh(now)))
+    return total + float((inside * (later[1:] + later[:-1])).sum())
+
+
+def _next_look(t: Floats, n: int, bound: float, then: Floats, later: Floats | None, nodes: int) -> Floats:
+    """Return the probability to cross at n + 1 seeds or after them, from t of n seeds.
+
+    With a = sqrt(n) r, r(n + 1) sqrt(n + 1) = sqrt(1 + a^2) sin(v), v = u + atan(a) within pi / 2 of atan(a): it is
+    within the boundary for |v| <= s, and for v >= pi - s, where the new difference is so large that t falls again.
+    """
+    import numpy as np
+    from scipy.special import betaln, stdtr
+
+    a = t * np.sqrt(n / (n - 1 + t * t))
+    shift, size = np.arctan(a), np.sqrt((1 + a * a) / (n + 1))  # of r(n + 1)
+    low, high = shift - math.pi / 2, shift + math.pi / 2
+    s = np.arcsin(np.minimum(1.0, bound / math.sqrt(n + bound * bound) / size))
+    above = [stdtr(n, -math.sqrt(n) * np.tan(np.minimum(v - shift, math.pi / 2))) for v in (s, math.pi - s)]
+    below = np.where(-s > low, stdtr(n, -math.sqrt(n) * np.tan(np.minimum(s + shift, math.pi / 2))), 0.0)
+    crossed: Floats = below + np.maximum(above[0] - above[1], 0.0)
+    if later is None:
+        return crossed
+    x, share = np.polynomial.legendre.leggauss(nodes)
+    for start, end in ((np.maximum(low, -s), np.minimum(high, s)), (np.minimum(math.pi - s, high), high)):
+        half = np.maximum(end - start, 0.0)[:, None] / 2
+        v = start[:, None] + half * (1 + x)
+        density = np.maximum(np.cos(v - shift[:, None]), 0.0) ** (n - 1) * half * share * math.exp(-betaln(n / 2, 0.5))
+        r = np.minimum(np.abs(size[:, None] * np.sin(v)), 1 - 1e-15)
+        crossed = crossed + (density * np.interp(np.arcsinh(r * np.sqrt(n / (1 - r * r))), then, later)).sum(axis=1)
+    return crossed

@@ -1,0 +1,100 @@
+"""What trials are expected to take: from their work, from what was seen, from records of the folder."""
+
+import pytest
+from helpers.records import make_record
+
+from clbench.execution.pace import Paces, alike, kind_of, recorded
+from clbench.execution.time_left import TimeLeft
+from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.workload import Foreseen, Speed, Workload
+from clbench.results.provenance import machine
+
+STEP, RATE = 0.002, 5e9  # seconds of a step, FLOPs a second
+
+
+def planned(method, seed=0, scenario="task"):
+    record = make_record(method, seed, scenario=scenario)
+    return PlannedTrial(record.trial, record.label, record.reference)
+
+
+def work(steps, train, test=0):
+    return Workload(steps=[steps] * 3, train_flops=[train] * 3, test_flops=[test] * 4)
+
+
+def took(load):
+    return load.all_steps * STEP + load.all_flops / RATE
+
+
+WORKS = {"a": work(100, 10**9), "b": work(10, 10**10), "c": work(1000, 10**7), "d": work(50, 3 * 10**9, 10**9),
+         "e": work(300, 2 * 10**9, 10**8)}
+
+
+def test_a_share_of_the_work_counts_steps_training_and_the_rows_that_are_filled():
+    load = Workload(steps=[10, 30], train_flops=[100, 300], test_flops=[40, 40, 40])
+    assert load.share(0, 10.0) == 0
+    assert load.share(1, 10.0) == pytest.approx((10 + (100 + 80) / 10) / (40 + (400 + 120) / 10))
+    assert load.share(2, 10.0) == 1
+
+
+def test_kinds_that_were_not_seen_take_what_their_work_says():
+    trials = {name: planned(name) for name in WORKS}
+    paces = Paces()
+    paces.add(trials.values())
+    for name, load in WORKS.items():
+        paces.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=Speed(step=STEP, flops=RATE)),
+                       counted=True)
+    expected = {kind_of(trials[name].trial): took(load) for name, load in WORKS.items()}
+    assert paces.seconds({}) == pytest.approx(expected), "at the speed that was measured"
+    slower = {kind: 3 * seconds for kind, seconds in expected.items()}
+    seen = {kind: slower[kind] for kind in list(slower)[:2]}
+    assert paces.seconds(seen) == pytest.approx(slower), "at the speed that was seen"
+
+
+def test_the_worth_of_a_step_is_found_from_what_was_seen():
+    trials = {name: planned(name) for name in WORKS}
+    paces = Paces()
+    paces.add(trials.values())
+    for name, load in WORKS.items():
+        paces.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=Speed(step=STEP, flops=100 * RATE)),
+                       counted=True)
+    seen = {kind_of(trials[name].trial): took(WORKS[name]) for name in "abcd"}
+    assert paces.seconds(seen)[kind_of(trials["e"].trial)] == pytest.approx(took(WORKS["e"]), rel=0.1)
+
+
+def test_a_method_takes_in_another_scenario_what_it_took_times_the_ratio_of_the_work():
+    known, other, third = planned("er"), planned("er", scenario="class"), planned("ewc", scenario="class")
+    paces = Paces()
+    paces.add([known, other, third])
+    assert paces.seconds({kind_of(known.trial): 8.0}) == {kind_of(p.trial): 8.0 for p in (known, other, third)}
+    for one, flops in ((known, 10**10), (other, 3 * 10**10)):
+        paces.foreseen(kind_of(one.trial), Foreseen(workload=Workload(
+            steps=[0], train_flops=[flops], test_flops=[0, 0])), counted=False)
+    assert paces.seconds({kind_of(known.trial): 8.0})[kind_of(other.trial)] == pytest.approx(24.0)
+
+
+def test_records_of_the_folder_tell_before_anything_has_run():
+    old = [make_record("er", seed, train_flops=[10**9] * 3, machine=machine()) for seed in range(2)]
+    elsewhere = make_record("er", 2, machine="another")
+    assert [alike(r, "cpu", 1) for r in (*old, elsewhere)] == [True, True, False]
+    assert not alike(old[0], "cuda", 1) and not alike(old[0], "cpu", 2) and alike(old[0], "cpu", None)
+    load, seconds = recorded(old[0])
+    assert seconds == pytest.approx(3 * 1.0 + 3 * 0.25 + 4 * 0.1)
+    assert load.steps == [70] * 3 and load.train_flops == [10**9] * 3
+    assert load.test_flops == [600 * 500] * 4, "600 test samples in each row"
+    assert recorded(make_record("er", status="diverged")) is None
+    left = TimeLeft([planned("er", seed) for seed in (5, 6, 7)])
+    left.ready(2)
+    left.known(old)
+    assert left.seconds(0.0) == pytest.approx(2 * seconds)
+
+
+def test_a_resumed_trial_has_its_share_of_the_work_left():
+    trial = planned("er")
+    left = TimeLeft([trial])
+    left.foreseen(trial.trial.key, Foreseen(workload=Workload(steps=[1, 1, 8], train_flops=[0] * 3, test_flops=[0] * 4),
+                                            speed=Speed(step=1.0, flops=1e9)), counted=True)
+    assert left.seconds(0.0) == pytest.approx(10)
+    left.started(trial.trial.key, 0.0)
+    left.progress(Progress(trial.trial.key, 2, 3, 0.5), 0.0)
+    assert left.seconds(0.0) == pytest.approx(8), "not a third of the ten"
+    assert not left.measured

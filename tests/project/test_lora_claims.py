@@ -1,0 +1,74 @@
+"""The page of claims about LoRA says what the committed records give, by rules that can be wrong."""
+
+import sys
+
+import pytest
+from helpers import ROOT
+
+from clbench.results.metrics import acc
+from clbench.results.stats import Interval
+from clbench.results.store import Store
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "lora_question"))
+import claims
+import evidence
+import tested
+from evidence import Finding
+
+
+@pytest.fixture(scope="module")
+def found():
+    return evidence.studies(ROOT / "reports")
+
+
+def test_the_page_is_current(found):
+    assert (ROOT / "docs" / "lora-claims.md").read_text(encoding="utf-8") == claims.page(found), (
+        "python benchmarks/lora_question/claims.py --write makes it anew")
+
+
+def test_a_difference_is_paired_and_of_the_committed_records(found):
+    study = next(s for s in found if s.folder == "split_mnist" and s.scenario == "task")
+    row, = tested.usual(study)
+    ewc, = study.named("ewc")
+    records, _ = Store(ROOT / "reports" / "split_mnist").read()
+    by = {(r.label, r.trial.seed): acc(r.R) for r in records if r.trial.scenario == "task"}
+    gaps = [by[row.label, seed] - by[ewc.label, seed] for seed in range(6)]
+    over = evidence.paired(row, ewc)
+    assert over.n == 6 and over.mean == pytest.approx(sum(gaps) / 6, abs=1e-12)
+    finding, = tested.against("ewc")([study])
+    assert finding.verdict == "holds" and f"{100 * over.mean:+.1f} [" in finding.text
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [
+    (-0.019, 0.1, "holds"), (-0.1, -0.021, "does not hold"), (-0.03, -0.01, "not decided"),
+    (None, None, "not decided")])
+def test_a_verdict_needs_the_whole_interval(low, high, verdict):
+    assert evidence.above(Interval(0.0, low, high, 3), -evidence.MARGIN) == verdict
+
+
+@pytest.mark.parametrize(("verdicts", "said"), [
+    ([], "not tested yet"),
+    ([("holds", "a"), ("not decided", "b")], "holds"),
+    ([("does not hold", "a")], "does not hold"),
+    ([("not decided", "a")], "not decided"),
+    ([("holds", "a"), ("does not hold", "b")], "holds only a"),
+    ([("holds", "a"), ("holds", "b"), ("does not hold", "b")], "holds in 1 of 1 a, 1 of 2 b"),
+    ([("holds", "a"), ("does not hold", "a")], "holds in 1 of 2 a")])
+def test_a_condition_is_named_where_it_tells_settings_apart(verdicts, said):
+    assert evidence.summary([Finding("", "", verdict, {"id": trait}) for verdict, trait in verdicts]) == said
+
+
+def test_what_changes_is_interference(found):
+    study = next(s for s in found if s.folder == "split_mnist" and s.scenario == "task")
+    still, = tested.no_interference([study])
+    row, = tested.usual(study)
+    changed = row.first.model_copy(update={"R": [[*values] for values in row.first.R]})
+    changed.R[-1][0] -= 0.001
+    moved, = tested.no_interference([evidence.Study("x", (evidence.Row(row.label, {0: changed}),))])
+    assert (still.verdict, moved.verdict) == ("holds", "does not hold")
+    assert "1 of 10 later accuracies" in moved.text
+
+
+def test_every_experiment_that_a_claim_waits_for_is_there():
+    names = {name for claim in claims.CLAIMS for name in claim.planned}
+    assert names == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}

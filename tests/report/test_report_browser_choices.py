@@ -1,0 +1,135 @@
+"""What a reader chooses on the page, in a real browser: the methods that are shown, and a method under constraints."""
+
+import itertools
+import re
+
+import pytest
+from helpers.browser import find, no_browser, until
+from helpers.records import make_matrix, make_record
+
+from clbench.report.analysis.choosing import choose, limit
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.formats.choosable import typed
+from clbench.report.formatting import interval
+
+pytestmark = pytest.mark.skipif(no_browser()[0], reason=no_browser()[1])
+# hundredths of accuracy on top, bytes kept, parameters trained, samples kept, FLOPs of training
+METHODS = {"er": (9, 9000, 1000, 200, 50), "ewc": (6, 3000, 1000, 0, 40), "lora": (8, 2000, 10, 0, 30),
+           "lwf": (7.95, 1000, 1000, 0, 60), "si": (5, 3000, 900, 0, None), "ncm": (8, 2500, 0, 0, 5),
+           "naive": (1, 500, 1000, 0, 20)}
+
+
+def study():
+    found = []
+    for scenario, (method, (gain, kept, trainable, samples, flops)), seed in itertools.product(
+            ("task", "class"), METHODS.items(), range(6)):
+        shift = 0.01 * gain + 0.004 * ((seed * 7 + len(method) + int(10 * gain)) % 3) + 0.001 * (scenario == "class")
+        made = make_record(method, seed, make_matrix(shift=shift), scenario=scenario, kept_bytes={"base": kept},
+                           trainable=[trainable] * 3, train_flops=[flops] * 3 if flops else ())
+        costs = made.costs.model_copy(update={"replay_samples": [samples] * 3})
+        found.append(made.model_copy(update={"costs": costs}))
+    return found
+
+
+def set_to(browser, sliders, samples, unknown):
+    """Move the sliders (by the start of their label: a position, or None for the end) and tick the boxes."""
+    browser.execute_script("""
+        for (const label of document.querySelectorAll("#choose label")) {
+          const input = label.querySelector("input");
+          const name = label.firstChild.textContent.split(",")[0].toLowerCase();
+          if (input.type === "range") input.value = arguments[0][name] ?? input.max;
+          else input.checked = label.textContent.startsWith("No") ? arguments[1] : arguments[2];
+        }
+        document.querySelector("#choose fieldset").dispatchEvent(new Event("input"));""", sliders, samples, unknown)
+
+
+def said(article):
+    """Return what the page says of a setting: the choice, its table, and the list below it."""
+    chosen, = (e.text for e in article.find_elements("css selector", ".chosen"))
+    rows = [[cell.text for cell in row.find_elements("css selector", "th, td")][:4]
+            for row in article.find_elements("css selector", "tbody tr")]
+    return chosen, rows, [e.text for e in article.find_elements("css selector", "li")]
+
+
+@pytest.mark.parametrize(("sliders", "samples", "unknown"), [
+    ({}, False, False), ({}, True, False), ({"bytes kept": 1}, False, False), ({"bytes kept": 0}, False, True),
+    ({"bytes kept": 2, "trainable params per task": 1}, False, False), ({"training compute": 1}, True, True),
+    ({"bytes kept": 1, "training compute": 2}, False, False), ({"bytes kept": 0, "training compute": 0}, True, False),
+])
+def test_the_page_chooses_as_the_command_does(show, sliders, samples, unknown):
+    settings = {s.title: s for s in by_setting(study())}
+    browser = show(study())
+    set_to(browser, sliders, samples, unknown)
+    command = find(browser, "#choose pre")[0].text
+    articles = find(browser, "#choose article")
+    assert [a.find_element("css selector", "h3").text for a in articles] == [
+        title for title in settings if not unknown or "class" in title]
+    for article in articles:
+        setting = settings[article.find_element("css selector", "h3").text]
+        given = dict(re.findall(r"--max-(\w+) (\S+)", command))
+        assert len(given) == len(sliders) and ("--no-samples-kept" in command) == samples
+        expected = choose(setting, [limit(setting, *one) for one in (*given.items(), *[("samples", "0")] * samples)])
+        chosen, rows, below = said(article)
+        if expected.best is None:
+            assert chosen == "None keeps to all of it." and rows == []
+        else:
+            assert chosen == (f"Choose {expected.best}: ACC "
+                              f"{interval(expected.accuracy, expected.half_width, 'percent')} over 6 seeds.")
+            assert [row[0] for row in rows] == [expected.best, *(r.method for r in expected.rivals)]
+            for row, rival in zip(rows[1:], expected.rivals, strict=True):
+                assert row[2] == interval(rival.difference, rival.half_width, "points")
+                assert row[3] == ("shown to be worse" if rival.shown else "not told apart; " + (
+                    f"about {rival.needed:,} seeds would tell" if rival.needed
+                    else "no number of seeds would soon tell"))
+        for line, price in zip(below, expected.prices, strict=False):
+            assert f"ACC {interval(price.accuracy, None, 'percent').partition(' ')[0]}" in line or (
+                price.difference == 0 and f"costs nothing: {price.method} is" in line)
+            if price.difference:
+                assert f"costs {interval(price.difference, price.half_width, 'points')} points of ACC" in line
+                assert f"without it {price.method}," in line
+        left_out = next((line.removeprefix("left out: ") for line in below if line.startswith("left out")), "")
+        assert {part.partition(" (")[0] for part in re.split(r"(?<=\)), ", left_out) if part} == {*expected.refused}
+    assert find(browser, "#choose [role=status]")[0].get_attribute("textContent").count(": ") == len(articles)
+
+
+def test_the_choice_is_made_by_keyboard_and_fits_a_small_screen(show):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = show(study(), 390, "dark")
+    slider = find(browser, "#choose input[type=range]")[0]
+    slider.send_keys(Keys.HOME)
+    assert slider.get_attribute("aria-valuetext") == "1.00 kB"
+    assert find(browser, "#choose pre")[0].text == f"clbench choose RUN --max-kept {typed(1000.0)}"
+    assert [e.text for e in find(browser, "#choose .chosen strong")] == ["lwf", "lwf"]
+    shown, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert shown <= room == 390
+
+
+def test_the_filter_takes_methods_out_of_tables_and_figures(show):
+    from selenium.webdriver.support.select import Select
+
+    browser = show(study())
+    bar = find(browser, ".filter")[0]
+
+    def shown():
+        rows = find(browser, "#s1-comparison tr[data-row] th")
+        return [row.text.partition(" ")[0] for row in rows if row.is_displayed()]
+
+    def pressed():
+        return [e.text for e in find(browser, "#s1 .legend button[aria-pressed=true]")]
+
+    everything = shown()
+    assert set(everything) == set(METHODS)
+    Select(bar.find_element("css selector", "select")).select_by_visible_text("keep samples")
+    until(lambda: shown() == ["er"])
+    assert pressed() == ["er"] and bar.find_element("css selector", "output").text == "1 of 7"
+    Select(bar.find_element("css selector", "select")).select_by_index(0)
+    bar.find_element("css selector", "input").send_keys("l")
+    until(lambda: set(shown()) == {"lora", "lwf"})
+    rows = {e.get_attribute("data-row") for e in find(browser, "#s1 [data-kind=lines] svg g.of")}
+    assert len(rows) == 2 and set(pressed()) == {"lora", "lwf"}
+    other = [row for row in find(browser, "#s2-comparison tr[data-row]") if row.is_displayed()]
+    assert len(other) == len(METHODS), "a section's filter is its own"
+    bar.find_element("css selector", "input").clear()
+    browser.execute_script("arguments[0].dispatchEvent(new Event('input'))", bar.find_element("css selector", "input"))
+    assert shown() == everything

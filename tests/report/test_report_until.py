@@ -1,0 +1,125 @@
+"""Reports of seeds that were added until decided: numbers of seeds, verdicts, intervals, and what is said of them."""
+
+import pytest
+from helpers.records import make_record
+
+from clbench import report
+from clbench.core.errors import StoreError
+from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.choosable import choosable
+from clbench.report.analysis.choosing import choose
+from clbench.report.analysis.facts import facts
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.paired_tests import compare
+from clbench.report.columns import ACC
+from clbench.report.formats import html, json, latex, markdown
+from clbench.results.sequential import critical, look, repeated_interval
+from clbench.results.store import Store
+
+RULE = UntilDecided(first=3, most=8)
+NOISE = [0.004, -0.006, 0.001, 0.007, -0.003, -0.002, 0.005, -0.006, 0.002, 0.001]
+
+
+def made(rule=RULE, **accs):
+    """Records of methods by their ACC seed by seed."""
+    return [make_record(label, seed, R=[[0.5, 0.5], [0.9, 0.5], [acc, acc]]).model_copy(update={"until": rule})
+            for label, values in accs.items() for seed, acc in enumerate(values)]
+
+
+@pytest.fixture
+def records():
+    """er is decided after 3 seeds, ewc open after 8, naive has as many."""
+    naive = [0.30 + e for e in NOISE[:8]]
+    return made(naive=naive, er=[0.70 + e for e in (0.001, -0.002, 0.003)], ewc=[0.301 + e for e in NOISE[1:9]])
+
+
+def test_methods_have_seeds_of_their_own_and_are_whole(records):
+    setting = by_setting(records)[0]
+    assert {m.label: (m.state, m.complete) for m in setting.methods} == {
+        "er": ("3", True), "ewc": ("8", True), "naive": ("8", True)}
+    section = report.build(records).sections[0]
+    lines = dict(section.headline)
+    assert lines["Seeds"] == "added until decided, 3 to at most 8: er 3, ewc 8, naive 8."
+    assert lines["Not decided"] == "against naive (after 8 seeds, the most that were to be added): ewc."
+    assert "Jennison & Turnbull 1991" in lines["Decided by"] and "not all seeds" not in lines["Mind"]
+    assert section.notes[0].startswith("seeds were added where the question was open (each method against plain")
+
+
+def test_verdicts_and_intervals_are_sequential_in_every_table(records):
+    setting = by_setting(records)[0]
+    pairs = {p.method: p for p in facts(setting).baseline.pairs}
+    differences = [0.40 + a - b for a, b in zip((0.001, -0.002, 0.003), NOISE, strict=False)]
+    assert (pairs["er"].verdict, pairs["ewc"].verdict) == ("better", "open")
+    assert pairs["er"].p == pytest.approx(2 * look(differences, RULE).p, rel=1e-6)  # Holm over two
+    expected = repeated_interval(differences, RULE)
+    assert (pairs["er"].low, pairs["er"].high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    cell = report.build(records).sections[0].comparison.cells("ACC")[1]
+    usual = 2.365  # t of 8 seeds
+    assert critical(8, RULE) > usual
+    values = [0.301 + e for e in NOISE[1:9]]
+    assert cell.half_width == pytest.approx(repeated_interval(values, RULE).half_width)
+    for baseline in ("naive", None):
+        for table in compare(setting, [ACC], baseline)[1]:
+            assert {row.cells[table.index("test")].text for row in table.rows} == {"sequential t"}
+    choice = choose(setting, ())
+    assert choice.best == "er" and choice.half_width == pytest.approx(
+        repeated_interval([0.701, 0.698, 0.703], RULE).half_width)
+
+
+@pytest.mark.parametrize("form", [markdown, html, latex])
+def test_every_format_says_how_seeds_were_added(records, form):
+    text = form.render(report.build(records))
+    assert "added until decided" in text and "sequential" in text
+
+
+def test_the_rule_is_data_in_json(records):
+    assert json.data(report.build(records))["sections"][0]["facts"]["until"] == {
+        "baseline": None, "first": 3, "most": 8}
+    assert "until" not in made(None, naive=[0.3])[0].model_dump_json()
+
+
+def test_a_method_that_was_dropped_does_not_lead_for_its_lucky_seeds():
+    rule = UntilDecided(baseline="best", first=3, most=8)
+    better = [0.75, 0.751, 0.749, 0.60, 0.61, 0.60]
+    other = [0.745, 0.757, 0.742, 0.60, 0.62, 0.61]
+    dropped = [0.700, 0.7011, 0.6992]  # a higher mean than the others', of other seeds
+    setting = by_setting(made(rule, er=better, ewc=other, lwf=dropped))[0]
+    best = facts(setting).best
+    assert best.method in ("er", "ewc") and best.beaten == ("lwf",)
+
+
+def test_seeds_beyond_the_most_are_left_out_of_the_tests(records):
+    more = made(None, naive=[0.3 + e for e in NOISE], ewc=[0.9] * 10)[8:10] + [
+        r for r in made(None, naive=[0.3] * 10, ewc=[0.9] * 10) if r.label == "ewc" and r.trial.seed >= 8]
+    before, after = (facts(by_setting(found)[0]).baseline.pairs for found in (records, [*records, *more]))
+    assert [p.p for p in before] == [p.p for p in after]
+
+
+def test_results_by_two_rules_are_not_mixed(records):
+    other = make_record("lwf", 0, tasks=2).model_copy(update={"until": UntilDecided(first=3, most=30)})
+    with pytest.raises(StoreError, match=r"seeds were added by different rules.*report the run folders apart"):
+        report.build([*records, other])
+
+
+def test_a_named_baseline_is_the_one_of_the_column():
+    rule = UntilDecided(baseline="ewc", first=3, most=8)
+    section = report.build(made(rule, naive=[0.3, 0.31, 0.3], ewc=[0.5, 0.5, 0.51], er=[0.7, 0.69, 0.7])).sections[0]
+    assert section.facts.baseline.other == "ewc"
+    assert "against ewc" in [column.title for column in section.comparison.columns]
+
+
+def test_a_record_keeps_its_rule(tmp_path, records):
+    Store(tmp_path).write(records[0])
+    again, = Store(tmp_path).read()[0]
+    assert again.until == RULE and again.outcome() == make_record(
+        "naive", 0, R=again.R).outcome()
+
+
+def test_the_page_chooses_by_the_same_rule_as_the_command(records):
+    setting = by_setting(records)[0]
+    made_here, chosen = choosable(setting), choose(setting, [])
+    first, rival = made_here.candidates[0], chosen.rivals[0]
+    assert (first.label, first.half_width) == (chosen.best, pytest.approx(chosen.half_width))
+    beside = made_here.beside[0][0]
+    assert (made_here.candidates[1].label, beside.difference, beside.half_width, beside.shown) == (
+        rival.method, rival.difference, rival.half_width, rival.shown)

@@ -1,0 +1,60 @@
+"""What is known of a trial before it runs, beside what its record says; nothing is left behind."""
+
+import pytest
+import torch
+
+from clbench.core.registry import discover
+from clbench.execution.pace import recorded
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.workload import Foreseen
+from clbench.training.trials import foreseeing
+from clbench.training.trials.counting import forecast
+from clbench.training.trials.rehearsal import stream_without_values
+from clbench.training.trials.runner import TrialRunner
+
+REGISTRY = discover()
+RECIPES = {"epochs": {"epochs": 5, "batch_size": 10}, "iterations": {"iterations": 8, "batch_size": 8}}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    return TrialRunner(ExecutionSettings(data=tmp_path_factory.mktemp("data")), "cpu", "a test", REGISTRY)
+
+
+def planned(method, recipe, scenario="task"):
+    return plan(build({"methods": [method], "model": "mlp", "scenario": scenario, "seeds": 1, "recipe": recipe,
+                       "benchmark": "helpers.tiny_benchmarks:pictures"}), REGISTRY)[0]
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_work_of_plain_fine_tuning_is_that_of_its_record(runner, recipe, monkeypatch):
+    monkeypatch.setattr(foreseeing, "PILOT_SECONDS", 0.01)
+    one = planned("naive", recipe, "class")
+    before = torch.random.get_rng_state()
+    found = foreseeing.Foreseer(REGISTRY).foresee(one.trial, runner.stream(one.trial))
+    assert torch.equal(before, torch.random.get_rng_state())
+    done, seconds = recorded(runner.run(one))
+    assert found.workload == done and seconds > 0
+    assert found.speed.step > 0 and 1e6 < found.speed.flops < 1e13
+
+
+@pytest.mark.parametrize("method", ["er:capacity=30", "lora", "pnn"])
+def test_what_is_counted_on_shapes_is_the_work_that_a_record_has(runner, method):
+    one = planned(method, RECIPES["epochs"], "class")
+    stream = runner.stream(one.trial)
+    counted = foreseeing.work_of(forecast(one, stream_without_values(stream), REGISTRY), stream)
+    done, _ = recorded(runner.run(one))
+    assert counted.steps == done.steps
+    assert counted.train_flops == pytest.approx(done.train_flops, rel=0.01)
+    assert counted.test_flops == pytest.approx(done.test_flops, rel=0.05)
+
+
+def test_a_model_that_cannot_be_stepped_is_left_to_its_trial(runner, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no step")
+
+    monkeypatch.setattr(foreseeing, "pilot", broken)
+    one = planned("naive", RECIPES["epochs"])
+    assert foreseeing.Foreseer(REGISTRY).foresee(one.trial, runner.stream(one.trial)) == Foreseen()
