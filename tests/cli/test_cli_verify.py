@@ -18,7 +18,7 @@ def test_without_a_name_the_references_are_listed(capsys):
     code, out, err = call(capsys)
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[2:]] == [
-        "der-split-cifar10", "van-de-ven-permuted-mnist", "van-de-ven-split-mnist"]
+        "der-split-cifar10", "hsu-split-mnist", "van-de-ven-permuted-mnist", "van-de-ven-split-mnist"]
 
 
 def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_torch(capsys, tmp_path):
