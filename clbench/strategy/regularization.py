@@ -1,9 +1,9 @@
-"""A quadratic penalty that holds parameters near earlier values, weighted by importance: a base of EWC, SI and MAS.
+"""A quadratic penalty that holds parameters near earlier values, weighted by importance: a base of EWC, SI, MAS and L2.
 
     cross-entropy + weight/2 (sum F (theta - m)^2 + c)
 
 The methods differ in what F is and when it is computed. F, the anchor m and the constant c are buffers: two numbers
-per parameter, however many tasks there were.
+per parameter, however many tasks there were (one where F is the same for all, `no_importance`).
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class QuadraticPenalty(Strategy, ABC):
             (importance, parameter - anchor) for name, parameter in shifts
             for importance, anchor in (self.quadratic(name),)))
 
+    def no_importance(self, parameter: Tensor) -> Tensor:
+        """Return F = 0 for a parameter, of a shape that broadcasts to it. Default: its own, a number per weight."""
+        return torch.zeros_like(parameter, requires_grad=False)
+
     def covers(self, name: str) -> bool:
         """Tell whether a parameter has been trained, so that it has a quadratic."""
         return f"importance__{slot(name)}" in self._buffers
@@ -100,9 +104,9 @@ class QuadraticPenalty(Strategy, ABC):
             if not parameter.requires_grad:
                 continue
             if not self.covers(name):
-                self.register_buffer(f"importance__{slot(name)}", torch.zeros_like(parameter, requires_grad=False))
+                self.register_buffer(f"importance__{slot(name)}", self.no_importance(parameter))
                 self.register_buffer(f"anchor__{slot(name)}", parameter.detach().clone())
-            elif (known := self.quadratic(name)[0].shape) != parameter.shape:
+            elif (known := self.quadratic(name)[1].shape) != parameter.shape:
                 raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(known)} to "
                                   f"{tuple(parameter.shape)}; let a model grow by new parameters, not larger ones")
 
@@ -115,7 +119,7 @@ def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tens
     Args:
         weight: of the penalty.
         offset: c, a scalar.
-        shifts: pairs of F and d, of one shape.
+        shifts: pairs of F and d; F broadcasts to d's shape.
     """
     total = offset
     for importance, found in shifts:

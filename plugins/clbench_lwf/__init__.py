@@ -28,9 +28,10 @@ class LwFOptions(FixedOutputsOptions):
                        "all so far, new outputs' targets are 0 (van de Ven & Tolias); lwf-mc: none, sigmoids (Rebuffi "
                        "et al.). The first three differ in scenario class only")
 
-    weights: Literal["constant", "by-task"] = Field(
-        "constant", description="of the losses in task t: 1 and strength; or 1 / t and strength T^2 (1 - 1 / t), as in "
-        "van de Ven's code until 2022")
+    weights: Literal["constant", "by-task", "by-task-mean"] = Field(
+        "constant", description="of the losses in task t: 1 and strength; by-task: 1 / t and strength T^2 (1 - 1 / t), "
+        "with the mean over old tasks, as in van de Ven's code until 2022; by-task-mean: the distillation is a mean "
+        "over outputs too, as in that code until May 2019 and in what was published from it")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -27,11 +27,13 @@ do not touch old outputs; in `new-classes` nothing says how high new logits are 
 logit has a target of its own.
 
 Where codes differ otherwise. There is no factor T^2, as in the paper; van de Ven's code had it until 2022, and weighted
-the t-th task's label loss by 1/t and the distillation by 1 - 1/t (`weights = by-task`): what is published from that
-code, as in Hsu et al. 2018, has these weights. It now has neither, but takes all classes for active unless told
-otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors and
-Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs of
-classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
+the t-th task's label loss by 1/t and the distillation, a mean over old tasks, by 1 - 1/t (`weights = by-task`). Until
+May 2019 (commit 26f00db) it also took the mean of p' log q' over the outputs of q' where the sum is meant: a
+distillation 2 to 10 times as weak on Split-MNIST (`weights = by-task-mean`). What van de Ven & Tolias 2018 and 2019 and
+Hsu et al. 2018 published is from before. That code now has no such weights, but takes all classes for active unless
+told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors
+and Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs
+of classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
 Mammoth; FACIL can, the others do not, nor does this. FACIL without exemplars leaves old heads as they are. The paper
 records the old answers to a task's images before it trains on them; here the old network is kept and asked, which is
 the same and works with augmented images.
@@ -65,11 +67,11 @@ class LwF(Distilled):
         loss = self.label_loss(logits, batch)
         if not batch.task:
             return loss
-        old, strength = self.old_logits(batch.x), self.options.strength
-        if self.options.weights == "by-task":
+        old, strength, groups = self.old_logits(batch.x), self.options.strength, self.old_outputs(batch.task)
+        if self.options.weights != "constant":
             share = 1 / (batch.task + 1)
-            loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2
-        for outputs in self.old_outputs(batch.task):
+            loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2 / len(groups)
+        for outputs in groups:
             loss = loss + strength * self.distilled(logits, old, outputs, batch)
         return loss
 
@@ -92,11 +94,13 @@ class LwF(Distilled):
             outputs: [C], the group.
             batch: the samples.
         """
-        temperature = self.options.temperature
+        temperature, over = self.options.temperature, outputs
         if self.options.form == "lwf-mc":
             targets = (old / temperature).sigmoid()
             losses = F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
-            return (losses * outputs).sum(1).mean()
-        padded = self.options.form == "zero-padded" and not self.world.task_given
-        among = self.active.index_select(0, batch.tasks) if padded else None
-        return distillation(logits, old, outputs, temperature, among)
+            loss = (losses * outputs).sum(1).mean()
+        else:
+            if self.options.form == "zero-padded" and not self.world.task_given:
+                over = self.active.index_select(0, batch.tasks)
+            loss = distillation(logits, old, outputs, temperature, over)
+        return loss / over.sum(-1).max() if self.options.weights == "by-task-mean" else loss

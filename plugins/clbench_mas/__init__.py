@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -13,8 +14,12 @@ from clbench.strategy.outputs import OutputsOptions
 class MASOptions(OutputsOptions):
     """Options of `mas`."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("batch",)
+
     strength: Scalar = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
     samples: int | None = Field(None, ge=1, description="samples per task for the importance, none for all")
+    batch: int = Field(1, ge=1, description="samples whose mean gradient is taken before its magnitude: 1 as in the "
+                       "paper; codes take a batch's, 128 in Hsu et al.")
 
 
 @hookimpl

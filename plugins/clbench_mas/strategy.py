@@ -4,8 +4,11 @@
     loss:  cross-entropy + lambda sum Omega (theta - theta*)^2          theta* the latest; no 1/2
 
 f are the active outputs (logits) of the sample. As in the paper (section 4.1) the magnitude is taken sample by sample;
-the authors' code and Avalanche's take that of a batch's gradient, in which samples cancel, so their strengths mean
-something else. The sum over tasks is that of the authors' code; Avalanche averages old and new.
+the authors' code, Hsu et al.'s and Avalanche's take that of a batch's mean gradient, in which samples cancel: option
+`batch`, a mean over random batches of a task, each with the same weight (the last one may be smaller). A strength means
+something else then. Hsu et al. also take the mean of the squared outputs instead of their sum: of C outputs their
+coefficient is C times the strength here. The sum over tasks is that of the authors' code; Avalanche averages old and
+new.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
-from clbench.strategy.per_sample_gradients import mean_gradients
+from clbench import Network, Options, Samples, Task, World
+from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 from clbench.strategy.regularization import QuadraticPenalty
 from clbench_mas import MASOptions
 
@@ -36,8 +39,29 @@ class MAS(QuadraticPenalty):
     def after_task(self, task: Task) -> None:
         """Add the task's importance and hold the parameters where they are."""
         samples = task.train.subset(self.options.samples, self.world.generator)
-        self.anchor_here(mean_gradients(self, samples, task.index, read=self._active_outputs,
-                                        seeds=lambda outputs, part: [2 * outputs], measure=torch.abs))
+        if self.options.batch > 1:
+            self.anchor_here(self._of_batches(samples, task.index))
+        else:
+            self.anchor_here(mean_gradients(self, samples, task.index, read=self._active_outputs,
+                                            seeds=lambda outputs, part: [2 * outputs], measure=torch.abs))
+
+    def _of_batches(self, samples: Samples, task: int) -> dict[str, Tensor]:
+        """Return the mean over random batches of |d mean ||f(x)||^2 / d theta|, by name of each trainable parameter."""
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in own.items()}
+        if any(p.is_meta for p in own.values()):
+            return sums
+        batches = torch.split(torch.randperm(len(samples), generator=self.world.generator), self.options.batch)
+        with evaluating(self), torch.enable_grad():
+            for index in batches:
+                some = samples.take(index.to(samples.index_device))
+                outputs = self._active_outputs(self(self.world.prepare(some.x), task), some.tasks)
+                length = outputs.square().sum(1).mean()
+                found = torch.autograd.grad(length, list(own.values()), allow_unused=True)
+                for name, gradient in zip(own, found, strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient.abs() / len(batches)
+        return sums
 
     def _active_outputs(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return logits [N, C] with 0 where an output is not active for the sample's task."""

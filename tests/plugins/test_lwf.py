@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from clbench_lwf import LwFOptions
 from clbench_lwf.strategy import LwF
 from helpers.methods import activate, batch, deep_model, make, move, task
@@ -96,15 +97,36 @@ def test_each_form_is_what_its_line_says(form, temperature, scenario, taught, kn
     assert strategy.loss(b).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
-def test_losses_are_weighted_by_task_as_in_what_was_published(scenario):
+@pytest.mark.parametrize(("scenario", "groups", "outputs"), [("task", 2, 2), ("class", 1, 6), ("domain", 1, 6)])
+def test_losses_are_weighted_by_task_as_in_what_was_published(scenario, groups, outputs):
     def loss(**options):
         strategy, b, _ = begun(LwFOptions(form="zero-padded", temperature=3.0, **options), scenario)
         return strategy.loss(b).item()
 
     labels, both = loss(strength=0.0), loss(strength=0.7)
-    expected = labels / 3 + (both - labels) * 3.0**2 * 2 / 3  # the third task
-    assert loss(strength=0.7, weights="by-task") == pytest.approx(expected, rel=1e-12)
+    distilled = (both - labels) * 3.0**2 * 2 / 3 / groups  # in the third task; a mean over old tasks
+    assert loss(strength=0.7, weights="by-task") == pytest.approx(labels / 3 + distilled, rel=1e-12)
+    assert loss(strength=0.7, weights="by-task-mean") == pytest.approx(labels / 3 + distilled / outputs, rel=1e-12)
+
+
+@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
+def test_the_loss_of_what_was_published_in_plain_torch(scenario):
+    # van de Ven's code of April 2019 as it is: the mean over samples and outputs alike, then over old tasks.
+    strategy, b, old = begun(LwFOptions(form="zero-padded", weights="by-task-mean"), scenario)
+    logits = strategy.model(b.x).detach()
+    own, seen = slice(4, 6), slice(0, 6)
+    groups = {"task": [(slice(0, 2), slice(0, 2)), (slice(2, 4), slice(2, 4))], "class": [(slice(0, 4), seen)],
+              "domain": [(seen, seen)]}[scenario]
+    now = logits[:, own] if scenario == "task" else logits
+    labels = F.cross_entropy(now, b.y - 4 if scenario == "task" else b.y)
+    losses = []
+    for before, after in groups:
+        target = F.softmax(old[:, before] / 2, 1)
+        q = F.log_softmax(logits[:, after] / 2, 1)
+        target = F.pad(target, (0, q.shape[1] - target.shape[1]))
+        losses.append((-target * q).mean() * 2**2)
+    expected = labels / 3 + 2 / 3 * sum(losses) / len(losses)
+    torch.testing.assert_close(strategy.loss(b), expected, rtol=1e-12, atol=0, check_dtype=True)
 
 
 def test_only_the_form_of_before_lets_labels_lower_old_logits_unhindered():

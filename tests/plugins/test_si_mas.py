@@ -110,3 +110,26 @@ def test_mas_of_a_linear_model_in_closed_form():
     weight = strategy.quadratic("model.head.weight")[0]
     torch.testing.assert_close(weight, (2 * f.abs()).T @ one.train.x.abs() / len(f))
     assert weight.shape[0] == CLASSES and (weight[:2] == 0).all() and (weight[2:4] > 0).all()
+
+
+@pytest.mark.parametrize("batch", [12, 50])
+def test_mas_of_whole_batches_is_the_magnitude_of_the_mean_gradient(batch):
+    strategy = make(MAS, MASOptions(batch=batch), model=deep_model)
+    one = task(1)
+    strategy.before_task(one)
+    length = strategy.model(one.train.x)[:, 2:4].square().sum(1).mean()
+    expected = torch.autograd.grad(length, list(strategy.parameters()))
+    strategy.after_task(one)
+    for (name, _), value in zip(strategy.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(strategy.quadratic(name)[0], value.abs(), rtol=1e-10, atol=1e-14)
+
+
+def test_mas_of_batches_lies_between_single_samples_and_the_whole_task():
+    # |mean| <= mean |.|: the fewer samples a gradient is of, the less they cancel. A batch that is one sample is none.
+    sums = []
+    for batch in (1, 5, 12):
+        strategy = make(MAS, MASOptions(batch=batch), model=deep_model)
+        strategy.before_task(task(0))
+        strategy.after_task(task(0))
+        sums.append(sum(strategy.quadratic(n)[0].sum().item() for n, _ in strategy.named_parameters()))
+    assert sums[0] > sums[1] > sums[2] > 0

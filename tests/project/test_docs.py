@@ -28,7 +28,7 @@ def blocks(document, language):
 def installed(tmp_path_factory):
     """Install the plugin of docs/writing-a-strategy.md as a distribution of its own."""
     home = tmp_path_factory.mktemp("plugin")
-    (home / "clbench_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[0])
+    (home / "clbench_near.py").write_text(blocks("docs/writing-a-strategy.md", "python")[0])
     (home / "pyproject.toml").write_text(blocks("docs/writing-a-strategy.md", "toml")[0])
     site = home / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
@@ -39,12 +39,12 @@ def installed(tmp_path_factory):
 def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
     listed = subprocess.run([sys.executable, "-m", "clbench", "methods"], env=installed, capture_output=True,
                             text=True, check=True).stdout
-    assert "clbench-l2 0.1.0" in " ".join(listed.split())
-    run = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "l2,l2:strength=100", "--seeds", "1",
+    assert "clbench-near 0.1.0" in " ".join(listed.split())
+    run = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "near,near:strength=100", "--seeds", "1",
                           "--iterations", "10", "--out", tmp_path], env=installed,
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "l2:strength=100" in (tmp_path / "report.md").read_text()
+    assert "near:strength=100" in (tmp_path / "report.md").read_text()
 
 
 def test_the_method_of_the_guide_passes_the_tests_of_the_guide(installed, tmp_path):

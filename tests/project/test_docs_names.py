@@ -8,7 +8,7 @@ from helpers import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")
                                                  if p.name != "decisions.md")]
-NAME = re.compile(r"(?<![\w./-])clbench(?:_(?!l2\b)\w+)?(?:\.\w+)+")  # not of the guide's own plugin
+NAME = re.compile(r"(?<![\w./-])clbench(?:_(?!near\b)\w+)?(?:\.\w+)+")  # not of the guide's own plugin
 FILE = re.compile(r"`((?:clbench|plugins|tests|benchmarks|docs|examples)/[\w./-]+)`")
 NO_NAMES = {"clbench.commands"}  # an entry-point group
 ENDINGS = ("py", "json", "html")

@@ -1,0 +1,25 @@
+"""`l2`: every parameter is pulled back to where the last task left it (the L2 baseline of Kirkpatrick et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.outputs import OutputsOptions
+
+
+class L2Options(OutputsOptions):
+    """Options of `l2`; the default is what Hsu et al. 2018 have for Split-MNIST, scenario `task`."""
+
+    strength: Scalar = Field(0.01, ge=0, description="weight of the penalty strength sum (theta - theta*)^2")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("l2", "clbench_l2.strategy:L2",
+                         "holds all parameters alike near where the last task left them", L2Options,
+                         "Kirkpatrick et al. 2017, arXiv 1612.00796 (their L2 baseline); Hsu et al. 2018, "
+                         "arXiv 1810.12488"),)

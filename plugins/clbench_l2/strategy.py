@@ -1,0 +1,46 @@
+"""L2: a pull towards the last task's weights, with the same strength for each: EWC without its Fisher information.
+
+    loss: cross-entropy + strength sum (theta - theta*)^2      theta* where the last task ended; no 1/2
+
+It is the baseline beside EWC in Kirkpatrick et al. 2017 (arXiv 1612.00796, figure 2), and as strong as SI and EWC in
+Hsu et al. 2018 (arXiv 1810.12488), whose code this follows: one anchor, the latest, and an importance that stays 1
+instead of growing with the tasks; all trained parameters, the heads of other tasks included. What is kept is one number
+per parameter; Hsu et al. count two, for their code stores the ones.
+
+Without a task before it a parameter is free: there is no pull in the first task, nor on what first appears in a task.
+It is not weight decay, which pulls towards 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clbench import Network, Options, Task, World
+from clbench.strategy.regularization import QuadraticPenalty
+from clbench_l2 import L2Options
+
+
+class L2(QuadraticPenalty):
+    """Fine-tuning with the penalty whose importance is 1."""
+
+    options: L2Options
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with no pull."""
+        super().__init__(model, world, options or L2Options())
+
+    @property
+    def weight(self) -> float:
+        """Return the penalty's weight, half of which is the strength."""
+        return 2 * self.options.strength
+
+    def no_importance(self, parameter: Tensor) -> Tensor:
+        """Return 0, one number for the whole parameter."""
+        return parameter.new_zeros((), requires_grad=False)
+
+    def after_task(self, task: Task) -> None:
+        """Hold the parameters where they are, and forget where they were held before."""
+        ones = {name: torch.ones_like(self.quadratic(name)[0]) for name, _ in self.named_parameters()
+                if self.covers(name)}
+        self.anchor_here(ones, decay=0.0)
