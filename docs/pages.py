@@ -12,6 +12,7 @@ from clbench.cli import group
 from clbench.cli.help import WithExamples, grouped
 from clbench.cli.listing import default, describe, written
 from clbench.core.registry import Registry, discover
+from clbench.experiment import references
 from clbench.report.formats.markdown import escape
 
 HERE = Path(__file__).parent
@@ -102,6 +103,16 @@ def methods() -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def published(name: str) -> str:
+    """Return which references (docs/verify.md) have numbers of a method, and how many."""
+    cells = {key: sum(cell.method.name == name for cell in references.read_reference(path).cells)
+             for key, path in references.shipped().items()}
+    if not any(cells.values()):
+        return "Published numbers: none could be sourced ([why](verify.md#methods-without-a-published-number))."
+    return "Published numbers that `clbench verify` repeats: " + ", ".join(
+        f"{code(key)} ({count})" for key, count in cells.items() if count) + "."
+
+
 def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str]) -> Iterator[str]:
     """Yield the blocks of all that there is of one kind."""
     for name, info in registry.listed(kind, getattr(registry, attribute)).items():
@@ -117,6 +128,8 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
             about += f"; published recipe: {written(thing['recipe'])}"
         yield f"### {code(name) if '*' in name else name}"
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
+        if kind == "method":
+            yield published(name)
         if thing["options"]:
             yield table(["option", "type", "default", "meaning"],
                         ([code(o["name"]), escape(o["type"]), code(default(o)), escape(o["meaning"])]

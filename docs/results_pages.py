@@ -99,15 +99,15 @@ def verify() -> str:
         _, reference = references.find(name)
         folder = REPORTS / "verify" / name
         records = read(folder) if folder.exists() else []
-        checked = verification.check(reference, [[one.trial for one in cell] for cell in
-                                                 reference.plan(reference.cells, discover())], records)
-        counts = Counter(one.verdict for one in checked)
+        checked = verification.check(reference, [[one.trial for one in cell] for cell in reference.plan(
+            reference.cells, discover())], records) if records else []
+        counts = Counter([one.verdict for one in checked] or ["not run"] * len(reference.cells))
         title = escape(reference.title)
         lines.append([f"[{title}]({_link(folder / 'verify.md')})" if records else title,
                       f"[{escape(reference.paper)}]({reference.url})", *(str(counts[word]) for word in WORDS),
                       *((count(records), days(records)) if records else ("", "no records are committed"))])
-        commands.append(f"clbench verify {name}" + (f" --seeds {len({r.trial.seed for r in records})}"
-                                                    if records else ""))
+        commands.append(f"clbench verify {name}" + (" --weights vit_b16.safetensors" if reference.weights else "")
+                        + (f" --seeds {len({r.trial.seed for r in records})}" if records else ""))
         if records:
             whole += [shown(folder / "verify.md")]
         assert path.stem == name

@@ -32,6 +32,7 @@ EXAMPLES = (
 @click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
 @methods_option("Run the cells of these methods only; repeatable.  [default: all]")
 @click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
+@click.option("--weights", metavar="FILE", help="Start the model from these weights; for references that need some.")
 @click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
@@ -61,13 +62,15 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     called, reference = references.find(name)
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
-    planned = [one for cell in reference.plan(chosen, registry, given) for one in cell]
+    # Two numbers of one method, by two metrics, are of the same trials.
+    planned = list({one.trial.key: one for cell in reference.plan(chosen, registry, given) for one in cell}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
                          stale)
     ended = run_missing(ready, dry_run)
     if ended is not None:
         return ended
-    cells = [[one.trial for one in cell] for cell in reference.plan(reference.cells, registry)]
+    everything = reference.plan(reference.cells, registry, {"weights": given["weights"]})
+    cells = [[one.trial for one in cell] for cell in everything]
     checked = verification.check(reference, cells, list(ready.records.values()))
     path = ready.store.directory / "verify.md"
     write_atomically(path, verified.markdown(reference, checked))

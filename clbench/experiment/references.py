@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,23 +21,28 @@ from clbench.core.scenario import Scenario
 from clbench.experiment import spec
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
-from clbench.experiment.spec import MethodSpec, Spec
+from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.trial import PlannedTrial
 
 LISTING = "clbench verify"
+HALF_UNIT = 0.005 + 1e-9  # of the second decimal
 
 
 class Cell(Strict):
-    """A published number: the final average accuracy of a method in a scenario, in percent."""
+    """A published number: the accuracy of a method in a scenario, in percent."""
 
     scenario: Scenario
     method: MethodSpec
+    metric: Literal["ACC", "AIA"] = "ACC"  # the final average accuracy, or the mean of those after each task
     published: float = Field(ge=0, le=100)
+    runs: tuple[float, ...] = ()  # every run behind it, where a log holds several
     sem: float | None = Field(None, gt=0)  # standard error of the mean over the reference's seeds
     sd: float | None = Field(None, gt=0)  # or their standard deviation
     allowance: float = Field(0.0, ge=0)  # points granted beyond both spreads and the rounding, for a stated reason
     reason: str = ""  # or where a spread comes from that the paper does not give
     widest: float | None = Field(None, gt=0)  # instead of the reference's, where the published spread is large
+    benchmark: Named | None = None  # instead of the experiment's
+    model: Named | None = None
     recipe: dict[str, Any] = Field({})  # what differs from the experiment's
 
     @property
@@ -53,6 +59,16 @@ class Cell(Strict):
             raise ValueError("a number without its spread (sem or sd) needs an allowance in points, and its reason")
         if self.allowance and not self.reason:
             raise ValueError("an allowance needs its reason")
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_runs(self) -> Cell:
+        """Refuse runs whose mean or deviation is not what is published, to half a unit of the last digit given."""
+        if self.runs:
+            if abs(fmean(self.runs) - self.published) > HALF_UNIT:
+                raise ValueError(f"published is {self.published:g}, the mean of the runs {fmean(self.runs):.3f}")
+            if self.sd is not None and (len(self.runs) < 2 or abs(stdev(self.runs) - self.sd) > HALF_UNIT):
+                raise ValueError(f"sd is {self.sd:g}, that of the runs is another")
         return self
 
 
@@ -73,7 +89,8 @@ class Reference(Strict):
     source: str  # which table of it
     url: str
     code: str = ""
-    seeds: int = Field(ge=2)  # behind each published number
+    weights: str = ""  # what they start from, where that has to be given (`clbench verify NAME --weights FILE`)
+    seeds: int = Field(ge=1)  # behind each published number; of one run no spread is known
     notes: tuple[str, ...] = ()  # how the setting is known to differ from the paper's
     tolerance: Tolerance = Tolerance()
     experiment: dict[str, Any]  # as `clbench run` takes it, without scenario and methods
@@ -82,12 +99,20 @@ class Reference(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Reference:
         """Refuse cells that are named twice and keys that the cells give."""
-        names = [f"{c.label} in scenario {c.scenario}" for c in self.cells]
+        names = [f"{c.label} in scenario {c.scenario}" + (f", {c.metric}" if c.metric != "ACC" else "")
+                 for c in self.cells]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two cells are {twice[0]}; give one of their methods a label")
         if given := sorted({"scenario", "methods"} & set(self.experiment)):
             raise ValueError(f"experiment: {given[0]} is given by the cells")
+        if self.seeds == 1 and any(c.sem is not None or c.sd is not None for c in self.cells):
+            raise ValueError("seeds: one run has no spread (sem or sd); a cell needs an allowance instead")
+        if wrong := [c.label for c in self.cells if c.runs and len(c.runs) != self.seeds]:
+            raise ValueError(f"{wrong[0]}: as many runs are listed as seeds says, or none")
+        for c in self.cells:
+            if c.allowance + self.tolerance.rounding >= self.widest(c):
+                raise ValueError(f"{c.label}: allowance and rounding alone reach the widest tolerance that decides")
         return self
 
     def spec(self, cell: Cell, given: dict[str, Any] | None = None) -> Spec:
@@ -97,7 +122,8 @@ class Reference(Strict):
             SpecError: the experiment is not a valid one.
         """
         recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
-        return spec.build({**merge(self.experiment, given or {}), "recipe": recipe, "scenario": cell.scenario,
+        own = {name: value.model_dump() for name in ("benchmark", "model") if (value := getattr(cell, name))}
+        return spec.build({**merge(self.experiment, given or {}), **own, "recipe": recipe, "scenario": cell.scenario,
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
 
     def widest(self, cell: Cell) -> float:
@@ -125,8 +151,10 @@ class Reference(Strict):
         """Return the trials of each cell.
 
         Raises:
-            SpecError: a cell cannot be run as written.
+            SpecError: a cell cannot be run as written, or starts from weights that are not given.
         """
+        if self.weights and not (given or {}).get("weights"):
+            raise SpecError(f"{self.title} starts from weights {self.weights}: name their file (--weights FILE)")
         return [plan(self.spec(cell, given), registry) for cell in cells]
 
 

@@ -49,13 +49,16 @@ class Named(Strict):
 
 
 Optimizer = Literal["adam", "adamw", "sgd"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "steps"]
+
+
+DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 
 
 class Recipe(Strict):
     """How every method is trained on each task."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm")
+    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats")
 
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="adam | adamw | sgd")
@@ -63,10 +66,14 @@ class Recipe(Strict):
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; of adamw, decoupled from it")
     schedule: Schedule = Field("constant", description="learning rate over a task's steps")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="shares of the steps at which the rate falls (schedule = steps)")
+    decay: float | None = Field(None, gt=0, lt=1, description=f"what it is multiplied by there; {DECAY} if not given")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
     epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
     iterations: int | None = Field(None, ge=1, description="optimiser steps per task, instead of epochs")
+    repeats: int | None = Field(None, ge=2, description="steps on each batch, one after the other, instead of one")
     batch_size: int = Field(128, ge=1, description="new samples per step (replay comes on top)")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="whether moments are forgotten or kept when a new task begins")
@@ -80,6 +87,10 @@ class Recipe(Strict):
             raise ValueError("give epochs or iterations, not both")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is an option of sgd; {self.optimizer} has its own (0.9, 0.999)")
+        if bool(self.milestones) != (self.schedule == "steps") or (self.decay and not self.milestones):
+            raise ValueError("schedule = \"steps\" goes with milestones, and these and decay with it")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones rise")
         if self.epochs is None and self.iterations is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
         return self

@@ -23,6 +23,7 @@ from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
 Verdict = Literal["reproduced", "missed", "cannot tell", "not run"]
+METRICS = {"ACC": metrics.acc, "AIA": metrics.aia}
 MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
 
 
@@ -38,8 +39,9 @@ class Checked:
 
     @property
     def accuracies(self) -> list[float]:
-        """Return our final average accuracy in percent, one for each seed that is done."""
-        return [100 * metrics.acc(r.R) for r in self.records if r.status == "done"]
+        """Return our accuracy by the cell's metric in percent, one for each seed that is done."""
+        metric = METRICS[self.cell.metric]
+        return [100 * metric(r.R) for r in self.records if r.status == "done"]
 
     @property
     def failed(self) -> bool:
@@ -115,8 +117,9 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
     published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
-    # An unpublished spread counts as zero, for which Welch's interval is Student's interval of our mean.
-    half = welch_half_width((error, n), (published or 0.0, reference.seeds), rule.level)
+    # An unpublished spread counts as zero, for which Welch's interval is Student's interval of our mean, whatever the
+    # number of values behind the other.
+    half = welch_half_width((error, n), (published or 0.0, max(reference.seeds, 2)), rule.level)
     return half + rule.rounding + cell.allowance
 
 

@@ -19,7 +19,7 @@ def steps_of(recipe: Recipe, samples: int) -> int:
     if recipe.iterations is not None:
         return recipe.iterations
     assert recipe.epochs is not None
-    return recipe.epochs * math.ceil(samples / recipe.batch_size)
+    return recipe.epochs * math.ceil(samples / recipe.batch_size) * (recipe.repeats or 1)
 
 
 def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[Phase]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from clbench.core.errors import PluginError
-from clbench.experiment.spec import Recipe
+from clbench.experiment.spec import DECAY, Recipe
 from clbench.strategy.base import Strategy
 
 Group = dict[str, Any]  # parameters ("params") and their learning rate ("lr")
@@ -39,9 +39,20 @@ OPTIMIZERS: dict[str, Callable[[Recipe, list[Group]], Optimizer]] = {
     "adamw": partial(_adam, torch.optim.AdamW),
     "sgd": _sgd,
 }
-SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps behind the warm-up -> factor of the rate
-    "constant": lambda _: 1.0,
-    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+NEARLY = 1e-9  # a milestone at a whole number of steps is met there in spite of rounding
+
+
+def _in_steps(recipe: Recipe, share: float) -> float:
+    """Return the factor of the rate that has fallen at each milestone so far."""
+    passed = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
+    return float((recipe.decay or DECAY) ** passed)
+
+
+# Recipe, share of the steps behind the warm-up -> factor of the rate.
+SCHEDULES: dict[str, Callable[[Recipe, float], float]] = {
+    "constant": lambda _, __: 1.0,
+    "cosine": lambda _, share: (1 + math.cos(math.pi * share)) / 2,
+    "steps": _in_steps,
 }
 
 
@@ -114,6 +125,6 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRSchedul
             return None
         if recipe.schedule == "cosine":  # torch's own, by recursion: what records without a warm-up were made with
             return CosineAnnealingLR(optimizer, T_max=steps)
-    after = SCHEDULES[recipe.schedule]
+    after = partial(SCHEDULES[recipe.schedule], recipe)
     return LambdaLR(optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup
                     else after((step - warmup) / max(steps - warmup, 1)))

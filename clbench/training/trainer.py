@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds, tokens
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.data.augmentation import Augmentation
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
@@ -35,13 +36,13 @@ from clbench.training.step_flops import PhaseFlops
 class Order:
     """The order in which a task's samples are drawn: a permutation per pass; the last batch may be smaller.
 
-    It comes from the axis ("data", task) of the seed, so it is the same for every method; so is what is drawn to
-    augment each of them, from ("augmentation", task). What a method replays has draws of its own, and so has a phase
-    with samples of its own, from the same axes and its number.
+    With `repeats`, each batch is given so many times. The order comes from the axis ("data", task) of the seed, so it
+    is the same for every method; so is what is drawn to augment each batch, from ("augmentation", task). What a method
+    replays has draws of its own, and so has a phase with samples of its own, from the same axes and its number.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, task: int,
-                 augment: Augmentation | None = None, phase: int | None = None) -> None:
+                 augment: Augmentation | None = None, phase: int | None = None, repeats: int | None = None) -> None:
         """Begin the first pass; `phase` is that of the samples if they are not the task's."""
         axes = (task,) if phase is None else (task, phase)
         self.samples = samples
@@ -51,21 +52,24 @@ class Order:
         self.generator = seeds.generator(seed, "data", *axes)
         self.draws = (seeds.generator(seed, "augmentation", *axes),
                       seeds.generator(seed, "augmentation of replay", *axes))
+        self.repeats = repeats or 1
         self.passes = 0
+        self.fresh = True  # whether the last batch was not a repeated one
         self.left: list[Tensor] = []
 
     def following(self, device: torch.device) -> Tensor:
         """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
         if not self.left:
             order = send(torch.randperm(self.samples, generator=self.generator), device)
-            self.left = list(torch.split(order, self.batch_size))[::-1]
+            self.left = [batch for batch in reversed(torch.split(order, self.batch_size)) for _ in range(self.repeats)]
             self.passes += 1
+        self.fresh = len(self.left) % self.repeats == 0
         return self.left.pop()
 
     def batch(self, samples: Samples) -> Batch:
         """Return the next batch of samples, which may be raw or prepared."""
         part = samples.take(self.following(samples.index_device))
-        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1)
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh)
 
     def augmented(self, x: Tensor, replayed: bool) -> Tensor:
         """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
@@ -217,11 +221,14 @@ class Trainer:
 
     def _orders(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None) -> list[Order]:
         """Return the order of each member's samples; `phase` if they are that phase's own."""
-        return [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment, phase)
+        return [Order(len(part), self.recipe.batch_size, seed, task.index, self.augment, phase,
+                      self.recipe.repeats)
                 for part, task, seed in zip(samples, tasks, self.seeds, strict=True)]
 
     def _by_itself(self, strategy: Strategy, task: Task) -> Trained:
         """Train a strategy that has its own loop (`Strategy.fit`)."""
+        if self.recipe.repeats:
+            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: repeats does not go with it")
         order = Order(len(task.train), self.recipe.batch_size, self.seeds[0], task.index, self.augment)
         strategy.train()
         with LoopFlops(partial(order.following, torch.device("cpu")), steps_of(self.recipe, len(task.train))) as count:

@@ -121,6 +121,10 @@ class LoRAOptions(AdapterOptions, BaseOptions):
 class SummedOptions(LowRankOptions, StartOptions):
     """What methods whose adapters are summed have in common."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("head_rate",)
+
+    head_rate: float = Field(1.0, gt=0, description="what multiplies the recipe's learning rate for the head, or heads")
+
 
 class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
     """Options of `seq-lora`."""

@@ -26,6 +26,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
     Subclasses define as for `SummedLoRA` when adapters are added, and what part of them learns.
     """
 
+    heads_named = "heads.*"
     roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
 
     def __init__(self, model: Network, world: World, options: SummedOptions) -> None:

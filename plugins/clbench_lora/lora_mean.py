@@ -39,6 +39,7 @@ class LoRAMean(SummedLoRA):
     """A frozen base W; per task adapters and a head, trained alone; answers with the mean of the learned adapters."""
 
     method = "lora-mean"
+    heads_named = "heads.*"
     roles = (("heads.*", "heads"), *SummedLoRA.roles)
     options: LoRAMeanOptions
 

@@ -9,7 +9,7 @@ by plain fine-tuning; then W is frozen, and the second half trains the first ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class SummedLoRA(FrozenBase):
 
     roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"))
     method: ClassVar[str]
+    heads_named: ClassVar[str] = "model.head.*"
     options: SummedOptions
 
     def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
@@ -56,6 +57,10 @@ class SummedLoRA(FrozenBase):
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
         """Return the heads that a task trains. Default: the model's head, which has all outputs."""
         return (self.model.head,)
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Return `head_rate` for the heads."""
+        return {self.heads_named: self.options.head_rate} if self.options.head_rate != 1 else {}
 
     def before_task(self, task: Task) -> None:
         """Add adapters; train them, or W if the first task begins with it."""

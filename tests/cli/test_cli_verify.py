@@ -5,6 +5,7 @@ import pytest
 from helpers.references import write
 
 from clbench import cli
+from clbench.experiment import references
 from clbench.results.store import Store
 
 
@@ -17,8 +18,7 @@ def call(capsys, *args):
 def test_without_a_name_the_references_are_listed(capsys):
     code, out, err = call(capsys)
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[2:]] == [
-        "der-split-cifar10", "hsu-split-mnist", "van-de-ven-permuted-mnist", "van-de-ven-split-mnist"]
+    assert [line.split()[0] for line in out.splitlines()[2:]] == list(references.shipped())
 
 
 def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_torch(capsys, tmp_path):
@@ -58,6 +58,8 @@ def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsy
 @pytest.mark.parametrize(("args", "line"), [
     (["nothing-such"], "no reference 'nothing-such' (clbench verify lists all)"),
     (["van-de-ven-split-mnist", "--methods", "sgd"], "no method 'sgd' (clbench verify lists all): naive, ewc"),
+    (["ranpac-split-cifar100"], "RanPAC and its parts on Split-CIFAR-100 starts from weights of a ViT-B/16 trained on "
+     "ImageNet-21k, as timm's vit_base_patch16_224.augreg_in21k: name their file (--weights FILE)"),
     (["van-de-ven-split-mnist", "--seeds", "none"], "Split-MNIST in three scenarios: seeds: expected a number of"),
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(args, line, capsys, tmp_path, monkeypatch):

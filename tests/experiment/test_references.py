@@ -13,13 +13,22 @@ SHIPPED = sorted((ROOT / "benchmarks" / "reference").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_the_shipped_references_can_be_planned_and_name_their_source(path):
+def test_the_shipped_references_can_be_planned_and_name_their_source(path, tmp_path):
     name, reference = references.find(path.stem)
     assert name == path.stem
     assert reference.url.startswith("https://")
-    planned = reference.plan(reference.cells, discover())
+    given = {}
+    if reference.weights:
+        with pytest.raises(SpecError, match=r"name their file \(--weights FILE\)$"):
+            reference.plan(reference.cells, discover())
+        (tmp_path / "base.safetensors").write_bytes(b"read when a trial starts")
+        given = {"weights": str(tmp_path / "base.safetensors")}
+    planned = reference.plan(reference.cells, discover(), given)
     assert [one[0].label for one in planned] == [c.label for c in reference.cells]
-    assert len({p.trial.key for one in planned for p in one}) == sum(map(len, planned))
+    # Two numbers of one method, by two metrics, are of the same trials.
+    first = {(c.scenario, c.label): one for c, one in zip(reference.cells, planned, strict=True)}
+    assert len({p.trial.key for one in planned for p in one}) == sum(map(len, first.values()))
+    assert all(bool(p.trial.weights) == bool(reference.weights) for one in planned for p in one)
 
 
 def test_split_mnist_of_van_de_ven_is_dealt_out_by_seed_with_strengths_of_each_scenario():
@@ -67,6 +76,13 @@ def test_cells_have_recipes_of_their_own_and_what_is_given_goes_before_the_file(
     assert [m.label for s in specs for m in s.methods] == ["naive", "naive", "er-20"]
 
 
+def test_a_cell_may_have_a_benchmark_and_a_model_of_its_own(tmp_path):
+    own = CELLS[0] + '\nbenchmark = "split-mnist-5k:tasks=2"\nmodel = "linear"'
+    reference = references.read_reference(write(tmp_path, cells=[own, CELLS[1]]))
+    trials = [one[0].trial for one in reference.plan(reference.cells, discover())]
+    assert [(t.benchmark.options["tasks"], t.model.name) for t in trials] == [(2, "linear"), (5, "mlp")]
+
+
 def test_cells_are_chosen_by_scenario_and_label(tmp_path):
     reference = references.read_reference(write(tmp_path))
     naive, _, er = reference.cells
@@ -81,7 +97,11 @@ def test_cells_are_chosen_by_scenario_and_label(tmp_path):
 
 
 @pytest.mark.parametrize(("parts", "message"), [
-    ({"head": HEAD.replace("seeds = 16", "seeds = 1")}, "seeds: Input should be greater than or equal to 2"),
+    ({"head": HEAD.replace("seeds = 16", "seeds = 0")}, "seeds: Input should be greater than or equal to 1"),
+    ({"head": HEAD.replace("seeds = 16", "seeds = 1")}, "reference: seeds: one run has no spread"),
+    ({"cells": [CELLS[0] + "\nruns = [89.0, 91.0]"]}, "reference: naive: as many runs are listed as seeds says"),
+    ({"cells": [CELLS[0] + "\nruns = [89.0, 92.0]"]}, "cells.0: published is 90, the mean of the runs 90.500"),
+    ({"cells": [CELLS[1] + "\nruns = [19.0, 21.0]"]}, "cells.0: sd is 4, that of the runs is another"),
     ({"head": HEAD.replace("widest", "wides")}, "tolerance.wides: Extra inputs are not permitted"),
     ({"head": HEAD.replace('url = "https://example.org/paper"\n', "")}, "url: Field required"),
     ({"head": HEAD.replace("[experiment]", '[experiment]\nmethods = ["naive"]')},
@@ -89,6 +109,8 @@ def test_cells_are_chosen_by_scenario_and_label(tmp_path):
     ({"cells": [CELLS[0], CELLS[0]]}, "reference: two cells are naive in scenario task"),
     ({"cells": [CELLS[0].replace("sem = 0.5", "")]}, "cells.0: a number without its spread"),
     ({"cells": [CELLS[0] + "\nsd = 1.0"]}, "cells.0: give sem or sd, not both"),
+    ({"cells": [CELLS[0] + '\nallowance = 2.0\nreason = "so"']},
+     "reference: naive: allowance and rounding alone reach the widest tolerance that decides"),
     ({"cells": [CELLS[0] + "\nallowance = 1.0"]}, "cells.0: an allowance needs its reason"),
     ({"cells": [CELLS[0].replace("90.0", "900.0")]}, "cells.0.published: Input should be less than or equal to 100"),
     ({"cells": ["scenario = [", CELLS[0]]}, "is not TOML"),

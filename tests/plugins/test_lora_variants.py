@@ -35,6 +35,7 @@ from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task, World
 from clbench.strategy.subspace import grown, packed, rows, unpacked
+from clbench.training.optimizers import rates_of
 from clbench.training.trials.building import build_model, build_strategy
 from clbench.training.trials.costs import measure
 from clbench.training.trials.counting import count, stream_of_shapes
@@ -536,3 +537,14 @@ def test_the_published_setting_trains_192_010_parameters_per_task():
         assert len(trained) == 24 + 2
         assert {math.prod(layer.lora_A[-1].weight.shape) for layer in strategy.adapted.values()} == {7680}
         strategy.after_task(task)
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_the_head_has_a_rate_of_its_own(method):
+    strategy = make(method, head_rate=10.0)
+    strategy.before_task(make_task(0))
+    rates = rates_of(strategy, [name for name, p in strategy.named_parameters() if p.requires_grad])
+    heads = {name for name in rates if "head" in name}
+    assert {rates[name] for name in heads} == {10.0} and len(heads) == 2
+    assert {rates[name] for name in rates.keys() - heads} == {1.0} and rates.keys() - heads
+    assert make(method).learning_rates() == {}

@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(clbench, "run", partial(small_run, clbench.run))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     (tmp_path / "model.safetensors").write_bytes(b"stand-in")  # for the weights that a model of text brings
+    (tmp_path / "vit_b16.safetensors").write_bytes(b"stand-in")  # for those that references want
     monkeypatch.setattr("clbench.models.hf_files.weights_of", lambda name: tmp_path / "model.safetensors")
     # What a dry run says of costs is tested elsewhere; here it would count every method on a ViT-S, for minutes.
     monkeypatch.setattr("clbench.cli.forecasts.forecasts", lambda _: {})

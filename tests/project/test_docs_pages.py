@@ -9,6 +9,7 @@ import pytest
 from helpers.doc_blocks import ROOT
 
 from clbench import cli
+from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.report.formats.markdown import escape
 
@@ -46,6 +47,20 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
                 assert escape(info.summary) in sections[name]
                 assert re.findall(r"^\| `(\w+)` \|", sections[name].split("\n## ")[0], re.MULTILINE) == list(
                     info.options.model_fields)
+
+
+def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages):
+    sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
+    held = {name: set() for name in discover().strategies if pages.ours(discover(), "method", name)}
+    for path in (ROOT / "benchmarks" / "reference").glob("*.toml"):
+        for cell in tomllib.loads(path.read_text())["cells"]:
+            held[cell["method"]["name"]].add(path.stem)
+    without = (ROOT / "docs" / "verify.md").read_text().split("## Methods without a published number")[1]
+    for name, references in held.items():
+        line, = [line for line in sections[name].splitlines() if line.startswith("Published numbers")]
+        assert set(re.findall(r"`([\w-]+)` \(\d+\)", line)) == references
+        assert ("none could be sourced" in line) == (not references)
+        assert references or name.startswith("avalanche:") or f"`{name}`" in without
 
 
 def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):

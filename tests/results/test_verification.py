@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 from helpers.records import make_record
-from helpers.references import CELLS, write
+from helpers.references import CELLS, HEAD, write
 
 from clbench.core.registry import discover
 from clbench.experiment import references
@@ -125,3 +125,19 @@ def test_what_was_changed_of_the_rule_is_told_where_the_rule_stands(reference):
 
 def test_a_report_of_nothing_has_no_setting(reference):
     assert "## Provenance" not in verified.markdown(reference, judged(reference, [[], [], []]))
+
+
+def test_one_published_run_counts_as_without_spread_and_the_average_incremental_accuracy_has_its_own_cell(tmp_path):
+    from scipy.stats import t
+
+    head = HEAD.replace("seeds = 16", "seeds = 1")
+    cell = 'scenario = "task"\nmethod = { name = "naive" }\npublished = 58.0\nallowance = 1.0\nreason = "one run"'
+    reference = references.read_reference(write(tmp_path, head=head, cells=[
+        cell.replace("58.0", "90.0"), cell + '\nmetric = "AIA"']))
+    final, average = judged(reference, [[90.0, 90.01], []])
+    assert (final.verdict, average.verdict) == ("reproduced", "reproduced")
+    assert average.accuracies == pytest.approx([(4 * 50 + 90.0) / 5, (4 * 50 + 90.01) / 5])
+    own = statistics.stdev(average.accuracies) / math.sqrt(2)
+    assert average.tolerance == pytest.approx(t.ppf(0.995, 1) * own + 1.005)
+    text = verified.markdown(reference, [final, average])
+    assert "One run of each" in text and "naive (AIA)" in text

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.testing.checks import bench
@@ -60,5 +61,8 @@ def test_a_loop_of_its_own_has_them_too():
     trainer = Trainer([own.strategy], RECIPE, [0])
     (result,) = learn_task([own.learner], 0, trainer.fit)
     assert result.last_losses == pytest.approx((1.0 + 2.5 / 19, 1.0 + 0.5 / 19))
+    repeated = Trainer([own.strategy], RECIPE.model_copy(update={"repeats": 2}), [0])
+    with pytest.raises(SpecError, match="Own trains by a loop of its own: repeats does not go with it"):
+        learn_task([own.learner], 1, repeated.fit)
 
 

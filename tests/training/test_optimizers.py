@@ -7,13 +7,16 @@ import pytest
 import torch
 from helpers.stacks import lead
 from torch import nn
+from torch.optim.lr_scheduler import MultiStepLR
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
+from clbench.training.budget import steps_of
 from clbench.training.optimizers import OPTIMIZERS, SCHEDULES, clip_gradients, make_optimizer, make_schedule
+from clbench.training.trainer import Order
 
 
 def test_every_name_of_a_recipe_is_there_and_an_unknown_one_is_an_error():
@@ -79,14 +82,48 @@ def test_the_rate_rises_to_its_whole_and_then_follows_the_schedule(schedule, aft
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, *(0.1 * after(k / 16) for k in range(16))], rel=1e-12)
 
 
+def test_a_rate_that_falls_in_steps_is_torchs_by_whole_epochs():
+    recipe = Recipe(lr=0.1, schedule="steps", milestones=[0.7, 0.9], decay=0.2, epochs=10)
+    ours, theirs = (make_optimizer(recipe, [nn.Parameter(torch.ones(1))]) for _ in range(2))
+    schedule, reference = make_schedule(recipe, ours, 10 * 13), MultiStepLR(theirs, [7 * 13, 9 * 13], 0.2)
+    for _ in range(10 * 13):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        for one, its in ((ours, schedule), (theirs, reference)):
+            one.step()
+            its.step()
+    assert ours.param_groups[0]["lr"] == pytest.approx(0.1 * 0.2**2)
+
+
+@pytest.mark.parametrize(("recipe", "message"), [
+    ({"schedule": "steps"}, "goes with milestones"), ({"milestones": [0.5]}, "goes with milestones"),
+    ({"decay": 0.5}, "goes with milestones"), ({"schedule": "steps", "milestones": [0.5, 0.5]}, "milestones rise"),
+    ({"schedule": "steps", "milestones": [1.0]}, "less than 1"), ({"repeats": 1}, "greater than or equal to 2")])
+def test_a_schedule_in_steps_and_its_milestones_go_together(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**recipe)
+
+
+def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
+    assert steps_of(Recipe(epochs=2, batch_size=4, repeats=3), 10) == 18
+    once, thrice = Order(10, 4, 0, 0), Order(10, 4, 0, 0, repeats=3)
+    fresh = []
+    for _ in range(2 * 3):
+        rows = once.following(torch.device("cpu"))
+        for _ in range(3):
+            assert torch.equal(thrice.following(torch.device("cpu")), rows)
+            fresh.append(thrice.fresh and thrice.passes == 1)
+    assert fresh == [True, False, False] * 3 + [False] * 9
+
+
 def test_what_came_later_is_written_only_where_it_is_set():
     plain = json.loads(Recipe().model_dump_json())
     assert set(plain) == set(Recipe.model_fields) - set(Recipe.LATER)
-    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0)
+    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0, schedule="steps", milestones=[0.5], decay=0.3, repeats=2)
     assert Recipe.model_validate_json(full.model_dump_json()) == full
     keys = [plan(build({"methods": "naive", "seeds": 1, "recipe": recipe}), discover())[0].trial.key
-            for recipe in ({}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.1}, {"max_grad_norm": 1.0})]
-    assert keys[0] == keys[1] and len(set(keys)) == 3
+            for recipe in ({}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.1}, {"max_grad_norm": 1.0},
+                           {"repeats": 2}, {"schedule": "steps", "milestones": [0.5]})]
+    assert keys[0] == keys[1] and len(set(keys)) == 5
 
 
 @pytest.mark.parametrize("recipe", [

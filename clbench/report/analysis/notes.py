@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
-from clbench.experiment.spec import Recipe
+from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.report.formatting import clean, listed
 from clbench.results.records import Record
@@ -19,12 +19,17 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     """Return a recipe in words, for samples that arrive so."""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
+    schedule: str = chosen.schedule
+    if chosen.milestones:
+        shares = " and ".join(map(format_value, chosen.milestones))
+        schedule += f" at {shares} of them, times {format_value(chosen.decay or DECAY)}"
     warmup = f", warm-up {format_value(chosen.warmup_ratio)} of the steps" if chosen.warmup_ratio else ""
     clipped = f", gradients clipped to {format_value(chosen.max_grad_norm)}" if chosen.max_grad_norm else ""
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
+    budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
     told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
-    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({chosen.schedule}){momentum}{decay}{warmup}{clipped}, "
+    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){momentum}{decay}{warmup}{clipped}, "
             + told
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 

@@ -33,11 +33,12 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return verify.md: source, verdicts, the rule they follow, settings and provenance."""
     rule, records = reference.tolerance, [record for one in checked for record in one.records]
     blocks = [f"# {escape(reference.title)}",
-              f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. Mean of {reference.seeds} "
-              "seeds, ± the standard error of the mean"
+              f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. "
+              + (f"Mean of {reference.seeds} seeds, ± the standard error of the mean" if reference.seeds > 1
+                 else "One run of each")
               + (f". Code: <{reference.code}>" if reference.code else "") + ".",
               _table(checked, "github", escape),
-              f"Final average accuracy: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
+              f"{_metrics(reference)}: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
               "are in points."]
     if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
         blocks.append(_bullets(remarks))
@@ -53,12 +54,13 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     if reference.notes:
         blocks += ["## Known differences", _bullets(reference.notes)]
     if records:
-        trial = records[0].trial
+        benchmarks = dict.fromkeys(clean(r.trial.benchmark) for r in records)
+        models = dict.fromkeys(clean(r.trial.model) for r in records)
         recipes = dict.fromkeys(notes.recipe(r.trial.trained_by) for r in records)
         methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {clean(r.trial.method)}"
                                 for r in records)
-        blocks += ["## Setting", _bullets([f"benchmark: {clean(trial.benchmark)}",
-                                           f"model: {clean(trial.model)}",
+        blocks += ["## Setting", _bullets([*(f"benchmark: {text}" for text in benchmarks),
+                                           *(f"model: {text}" for text in models),
                                            *(f"recipe: {text}" for text in recipes), *methods]),
                    "## Provenance", _bullets([f"{key}: {value}" for key, value in notes.provenance(records)])]
     return "\n\n".join(blocks) + "\n"
@@ -71,8 +73,19 @@ def listing(references: dict[str, Reference]) -> str:
     return tabulate(rows, headers=["reference", "title", "cells", "source"], disable_numparse=True)
 
 
+def _metrics(reference: Reference) -> str:
+    """Return what the numbers are, in words."""
+    if all(cell.metric == "ACC" for cell in reference.cells):
+        return "Final average accuracy"
+    return "Final average accuracy; of methods with (AIA) behind them the average incremental accuracy"
+
+
+def _label(cell: Cell) -> str:
+    return cell.label + ("" if cell.metric == "ACC" else f" ({cell.metric})")
+
+
 def _name(cell: Cell) -> str:
-    return f"{cell.label}, {scenario_rules(cell.scenario).title}"
+    return f"{_label(cell)}, {scenario_rules(cell.scenario).title}"
 
 
 def _published(cell: Cell) -> str:
@@ -89,7 +102,7 @@ def _ours(one: Checked) -> str:
 _TEXTS = ("scenario", "method", "verdict")  # columns that are aligned to the left
 _COLUMNS: dict[str, Callable[[Checked], str]] = {
     "scenario": lambda one: one.cell.scenario,
-    "method": lambda one: clean(one.cell.label),
+    "method": lambda one: clean(_label(one.cell)),
     "published (%)": lambda one: _published(one.cell),
     "ours (%)": _ours,
     "seeds": lambda one: str(len(one.accuracies)),
