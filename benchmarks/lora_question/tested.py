@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from evidence import MARGIN, NAMES, Finding, Row, Study, above, paired, percent, points, times, traits
+from evidence import MARGIN, NAMES, Finding, Row, Study, Verdict, above, paired, percent, points, times, traits
 
 from clbench.report.formatting import number
 from clbench.results import metrics
@@ -36,17 +36,30 @@ def marked(row: Row, rows: Sequence[Row]) -> str:
 
 
 def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
-    """Return a test of whether `lora` is as good as a method."""
+    """Return a test of whether `lora` is as good as a method.
+
+    Where a method ends below heads alone on the frozen base, its recipe ruins the base, and nothing follows.
+    """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
-            for name in rivals:
-                for rival in study.named(name):
-                    for row in usual(study):
-                        if (over := paired(row, rival)) is not None:
-                            yield Finding(study.where, f"{marked(row, usual(study))}{percent(row.mean(acc))} against "
-                                          f"{percent(rival.mean(acc))}: {points(over)}", above(over, -MARGIN),
-                                          traits(study))
+            for rival in [rival for name in rivals for rival in study.named(name)]:
+                ruined = spoilt(study, rival)
+                for row in usual(study):
+                    if (over := paired(row, rival)) is not None:
+                        text = (f"{marked(row, usual(study))}{percent(row.mean(acc))} against "
+                                f"{percent(rival.mean(acc))}: {points(over)}{ruined}")
+                        verdict: Verdict = "not decided" if ruined else above(over, -MARGIN)
+                        yield Finding(study.where, text, verdict, traits(study))
     return test
+
+
+def spoilt(study: Study, rival: Row) -> str:
+    """Return a remark on a method that is shown to be worse than heads alone on a pretrained base; else nothing."""
+    heads = next(iter(study.named("frozen")), None) if study.pretrained else None
+    over = paired(rival, heads) if heads is not None else None
+    if heads is None or over is None or over.high is None or over.high >= 0:
+        return ""
+    return f"; below heads on the frozen base ({percent(heads.mean(acc))}): its recipe ruins the base"
 
 
 def fewer_parameters(studies: Studies) -> Iterator[Finding]:
@@ -58,7 +71,7 @@ def fewer_parameters(studies: Studies) -> Iterator[Finding]:
         for row in study.named("lora"):
             ratio = full.trainable / row.trainable
             over = paired(row, full)
-            loss = f"; ACC {points(over)} against {full.label}" if over is not None else ""
+            loss = f"; ACC {points(over)} against {full.label}{spoilt(study, full)}" if over is not None else ""
             yield Finding(study.where, f"{row.label}: {row.trainable:,} for {full.trainable:,}, "
                           f"{times(ratio)} times fewer{loss}", "holds" if ratio >= FEW_TIMES else "does not hold",
                           traits(study))

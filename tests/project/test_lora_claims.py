@@ -69,6 +69,14 @@ def test_what_changes_is_interference(found):
     assert "1 of 10 later accuracies" in moved.text
 
 
+def test_nothing_follows_from_a_rival_whose_recipe_ruins_the_base(found):
+    study = next(s for s in found if s.folder == "pretrained_vit")
+    finding, = tested.against("er")([study])
+    assert finding.verdict == "not decided" and "its recipe ruins the base" in finding.text
+    alone = evidence.Study(study.folder, tuple(row for row in study.rows if row.name != "frozen"))
+    assert next(tested.against("er")([alone])).verdict == "holds"
+
+
 def test_every_experiment_that_a_claim_waits_for_is_there():
     names = {name for claim in claims.CLAIMS for name in claim.planned}
     assert names == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}
