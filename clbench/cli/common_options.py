@@ -48,6 +48,16 @@ def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)
 
 
+def _shares(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
+    """Read shares of a task's steps, such as 0.5,0.8."""
+    if value is None:
+        return None
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 0.5,0.8, got {value!r}") from None
+
+
 RECIPE = (
     click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]"),
     click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),
@@ -57,7 +67,11 @@ RECIPE = (
     click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]"),
     click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; of adamw, decoupled from it.  "
                  "[default: 0]"),
-    click.option("--schedule", metavar="constant|cosine", help="Learning rate over a task.  [default: constant]"),
+    click.option("--schedule", metavar="constant|cosine|steps", help="Learning rate over a task.  [default: constant]"),
+    click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the rate "
+                 "falls (--schedule steps), such as 0.5,0.8."),
+    click.option("--decay", type=float, help="What the rate is multiplied by there.  [default: 0.1]"),
+    click.option("--repeats", type=int, help="Steps on each batch, one after the other.  [default: 1]"),
     click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "
                  "its whole.  [default: 0]"),
     click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),

@@ -9,6 +9,7 @@ so no claim depends on whether one goes on.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -101,7 +102,8 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
 def forget(folder: Path, made: bool) -> None:
     """Remove the log of a folder that was made for a run which could not begin."""
     if made:
-        (folder / FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder is gone, say, which is what ended the run
+            (folder / FILE).unlink()
 
 
 def sequence(seeds: Sequence[int], most: int) -> list[int]:

@@ -41,10 +41,15 @@ def start(tmp_path):
     return started
 
 
+def finished(store):
+    """Whether there is a record, whose trial is not locked any more."""
+    return any(not (store.locks / f"{record.key}.lock").exists() for record in store.read()[0])
+
+
 def test_a_run_folder_that_is_lost_ends_the_run_in_a_line_and_the_same_command_goes_on(tmp_path, start):
     out, away = tmp_path / "share" / "run", tmp_path / "away"
     run, end = start(out, "noted"), time.monotonic() + 100
-    while not Store(out).read()[0] and time.monotonic() < end:
+    while not finished(Store(out)) and time.monotonic() < end:
         time.sleep(0.02)
     out.parent.rename(away)
     out.parent.touch()  # as a mount point that nothing is mounted on any more: nothing can be made below it

@@ -53,7 +53,7 @@ def test_the_rate_that_reports_print_is_that_of_the_simulation():
     told = (ROOT / "benchmarks/false_claims.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("| ")][1:]
     by_t = [float(cell) for row in rows if row[3] == "t" and row[2] == "4" for cell in row[-2:]]
-    assert max(by_t) == pytest.approx(100 * saturated_rate(4))
+    assert max(by_t) == pytest.approx(100 * saturated_rate(4), abs=0.005)  # two decimals
 
 
 @pytest.mark.parametrize(("asked", "methods", "seeds"), [("baseline", 9, 3), ("all pairs", 5, 9)])
