@@ -134,7 +134,7 @@ def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluste
         f"once seed 0: the worker process on node {name} was killed by SIGKILL (out of memory?); trying again",
         f"wait seed 0: Ray lost the worker on node {name} (*); trying again"]
     assert len(list((tmp_path / "ray" / "artifacts").glob("*/task*"))) == 5, "lora's, of five tasks"
-    assert sorted(p.name for p in (tmp_path / "ray").iterdir()) == ["artifacts", "records"]
+    assert sorted(p.name for p in (tmp_path / "ray").iterdir()) == ["artifacts", "looks.jsonl", "records"]
     alone = execute(tmp_path / "local", methods, Listener(), [shipped], workers=0)
     assert [r.facts() for r in records] == [r.facts() for r in alone]
     assert {r.status for r in records} == {"done"}
