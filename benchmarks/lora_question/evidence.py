@@ -8,10 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from clbench.report.analysis.grouping import by_setting
 from clbench.report.formatting import number
 from clbench.results import metrics
 from clbench.results.records import Record
-from clbench.results.stats import Interval, mean_interval
+from clbench.results.sequential import interval_of
+from clbench.results.stats import Interval
 from clbench.results.store import Store
 
 MARGIN = 0.02  # ACC that a method may be worse and still be called as good
@@ -141,19 +143,14 @@ def studies(reports: Path) -> list[Study]:
 
     Of sections that share benchmark, scenario, model and recipe the one with most methods.
     """
-    found: dict[str, Study] = {}
+    found: dict[tuple[str, ...], Study] = {}
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
         assert not problems, problems
-        sections: dict[str, dict[str, dict[int, Record]]] = {}
-        for record in records:
-            if record.status != "done":
-                continue
-            trial = record.trial
-            shared = trial.model_dump_json(exclude={"method", "seed", "own_recipe"})
-            sections.setdefault(shared, {}).setdefault(record.label, {})[trial.seed] = record
-        for shared, section in sections.items():
-            rows = tuple(Row(label, trials) for label, trials in sorted(section.items()))
+        for setting in by_setting(records):
+            rows = tuple(Row(m.label, {r.trial.seed: r for r in m.done})
+                         for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
+            shared = setting.records[0].trial.setting
             known = found.get(shared)
             if any(row.name == "lora" for row in rows) and (known is None or len(rows) > len(known.rows)):
                 found[shared] = Study(str(folder.relative_to(reports)), rows)
@@ -165,7 +162,8 @@ def paired(first: Row, second: Row, of: Callable[[Record], float] = lambda r: me
     seeds = sorted(set(first.trials) & set(second.trials))
     if not seeds:
         return None
-    return mean_interval([round(of(first.trials[s]) - of(second.trials[s]), 12) for s in seeds])
+    differences = [round(of(first.trials[s]) - of(second.trials[s]), 12) for s in seeds]
+    return interval_of(differences, first.first.until or second.first.until)
 
 
 def points(over: Interval) -> str:

@@ -32,17 +32,16 @@ MIXED = "naive,frozen,ncm,ewc,lwf,er,der++,gpm,pnn,joint"
 RUNS: dict[str, tuple[str | None, dict[str, Any]]] = {  # file, and what is given on the command line
     "small": ("benchmarks/split_mnist_5k.toml", {"seeds": "2"}),
     "methods": ("benchmarks/all_methods.toml", {"seeds": "1", "iterations": 25}),
-    "cnn": (None, {"benchmark": "split-mnist-5k", "model": "cnn", "seeds": "2", "epochs": 1, "scenario": "class",
-                   "methods": tuple(MIXED.split(","))}),
-}
-COMMANDS = {
-    "small": "clbench run benchmarks/split_mnist_5k.toml --seeds 2",
-    "methods": "clbench run benchmarks/all_methods.toml --seeds 1 --iterations 25",
-    "cnn": "clbench run --model cnn --seeds 2 --epochs 1 --scenario class --methods "
-           + MIXED,
+    "cnn": (None, {"model": "cnn", "seeds": "2", "epochs": 1, "scenario": "class", "methods": MIXED}),
 }
 EVERY = 0.25  # seconds
 POINTS = (0.0, 0.1, 1 / 3, 0.5, 2 / 3, 0.9)  # shares of the run at which the estimate is shown
+
+
+def command(name: str) -> str:
+    """Return a run as a command line."""
+    file, flags = RUNS[name]
+    return " ".join(["clbench run", *filter(None, [file]), *(f"--{flag} {value}" for flag, value in flags.items())])
 
 
 class Look(NamedTuple):
@@ -106,7 +105,7 @@ def main() -> None:
              "How much longer (+) or shorter (-) the estimate made the whole run than it was, in percent, at some "
              "points of the run; 0% is the first estimate, before any trial has ended. Wall clock on a machine that "
              "does other work, too. Each with `--workers 2 --threads 1 --device cpu`.", "",
-             *(f"- {name}: `{COMMANDS[name]}`" for name in given.runs), "",
+             *(f"- {name}: `{command(name)}`" for name in given.runs), "",
              "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads),
              *("| " + " | ".join(cells) + " |" for cells in rows)]
     print("\n".join(lines))
