@@ -15,8 +15,8 @@ from clbench.core.options import Strict, format_value
 from clbench.core.scenario import Scenario
 
 Boundaries = Literal["given", "hidden"]
-ONE_PASS = ("boundaries = hidden is one pass over the stream: leave epochs and iterations out (epochs = 1), got "
-            "{name} = {value}")
+ONE_PASS = ("boundaries = hidden is one pass over the stream, a step a batch: leave epochs, iterations and repeats "
+            "out, got {name} = {value}")
 ONLINE_EVERY = 50  # steps between looks at the accuracy of `online`, where no number is given
 ONLINE_BATCH = 10  # new samples per step of `online`, the batches of the papers in which each sample is seen once
 
@@ -102,6 +102,8 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
             if boundaries == "hidden":
                 raise ValueError(ONE_PASS.format(name=name, value=value))
             raise ValueError(f"online is one pass in batches of {ONLINE_BATCH}: leave {name} = {value} out, or online")
+    if boundaries == "hidden" and recipe.get("repeats") is not None:
+        raise ValueError(ONE_PASS.format(name="repeats", value=recipe["repeats"]))
     out["recipe"] = {**({"batch_size": ONLINE_BATCH} if online else {}), **recipe, "epochs": 1}
     if online and isinstance(execution := out.get("execution") or {}, Mapping):
         out["execution"] = {"evaluate_every": ONLINE_EVERY, **execution}

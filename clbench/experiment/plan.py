@@ -100,7 +100,7 @@ def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Opti
     for label, info, options, own in rows:
         reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
         problems.append(arrival.method_problem(label, reason, info.parts_per_task))
-        if arrival.hidden and (own.get("iterations") or own.get("epochs", 1) != 1):
+        if arrival.hidden and (own.get("iterations") or own.get("repeats") or own.get("epochs", 1) != 1):
             problems.append(f"method {label!r}: boundaries = hidden is one pass; leave the budget out of its recipe")
     if any(problems):
         raise SpecError("\n".join(filter(None, problems)))

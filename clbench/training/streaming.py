@@ -127,8 +127,6 @@ class StreamTrainer(Trainer):
             Unstackable: what members draw would depend on each other.
         """
         first = self.strategies[0]
-        if self.recipe.repeats:
-            raise SpecError("repeats goes with given boundaries: hidden ones are a single pass, a step a batch")
         if first.owns_loop or (phases := first.phases(tasks[0])) not in (0, 1):
             raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
                             "boundaries")

@@ -185,7 +185,8 @@ def test_a_run_that_asks_for_models_trains_once_more_what_has_none(tmp_path):
     assert train(tmp_path, "naive", keep="nothing")[0] == third
 
 
-@pytest.mark.parametrize("scenario", ["class", pytest.param("task", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["class", "task"])
 def test_a_program_needs_torch_alone(run, scenario, tmp_path):
     record = records_of(run)["er", scenario]
     program, about = export(run, record.key, tmp_path, "torch-export")

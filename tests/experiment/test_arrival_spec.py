@@ -76,6 +76,7 @@ def test_online_as_a_flag_replaces_the_budget_of_a_file(tmp_path):
     ({"online": True, "recipe": {"iterations": 50}}, "leave iterations = 50 out"),
     ({"arrival": {"boundaries": "hidden"}, "recipe": {"epochs": 10}},
      r"boundaries = hidden is one pass over the stream.*got epochs = 10"),
+    ({"arrival": {"boundaries": "hidden"}, "recipe": {"repeats": 2}}, "a step a batch: .*got repeats = 2"),
     ({"arrival": {"blur": 1.5}}, "arrival.blur: .*1.5"), ({"arrival": {"imbalance": 0.5}}, "arrival.imbalance"),
     ({"arrival": {"boundaries": "none"}}, "arrival.boundaries: should be 'given' or 'hidden'"),
     ({"arrival": {"repeat": True}}, "arrival.repeat"),
@@ -105,5 +106,6 @@ def test_who_needs_boundaries_refuses_a_line_each():
     assert [line.split("'")[1] for line in lines] == ["ewc", "joint", "ncm", "lora", "er:outputs=own"]
     assert "base = task1 trains the base on the first task" in lines[2] and "outputs = own" in lines[4]
     assert len(planned(methods=f"{FREE},ncm:base=random,slda:base=random", arrival={"boundaries": "hidden"})) == 9
-    line, = refusal(methods=[{"name": "naive", "recipe": {"epochs": 2}}], arrival={"boundaries": "hidden"})
-    assert "boundaries = hidden is one pass" in line
+    for own in ({"epochs": 2}, {"repeats": 2}):
+        line, = refusal(methods=[{"name": "naive", "recipe": own}], arrival={"boundaries": "hidden"})
+        assert "boundaries = hidden is one pass" in line

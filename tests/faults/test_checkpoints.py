@@ -116,10 +116,11 @@ def resumed(registry, group, data, folder, kill_after=3):
     return run(registry, group, data, folder)
 
 
-@pytest.mark.parametrize("method", ["naive", "joint", "er:capacity=40", "ewc", "lora:rank=2", "pnn", "inflora:rank=2",
-                                    "sd-lora:rank=2", "sd-lora:rank=2:magnitudes=layer", "lora-sub:rank=2",
-                                    "ewc-lora:rank=2", "lora-mean:rank=2", "independent",
-                                    "shared-private:infer=prototype", "counts"])
+@pytest.mark.parametrize("method", [
+    "naive", "joint", "er:capacity=40", "ewc", "lora:rank=2", "pnn", "shared-private:infer=prototype", "counts",
+    *(pytest.param(method, marks=pytest.mark.slow) for method in (
+        "inflora:rank=2", "sd-lora:rank=2", "sd-lora:rank=2:magnitudes=layer", "lora-sub:rank=2", "ewc-lora:rank=2",
+        "lora-mean:rank=2", "independent"))])
 def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path, folder, method):
     group = planned(registry, method, optimizer_state="keep")
     whole = run(registry, group, tmp_path)

@@ -68,6 +68,7 @@ def test_a_run_folder_that_is_lost_ends_the_run_in_a_line_and_the_same_command_g
     assert all(record in records for record in kept) and not (out / "locks").exists()
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_no_time_that_is_measured(tmp_path, start):
     (tmp_path / "site" / "sitecustomize.py").write_text(JUMPING)
     run = start(tmp_path / "run", "naive,er")

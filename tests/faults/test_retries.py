@@ -47,6 +47,7 @@ def test_without_retries_it_has_failed(run):
     assert notes == []
 
 
+@pytest.mark.slow
 def test_a_stack_whose_worker_died_is_halved(run):
     records, notes = run("hungry", seeds=2, stack=2)
     assert [(r.trial.seed, r.status) for r in records] == [(0, "done"), (1, "done")]

@@ -8,6 +8,7 @@ from helpers import ROOT
 STORM = ROOT / "benchmarks" / "faults" / "storm.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_small_storm_loses_nothing(tmp_path):
     done = subprocess.run([sys.executable, STORM, "--kills", "3", "--seconds", "20", "--seeds", "1", "--pause", "0.2",

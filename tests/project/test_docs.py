@@ -36,6 +36,7 @@ def installed(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
+@pytest.mark.slow
 def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
     listed = subprocess.run([sys.executable, "-m", "clbench", "methods"], env=installed, capture_output=True,
                             text=True, check=True).stdout
@@ -47,6 +48,7 @@ def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
     assert "near:strength=100" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_method_of_the_guide_passes_the_tests_of_the_guide(installed, tmp_path):
     (tmp_path / "test_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[1])
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], env=installed, cwd=tmp_path,

@@ -63,6 +63,7 @@ def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_non
         assert references or name.startswith("avalanche:") or f"`{name}`" in without
 
 
+@pytest.mark.slow
 def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
     for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
         pytest.importorskip(package, reason="needs clbench[docs]")

@@ -55,6 +55,7 @@ def python(environment, *args, cwd=None):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_new_plugins_are_installed_pass_their_tests_and_keep_the_rules(tmp_path):
     registry = discover()

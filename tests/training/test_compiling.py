@@ -32,7 +32,9 @@ def alike(ours, theirs):
             torch.testing.assert_close(a.strategy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", sorted(n for n in discover().strategies if not n.startswith("avalanche:")))
+@pytest.mark.parametrize("method", [
+    name if name in ("ewc", "er", "lora", "pnn") else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(discover().strategies) if not name.startswith("avalanche:")])
 def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method, monkeypatch):
     # Without the machine code, which takes most of the time.
     info, compiler = discover().strategy(method), Compiler(CPU, "eager")

@@ -154,13 +154,16 @@ class Nothing:
         return engine.step(batches)
 
 
+SLOW = pytest.mark.slow
 METHODS = [
     *((method, "mlp:width=16", "class") for method in (
-        "naive", "ewc", "er:capacity=150", "er:update=task", "der:capacity=60", "a-gem", "lora", "pnn", "lwf", "si",
-        "icarl:capacity=60", "acl", "packnet", "joint", "frozen", "o-lora:dropout=0")),
-    *((method, "cnn:channels=4:depth=1", "task") for method in ("naive", "pnn", "ewc")),
-    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in ("naive", "lora:layers=attention")),
-    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
+        "naive", "ewc", "er:capacity=150", "der:capacity=60", "a-gem", "lora", "pnn", "icarl:capacity=60", "joint")),
+    ("pnn", "cnn:channels=4:depth=1", "task"), ("lora:layers=attention", "vit-tiny:width=12:depth=2:patch=7", "task"),
+    *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in (
+        "er:update=task", "lwf", "si", "acl", "packnet", "frozen", "o-lora:dropout=0")),
+    *(pytest.param(method, "cnn:channels=4:depth=1", "task", marks=SLOW) for method in ("naive", "ewc")),
+    pytest.param("naive", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW),
+    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=SLOW),
 ]
 
 
@@ -183,11 +186,13 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
 
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [
-    *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "a-gem", "lora", "pnn", "lwf")),
-    ("pnn", "cnn:channels=4:depth=1", "task"),
-    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=pytest.mark.slow),
-    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
-        "lora:layers=attention", "l2p", "pnn", "ease:width=5:dropout=0"))])
+    *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "lora", "pnn")),
+    ("l2p", "vit-tiny:width=12:depth=2:patch=7", "task"),
+    *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in ("a-gem", "lwf")),
+    pytest.param("pnn", "cnn:channels=4:depth=1", "task", marks=SLOW),
+    pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=SLOW),
+    *(pytest.param(method, "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW) for method in (
+        "lora:layers=attention", "pnn", "ease:width=5:dropout=0"))])
 def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, model, scenario):
     group = planned(method, model, scenario, seeds=2)
     stack, alone = runner.run_stack(group), [runner.run(one) for one in group]
@@ -205,7 +210,7 @@ def test_an_mlp_costs_what_its_layers_do(runner):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
-@pytest.mark.parametrize("method", ["lora", "a-gem"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("a-gem", marks=SLOW)])
 def test_a_compiled_loss_counts_as_the_uncompiled_one(runner, data, monkeypatch, method):
     # What its graphs are run by makes no difference, and to compile them to code would take most of a minute.
     monkeypatch.setattr("clbench.training.trials.runner.Compiler", partial(numerics.Compiler, backend="eager"))

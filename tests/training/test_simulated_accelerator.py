@@ -23,7 +23,9 @@ TASKS = 3
 MODELS = {"mlp": "mlp:width=16", "cnn": "cnn", "resnet20": "resnet20:width=4",
           "vit": "vit-tiny:patch=4:width=8:depth=2:heads=2", "timm-vit": "timm:test_vit:size=32",
           "timm-cnn": "timm:test_efficientnet:size=32"}
-METHODS = sorted(discover().strategies.keys() - {"avalanche:GSS_greedy"})  # which fails on tasks as small, anywhere
+SLOW = pytest.mark.slow
+METHODS = [pytest.param(name, marks=SLOW) if name.startswith("avalanche:") else name
+           for name in sorted(discover().strategies.keys() - {"avalanche:GSS_greedy"})]  # fails on tasks so small
 OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10", "er-ace": ":capacity=10",
            "icarl": ":capacity=12", "bic": ":capacity=20", "wa": ":capacity=12", "lucir": ":capacity=12",
            "acl": ":memory=3", "l2p": ":pool=4:top=2:length=2", "gdumb": ":capacity=10",
@@ -79,7 +81,8 @@ def test_a_method_gives_on_the_device_what_it_gives_on_the_cpu_and_rarely_waits(
         assert len(waits) <= WAITS.get(method, 7 * TASKS), "\n".join(sorted(set(waits))[:3])
 
 
-@pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "slda"])
+@pytest.mark.parametrize("method", ["ewc", "lora", *(pytest.param(name, marks=SLOW) for name in (
+    "naive", "er", "pnn", "shared-private", "slda"))])
 def test_a_stack_and_a_trial_that_goes_on_give_there_what_they_give_on_the_cpu(run, tmp_path, method):
     group = trials(method, "task", seeds=2)
     cpu = run(group, torch.device("cpu"))
@@ -101,8 +104,9 @@ def test_the_accuracy_while_learning_is_there_what_it_is_on_the_cpu(run, method,
     assert [r.curve for r in there] == [r.curve for r in cpu] and there[0].curve.steps == [[0, 1, 2, 3, 4]] * 3
 
 
-@pytest.mark.parametrize(("method", "model"), [("ewc", "cnn"), ("lora", "cnn"), ("ewc", "vit"), ("lora", "vit"),
-                                               ("lora", "resnet20")])
+@pytest.mark.parametrize(("method", "model"), [
+    ("ewc", "cnn"), ("lora", "vit"),
+    *(pytest.param(*one, marks=SLOW) for one in (("lora", "cnn"), ("ewc", "vit"), ("lora", "resnet20")))])
 def test_other_models_run_there_too(run, method, model):
     cpu, = run(trials(method, model=model), torch.device("cpu"))
     with Simulated() as device:

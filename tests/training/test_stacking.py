@@ -29,20 +29,22 @@ SEEDS = [0, 1, 2]
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
+@pytest.mark.parametrize("recipe", [
+    Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep"),
+    pytest.param(Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine"),
+                 marks=pytest.mark.slow)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
-def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model):
+def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model, recipe):
     # In float64: Adam steps by lr whatever a gradient's size, so where gradients are little but rounding, a weight ends
     # anywhere within lr * steps of where it ends alone. What float32 rounds by 1e-7, float64 rounds by 1e-16.
     info = discover().strategy(method)
-    for recipe in (Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep"),
-                   Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine")):
-        stacked = lead(info, options, SEEDS, recipe, model=model, double=True)
-        for seed, member in zip(SEEDS, stacked, strict=True):
-            alone = lead(info, options, [seed], recipe, model=model, double=True)[0]
-            ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
-            assert ours.keys() == theirs.keys()
-            for name in ours:
-                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
+    stacked = lead(info, options, SEEDS, recipe, model=model, double=True)
+    for seed, member in zip(SEEDS, stacked, strict=True):
+        alone = lead(info, options, [seed], recipe, model=model, double=True)[0]
+        ours, theirs = member.strategy.state_dict(), alone.strategy.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.parametrize(("method", "options"), [
