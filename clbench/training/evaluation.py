@@ -80,7 +80,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     infers = False
     flops: list[Fraction] = []  # of a sample of each task that is learned
     if kept is not None:
-        kept.begin()
+        kept.begin(strategy)
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
             if learned > (given or 0):

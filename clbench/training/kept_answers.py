@@ -9,7 +9,6 @@ tensors a part reads may depend on the task, not on the values of the inputs.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,10 +23,11 @@ from torch.utils._pytree import tree_leaves
 from clbench.data.stream import Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.per_task import PerTaskStrategy
+from clbench.training.hashes import hashed
+from clbench.training.kept_blocks import KeptBlocks
 
 BYTES = 2**28  # of answers of one trial
 PROBE = 16  # samples on which a part is watched; with fewer than 4 times as many nothing is kept
-PIECE = 2**24  # bytes that are hashed at once
 GIVES_UP = 1  # a part that has changed more often is not watched any more
 
 Compute = Callable[[Tensor], Tensor]
@@ -109,10 +109,12 @@ class KeptAnswers:
     known: dict[Hashable, tuple[Seen, Tensor]] = field(default_factory=dict)
     changes: Counter[Hashable] = field(default_factory=Counter)  # how often a part was not what it had been
     hashes: dict[str, bytes] = field(default_factory=dict)  # of the strategy's tensors, in this evaluation
+    blocks: KeptBlocks = field(default_factory=KeptBlocks)  # for strategies without parts
 
-    def begin(self) -> None:
-        """Begin an evaluation: what was hashed before may have changed."""
+    def begin(self, strategy: Strategy) -> None:
+        """Begin an evaluation of a strategy in eval mode: what was hashed before may have changed."""
         self.hashes.clear()
+        self.blocks.begin(strategy)
 
     def find(self, strategy: Strategy, key: Hashable, compute: Compute, few: Tensor, samples: int) -> Part:
         """Return a part with its kept answers on so many samples, if it does with a few inputs what it did before."""
@@ -162,8 +164,9 @@ def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None,
     samples = len(tests.y) if given is None else tests.sizes[given]
     known = isinstance(strategy, PerTaskStrategy) and type(strategy).predict is PerTaskStrategy.predict
     if not known or kept is None or samples < 4 * PROBE or (given is None and not strategy.learned):
-        for x, y, tasks in tests.batches(size, given):
-            yield strategy.predict(x, given), y, tasks
+        blocks = kept.blocks if kept is not None and kept.blocks.serve(strategy, tests, given) else None
+        for number, (x, y, tasks) in enumerate(tests.batches(size, given)):
+            yield blocks.predict(strategy, x, given, number) if blocks else strategy.predict(x, given), y, tasks
         return
     assert isinstance(strategy, PerTaskStrategy)
     few = next(tests.batches(PROBE, given))[0]
@@ -189,17 +192,3 @@ def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None,
         begin += len(x)
     for part in parts:
         kept.keep(part)
-
-
-def hashed(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Return a hash of each tensor's dtype, shape and bytes; those on a device come to the host in one piece."""
-    flat = [t.detach().reshape(-1).view(torch.uint8) for t in tensors.values()]
-    if flat and flat[0].device.type != "cpu":
-        flat = list(torch.split(torch.cat(flat).cpu(), [len(part) for part in flat]))
-    found = {}
-    for (name, tensor), part in zip(tensors.items(), flat, strict=True):
-        state = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
-        for piece in torch.split(part, PIECE):
-            state.update(piece.clone().numpy().data)  # a copy: NumPy would end the sharing of memory
-        found[name] = state.digest()
-    return found
