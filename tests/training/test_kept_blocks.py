@@ -82,7 +82,8 @@ def test_a_strategy_that_does_something_else_with_its_inputs_is_left_alone():
     kept = KeptAnswers()
     for learned in (1, 2):
         b.learn(learned - 1)
-        assert evaluate(b.strategy, b.stream, "class", learned, kept) == evaluate(b.strategy, b.stream, "class", learned)
+        row = evaluate(b.strategy, b.stream, "class", learned, kept)
+        assert row == evaluate(b.strategy, b.stream, "class", learned)
     assert kept.blocks.useless and not kept.blocks.outputs
 
 
