@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from statistics import fmean
 
-from evidence import MARGIN, NAMES, Finding, Row, Study, Verdict, above, paired, percent, points, times, traits
+from evidence import MARGIN, Finding, Row, Study, Verdict, above, paired, percent, points, times, traits
 
 from clbench.report.formatting import number
 from clbench.results import metrics
 from clbench.results.records import Record
 
-REPORTS = Path(__file__).resolve().parents[2] / "reports"
 USUAL_RANK = 4
-FEW_TIMES, ALMOST_ALL, TWICE = 10, 0.98, 2.0  # what rules ask for
+FEW_TIMES, ALMOST_ALL = 10, 0.98  # what rules ask for
 Studies = Sequence[Study]
 
 
@@ -25,8 +22,13 @@ def acc(record: Record) -> float:
 
 
 def usual(study: Study) -> list[Row]:
-    """Return a study's rows of `lora`: those of rank 4 where ranks were compared, else all."""
+    """Return a study's rows of `lora`: those of rank 4 where ranks were compared, else all.
+
+    With the task id, rows that differ only in how they would infer it are one.
+    """
     rows = study.named("lora")
+    if study.scenario == "task":
+        rows = list({str({**row.first.trial.method.options, "infer": None}): row for row in reversed(rows)}.values())
     return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
 
 
@@ -36,7 +38,7 @@ def marked(row: Row, rows: Sequence[Row]) -> str:
 
 
 def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
-    """Return a test of whether `lora` is as good as a method.
+    """Return a test of whether `lora` is as good as a method, or as each of several.
 
     Where a method ends below heads alone on the frozen base, its recipe ruins the base, and nothing follows.
     """
@@ -46,7 +48,8 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
                 ruined = spoilt(study, rival)
                 for row in usual(study):
                     if (over := paired(row, rival)) is not None:
-                        text = (f"{marked(row, usual(study))}{percent(row.mean(acc))} against "
+                        name = f"{rival.label} " if len(rivals) > 1 else ""
+                        text = (f"{marked(row, usual(study))}{percent(row.mean(acc))} against {name}"
                                 f"{percent(rival.mean(acc))}: {points(over)}{ruined}")
                         verdict: Verdict = "not decided" if ruined else above(over, -MARGIN)
                         yield Finding(study.where, text, verdict, traits(study))
@@ -198,11 +201,6 @@ def best(rows: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: row.mean(acc), default=None)
 
 
-def in_folder(studies: Studies, name: str) -> Iterator[Study]:
-    """Return the studies of one of the experiments beside this file."""
-    return (study for study in studies if study.folder == f"lora_question/{name}")
-
-
 def higher_ranks(studies: Studies) -> Iterator[Finding]:
     """Compare the best of the ranks from 32 on with the best of those from 8 to 16, each at its best learning rate."""
     for study in studies:
@@ -211,42 +209,6 @@ def higher_ranks(studies: Studies) -> Iterator[Finding]:
         if middle and high and (over := paired(high, middle)) is not None:
             yield Finding(study.where, f"{high.label} {percent(high.mean(acc))}, {middle.label} "
                           f"{percent(middle.mean(acc))}: {points(over)}", above(over, 0.0), traits(study))
-
-
-def usual_alpha(studies: Studies) -> Iterator[Finding]:
-    """Compare, at each learning rate, the better of alpha = r and alpha = 2r with the best row of all."""
-    for study in in_folder(studies, "alpha"):
-        rows = study.named("lora")
-        top = best(rows)
-        for lr in sorted({row.lr for row in rows}):
-            here = [row for row in rows if row.lr == lr]
-            good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
-            if top and good and (over := paired(good, top)) is not None:
-                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best of all "
-                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN))
-
-
-def some_layers(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA on some layers with LoRA on all of them."""
-    for study in in_folder(studies, "layers"):
-        everywhere = next(iter(study.named("lora", layers="all", targets=[])), None)
-        for row in study.named("lora") if everywhere else ():
-            if row is not everywhere and (over := paired(row, everywhere)) is not None:
-                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, all "
-                              f"({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: {points(over)}",
-                              above(over, -MARGIN))
-
-
-def many_tasks(studies: Studies) -> Iterator[Finding]:
-    """Compare what LoRA holds after the last of many tasks with what it held after the first, and its accuracy."""
-    for study in in_folder(studies, "many_tasks"):
-        for row in usual(study):
-            held = [sum(parameters.values()) for parameters in row.first.costs.parameters]
-            growth = held[-1] / held[0]
-            rivals = "; ".join(f"{other.label} {percent(other.mean(acc))}" for other in study.rows if other is not row)
-            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first; ACC "
-                    f"{percent(row.mean(acc))} ({rivals})")
-            yield Finding(study.where, text, "holds" if growth <= TWICE else "does not hold", traits(study))
 
 
 def needs_memory(studies: Studies) -> Iterator[Finding]:
@@ -263,27 +225,6 @@ def needs_memory(studies: Studies) -> Iterator[Finding]:
                 text = (f"{row.label} keeps {number(beside, 'bytes')} beside the network: {percent(row.mean(acc))}; "
                         f"{fits.label} with {memory} {percent(fits.mean(acc))}: {points(over)}")
                 yield Finding(study.where, text, above(over, 0.0), traits(study))
-
-
-def added_and_removed(studies: Studies) -> Iterator[Finding]:
-    """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
-    found = json.loads((REPORTS / "lora_question" / "add_remove.json").read_text(encoding="utf-8"))
-    for what, text in (("others same without it", "without a task, the logits of the others are the same bit for bit"),
-                       ("others same with it again", "with it trained anew, they still are"),
-                       ("it is the same again", "the task trained anew gives the logits that it gave")):
-        good = sum(row[what] for row in found["rows"])
-        yield Finding(f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task", f"{text}: {good} of "
-                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold")
-
-
-def base_decides(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA on bases that no data, or the first task alone, trained with LoRA on the pretrained one."""
-    good = next((row for study in in_folder(studies, "vision_task") for row in usual(study)), None)
-    for study in in_folder(studies, "base"):
-        for row in study.named("lora"):
-            if good is not None and (over := paired(good, row)) is not None:
-                text = f"pretrained {percent(good.mean(acc))}, {row.label} {percent(row.mean(acc))}: {points(over)}"
-                yield Finding(study.where, text, above(over, 0.0))
 
 
 def kept(row: Row) -> int:

@@ -1,0 +1,105 @@
+"""The tests behind the sentences that have an experiment of their own beside this file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from evidence import MARGIN, NAMES, Finding, Study, above, paired, percent, points, traits
+from tested import Studies, acc, best, usual
+
+FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
+TWICE = 2.0
+TENTH, MOST = 0.1, "0.9"  # of a layer's ranks, of the energy of its change
+
+
+def in_folder(studies: Studies, name: str) -> Iterator[Study]:
+    """Return the studies of one of the experiments beside this file."""
+    return (study for study in studies if study.folder == f"lora_question/{name}")
+
+
+def usual_alpha(studies: Studies) -> Iterator[Finding]:
+    """Compare, at each learning rate, the better of alpha = r and alpha = 2r with the best row of all."""
+    for study in in_folder(studies, "alpha"):
+        rows = study.named("lora")
+        top = best(rows)
+        for lr in sorted({row.lr for row in rows}):
+            here = [row for row in rows if row.lr == lr]
+            good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
+            if top and good and (over := paired(good, top)) is not None:
+                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best of all "
+                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN))
+
+
+def some_layers(studies: Studies) -> Iterator[Finding]:
+    """Compare LoRA on some layers with LoRA on all of them."""
+    for study in in_folder(studies, "layers"):
+        everywhere = next(iter(study.named("lora", layers="all", targets=[])), None)
+        for row in study.named("lora") if everywhere else ():
+            if row is not everywhere and (over := paired(row, everywhere)) is not None:
+                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, all "
+                              f"({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: {points(over)}",
+                              above(over, -MARGIN))
+
+
+def many_tasks(studies: Studies) -> Iterator[Finding]:
+    """Compare what LoRA holds after the last of many tasks with what it held after the first, and its accuracy."""
+    for study in in_folder(studies, "many_tasks"):
+        for row in usual(study):
+            held = [sum(parameters.values()) for parameters in row.first.costs.parameters]
+            growth = held[-1] / held[0]
+            rivals = "; ".join(f"{other.label} {percent(other.mean(acc))}" for other in study.rows if other is not row)
+            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first; ACC "
+                    f"{percent(row.mean(acc))} ({rivals})")
+            yield Finding(study.where, text, "holds" if growth <= TWICE else "does not hold", traits(study))
+
+
+def written(name: str) -> Any:
+    """Return what a script beside this file has found."""
+    return json.loads((FOUND / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def added_and_removed(studies: Studies) -> Iterator[Finding]:
+    """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
+    found = written("add_remove")
+    for what, text in (("others same without it", "without a task, the logits of the others are the same bit for bit"),
+                       ("others same with it again", "with it trained anew, they still are"),
+                       ("it is the same again", "the task trained anew gives the logits that it gave")):
+        good = sum(row[what] for row in found["rows"])
+        yield Finding(f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task", f"{text}: {good} of "
+                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold")
+
+
+def base_decides(studies: Studies) -> Iterator[Finding]:
+    """Compare LoRA on bases that no data, or the first task alone, trained with LoRA on the pretrained one."""
+    good = next((row for study in in_folder(studies, "vision_task") for row in usual(study)), None)
+    for study in in_folder(studies, "base"):
+        for row in study.named("lora"):
+            if good is not None and (over := paired(good, row)) is not None:
+                text = f"pretrained {percent(good.mean(acc))}, {row.label} {percent(row.mean(acc))}: {points(over)}"
+                yield Finding(study.where, text, above(over, 0.0))
+
+
+def low_rank(studies: Studies) -> Iterator[Finding]:
+    """Read what `low_rank.py` found of full fine-tuning's change, and set what LoRA reaches at low ranks beside it."""
+    for found in written("low_rank"):
+        share = median(layer["rank for"][MOST] / layer["full rank"] for layer in found["layers"])
+        for study in in_folder(studies, found["folder"]):
+            full = next((row for row in study.named("independent") if row.label == found["method"]), None)
+            if full is not None:
+                text = (f"{full.label}: {percent(share)} of the ranks hold 90 % of the change (median of "
+                        f"{len(found['layers'])} layers); {percent(full.mean(acc))}. {at_low_rank(study, found)}")
+                yield Finding(study.where, text, "holds" if share <= TENTH else "does not hold")
+
+
+def at_low_rank(study: Study, found: Any) -> str:
+    """Say of each rank of LoRA what the best change of that rank holds, and what LoRA reaches with it."""
+    said = []
+    for rank, energy in found["energy"].items():
+        row = best([row for row in study.named("lora") if row.option("rank") == int(rank)])
+        if row is not None:
+            said.append(f"rank {rank} holds {percent(energy)}, LoRA reaches {percent(row.mean(acc))}")
+    return "; ".join(said)
