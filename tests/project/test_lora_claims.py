@@ -12,7 +12,10 @@ from clbench.results.store import Store
 sys.path.insert(0, str(ROOT / "benchmarks" / "lora_question"))
 import claims
 import evidence
+import experiments
+import low_rank
 import tested
+from clbench_lora.spectrum import Change, Spectrum
 from evidence import Finding
 
 
@@ -75,6 +78,37 @@ def test_nothing_follows_from_a_rival_whose_recipe_ruins_the_base(found):
     assert finding.verdict == "not decided" and "its recipe ruins the base" in finding.text
     alone = evidence.Study(study.folder, tuple(row for row in study.rows if row.name != "frozen"))
     assert next(tested.against("er")([alone])).verdict == "holds"
+
+
+def test_with_the_task_id_rows_that_would_infer_it_differently_are_one(found):
+    given, hidden = (next(s for s in found if s.folder == "all_methods" and s.scenario == name)
+                     for name in ("task", "class"))
+    assert [row.label for row in given.named("lora")] == [row.label for row in hidden.named("lora")]
+    assert (len(tested.usual(given)), len(tested.usual(hidden))) == (1, 2)
+
+
+def test_one_of_several_rivals_is_named(found):
+    study = next(s for s in found if s.folder == "all_methods" and s.scenario == "class")
+    texts = [finding.text for finding in tested.against("ncm", "slda")([study])]
+    assert [name in text for text in texts for name in ("against ncm ", "against slda ")] == 2 * [
+        True, False] + 2 * [False, True]
+
+
+def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
+    # Of the first layer one direction in 20 holds nine tenths of the energy, in the others 10 and 20 of 20 equal ones.
+    singular = {"a": (3.0, *[0.2] * 19), "b": (*[1.0] * 10, *[1e-9] * 10), "c": (1.0,) * 20}
+    spectrum = Spectrum("a setting", "independent", [Change("key", 0, 0, layer, (20, 30), values)
+                                                     for layer, values in singular.items()])
+    summed = low_rank.summed_up(spectrum, "permuted_ranks")
+    assert [layer["rank for"]["0.9"] for layer in summed["layers"]] == [1, 9, 18]
+    assert summed["energy"]["1"] == pytest.approx(11 / (9 + 19 * 0.04 + 10 + 20), abs=1e-5)
+    study = next(s for s in found if s.folder == "lora_question/permuted_ranks")
+    monkeypatch.setattr(experiments, "written", lambda name: [summed])
+    finding, = experiments.low_rank([study])
+    assert finding.verdict == "does not hold" and "45.00 % of the ranks hold 90 %" in finding.text
+    assert "rank 4 holds" in finding.text and "LoRA reaches 89.67 %" in finding.text
+    summed["layers"] = summed["layers"][:1]
+    assert next(experiments.low_rank([study])).verdict == "holds"
 
 
 def test_every_experiment_that_a_claim_waits_for_is_there():
