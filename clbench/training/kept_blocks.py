@@ -36,7 +36,8 @@ class KeptBlocks:
     def begin(self, strategy: Strategy) -> None:
         """Begin an evaluation: forget outputs of blocks that have changed. The strategy is in eval mode."""
         count = 0 if self.useless or not enabled() else frozen_blocks(strategy)
-        held = {f"{number}.{name}": tensor for number, block in enumerate(list(strategy.model.blocks)[:count])
+        blocks = list(strategy.model.blocks)[:count] if count else []
+        held = {f"{number}.{name}": tensor for number, block in enumerate(blocks)
                 for name, tensor in (*block.named_parameters(), *block.named_buffers())}
         hashes = hashed(held)
         if (count, hashes) != (self.count, self.hashes):
