@@ -162,14 +162,18 @@ def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None,
         kept: answers of earlier evaluations, None to compute all of them.
     """
     samples = len(tests.y) if given is None else tests.sizes[given]
+    if kept is None or samples < 4 * PROBE:
+        for x, y, tasks in tests.batches(size, given):
+            yield strategy.predict(x, given), y, tasks
+        return
+    few = next(tests.batches(PROBE, given))[0]
     known = isinstance(strategy, PerTaskStrategy) and type(strategy).predict is PerTaskStrategy.predict
-    if not known or kept is None or samples < 4 * PROBE or (given is None and not strategy.learned):
-        blocks = kept.blocks if kept is not None and kept.blocks.serve(strategy, tests, given) else None
+    if not known or (given is None and not strategy.learned):
+        blocks = kept.blocks if kept.blocks.serve(strategy, few, samples, given) else None
         for number, (x, y, tasks) in enumerate(tests.batches(size, given)):
             yield blocks.predict(strategy, x, given, number) if blocks else strategy.predict(x, given), y, tasks
         return
     assert isinstance(strategy, PerTaskStrategy)
-    few = next(tests.batches(PROBE, given))[0]
     computes: dict[Hashable, Compute] = (
         {task: partial(strategy.forward_task, task=task) for task in range(strategy.learned)} if given is None
         else {(given, given < len(strategy.heads)): lambda x: strategy.predict(x, given).logits})

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from clbench.data.stream import Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.training.hashes import hashed
 from clbench.training.lookup import enabled
 from clbench.training.precompute import frozen_blocks, starting_at
 
 BYTES = 2**28  # of outputs of one trial
-FEW = 16  # samples whose answers are compared; with fewer than 4 times as many nothing is kept
 
 
 @dataclass
@@ -39,25 +37,25 @@ class KeptBlocks:
         blocks = list(strategy.model.blocks)[:count] if count else []
         held = {f"{number}.{name}": tensor for number, block in enumerate(blocks)
                 for name, tensor in (*block.named_parameters(), *block.named_buffers())}
-        hashes = hashed(held)
-        if (count, hashes) != (self.count, self.hashes):
-            self.count, self.hashes, self.outputs = count if held else 0, hashes, {}
+        found = count if held else 0, hashed(held)
+        if found != (self.count, self.hashes):
+            (self.count, self.hashes), self.outputs = found, {}
 
-    def serve(self, strategy: Strategy, tests: Tests, given: int | None) -> bool:
-        """Return whether `predict` may be used for the samples of a task (of all: None) in this evaluation."""
-        samples = len(tests.y) if given is None else tests.sizes[given]
-        if not self.count or samples < 4 * FEW:
+    def serve(self, strategy: Strategy, few: Tensor, samples: int, given: int | None) -> bool:
+        """Return whether `predict` may be used for so many samples of a task (of all: None) in this evaluation.
+
+        `few` are some of them, whose answers are compared.
+        """
+        if not self.count:
             return False
-        few = next(tests.batches(FEW, given))[0]
         direct = strategy.predict(few, given)
         try:
             kept = strategy.model.run(few, 0, self.count)
-            other = self._from(strategy, kept, given)
+            alike = same(direct, self._from(strategy, kept, given))
         except (RuntimeError, ValueError, IndexError, TypeError):
-            self._give_up()  # it does something else with its inputs than to run the model on them
-            return False
-        if not same(direct, other):
-            self._give_up()
+            alike = False  # it does something else with its inputs than to run the model on them
+        if not alike:
+            self.useless, self.count, self.outputs = True, 0, {}
             return False
         known = sum(part.nbytes for parts in self.outputs.values() for part in parts)
         return given in self.outputs or known + kept.nbytes // len(few) * samples <= BYTES
@@ -73,12 +71,8 @@ class KeptBlocks:
         with starting_at([strategy], self.count):
             return strategy.predict(outputs, given)
 
-    def _give_up(self) -> None:
-        self.useless, self.count, self.outputs = True, 0, {}
-
 
 def same(one: Prediction, other: Prediction) -> bool:
     """Return whether two predictions are equal bit for bit."""
-    tasks = (one.task is None) == (other.task is None) and (
-        one.task is None or other.task is None or torch.equal(one.task, other.task))
-    return tasks and torch.equal(one.logits, other.logits)
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b))
+               for a, b in zip(one, other, strict=True))

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from fractions import Fraction
 
 import pytest
 import torch
@@ -11,17 +10,11 @@ from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.checks import TASKS, bench
-from clbench.training import evaluation, kept_answers, numerics
+from clbench.training import kept_answers, numerics
 from clbench.training.evaluation import evaluate
 from clbench.training.kept_answers import KeptAnswers
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(kept_answers, "PROBE", 5)
-    monkeypatch.setattr(evaluation, "BATCH_BYTES", {"cpu": 7 * 4 * 64})  # batches of 7 images [1, 8, 8]
-    monkeypatch.setattr(evaluation, "SMALLEST", 1)
-    monkeypatch.setattr(evaluation, "flops_of", lambda *_: Fraction(0))  # whose few samples are not kept
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 def counted(strategy):

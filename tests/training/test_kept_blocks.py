@@ -1,4 +1,3 @@
-from fractions import Fraction
 
 import pytest
 import torch
@@ -7,22 +6,15 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.checks import TASKS, bench
-from clbench.training import evaluation, kept_blocks
+from clbench.training import kept_blocks
 from clbench.training.evaluation import evaluate
 from clbench.training.kept_answers import KeptAnswers
 
 VIT = {"l2p": {"pool": 4, "top": 2, "length": 2}, "dualprompt": {}, "coda-prompt": {}}
+pytestmark = pytest.mark.usefixtures("small_batches")
 METHODS = [("ncm", {}), ("ncm", {"base": "random"}), ("slda", {}), ("simplecil", {}), ("fecam", {}),
            ("ranpac", {"projections": 20}), ("naive", {}),
            ("seq-lora", {"rank": 2, "layers": "last"}), ("icarl", {"capacity": 20}), *VIT.items()]
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(kept_blocks, "FEW", 5)
-    monkeypatch.setattr(evaluation, "BATCH_BYTES", {"cpu": 7 * 4 * 64})  # batches of 7 images [1, 8, 8]
-    monkeypatch.setattr(evaluation, "SMALLEST", 1)
-    monkeypatch.setattr(evaluation, "flops_of", lambda *_: Fraction(0))  # whose few samples are not kept
 
 
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
