@@ -123,7 +123,7 @@ class Result:
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """A method's numbers in a figure, raw: fractions and parameters; None where there is no value."""
+    """A method's numbers in a figure, raw: fractions, parameters, FLOPs; None where there is no value."""
 
     label: str
     strategy: str  # methods of one strategy share a colour and a line
@@ -136,6 +136,7 @@ class FigurePoint:
     rank: float | None = None  # mean over settings; 1 is the best
     low: float | None = None  # ends of ACC's interval; None with a single seed
     high: float | None = None
+    compute: float | None = None  # FLOPs of all training
 
 
 @dataclass(frozen=True)

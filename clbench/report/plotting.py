@@ -24,7 +24,7 @@ DPI = 110  # of a figure on a screen
 WHY = {  # a setting may have no such figure
     "curves": "it needs a finished trial with more than one task", "matrix": "it needs a finished trial with more than "
     "one task", "forgetting": "it needs a finished trial with more than one task",
-    "cost": "it needs methods that train different numbers of parameters", "growth": "no method grows",
+    "cost": "it needs methods that differ in trainable parameters or compute", "growth": "no method grows",
     "steps": "it needs accuracies while tasks were learned (evaluate_every=100)",
     "errors": "it needs scenario class, and records that have the parts of their errors",
     "arrival": "samples arrive as the benchmark has them"}

@@ -23,6 +23,7 @@ from clbench.report.columns import (
     ACC,
     BYTES_BY_ROLE,
     COMPARISON,
+    COMPUTE,
     COUNTED,
     MEASURES,
     MORE_COSTS,
@@ -90,8 +91,10 @@ def _section(setting: Setting, slug: str) -> Section:
     told = tuple(errors.sentences(methods))
     shown = [anatomy] if len(anatomy.columns) > 1 else []
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
+    computed = COMPUTE.column.title in (column.title for column in comparison.columns)
     points = list(map(figure_point, results, comparison.cells(ACC.column.title),
-                      comparison.cells(TRAINABLE.column.title)))
+                      comparison.cells(TRAINABLE.column.title),
+                      comparison.cells(COMPUTE.column.title) if computed else [None] * len(results)))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "

@@ -4,7 +4,7 @@ import pytest
 from helpers.records import make_matrix, make_record
 
 from clbench.report import build
-from clbench.report.figures.data import front, slugs
+from clbench.report.figures.data import front, panels, slugs
 from clbench.report.formats.markdown import render
 
 
@@ -62,7 +62,25 @@ def test_there_is_no_pareto_figure_where_it_says_nothing():
 def test_a_method_that_trains_nothing_is_named_below():
     found = figures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("fixed", 0, 0.3)))["pareto"]
     assert [p.strategy for p in found.points] == ["ewc", "lora"]
-    assert found.caption.endswith("Not shown: fixed:a=2 (no trainable parameters).")
+    assert found.caption.endswith("Without trainable parameters, so not on that axis: fixed:a=2.")
+
+
+def test_accuracy_is_shown_against_compute_too_where_records_have_it():
+    records = [r for name, cost, flops, accuracy in [("lora", 10, 3e12, 0.6), ("ewc", 90, 9e12, 0.5),
+                                                     ("slda", 0, 1e12, 0.4), ("naive", 90, 3e12, 0.9)]
+               for r in study((name, cost, accuracy), train_flops=[flops] * 3)]
+    records.append(make_record("er", 0, [[0.7] * 3] * 4, trainable=[90] * 3))
+    found = figures(records)["pareto"]
+    assert found.title == "Accuracy against trainable parameters per task and training compute"
+    assert {p.strategy: p.compute for p in found.points} == {
+        "lora": 9e12, "ewc": 27e12, "slda": 3e12, "naive": 9e12, "er": None}
+    params, compute = panels(found.points)
+    assert [p.strategy for p in params.points] == ["er", "lora", "ewc", "naive"]
+    assert [params.points[i].strategy for i in params.best] == ["lora"]
+    assert [compute.points[i].strategy for i in compute.best] == ["slda", "lora"]
+    assert ("ACC against training compute. Pareto front: slda:a=0 (3.00 TFLOP; 40.00 ± 0.00 %); lora:a=0 (9.00 TFLOP; "
+            "60.00 ± 0.00 %). Others: ") in found.alt
+    assert found.caption.endswith("Without trainable parameters, so not on that axis: slda:a=0.")
 
 
 def test_growth_is_shown_where_something_grows():

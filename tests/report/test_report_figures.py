@@ -71,6 +71,21 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
     assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
 
 
+def test_a_second_cost_has_axes_of_its_own_on_the_same_scale_of_accuracy():
+    points = [FigurePoint(name, name, False, True, accuracy, None, cost, (), low=low, high=accuracy, compute=compute)
+              for name, accuracy, low, cost, compute in (("lora", 0.9, 0.8, 10.0, 3e12), ("slda", 0.7, 0.3, 0.0, 1e12),
+                                                         ("ewc", 0.6, 0.5, 100.0, 9e12))]
+    looks = style.looks([(p.strategy, False) for p in points])
+    with style.styled():
+        left, right = draw.draw_pareto(FigureData("pareto", "x", "", "", "", "", tuple(points)), looks).axes
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < 0.3
+    assert [m[:2] for m in markers(right, looks["slda"])] == [(pytest.approx(1e12), pytest.approx(0.7))]
+    assert not markers(left, looks["slda"])
+    assert right.get_xlabel() == "training compute (FLOPs)" and right.get_xscale() == "log"
+    assert sorted(t.get_text() for t in left.texts) == ["ewc", "lora"]
+    assert not any(t.get_visible() for t in right.get_yticklabels())
+
+
 def test_methods_that_keep_the_same_share_a_line_and_a_label():
     drawn, looks = figure(study(), "growth")
     axes, = drawn.axes

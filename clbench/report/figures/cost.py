@@ -1,4 +1,4 @@
-"""The figures of cost: accuracy against trainable parameters, and growth over tasks."""
+"""The figures of cost: accuracy against trainable parameters and compute, and growth over tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clbench.report.analysis.facts import front
 from clbench.report.figures import style
+from clbench.report.figures.data import Panel, panels
 from clbench.report.figures.labels import Box, along, place, side_by_side
 from clbench.report.figures.style import INK, LABEL, PALE, Look
 from clbench.report.model import FigureData, FigurePoint
@@ -24,24 +24,36 @@ _APART = 11.0  # points between two markers that would cover each other
 
 
 def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw accuracy against trainable parameters (log): every method, the Pareto front, each sweep as a line."""
-    figure, axes = style.canvas(data.subject)
-    points = data.points
-    x, y = [p.trainable or 0.0 for p in points], [p.accuracy or 0.0 for p in points]
-    spans = [(max(a if p.low is None else p.low, 0.0), min(a if p.high is None else p.high, 1.0))
-             for p, a in zip(points, y, strict=True)]
+    """Draw accuracy against each cost (log): every method, the Pareto front, each sweep as a line."""
+    sides = panels(data.points)
+    figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
+    ends = [end for side in sides for p in side.points for end in _span(p)]
+    pad = max(0.06 * (max(ends) - min(ends)), 0.002)
+    axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
+    axes[0].set_ylabel("ACC (%)")
+    for side, on in zip(sides, axes, strict=True):
+        _draw_panel(figure, on, side, looks)
+    style.percentages(axes[0].yaxis)
+    _legend(figure, any(p.reference for side in sides for p in side.points), any(side.best for side in sides))
+    return figure
+
+
+def _span(p: FigurePoint) -> tuple[float, float]:
+    """Return the ends of the interval of a method's accuracy, within what an accuracy can be."""
+    accuracy = p.accuracy or 0.0
+    return max(accuracy if p.low is None else p.low, 0.0), min(accuracy if p.high is None else p.high, 1.0)
+
+
+def _draw_panel(figure: Figure, axes: Axes, side: Panel, looks: Mapping[str, Look]) -> None:
+    points, best = side.points, side.best
+    x, y = list(side.costs), [p.accuracy or 0.0 for p in points]
+    spans = list(map(_span, points))
     ratio = max((max(x) / min(x)) ** 0.08, 1.25)
     bounds = min(x) / ratio, max(x) * ratio
-    pad = max(0.06 * (max(b for _, b in spans) - min(a for a, _ in spans)), 0.002)
     axes.set_xscale("log")
     axes.set_xlim(*bounds)
-    axes.set_ylim(min(a for a, _ in spans) - pad, max(b for _, b in spans) + pad)
     style.log_counts(axes.xaxis, *bounds)
-    style.percentages(axes.yaxis)
-    axes.set_xlabel("trainable parameters per task")
-    axes.set_ylabel("ACC (%)")
-    ranked = [i for i, p in enumerate(points) if p.ranked]
-    best = [ranked[k] for k in front([(x[i], y[i]) for i in ranked])]
+    axes.set_xlabel(side.title + (" (FLOPs)" if side.unit == "flops" else ""))
     page = axes.transData.transform(list(zip(x, y, strict=True)))
     page[:, 0] = side_by_side(page.tolist(), _APART, best)  # methods that train all weights share their place
     x = axes.transData.inverted().transform(page)[:, 0].tolist()
@@ -55,8 +67,6 @@ def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
                   solid_capstyle="butt")
         _marker(axes, x[i], y[i], looks[p.strategy], p.reference, i in best)
     _label_points(figure, axes, points, list(zip(x, y, strict=True)), spans, lines)
-    _legend(figure, any(p.reference for p in points), bool(best))
-    return figure
 
 
 def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:

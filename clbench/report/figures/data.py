@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, cells
@@ -13,16 +14,43 @@ from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
+COSTS: tuple[tuple[str, str, Unit, Callable[[FigurePoint], float | None]], ...] = (
+    ("trainable parameters per task", "the trainable parameters of the last task", "count", lambda p: p.trainable),
+    ("training compute", "the FLOPs of all training", "flops", lambda p: p.compute))
 SEEDS_MEAN = "mean"  # title of the column of means in the table of ACC of each seed
 
 
-def figure_point(result: Result, accuracy: Cell, trainable: Cell) -> FigurePoint:
+class Panel(NamedTuple):
+    """Accuracy against one cost, for the methods that have a value of both."""
+
+    title: str  # of the cost
+    meaning: str
+    unit: Unit
+    points: tuple[FigurePoint, ...]
+    costs: tuple[float, ...]  # of each point
+    best: tuple[int, ...]  # the points on the Pareto front, by rising cost
+
+
+def panels(points: Sequence[FigurePoint]) -> list[Panel]:
+    """Return accuracy against trainable parameters and against training compute, each where methods differ in it."""
+    found = []
+    for title, meaning, unit, cost in COSTS:
+        drawn = [(p, value) for p in points if p.accuracy is not None and (value := cost(p))]  # a log axis has no 0
+        if len({value for _, value in drawn}) > 1:
+            ranked = [i for i, (p, _) in enumerate(drawn) if p.ranked]
+            best = front([(drawn[i][1], drawn[i][0].accuracy or 0.0) for i in ranked])
+            kept, values = zip(*drawn, strict=True)
+            found.append(Panel(title, meaning, unit, kept, values, tuple(ranked[k] for k in best)))
+    return found
+
+
+def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell | None) -> FigurePoint:
     """Return what the figures show of a method: the numbers of its cells in the comparison, and what it keeps."""
     same_length = len(set(map(len, result.parameters))) == 1
     return FigurePoint(result.label, result.strategy, result.reference, result.complete and not result.reference,
                        accuracy.mean, accuracy.half_width, trainable.mean,
                        tuple(map(fmean, zip(*result.parameters, strict=True))) if same_length else (),
-                       low=accuracy.low, high=accuracy.high)
+                       low=accuracy.low, high=accuracy.high, compute=compute.mean if compute else None)
 
 
 def slugs(titles: Sequence[str]) -> list[str]:
@@ -40,7 +68,7 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
                     results: Sequence[Result]) -> tuple[FigureData, ...]:
     """Return the figures of a section, without those that would show nothing.
 
-    Accuracy against parameters needs methods that train different numbers of them, growth a method that grows, and
+    Accuracy against cost needs methods that differ in cost, growth a method that grows, and
     what is shown task by task more than one task.
 
     Args:
@@ -60,26 +88,26 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
 
 
 def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
-    drawn = [p for p in points if p.accuracy is not None and p.trainable]  # a log axis has no place for 0
-    if len({p.trainable for p in drawn}) < 2:
+    sides = panels(points)
+    if not sides:
         return None
-    ranked = [p for p in drawn if p.ranked]
-    best = [ranked[i] for i in front([(p.trainable or 0, p.accuracy or 0) for p in ranked])]
-    told = "; ".join(_in_words(p) for p in best)
-    rest = "; ".join(_in_words(p) for p in drawn if p not in best)
-    left_out = [p.label for p in points if p.accuracy is not None and p not in drawn]
+    told = " ".join(f"ACC against {side.title}. Pareto front: "
+                    f"{_in_words(side, side.best)}. Others: "
+                    f"{_in_words(side, [i for i in range(len(side.points)) if i not in side.best])}." for side in sides)
+    drawn = tuple(p for p in points if any(p in side.points for side in sides))
+    untrained = [p.label for p in points if p.accuracy is not None and not p.trainable]
     return FigureData(
-        "pareto", name, "Accuracy against trainable parameters", subject,
-        f"ACC against trainable parameters per task. Pareto front: {told or 'none'}. Others: {rest or 'none'}.",
-        "ACC (mean and 95% interval over seeds) against the trainable parameters of the last task. Heavy markers and "
-        "steps: the Pareto front, the best accuracy at each number of parameters; hollow: references, which take no "
-        "part in it; a thin line joins the methods of one strategy. Markers that would cover each other stand side by "
-        "side."
-        + (f" Not shown: {', '.join(left_out)} (no trainable parameters)." if left_out else ""), tuple(drawn))
+        "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject, told,
+        f"ACC (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
+        "and steps: the Pareto front, the best accuracy at each cost; hollow: references, which take no part in it; a "
+        "thin line joins the methods of one strategy. Markers that would cover each other stand side by side."
+        + (f" Without trainable parameters, so not on that axis: {', '.join(untrained)}." if untrained else ""), drawn)
 
 
-def _in_words(p: FigurePoint) -> str:
-    return f"{p.label} ({number(p.trainable or 0, 'count')}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+def _in_words(side: Panel, which: Sequence[int]) -> str:
+    chosen = ((side.points[i], side.costs[i]) for i in which)
+    return "; ".join(f"{p.label} ({number(cost, side.unit)}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+                     for p, cost in chosen) or "none"
 
 
 def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:

@@ -75,11 +75,21 @@ def styled() -> Iterator[None]:
 
 def canvas(title: str, width: float = 7.2, height: float = 4.6) -> tuple[Figure, Axes]:
     """Return an empty figure (inches) with one pair of axes, the title small above them."""
+    figure, (axes,) = panels(title, 1, width, height)
+    return figure, axes
+
+
+def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure (inches) with axes side by side that share the vertical scale, the title above them."""
     figure = blank(width, height)
-    axes = figure.add_axes((0.095, 0.185, 0.88, 0.735))
-    axes.grid(True)
-    axes.tick_params(length=3)
-    axes.set_title(shorten(title, 100), loc="left", color=PALE, fontsize=LABEL, pad=9)
+    edge, gap = 0.684 / width, 0.25 / width
+    each = (1 - edge - 0.18 / width - gap * (count - 1)) / count
+    axes: list[Axes] = []
+    for k in range(count):
+        axes.append(figure.add_axes((edge + k * (each + gap), 0.185, each, 0.735), sharey=axes[0] if axes else None))
+        axes[k].grid(True)
+        axes[k].tick_params(length=3, labelleft=k == 0)
+    axes[0].set_title(shorten(title, 100), loc="left", color=PALE, fontsize=LABEL, pad=9)
     return figure, axes
 
 
@@ -112,12 +122,12 @@ def shorten(text: str, most: int = 34) -> str:
 
 
 def short_count(value: float) -> str:
-    """Return a number of parameters as an axis shows it.
+    """Return a number of parameters, bytes or FLOPs as an axis shows it.
 
     >>> short_count(800), short_count(50_000), short_count(2_500_000)
     ('800', '50 k', '2.5 M')
     """
-    for factor, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for factor, name in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= factor:
             return f"{value / factor:g}{name}"
     return f"{value:g}"
