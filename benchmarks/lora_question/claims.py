@@ -31,6 +31,22 @@ November 2026, when the runs on MNIST, on texts, and the first ones on Split-CIF
   does not hold if the whole interval is below, and is not decided otherwise.
 - **A verdict is about the [settings](#settings) in its table**, no others. They are small: what two cores can train.
 """
+OBJECTIONS = """
+## What these runs do not answer
+
+Objections of a careful reviewer that more seeds would not meet:
+
+- **Small images, small budgets.** The pretrained ViT sees images of 56 pixels made of 32 x 32, and was trained on 518;
+  a task has 500 images and 64 steps. Reports say which methods were still learning. What full fine-tuning gains from
+  more steps, and LoRA from features that fit better, is not in these tables.
+- **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters. Published tables have a ViT-B/16; for that one
+  there are [settings to run](verify.md) and no runs.
+- **A short search.** Four candidates, one seed, half the budget. EWC and PNN have more that could be searched than
+  LoRA, so a small search is harder on them. LoRA's alpha was not searched in the same study.
+- **One set of weights for each base.** Seeds change the order of classes, of samples, and the new weights; none
+  changes what the base learned, or on which images. Whether those had some like CIFAR-100's is not known.
+- **Rules after the first runs**, and many comparisons on one page (see above).
+"""
 SETTINGS = """\
 ## Settings
 
@@ -60,7 +76,7 @@ def page(found: Sequence[Study]) -> str:
     """Return the page."""
     tested = [Tested(claim, tuple(claim.test(found))) for claim in CLAIMS]
     return "\n".join([INTRODUCTION.format(margin=100 * MARGIN), *_overview(tested), *map(_section, tested),
-                      SETTINGS, *("| " + " | ".join(study.facts) + " |" for study in found), ""])
+                      SETTINGS, *("| " + " | ".join(study.facts) + " |" for study in found), OBJECTIONS])
 
 
 def _overview(tested: Sequence[Tested]) -> Iterator[str]:
