@@ -36,7 +36,7 @@ OBJECTIONS = """
 
 Objections of a careful reviewer that more seeds would not meet:
 
-- **Small images, small budgets.** The pretrained ViT sees images of 56 pixels made of 32 x 32, and was trained on 518;
+- **Small images, small budgets.** The pretrained ViT sees images of 56 pixels made of 32 x 32, and is made for 518;
   a task has 500 images and 64 steps. Reports say which methods were still learning. What full fine-tuning gains from
   more steps, and LoRA from features that fit better, is not in these tables.
 - **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters. Published tables have a ViT-B/16; for that one
