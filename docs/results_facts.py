@@ -21,6 +21,7 @@ from clbench.results.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
+FIRST = "lora_question"  # what clbench is there to answer
 NOT_STUDIES = ("verify", "explain")  # folders of reports/ with records that have a page of their own
 Value = tuple[str, str]  # a fact, and in how many trials it is so
 OUT = re.compile(r" --out \S+")
@@ -79,8 +80,8 @@ class Study:
 
 @cache
 def studies() -> tuple[Study, ...]:
-    """Return the committed studies by name; their records and reports are made once."""
-    folders = sorted(path.parent for path in REPORTS.rglob("records"))
+    """Return the committed studies by name, those of the question first; their records and reports are made once."""
+    folders = sorted((path.parent for path in REPORTS.rglob("records")), key=lambda f: (FIRST not in f.parts, f))
     return tuple(study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES)
 
 

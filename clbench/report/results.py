@@ -78,9 +78,9 @@ class Results(list[Record]):
         """Return a figure of one setting: a matplotlib `Figure`, which notebooks show and `.savefig` writes.
 
         Args:
-            kind: "curves", accuracy over tasks; "cost", accuracy against trainable parameters and compute with Pareto fronts;
-                "matrix", R of each method; "grid", a heat map of two options that were swept. The report's other
-                figures go by "forgetting", "growth", "steps", "errors" and "arrival".
+            kind: "curves", accuracy over tasks; "cost", accuracy against trainable parameters and compute with
+                Pareto fronts; "matrix", R of each method; "grid", a heat map of two options that were swept. The
+                report's other figures go by "forgetting", "growth", "steps", "errors" and "arrival".
             setting: a setting's title, or a word of it such as "class"; needed where the results have several.
             x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; None takes the swept
                 ones in their order.

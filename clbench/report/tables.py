@@ -239,7 +239,7 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
-    yield from (f"{m.label}: {notes.own_recipe(m.records[0].trial)}" for m in methods if m.records[0].trial.own_recipe)
+    yield from (f"{m.label}: {said}" for m in methods if (said := notes.own_recipe(m.label, m.records[0].trial)))
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:

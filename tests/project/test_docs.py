@@ -85,7 +85,7 @@ def test_the_committed_reports_are_what_their_records_give():
     from clbench.report.formats.markdown import render
     from clbench.results.merge import by_method
 
-    for path in ROOT.glob("reports/*/report.md"):
+    for path in ROOT.glob("reports/**/report.md"):
         records, problems = Store(path.parent).read()
         assert not problems
         assert render(report.build(by_method(records))) == path.read_text()
@@ -116,7 +116,7 @@ def test_the_committed_figures_are_what_their_records_give():
     from clbench.report.figures.draw import draw_report
     from clbench.results.merge import by_method
 
-    for path in ROOT.glob("reports/*/report.md"):
+    for path in ROOT.glob("reports/**/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in
                  draw_report(report.build(by_method(Store(path.parent).read()[0]))).items()}
         kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}

@@ -88,6 +88,15 @@ def test_rows_that_were_searched_beside_rows_that_were_not_are_a_warning():
     assert "Searched: er; no search on record: lora, ewc, so differences are also those of the search" in warned
 
 
+def test_where_few_were_not_searched_these_are_named():
+    search = Searched(candidates=4, validation=0.1, seeds=(0,))
+    shifts = {**SHIFTS, "der": 0.0, "si": 0.0}
+    records = [r if r.label in ("er", "naive") else r.model_copy(update={"searched": search}) for r in study(shifts)]
+    assert "Searched: all but er, so differences are also those of the search." in lines(records)["Mind"]
+    every = [r.model_copy(update={"searched": search}) for r in study(shifts)]
+    assert "of the search" not in lines(every)["Mind"]
+
+
 def test_without_naive_no_column_and_a_warning():
     section, = build(study({"ewc": 0.0, "er": 0.1})).sections
     assert not [c for c in section.comparison.columns if c.title.startswith("against")]

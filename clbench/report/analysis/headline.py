@@ -93,6 +93,14 @@ def _list(names: Sequence[str], of: int) -> str:
     return f"{len(names)} of {of} ({named(names, SHOWN)})" if len(names) < of else f"all {of}"
 
 
+def _among(names: Sequence[str], methods: Sequence[MethodRecords]) -> str:
+    """Name some of the methods, or the others where these are few."""
+    rest = [m.label for m in methods if m.label not in names]
+    if 0 < 3 * len(rest) < len(names):
+        return f"all but {', '.join(rest)}"
+    return _list(names, len(methods))
+
+
 def _undecided(setting: Setting, found: Facts) -> str:
     said = []
     if found.until:
@@ -175,22 +183,21 @@ def _warnings(setting: Setting) -> Iterable[str]:
     searched = [m.label for m in own if m.searched]
     rest = [m.label for m in own if not m.searched]
     if own:
-        beside = (f"; no search on record: {_list(rest, len(own))}, so differences are also those of the search"
-                  if rest else "")
-        yield f"searched: {_list(searched, len(own))}{beside}" if searched else "no search on record: all"
+        beside = ", so differences are also those of the search"
+        if len(rest) < len(searched):
+            yield f"searched: {_among(searched, own)}{beside if rest else ''}"
+        else:
+            yield (f"searched: {_list(searched, len(own))}; no search on record: {_list(rest, len(own))}{beside}"
+                   if searched else "no search on record: all")
     if steps := _steps([r for m in methods for r in m.done]):
         yield f"{steps} steps per task"
     if falling := [m.label for m in methods if still_falling(m.done)]:
-        yield f"still learning when a task's steps ended: {_list(falling, len(methods))}"
+        yield f"still learning when a task's steps ended: {_among(falling, methods)}"
     if behind := [m.label for m in methods if far_below(m, setting.joint) is not None]:
-        yield f"had not learned their tasks: {_list(behind, len(methods))}"
+        yield f"had not learned their tasks: {_among(behind, methods)}"
     for mark, short in SHORT.items():
-        if marked := [m for m in setting.methods if mark in m.marks]:
-            yield f"{mark} {short}: {_names(marked, len(setting.methods))}"
-
-
-def _names(methods: Sequence[MethodRecords], of: int) -> str:
-    return _list([m.label for m in methods], of)
+        if marked := [m.label for m in setting.methods if mark in m.marks]:
+            yield f"{mark} {short}: {_among(marked, setting.methods)}"
 
 
 def _steps(records: Sequence[Record]) -> str:

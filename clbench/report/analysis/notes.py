@@ -37,9 +37,14 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
 BUDGET = ("epochs", "iterations", "batch_size")  # what decides on the number of steps
 
 
-def own_recipe(trial: Trial) -> str:
-    """Return in words what a method was trained by other than the experiment's recipe."""
+def own_recipe(label: str, trial: Trial) -> str:
+    """Return in words what a method was trained by other than the experiment's recipe; nothing if its label says it.
+
+    That a method had another budget is said even so.
+    """
     own, usual = trial.trained_by, trial.recipe
+    if not set(trial.own_recipe) & set(BUDGET) and all(f":recipe.{name}=" in label for name in trial.own_recipe):
+        return ""
     parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
              for name in trial.own_recipe]
     budget = "; its budget is another one" if set(trial.own_recipe) & set(BUDGET) else ""
