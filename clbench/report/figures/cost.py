@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -112,13 +113,18 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name."""
+    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name.
+
+    What a label says of a recipe is left out where the others tell the methods apart: the table has it.
+    """
+    plain = [re.sub(r":recipe\.[^:]*", "", p.label) for p in points]
     texts = []
-    for i, p in enumerate(points):
+    for i, (p, short) in enumerate(zip(points, plain, strict=True)):
+        label = short if plain.count(short) == 1 else p.label
         family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
         prefix = f"{p.strategy}:"
-        bare = at[i] != min(family) and p.label.startswith(prefix)
-        texts.append(style.shorten(p.label.removeprefix(prefix) if bare else p.label))
+        bare = at[i] != min(family) and label.startswith(prefix)
+        texts.append(style.shorten(label.removeprefix(prefix) if bare else label))
     return texts
 
 
