@@ -23,7 +23,7 @@ from tested import (
 )
 
 RIVALS = ("Holds where LoRA is less than 2 points worse (see above). Not decided where the other was trained by a "
-          "recipe that ruins the base, so that it ends below heads alone.")
+          "recipe that ruins the base, so that it ends below heads alone, and no better one was searched for.")
 SHARED = ("seq-lora", "inflora", "ewc-lora", "sd-lora", "o-lora")
 MAIN = ("vision_task", "vision_class", "efficientnet_class", "text_task", "text_class")
 CLAIMS = (

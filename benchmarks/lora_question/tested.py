@@ -40,7 +40,7 @@ def marked(row: Row, rows: Sequence[Row]) -> str:
 def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
     """Return a test of whether `lora` is as good as a method, or as each of several.
 
-    Where a method ends below heads alone on the frozen base, its recipe ruins the base, and nothing follows.
+    Where a method that was not searched ends below heads alone, its recipe ruins the base, and nothing follows.
     """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
@@ -57,8 +57,8 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
 
 
 def spoilt(study: Study, rival: Row) -> str:
-    """Return a remark on a method that is shown to be worse than heads alone on a pretrained base; else nothing."""
-    heads = next(iter(study.named("frozen")), None) if study.pretrained else None
+    """Return a remark on a method, not searched, that is shown to be worse than heads alone on a pretrained base."""
+    heads = next(iter(study.named("frozen")), None) if study.pretrained and not rival.first.searched else None
     over = paired(rival, heads) if heads is not None else None
     if heads is None or over is None or over.high is None or over.high >= 0:
         return ""
