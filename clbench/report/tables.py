@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from statistics import fmean
 
 from clbench.core.scenario import scenario_rules
@@ -91,10 +92,9 @@ def _section(setting: Setting, slug: str) -> Section:
     told = tuple(errors.sentences(methods))
     shown = [anatomy] if len(anatomy.columns) > 1 else []
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
-    computed = COMPUTE.column.title in (column.title for column in comparison.columns)
+    compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
     points = list(map(figure_point, results, comparison.cells(ACC.column.title),
-                      comparison.cells(TRAINABLE.column.title),
-                      comparison.cells(COMPUTE.column.title) if computed else [None] * len(results)))
+                      comparison.cells(TRAINABLE.column.title), compute))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
@@ -143,10 +143,10 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: st
     if len(results) <= CLEAR:
         return figures(subject, slug, points, results)
     own = [label for label in found.accuracy if label not in found.references][:LEADING]
-    shown = {*own, *found.fronts.get(TRAINABLE.column.title, ()),
+    shown = {*own, *(label for cost in (TRAINABLE, COMPUTE) for label in found.fronts.get(cost.column.title, ())),
              *(compared.other for compared in (found.baseline, found.joint) if compared)}
-    told = (f" Of {len(results)} methods {len(shown)}: the {LEADING} best, the front of trainable parameters, plain "
-            "fine-tuning and joint training; the page shows the others too.")
+    told = (f" Of {len(results)} methods {len(shown)}: the {LEADING} best, the fronts of trainable parameters and "
+            "training compute, plain fine-tuning and joint training; the page shows the others too.")
     drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
     return tuple(replace(figure, caption=figure.caption + told) for figure in drawn)
 

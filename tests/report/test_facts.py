@@ -93,6 +93,8 @@ def test_where_few_were_not_searched_these_are_named():
     shifts = {**SHIFTS, "der": 0.0, "si": 0.0}
     records = [r if r.label in ("er", "naive") else r.model_copy(update={"searched": search}) for r in study(shifts)]
     assert "Searched: all but er, so differences are also those of the search." in lines(records)["Mind"]
+    most = [r.model_copy(update={"searched": None}) if r.label == "si" else r for r in records]
+    assert "; no search on record: er, si, so differences are also those of the search." in lines(most)["Mind"]
     every = [r.model_copy(update={"searched": search}) for r in study(shifts)]
     assert "of the search" not in lines(every)["Mind"]
 

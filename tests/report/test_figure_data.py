@@ -80,7 +80,10 @@ def test_accuracy_is_shown_against_compute_too_where_records_have_it():
     assert [compute.points[i].strategy for i in compute.best] == ["slda", "lora"]
     assert ("ACC against training compute. Pareto front: slda:a=0 (3.00 TFLOP; 40.00 ± 0.00 %); lora:a=0 (9.00 TFLOP; "
             "60.00 ± 0.00 %). Others: ") in found.alt
-    assert found.caption.endswith("Without trainable parameters, so not on that axis: slda:a=0.")
+    assert found.caption.endswith("Without trainable parameters, so not on that axis: slda:a=0. "
+                                  "Without training compute, so not on that axis: er.")
+    alike = figures([r for r in records if r.label.startswith(("ewc", "naive", "slda"))])["pareto"]
+    assert "not on that axis" not in alike.caption, "no axis of parameters, in which the others are alike"
 
 
 def test_growth_is_shown_where_something_grows():

@@ -93,12 +93,15 @@ def _list(names: Sequence[str], of: int) -> str:
     return f"{len(names)} of {of} ({named(names, SHOWN)})" if len(names) < of else f"all {of}"
 
 
+def _all_but(names: Sequence[str], methods: Sequence[MethodRecords]) -> str:
+    """Name the methods that are not among these, if they are few; else nothing."""
+    rest = [m.label for m in methods if m.label not in names]
+    return f"all but {', '.join(rest)}" if 0 < 3 * len(rest) < len(names) else ""
+
+
 def _among(names: Sequence[str], methods: Sequence[MethodRecords]) -> str:
     """Name some of the methods, or the others where these are few."""
-    rest = [m.label for m in methods if m.label not in names]
-    if 0 < 3 * len(rest) < len(names):
-        return f"all but {', '.join(rest)}"
-    return _list(names, len(methods))
+    return _all_but(names, methods) or _list(names, len(methods))
 
 
 def _undecided(setting: Setting, found: Facts) -> str:
@@ -183,12 +186,10 @@ def _warnings(setting: Setting) -> Iterable[str]:
     searched = [m.label for m in own if m.searched]
     rest = [m.label for m in own if not m.searched]
     if own:
-        beside = ", so differences are also those of the search"
-        if len(rest) < len(searched):
-            yield f"searched: {_among(searched, own)}{beside if rest else ''}"
-        else:
-            yield (f"searched: {_list(searched, len(own))}; no search on record: {_list(rest, len(own))}{beside}"
-                   if searched else "no search on record: all")
+        told = _all_but(searched, own) or _list(searched, len(own)) + (
+            f"; no search on record: {_list(rest, len(own))}" if rest else "")
+        yield (f"searched: {told}" + (", so differences are also those of the search" if rest else "")
+               if searched else "no search on record: all")
     if steps := _steps([r for m in methods for r in m.done]):
         yield f"{steps} steps per task"
     if falling := [m.label for m in methods if still_falling(m.done)]:

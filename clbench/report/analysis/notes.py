@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from clbench.core.options import format_value
+from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import DECAY, Recipe
@@ -43,11 +43,12 @@ def own_recipe(label: str, trial: Trial) -> str:
     That a method had another budget is said even so.
     """
     own, usual = trial.trained_by, trial.recipe
-    if not set(trial.own_recipe) & set(BUDGET) and all(f":recipe.{name}=" in label for name in trial.own_recipe):
+    other_budget = bool(set(trial.own_recipe) & set(BUDGET))
+    if not other_budget and all(f":{name}=" in label for name in recipe_options(trial.own_recipe)):
         return ""
     parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
              for name in trial.own_recipe]
-    budget = "; its budget is another one" if set(trial.own_recipe) & set(BUDGET) else ""
+    budget = "; its budget is another one" if other_budget else ""
     return f"recipe of its own: {', '.join(parts)}{budget}"
 
 

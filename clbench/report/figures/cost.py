@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clbench.core.options import OWN_RECIPE
 from clbench.report.figures import style
 from clbench.report.figures.data import Panel, panels
 from clbench.report.figures.labels import Box, along, place, side_by_side
@@ -117,7 +118,7 @@ def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) ->
 
     What a label says of a recipe is left out where the others tell the methods apart: the table has it.
     """
-    plain = [re.sub(r":recipe\.[^:]*", "", p.label) for p in points]
+    plain = [re.sub(rf":{re.escape(OWN_RECIPE)}[^:]*", "", p.label) for p in points]
     texts = []
     for i, (p, short) in enumerate(zip(points, plain, strict=True)):
         label = short if plain.count(short) == 1 else p.label

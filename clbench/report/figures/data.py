@@ -30,6 +30,16 @@ class Panel(NamedTuple):
     costs: tuple[float, ...]  # of each point
     best: tuple[int, ...]  # the points on the Pareto front, by rising cost
 
+    def told(self) -> str:
+        """Return what it shows, in words."""
+        others = [i for i in range(len(self.points)) if i not in self.best]
+        return f"ACC against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
+
+    def _words(self, which: Sequence[int]) -> str:
+        chosen = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
+        return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+                         for p, cost in chosen) or "none"
+
 
 def panels(points: Sequence[FigurePoint]) -> list[Panel]:
     """Return accuracy against trainable parameters and against training compute, each where methods differ in it."""
@@ -68,8 +78,8 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
                     results: Sequence[Result]) -> tuple[FigureData, ...]:
     """Return the figures of a section, without those that would show nothing.
 
-    Accuracy against cost needs methods that differ in cost, growth a method that grows, and
-    what is shown task by task more than one task.
+    Accuracy against cost needs methods that differ in cost, growth a method that grows, and what is shown task by task
+    more than one task.
 
     Args:
         subject: the section's title.
@@ -91,23 +101,16 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
     sides = panels(points)
     if not sides:
         return None
-    told = " ".join(f"ACC against {side.title}. Pareto front: "
-                    f"{_in_words(side, side.best)}. Others: "
-                    f"{_in_words(side, [i for i in range(len(side.points)) if i not in side.best])}." for side in sides)
-    drawn = tuple(p for p in points if any(p in side.points for side in sides))
-    untrained = [p.label for p in points if p.accuracy is not None and not p.trainable]
+    lacking = [(side.title.removesuffix(" per task"),
+                [p.label for p in points if p.accuracy is not None and p not in side.points]) for side in sides]
     return FigureData(
-        "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject, told,
+        "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject,
+        " ".join(side.told() for side in sides),
         f"ACC (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
         "and steps: the Pareto front, the best accuracy at each cost; hollow: references, which take no part in it; a "
         "thin line joins the methods of one strategy. Markers that would cover each other stand side by side."
-        + (f" Without trainable parameters, so not on that axis: {', '.join(untrained)}." if untrained else ""), drawn)
-
-
-def _in_words(side: Panel, which: Sequence[int]) -> str:
-    chosen = ((side.points[i], side.costs[i]) for i in which)
-    return "; ".join(f"{p.label} ({number(cost, side.unit)}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
-                     for p, cost in chosen) or "none"
+        + "".join(f" Without {cost}, so not on that axis: {', '.join(labels)}." for cost, labels in lacking if labels),
+        tuple(p for p in points if any(p in side.points for side in sides)))
 
 
 def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
