@@ -88,7 +88,7 @@ def low_rank(studies: Studies) -> Iterator[Finding]:
     for found in written("low_rank"):
         share = median(layer["rank for"][MOST] / layer["full rank"] for layer in found["layers"])
         for study in in_folder(studies, found["folder"]):
-            full = next((row for row in study.named("independent") if row.label == found["method"]), None)
+            full = next((row for row in study.named("independent") if row.first.label == found["method"]), None)
             if full is not None:
                 text = (f"{full.label}: {percent(share)} of the ranks hold 90 % of the change (median of "
                         f"{len(found['layers'])} layers); {percent(full.mean(acc))}. {at_low_rank(study, found)}")

@@ -33,17 +33,15 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from rich.console import Console
 
     from clbench.cli.report import read_records
-    from clbench.report.analysis.grouping import by_setting, check_label
     from clbench.report.analysis.paired_tests import compare
+    from clbench.report.analysis.readable import readable
     from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables
 
     measures = find_tested(metrics)
-    settings = by_setting(read_records([directory]))
-    check_label(settings, baseline, f"clbench report {directory}")
-    for setting in settings:
-        verdicts, found = compare(setting, measures, baseline)
+    for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
+        verdicts, found = compare(setting, measures, setting.named_baseline)
         if form == "md":
             click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
         else:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clbench.core.errors import ClbenchError, SpecError, unknown
-from clbench.report.analysis.grouping import by_setting
+from clbench.core.errors import ClbenchError
 from clbench.report.analysis.paired_tests import compare
+from clbench.report.analysis.readable import readable
 from clbench.report.columns import find_tested
 from clbench.report.model import Table, Unit
 from clbench.report.option_columns import column_names, options_of, plain
@@ -32,7 +32,7 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
-    for setting in by_setting(records):
+    for setting in readable(records):
         for method in setting.methods:
             for record in method.records:
                 facts = dict(zip(BEFORE, (record.key, setting.title, record.trial.scenario, method.label,
@@ -73,19 +73,17 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
         SpecError: no method has the baseline's label, or no tested metric such a name.
     """
     measures = find_tested([metrics] if isinstance(metrics, str) else list(metrics))
-    settings = by_setting(records)
-    labels = dict.fromkeys(method.label for setting in settings for method in setting.methods)
-    if baseline is not None and baseline not in labels:
-        raise SpecError(unknown("method", baseline, labels, "results.summary()['method']"))
+    settings = readable(records, baseline, "results.summary()['method']")
     rows: list[dict[str, Any]] = []
     verdicts = []
     for setting in settings:
+        named = setting.named_baseline
         for measure in measures:
-            told, tables = compare(setting, [measure], baseline)
+            told, tables = compare(setting, [measure], named)
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in told]
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
-                    rows.append({table.corner: row.label, **({} if baseline is None else {"baseline": baseline}),
+                    rows.append({table.corner: row.label, **({"baseline": named} if named else {}),
                                  **{name: found for name, found in numbers.items() if isinstance(found, str)},
                                  **numbers, "setting": setting.title, "metric": measure.column.title})
     frame = _frame(rows)

@@ -25,7 +25,7 @@ class Results(list[Record]):
     def frame(self) -> DataFrame:
         """Return every accuracy in a row of its own: tidy data, a pandas `DataFrame`.
 
-        Columns: `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its label),
+        Columns: `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its name in reports),
         `strategy`, `reference`, `status`; a column for each option of the methods, missing for those that have no such
         option (`option.NAME` where another column is called NAME); `seed`, `learned` (tasks learned so far; 0 is
         before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached.

@@ -15,11 +15,12 @@ from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.gaps import stability_gaps
-from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting, by_setting, check_label
+from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
 from clbench.report.analysis.headline import against_column, headline
 from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
+from clbench.report.analysis.readable import readable
 from clbench.report.columns import (
     ACC,
     BYTES_BY_ROLE,
@@ -62,8 +63,7 @@ def build(records: Sequence[Record], baseline: str | None = None) -> Report:
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline.
     """
-    settings = [replace(setting, named_baseline=baseline) for setting in by_setting(records)]
-    check_label(settings, baseline, "clbench report without --baseline")
+    settings = readable(records, baseline, "clbench report without --baseline")
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
                   tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
@@ -239,7 +239,11 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
-    yield from (f"{m.label}: {said}" for m in methods if (said := notes.own_recipe(m.label, m.records[0].trial)))
+    recipes: dict[str, list[str]] = {}
+    for m in methods:
+        if said := notes.own_recipe(m.label, m.records[0].trial):
+            recipes.setdefault(said, []).append(m.label)
+    yield from (f"{', '.join(labels)}: {said}" for said, labels in recipes.items())
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:

@@ -86,16 +86,6 @@ def test_a_second_cost_has_axes_of_its_own_on_the_same_scale_of_accuracy():
     assert not any(t.get_visible() for t in right.get_yticklabels())
 
 
-def test_labels_leave_out_recipes_that_tell_no_methods_apart():
-    points = [FigurePoint(label, label.partition(":")[0], False, True, accuracy, None, cost, ())
-              for label, accuracy, cost in (("lora:recipe.lr=3e-3", 0.9, 20.0), ("lora:rank=1:recipe.lr=0.1", 0.8, 5.0),
-                                            ("er:recipe.lr=0.1", 0.3, 90.0), ("er:recipe.lr=0.2", 0.5, 95.0))]
-    with style.styled():
-        axes, = draw.draw_pareto(FigureData("pareto", "x", "", "", "", "", tuple(points)),
-                                 style.looks([(p.strategy, False) for p in points])).axes
-    assert sorted(t.get_text() for t in axes.texts) == ["er:recipe.lr=0.1", "lora", "lora:rank=1", "recipe.lr=0.2"]
-
-
 def test_methods_that_keep_the_same_share_a_line_and_a_label():
     drawn, looks = figure(study(), "growth")
     axes, = drawn.axes

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from statistics import fmean
 
-from clbench.core.errors import SpecError, StoreError, unknown
+from clbench.core.errors import StoreError
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
@@ -247,13 +247,6 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
             raise StoreError(f"{title}: seeds were added by different rules ({'; '.join(rules)}); no test holds for "
                              "all of them: report the run folders apart")
     return [_setting(title, group) for title, group in zip(names, groups.values(), strict=True)]
-
-
-def check_label(settings: Iterable[Setting], label: str | None, hint: str) -> None:
-    """Raise a SpecError that points to `hint` if a method is named that no setting has."""
-    labels = dict.fromkeys(m.label for setting in settings for m in setting.methods)
-    if label is not None and label not in labels:
-        raise SpecError(unknown("method", label, labels, hint))
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clbench.core.options import OWN_RECIPE
 from clbench.report.figures import style
 from clbench.report.figures.data import Panel, panels
 from clbench.report.figures.labels import Box, along, place, side_by_side
@@ -114,18 +112,13 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name.
-
-    What a label says of a recipe is left out where the others tell the methods apart: the table has it.
-    """
-    plain = [re.sub(rf":{re.escape(OWN_RECIPE)}[^:]*", "", p.label) for p in points]
+    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name."""
     texts = []
-    for i, (p, short) in enumerate(zip(points, plain, strict=True)):
-        label = short if plain.count(short) == 1 else p.label
+    for i, p in enumerate(points):
         family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
         prefix = f"{p.strategy}:"
-        bare = at[i] != min(family) and label.startswith(prefix)
-        texts.append(style.shorten(label.removeprefix(prefix) if bare else label))
+        bare = at[i] != min(family) and p.label.startswith(prefix)
+        texts.append(style.shorten(p.label.removeprefix(prefix) if bare else p.label))
     return texts
 
 

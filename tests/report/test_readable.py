@@ -1,0 +1,66 @@
+"""Reports call methods by their labels without recipes, where the rest tells them apart."""
+
+import pytest
+from helpers.records import make_record
+
+from clbench.core.errors import SpecError
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.readable import names, readable
+from clbench.report.frames import comparison
+from clbench.report.tables import build
+
+
+def own(label, lr, seed=0, **settings):
+    """Return a record of a method with a learning rate of its own."""
+    record = make_record(label.partition(":")[0], seed, **settings)
+    trial = record.trial.model_copy(update={"own_recipe": {"lr": lr}})
+    return record.model_copy(update={"label": label, "trial": trial, "key": trial.key})
+
+
+def called(records):
+    return [m.label for setting in readable(records) for m in setting.methods]
+
+
+def test_a_recipe_that_tells_no_methods_apart_is_left_out():
+    records = [own("ewc:recipe.lr=3e-5", 3e-5), own("er:recipe.lr=0.1:recipe.momentum=0.9", 0.1),
+               make_record("naive", 0)]
+    assert called(records) == ["ewc", "er", "naive"]
+    assert [m.label for m in by_setting(records)[0].methods] == [
+        "ewc:recipe.lr=3e-5", "er:recipe.lr=0.1:recipe.momentum=0.9", "naive"]  # the names in an experiment stay
+
+
+def test_a_recipe_that_tells_methods_apart_stays():
+    assert called([own("er:recipe.lr=0.1", 0.1), own("er:recipe.lr=0.2", 0.2), own("ewc:recipe.lr=0.1", 0.1)]) == [
+        "er:recipe.lr=0.1", "er:recipe.lr=0.2", "ewc"]
+    assert called([make_record("er", 0), own("er:recipe.lr=0.2", 0.2)]) == ["er", "er:recipe.lr=0.2"]
+
+
+def test_a_method_has_one_name_in_all_settings():
+    searched = [own("er:recipe.lr=0.1", 0.1), own("er:recipe.lr=0.2", 0.2, scenario="domain")]
+    assert called(searched) == ["er", "er"]  # each setting's own rate of one method
+    apart = [*searched, own("er:recipe.lr=0.1", 0.1, scenario="domain")]
+    assert called(apart) == ["er:recipe.lr=0.1", "er:recipe.lr=0.2", "er:recipe.lr=0.1"]
+
+
+def test_every_part_of_a_report_has_the_same_names():
+    """Tables, first lines and notes of records agree; what the row leaves out a note says."""
+    noted = own("ewc:recipe.lr=3e-5", 3e-5)
+    noted = noted.model_copy(update={"notes": ("keeps two networks",)})
+    section, = build([noted, own("mas:recipe.lr=3e-5", 3e-5), make_record("naive", 0)]).sections
+    assert [row.label for row in section.comparison.rows][:2] == ["ewc", "mas"]
+    assert "ewc: keeps two networks" in section.notes
+    assert "ewc, mas: recipe of its own: lr 3e-5 instead of 1e-3" in section.notes
+    assert not any("recipe.lr" in text for _, text in section.headline)
+
+
+def test_a_baseline_can_be_given_by_either_name():
+    records = [one for seed in range(3) for one in (own("ewc:recipe.lr=3e-5", 3e-5, seed), make_record("er", seed))]
+    for name in ("ewc", "ewc:recipe.lr=3e-5"):
+        assert readable(records, name)[0].baseline == "ewc"
+        assert set(comparison(records, name, ["ACC"])["baseline"]) == {"ewc"}
+    with pytest.raises(SpecError, match=r"no method 'ewc:recipe\.lr=1'"):
+        readable(records, "ewc:recipe.lr=1")
+
+
+def test_names_of_no_records_are_none():
+    assert names([]) == {}
