@@ -46,9 +46,9 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.core.errors import SpecError
     from clbench.core.scenario import scenario_rules
     from clbench.report.analysis.choosing import choose, limit
-    from clbench.report.analysis.readable import readable
+    from clbench.report.analysis.grouping import by_setting
 
-    settings = [s for s in readable(read_records(directories)) if task_id is None
+    settings = [s for s in by_setting(read_records(directories)) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]
     if not settings:
         raise SpecError(f"no results where the task id is {task_id}: run with --scenario "
