@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence import MARGIN, Claim, Finding, Study, studies, summary
+from evidence import FIRST_TASK, MARGIN, PRETRAINED, Claim, Finding, Study, studies, told
 from sentences import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,8 @@ only where no better recipe was searched for.
 - **"As good as"** means less than {margin:.0f} points worse. It holds if the whole interval is above -{margin:.0f},
   does not hold if the whole interval is below, and is not decided otherwise.
 - **A verdict is about the [settings](#settings) in its table**, no others. They are small: what two cores can train.
+- **Bases** stand apart: networks that came with weights, and small networks that the first task trains from scratch.
+  In brackets: how many comparisons say yes, how many no, and how many are not decided. Several may be of one study.
 """
 OBJECTIONS = """
 ## What these runs do not answer
@@ -68,6 +70,11 @@ class Tested:
     findings: tuple[Finding, ...]
 
     @property
+    def by_base(self) -> dict[str, list[Finding]]:
+        """Return the findings by the bases that they are of."""
+        return {base: [f for f in self.findings if f.traits["base"] == base] for base in (PRETRAINED, FIRST_TASK)}
+
+    @property
     def anchor(self) -> str:
         """Return what a link to its section needs, as GitHub and MyST make it of the heading."""
         kept = "".join(c for c in self.claim.sentence.lower() if c.isalnum() or c in " -_")
@@ -82,19 +89,26 @@ def page(found: Sequence[Study]) -> str:
 
 
 def _overview(tested: Sequence[Tested]) -> Iterator[str]:
-    yield "| claim | verdict | settings |\n| :-- | :-- | --: |"
+    yield f"| claim | {PRETRAINED} | {FIRST_TASK} |\n| :-- | :-- | :-- |"
     for one in tested:
-        yield f"| [{one.claim.sentence}](#{one.anchor}) | {summary(one.findings)} | {len(one.findings)} |"
+        cells = [told(found) if found else "" for found in one.by_base.values()]
+        verdicts = " | ".join(cells if any(cells) else ["not tested yet", ""])
+        yield f"| [{one.claim.sentence}](#{one.anchor}) | {verdicts} |"
     yield ""
 
 
 def _section(tested: Tested) -> str:
     claim = tested.claim
-    lines = [f"## {claim.sentence}\n", f"**{summary(tested.findings).capitalize()}.** {claim.rule}\n"]
-    if tested.findings:
+    there = {base: findings for base, findings in tested.by_base.items() if findings}
+    verdicts = " ".join(f"{base.capitalize()}: {told(findings)}." for base, findings in there.items())
+    lines = [f"## {claim.sentence}\n", f"**{verdicts or 'Not tested yet.'}** {claim.rule}\n"]
+    for base, findings in there.items():
+        folded = base != PRETRAINED and len(there) > 1
+        if folded:
+            lines.append(f"<details><summary>{len(findings)} {base}</summary>\n")
         lines += ["| setting | found | verdict |", "| :-- | :-- | :-- |"]
-        lines += [f"| {f.setting} | {f.text} | {f.verdict} |" for f in tested.findings]
-        lines.append("")
+        lines += [f"| {f.setting} | {f.text} | {f.verdict} |" for f in findings]
+        lines.append("\n</details>\n" if folded else "")
     if claim.remark:
         lines.append(claim.remark + "\n")
     if waiting := [name for name in claim.planned if not (ROOT / "reports" / "lora_question" / name).exists()]:

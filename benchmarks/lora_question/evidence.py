@@ -19,6 +19,7 @@ from clbench.results.store import Store
 
 MARGIN = 0.02  # ACC that a method may be worse and still be called as good
 Verdict = Literal["holds", "does not hold", "not decided"]
+PRETRAINED, FIRST_TASK = "on pretrained bases", "on bases that the first task trains"
 MEANINGS = {"task": "with the task id", "class": "without the task id", "domain": "where tasks share their classes"}
 NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
          "hf:all-MiniLM-L6-v2": "MiniLM"}
@@ -195,8 +196,14 @@ def above(over: Interval, bound: float) -> Verdict:
 
 def traits(study: Study) -> dict[str, str]:
     """Return by what settings can be told apart."""
-    return {"id": MEANINGS[study.scenario], "base": "on a pretrained base" if study.pretrained else
-            "on a base that the first task trains"}
+    return {"id": MEANINGS[study.scenario], "base": PRETRAINED if study.pretrained else FIRST_TASK}
+
+
+def told(findings: Sequence[Finding]) -> str:
+    """Return the verdict over some settings with the counts behind it, as in `does not hold (3 no, 1 open)`."""
+    words: dict[Verdict, str] = {"holds": "yes", "does not hold": "no", "not decided": "open"}
+    counts = {word: sum(f.verdict == verdict for f in findings) for verdict, word in words.items()}
+    return f"{summary(findings)} ({', '.join(f'{n} {word}' for word, n in counts.items() if n)})"
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -213,8 +220,8 @@ def summary(findings: Sequence[Finding]) -> str:
         kinds = {f.traits[trait] for f in yes}
         if len(kinds) == 1 and not kinds & {f.traits[trait] for f in no}:
             return f"holds only {kinds.pop()}"
-    counts: dict[str, list[bool]] = {}
+    counts: dict[str, list[bool]] = {where: [] for where in MEANINGS.values()}
     for finding in findings:
         if finding.verdict != "not decided":
             counts.setdefault(finding.traits.get("id", "decided"), []).append(finding.verdict == "holds")
-    return "holds in " + ", ".join(f"{sum(held)} of {len(held)} {where}" for where, held in counts.items())
+    return "holds in " + ", ".join(f"{sum(held)} of {len(held)} {where}" for where, held in counts.items() if held)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence import MARGIN, NAMES, Finding, Study, above, paired, percent, points, traits
+from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Study, above, paired, percent, points, traits
 from tested import Studies, acc, best, usual
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
@@ -31,7 +31,8 @@ def usual_alpha(studies: Studies) -> Iterator[Finding]:
             good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
             if top and good and (over := paired(good, top)) is not None:
                 yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best of all "
-                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN))
+                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN),
+                              traits(study))
 
 
 def some_layers(studies: Studies) -> Iterator[Finding]:
@@ -42,7 +43,7 @@ def some_layers(studies: Studies) -> Iterator[Finding]:
             if row is not everywhere and (over := paired(row, everywhere)) is not None:
                 yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, all "
                               f"({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: {points(over)}",
-                              above(over, -MARGIN))
+                              above(over, -MARGIN), traits(study))
 
 
 def many_tasks(studies: Studies) -> Iterator[Finding]:
@@ -70,7 +71,8 @@ def added_and_removed(studies: Studies) -> Iterator[Finding]:
                        ("it is the same again", "the task trained anew gives the logits that it gave")):
         good = sum(row[what] for row in found["rows"])
         yield Finding(f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task", f"{text}: {good} of "
-                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold")
+                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold",
+                      {"base": FIRST_TASK})
 
 
 def base_decides(studies: Studies) -> Iterator[Finding]:
@@ -80,7 +82,7 @@ def base_decides(studies: Studies) -> Iterator[Finding]:
         for row in study.named("lora"):
             if good is not None and (over := paired(good, row)) is not None:
                 text = f"pretrained {percent(good.mean(acc))}, {row.label} {percent(row.mean(acc))}: {points(over)}"
-                yield Finding(study.where, text, above(over, 0.0))
+                yield Finding(study.where, text, above(over, 0.0), {"base": PRETRAINED})
 
 
 def low_rank(studies: Studies) -> Iterator[Finding]:
@@ -92,7 +94,7 @@ def low_rank(studies: Studies) -> Iterator[Finding]:
             if full is not None:
                 text = (f"{full.label}: {percent(share)} of the ranks hold 90 % of the change (median of "
                         f"{len(found['layers'])} layers); {percent(full.mean(acc))}. {at_low_rank(study, found)}")
-                yield Finding(study.where, text, "holds" if share <= TENTH else "does not hold")
+                yield Finding(study.where, text, "holds" if share <= TENTH else "does not hold", traits(study))
 
 
 def at_low_rank(study: Study, found: Any) -> str:

@@ -130,7 +130,7 @@ def without_id(studies: Studies) -> Iterator[Finding]:
                     if (over := paired(other, row)) is not None:
                         yield Finding(given.where,
                                       f"{other.label}: {percent(other.mean(acc))} without, {percent(row.mean(acc))} "
-                                      f"with: {points(over)}", above(over, -MARGIN))
+                                      f"with: {points(over)}", above(over, -MARGIN), {"base": traits(given)["base"]})
 
 
 def rank_matters(low: Sequence[int], high: Sequence[int]) -> Callable[[Studies], Iterator[Finding]]:

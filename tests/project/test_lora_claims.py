@@ -61,6 +61,20 @@ def test_a_condition_is_named_where_it_tells_settings_apart(verdicts, said):
     assert evidence.summary([Finding("", "", verdict, {"id": trait}) for verdict, trait in verdicts]) == said
 
 
+def test_bases_stand_apart_and_open_comparisons_are_counted():
+    one, other, third = (Finding("", "", verdict, {"id": trait, "base": base}) for verdict, trait, base in (
+        ("holds", "a", evidence.PRETRAINED), ("not decided", "a", evidence.PRETRAINED),
+        ("does not hold", "a", evidence.FIRST_TASK)))
+    apart = claims.Tested(claims.CLAIMS[0], (one, other, third)).by_base
+    assert [evidence.told(found) for found in apart.values()] == ["holds (1 yes, 1 open)", "does not hold (1 no)"]
+
+
+def test_every_finding_is_of_one_of_the_bases(found):
+    for claim in claims.CLAIMS:
+        tested_one = claims.Tested(claim, tuple(claim.test(found)))
+        assert sum(map(len, tested_one.by_base.values())) == len(tested_one.findings)
+
+
 def test_what_changes_is_interference(found):
     study = next(s for s in found if s.folder == "split_mnist" and s.scenario == "task")
     still, = tested.no_interference([study])
