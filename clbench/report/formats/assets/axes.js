@@ -63,9 +63,10 @@ function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle })
     shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4, class: "tick" });
     const text = xText(tick);
     const half = textWidth(text) / 2;
-    if (x(tick) - half < free) continue;
-    shape(back, "text", { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }, text);
-    free = x(tick) + half + 6;
+    const middle = Math.min(x(tick), svg.getAttribute("width") - half); // the last one stays inside
+    if (middle - half < free) continue;
+    shape(back, "text", { x: middle, y: box.bottom + 18, "text-anchor": "middle" }, text);
+    free = middle + half + 6;
   }
   shape(back, "line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, class: "axis" });
   if (yTitle) shape(back, "text", { x: 0, y: 13, class: "title" }, yTitle);

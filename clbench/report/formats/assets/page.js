@@ -11,10 +11,11 @@ let follow = null; // puts the tip of a value that the keyboard led to where its
 
 function draw(figure, stage, width, methods) {
   const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("width", width);
   stage.replaceChildren(svg);
   const shown = methods.filter((method) => method.shown);
   const { height, marks } = shown.length ? KINDS[figure.dataset.kind](svg, width, figure, shown) : { height: 40, marks: [] };
-  for (const [key, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, height })) svg.setAttribute(key, value);
   return { svg, marks };
 }
 
