@@ -59,6 +59,11 @@ class Study:
         return self.folder.relative_to(REPORTS).as_posix()
 
     @property
+    def first(self) -> bool:
+        """Tell whether it is about what clbench is there to answer."""
+        return FIRST in self.folder.parts
+
+    @property
     def page(self) -> str:
         """Return the file name of its interactive page."""
         return f"{self.name.replace('/', '-')}.html"
@@ -80,9 +85,13 @@ class Study:
 
 @cache
 def studies() -> tuple[Study, ...]:
-    """Return the committed studies by name, those of the question first; their records and reports are made once."""
-    folders = sorted((path.parent for path in REPORTS.rglob("records")), key=lambda f: (FIRST not in f.parts, f))
-    return tuple(study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES)
+    """Return the committed studies: those of the question first, on pretrained bases before others, then by name.
+
+    Their records and reports are made once.
+    """
+    folders = (path.parent for path in REPORTS.rglob("records"))
+    found = [study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES]
+    return tuple(sorted(found, key=lambda s: (not s.first, s.first and s.records[0].trial.weights is None, s.name)))
 
 
 def study(folder: Path) -> Study:
