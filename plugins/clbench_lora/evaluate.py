@@ -57,7 +57,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
         same_data(stream, homes[members[0]])
         part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
         strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
-        with numerics.products(trial.recipe), numerics.forward(trial.recipe, runner.device):
+        with numerics.products(trial.trained_by), numerics.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         found.update(zip(members, row.accuracy, strict=True))
     return {n: found[n] for n in numbers}
@@ -115,8 +115,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)
     member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
-    with numerics.products(trial.recipe):
-        alive = train_task([member], Trainer([strategy], trial.recipe, [trial.seed], stream.augment), task)
+    with numerics.products(trial.trained_by):
+        alive = train_task([member], Trainer([strategy], trial.trained_by, [trial.seed], stream.augment), task)
     if not alive:
         raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")
     known = stream.tasks[task]

@@ -297,16 +297,16 @@ def test_trials_are_found_by_name_and_key(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A real run, through the harness."""
+    """A real run, through the harness, of a method with a recipe of its own."""
     run = tmp_path_factory.mktemp("run")
-    record, = clbench.run(methods="lora:rank=2", model="mlp:width=16", seeds=1, iterations=60, lr=0.01, workers=0,
-                          threads=1, device="cpu", out=run)
+    record, = clbench.run(methods="lora:rank=2:recipe.lr=0.01", model="mlp:width=16", seeds=1, iterations=60, lr=0.1,
+                          workers=0, threads=1, device="cpu", out=run)
     return run, record
 
 
 def test_evaluation_gives_the_last_row_of_the_record(finished):
     run, record = finished
-    source = find(run, "lora:rank=2/0")
+    source = find(run, "lora:rank=2:recipe.lr=0.01/0")
     assert list(evaluate_tasks(source, device="cpu").values()) == record.R[-1]
     assert evaluate_tasks(source, [3, 1], device="cpu") == {3: record.R[-1][3], 1: record.R[-1][1]}
 
