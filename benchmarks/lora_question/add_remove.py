@@ -17,6 +17,7 @@ import torch
 from clbench_lora import reload
 from clbench_lora.evaluate import add
 from clbench_lora.run_adapters import TrialAdapters, trials_with_adapters
+from keeping import keep
 from torch import Tensor
 
 from clbench.core.artifacts import task_folder
@@ -60,18 +61,18 @@ def main() -> None:
     """Try all trials of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json",
+                        help="findings on other benchmarks and models that it has stay in it")
     given = parser.parse_args()
     runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "add_remove.py")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
         shutil.copytree(given.run, copy)
         rows = [row for source in trials_with_adapters(copy) for row in tried(source, runner)]
-    trial = trials_with_adapters(given.run)[0].record
-    result = {"benchmark": trial.trial.benchmark.name, "model": trial.trial.model.name, "method": trial.label,
-              "versions": trial.provenance.versions, "rows": rows}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    first = trials_with_adapters(given.run)[0].record
+    keep([{"benchmark": first.trial.benchmark.name, "model": first.trial.model.name, "method": first.label,
+           "pretrained": first.trial.weights is not None, "versions": first.provenance.versions, "rows": rows}],
+         given.out, by=("benchmark", "model"))
     print(json.dumps(rows, indent=1))
 
 

@@ -12,6 +12,9 @@ from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Study, abov
 from tested import Studies, acc, best, usual
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
+REMOVED = {"others same without it": "without a task, the logits of the others are the same bit for bit",
+           "others same with it again": "with it trained anew, they still are",
+           "it is the same again": "the task trained anew gives the logits that it gave"}
 TWICE = 2.0
 TENTH, MOST = 0.1, "0.9"  # of a layer's ranks, of the energy of its change
 
@@ -65,14 +68,13 @@ def written(name: str) -> Any:
 
 def added_and_removed(studies: Studies) -> Iterator[Finding]:
     """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
-    found = written("add_remove")
-    for what, text in (("others same without it", "without a task, the logits of the others are the same bit for bit"),
-                       ("others same with it again", "with it trained anew, they still are"),
-                       ("it is the same again", "the task trained anew gives the logits that it gave")):
-        good = sum(row[what] for row in found["rows"])
-        yield Finding(f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task", f"{text}: {good} of "
-                      f"{len(found['rows'])} removals", "holds" if good == len(found["rows"]) else "does not hold",
-                      {"base": FIRST_TASK})
+    for found in written("add_remove"):
+        setting = f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task"
+        rows, base = found["rows"], {"base": PRETRAINED if found["pretrained"] else FIRST_TASK}
+        for what, text in REMOVED.items():
+            good = sum(row[what] for row in rows)
+            yield Finding(setting, f"{text}: {good} of {len(rows)} removals",
+                          "holds" if good == len(rows) else "does not hold", base)
 
 
 def base_decides(studies: Studies) -> Iterator[Finding]:

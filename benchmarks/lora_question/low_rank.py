@@ -8,12 +8,12 @@ values. A weight for q, k and v is taken whole, as an adapter on all layers chan
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from clbench_lora.spectrum import SHARES, Spectrum, energy_at, spectra, unparted
+from keeping import keep
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -35,11 +35,11 @@ def main() -> None:
     """Sum up the spectra of some runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json",
+                        help="findings of other runs that it has stay in it")
     given = parser.parse_args()
     rows = [summed_up(spectrum, run.name) for run in given.runs for spectrum in spectra(run)]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    keep(rows, given.out, by=("folder", "method"))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ CLAIMS = (
     Claim("Tasks can be added and removed",
           "Holds where, in every case, all logits of all test samples are the same.", added_and_removed, (),
           "Made by `clbench run --methods lora --scenario task --seeds 3 --out RUN`, then `python "
-          "benchmarks/lora_question/add_remove.py RUN --out reports/lora_question/add_remove.json`."),
+          "benchmarks/lora_question/add_remove.py RUN --out reports/lora_question/add_remove.json`; on the ViT with "
+          "seed 0 of `lora` in the run of vision_task."),
     Claim("Without the task id little is lost", "Holds where less than 2 points are lost.", without_id, MAIN),
     Claim("Ranks 1 to 4 limit: 8 and more are better",
           "Holds where a rank from 8 to 16 is better than one from 1 to 4.", rank_matters((1, 2, 4), (8, 16)),

@@ -1,5 +1,6 @@
 """The page of claims about LoRA says what the committed records give, by rules that can be wrong."""
 
+import json
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "lora_question"))
 import claims
 import evidence
 import experiments
+import keeping
 import low_rank
 import tested
 from clbench_lora.spectrum import Change, Spectrum
@@ -128,3 +130,10 @@ def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found
 def test_every_experiment_that_a_claim_waits_for_is_there():
     names = {name for claim in claims.CLAIMS for name in claim.planned}
     assert names == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}
+
+
+def test_findings_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path):
+    file = tmp_path / "new" / "found.json"
+    keeping.keep([{"folder": "a", "n": 1}, {"folder": "b", "n": 2}], file, by=("folder",))
+    keeping.keep([{"folder": "a", "n": 3}], file, by=("folder",))
+    assert json.loads(file.read_text()) == [{"folder": "b", "n": 2}, {"folder": "a", "n": 3}]
