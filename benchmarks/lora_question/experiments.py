@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Study, above, paired, percent, points, traits
+from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Row, Study, above, paired, percent, points, traits
 from tested import Studies, acc, best, usual
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
@@ -39,14 +39,18 @@ def usual_alpha(studies: Studies) -> Iterator[Finding]:
 
 
 def some_layers(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA on some layers with LoRA on all of them."""
+    """Compare LoRA on some layers with LoRA on all of them, each at the better of its learning rates."""
     for study in in_folder(studies, "layers"):
-        everywhere = next(iter(study.named("lora", layers="all", targets=[])), None)
-        for row in study.named("lora") if everywhere else ():
-            if row is not everywhere and (over := paired(row, everywhere)) is not None:
-                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, all "
-                              f"({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: {points(over)}",
-                              above(over, -MARGIN), traits(study))
+        everywhere = best(study.named("lora", layers="all", targets=[]))
+        where: dict[str, list[Row]] = {}
+        for row in study.named("lora"):
+            where.setdefault(str(row.first.trial.method), []).append(row)
+        for rows in where.values() if everywhere else ():
+            row = best(rows)
+            if row and everywhere not in rows and (over := paired(row, everywhere)) is not None:
+                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, "
+                              f"{everywhere.label} ({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: "
+                              f"{points(over)}", above(over, -MARGIN), traits(study))
 
 
 def many_tasks(studies: Studies) -> Iterator[Finding]:
