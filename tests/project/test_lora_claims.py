@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from helpers import ROOT
+from helpers.records import make_record
 
 from clbench.results.metrics import acc
 from clbench.results.stats import Interval
@@ -137,3 +138,18 @@ def test_findings_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path
     keeping.keep([{"folder": "a", "n": 1}, {"folder": "b", "n": 2}], file, by=("folder",))
     keeping.keep([{"folder": "a", "n": 3}], file, by=("folder",))
     assert json.loads(file.read_text()) == [{"folder": "b", "n": 2}, {"folder": "a", "n": 3}]
+
+
+def test_layers_are_compared_at_the_better_of_their_learning_rates():
+    def row(layers, lr, accuracy):
+        label = f"lora:layers={layers}:recipe.lr={lr}"
+        return evidence.Row(label, {seed: make_record(
+            "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label,
+            options={"layers": layers, "targets": [], "rank": 4}) for seed in range(3)})
+
+    study = evidence.Study("lora_question/layers", (row("all", "1e-3", 0.8), row("all", "3e-3", 0.5),
+                                                    row("attention", "1e-3", 0.6), row("attention", "3e-3", 0.79)))
+    finding, = experiments.some_layers([study])
+    assert finding.text.startswith("lora:layers=attention:recipe.lr=3e-3 (1,000 parameters) 79.00 %, ")
+    assert "lora:layers=all:recipe.lr=1e-3 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
+    assert finding.verdict == "holds"
