@@ -41,7 +41,7 @@ def usual_alpha(studies: Studies) -> Iterator[Finding]:
 def some_layers(studies: Studies) -> Iterator[Finding]:
     """Compare LoRA on some layers with LoRA on all of them, each at the better of its learning rates."""
     for study in in_folder(studies, "layers"):
-        everywhere = best(study.named("lora", layers="all", targets=[]))
+        everywhere = best([row for row in study.named("lora", layers="all") if not row.option("targets")])
         where: dict[str, list[Row]] = {}
         for row in study.named("lora"):
             where.setdefault(str(row.first.trial.method), []).append(row)

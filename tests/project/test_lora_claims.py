@@ -145,7 +145,7 @@ def test_layers_are_compared_at_the_better_of_their_learning_rates():
         label = f"lora:layers={layers}:recipe.lr={lr}"
         return evidence.Row(label, {seed: make_record(
             "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label,
-            options={"layers": layers, "targets": [], "rank": 4}) for seed in range(3)})
+            options={"layers": layers, "rank": 4}) for seed in range(3)})
 
     study = evidence.Study("lora_question/layers", (row("all", "1e-3", 0.8), row("all", "3e-3", 0.5),
                                                     row("attention", "1e-3", 0.6), row("attention", "3e-3", 0.79)))
