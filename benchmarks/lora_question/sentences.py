@@ -33,7 +33,9 @@ CLAIMS = (
     Claim("LoRA rivals EWC", RIVALS, against("ewc"), MAIN),
     Claim("LoRA rivals ER", RIVALS, against("er"), MAIN,
           "ER keeps samples, LoRA none; with a larger memory ER gains."),
-    Claim("LoRA rivals PNN", RIVALS, against("pnn"), MAIN),
+    Claim("LoRA rivals PNN", RIVALS, against("pnn"), MAIN,
+          "On a pretrained base the paper's PNN is a weak rival: its later columns start from random weights. With "
+          "`pnn:start=base` they start from the base, as all that LoRA does."),
     Claim("LoRA rivals shared-private", RIVALS, against("shared-private"), MAIN),
     Claim("LoRA rivals adapters that tasks share", RIVALS, against(*SHARED),
           ("vision_family_task", "vision_family_class")),

@@ -44,11 +44,12 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
     """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
-            for rival in [rival for name in rivals for rival in study.named(name)]:
+            rows = [rival for name in rivals for rival in study.named(name)]
+            for rival in rows:
                 ruined = spoilt(study, rival)
                 for row in usual(study):
                     if (over := paired(row, rival)) is not None:
-                        name = f"{rival.label} " if len(rivals) > 1 else ""
+                        name = f"{rival.label} " if len(rivals) > 1 or len(rows) > 1 else ""
                         text = (f"{marked(row, usual(study))}{percent(row.mean(acc))} against {name}"
                                 f"{percent(rival.mean(acc))}: {points(over)}{ruined}")
                         verdict: Verdict = "not decided" if ruined else above(over, -MARGIN)
@@ -165,8 +166,8 @@ def expensive(studies: Studies) -> Iterator[Finding]:
             for row in usual(study):
                 ratio = sum(pnn.first.costs.parameters[-1].values()) / sum(row.first.costs.parameters[-1].values())
                 trained = pnn.trainable / row.trainable
-                text = (f"PNN holds {times(ratio)} times the parameters of {row.label} after the last task and trains "
-                        f"{times(trained)} times as many in it")
+                text = (f"{pnn.label} holds {times(ratio)} times the parameters of {row.label} after the last task and "
+                        f"trains {times(trained)} times as many in it")
                 yield Finding(study.where, text, "holds" if ratio > 1 and trained > 1 else "does not hold",
                               traits(study))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +14,11 @@ from clbench.strategy.per_task_options import InferOptions
 class PNNOptions(InferOptions):
     """Options of `pnn`."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("start",)
+
+    start: Literal["random", "base"] = Field("random", description="later columns start from random weights (the "
+                                             "paper's), or from a kept copy of what the first one started from: those "
+                                             "of --weights, which random columns do without")
     reduction: int = Field(1, ge=1, description="lateral adapters reduce earlier columns to the width of one column's "
                            "layer divided by this (1: the paper's); at least one unit")
 

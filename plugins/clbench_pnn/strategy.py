@@ -9,7 +9,11 @@ Avalanche's `PNN` differs: multilayer perceptrons only; its first layer has a la
 for each earlier column, and its classifier has none (the paper's output layer has); V reduces to the layer's own width
 n_i (the paper's V: n_{i-1}), U has a bias, the scalars are drawn from N(0, 1) (the paper: small random values); and all
 columns have the weights of torch's initialiser, while here the first column starts from the weights that all methods
-start from (pretrained ones too; later columns start anew).
+start from, pretrained ones too.
+
+In the paper nothing is pretrained but by earlier tasks, and a new column is randomly initialised. On a pretrained
+network that leaves later columns without what all other methods start from. With `start = base` they start from the
+first column's starting weights, a copy of which is kept; laterals start as ever.
 """
 
 from __future__ import annotations
@@ -31,18 +35,20 @@ class Column(nn.Module):
     """A later column: blocks of its own, and a lateral for each block from the second on and for the head (the last).
 
     Args:
-        blocks: those of the first column, copied and initialised anew.
+        blocks: what its blocks are copied from.
+        anew: whether their weights are drawn anew.
         found: where laterals join.
         classes: number of outputs of the task's head.
         earlier: number of earlier columns.
         reduction: see `Lateral`.
     """
 
-    def __init__(self, blocks: nn.ModuleList, found: list[Join], classes: int, earlier: int, reduction: int) -> None:
-        """Draw everything anew."""
+    def __init__(self, blocks: nn.ModuleList, anew: bool, found: list[Join], classes: int, earlier: int,
+                 reduction: int) -> None:
+        """Copy the blocks; draw the laterals, and the blocks' weights where they start anew."""
         super().__init__()
         self.blocks = copy.deepcopy(blocks).requires_grad_(True)
-        for module in self.blocks.modules():
+        for module in self.blocks.modules() if anew else ():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         outs = [join.outputs for join in found[:-1]] + [classes]
@@ -52,20 +58,32 @@ class Column(nn.Module):
 
 
 class PNN(PerTaskStrategy):
-    """The model's own blocks are column 0; `columns` holds the later ones, `heads` the head of each column."""
+    """The model's own blocks are column 0; `columns` holds the later ones, `heads` the head of each column.
 
-    roles = (("model.blocks.*", "columns"), ("columns.*", "columns"), *PerTaskStrategy.roles)
+    With `start = base`, `start` is what column 0 started from, and every later one does.
+    """
+
+    roles = (("model.blocks.*", "columns"), ("columns.*", "columns"), ("start.*", "base"), *PerTaskStrategy.roles)
     options: PNNOptions
 
     def __init__(self, model: Network, world: World, options: PNNOptions | None = None) -> None:
         """Find where laterals join; SpecError where the model has no such place."""
         super().__init__(model, world, options if options is not None else PNNOptions())
         joins(model)
-        for name, module in model.blocks.named_modules():
+        self.start = copy.deepcopy(model.blocks) if self.options.start == "base" else None
+        if self.start is None:
+            self._require_resets()
+            if world.pretrained:
+                self.notes += ["pnn: later columns start from random weights, as the paper's do; with start = base "
+                               "they start from the pretrained ones"]
+        self.columns = nn.ModuleList()
+
+    def _require_resets(self) -> None:
+        """Raise a SpecError where a layer cannot be initialised anew."""
+        for name, module in self.model.blocks.named_modules():
             if list(module.parameters(recurse=False)) and not hasattr(module, "reset_parameters"):
                 raise SpecError(f"pnn: blocks.{name} ({type(module).__name__}) has no reset_parameters to initialise a "
-                                "new column with; choose another model")
-        self.columns = nn.ModuleList()
+                                "new column with; choose start = base or another model")
 
     def before_task(self, task: Task) -> None:
         """Freeze the earlier columns and add the task's; the first is the model itself."""
@@ -73,13 +91,15 @@ class PNN(PerTaskStrategy):
         if task.index == 0:
             self.model.blocks.requires_grad_(True)
         else:
-            self.columns.append(Column(self.model.blocks, joins(self.model), len(task.classes), task.index,
-                                       self.options.reduction))
+            anew = self.start is None
+            self.columns.append(Column(self.model.blocks if self.start is None else self.start, anew, joins(self.model),
+                                       len(task.classes), task.index, self.options.reduction))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the columns before the newest."""
-        return [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
+        """Return the columns before the newest, and what they started from."""
+        kept = [] if self.start is None else [self.start]
+        return kept + [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the task's column, which reads all earlier ones."""

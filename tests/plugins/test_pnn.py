@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -86,6 +87,59 @@ def test_first_column_is_the_starting_model_and_later_ones_are_new():
     begin(strategy, make_task(1))
     assert not torch.equal(strategy.columns[0].blocks[0].body[1].weight, weights)
     assert torch.isfinite(answer(strategy, 2).logits).all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_columns_that_start_from_the_base_are_the_base_but_for_their_laterals(kind):
+    strategy = pnn(kind, start="base")
+    base = make_model(kind)
+    for i in range(2):
+        learn(strategy, make_task(i))
+    assert not torch.equal(next(strategy.model.blocks.parameters()), next(base.blocks.parameters()))
+    begin(strategy, make_task(2))
+    for lateral in strategy.columns[1].laterals:
+        nn.init.zeros_(lateral.U.weight)
+    features = base.features(inputs())
+    expected = features @ strategy.heads[2].weight.T + strategy.heads[2].bias
+    torch.testing.assert_close(strategy.forward_task(inputs(), 2)[:, 4:], expected, rtol=0, atol=1e-6)
+
+
+def test_the_base_that_columns_start_from_is_kept_and_never_trained():
+    strategy, plain = pnn(start="base"), pnn()
+    for i in range(3):
+        assert learn(strategy, make_task(i)) == learn(plain, make_task(i))
+    blocks = dict(make_model().blocks.named_parameters())
+    assert all(torch.equal(p, blocks[name]) for name, p in strategy.start.named_parameters())
+    kept, without = measure(strategy).parameters, measure(plain).parameters
+    assert kept == {**without, "base": without["base"] + sum(p.numel() for p in blocks.values())}
+
+
+def test_random_columns_beside_pretrained_weights_are_noted():
+    def notes(start, pretrained):
+        world = dataclasses.replace(make_world(), pretrained=pretrained)
+        return PNN(make_model(), world, PNNOptions(start=start)).notes
+
+    assert notes("random", True) == ["pnn: later columns start from random weights, as the paper's do; with "
+                                     "start = base they start from the pretrained ones"]
+    assert notes("base", True) == notes("random", False) == []
+
+
+def test_a_layer_that_cannot_be_drawn_anew_can_be_copied():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return (x * self.weight).clamp(min=0)
+
+    model = Network([Block(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), Scale())], nn.Linear(5, 6))
+    with pytest.raises(SpecError, match=r"blocks\.0\.activation \(Scale\) has no reset_parameters .* start = base"):
+        PNN(copy.deepcopy(model), make_world(), PNNOptions())
+    strategy = PNN(model, make_world(), PNNOptions(start="base"))
+    for i in range(2):
+        learn(strategy, make_task(i))
+    assert answer(strategy, 1).logits.isfinite().sum() == 10
 
 
 @pytest.mark.parametrize(("kind", "reduction"), [("mlp", 1), ("mlp", 5), ("mlp", 100), ("cnn", 1), ("cnn", 2)])
@@ -177,3 +231,4 @@ def test_lateral_joins_every_layer_but_the_first():
 def test_two_seeds_stacked_equal_one_by_one(kind):
     check_stacking(lambda seed: pnn(kind, scenario="class", seed=seed))
     check_stacking(lambda seed: pnn(kind, seed=seed), tasks=1)
+    check_stacking(lambda seed: pnn(kind, seed=seed, start="base"))
