@@ -111,6 +111,14 @@ def test_one_of_several_rivals_is_named(found):
         True, False] + 2 * [False, True]
 
 
+def test_rows_of_one_rival_are_told_apart_where_there_are_several(found):
+    several, one = (next(s for s in found if s.folder == folder) for folder in ("lora_question/memory", "split_mnist"))
+    texts = [finding.text for finding in tested.against("er")([several])]
+    labels = [row.label for row in several.named("er")]
+    assert len(labels) > 1 and all(any(f"against {label} " in text for text in texts) for label in labels)
+    assert not any("against er" in finding.text for finding in tested.against("er")([one]))
+
+
 def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
     # Of the first layer one direction in 20 holds nine tenths of the energy, in the others 10 and 20 of 20 equal ones.
     singular = {"a": (3.0, *[0.2] * 19), "b": (*[1.0] * 10, *[1e-9] * 10), "c": (1.0,) * 20}
