@@ -1,5 +1,6 @@
-"""Attention under `vmap`: stacked members are folded into the batch, which attention never mixes.
+"""Attention where torch's own is slow: in stacks, and in bfloat16 on a CPU.
 
+Under `vmap` stacked members are folded into the batch, which attention never mixes.
 `scaled_dot_product_attention` has no batching rule on a CPU, where vmap falls back to a loop over members and samples.
 `FoldedAttention` puts a function with a rule in its place, without a change to the model. The rule calls the original
 on [S * N, heads, L, d] for [S, N, heads, L, d].
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
 KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale"}  # what else a call may say is left to the original
 
 
@@ -65,5 +67,18 @@ class _Folded(torch.autograd.Function):
             mask = mask.expand(size, *mask.shape) if in_dims[3] is None else mask.movedim(in_dims[3], 0)
             mask = mask.reshape(size, *[1] * (q.dim() - mask.dim() + 1), *mask.shape[1:])
             mask = mask.expand(size, len(q) // size, *mask.shape[2:]).flatten(0, 1)
-        out: Any = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+        out: Any = attend(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
         return out.unflatten(0, (size, -1)), 0
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+    """Return attention of [..., tokens, width]; in bfloat16 on a CPU gradients over few tokens are taken in float32."""
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if (not learns or max(q.shape[-2], k.shape[-2]) > SHORT or q.device.type != "cpu"
+            or not torch.is_autocast_enabled("cpu")):
+        return F.scaled_dot_product_attention(q, k, v, **kwargs)
+    mask = kwargs.get("attn_mask")
+    if mask is not None and mask.is_floating_point():
+        kwargs = {**kwargs, "attn_mask": mask.float()}
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **kwargs).bfloat16()

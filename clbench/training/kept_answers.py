@@ -142,7 +142,7 @@ class KeptAnswers:
     def _watch(self, strategy: Strategy, few: Tensor, compute: Compute) -> Seen:
         """Run a part on a few inputs and see what it reads."""
         torch.clear_autocast_cache()  # a weight that was cast before would not be read again
-        with torch._C.DisableTorchFunction(), Reads() as reads:  # nor one that `numerics.RoundedOnce` has
+        with torch._C.DisableTorchFunction(), Reads() as reads:  # nor one that `numerics.Bfloat16` has
             answers = compute(few)
         tensors: Mapping[str, Tensor] = {**dict(strategy.named_parameters()), **dict(strategy.named_buffers())}
         read = {n: t for n, t in tensors.items() if t.untyped_storage()._cdata in reads.storages}

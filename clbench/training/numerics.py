@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from clbench.core.errors import SpecError
 from clbench.experiment.spec import Recipe
+from clbench.training.attention import attend
 
 Loss = Callable[..., Tensor]
-MANY_FROZEN = 2**20  # values; to look at every call of torch costs more than to round fewer
+MANY = 2**20  # parameters; to look at every call of torch costs more than is saved with fewer
 PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
             F.conv_transpose3d}
 SHOWN = 200  # characters of the compiler's errors, which can be pages long
@@ -91,23 +92,26 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
     Args:
         recipe: whose precision it is.
         device: where the products run.
-        module: what is run, if its frozen weights may be rounded once instead of in every product.
+        module: what is run, if it is not compiled: large ones may then be run in a faster way.
         stacked: whether it runs in `torch.func.vmap`.
     """
     if recipe.precision != "bf16":
         return nullcontext()
-    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad) if module is not None else 0
-    wants = stacked or frozen >= MANY_FROZEN
-    return RoundedOnce(device) if wants else torch.autocast(device.type, torch.bfloat16)
+    parameters = module.parameters() if module is not None else ()
+    served = sum(p.numel() for p in parameters if device.type == "cpu" or not p.requires_grad)
+    return Bfloat16(device) if stacked or served >= MANY else torch.autocast(device.type, torch.bfloat16)
 
 
-class RoundedOnce(TorchFunctionMode):
-    """Autocast to bfloat16 with two differences: frozen weights are rounded once, and `vmap` changes nothing.
+class Bfloat16(TorchFunctionMode):
+    """Autocast to bfloat16 with three differences.
 
-    Autocast rounds frozen weights anew in every product: 22 million values of a ViT-S in each step, 8 % of its time.
-    The values are the same. What changes a weight is noticed by torch's count of changes and by its storage. And inside
-    `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so all that
-    follows them: here they are rounded there too.
+    - Frozen weights are rounded once. Autocast rounds them anew in every product: 22 million values of a ViT-S in each
+      step, 8 % of its time. The values are the same. What changes a weight is noticed by torch's count of changes and
+      by its storage.
+    - Inside `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so
+      all that follows them: here they are rounded there too.
+    - On a CPU attention over few tokens that has gradients is computed in float32, and its result is
+      rounded: torch's gradients of it take about twice as long in bfloat16.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,7 +120,7 @@ class RoundedOnce(TorchFunctionMode):
         self.autocast = torch.autocast(device.type, torch.bfloat16)
         self.copies: dict[int, Rounded] = {}
 
-    def __enter__(self) -> RoundedOnce:
+    def __enter__(self) -> Bfloat16:
         """Begin autocast."""
         self.autocast.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -134,6 +138,8 @@ class RoundedOnce(TorchFunctionMode):
         if func in PRODUCTS and type(args[0]) is Tensor:
             args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]
             kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
+        elif func is F.scaled_dot_product_attention and len(args) == 3:
+            return attend(*args, **kwargs)
         return func(*args, **kwargs)
 
     def rounded(self, tensor: Tensor) -> Tensor:

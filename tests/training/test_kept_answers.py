@@ -140,7 +140,7 @@ def test_no_more_is_kept_than_the_budget(monkeypatch):
 
 
 def test_a_frozen_weight_that_is_rounded_once_is_still_seen_to_be_read(monkeypatch):
-    monkeypatch.setattr(numerics, "MANY_FROZEN", 1)
+    monkeypatch.setattr(numerics, "MANY", 1)
     b = bench(discover().strategy("lora"), {"rank": 2}, "task")
     kept = KeptAnswers()
     b.learn(0)
@@ -152,4 +152,4 @@ def test_a_frozen_weight_that_is_rounded_once_is_still_seen_to_be_read(monkeypat
             row = evaluate(b.strategy, b.stream, "task", 1, kept)
             assert row == evaluate(b.strategy, b.stream, "task", 1)
         assert sum(kept.changes.values()) >= changes
-    assert isinstance(forward, numerics.RoundedOnce) and forward.copies
+    assert isinstance(forward, numerics.Bfloat16) and forward.copies

@@ -2,6 +2,7 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo, hookimpl
@@ -10,7 +11,8 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
-from clbench.training import numerics
+from clbench.training import attention, numerics
+from clbench.training.attention import FoldedAttention
 from clbench.training.trials.runner import TrialRunner
 
 
@@ -23,7 +25,7 @@ def test_bf16_rounds_products_and_keeps_weights():
 
 
 def rounded_once():
-    """Return the context that keeps rounded weights, as a module that is frozen gets it."""
+    """Return the context that keeps rounded weights, as a large module that is frozen gets it."""
     many = nn.Linear(1024, 1025).requires_grad_(False)
     return numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), many)
 
@@ -59,6 +61,51 @@ def test_a_stack_is_rounded_like_one_alone(layer):
                                 for k in range(4)])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+
+
+def attended(context, tokens, learns=True, **kwargs):
+    """Return the result of attention in a context, and the gradients of its inputs."""
+    torch.manual_seed(0)
+    inputs = [torch.rand(2, 3, tokens, 8, dtype=torch.bfloat16, requires_grad=learns) for _ in range(3)]
+    with context:
+        result = F.scaled_dot_product_attention(*inputs, **kwargs)
+    return result, *(torch.autograd.grad(result.sum(), inputs) if learns else ())
+
+
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.bfloat16])
+def test_short_attention_with_gradients_is_that_of_float32_rounded(masked):
+    mask = {} if masked is None else {"attn_mask": torch.arange(9).remainder(2).eq(0).expand(9, 9).to(masked)}
+    torch.manual_seed(0)
+    inputs = [torch.rand(2, 3, 9, 8, dtype=torch.bfloat16).double().requires_grad_() for _ in range(3)]
+    weights = inputs[0] @ inputs[1].mT / 8**0.5
+    if masked is torch.bool:
+        weights = weights.masked_fill(~mask["attn_mask"], float("-inf"))
+    elif masked is not None:
+        weights = weights + mask["attn_mask"]
+    exact = weights.softmax(-1) @ inputs[2]
+    expected = (exact, *torch.autograd.grad(exact.sum(), inputs))
+    found = attended(rounded_once(), 9, **mask)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=1e-6)  # no more than the last rounding
+
+
+@pytest.mark.parametrize(("tokens", "learns"), [(attention.SHORT + 1, True), (9, False)])
+def test_other_attention_is_left_as_it_is(tokens, learns):
+    for one, other in zip(attended(rounded_once(), tokens, learns),
+                          attended(torch.autocast("cpu", torch.bfloat16), tokens, learns), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_short_attention_in_a_stack_is_that_of_its_members():
+    inputs = [torch.rand(4, 2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True), FoldedAttention() as folding:
+        found = torch.func.vmap(F.scaled_dot_product_attention)(*inputs)
+    with rounded_once():
+        expected = torch.stack([F.scaled_dot_product_attention(*(t[k] for t in inputs)) for k in range(4)])
+    assert folding.calls == 1
+    pairs = zip(*(torch.autograd.grad(result.sum(), inputs) for result in (found, expected)), strict=True)
+    assert torch.equal(found, expected) and all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_tf32_is_switched_on_inside_only():

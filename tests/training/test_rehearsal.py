@@ -77,7 +77,7 @@ def test_a_forecast_is_what_a_run_records(runner, consolidated, method, model, r
 
 
 def test_a_forecast_in_bf16_counts_copies_that_learn_beside_frozen_ones(runner, consolidated, monkeypatch):
-    monkeypatch.setattr(numerics, "MANY_FROZEN", 1)
+    monkeypatch.setattr(numerics, "MANY", 1)
     ahead, recorded, *_ = both(runner, consolidated, planned(
         "independent", "cnn:channels=4", {**EPOCHS, "precision": "bf16"}))
     assert ahead == recorded
