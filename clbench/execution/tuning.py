@@ -7,6 +7,7 @@ search goes on where it was interrupted.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -101,11 +102,11 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     """
     scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
-    problems = _strangers(spec, methods, only)
+    problems = _strangers(spec, methods, registry, only)
     rows: list[Row] = []
     for entry, method in enumerate(methods):
         space = _space(method, spec)
-        if not space or (only and not {method.label, method.name} & set(only)):
+        if not space or (only and not set(_names(method, spec, registry)) & set(only)):
             continue
         try:
             label = _label(method, space, spec.recipe, registry)
@@ -128,12 +129,24 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     return rows
 
 
-def _strangers(spec: Spec, methods: Sequence[MethodSpec], only: Sequence[str]) -> list[str]:
+def _names(method: MethodSpec, spec: Spec, registry: Registry) -> list[str]:
+    """Return what a method may be called: by its name, and by its label, given or without what is searched."""
+    try:
+        label = _label(method, _space(method, spec), spec.recipe, registry)
+    except SpecError:  # which `rows_of` reports
+        label = method.label or method.name
+    return [method.name, label]
+
+
+def _strangers(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, only: Sequence[str]) -> list[str]:
     """Return a line for each name that is no method's, or that of one without a space."""
-    known = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
-    without = {name for name in only if not any(name in (m.label, m.name) and _space(m, spec) for m in methods)}
-    return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(known)}"
-              for name in spec.tune if name not in known),
+    names = [_names(method, spec, registry) for method in methods]
+    known = list(dict.fromkeys(itertools.chain(*names)))
+    tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
+    without = {name for name in only
+               if not any(name in own and _space(m, spec) for m, own in zip(methods, names, strict=True))}
+    return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(tables)}"
+              for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
               f"--methods {name}: no method {name!r} in this experiment, only {', '.join(known)}" for name in only
               if name in without),

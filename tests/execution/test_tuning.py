@@ -165,7 +165,8 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
     ("seeds = 1\n", "seeds = [7, 1001]\n", ("--seeds", "2"), "--seeds: 1001 is among the experiment's own seeds"),
     ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
-    ("", "", ("--methods", "lora"), "--methods lora: no method 'lora' in this experiment, only planted, naive"),
+    ("", "", ("--methods", "lora"), "--methods lora: no method 'lora' in this experiment, only planted, "
+     "planted:size=2, naive"),
     ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", (), "nothing says what to search; add a table"),
     ("knob = {low", 'knob = {scenario = "class", low', (), "nothing is left to search in scenario task"),
     ("", "", ("--validation", "1"), "Invalid value for '--validation'"),
@@ -227,6 +228,14 @@ def test_the_same_scores_lead_to_the_same_candidates():
 ])
 def test_a_best_value_at_an_end_is_noticed(value, axis, expected):
     assert _at_end(value, axis) is expected
+
+
+@pytest.mark.parametrize(("only", "labels"), [
+    (["planted:size=2"], ["planted:size=2"]), (["planted"], ["planted", "planted:size=2"]), ([], None)])
+def test_rows_are_chosen_by_their_labels_or_names(tune, only, labels):
+    spec = build({"methods": ["planted", "planted:size=2", "naive"], "tune": {"planted": {"knob": [1.0, 10.0]}}})
+    rows = [row.label for row in rows_of(spec, discover(), 2, only)]
+    assert rows == (labels or ["planted", "planted:size=2"])
 
 
 def tuned_rows(**values):
