@@ -43,6 +43,8 @@ Objections of a careful reviewer that more seeds would not meet:
 - **Small images, small budgets.** The pretrained ViT sees images of 56 pixels made of 32 x 32, and is made for 518;
   a task has 500 images and 64 steps. Reports say which methods were still learning. What full fine-tuning gains from
   more steps, and LoRA from features that fit better, is not in these tables.
+- **Easy texts.** A task of the study on texts is to tell two groups apart, and heads alone on the frozen encoder are as
+  good at it as training on all tasks at once: there was nothing to gain for an adapter.
 - **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters. Published tables have a ViT-B/16; for that one
   there are [settings to run](verify.md) and no runs.
 - **A short search.** Four candidates, one seed, half the budget. EWC and PNN have more that could be searched than

@@ -63,9 +63,9 @@ def milliseconds(inputs: list[Tensor], limit: int, repeats: int) -> float:
 def trials(threads: int, repeats: int) -> list[list[str | float]]:
     """Return for each method the median seconds of training in both ways, and their ratio."""
     sys.path.insert(0, str(Path(__file__).parent))
-    spec = build({"benchmark": "synthetic:tasks_10", "model": "timm:vit_small_patch14_dinov2:size=56",
+    spec = build({"benchmark": "synthetic:tasks_2", "model": "timm:vit_small_patch14_dinov2:size=56",
                   "seeds": repeats, "methods": list(METHODS),
-                  "recipe": {"precision": "bf16", "batch_size": 16, "iterations": 4}})
+                  "recipe": {"precision": "bf16", "batch_size": 16, "iterations": 20}})
     registry = discover()
     runner = TrialRunner(ExecutionSettings(threads=threads), "cpu", "attention.py", registry)
     seconds: dict[str, list[tuple[float, float]]] = {}
