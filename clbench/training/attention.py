@@ -72,7 +72,7 @@ class _Folded(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-    """Return attention of [..., tokens, width]; in bfloat16 on a CPU gradients over few tokens are taken in float32."""
+    """Return attention of [..., tokens, width]; under autocast on a CPU over few tokens, if it learns, in float32."""
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if (not learns or max(q.shape[-2], k.shape[-2]) > SHORT or q.device.type != "cpu"
             or not torch.is_autocast_enabled("cpu")):

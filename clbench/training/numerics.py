@@ -110,8 +110,8 @@ class Bfloat16(TorchFunctionMode):
       by its storage.
     - Inside `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so
       all that follows them: here they are rounded there too.
-    - On a CPU attention over few tokens that has gradients is computed in float32, and its result is
-      rounded: torch's gradients of it take about twice as long in bfloat16.
+    - On a CPU attention over few tokens that has gradients is computed in float32, and its result is rounded: torch
+      takes up to 2.5 times as long for them in bfloat16.
     """
 
     def __init__(self, device: torch.device) -> None:
