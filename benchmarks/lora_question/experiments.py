@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Row, Study, above, paired, percent, points, traits
@@ -87,7 +87,8 @@ def base_decides(studies: Studies) -> Iterator[Finding]:
     for study in in_folder(studies, "base"):
         for row in study.named("lora"):
             if good is not None and (over := paired(good, row)) is not None:
-                text = f"pretrained {percent(good.mean(acc))}, {row.label} {percent(row.mean(acc))}: {points(over)}"
+                there = fmean(value for seed, value in good.values(acc).items() if seed in row.trials)
+                text = f"pretrained {percent(there)}, {row.label} {percent(row.mean(acc))}: {points(over)}"
                 yield Finding(study.where, text, above(over, 0.0), {"base": PRETRAINED})
 
 
