@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from turns import in_turns
 
-from clbench.core.registry import discover
-from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.training import attention
-from clbench.training.trials.runner import TrialRunner
 
 TOKENS = (17, 65, 128, 197, 257)
 HEADS, WIDTH = 6, 64
@@ -62,21 +57,12 @@ def milliseconds(inputs: list[Tensor], limit: int, repeats: int) -> float:
 
 def trials(threads: int, repeats: int) -> list[list[str | float]]:
     """Return for each method the median seconds of training in both ways, and their ratio."""
-    sys.path.insert(0, str(Path(__file__).parent))
     spec = build({"benchmark": "synthetic:tasks_2", "model": "timm:vit_small_patch14_dinov2:size=56",
                   "seeds": repeats, "methods": list(METHODS),
                   "recipe": {"precision": "bf16", "batch_size": 16, "iterations": 20}})
-    registry = discover()
-    runner = TrialRunner(ExecutionSettings(threads=threads), "cpu", "attention.py", registry)
-    seconds: dict[str, list[tuple[float, float]]] = {}
-    for one in plan(spec, registry):
-        with patch.object(attention, "SHORT", 0):
-            before = runner.run(one)
-        after = runner.run(one)
-        assert before.status == after.status == "done", (before.failure, after.failure)
-        seconds.setdefault(one.label, []).append((sum(before.timings.train), sum(after.timings.train)))
-    medians = {label: [statistics.median(column) for column in zip(*found, strict=True)]
-               for label, found in seconds.items()}
+    pairs = in_turns(spec, threads, "attention.py", lambda: patch.object(attention, "SHORT", 0))
+    medians = {label: [statistics.median(sum(record.timings.train) for record in side)
+                       for side in zip(*found, strict=True)] for label, found in pairs.items()}
     return [[label, old, new, old / new] for label, (old, new) in medians.items()]
 
 

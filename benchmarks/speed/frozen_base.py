@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from tabulate import tabulate
+from turns import in_turns
 
-from clbench.core.registry import discover
-from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.plan import plan
+from clbench import Record
 from clbench.experiment.spec import build
 from clbench.training import kept_blocks
-from clbench.training.trials.runner import TrialRunner
 
 METHODS = ("ncm", "slda", "ranpac")
 
@@ -33,26 +29,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    sys.path.insert(0, str(Path(__file__).parent))
     spec = build({"benchmark": "synthetic:tasks_10", "model": given.model, "scenario": "class", "seeds": given.repeats,
                   "methods": [f"{name}:base=random" for name in METHODS]})
-    registry = discover()
-    runner = TrialRunner(ExecutionSettings(threads=given.threads), "cpu", "frozen_base.py", registry)
-    seconds: dict[str, list[tuple[float, float, float, float]]] = {}
-    for one in plan(spec, registry):
-        with patch.object(kept_blocks, "BYTES", 0):
-            before = runner.run(one)
-        after = runner.run(one)
-        assert before.status == after.status == "done" and before.R == after.R, (before.failure, after.failure)
-        times = [(sum(t.evaluate), sum(t.train) + sum(t.consolidate) + sum(t.evaluate))
-                 for t in (before.timings, after.timings)]
-        seconds.setdefault(one.label, []).append((times[0][0], times[1][0], times[0][1], times[1][1]))
+    pairs = in_turns(spec, given.threads, "frozen_base.py", lambda: patch.object(kept_blocks, "BYTES", 0))
     rows = []
-    for label, found in seconds.items():
-        old, new, whole, less = (statistics.median(column) for column in zip(*found, strict=True))
+    for label, found in pairs.items():
+        assert all(before.R == after.R for before, after in found), label
+        (old, whole), (new, less) = (map(statistics.median, zip(*map(seconds, side), strict=True))
+                                     for side in zip(*found, strict=True))
         rows.append([label, old, new, old / new, whole, less, whole / less])
     print(tabulate(rows, ["method", "evaluation (s)", "kept (s)", "ratio", "trial (s)", "kept (s)", "ratio"],
                    floatfmt=".2f"))
+
+
+def seconds(record: Record) -> tuple[float, float]:
+    """Return the seconds of evaluation and of the whole trial."""
+    times = record.timings
+    return sum(times.evaluate), sum(times.train) + sum(times.consolidate) + sum(times.evaluate)
 
 
 if __name__ == "__main__":
