@@ -102,11 +102,12 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     """
     scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
-    problems = _strangers(spec, methods, registry, only)
+    names = [_names(method, spec, registry) for method in methods]
+    problems = _strangers(spec, methods, names, only)
     rows: list[Row] = []
-    for entry, method in enumerate(methods):
+    for entry, (method, own_names) in enumerate(zip(methods, names, strict=True)):
         space = _space(method, spec)
-        if not space or (only and not set(_names(method, spec, registry)) & set(only)):
+        if not space or (only and not set(own_names) & set(only)):
             continue
         try:
             label = _label(method, space, spec.recipe, registry)
@@ -138,9 +139,8 @@ def _names(method: MethodSpec, spec: Spec, registry: Registry) -> list[str]:
     return [method.name, label]
 
 
-def _strangers(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, only: Sequence[str]) -> list[str]:
-    """Return a line for each name that is no method's, or that of one without a space."""
-    names = [_names(method, spec, registry) for method in methods]
+def _strangers(spec: Spec, methods: Sequence[MethodSpec], names: Sequence[list[str]], only: Sequence[str]) -> list[str]:
+    """Return a line for each name that is no method's, or that of one without a space; `names` are the methods'."""
     known = list(dict.fromkeys(itertools.chain(*names)))
     tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
     without = {name for name in only
