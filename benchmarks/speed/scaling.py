@@ -13,8 +13,8 @@ from typing import Any
 
 import processes
 from compare import REPORTS, listed
-from measure import exponent
 from processes import ask
+from scaling_figure import Curve, draw
 
 from clbench.core.files import default_data_dir
 
@@ -88,21 +88,6 @@ def measure(point: Point, data_dir: Path, threads: int, repeats: int) -> Cost:
                 middle("consolidate"), middle("evaluate"), found[0]["parameters"])
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A line of the figure, and its exponent: the slope on log-log axes."""
-
-    panel: str
-    series: str
-    sizes: list[float]
-    seconds: list[float]
-
-    @property
-    def exponent(self) -> float:
-        """Return 1 where the cost is linear in the size, 0 where it does not depend on it."""
-        return exponent(self.sizes, self.seconds)
-
-
 def curves(costs: Sequence[Cost]) -> list[Curve]:
     """Return the lines of every panel; the tasks give three: learning all, learning each, and a row of R."""
     found: dict[tuple[str, str], list[Cost]] = {}
@@ -155,8 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found.json:
         found.json.write_text(raw)
     if out:
-        from scaling_figure import draw
-
         out.mkdir(parents=True, exist_ok=True)
         (out / "scaling.json").write_text(raw)
         draw(lines, machine["machine"], [out / "scaling.png", out / "scaling.svg"])

@@ -1,15 +1,13 @@
-"""The figure of `scaling.py`."""
+"""The figure of `scaling.py`, and the lines in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
-
-if TYPE_CHECKING:
-    from scaling import Curve
+from measure import exponent
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -26,6 +24,21 @@ TITLES = {  # panel: title, x axis, y axis
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 
 MOST_TICKS = 6  # on an axis that names every size
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of the figure, and its exponent: the slope on log-log axes."""
+
+    panel: str
+    series: str
+    sizes: list[float]
+    seconds: list[float]
+
+    @property
+    def exponent(self) -> float:
+        """Return 1 where the cost is linear in the size, 0 where it does not depend on it."""
+        return exponent(self.sizes, self.seconds)
 
 
 def draw(lines: Sequence[Curve], machine: str, paths: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Losses compiled by `torch.compile`: fused kernels on a CPU, CUDA graphs of them on CUDA."""
+"""How a loss is computed: compiled by `torch.compile` or as it is, in float32, bfloat16 or TensorFloat-32."""
 
 from __future__ import annotations
 
