@@ -48,7 +48,8 @@ Objections of a careful reviewer that more seeds would not meet:
 - **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters. Published tables have a ViT-B/16; for that one
   there are [settings to run](verify.md) and no runs.
 - **A short search.** Four candidates, one seed, half the budget. EWC and PNN have more that could be searched than
-  LoRA, so a small search is harder on them. LoRA's alpha was not searched in the same study.
+  LoRA, so a small search is harder on them. On the ViT with the task id EWC's strength was searched a second time, on
+  both sides of the choice, and stayed; in the other studies it has two values. LoRA's alpha was not searched with them.
 - **One set of weights for each base.** Seeds change the order of classes, of samples, and the new weights; none
   changes what the base learned, or on which images. Whether those had some like CIFAR-100's is not known.
 - **Rules after the first runs**, and many comparisons on one page (see above).
