@@ -188,11 +188,11 @@ def needs_more_than_low_rank(studies: Studies) -> Iterator[Finding]:
 
 
 def general_features(studies: Studies) -> Iterator[Finding]:
-    """Look what adapting the layers below the heads adds to private heads."""
+    """Look what adapting the layers below the heads adds to private heads on the same base."""
     for study in studies:
         for heads in [*study.named("shared-private"), *study.named("frozen")]:
             for row in usual(study):
-                if (over := paired(row, heads)) is not None:
+                if row.option("base") == heads.option("base") and (over := paired(row, heads)) is not None:
                     yield Finding(study.where, f"{heads.label} {percent(heads.mean(acc))}, {row.label} "
                                   f"{percent(row.mean(acc))}: {points(over)}", above(over, MARGIN), traits(study))
 

@@ -119,6 +119,12 @@ def test_rows_of_one_rival_are_told_apart_where_there_are_several(found):
     assert not any("against er" in finding.text for finding in tested.against("er")([one]))
 
 
+def test_heads_are_compared_with_adapters_on_their_own_base(found):
+    study = next(s for s in found if s.folder == "lora_question/base")
+    texts = [finding.text for finding in tested.general_features([study])]
+    assert len(texts) == 2 and all(text.count("base=task1") in (0, 2) for text in texts)
+
+
 def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
     # Of the first layer one direction in 20 holds nine tenths of the energy, in the others 10 and 20 of 20 equal ones.
     singular = {"a": (3.0, *[0.2] * 19), "b": (*[1.0] * 10, *[1e-9] * 10), "c": (1.0,) * 20}
