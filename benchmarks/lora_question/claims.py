@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence import FIRST_TASK, MARGIN, PRETRAINED, Claim, Finding, Study, studies, told
+from evidence import MARGIN, NOT_PRETRAINED, PRETRAINED, Claim, Finding, Study, studies, told
 from sentences import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ only where no better recipe was searched for.
 - **"As good as"** means less than {margin:.0f} points worse. It holds if the whole interval is above -{margin:.0f},
   does not hold if the whole interval is below, and is not decided otherwise.
 - **A verdict is about the [settings](#settings) in its table**, no others. They are small: what two cores can train.
-- **Bases** stand apart: networks that came with weights, and small networks that the first task trains from scratch.
+- **Bases** stand apart: networks that came with weights, and networks that the first task trains, or nothing.
   In brackets: how many comparisons say yes, how many no, and how many are not decided. Several may be of one study.
 """
 OBJECTIONS = """
@@ -75,7 +75,7 @@ class Tested:
     @property
     def by_base(self) -> dict[str, list[Finding]]:
         """Return the findings by the bases that they are of."""
-        return {base: [f for f in self.findings if f.traits["base"] == base] for base in (PRETRAINED, FIRST_TASK)}
+        return {base: [f for f in self.findings if f.traits["base"] == base] for base in (PRETRAINED, NOT_PRETRAINED)}
 
     @property
     def anchor(self) -> str:
@@ -92,7 +92,7 @@ def page(found: Sequence[Study]) -> str:
 
 
 def _overview(tested: Sequence[Tested]) -> Iterator[str]:
-    yield f"| claim | {PRETRAINED} | {FIRST_TASK} |\n| :-- | :-- | :-- |"
+    yield f"| claim | {PRETRAINED} | {NOT_PRETRAINED} |\n| :-- | :-- | :-- |"
     for one in tested:
         cells = [told(found) if found else "" for found in one.by_base.values()]
         verdicts = " | ".join(cells if any(cells) else ["not tested yet", ""])

@@ -19,10 +19,11 @@ from clbench.results.store import Store
 
 MARGIN = 0.02  # ACC that a method may be worse and still be called as good
 Verdict = Literal["holds", "does not hold", "not decided"]
-PRETRAINED, FIRST_TASK = "on pretrained bases", "on bases that the first task trains"
+PRETRAINED, NOT_PRETRAINED = "on pretrained bases", "on bases that are not pretrained"
 MEANINGS = {"task": "with the task id", "class": "without the task id", "domain": "where tasks share their classes"}
 NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
          "hf:all-MiniLM-L6-v2": "MiniLM"}
+BASES = {"task1": "trained on task 1", "random": "random weights"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ class Study:
         return self.first.trial.weights is not None
 
     @property
+    def base(self) -> str:
+        """Return what trained the weights that LoRA keeps frozen."""
+        if self.pretrained:
+            return "pretrained"
+        bases = {row.option("base") for row in self.named("lora")}
+        return " or ".join(words for base, words in BASES.items() if base in bases)
+
+    @property
     def model(self) -> str:
         """Return the network's name, with what tells two studies of one network apart."""
         model = self.first.trial.model
@@ -109,7 +118,7 @@ class Study:
         count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
         steps = {row.first.costs.steps[0] for row in self.rows if row.name in ("naive", "lora")}
         searched = [row for row in self.rows if row.first.searched]
-        return (self.where, str(len(self.first.R[0])), "pretrained" if self.pretrained else "trained on task 1", count,
+        return (self.where, str(len(self.first.R[0])), self.base, count,
                 f"{recipe.optimizer}, lr {recipe.lr:g}", " or ".join(f"{n:,}" for n in sorted(steps)),
                 "all" if len(searched) == len(self.rows) else f"{len(searched)} of {len(self.rows)} rows")
 
@@ -196,7 +205,7 @@ def above(over: Interval, bound: float) -> Verdict:
 
 def traits(study: Study) -> dict[str, str]:
     """Return by what settings can be told apart."""
-    return {"id": MEANINGS[study.scenario], "base": PRETRAINED if study.pretrained else FIRST_TASK}
+    return {"id": MEANINGS[study.scenario], "base": PRETRAINED if study.pretrained else NOT_PRETRAINED}
 
 
 def told(findings: Sequence[Finding]) -> str:

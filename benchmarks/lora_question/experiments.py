@@ -8,7 +8,20 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from evidence import FIRST_TASK, MARGIN, NAMES, PRETRAINED, Finding, Row, Study, above, paired, percent, points, traits
+from evidence import (
+    MARGIN,
+    NAMES,
+    NOT_PRETRAINED,
+    PRETRAINED,
+    Finding,
+    Row,
+    Study,
+    above,
+    paired,
+    percent,
+    points,
+    traits,
+)
 from tested import Studies, acc, best, usual
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
@@ -74,7 +87,7 @@ def added_and_removed(studies: Studies) -> Iterator[Finding]:
     """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
     for found in written("add_remove"):
         setting = f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task"
-        rows, base = found["rows"], {"base": PRETRAINED if found["pretrained"] else FIRST_TASK}
+        rows, base = found["rows"], {"base": PRETRAINED if found["pretrained"] else NOT_PRETRAINED}
         for what, text in REMOVED.items():
             good = sum(row[what] for row in rows)
             yield Finding(setting, f"{text}: {good} of {len(rows)} removals",

@@ -67,7 +67,7 @@ def test_a_condition_is_named_where_it_tells_settings_apart(verdicts, said):
 def test_bases_stand_apart_and_open_comparisons_are_counted():
     one, other, third = (Finding("", "", verdict, {"id": trait, "base": base}) for verdict, trait, base in (
         ("holds", "a", evidence.PRETRAINED), ("not decided", "a", evidence.PRETRAINED),
-        ("does not hold", "a", evidence.FIRST_TASK)))
+        ("does not hold", "a", evidence.NOT_PRETRAINED)))
     apart = claims.Tested(claims.CLAIMS[0], (one, other, third)).by_base
     assert [evidence.told(found) for found in apart.values()] == ["holds (1 yes, 1 open)", "does not hold (1 no)"]
 
