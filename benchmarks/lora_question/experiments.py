@@ -22,7 +22,9 @@ from evidence import (
     points,
     traits,
 )
-from tested import Studies, acc, best, usual
+from tested import Studies, acc, best, kept, usual
+
+from clbench.report.formatting import number
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
 REMOVED = {"others same without it": "without a task, the logits of the others are the same bit for bit",
@@ -70,10 +72,12 @@ def many_tasks(studies: Studies) -> Iterator[Finding]:
     """Compare what LoRA holds after the last of many tasks with what it held after the first, and its accuracy."""
     for study in in_folder(studies, "many_tasks"):
         for row in usual(study):
-            held = [sum(parameters.values()) for parameters in row.first.costs.parameters]
-            growth = held[-1] / held[0]
+            costs = row.first.costs
+            held = [sum(parameters.values()) for parameters in costs.parameters]
+            growth, slower = held[-1] / held[0], costs.inference_flops[-1] / costs.inference_flops[0]
             rivals = "; ".join(f"{other.label} {percent(other.mean(acc))}" for other in study.rows if other is not row)
-            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first; ACC "
+            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first, "
+                    f"{number(kept(row), 'bytes')}; predicting takes {slower:.2f} times the FLOPs; ACC "
                     f"{percent(row.mean(acc))} ({rivals})")
             yield Finding(study.where, text, "holds" if growth <= TWICE else "does not hold", traits(study))
 
