@@ -48,8 +48,10 @@ def usual_alpha(studies: Studies) -> Iterator[Finding]:
             here = [row for row in rows if row.lr == lr]
             good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
             if top and good and (over := paired(good, top)) is not None:
-                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best of all "
-                              f"({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN),
+                first = best(here) or good
+                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best at "
+                              f"this rate alpha {first.option('alpha'):g} with {percent(first.mean(acc))}, best "
+                              f"of all ({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN),
                               traits(study))
 
 
