@@ -47,6 +47,10 @@ class Row:
         """Return the value of an option; None if the method has no such."""
         return self.first.trial.method.options.get(name)
 
+    def but(self, *names: str) -> dict[str, Any]:
+        """Return all other options."""
+        return {name: value for name, value in self.first.trial.method.options.items() if name not in names}
+
     @property
     def lr(self) -> float:
         """Return the learning rate that it was trained with."""
@@ -82,6 +86,12 @@ class Study:
     def scenario(self) -> str:
         """Return the scenario."""
         return self.first.trial.scenario
+
+    @property
+    def stream(self) -> tuple[str, ...]:
+        """Return what it shares with a study of another scenario on the same benchmark, model and recipe."""
+        benchmark, _, *rest = self.first.trial.setting
+        return benchmark, *rest
 
     @property
     def pretrained(self) -> bool:

@@ -13,7 +13,6 @@ from tested import (
     fewer_parameters,
     flops,
     general_features,
-    higher_ranks,
     needs_memory,
     needs_more_than_low_rank,
     no_interference,
@@ -26,6 +25,7 @@ RIVALS = ("Holds where LoRA is less than 2 points worse (see above). Not decided
           "recipe that ruins the base, so that it ends below heads alone, and no better one was searched for.")
 SHARED = ("seq-lora", "inflora", "ewc-lora", "sd-lora", "o-lora")
 MAIN = ("vision_task", "vision_class", "efficientnet_class", "text_task", "text_class")
+CHOSEN = "The best rows are chosen by the accuracies shown, which flatters both sides."
 CLAIMS = (
     Claim("10 to 100 times fewer trainable parameters per task",
           "Holds where full fine-tuning trains at least 10 times as many parameters in the last task as LoRA does; "
@@ -58,8 +58,8 @@ CLAIMS = (
           "seed 0 of `lora` in the run of vision_task."),
     Claim("Without the task id little is lost", "Holds where less than 2 points are lost.", without_id, MAIN),
     Claim("Ranks 1 to 4 limit: 8 and more are better",
-          "Holds where a rank from 8 to 16 is better than one from 1 to 4.", rank_matters((1, 2, 4), (8, 16)),
-          ("ranks", "text_ranks", *MAIN)),
+          "Holds where the best rank from 8 to 16 is better than the best from 1 to 4, each at the better of its "
+          "learning rates.", rank_matters(range(1, 5), range(8, 17)), ("ranks", "text_ranks", *MAIN), CHOSEN),
     Claim("The change of the weights is of low rank",
           "Of full fine-tuning, by the singular values of its change of each weight W (energy: their squares). Holds "
           "where, in the median layer, a tenth of the possible ranks hold 90 % of it.", low_rank,
@@ -67,16 +67,14 @@ CLAIMS = (
           "Made by `python benchmarks/lora_question/low_rank.py RUN ...` from the weights that runs keep."),
     Claim("Ranks of 32 and more are better still",
           "Holds where the best rank from 32 on is better than the best from 8 to 16, each at the better of its "
-          "learning rates.", higher_ranks, ("ranks",),
-          "The best rows are chosen by the accuracies shown, which flatters both sides."),
+          "learning rates.", rank_matters(range(8, 17), range(32, 1025)), ("ranks", "text_ranks"), CHOSEN),
     Claim("alpha = r or 2r is right",
           "Holds at a learning rate where the better of the two is less than 2 points worse than the best alpha at any "
           "learning rate. r is 4.", usual_alpha, ("alpha",),
           "The best of all is chosen by the accuracies shown, which flatters it."),
     Claim("A few layers are enough",
           "Holds where LoRA on some layers is less than 2 points worse than on all, each at the better of its learning "
-          "rates.", some_layers, ("layers",),
-          "The best rows are chosen by the accuracies shown, which flatters both sides."),
+          "rates.", some_layers, ("layers",), CHOSEN),
     Claim("LoRA scales to many tasks",
           "Holds where all parameters after 50 tasks are at most twice those after the first.", many_tasks,
           ("many_tasks",)),

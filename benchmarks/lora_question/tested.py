@@ -28,7 +28,7 @@ def usual(study: Study) -> list[Row]:
     """
     rows = study.named("lora")
     if study.scenario == "task":
-        rows = list({str({**row.first.trial.method.options, "infer": None}): row for row in reversed(rows)}.values())
+        rows = list({str(row.but("infer")): row for row in reversed(rows)}.values())
     return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
 
 
@@ -123,29 +123,34 @@ def no_interference(studies: Studies) -> Iterator[Finding]:
 
 
 def without_id(studies: Studies) -> Iterator[Finding]:
-    """Compare scenarios of the same folder."""
+    """Compare the same adapters in studies that differ in scenario alone; alpha may have been searched for each."""
     for given in (s for s in studies if s.scenario == "task"):
-        for hidden in (s for s in studies if s.scenario == "class" and s.folder == given.folder):
+        for hidden in (s for s in studies if s.scenario == "class" and s.stream == given.stream):
             for row in usual(given):
                 for other in usual(hidden):
-                    if (over := paired(other, row)) is not None:
-                        yield Finding(given.where,
+                    same = other.but("infer", "alpha") == row.but("infer", "alpha")
+                    if same and (over := paired(other, row)) is not None:
+                        yield Finding(hidden.where,
                                       f"{other.label}: {percent(other.mean(acc))} without, {percent(row.mean(acc))} "
                                       f"with: {points(over)}", above(over, -MARGIN), {"base": traits(given)["base"]})
 
 
-def rank_matters(low: Sequence[int], high: Sequence[int]) -> Callable[[Studies], Iterator[Finding]]:
-    """Return a test of whether the best of some higher ranks is better than the best of some lower ones."""
+def rank_matters(low: range, high: range) -> Callable[[Studies], Iterator[Finding]]:
+    """Return a test of whether the best of some higher ranks is better than the best of some lower ones.
+
+    Among rows that differ in rank, alpha and learning rate alone; with the task id also in how they would infer it.
+    """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
-            few = [row for row in study.named("lora") if row.option("rank") in low]
-            many = [row for row in study.named("lora") if row.option("rank") in high]
-            for first in few:
-                for second in many:
-                    if (over := paired(second, first)) is not None:
-                        yield Finding(study.where, f"rank {second.option('rank')} {percent(second.mean(acc))}, rank "
-                                      f"{first.option('rank')} {percent(first.mean(acc))}: {points(over)}",
-                                      above(over, 0.0), traits(study))
+            apart = ("rank", "alpha", *(["infer"] if study.scenario == "task" else []))
+            alike: dict[str, list[Row]] = {}
+            for row in study.named("lora"):
+                alike.setdefault(str(row.but(*apart)), []).append(row)
+            for rows in alike.values():
+                first, second = (best([row for row in rows if row.option("rank") in ranks]) for ranks in (low, high))
+                if first and second and (over := paired(second, first)) is not None:
+                    yield Finding(study.where, f"{second.label} {percent(second.mean(acc))}, {first.label} "
+                                  f"{percent(first.mean(acc))}: {points(over)}", above(over, 0.0), traits(study))
     return test
 
 
@@ -200,16 +205,6 @@ def general_features(studies: Studies) -> Iterator[Finding]:
 def best(rows: Sequence[Row]) -> Row | None:
     """Return the row with the highest mean ACC; None of none."""
     return max(rows, key=lambda row: row.mean(acc), default=None)
-
-
-def higher_ranks(studies: Studies) -> Iterator[Finding]:
-    """Compare the best of the ranks from 32 on with the best of those from 8 to 16, each at its best learning rate."""
-    for study in studies:
-        middle, high = (best([r for r in study.named("lora") if low <= r.option("rank") <= up])
-                        for low, up in ((8, 16), (32, 1024)))
-        if middle and high and (over := paired(high, middle)) is not None:
-            yield Finding(study.where, f"{high.label} {percent(high.mean(acc))}, {middle.label} "
-                          f"{percent(middle.mean(acc))}: {points(over)}", above(over, 0.0), traits(study))
 
 
 def needs_memory(studies: Studies) -> Iterator[Finding]:
