@@ -126,7 +126,7 @@ class FigurePoint:
     """A method's numbers in a figure, raw: fractions, parameters, FLOPs; None where there is no value."""
 
     label: str
-    strategy: str  # methods of one strategy share a colour and a line
+    strategy: str  # methods of one strategy share a colour
     reference: bool
     ranked: bool  # has a result for every seed and is no reference, so it may be on the Pareto front
     accuracy: float | None  # ACC, mean over seeds
@@ -137,6 +137,7 @@ class FigurePoint:
     low: float | None = None  # ends of ACC's interval; None with a single seed
     high: float | None = None
     compute: float | None = None  # FLOPs of all training
+    sweep: str = ""  # methods of one strategy that are joined by a line
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from clbench.report.columns import (
 )
 from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
-from clbench.report.figures.data import figure_point, section_figures, slugs
+from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
 from clbench.report.formatting import by_task, clean, listed, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
@@ -94,7 +94,7 @@ def _section(setting: Setting, slug: str) -> Section:
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
     points = list(map(figure_point, results, comparison.cells(ACC.column.title),
-                      comparison.cells(TRAINABLE.column.title), compute))
+                      comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "

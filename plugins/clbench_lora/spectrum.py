@@ -192,7 +192,9 @@ def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:
 
 
 def spectra(run: Path) -> list[Spectrum]:
-    """Return the spectra of a run folder: one for each setting and method of `independent` in it.
+    """Return the spectra of a run folder: one for each setting and row of `independent` in it.
+
+    Rows differ in an option, or in a recipe of their own, as in reports.
 
     Raises:
         StoreError: there is no finished trial of `independent` with its weights, or files cannot be read.
@@ -204,7 +206,7 @@ def spectra(run: Path) -> list[Spectrum]:
     for record in records:
         if record.trial.method.name != "independent" or not (store.artifacts / record.key / BASE).is_file():
             continue
-        key = (*record.trial.setting, str(record.trial.method))
+        key = (*record.trial.setting, record.trial.row)
         spectrum = found.setdefault(key, Spectrum(_setting(record), record.label))
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
@@ -223,7 +225,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
     groups: dict[str, list[Record]] = {}
     for record in same:
         if record.trial.method.name in ("frozen", "lora"):
-            groups.setdefault(str(record.trial.method), []).append(record)
+            groups.setdefault(record.trial.row, []).append(record)
     for group in (*groups.values(), list(full)):
         method, label = group[0].trial.method, group[0].label
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))

@@ -24,7 +24,7 @@ def make_matrix(tasks: int = 3, shift: float = 0.0) -> list[list[float]]:
 def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]] | None = None, *,
                 tasks: int = 3, status: str = "done", label: str | None = None, reference: bool | None = None,
                 options: Mapping[str, Any] | None = None, benchmark: str = "split-mnist-5k", scenario: str = "task",
-                model: str = "mlp", recipe: Recipe | None = None,
+                model: str = "mlp", recipe: Recipe | None = None, own_recipe: Mapping[str, Any] | None = None,
                 task_inference: Sequence[Sequence[float]] | None = None, trainable: Sequence[int] | None = None,
                 parameters: Mapping[str, int] | None = None, kept_bytes: Mapping[str, int] | None = None,
                 train_seconds: float = 1.0, fingerprint: str = "f00d", notes: Sequence[str] = (),
@@ -43,7 +43,8 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
     trained = len(rows) - 1
     trial = Trial(benchmark=Resolved(name=benchmark, options={"tasks": count}), scenario=scenario,
                   model=Resolved(name=model, options={}), recipe=recipe or Recipe(),
-                  method=Resolved(name=method, options=dict(options or {})), seed=seed)
+                  own_recipe=dict(own_recipe or {}), seed=seed,
+                  method=Resolved(name=method, options=dict(options or {})))
     return Record(
         schema=1, key=trial.key, label=label or method, status=status, trial=trial, R=rows,
         reference=method in ("naive", "joint") if reference is None else reference,

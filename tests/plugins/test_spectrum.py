@@ -140,6 +140,20 @@ def test_settings_do_not_mix_and_other_bases_are_noted(run):
                             "mine adapts some layers only (layers = last); the energy beside it is that of all"]
 
 
+def test_rows_with_a_recipe_of_their_own_do_not_mix(run):
+    store = Store(run)
+    options = {"base": "task1", "infer": "entropy"}
+    keep(store, make_record("independent", 0, make_matrix(2), reference=True, options=options, label="slower",
+                            own_recipe={"lr": 1e-4}), ranks={"blocks.0.body.1": 1, "blocks.1.body": 1})
+    store.write(make_record("lora", 0, make_matrix(2), label="lora:rank=1:recipe.lr=1e-4", own_recipe={"lr": 1e-4},
+                            options={"rank": 1, "base": "task1", "rank_pattern": {}, "layers": "all"}))
+    first, second = sorted(spectra(run), key=lambda s: s.label)
+    assert (first.label, len(first.changes)) == ("independent", 8)
+    assert (second.label, {c.rank(0.99) for c in second.changes}) == ("slower", {1})
+    assert [(r.label, r.accuracy.n) for r in second.reached] == [
+        ("frozen", 2), ("lora:rank=1", 2), ("lora:rank=1:recipe.lr=1e-4", 1), ("lora:rank=4", 2), ("slower", 1)]
+
+
 @pytest.fixture
 def fused(tmp_path):
     """Return a run whose layer for q, k and v changed in orthogonal directions: q by 4, k not at all, v by 3 and 2."""

@@ -45,6 +45,18 @@ def test_the_pareto_figure_holds_the_tables_numbers():
                          "ewc:a=1 (90; 80.00 ± 0.00 %). Others: naive:a=2 (90; 90.00 ± 0.00 %).")
 
 
+def test_a_sweep_at_two_learning_rates_is_two_lines_but_rates_found_for_each_are_one():
+    def points(*methods):
+        found = figures([make_record("lora", s, label=f"lora:{rank}:{lr}", options={"rank": rank},
+                                     trainable=[10 * rank] * 3, own_recipe={"lr": lr}) for s in (0, 1)
+                         for rank, lr in methods])["pareto"]
+        return {p.label: p.sweep for p in found.points}
+
+    two = points((1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2))
+    assert two["lora:1:0.1"] == two["lora:2:0.1"] != two["lora:1:0.2"] == two["lora:2:0.2"]
+    assert len(set(points((1, 0.1), (2, 0.2)).values())) == 1
+
+
 def test_methods_without_all_their_seeds_are_shown_but_not_on_the_front():
     records = [*study(("lora", 10, 0.6), ("ewc", 90, 0.8)), make_record("er", 0, [[0.9] * 3] * 4, trainable=[5] * 3),
                make_record("pnn", 0, status="diverged")]

@@ -12,9 +12,7 @@ from clbench.report.tables import build
 
 def own(label, lr, seed=0, **settings):
     """Return a record of a method with a learning rate of its own."""
-    record = make_record(label.partition(":")[0], seed, **settings)
-    trial = record.trial.model_copy(update={"own_recipe": {"lr": lr}})
-    return record.model_copy(update={"label": label, "trial": trial, "key": trial.key})
+    return make_record(label.partition(":")[0], seed, label=label, own_recipe={"lr": lr}, **settings)
 
 
 def called(records):

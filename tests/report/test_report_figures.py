@@ -49,6 +49,13 @@ def test_the_front_has_heavy_markers_and_a_step_line_to_the_edge():
     assert swept == pytest.approx([1000, 2000, 4000]), "a sweep is joined in the order of its parameters"
 
 
+def test_sweeps_of_one_strategy_are_lines_of_their_own():
+    records = [make_record("lora", s, label=f"lora:{rank}:{lr}", options={"rank": rank}, trainable=[1000 * rank] * 3,
+                           own_recipe={"lr": lr}) for s in (0, 1) for rank in (1, 2, 4) for lr in (0.1, 0.2)]
+    axes, = figure(build(records), "pareto")[0].axes
+    assert sum(len(line.get_xdata()) == 3 for line in axes.lines[1:]) == 2
+
+
 def test_labels_cover_neither_one_another_nor_markers():
     drawn, _ = figure(study(ranks=(1, 2, 4, 8)), "pareto")
     axes, = drawn.axes

@@ -58,8 +58,9 @@ def _draw_panel(figure: Figure, axes: Axes, side: Panel, looks: Mapping[str, Loo
     page[:, 0] = side_by_side(page.tolist(), _APART, best)  # methods that train all weights share their place
     x = axes.transData.inverted().transform(page)[:, 0].tolist()
     lines = [_steps(axes, [(x[i], y[i]) for i in best], bounds[1])] if best else []
-    for strategy in dict.fromkeys(p.strategy for p in points if not p.reference):
-        swept = sorted((x[i], y[i]) for i, p in enumerate(points) if p.strategy == strategy and not p.reference)
+    for strategy, sweep in dict.fromkeys((p.strategy, p.sweep) for p in points if not p.reference):
+        swept = sorted((x[i], y[i]) for i, p in enumerate(points)
+                       if (p.strategy, p.sweep) == (strategy, sweep) and not p.reference)
         axes.plot(*zip(*swept, strict=True), color=looks[strategy].colour, linewidth=1.0, alpha=0.8, zorder=2)
         lines.append(swept)
     for i, p in enumerate(points):

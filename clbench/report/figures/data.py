@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from clbench.core.options import OWN_RECIPE
 from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, cells
 from clbench.report.figures.courses import steps_figure
@@ -54,13 +56,25 @@ def panels(points: Sequence[FigurePoint]) -> list[Panel]:
     return found
 
 
-def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell | None) -> FigurePoint:
+def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell | None, sweep: str) -> FigurePoint:
     """Return what the figures show of a method: the numbers of its cells in the comparison, and what it keeps."""
     same_length = len(set(map(len, result.parameters))) == 1
     return FigurePoint(result.label, result.strategy, result.reference, result.complete and not result.reference,
                        accuracy.mean, accuracy.half_width, trainable.mean,
                        tuple(map(fmean, zip(*result.parameters, strict=True))) if same_length else (),
-                       low=accuracy.low, high=accuracy.high, compute=compute.mean if compute else None)
+                       low=accuracy.low, high=accuracy.high, compute=compute.mean if compute else None, sweep=sweep)
+
+
+def sweeps(results: Sequence[Result]) -> list[str]:
+    """Return the sweep of each method: one for each recipe, where a strategy has the same options with several.
+
+    So ranks at two learning rates are two lines, and ranks that each have the rate found for it are one.
+    """
+    recipes = [str([(name, value) for name, value in r.options if name.startswith(OWN_RECIPE)]) for r in results]
+    others = [(r.strategy, str([(name, value) for name, value in r.options if not name.startswith(OWN_RECIPE)]))
+              for r in results]
+    several = {strategy for (strategy, _), count in Counter(others).items() if count > 1}
+    return [recipe if result.strategy in several else "" for recipe, result in zip(recipes, results, strict=True)]
 
 
 def slugs(titles: Sequence[str]) -> list[str]:
