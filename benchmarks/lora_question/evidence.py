@@ -162,9 +162,9 @@ class Claim:
 def studies(reports: Path) -> list[Study]:
     """Return the sections of the committed reports that have `lora` in them, in the order of their folders.
 
-    Of sections that share benchmark, scenario, model and recipe the one with most methods.
+    Of sections that share benchmark, scenario, model, recipe and a row, the one with most methods.
     """
-    found: dict[tuple[str, ...], Study] = {}
+    found: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
         assert not problems, problems
@@ -172,11 +172,16 @@ def studies(reports: Path) -> list[Study]:
         for setting in by_setting(records):
             rows = tuple(Row(called.get(m.label, m.label), {r.trial.seed: r for r in m.done})
                          for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
-            shared = setting.records[0].trial.setting
-            known = found.get(shared)
-            if any(row.name == "lora" for row in rows) and (known is None or len(rows) > len(known.rows)):
-                found[shared] = Study(str(folder.relative_to(reports)), rows)
-    return sorted(found.values(), key=lambda study: study.folder)
+            if any(row.name == "lora" for row in rows):
+                found.append(Study(str(folder.relative_to(reports)), rows))
+    return [study for study in found if not any(len(other.rows) > len(study.rows) and repeats(study, other)
+                                                for other in found)]
+
+
+def repeats(study: Study, other: Study) -> bool:
+    """Tell whether two sections have a setting and a row in common."""
+    return study.first.trial.setting == other.first.trial.setting and bool(
+        {row.first.trial.row for row in study.rows} & {row.first.trial.row for row in other.rows})
 
 
 def paired(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> Interval | None:

@@ -122,7 +122,38 @@ def test_rows_of_one_rival_are_told_apart_where_there_are_several(found):
 def test_heads_are_compared_with_adapters_on_their_own_base(found):
     study = next(s for s in found if s.folder == "lora_question/base")
     texts = [finding.text for finding in tested.general_features([study])]
-    assert len(texts) == 2 and all(text.count("base=task1") in (0, 2) for text in texts)
+    assert len(texts) == 4, "LoRA has two learning rates on each of two bases"
+    assert all(text.count("base=task1") in (0, 2) for text in texts)
+
+
+def row(accuracy, scenario="class", lr=1e-3, **options):
+    label = ":".join(["lora", *(f"{name}={value}" for name, value in {**options, "lr": lr}.items())])
+    return evidence.Row(label, {seed: make_record(
+        "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label, scenario=scenario,
+        own_recipe={"lr": lr}, options=options) for seed in range(3)})
+
+
+def test_ranks_are_compared_best_with_best_among_rows_that_infer_the_task_alike():
+    study = evidence.Study("x", (row(0.9, rank=1, infer="gaussian"), row(0.91, rank=16, infer="gaussian"),
+                                 row(0.7, rank=4, infer="gaussian"), row(0.3, rank=16, infer="gaussian", lr=0.1),
+                                 row(0.5, rank=4, infer="entropy"), row(0.4, rank=8, infer="entropy"),
+                                 row(0.8, rank=32, infer="gaussian")))
+    compare = tested.rank_matters(range(1, 5), range(8, 17))
+    assert [(finding.text.rpartition(": ")[2], finding.verdict) for finding in compare([study])] == [
+        ("+1.0 [+1.0, +1.0]", "holds"), ("-10.0 [-10.0, -10.0]", "does not hold")]
+
+
+def test_what_is_lost_without_the_task_id_is_told_of_the_same_adapters_wherever_the_runs_lie():
+    given = evidence.Study("x", (row(0.9, "task", rank=4), row(0.8, "task", rank=4, layers="last")))
+    hidden = evidence.Study("y", (row(0.4, rank=4, infer="gaussian"),))
+    finding, = tested.without_id([given, hidden])
+    assert "40.00 % without, 90.00 % with: -50.0" in finding.text and "reports/y/" in finding.setting
+
+
+def test_a_study_repeated_in_part_by_a_larger_one_is_left_out():
+    small, other = evidence.Study("a", (row(0.5, rank=1),)), evidence.Study("c", (row(0.5, rank=2),))
+    large = evidence.Study("b", (row(0.5, rank=1), row(0.5, rank=4)))
+    assert evidence.repeats(small, large) and not evidence.repeats(other, large)
 
 
 def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
@@ -155,15 +186,10 @@ def test_findings_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path
 
 
 def test_layers_are_compared_at_the_better_of_their_learning_rates():
-    def row(layers, lr, accuracy):
-        label = f"lora:layers={layers}:recipe.lr={lr}"
-        return evidence.Row(label, {seed: make_record(
-            "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label,
-            options={"layers": layers, "rank": 4}) for seed in range(3)})
-
-    study = evidence.Study("lora_question/layers", (row("all", "1e-3", 0.8), row("all", "3e-3", 0.5),
-                                                    row("attention", "1e-3", 0.6), row("attention", "3e-3", 0.79)))
+    study = evidence.Study("lora_question/layers", (
+        row(0.8, layers="all", rank=4), row(0.5, layers="all", rank=4, lr=3e-3), row(0.6, layers="attention", rank=4),
+        row(0.79, layers="attention", rank=4, lr=3e-3)))
     finding, = experiments.some_layers([study])
-    assert finding.text.startswith("lora:layers=attention:recipe.lr=3e-3 (1,000 parameters) 79.00 %, ")
-    assert "lora:layers=all:recipe.lr=1e-3 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
+    assert finding.text.startswith("lora:layers=attention:rank=4:lr=0.003 (1,000 parameters) 79.00 %, ")
+    assert "lora:layers=all:rank=4:lr=0.001 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
     assert finding.verdict == "holds"
