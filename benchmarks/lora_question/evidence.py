@@ -174,8 +174,11 @@ def studies(reports: Path) -> list[Study]:
                          for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
             if any(row.name == "lora" for row in rows):
                 found.append(Study(str(folder.relative_to(reports)), rows))
-    return [study for study in found if not any(len(other.rows) > len(study.rows) and repeats(study, other)
-                                                for other in found)]
+    kept: list[Study] = []
+    for study in sorted(found, key=lambda study: -len(study.rows)):
+        if not any(repeats(study, other) for other in kept):
+            kept.append(study)
+    return [study for study in found if any(study is other for other in kept)]
 
 
 def repeats(study: Study, other: Study) -> bool:
