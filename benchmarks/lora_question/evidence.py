@@ -178,7 +178,7 @@ def studies(reports: Path) -> list[Study]:
     for study in sorted(found, key=lambda study: -len(study.rows)):
         if not any(repeats(study, other) for other in kept):
             kept.append(study)
-    return [study for study in found if any(study is other for other in kept)]
+    return sorted(kept, key=found.index)
 
 
 def repeats(study: Study, other: Study) -> bool:

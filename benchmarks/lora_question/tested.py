@@ -28,7 +28,7 @@ def usual(study: Study) -> list[Row]:
     """
     rows = study.named("lora")
     if study.scenario == "task":
-        rows = list({(str(row.but("infer")), row.lr): row for row in reversed(rows)}.values())
+        rows = list({f"{row.but('infer')} {row.first.trial.own_recipe}": row for row in reversed(rows)}.values())
     return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
 
 

@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT
 from helpers.records import make_record
 
+from clbench.core.options import format_value
 from clbench.results.metrics import acc
 from clbench.results.stats import Interval
 from clbench.results.store import Store
@@ -127,7 +128,7 @@ def test_heads_are_compared_with_adapters_on_their_own_base(found):
 
 
 def row(accuracy, scenario="class", lr=1e-3, **options):
-    label = ":".join(["lora", *(f"{name}={value}" for name, value in {**options, "lr": lr}.items())])
+    label = ":".join(["lora", *(f"{k}={format_value(v)}" for k, v in {**options, "recipe.lr": lr}.items())])
     return evidence.Row(label, {seed: make_record(
         "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label, scenario=scenario,
         own_recipe={"lr": lr}, options=options) for seed in range(3)})
@@ -187,9 +188,9 @@ def test_findings_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path
 
 def test_layers_are_compared_at_the_better_of_their_learning_rates():
     study = evidence.Study("lora_question/layers", (
-        row(0.8, layers="all", rank=4), row(0.5, layers="all", rank=4, lr=3e-3), row(0.6, layers="attention", rank=4),
-        row(0.79, layers="attention", rank=4, lr=3e-3)))
+        row(0.8, layers="all"), row(0.5, layers="all", lr=3e-3), row(0.6, layers="attention"),
+        row(0.79, layers="attention", lr=3e-3)))
     finding, = experiments.some_layers([study])
-    assert finding.text.startswith("lora:layers=attention:rank=4:lr=0.003 (1,000 parameters) 79.00 %, ")
-    assert "lora:layers=all:rank=4:lr=0.001 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
+    assert finding.text.startswith("lora:layers=attention:recipe.lr=3e-3 (1,000 parameters) 79.00 %, ")
+    assert "lora:layers=all:recipe.lr=1e-3 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
     assert finding.verdict == "holds"
