@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clbench.report.figures.labels import Box, along, place, side_by_side, spread
+from clbench.report.figures.labels import Box, along, place, spread
 
 PAGE = Box(0, 0, 400, 300)
 NOTHING = np.zeros((0, 2)), np.zeros(0)
@@ -49,9 +49,3 @@ def test_stacked_items_move_as_little_as_they_must():
         order = np.argsort(wanted)
         for a, b in pairwise(order):
             assert found[b] - found[a] >= (heights[a] + heights[b]) / 2 - 1e-9
-
-
-def test_markers_that_would_cover_each_other_stand_side_by_side():
-    points = [(100.0, 50.0), (100.0, 52.0), (100.0, 55.0), (100.0, 90.0), (300.0, 50.0)]
-    assert side_by_side(points, 10) == [100, 110, 90, 100, 300]
-    assert side_by_side(points, 10, first=[1]) == [110, 100, 90, 100, 300]

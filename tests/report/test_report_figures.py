@@ -56,6 +56,14 @@ def test_sweeps_of_one_strategy_are_lines_of_their_own():
     assert sum(len(line.get_xdata()) == 3 for line in axes.lines[1:]) == 2
 
 
+def test_markers_that_cover_each_other_stay_at_their_cost():
+    records = [make_record(name, s, trainable=[trained] * 3)
+               for s in (0, 1) for name, trained in (("lora", 1000), ("naive", 5000), ("ewc", 5000), ("er", 5000))]
+    drawn, looks = figure(build(records), "pareto")
+    assert {name: m[0] for name in looks for m in markers(drawn.axes[0], looks[name])} == {
+        "lora": 1000, "naive": 5000, "ewc": 5000, "er": 5000}
+
+
 def test_labels_cover_neither_one_another_nor_markers():
     drawn, _ = figure(study(ranks=(1, 2, 4, 8)), "pareto")
     axes, = drawn.axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from clbench.report.figures import style
 from clbench.report.figures.data import Panel, panels
-from clbench.report.figures.labels import Box, along, place, side_by_side
+from clbench.report.figures.labels import Box, along, place
 from clbench.report.figures.style import INK, LABEL, PALE, Look
 from clbench.report.model import FigureData, FigurePoint
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARGIN = 1.5  # beside a label
-_APART = 11.0  # points between two markers that would cover each other
 
 
 def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
@@ -54,9 +53,6 @@ def _draw_panel(figure: Figure, axes: Axes, side: Panel, looks: Mapping[str, Loo
     axes.set_xlim(*bounds)
     style.log_counts(axes.xaxis, *bounds)
     axes.set_xlabel(side.title + (" (FLOPs)" if side.unit == "flops" else ""))
-    page = axes.transData.transform(list(zip(x, y, strict=True)))
-    page[:, 0] = side_by_side(page.tolist(), _APART, best)  # methods that train all weights share their place
-    x = axes.transData.inverted().transform(page)[:, 0].tolist()
     lines = [_steps(axes, [(x[i], y[i]) for i in best], bounds[1])] if best else []
     for strategy, sweep in dict.fromkeys((p.strategy, p.sweep) for p in points if not p.reference):
         swept = sorted((x[i], y[i]) for i, p in enumerate(points)
@@ -81,7 +77,8 @@ def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[
 
 
 def _marker(axes: Axes, x: float, y: float, look: Look, hollow: bool, heavy: bool) -> None:
-    axes.plot([x], [y], marker=look.marker, markersize=8.5 if heavy else 6.5, zorder=4 if heavy else 3.5,
+    level = 4.0 if heavy else 3.3 if hollow else 3.5
+    axes.plot([x], [y], marker=look.marker, markersize=8.5 if heavy else 6.5, zorder=level,
               color="white" if hollow else look.colour, markeredgewidth=1.3 if heavy or hollow else 0.6,
               markeredgecolor=look.colour if hollow else INK if heavy else "white", clip_on=False)
 

@@ -87,22 +87,6 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     return out
 
 
-def side_by_side(points: Sequence[tuple[float, float]], apart: float, first: Sequence[int] = ()) -> list[float]:
-    """Return each point's x, moved where another point would be closer than `apart` in x and in y.
-
-    Each goes to the nearest free place; those in `first` choose first, then the others in their order.
-    """
-    taken: dict[int, tuple[float, float]] = {}
-    for i in dict.fromkeys([*first, *range(len(points))]):
-        x, y = points[i]
-        places = (x + side * k * apart for k in range(len(points) + 1) for side in (1, -1))
-        # an exact multiple of `apart` is far enough, whatever rounding makes of it
-        free = next(p for p in places
-                    if not any(abs(p - q) < 0.99 * apart and abs(y - r) < apart for q, r in taken.values()))
-        taken[i] = free, y
-    return [taken[i][0] for i in range(len(points))]
-
-
 def _around(anchor: tuple[float, float], size: tuple[float, float]) -> Floats:
     """Return the boxes (K, 4: left, bottom, right, top) that a label may take around its anchor."""
     (x, y), (width, height) = anchor, size

@@ -17,7 +17,7 @@ function drawPareto(svg, width, figure, methods) {
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].title}${unit === "seconds" ? " (s)" : ""}, log`,
     yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "ACC (%)" });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
-  const at = apart(points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]));
+  const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);
   const marks = points.map(({ method, cost, gain }, i) => {
     const within = group(svg, method);
@@ -30,17 +30,6 @@ function drawPareto(svg, width, figure, methods) {
   });
   nameAll(svg, points, at, best, box, width >= 520);
   return { height, marks };
-}
-
-// Points that would cover one another stand side by side, as in the figures of the written report.
-function apart(points, least = 12) {
-  const taken = [];
-  for (const [x, y] of points) {
-    const shifts = points.flatMap((_, k) => [k * least, -k * least]);
-    const clear = (dx) => taken.every(([a, b]) => Math.abs(a - x - dx) > least - 0.1 || Math.abs(b - y) >= least);
-    taken.push([x + shifts.find(clear), y]);
-  }
-  return taken;
 }
 
 function steps(svg, points, box) {
