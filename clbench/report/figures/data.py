@@ -122,7 +122,7 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
         " ".join(side.told() for side in sides),
         f"ACC (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
         "and steps: the Pareto front, the best accuracy at each cost; hollow: references, which take no part in it; a "
-        "thin line joins the methods of one strategy. Markers that would cover each other stand side by side."
+        "thin line joins the methods of one strategy."
         + "".join(f" Without {cost}, so not on that axis: {', '.join(labels)}." for cost, labels in lacking if labels),
         tuple(p for p in points if any(p in side.points for side in sides)))
 

@@ -184,7 +184,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
                    (accuracy,), f"{slug}-accuracy", axis="accuracy (%)"),
         FigureView("pareto", "Accuracy against cost",
                    "Broken line: the Pareto front, the best accuracy at each cost; references (hollow) take no part in "
-                   "it. Points that would cover one another stand side by side.",
+                   "it.",
                    f"Accuracy against a cost. ACC: {_in_words(comparison, comparison.cells(ACC.column.title))}.",
                    (f"{id_}-comparison",), f"{slug}-pareto", costs=_costs(section)),
         FigureView("seeds", "Seed by seed", "ACC of each seed; bar and band: mean and 95% interval.",
