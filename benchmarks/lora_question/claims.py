@@ -53,8 +53,9 @@ Objections of a careful reviewer that more seeds would not meet:
   both sides of the choice, and stayed; in the other studies it has two values. LoRA's alpha was not searched with them.
   Half the budget asks for higher learning rates than the whole: on the ViT LoRA of rank 16, and whole copies of the
   network, are better at a third of the rate that was chosen for them
-  ([ranks](../reports/lora_question/ranks/report.md)). Other rows may be, too. In the family without the task id
-  inflora and slca chose the lowest rate they were given, after a lower one had been added once.
+  ([ranks](../reports/lora_question/ranks/report.md)). Other rows may be, too. In the family some rows chose an end of
+  what they were given, after what lies beyond had been added once: without the task id inflora and slca the lowest
+  rate, with it slca the highest, and the lowest part of it for the layers below the head.
 - **One set of weights for each base.** Seeds change the order of classes, of samples, and the new weights; none
   changes what the base learned, or on which images. Whether those had some like CIFAR-100's is not known.
 - **Rules after the first runs**, and many comparisons on one page (see above).
