@@ -38,7 +38,7 @@ CLAIMS = (
           "`pnn:start=base` they start from the base, as all that LoRA does."),
     Claim("LoRA rivals shared-private", RIVALS, against("shared-private"), MAIN),
     Claim("LoRA rivals adapters that tasks share", RIVALS, against(*SHARED),
-          ("vision_family_task", "vision_family_class")),
+          ("vision_family_task", "vision_family_class", "sgd")),
     Claim("LoRA rivals closed forms on the frozen base", RIVALS, against("ncm", "slda", "ranpac"),
           (*MAIN, "vision_family_class"), "They train no layer below the head, or none at all."),
     Claim("LoRA rivals joint training", RIVALS, against("joint"), MAIN,
