@@ -23,10 +23,11 @@ Per task LoRA trains two small matrices beside each frozen weight W: h = Wx + (a
 one that people say about it in continual learning. Below it stand a rule and what the committed records give by that
 rule, in every committed study that has LoRA in it. The page is made by
 `python benchmarks/lora_question/claims.py --write`; no figure on it is typed by hand. The rules were written on 26
-November 2026, when the runs on MNIST, on texts, and the first ones on Split-CIFAR-100 were known. Three were narrowed
+November 2026, when the runs on MNIST, on texts, and the first ones on Split-CIFAR-100 were known. Four were narrowed
 on the 27th, when runs that they touch were known: that a method ends below heads alone is put down to its recipe only
-where no better recipe was searched for; heads are held against adapters on the same base alone; and low and high ranks
-are compared best with best, among rows that infer the task alike, no longer each with each.
+where no better recipe was searched for; heads are held against adapters on the same base alone; low and high ranks
+are compared best with best, among rows that infer the task alike, no longer each with each; and of rows of a method
+that differ in their recipe alone the best by the accuracies shown stands for all, LoRA's and its rivals' alike.
 
 - **Differences** are in points of final average accuracy ([ACC](metrics.md)), paired by seed, with a 95 % interval,
   as in the reports. Each interval is one of many on this page: of twenty that are right, about one misses by chance.

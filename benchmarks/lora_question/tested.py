@@ -22,14 +22,20 @@ def acc(record: Record) -> float:
 
 
 def usual(study: Study) -> list[Row]:
-    """Return a study's rows of `lora`: those of rank 4 where ranks were compared, else all.
-
-    With the task id, rows that differ only in how they would infer it are one.
-    """
-    rows = study.named("lora")
-    if study.scenario == "task":
-        rows = list({f"{row.but('infer')} {row.first.trial.own_recipe}": row for row in reversed(rows)}.values())
+    """Return a study's rows of `lora`, each by its best recipe: those of rank 4 where ranks were compared, else all."""
+    rows = by_best_recipe(study, "lora")
     return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
+
+
+def by_best_recipe(study: Study, name: str) -> list[Row]:
+    """Return a study's rows of a method; of those that differ in the recipe alone, the best.
+
+    With the task id, rows that differ only in how they would infer it are one, too.
+    """
+    alike: dict[str, list[Row]] = {}
+    for row in study.named(name):
+        alike.setdefault(str(row.but("infer") if study.scenario == "task" else row.but()), []).append(row)
+    return [row for rows in alike.values() if (row := best(rows))]
 
 
 def marked(row: Row, rows: Sequence[Row]) -> str:
@@ -44,7 +50,7 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
     """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
-            rows = [rival for name in rivals for rival in study.named(name)]
+            rows = [rival for name in rivals for rival in by_best_recipe(study, name)]
             for rival in rows:
                 ruined = spoilt(study, rival)
                 for row in usual(study):
@@ -195,7 +201,7 @@ def needs_more_than_low_rank(studies: Studies) -> Iterator[Finding]:
 def general_features(studies: Studies) -> Iterator[Finding]:
     """Look what adapting the layers below the heads adds to private heads on the same base."""
     for study in studies:
-        for heads in [*study.named("shared-private"), *study.named("frozen")]:
+        for heads in [*by_best_recipe(study, "shared-private"), *by_best_recipe(study, "frozen")]:
             for row in usual(study):
                 if row.option("base") == heads.option("base") and (over := paired(row, heads)) is not None:
                     yield Finding(study.where, f"{heads.label} {percent(heads.mean(acc))}, {row.label} "

@@ -123,7 +123,7 @@ def test_rows_of_one_rival_are_told_apart_where_there_are_several(found):
 def test_heads_are_compared_with_adapters_on_their_own_base(found):
     study = next(s for s in found if s.folder == "lora_question/base")
     texts = [finding.text for finding in tested.general_features([study])]
-    assert len(texts) == 4, "LoRA has two learning rates on each of two bases"
+    assert len(texts) == 2, "two bases, LoRA on each at the better of two learning rates"
     assert all(text.count("base=task1") in (0, 2) for text in texts)
 
 
@@ -132,6 +132,14 @@ def row(accuracy, scenario="class", lr=1e-3, **options):
     return evidence.Row(label, {seed: make_record(
         "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label, scenario=scenario,
         own_recipe={"lr": lr}, options=options) for seed in range(3)})
+
+
+def test_a_method_stands_in_a_study_by_its_best_recipe():
+    study = evidence.Study("x", (row(0.9, rank=4, lr=0.1), row(0.91, rank=4, lr=0.2), row(0.3, rank=4, lr=0.3),
+                                 row(0.5, rank=4, alpha=8, lr=0.1), row(0.99, rank=8)))
+    assert [r.label for r in tested.usual(study)] == ["lora:rank=4:recipe.lr=0.2", "lora:rank=4:alpha=8:recipe.lr=0.1"]
+    assert [r.label for r in tested.by_best_recipe(study, "lora")][2:] == ["lora:rank=8:recipe.lr=1e-3"]
+    assert tested.by_best_recipe(study, "ewc") == []
 
 
 def test_ranks_are_compared_best_with_best_among_rows_that_infer_the_task_alike():
