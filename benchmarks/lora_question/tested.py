@@ -27,14 +27,15 @@ def usual(study: Study) -> list[Row]:
     return [row for row in rows if row.option("rank") == USUAL_RANK] or rows
 
 
-def by_best_recipe(study: Study, name: str) -> list[Row]:
-    """Return a study's rows of a method; of those that differ in the recipe alone, the best.
+def by_best_recipe(study: Study, *names: str) -> list[Row]:
+    """Return a study's rows of each of some methods; of those that differ in the recipe alone, the best.
 
     With the task id, rows that differ only in how they would infer it are one, too.
     """
-    alike: dict[str, list[Row]] = {}
-    for row in study.named(name):
-        alike.setdefault(str(row.but("infer") if study.scenario == "task" else row.but()), []).append(row)
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for row in (row for name in names for row in study.named(name)):
+        options = row.but("infer") if study.scenario == "task" else row.but()
+        alike.setdefault((row.name, str(options)), []).append(row)
     return [row for rows in alike.values() if (row := best(rows))]
 
 
@@ -50,7 +51,7 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
     """
     def test(studies: Studies) -> Iterator[Finding]:
         for study in studies:
-            rows = [rival for name in rivals for rival in by_best_recipe(study, name)]
+            rows = by_best_recipe(study, *rivals)
             for rival in rows:
                 ruined = spoilt(study, rival)
                 for row in usual(study):
@@ -189,8 +190,7 @@ def needs_more_than_low_rank(studies: Studies) -> Iterator[Finding]:
         if study.first.trial.benchmark.name != "permuted-mnist":  # whose pixels are
             continue
         for row in usual(study):
-            for other in [*study.named("independent"), *study.named("joint"), *study.named("pnn"),
-                          *study.named("ewc")]:
+            for other in by_best_recipe(study, "independent", "joint", "pnn", "ewc"):
                 if (over := paired(row, other)) is not None:
                     verdict = above(over, -MARGIN)
                     fails = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)
@@ -201,7 +201,7 @@ def needs_more_than_low_rank(studies: Studies) -> Iterator[Finding]:
 def general_features(studies: Studies) -> Iterator[Finding]:
     """Look what adapting the layers below the heads adds to private heads on the same base."""
     for study in studies:
-        for heads in [*by_best_recipe(study, "shared-private"), *by_best_recipe(study, "frozen")]:
+        for heads in by_best_recipe(study, "shared-private", "frozen"):
             for row in usual(study):
                 if row.option("base") == heads.option("base") and (over := paired(row, heads)) is not None:
                     yield Finding(study.where, f"{heads.label} {percent(heads.mean(acc))}, {row.label} "
