@@ -22,7 +22,7 @@ Verdict = Literal["holds", "does not hold", "not decided"]
 PRETRAINED, NOT_PRETRAINED = "on pretrained bases", "on bases that are not pretrained"
 MEANINGS = {"task": "with the task id", "class": "without the task id", "domain": "where tasks share their classes"}
 NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
-         "hf:all-MiniLM-L6-v2": "MiniLM"}
+         "timm:efficientnet_lite0": "EfficientNet-Lite0", "hf:all-MiniLM-L6-v2": "MiniLM"}
 BASES = {"task1": "trained on task 1", "random": "random weights"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -16,6 +17,7 @@ from evidence import (
     Finding,
     Row,
     Study,
+    Verdict,
     above,
     paired,
     percent,
@@ -109,6 +111,24 @@ def base_decides(studies: Studies) -> Iterator[Finding]:
                 there = fmean(value for seed, value in good.values(acc).items() if seed in row.trials)
                 text = f"pretrained {percent(there)}, {row.label} {percent(row.mean(acc))}: {points(over)}"
                 yield Finding(study.where, text, above(over, 0.0), {"base": PRETRAINED})
+    yield from bases_differ(studies, "vision_class", "efficientnet_class")
+
+
+def bases_differ(studies: Studies, one: str, other: str) -> Iterator[Finding]:
+    """Compare LoRA on two pretrained bases, the same stream for each seed, and say what heads alone have on each."""
+    for first, second in product(in_folder(studies, one), in_folder(studies, other)):
+        for row, there in product(usual(first), usual(second)):
+            if (over := paired(row, there)) is not None:
+                text = f"{with_heads(first, row, there)}, {with_heads(second, there, row)}: {points(over)}"
+                verdict: Verdict = "not decided" if above(over, 0.0) == "not decided" else "holds"
+                yield Finding(f"{first.where} and {second.where}", text, verdict, traits(second))
+
+
+def with_heads(study: Study, row: Row, other: Row) -> str:
+    """Return what a row and heads alone reach on a base, over the seeds that another row has too."""
+    rows = [row, *study.named("frozen")]
+    means = [percent(fmean(value for seed, value in of.values(acc).items() if seed in other.trials)) for of in rows]
+    return f"{study.model} {means[0]}" + "".join(f" (heads alone {mean})" for mean in means[1:])
 
 
 def low_rank(studies: Studies) -> Iterator[Finding]:

@@ -83,9 +83,10 @@ CLAIMS = (
           "Without the task id. Holds where LoRA is better than ER with a memory of at most as many bytes as LoRA "
           "keeps beside the network.", needs_memory, ("memory", "vision_class", "text_class")),
     Claim("The base decides",
-          "Holds where LoRA on the pretrained base is better than on the same network without it.", base_decides,
-          ("base",),
-          "Where nothing is pretrained LoRA is on all layers, its default there; on the pretrained base on q and v."),
+          "Holds where LoRA on the pretrained base is better than on the same network without it, and, of two "
+          "pretrained bases, where its accuracies differ.", base_decides, ("base", "efficientnet_class"),
+          "LoRA is on q and v of the pretrained ViT; on EfficientNet-Lite0, and where nothing is pretrained, on all "
+          "layers: its defaults there."),
     Claim("EWC still updates all weights",
           f"Holds where EWC trains at least {100 * ALMOST_ALL:.0f} % of the network.", all_weights),
     Claim("PNN works but is expensive", "Holds where it keeps and trains more than LoRA; whether it works is above.",

@@ -159,6 +159,17 @@ def test_what_is_lost_without_the_task_id_is_told_of_the_same_adapters_wherever_
     assert "40.00 % without, 90.00 % with: -50.0" in finding.text and "reports/y/" in finding.setting
 
 
+@pytest.mark.parametrize(("lower", "verdict"), [(0.6, "holds"), (0.9, "not decided"), (0.95, "holds")])
+def test_lora_on_two_pretrained_bases_is_told_beside_heads_alone(lower, verdict):
+    vit = evidence.Study("lora_question/vision_class", (row(0.9, rank=4, infer="gaussian"),))
+    R = [[0.5, 0.5], [lower, 0.5], [lower, lower]]
+    heads = evidence.Row("frozen", {seed: make_record("frozen", seed, R) for seed in range(3)})
+    other = evidence.Study("lora_question/efficientnet_class", (heads, row(lower, rank=4, infer="gaussian")))
+    finding, = experiments.bases_differ([vit, other], "vision_class", "efficientnet_class")
+    assert f"90.00 %, MLP {100 * lower:.2f} % (heads alone {100 * lower:.2f} %): " in finding.text
+    assert finding.verdict == verdict
+
+
 def test_a_study_repeated_in_part_by_a_larger_one_is_left_out():
     small, other = evidence.Study("a", (row(0.5, rank=1),)), evidence.Study("c", (row(0.5, rank=2),))
     large = evidence.Study("b", (row(0.5, rank=1), row(0.5, rank=4)))
