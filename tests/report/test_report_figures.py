@@ -8,6 +8,7 @@ import pytest
 from helpers import TESTS
 from helpers.figures import NASTY, figure, study
 from helpers.records import make_record
+from matplotlib.textpath import TextPath
 
 from clbench.core.errors import StoreError
 from clbench.report import build, write_figures
@@ -73,6 +74,21 @@ def test_labels_cover_neither_one_another_nor_markers():
                                    if line.get_marker() not in ("None", "")])
     assert not any(box.contains(*point) for box in boxes for point in at)
     assert all(axes.get_window_extent().contains(box.x0, box.y0) for box in boxes)
+
+
+@pytest.mark.parametrize("text", ["ranpac", "er:capacity=500:outputs=own", "pnn:infer=gaussian:start=base"])
+def test_a_label_is_as_wide_as_its_outlines(text):
+    outline = TextPath((0, 0), text, size=style.LABEL, prop="DejaVu Sans").get_extents()
+    assert outline.width <= style.text_width(text, style.LABEL) < outline.width + 2
+
+
+def test_what_all_methods_of_a_strategy_have_stands_in_one_label():
+    names = {"lora:infer=gaussian:rank=1": 10.0, "lora:infer=gaussian": 20.0, "lora:infer=gaussian:rank=16": 30.0}
+    points = [FigurePoint(name, "lora", False, True, 0.5, None, cost, ()) for name, cost in names.items()]
+    with style.styled():
+        axes, = draw.draw_pareto(FigureData("pareto", "x", "", "", "", "", tuple(points)),
+                                 style.looks([("lora", False)])).axes
+    assert {t.get_text() for t in axes.texts} == {"lora:infer=gaussian:rank=1", "lora:infer=gaussian", "rank=16"}
 
 
 def test_intervals_are_drawn_within_what_an_accuracy_can_be():

@@ -31,7 +31,7 @@ def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
     axes[0].set_ylabel("ACC (%)")
     for side, on in zip(sides, axes, strict=True):
-        _draw_panel(figure, on, side, looks)
+        _draw_panel(on, side, looks)
     style.percentages(axes[0].yaxis)
     _legend(figure, any(p.reference for side in sides for p in side.points), any(side.best for side in sides))
     return figure
@@ -43,7 +43,7 @@ def _span(p: FigurePoint) -> tuple[float, float]:
     return max(accuracy if p.low is None else p.low, 0.0), min(accuracy if p.high is None else p.high, 1.0)
 
 
-def _draw_panel(figure: Figure, axes: Axes, side: Panel, looks: Mapping[str, Look]) -> None:
+def _draw_panel(axes: Axes, side: Panel, looks: Mapping[str, Look]) -> None:
     points, best = side.points, side.best
     x, y = list(side.costs), [p.accuracy or 0.0 for p in points]
     spans = list(map(_span, points))
@@ -63,7 +63,7 @@ def _draw_panel(figure: Figure, axes: Axes, side: Panel, looks: Mapping[str, Loo
         axes.plot([x[i], x[i]], spans[i], color=looks[p.strategy].colour, linewidth=1.1, alpha=0.55, zorder=2.5,
                   solid_capstyle="butt")
         _marker(axes, x[i], y[i], looks[p.strategy], p.reference, i in best)
-    _label_points(figure, axes, points, list(zip(x, y, strict=True)), spans, lines)
+    _label_points(axes, points, list(zip(x, y, strict=True)), spans, lines)
 
 
 def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
@@ -83,11 +83,11 @@ def _marker(axes: Axes, x: float, y: float, look: Look, hollow: bool, heavy: boo
               markeredgecolor=look.colour if hollow else INK if heavy else "white", clip_on=False)
 
 
-def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[float, float]],
+def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[float, float]],
                   spans: Sequence[tuple[float, float]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
     """Write each method's label beside its marker, with a thin line where there was no room close by."""
     texts = _labels(points, at)
-    sizes = [(style.text_width(figure, text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
+    sizes = [(style.text_width(text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
     to_page = axes.transData.transform
     page = [(float(a), float(b)) for a, b in to_page(at)]
     bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
@@ -110,13 +110,14 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FigurePoint], at:
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return the label of each point; in a sweep only the cheapest method repeats the strategy's name."""
+    """Return the label of each point; of a strategy's methods only the cheapest repeats what all of them have."""
     texts = []
     for i, p in enumerate(points):
-        family = [at[j] for j, q in enumerate(points) if q.strategy == p.strategy]
-        prefix = f"{p.strategy}:"
-        bare = at[i] != min(family) and p.label.startswith(prefix)
-        texts.append(style.shorten(p.label.removeprefix(prefix) if bare else p.label))
+        family = [j for j, q in enumerate(points) if q.strategy == p.strategy]
+        parts = [points[j].label.split(":") for j in family]
+        own = [part for part in p.label.split(":") if not all(part in others for others in parts)]
+        bare = own and at[i] != min(at[j] for j in family)
+        texts.append(style.shorten(":".join(own) if bare else p.label))
     return texts
 
 

@@ -45,7 +45,7 @@ def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     height = _TITLE + _KEYS * lines + _BELOW + _EACH * len(rows)
     figure, axes = style.canvas(data.subject, height=height)
     labels = [style.shorten(row.label) for row in rows]
-    left = (max(style.text_width(figure, label, LABEL) for label in labels) + 16) / (figure.get_figwidth() * 72)
+    left = (max(style.text_width(label, LABEL) for label in labels) + 16) / (figure.get_figwidth() * 72)
     axes.set_position((left, _BELOW / height, 0.97 - left, _EACH * len(rows) / height))
     axes.grid(False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)

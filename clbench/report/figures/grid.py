@@ -129,8 +129,7 @@ def draw_grid(data: Grid) -> Figure:
 
     (wide, all_wide), (tall, all_tall) = _SIDES
     width, height = min(wide, all_wide / len(data.xs)), min(tall, all_tall / len(data.ys))
-    measured = style.blank(1, 1)
-    left = 0.5 + max(style.text_width(measured, text, LABEL) for text in data.ys) / 72
+    left = 0.5 + max(style.text_width(text, LABEL) for text in data.ys) / 72
     whole = max(left + width * len(data.xs) + _RIGHT, 4.2), _BELOW + height * len(data.ys) + _ABOVE
     figure = style.blank(*whole)
     axes = figure.add_axes((left / whole[0], _BELOW / whole[1], width * len(data.xs) / whole[0],

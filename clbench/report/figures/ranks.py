@@ -35,7 +35,7 @@ def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Fig
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=8.5, x=0.02, pad=9)
     labels = [style.shorten(p.label) for p in points]
     width = figure.get_figwidth() * 72
-    start, end = (max(style.text_width(figure, f"{label}  99.99", _LABEL) for label in some) + 26
+    start, end = (max(style.text_width(f"{label}  99.99", _LABEL) for label in some) + 26
                   for some in (labels[:half], labels[half:]))
     end = width - end
     axes.set_xlim(0, width)

@@ -94,13 +94,10 @@ def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> t
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure (inches) without axes, which can measure text."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Return a figure (inches) without axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height))
 
 
 def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
@@ -157,18 +154,18 @@ def log_counts(axis: Any, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def text_width(figure: Figure, text: str, size: float) -> float:
-    """Return the width of a line of text in points."""
+def text_width(text: str, size: float) -> float:
+    """Return the width of a line of text in points, as SVG and PDF have it: letters without a grid of pixels."""
     from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
     font = FontProperties(family="DejaVu Sans", size=size)
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # an Agg canvas has one
-    return float(renderer.get_text_width_height_descent(text, font, False)[0])
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0])
 
 
 def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
     """Narrow the axes, so that the widest line of the texts fits to their right."""
-    widest = max(text_width(figure, line, LABEL) for text in texts for line in text.split("\n"))
+    widest = max(text_width(line, LABEL) for text in texts for line in text.split("\n"))
     axes.set_position((0.1, 0.14, 0.87 - (widest + 14) / (figure.get_figwidth() * 72), 0.765))
 
 

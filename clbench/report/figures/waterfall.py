@@ -45,9 +45,9 @@ def draw(told: Explanation) -> Figure:
     a, b = (measure.column.unit for measure in told.measures)
     texts = [number(found.a.mean, a), *(signed(found.parts[i], told.unit) for _, i in ranked), number(found.b.mean, b)]
     width = figure.get_figwidth() * 72
-    left = max(style.text_width(figure, text, size) for lines, size in ((labels, 9.5), (below, 7.5))
+    left = max(style.text_width(text, size) for lines, size in ((labels, 9.5), (below, 7.5))
                for text in lines) + 20
-    right = max(style.text_width(figure, text, LABEL) for text in texts) + 18
+    right = max(style.text_width(text, LABEL) for text in texts) + 18
     axes.set_position((left / width, _FOOT / height, 1 - (left + right) / width, 1 - (_HEAD + _FOOT) / height))
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=9, x=-(left - 8) / (
         width - left - right))
