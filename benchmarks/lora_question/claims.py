@@ -52,9 +52,10 @@ Objections of a careful reviewer that more seeds would not meet:
   tables have a ViT-B/16; for that one there are [settings to run](verify.md) and no runs.
 - **A short search.** Four candidates, one seed, half the budget. EWC and PNN have more that could be searched than
   LoRA, so a small search is harder on them. On the ViT with the task id EWC's strength was searched a second time, on
-  both sides of the choice, and stayed; in the other studies it has two values. LoRA's alpha was not searched with them.
-  Half the budget asks for higher learning rates than the whole: on the ViT LoRA of rank 16, and whole copies of the
-  network, are better at a third of the rate that was chosen for them
+  both sides of the choice, and stayed; in the other studies it has two values. On EfficientNet-Lite0 EWC ends below
+  naive fine-tuning: it was given naive's rate, and at half the budget a higher one was better. LoRA's alpha was not
+  searched with them. Half the budget asks for higher learning rates than the whole: on the ViT LoRA of rank 16, and
+  whole copies of the network, are better at a third of the rate that was chosen for them
   ([ranks](../reports/lora_question/ranks/report.md)). Other rows may be, too. In the family some rows chose an end of
   what they were given, after what lies beyond had been added once: without the task id inflora and slca the lowest
   rate, with it slca the highest, and the lowest part of it for the layers below the head.
