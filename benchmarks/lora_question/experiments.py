@@ -108,8 +108,7 @@ def base_decides(studies: Studies) -> Iterator[Finding]:
     for study in in_folder(studies, "base"):
         for row in study.named("lora"):
             if good is not None and (over := paired(good, row)) is not None:
-                there = fmean(value for seed, value in good.values(acc).items() if seed in row.trials)
-                text = f"pretrained {percent(there)}, {row.label} {percent(row.mean(acc))}: {points(over)}"
+                text = f"pretrained {beside(row, good)}, {row.label} {percent(row.mean(acc))}: {points(over)}"
                 yield Finding(study.where, text, above(over, 0.0), {"base": PRETRAINED})
     yield from bases_differ(studies, "vision_class", "efficientnet_class")
 
@@ -126,9 +125,13 @@ def bases_differ(studies: Studies, one: str, other: str) -> Iterator[Finding]:
 
 def with_heads(study: Study, row: Row, other: Row) -> str:
     """Return what a row and heads alone reach on a base, over the seeds that another row has too."""
-    rows = [row, *study.named("frozen")]
-    means = [percent(fmean(value for seed, value in of.values(acc).items() if seed in other.trials)) for of in rows]
-    return f"{study.model} {means[0]}" + "".join(f" (heads alone {mean})" for mean in means[1:])
+    heads = "".join(f" (heads alone {beside(other, frozen)})" for frozen in study.named("frozen"))
+    return f"{study.model} {beside(other, row)}{heads}"
+
+
+def beside(other: Row, row: Row) -> str:
+    """Return what a row reaches over the seeds that another has too."""
+    return percent(fmean(value for seed, value in row.values(acc).items() if seed in other.trials))
 
 
 def low_rank(studies: Studies) -> Iterator[Finding]:
