@@ -13,7 +13,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
-from clbench.experiment.search import Searched
+from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
@@ -136,16 +136,22 @@ def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) 
         return {}
 
 
+def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> list[tuple[Search, Tried]]:
+    """Return the candidates of all searches of a row in a scenario, each with its search; `options` are the row's."""
+    return [(search, t) for search in spec.tuning for name, space in search.space.items()
+            if name in (method.label, opt.label(method.name, options, never=space))
+            for t in search.tried if t.method == name and t.scenario == scenario]
+
+
 def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
-    """Return by what search of the experiment's a row has its options, None where it has them from none."""
-    for search in spec.tuning:
-        for name, space in search.space.items():
-            if name not in (method.label, opt.label(method.name, options, never=space)):
-                continue
-            own = [t for t in search.tried if t.method == name and t.scenario == scenario]
-            if any(t.options.items() <= method.given.items() for t in own):
-                return Searched(candidates=len(own), validation=search.validation, seeds=search.seeds)
-    return None
+    """Return by what searches of the experiment's a row has its options, None where it has them from none.
+
+    The candidates are those of every search of the row: one that found nothing better was a chance all the same.
+    """
+    tried = tried_for(spec, method, scenario, options)
+    once = {str((t.method, t.options)) for _, t in tried}
+    return next((Searched(candidates=len(once), validation=search.validation, seeds=search.seeds)
+                 for search, t in tried if t.options.items() <= method.given.items()), None)
 
 
 def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own: Mapping[str, Any]) -> str:

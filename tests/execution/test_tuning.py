@@ -1,3 +1,4 @@
+import itertools
 import re
 import sys
 
@@ -7,13 +8,13 @@ from helpers.hostile import write_distribution
 from helpers.records import make_record
 
 from clbench import cli
+from clbench.core import options as opt
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
-from clbench.core.options import recipe_options
 from clbench.core.registry import discover
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.execution.tuning import _at_end, chosen, rows_of
-from clbench.experiment.plan import plan
+from clbench.execution.tuning import _at_end, chosen, rows_of, score
+from clbench.experiment.plan import plan, tried_for
 from clbench.experiment.search import Choices, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
 from clbench.experiment.toml_file import write_tuned
@@ -321,15 +322,21 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
 
 
 def test_the_searches_of_the_committed_experiments_chose_their_options():
+    registry = discover()
     for path in (ROOT / "benchmarks").rglob("*.toml"):
         if path.parent.name == "reference":
             continue
         spec = build(tomllib.loads(path.read_text()), str(path))
-        for made in spec.tuning:
-            assert not set(made.seeds) & set(spec.seeds) and made.validation > 0
-            for label, scenario in {(t.method, t.scenario) for t in made.tried}:
-                tried = [t for t in made.tried if (t.method, t.scenario) == (label, scenario) and t.acc]
-                best = max(tried, key=lambda t: sum(t.acc))
-                rows = [m for m in spec.methods if label in (m.label, m.name) or label.startswith(f"{m.name}:")]
-                found = [{**m.options, **recipe_options(m.recipe)} for m in rows if m.runs_in(scenario)]
-                assert any(best.options.items() <= options.items() for options in found), path.name
+        assert all(not set(made.seeds) & set(spec.seeds) and made.validation > 0 for made in spec.tuning)
+        left = {(t.method, t.scenario) for made in spec.tuning for t in made.tried}
+        for method, scenario in itertools.product(spec.methods, {s for _, s in left}):
+            if not method.runs_in(scenario):
+                continue
+            options = opt.validate(registry.strategy(method.name).options, method.options, method.name, "")
+            tried = [t for _, t in tried_for(spec, method, scenario, options)] or [
+                t for made in spec.tuning for t in made.tried  # made before an option of the row was there
+                if (t.method, t.scenario) == (method.name, scenario)]
+            left -= {(t.method, t.scenario) for t in tried}
+            own = [score(t) for t in tried if t.options.items() <= method.given.items()]
+            assert max(own, default=0) == max(map(score, tried), default=0), (path.name, method.name)
+        assert not left, path.name

@@ -3,6 +3,7 @@ import pytest
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
+from clbench.experiment.search import Searched
 from clbench.experiment.spec import build
 
 
@@ -65,3 +66,15 @@ def test_weights_count_by_their_content(registry, tmp_path):
     assert keys[0] == keys[1] != keys[2]
     with pytest.raises(SpecError, match="cannot read weights"):
         planned(registry, methods="naive", weights=str(tmp_path / "none"))
+
+
+def test_a_row_that_was_searched_twice_has_the_candidates_of_both(registry):
+    def search(label, option, values):
+        return {"command": "clbench tune", "versions": {}, "validation": 0.1, "seeds": [1000], "trials": 2,
+                "sampler": "every value of a grid", "space": {label: {option: {"values": values}}},
+                "tried": [{"method": label, "scenario": "task", "options": {option: value}, "acc": [0.5]}
+                          for value in values]}
+
+    found = planned(registry, methods="er:capacity=50,naive", seeds=1, benchmark="split-mnist-5k", tuning=[
+        search("er", "capacity", [10, 50]), search("er", "capacity", [50, 200]), search("lwf", "strength", [1.0, 2.0])])
+    assert [p.searched for p in found] == [Searched(candidates=3, validation=0.1, seeds=(1000,)), None]
