@@ -47,12 +47,13 @@ Objections of a careful reviewer that more seeds would not meet:
   EfficientNet-Lite0 for 224; a task has 500 images and 64 steps. Reports say which methods were still learning. What
   full fine-tuning gains from more steps, and LoRA from features that fit better, is not in these tables.
 - **Easy texts.** A task of the study on texts is to tell two groups apart, and heads alone on the frozen encoder are as
-  good at it as training on all tasks at once: there was nothing to gain for an adapter.
+  good at it as training on all tasks at once: there was nothing to gain for an adapter. Without the task id heads alone
+  keep up with training on all tasks too; what is lost there is lost in telling the tasks apart.
 - **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters, EfficientNet-Lite0 has 3.4 million. Published
   tables have a ViT-B/16; for that one there are [settings to run](verify.md) and no runs.
-- **A short search.** Four candidates, one seed, half the budget. EWC and PNN have more that could be searched than
-  LoRA, so a small search is harder on them. On the ViT with the task id EWC's strength was searched a second time, on
-  both sides of the choice, and stayed; in the other studies it has two values. On EfficientNet-Lite0 EWC ends below
+- **A short search.** Four candidates (six on texts without the task id), one seed, half the budget. EWC and PNN have more
+  that could be searched than LoRA, so a small search is harder on them. On the ViT with the task id EWC's strength was
+  searched a second time, on both sides of the choice, and stayed; in the other studies it has two or three values. On EfficientNet-Lite0 EWC ends below
   naive fine-tuning: it was given naive's rate, and at half the budget a higher one was better. LoRA's alpha was not
   searched with them. Half the budget asks for higher learning rates than the whole: on the ViT LoRA of rank 16, and
   whole copies of the network, are better at a third of the rate that was chosen for them
