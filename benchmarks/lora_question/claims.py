@@ -51,15 +51,15 @@ Objections of a careful reviewer that more seeds would not meet:
   keep up with training on all tasks too; what is lost there is lost in telling the tasks apart.
 - **Small bases.** A ViT-S/14 and MiniLM have 22 million parameters, EfficientNet-Lite0 has 3.4 million. Published
   tables have a ViT-B/16; for that one there are [settings to run](verify.md) and no runs.
-- **A short search.** Four candidates (six on texts without the task id), one seed, half the budget. EWC and PNN have more
-  that could be searched than LoRA, so a small search is harder on them. On the ViT with the task id EWC's strength was
-  searched a second time, on both sides of the choice, and stayed; in the other studies it has two or three values. On EfficientNet-Lite0 EWC ends below
-  naive fine-tuning: it was given naive's rate, and at half the budget a higher one was better. LoRA's alpha was not
-  searched with them. Half the budget asks for higher learning rates than the whole: on the ViT LoRA of rank 16, and
-  whole copies of the network, are better at a third of the rate that was chosen for them
-  ([ranks](../reports/lora_question/ranks/report.md)). Other rows may be, too. In the family some rows chose an end of
-  what they were given, after what lies beyond had been added once: without the task id inflora and slca the lowest
-  rate, with it slca the highest, and the lowest part of it for the layers below the head.
+- **A short search.** Four candidates (six on texts without the task id), one seed, half the budget. EWC and PNN have
+  more that could be searched than LoRA, so a small search is harder on them. On the ViT with the task id EWC's
+  strength was searched a second time, on both sides of the choice, and stayed; in the other studies it has two or
+  three values. On EfficientNet-Lite0 EWC ends below naive fine-tuning: it was given naive's rate, and at half the
+  budget a higher one was better. LoRA's alpha was not searched with them. Half the budget asks for higher learning
+  rates than the whole: on the ViT LoRA of rank 16, and whole copies of the network, are better at a third of the rate
+  that was chosen for them ([ranks](../reports/lora_question/ranks/report.md)). Other rows may be, too. In the family
+  some rows chose an end of what they were given, after what lies beyond had been added once: without the task id
+  inflora and slca the lowest rate, with it slca the highest, and the lowest part of it for the layers below the head.
 - **One set of weights for each base.** Seeds change the order of classes, of samples, and the new weights; none
   changes what the base learned, or on which images. Whether those had some like CIFAR-100's is not known.
 - **Rules after the first runs**, and many comparisons on one page (see above).
