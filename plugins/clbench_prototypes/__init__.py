@@ -60,8 +60,13 @@ class SLDAOptions(AdaptOptions):
 class RanPACOptions(AdaptOptions):
     """Options of `ranpac`."""
 
+    LATER: ClassVar[tuple[str, ...]] = (*AdaptOptions.LATER, "ridge")
+
     projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
                                     "network with 768 features or more, else 5 for each feature")
+    ridge: float | None = Field(None, gt=0, description="r, for all tasks; none means the paper's choice, anew in each "
+                                "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
+                                "samples when fitted to the others. Where tasks are small it can be far off")
 
 
 class FeCAMOptions(AdaptOptions):

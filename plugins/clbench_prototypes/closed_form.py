@@ -20,9 +20,6 @@ stay beside the weights, which do not change, so that `both = true` has the feat
 - Their head in this session is the cosine times a learned number (`CosineLinear`), here the network's own. After the
   first task it answers for nothing but given tasks that are to come.
 
-Where boundaries are hidden (`ncm`, `simplecil` and `slda`, on a base that is given), batches are learned as they pass
-and the rule is fitted anew after each: in the end the sums are those of the same samples learned at once.
-
 Where boundaries are hidden (`ncm`, `simplecil`, `slda`, on a base that is given), batches are learned as they pass, and
 the rule is fitted anew after each: in the end the sums are those of the same samples learned at once.
 """

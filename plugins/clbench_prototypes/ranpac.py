@@ -4,6 +4,7 @@ Features f are projected to M numbers h = ReLU(R^T f) with R drawn once from N(0
 W = (G + r I)^-1 Q, where G = sum h h^T and Q is the sum of h by class: the regression on one-hot labels of all samples
 so far. r is that of 10^-8, 10^-7, ..., 10^8 whose regression on 80% of the task's training samples has the smallest
 squared error on the other 20%, anew for each task, as in the paper's algorithm 1. Test samples play no part in it.
+So the last task alone decides how all classes are weighted; `ridge` is an r for all tasks instead.
 
 Where this differs from the paper and its code (RanPAC/RanPAC):
 
@@ -33,7 +34,7 @@ RIDGES = [10.0**power for power in range(-8, 9)]
 
 
 class RanPAC(SecondOrder):
-    """Ridge regression; `projection` [D, M] is R, and `ridge` the r of the last task."""
+    """Ridge regression; `projection` [D, M] is R, and `ridge` the r of the last task, or the given one."""
 
     method = "ranpac"
     keeps_less = "projections=N"
@@ -50,19 +51,23 @@ class RanPAC(SecondOrder):
         super().__init__(model, world, options, width)
         drawn = torch.randn(features, width, generator=world.generator, device="cpu")
         self.register_buffer("projection", drawn.to(self.sums.device))
-        self.register_buffer("ridge", self.sums.new_zeros(()))
+        self.register_buffer("ridge", self.sums.new_tensor(options.ridge or 0.0))
 
     def map(self, features: Tensor) -> Tensor:
         """Return ReLU(R^T f)."""
         return (features @ self.projection.double()).relu_()
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
-        """Choose the ridge on the task's features, then sum them up."""
+        """Choose the ridge on the task's features, unless it is given, then sum them up."""
+        if self.options.ridge is None:
+            self.ridge.copy_(self.choose_ridge(features, labels))
+        super().take_in(features, labels)
+
+    def choose_ridge(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the ridge that is best on a fifth of a task's features [N, D], fitted to the others."""
         order = send(torch.randperm(len(features), generator=self.world.generator, device="cpu"), features.device)
         fitted, held = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
-        self.ridge.copy_(self.best_ridge(self.candidates(features[fitted], labels[fitted]), features[held],
-                                         labels[held]))
-        super().take_in(features, labels)
+        return self.best_ridge(self.candidates(features[fitted], labels[fitted]), features[held], labels[held])
 
     def candidates(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return W^T for each of `RIDGES` from these features alone, [17, M, C]; NaN where rounding forbids it.

@@ -109,12 +109,13 @@ def test_slda_is_scikit_learns_linear_discriminant_analysis(counts, shrinkage):
     np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], rtol=1e-6, atol=1e-8)
 
 
-def test_ranpac_is_ridge_regression_on_all_samples():
+@pytest.mark.parametrize("given", [None, 50.0])
+def test_ranpac_is_ridge_regression_on_all_samples(given):
     tasks = [make_task(i) for i in range(3)]
-    strategy = learned("ranpac", tasks, projections=30)
+    strategy = learned("ranpac", tasks, projections=30, ridge=given)
     f, y = data(tasks)
     h = np.maximum(f @ strategy.projection.double().numpy(), 0)
-    ridge = strategy.ridge.item()
+    ridge = strategy.ridge.item() if given is None else given
     system = torch.from_numpy(np.vstack([h, ridge**0.5 * np.eye(30)]))
     right = torch.from_numpy(np.vstack([one_hot(y), np.zeros((30, C))]))
     expected = torch.linalg.lstsq(system, right, driver="gelsd").solution
