@@ -42,9 +42,9 @@ CLAIMS = (
           "`sd-lora` is trained by SGD, as in its paper; in the study `sgd` LoRA is, too."),
     Claim("LoRA rivals closed forms on the frozen base", RIVALS, against("ncm", "slda", "ranpac"),
           (*MAIN, "vision_family_class", "text_ridges"),
-          "They train no layer below the head, or none at all. `ranpac` chooses its ridge on the last task's samples. On "
-          "texts these are 20, and [it chooses badly](../reports/lora_question/text_ridges/report.md), so it has a row "
-          "with a searched `ridge` too."),
+          "They train no layer below the head, or none at all. `ranpac` chooses its ridge on the last task's samples. "
+          "On texts these are 20, and [it chooses badly](../reports/lora_question/text_ridges/report.md), so it has "
+          "a row with a searched `ridge` too."),
     Claim("LoRA rivals joint training", RIVALS, against("joint"), MAIN,
           "Joint training sees all tasks at once, and is what continual learning gives up."),
     Claim("LoRA needs less compute to train",
