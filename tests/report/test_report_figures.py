@@ -136,6 +136,17 @@ def test_growth_over_orders_of_magnitude_is_logarithmic():
     assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
 
 
+def test_markers_of_many_tasks_stand_apart_and_those_of_methods_on_one_line_take_turns():
+    kept = {"lora": tuple(1e5 + 1e3 * k for k in range(50)), "ewc": (1e5,) * 50, "er": (1e5,) * 50}
+    looks = style.looks([(name, False) for name in kept])
+    points = tuple(FigurePoint(name, name, False, True, 0.5, None, 1.0, line) for name, line in kept.items())
+    with style.styled():
+        axes, = draw.draw_growth(FigureData("growth", "x", "", "", "", "", points), looks).axes
+    found = {name: [x for line in axes.lines if line.get_marker() == look.marker for x in line.get_xdata()]
+             for name, look in looks.items()}
+    assert found == {"lora": list(range(1, 51, 3)), "ewc": list(range(1, 51, 6)), "er": list(range(4, 51, 6))}
+
+
 def test_looks_are_distinct_and_references_grey():
     found = style.looks([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True), ("m1", False)])
     assert len({(look.colour, look.marker) for look in found.values()}) == 22

@@ -68,7 +68,8 @@ def draw_curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
                           zorder=1.5)
         axes.plot(steps, mean, color=colour, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
                   marker=looks[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
-                  zorder=2.5 if result.reference else 3, clip_on=False)
+                  markevery=style.between_markers(len(mean)), zorder=2.5 if result.reference else 3,
+                  clip_on=False)
     style.label_ends(axes, means, texts)
     return figure
 

@@ -165,9 +165,11 @@ def draw_growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
 def _share(axes: Axes, kept: Sequence[float], used: Sequence[Look]) -> None:
     """Draw one curve; several looks take turns along it as dashes and on its markers."""
     steps = range(1, len(kept) + 1)
+    apart = style.between_markers(len(kept))
     dash = 7.0
     for k, look in enumerate(used):
         dashes = "-" if len(used) == 1 else (k * dash, (dash, dash * (len(used) - 1)))
         axes.plot(steps, kept, color=look.colour, linewidth=1.6, linestyle=dashes, dash_capstyle="butt", zorder=2)
-        axes.plot(steps[k::len(used)], kept[k::len(used)], color=look.colour, linestyle="none", marker=look.marker,
+        marked = slice(k * apart, None, len(used) * apart)
+        axes.plot(steps[marked], kept[marked], color=look.colour, linestyle="none", marker=look.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

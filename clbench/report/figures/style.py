@@ -176,6 +176,11 @@ def tasks_seen(axes: Axes, tasks: int) -> None:
     axes.set_xlabel("tasks seen")
 
 
+def between_markers(tasks: int) -> int:
+    """Return the tasks from one marker of a curve to the next, such that a curve has no more than 20 of them."""
+    return -(-tasks // 20)
+
+
 def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
     """Write a text to the right of each curve's end (tasks 1, 2, ...); texts move apart where ends are close."""
     ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
