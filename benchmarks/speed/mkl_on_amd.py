@@ -25,7 +25,7 @@ from compare import REPORTS
 from tabulate import tabulate
 
 SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-MODELS = ("mlp", "mlp:width=1000", "vit-tiny:patch=7")
+MODELS = ("mlp", "mlp:width=1000")
 PRODUCTS = 200
 PRODUCT = "layer of 1000 x 1000, batch 128: one product, in ms"
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write mkl_on_amd.md and mkl_on_amd.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=100, help="optimiser steps per task")
+    parser.add_argument("--iterations", type=int, default=300, help="optimiser steps per task")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of mkl_on_amd.md and mkl_on_amd.json")
     given = parser.parse_args(argv)
     found, others = [], []
