@@ -9,7 +9,6 @@ trials are timed by themselves, and all of it is extrapolated to 10,000 trials o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import processes
 from compare import REPORTS
 from tabulate import tabulate
+from written import write
 
 from clbench.core.registry import discover
 from clbench.execution import run
@@ -198,13 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster.shutdown()
     growth = growing(record)
     far = extrapolation(rates, growth)
-    text = render(rates, growth, far, machine)
-    print(text)
-    found.out.mkdir(parents=True, exist_ok=True)
-    (found.out / "cluster.md").write_text(text)
-    (found.out / "cluster.json").write_text(json.dumps({
+    write(found.out, "cluster", render(rates, growth, far, machine), {
         "machine": machine, "command": " ".join(["python", *sys.argv]), "rates": [asdict(r) for r in rates],
-        "growing": growth, "extrapolation": far}, indent=1) + "\n")
+        "growing": growth, "extrapolation": far})
     return 0
 
 

@@ -8,7 +8,6 @@ a report of a hundred records. Full MNIST is trained on for an epoch where it li
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import statistics
@@ -24,6 +23,7 @@ import processes
 from compare import REPORTS
 from processes import busy_elsewhere
 from tabulate import tabulate
+from written import write
 
 from clbench.data import default_data_dir
 from clbench.execution.run import usable_cores
@@ -133,11 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     busy = "unknown" if before is None or after is None else f"{(after - before) / (time.perf_counter() - began):.2f}"
     machine = {**described, "command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"),
                "repeats": str(given.repeats), "cores that other processes kept busy": busy}
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = render(found, machine)
-    (given.out / "start.md").write_text(text)
-    (given.out / "start.json").write_text(json.dumps({"machine": machine, "seconds": found}, indent=1) + "\n")
-    print(text)
+    write(given.out, "start", render(found, machine), {"machine": machine, "seconds": found})
 
 
 if __name__ == "__main__":

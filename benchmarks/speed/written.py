@@ -1,0 +1,16 @@
+"""Where measurements are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(folder: Path, name: str, text: str, found: Mapping[str, Any]) -> None:
+    """Print a report, and write it as NAME.md and what it is made from as NAME.json."""
+    print(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
