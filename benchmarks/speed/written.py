@@ -9,8 +9,8 @@ from typing import Any
 
 
 def write(folder: Path, name: str, text: str, found: Mapping[str, Any]) -> None:
-    """Print a report, and write it as NAME.md and what it is made from as NAME.json."""
-    print(text)
+    """Write a report as NAME.md and what it is made from as NAME.json, and print it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(text)
