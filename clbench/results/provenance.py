@@ -57,7 +57,11 @@ def git_commit() -> str | None:
 
 @functools.cache
 def machine() -> str:
-    """Return the processor, its usable cores and the system, in words."""
+    """Return the processor, its usable cores, the system and preloaded libraries, in words.
+
+    A library in LD_PRELOAD (a memory allocator, OpenMP, what chooses MKL's code) can change every time by a factor, so
+    runs with it and without are two machines.
+    """
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -65,4 +69,5 @@ def machine() -> str:
                   if line.startswith("model name")]
         processor = models[0] if models else processor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores, {platform.system()}"
+    preloaded = ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
+    return f"{processor}, {cores} cores, {platform.system()}" + (f", {preloaded} preloaded" if preloaded else "")
