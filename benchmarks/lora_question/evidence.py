@@ -94,6 +94,13 @@ class Study:
         return benchmark, *rest
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """Return what it shares with a study that is tested on other samples: its setting without their number."""
+        benchmark = self.first.trial.benchmark
+        options = {name: value for name, value in benchmark.options.items() if name != "test_per_class"}
+        return benchmark.name, str(sorted(options.items())), *self.first.trial.setting[1:]
+
+    @property
     def pretrained(self) -> bool:
         """Tell whether the network comes with weights."""
         return self.first.trial.weights is not None
@@ -159,11 +166,8 @@ class Claim:
     remark: str = ""
 
 
-def studies(reports: Path) -> list[Study]:
-    """Return the sections of the committed reports that have `lora` in them, in the order of their folders.
-
-    Of sections that share benchmark, scenario, model, recipe and a row, the one with most methods.
-    """
+def sections(reports: Path) -> list[Study]:
+    """Return the sections of the committed reports that have `lora` in them, in the order of their folders."""
     found: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
@@ -174,6 +178,12 @@ def studies(reports: Path) -> list[Study]:
                          for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
             if any(row.name == "lora" for row in rows):
                 found.append(Study(str(folder.relative_to(reports)), rows))
+    return found
+
+
+def studies(reports: Path) -> list[Study]:
+    """Return the sections that do not repeat another: of those that train the same, the one with most methods."""
+    found = sections(reports)
     kept: list[Study] = []
     for study in sorted(found, key=lambda study: -len(study.rows)):
         if not any(repeats(study, other) for other in kept):
@@ -182,8 +192,8 @@ def studies(reports: Path) -> list[Study]:
 
 
 def repeats(study: Study, other: Study) -> bool:
-    """Tell whether two sections have a setting and a row in common."""
-    return study.first.trial.setting == other.first.trial.setting and bool(
+    """Tell whether two sections have a row in common and a setting, but for how many samples it is tested on."""
+    return study.training == other.training and bool(
         {row.first.trial.row for row in study.rows} & {row.first.trial.row for row in other.rows})
 
 
@@ -219,6 +229,15 @@ def above(over: Interval, bound: float) -> Verdict:
     if over.low is None or over.high is None or over.low <= bound <= over.high:
         return "not decided"
     return "holds" if over.low > bound else "does not hold"
+
+
+def within(over: Interval, bound: float) -> Verdict:
+    """Judge whether a difference is within a bound to both sides: all of its interval, none, or part of it."""
+    if over.low is None or over.high is None:
+        return "not decided"
+    if -bound < over.low and over.high < bound:
+        return "holds"
+    return "does not hold" if over.low > bound or over.high < -bound else "not decided"
 
 
 def traits(study: Study) -> dict[str, str]:

@@ -22,11 +22,14 @@ from evidence import (
     paired,
     percent,
     points,
+    sections,
     traits,
+    within,
 )
 from tested import Studies, acc, best, kept, usual
 
 from clbench.report.formatting import number
+from clbench.results.stats import mean_interval
 
 FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
 REMOVED = {"others same without it": "without a task, the logits of the others are the same bit for bit",
@@ -121,6 +124,33 @@ def bases_differ(studies: Studies, one: str, other: str) -> Iterator[Finding]:
                 text = f"{with_heads(first, row, there)}, {with_heads(second, there, row)}: {points(over)}"
                 verdict: Verdict = "not decided" if above(over, 0.0) == "not decided" else "holds"
                 yield Finding(f"{first.where} and {second.where}", text, verdict, traits(second))
+
+
+def more_test_images(studies: Studies) -> Iterator[Finding]:
+    """Compare LoRA's leads on all test images with those on the part that a study was tested on."""
+    for part, whole in product(in_folder(studies, "vision_task"),
+                               in_folder(sections(FOUND.parent), "vision_task_full")):
+        yield from leads_differ(part, whole)
+
+
+def leads_differ(part: Study, whole: Study) -> Iterator[Finding]:
+    """Compare LoRA's lead over each other row in two studies that train the same, over the seeds of both."""
+    before = {row.first.trial.row: row for row in part.rows}
+    for row, other in product(usual(whole), whole.rows):
+        first, second = (before.get(one.first.trial.row) for one in (row, other))
+        if other is not row and first and second:
+            now, then = lead(row, other), lead(first, second)
+            seeds = sorted(now.keys() & then.keys())
+            over = mean_interval([round(now[seed] - then[seed], 12) for seed in seeds])
+            text = (f"{row.label} {beside(first, row)}, {other.label} {beside(second, other)}: a lead of "
+                    f"{100 * fmean(now[s] for s in seeds):+.1f}, on a part of the images "
+                    f"{100 * fmean(then[s] for s in seeds):+.1f}; it changes by {points(over)}")
+            yield Finding(whole.where, text, within(over, MARGIN), traits(whole))
+
+
+def lead(row: Row, other: Row) -> dict[int, float]:
+    """Return by how much the ACC of one row is above that of another, for each seed that both have."""
+    return {seed: value - acc(other.trials[seed]) for seed, value in row.values(acc).items() if seed in other.trials}
 
 
 def with_heads(study: Study, row: Row, other: Row) -> str:

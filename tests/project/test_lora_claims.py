@@ -176,6 +176,44 @@ def test_a_study_repeated_in_part_by_a_larger_one_is_left_out():
     assert evidence.repeats(small, large) and not evidence.repeats(other, large)
 
 
+def test_a_study_tested_on_more_samples_repeats_one(found):
+    study = next(s for s in found if s.folder == "lora_question/vision_task")
+
+    def on_all_images(row):
+        def record(one):
+            options = {**one.trial.benchmark.options, "test_per_class": None}
+            benchmark = one.trial.benchmark.model_copy(update={"options": options})
+            return one.model_copy(update={"trial": one.trial.model_copy(update={"benchmark": benchmark})})
+        return evidence.Row(row.label, {seed: record(one) for seed, one in row.trials.items()})
+
+    other = next(s for s in found if s.folder == "lora_question/many_tasks")
+    whole = evidence.Study("x", tuple(map(on_all_images, study.rows[:3])))
+    assert whole.first.trial.setting != study.first.trial.setting
+    assert evidence.repeats(whole, study) and not evidence.repeats(whole, other)
+
+
+def heads(*accuracies):
+    return evidence.Row("frozen", {seed: make_record("frozen", seed, [[0.5, 0.5], [value, 0.5], [value, value]],
+                                                     scenario="class") for seed, value in enumerate(accuracies)})
+
+
+@pytest.mark.parametrize(("whole", "changed", "verdict"), [
+    (0.8, "changes by +0.0 [+0.0, +0.0]", "holds"), (0.75, "changes by +5.0 [+5.0, +5.0]", "does not hold"),
+    (0.785, "changes by +1.5 [+1.5, +1.5]", "holds")])
+def test_leads_on_more_samples_are_compared_seed_by_seed(whole, changed, verdict):
+    part = evidence.Study("lora_question/vision_task", (row(0.9, rank=4), heads(0.8, 0.8, 0.8, 0.1), row(0.5, rank=1)))
+    finding, = experiments.leads_differ(part, evidence.Study("x", (row(0.9, rank=4), heads(*[whole] * 4))))
+    assert "a lead of " in finding.text and changed in finding.text
+    assert finding.verdict == verdict
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [
+    (-0.019, 0.019, "holds"), (0.021, 0.1, "does not hold"), (-0.1, -0.021, "does not hold"),
+    (-0.03, 0.01, "not decided"), (0.0, 0.03, "not decided"), (None, None, "not decided")])
+def test_a_change_is_within_a_bound_to_both_sides(low, high, verdict):
+    assert evidence.within(Interval(0.0, low, high, 3), evidence.MARGIN) == verdict
+
+
 def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
     # Of the first layer one direction in 20 holds nine tenths of the energy, in the others 10 and 20 of 20 equal ones.
     singular = {"a": (3.0, *[0.2] * 19), "b": (*[1.0] * 10, *[1e-9] * 10), "c": (1.0,) * 20}
