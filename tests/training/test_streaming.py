@@ -21,11 +21,12 @@ from clbench.testing.hidden import divided
 from clbench.testing.tiny import tiny_stream
 from clbench.training.evaluation import evaluate
 from clbench.training.lifecycle import learn_task, retrace
-from clbench.training.stacking import Unstackable, optimizer_state, restore_optimizer_state
+from clbench.training.stacking import Unstackable
 from clbench.training.streaming import Flow, StreamTrainer
 from clbench.training.trainer import Order
 from clbench.training.trials import checkpoint
 from clbench.training.trials.building import require_no_parts
+from clbench.training.trials.optimizer_state import optimizer_state, restore_optimizer_state
 from clbench.training.trials.runner import TrialRunner
 
 RECIPE = Recipe(lr=0.01, batch_size=7, epochs=1)

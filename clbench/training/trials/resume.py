@@ -13,9 +13,10 @@ from clbench.core.device import out_of_memory
 from clbench.experiment.spec import Recipe
 from clbench.results.records import Provenance
 from clbench.training.lifecycle import Learner, retrace
-from clbench.training.stacking import Engine, optimizer_state
+from clbench.training.stacking import Engine
 from clbench.training.trials import checkpoint
 from clbench.training.trials.checkpoint import CheckpointHeader
+from clbench.training.trials.optimizer_state import optimizer_state
 from clbench.training.trials.state import TrialState
 
 

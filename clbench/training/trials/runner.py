@@ -24,7 +24,7 @@ from clbench.training.curve import Watch
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
 from clbench.training.sharing import share_equal
-from clbench.training.stacking import Unstackable, restore_optimizer_state
+from clbench.training.stacking import Unstackable
 from clbench.training.streaming import trainer_of
 from clbench.training.trainer import Trainer
 from clbench.training.trials.building import (
@@ -42,6 +42,7 @@ from clbench.training.trials.costs import Clock, PeakMemory, measure
 from clbench.training.trials.facts import failure_of, record_of
 from clbench.training.trials.keeper import Keeper
 from clbench.training.trials.keeping import Foresight
+from clbench.training.trials.optimizer_state import restore_optimizer_state
 from clbench.training.trials.resume import Checkpoints
 from clbench.training.trials.rows import record_row
 from clbench.training.trials.state import TrialState
