@@ -43,13 +43,17 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout that clbench runs from, `+dirty` behind it if changed; None outside one."""
+    """Return the commit of the checkout that clbench runs from; None outside one.
+
+    With `+dirty` behind it if code of clbench or of a plugin beside it has changed since. A report that a run writes
+    anew is no code.
+    """
     try:
         run = functools.partial(subprocess.run, cwd=PACKAGE, capture_output=True, text=True, timeout=10)
         top = run(["git", "rev-parse", "HEAD", "--show-toplevel"])
         if top.returncode or Path(top.stdout.split()[1]) != PACKAGE.parent:
             return None
-        dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        dirty = run(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", "../plugins"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return top.stdout.split()[0] + ("+dirty" if dirty else "")

@@ -162,7 +162,7 @@ class Provenance(RecordPart):
 
     versions: dict[str, str]
     plugin: str  # the distribution that brought the strategy, with its version
-    git: str | None = None  # commit of clbench's own checkout, `+dirty` behind it if changed
+    git: str | None = None  # commit of clbench's own checkout, `+dirty` behind it if its code changed
     device: str
     machine: str
     threads: int

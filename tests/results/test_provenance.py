@@ -1,13 +1,44 @@
+import subprocess
+
 import pytest
 
-from clbench.results.provenance import machine
+from clbench.results import provenance
+from clbench.results.provenance import git_commit, machine
 
 
 @pytest.fixture(autouse=True)
 def forgotten():
-    machine.cache_clear()
+    known = machine, git_commit
+    for function in known:
+        function.cache_clear()
     yield
-    machine.cache_clear()
+    for function in known:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(("changed", "dirty"), [
+    ("clbench/code.py", True), ("plugins/clbench_mine/code.py", True), ("reports/report.md", False), (None, False)])
+def test_a_checkout_is_dirty_where_its_code_changed(tmp_path, monkeypatch, changed, dirty):
+    def git(*arguments):
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path,
+                              check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("clbench/code.py", "plugins/clbench_mine/code.py", "reports/report.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    if changed:
+        (tmp_path / changed).write_text("after")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "clbench")
+    assert git_commit() == git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
+    (tmp_path / "clbench").mkdir()
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "clbench")
+    assert git_commit() is None
 
 
 def test_a_machine_without_preloaded_libraries(monkeypatch):
