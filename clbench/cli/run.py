@@ -41,8 +41,8 @@ EXAMPLES = (
 
 @click.command("run", cls=Command, examples=EXAMPLES)
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
-@methods_option("Methods, as in lora:rank=4,ewc; repeatable. With a file, a bare name picks the file's methods of that "
-                "name or label.")
+@methods_option("Methods, as in lora:rank=4,ewc; repeatable. With a file, a name, a label or a name with options picks "
+                "the file's methods that are called so, with their recipes.")
 @click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
               help="A benchmark (clbench benchmarks), or a function returning an Avalanche benchmark: "
               "package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import SpecError
-from clbench.core.options import format_value, parse_value
+from clbench.core.options import format_value, parse_value, recipe_options
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
 BUDGET = ("epochs", "iterations", "batch_size")  # of a file, in place of which `--online` has its own
@@ -18,7 +18,8 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
     `given` is flat: it has the keys of the recipe, of the arrival and of the execution settings beside the others. A
     budget in epochs replaces one in iterations and vice versa, and `online` both, and the batch size. A method given by
-    its bare name is the file's, with its options, where the file has it.
+    its name, its label, or its name with options, as tables call it, is the file's, with its recipe, where the file has
+    it.
     """
     out = dict(values)
     if given.get("online") and isinstance(out.get("recipe"), Mapping):  # which a file's budget does not contradict
@@ -41,23 +42,37 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _pick(known: Any, wanted: Any) -> Any:
-    """Replace bare names among the wanted methods with the file's methods of that label or name."""
+    """Replace names among the wanted methods with the file's methods that are called so."""
     if isinstance(wanted, str):
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     if not isinstance(known, list) or not isinstance(wanted, list | tuple):
         return wanted
     chosen: list[Any] = []
     for method in wanted:
-        same = [k for k in known if isinstance(method, str) and method in _calls(k)]
+        same = [k for k in known if isinstance(method, str) and _in_order(method) in _calls(k)]
         chosen += same or [method]
     return chosen
 
 
 def _calls(method: Any) -> set[str]:
-    """Return the names by which an unparsed method of a file can be selected."""
+    """Return what selects an unparsed method of a file: its label, its name, and that with its options (and recipe)."""
     if isinstance(method, str):
-        return {method, method.partition(":")[0]}
-    return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
+        return {_in_order(method), method.partition(":")[0]}
+    if not isinstance(method, Mapping):
+        return set()
+    calls = {_in_order(str(method[k])) for k in ("label", "name") if k in method}
+    options, recipe = (table if isinstance(table := method.get(k), Mapping) else {} for k in ("options", "recipe"))
+    for given in (options, {**options, **recipe_options(recipe)}):
+        calls.add(_in_order(":".join([str(method.get("name")), *(f"{k}={format_value(v)}" for k, v in given.items())])))
+    return calls
+
+
+def _in_order(method: str) -> str:
+    """Return a written method with its options in alphabetical order; 1000 and 1e3 are one number."""
+    name, *options = method.split(":")
+    pairs = [(key.replace("-", "_"), parse_value(value)) for key, _, value in (o.partition("=") for o in options)]
+    return ":".join([name, *sorted(f"{key}={format_value(float(value) if type(value) is int else value)}"
+                                   for key, value in pairs)])
 
 
 def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:

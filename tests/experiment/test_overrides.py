@@ -26,6 +26,29 @@ def test_a_bare_name_picks_the_files_methods():
     assert merge(FILE, {"methods": "ewc:strength=3"})["methods"] == ["ewc:strength=3"]
 
 
+@pytest.mark.parametrize("written", [
+    "ewc:strength=1e3:fisher=sampled", "ewc:fisher=sampled:strength=1000", "ewc:strength=1000.0:fisher=sampled",
+    "ewc:strength=1e3:fisher=sampled:recipe.lr=3e-5", "ewc"])
+def test_a_method_as_tables_call_it_is_the_files_with_its_recipe(written):
+    method = {"name": "ewc", "options": {"fisher": "sampled", "strength": 1000.0}, "recipe": {"lr": 3e-5}}
+    assert merge({"methods": ["lora", method]}, {"methods": written})["methods"] == [method]
+
+
+@pytest.mark.parametrize("written", ["ewc:strength=1e3", "ewc:strength=2e3:fisher=sampled", "lora:rank=8",
+                                     "avalanche:SI"])
+def test_a_method_with_other_options_is_not_the_files(written):
+    known = [{"name": "ewc", "options": {"fisher": "sampled", "strength": 1000.0}, "recipe": {"lr": 3e-5}},
+             "lora:rank=4", "avalanche:EWC", {"name": "avalanche:GDumb", "recipe": "published"}]
+    assert merge({"methods": known}, {"methods": written})["methods"] == [written]
+
+
+def test_methods_of_the_file_are_found_where_they_are_written_or_have_a_published_recipe():
+    known = ["lora:rank=4:alpha=8", "avalanche:EWC:ewc_lambda=1", {"name": "avalanche:GDumb", "recipe": "published"}]
+    for method, written in zip(known, ("lora:alpha=8:rank=4", "avalanche:EWC:ewc-lambda=1", "avalanche:GDumb"),
+                               strict=True):
+        assert merge({"methods": known}, {"methods": written})["methods"] == [method]
+
+
 def test_a_broken_recipe_is_left_for_validation_to_name():
     with pytest.raises(SpecError, match="recipe"):
         build(merge({"methods": ["lora"], "recipe": 3}, {"lr": 0.1}))
