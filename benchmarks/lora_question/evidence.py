@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -32,6 +32,12 @@ class Row:
 
     label: str
     trials: Mapping[int, Record]
+    searched_there: bool = False  # whether a study that trains the same, and is tested on other samples, searched it
+
+    @property
+    def searched(self) -> bool:
+        """Tell whether its options come from a search."""
+        return self.searched_there or self.first.searched is not None
 
     @property
     def name(self) -> str:
@@ -123,7 +129,9 @@ class Study:
     @property
     def where(self) -> str:
         """Return the setting in a few words, with a link to its report."""
-        name = f"{self.first.trial.benchmark.name}, {self.model}, {self.scenario}"
+        benchmark = self.first.trial.benchmark
+        tested = ", all test images" if benchmark.options.get("test_per_class", "all there are") is None else ""
+        name = f"{benchmark.name}, {self.model}, {self.scenario}{tested}"
         return f"[{name}](../reports/{self.folder}/report.md)"
 
     @property
@@ -134,7 +142,7 @@ class Study:
         seeds = {len(row.trials) for row in self.rows}
         count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
         steps = {row.first.costs.steps[0] for row in self.rows if row.name in ("naive", "lora")}
-        searched = [row for row in self.rows if row.first.searched]
+        searched = [row for row in self.rows if row.searched]
         return (self.where, str(len(self.first.R[0])), self.base, count,
                 f"{recipe.optimizer}, lr {recipe.lr:g}", " or ".join(f"{n:,}" for n in sorted(steps)),
                 "all" if len(searched) == len(self.rows) else f"{len(searched)} of {len(self.rows)} rows")
@@ -166,8 +174,11 @@ class Claim:
     remark: str = ""
 
 
-def sections(reports: Path) -> list[Study]:
-    """Return the sections of the committed reports that have `lora` in them, in the order of their folders."""
+def studies(reports: Path) -> list[Study]:
+    """Return the sections of the committed reports that have `lora` in them, in the order of their folders.
+
+    Of sections that share benchmark, scenario, model, recipe and a row, the one with most methods.
+    """
     found: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
@@ -178,12 +189,9 @@ def sections(reports: Path) -> list[Study]:
                          for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
             if any(row.name == "lora" for row in rows):
                 found.append(Study(str(folder.relative_to(reports)), rows))
-    return found
-
-
-def studies(reports: Path) -> list[Study]:
-    """Return the sections that do not repeat another: of those that train the same, the one with most methods."""
-    found = sections(reports)
+    known = {(study.training, row.first.trial.row) for study in found for row in study.rows if row.searched}
+    found = [replace(study, rows=tuple(replace(row, searched_there=(study.training, row.first.trial.row) in known)
+                                       for row in study.rows)) for study in found]
     kept: list[Study] = []
     for study in sorted(found, key=lambda study: -len(study.rows)):
         if not any(repeats(study, other) for other in kept):
@@ -192,8 +200,8 @@ def studies(reports: Path) -> list[Study]:
 
 
 def repeats(study: Study, other: Study) -> bool:
-    """Tell whether two sections have a row in common and a setting, but for how many samples it is tested on."""
-    return study.training == other.training and bool(
+    """Tell whether two sections have a setting and a row in common."""
+    return study.first.trial.setting == other.first.trial.setting and bool(
         {row.first.trial.row for row in study.rows} & {row.first.trial.row for row in other.rows})
 
 

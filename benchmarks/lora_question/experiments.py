@@ -22,7 +22,6 @@ from evidence import (
     paired,
     percent,
     points,
-    sections,
     traits,
     within,
 )
@@ -128,8 +127,7 @@ def bases_differ(studies: Studies, one: str, other: str) -> Iterator[Finding]:
 
 def more_test_images(studies: Studies) -> Iterator[Finding]:
     """Compare LoRA's leads on all test images with those on the part that a study was tested on."""
-    for part, whole in product(in_folder(studies, "vision_task"),
-                               in_folder(sections(FOUND.parent), "vision_task_full")):
+    for part, whole in product(in_folder(studies, "vision_task"), in_folder(studies, "vision_task_full")):
         yield from leads_differ(part, whole)
 
 

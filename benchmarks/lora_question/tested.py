@@ -66,7 +66,7 @@ def against(*rivals: str) -> Callable[[Studies], Iterator[Finding]]:
 
 def spoilt(study: Study, rival: Row) -> str:
     """Return a remark on a method, not searched, that is shown to be worse than heads alone on a pretrained base."""
-    heads = next(iter(study.named("frozen")), None) if study.pretrained and not rival.first.searched else None
+    heads = next(iter(study.named("frozen")), None) if study.pretrained and not rival.searched else None
     over = paired(rival, heads) if heads is not None else None
     if heads is None or over is None or over.high is None or over.high >= 0:
         return ""

@@ -176,20 +176,12 @@ def test_a_study_repeated_in_part_by_a_larger_one_is_left_out():
     assert evidence.repeats(small, large) and not evidence.repeats(other, large)
 
 
-def test_a_study_tested_on_more_samples_repeats_one(found):
-    study = next(s for s in found if s.folder == "lora_question/vision_task")
-
-    def on_all_images(row):
-        def record(one):
-            options = {**one.trial.benchmark.options, "test_per_class": None}
-            benchmark = one.trial.benchmark.model_copy(update={"options": options})
-            return one.model_copy(update={"trial": one.trial.model_copy(update={"benchmark": benchmark})})
-        return evidence.Row(row.label, {seed: record(one) for seed, one in row.trials.items()})
-
-    other = next(s for s in found if s.folder == "lora_question/many_tasks")
-    whole = evidence.Study("x", tuple(map(on_all_images, study.rows[:3])))
-    assert whole.first.trial.setting != study.first.trial.setting
-    assert evidence.repeats(whole, study) and not evidence.repeats(whole, other)
+def test_a_row_that_was_searched_in_a_study_that_trains_the_same_counts_as_searched(found):
+    whole, fewer = (next(s for s in found if s.folder == f"lora_question/{name}")
+                    for name in ("vision_task_full", "many_tasks"))
+    ewc, = whole.named("ewc")
+    assert ewc.first.searched is None and ewc.searched
+    assert not any(row.searched for row in fewer.rows)
 
 
 def heads(*accuracies):
