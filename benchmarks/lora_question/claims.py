@@ -28,7 +28,8 @@ on the 27th, when runs that they touch were known: that a method ends below head
 where no better recipe was searched for; heads are held against adapters on the same base alone; low and high ranks
 are compared best with best, among rows that infer the task alike, no longer each with each; and of rows of a method
 that differ in their recipe alone the best by the accuracies shown stands for all, LoRA's and its rivals' alike. One
-comparison was added when its runs were known: of LoRA on two pretrained bases.
+comparison was added when its runs were known: of LoRA on two pretrained bases. The study on all test images was first
+to be left out of the other tables, as a repetition of one; it was put in when it was known.
 
 - **Differences** are in points of final average accuracy ([ACC](metrics.md)), paired by seed, with a 95 % interval,
   as in the reports. Each interval is one of many on this page: of twenty that are right, about one misses by chance.
