@@ -50,7 +50,7 @@ def _pick(known: Any, wanted: Any) -> Any:
     chosen: list[Any] = []
     for method in wanted:
         same = [k for k in known if isinstance(method, str) and _in_order(method) in _calls(k)]
-        chosen += same or [method]
+        chosen += [k for k in same if k not in chosen] if same else [method]
     return chosen
 
 

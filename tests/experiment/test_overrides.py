@@ -49,6 +49,11 @@ def test_methods_of_the_file_are_found_where_they_are_written_or_have_a_publishe
         assert merge({"methods": known}, {"methods": written})["methods"] == [method]
 
 
+def test_a_row_of_the_file_that_two_names_pick_is_there_once():
+    rank_1 = {"name": "lora", "options": {"rank": 1}}
+    assert merge({"methods": ["lora", rank_1]}, {"methods": "lora:rank=1,lora"})["methods"] == [rank_1, "lora"]
+
+
 def test_a_broken_recipe_is_left_for_validation_to_name():
     with pytest.raises(SpecError, match="recipe"):
         build(merge({"methods": ["lora"], "recipe": 3}, {"lr": 0.1}))
