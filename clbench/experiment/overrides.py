@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from clbench.core.errors import SpecError
-from clbench.core.options import format_value, parse_value, recipe_options
+from clbench.core.options import format_value, parse_value
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
 BUDGET = ("epochs", "iterations", "batch_size")  # of a file, in place of which `--online` has its own
@@ -49,30 +51,27 @@ def _pick(known: Any, wanted: Any) -> Any:
         return wanted
     chosen: list[Any] = []
     for method in wanted:
-        same = [k for k in known if isinstance(method, str) and _in_order(method) in _calls(k)]
+        same = [k for k in known if isinstance(method, str) and (method in _calls(k) or _writes(method, k))]
         chosen += [k for k in same if k not in chosen] if same else [method]
     return chosen
 
 
 def _calls(method: Any) -> set[str]:
-    """Return what selects an unparsed method of a file: its label, its name, and that with its options (and recipe)."""
+    """Return the names by which an unparsed method of a file can be selected."""
     if isinstance(method, str):
-        return {_in_order(method), method.partition(":")[0]}
-    if not isinstance(method, Mapping):
-        return set()
-    calls = {_in_order(str(method[k])) for k in ("label", "name") if k in method}
-    options, recipe = (table if isinstance(table := method.get(k), Mapping) else {} for k in ("options", "recipe"))
-    for given in (options, {**options, **recipe_options(recipe)}):
-        calls.add(_in_order(":".join([str(method.get("name")), *(f"{k}={format_value(v)}" for k, v in given.items())])))
-    return calls
+        return {method, method.partition(":")[0]}
+    return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
 
 
-def _in_order(method: str) -> str:
-    """Return a written method with its options in alphabetical order; 1000 and 1e3 are one number."""
-    name, *options = method.split(":")
-    pairs = [(key.replace("-", "_"), parse_value(value)) for key, _, value in (o.partition("=") for o in options)]
-    return ":".join([name, *sorted(f"{key}={format_value(float(value) if type(value) is int else value)}"
-                                   for key, value in pairs)])
+def _writes(text: str, method: Any) -> bool:
+    """Tell whether a text has the name and the options of an unparsed method of a file, and its recipe or none."""
+    try:
+        one, other = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
+    except ValidationError:
+        return False  # a mistake, which the experiment's validation reports
+    options, others = ({name.replace("-", "_"): format_value(value) if isinstance(value, list) else value
+                        for name, value in m.options.items()} for m in (one, other))
+    return one.name == other.name and options == others and one.recipe in ({}, other.recipe)
 
 
 def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:

@@ -49,6 +49,13 @@ def test_methods_of_the_file_are_found_where_they_are_written_or_have_a_publishe
         assert merge({"methods": known}, {"methods": written})["methods"] == [method]
 
 
+def test_a_list_is_the_files_as_tables_write_it_and_another_recipe_is_not():
+    method = {"name": "lora", "options": {"targets": ["q", "v"]}, "recipe": {"lr": 3e-5}}
+    assert merge({"methods": [method]}, {"methods": ["lora:targets=q+v"]})["methods"] == [method]
+    for written in ("lora:targets=q+v:recipe=published", "lora:targets=q+v:recipe.lr=0.1", "lora:targets=q"):
+        assert merge({"methods": [method]}, {"methods": [written]})["methods"] == [written]
+
+
 def test_a_row_of_the_file_that_two_names_pick_is_there_once():
     rank_1 = {"name": "lora", "options": {"rank": 1}}
     assert merge({"methods": ["lora", rank_1]}, {"methods": "lora:rank=1,lora"})["methods"] == [rank_1, "lora"]
