@@ -205,13 +205,16 @@ def repeats(study: Study, other: Study) -> bool:
         {row.first.trial.row for row in study.rows} & {row.first.trial.row for row in other.rows})
 
 
+def gaps(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> dict[int, float]:
+    """Return the difference first - second for each seed of both."""
+    one, other = first.values(of), second.values(of)
+    return {seed: round(one[seed] - other[seed], 12) for seed in sorted(one.keys() & other.keys())}
+
+
 def paired(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> Interval | None:
     """Return the mean difference first - second over the seeds of both, with its interval; None without such seeds."""
-    seeds = sorted(set(first.trials) & set(second.trials))
-    if not seeds:
-        return None
-    differences = [round(of(first.trials[s]) - of(second.trials[s]), 12) for s in seeds]
-    return interval_of(differences, first.first.until or second.first.until)
+    differences = list(gaps(first, second, of).values())
+    return interval_of(differences, first.first.until or second.first.until) if differences else None
 
 
 def points(over: Interval) -> str:

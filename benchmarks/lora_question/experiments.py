@@ -19,6 +19,7 @@ from evidence import (
     Study,
     Verdict,
     above,
+    gaps,
     paired,
     percent,
     points,
@@ -137,18 +138,13 @@ def leads_differ(part: Study, whole: Study) -> Iterator[Finding]:
     for row, other in product(usual(whole), whole.rows):
         first, second = (before.get(one.first.trial.row) for one in (row, other))
         if other is not row and first and second:
-            now, then = lead(row, other), lead(first, second)
+            now, then = gaps(row, other), gaps(first, second)
             seeds = sorted(now.keys() & then.keys())
             over = mean_interval([round(now[seed] - then[seed], 12) for seed in seeds])
             text = (f"{row.label} {beside(first, row)}, {other.label} {beside(second, other)}: a lead of "
                     f"{100 * fmean(now[s] for s in seeds):+.1f}, on a part of the images "
                     f"{100 * fmean(then[s] for s in seeds):+.1f}; it changes by {points(over)}")
             yield Finding(whole.where, text, within(over, MARGIN), traits(whole))
-
-
-def lead(row: Row, other: Row) -> dict[int, float]:
-    """Return by how much the ACC of one row is above that of another, for each seed that both have."""
-    return {seed: value - acc(other.trials[seed]) for seed, value in row.values(acc).items() if seed in other.trials}
 
 
 def with_heads(study: Study, row: Row, other: Row) -> str:

@@ -134,6 +134,11 @@ def row(accuracy, scenario="class", lr=1e-3, **options):
         own_recipe={"lr": lr}, options=options) for seed in range(3)})
 
 
+def heads(*accuracies):
+    return evidence.Row("frozen", {seed: make_record("frozen", seed, [[0.5, 0.5], [value, 0.5], [value, value]],
+                                                     scenario="class") for seed, value in enumerate(accuracies)})
+
+
 def test_a_method_stands_in_a_study_by_its_best_recipe():
     study = evidence.Study("x", (row(0.9, rank=4, lr=0.1), row(0.91, rank=4, lr=0.2), row(0.3, rank=4, lr=0.3),
                                  row(0.5, rank=4, alpha=8, lr=0.1), row(0.99, rank=8)))
@@ -162,9 +167,8 @@ def test_what_is_lost_without_the_task_id_is_told_of_the_same_adapters_wherever_
 @pytest.mark.parametrize(("lower", "verdict"), [(0.6, "holds"), (0.9, "not decided"), (0.95, "holds")])
 def test_lora_on_two_pretrained_bases_is_told_beside_heads_alone(lower, verdict):
     vit = evidence.Study("lora_question/vision_class", (row(0.9, rank=4, infer="gaussian"),))
-    R = [[0.5, 0.5], [lower, 0.5], [lower, lower]]
-    heads = evidence.Row("frozen", {seed: make_record("frozen", seed, R) for seed in range(3)})
-    other = evidence.Study("lora_question/efficientnet_class", (heads, row(lower, rank=4, infer="gaussian")))
+    other = evidence.Study("lora_question/efficientnet_class", (heads(*[lower] * 3),
+                                                                row(lower, rank=4, infer="gaussian")))
     finding, = experiments.bases_differ([vit, other], "vision_class", "efficientnet_class")
     assert f"90.00 %, MLP {100 * lower:.2f} % (heads alone {100 * lower:.2f} %): " in finding.text
     assert finding.verdict == verdict
@@ -182,11 +186,6 @@ def test_a_row_that_was_searched_in_a_study_that_trains_the_same_counts_as_searc
     ewc, = whole.named("ewc")
     assert ewc.first.searched is None and ewc.searched
     assert not any(row.searched for row in fewer.rows)
-
-
-def heads(*accuracies):
-    return evidence.Row("frozen", {seed: make_record("frozen", seed, [[0.5, 0.5], [value, 0.5], [value, value]],
-                                                     scenario="class") for seed, value in enumerate(accuracies)})
 
 
 @pytest.mark.parametrize(("whole", "changed", "verdict"), [
