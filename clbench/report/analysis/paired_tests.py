@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Family, Pair, Values, family, leader
@@ -195,7 +196,7 @@ def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
     """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
-    References take part only as the baseline.
+    References take part only as the baseline, or where there is a single method, which is compared with each of them.
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
@@ -203,13 +204,18 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         title = measure.column.title
         values = setting.compared(measure, [baseline] if baseline else [])
         tests = family(measure.column, values, baseline, until=setting.until)
+        title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
+        if baseline is None and len(values) == 1:
+            (method,), values = values, setting.compared(measure, [m.label for m in setting.methods])
+            tests = family(measure.column, values, method, until=setting.until)
+            tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
+            title_end, opponents = f"{method} minus each reference", "each reference"
         if (baseline is not None and baseline not in values) or not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        why = undecided(tests) or basis(tests, baseline or "")
+        why = undecided(tests) or basis(tests, opponents)
         verdicts.append((title, "; ".join(filter(None, [why, searches(setting, values)]))))
-        against = f"each method minus {baseline}" if baseline else "all pairs of methods"
-        tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
+        tables.append(table(f"{title}: {title_end}", tests, tests.pairs, len(setting.seeds), baseline))
     return _by_verdict(verdicts), tuple(tables)
 
 
