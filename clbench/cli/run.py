@@ -93,8 +93,9 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
                         f"{line}    {meaning}")
     registry = discover(files=plugins)
     if spec is not None and not spec.exists() and str(spec) in registry.strategies:
-        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give all methods as one list, as in "
-                        f"--methods {flags['methods'] or 'er'},{spec}")
+        every = ",".join(filter(None, [flags["methods"], str(spec)]))
+        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
+                        f"--methods {every}")
     found = read_spec(spec, {}, flags, options)
     ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale)
     ended = run_missing(ready, dry_run)

@@ -148,7 +148,7 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     ([], ["which methods? Pass them as in --methods lora,ewc", "clbench run --methods lora,ewc    the first"]),
     (["--methods", "er,", "ewc"], ["--methods er, ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
-    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give all methods as one list, as in "
+    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give methods as one list, "
                                   "--methods er,ewc"]),
     (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease'? (clbench methods lists all); in a file? "
                                "--plugin FILE"]),
