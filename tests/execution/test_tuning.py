@@ -8,13 +8,14 @@ from helpers.hostile import write_distribution
 from helpers.records import make_record
 
 from clbench import cli
+from clbench.cli.tune import table
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover
 from clbench.execution.candidates import choose, score
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.execution.tuning import _at_end, chosen, rows_of
+from clbench.execution.tuning import _at_end, account, chosen, rows_of
 from clbench.experiment.plan import plan, tried_for
 from clbench.experiment.search import Choices, Outcome, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
@@ -301,6 +302,26 @@ def test_options_that_differ_by_scenario_make_rows_for_each():
     assert {(p.trial.scenario, p.label) for p in planned} == {
         ("task", "naive"), ("class", "naive"), ("task", "ewc:strength=1"), ("class", "ewc:strength=10")}
     assert [(r.label, r.scenario) for r in rows_of(again, registry, 2)] == [("ewc", "task"), ("ewc", "class")]
+
+
+def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
+    spec = build({"methods": "er", "tune": {"er": {"recipe": {"lr": [1e-5, 3e-5]}}}, "seeds": [1000, 1001]})
+    registry = discover()
+    row, = rows_of(spec, registry, 2, widen=1)
+    acc = {1e-5: (0.52, 0.58), 3e-5: (0.51, 0.61), 1e-4: (0.3, 0.3)}  # differences -0.01, 0.03: mean 0.01, error 0.02
+    rounds = []
+    while asked := row.sampler.ask():
+        rounds.append([c["recipe.lr"] for c in asked])
+        row.hear(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
+                         for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
+    assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
+    assert [m.recipe for m in chosen(spec, [row], registry)] == [{"lr": 1e-5}]
+    made = account([row], spec, 2, {}, "", {}, widen=1)
+    assert made.outcomes[0].widened == {"recipe.lr": 1} and made.outcomes[0].notes == tuple(row.notes)
+    assert row.notes[1].startswith("recipe.lr=1e-5 (55.00 ± 3.00) was chosen: it is within one standard error of "
+                                   "recipe.lr=3e-5 (56.00 ± 5.00") and len(row.notes) == 2
+    assert table([row]).splitlines()[-1].split() == [
+        "er", "task", "recipe.lr=1e-5", "55.00", "3.00", "56.00", "30.00", "3"]
 
 
 def test_what_matters_in_one_scenario_is_searched_there_alone():
