@@ -79,7 +79,7 @@ EXAMPLES = (
               "train and compute; run nothing and write no records.")
 @click.option("--open", "opens", is_flag=True, help="Open the report in a browser when the trials have ended.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no table: print the run folder's path, and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON (as of clbench report --format json) and "
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, as in report.json, and "
               "nothing else on standard output.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard: str | None, log: str,
             plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, opens: bool, quiet: bool, as_json: bool,
