@@ -64,6 +64,7 @@ RECIPE = (
     click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
     click.option("--optimizer", metavar="adam|adamw|sgd", help="The optimiser.  [default: adam]"),
     click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
+    click.option("--head-lr", type=float, help="Learning rate of the heads.  [default: that of --lr]"),
     click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]"),
     click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; of adamw, decoupled from it.  "
                  "[default: 0]"),

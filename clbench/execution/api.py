@@ -72,8 +72,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, until ("decided" adds
             seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
-            optimizer, lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio, max_grad_norm,
-            optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
+            optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio,
+            max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
             setting, or one of the above, as the file or the default has it.
 
     Returns:

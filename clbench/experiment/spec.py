@@ -58,11 +58,12 @@ DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 class Recipe(Strict):
     """How every method is trained on each task."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats")
+    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr")
 
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="adam | adamw | sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; the same as lr if not given")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; of adamw, decoupled from it")
     schedule: Schedule = Field("constant", description="learning rate over a task's steps")

@@ -17,6 +17,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     """Return a recipe in words, for samples that arrive so."""
+    heads = f", lr of heads {format_value(chosen.head_lr)}" if chosen.head_lr else ""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
     schedule: str = chosen.schedule
@@ -29,7 +30,7 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
     told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
-    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){momentum}{decay}{warmup}{clipped}, "
+    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
             + told
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
