@@ -118,7 +118,8 @@ def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
 def test_what_came_later_is_written_only_where_it_is_set():
     plain = json.loads(Recipe().model_dump_json())
     assert set(plain) == set(Recipe.model_fields) - set(Recipe.LATER)
-    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0, schedule="steps", milestones=[0.5], decay=0.3, repeats=2, head_lr=0.1)
+    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0, schedule="steps", milestones=[0.5], decay=0.3, repeats=2,
+                  head_lr=0.1)
     assert Recipe.model_validate_json(full.model_dump_json()) == full
     keys = [plan(build({"methods": "naive", "seeds": 1, "recipe": recipe}), discover())[0].trial.key
             for recipe in ({}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.1}, {"max_grad_norm": 1.0},
