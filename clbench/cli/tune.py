@@ -45,7 +45,10 @@ EXAMPLES = (
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
 @methods_option("Tune only these methods, by name or label; repeatable.  [default: all with a [tune.METHOD] table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
-              help="Candidates per method and scenario; the same for all.")
+              help="Candidates per method and scenario; the same for all, but for those that --widen adds.")
+@click.option("--widen", type=click.IntRange(min=0), metavar="N", default=2, show_default=True,
+              help="Values that are added beyond each end of a list of numbers, while the best one is at that end; 0: "
+              "none.")
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
               help=f"Of every candidate: a number of seeds, {FIRST_SEED} being the first, or a list; none of the "
               "experiment's own.")
@@ -60,19 +63,23 @@ EXAMPLES = (
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe"))
 @plugin_option
 @stale_options
-def command(source: Path, methods: str | None, trials: int, out: Path | None, plugins: tuple[Path, ...],
-            stale: OnStale, **flags: Any) -> int:
+def command(source: Path, methods: str | None, trials: int, widen: int, out: Path | None,
+            plugins: tuple[Path, ...], stale: OnStale, **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
     The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
-    by their mean ACC on training samples that are held out; the test set is not used. DIR/tuned.toml is the experiment
-    with the best options and the whole search in it, ready for clbench run. The same command goes on with a search
-    that was interrupted.
+    by their mean ACC on training samples that are held out; the test set is not used. A list of numbers is widened
+    while its best value is at an end. Of candidates within one standard error of the best, the one with the lowest
+    learning rate is chosen. DIR/tuned.toml is the experiment with the chosen options and the whole search in it, ready
+    for clbench run; DIR/candidates.md is the table of all candidates. The same command goes on with a search that was
+    interrupted.
     """
     from importlib.metadata import version
 
+    from clbench.core.files import write_atomically
     from clbench.core.registry import discover
     from clbench.execution import tuning
+    from clbench.execution.candidates import candidates_page
     from clbench.experiment import toml_file
     from clbench.experiment.overrides import read_spec
 
@@ -82,7 +89,7 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
     spec = read_spec(source, {}, flags, ())
     _check_seeds(original, spec)
     names = [name.strip() for name in (methods or "").split(",") if name.strip()]
-    rows = tuning.rows_of(spec, registry, trials, names)
+    rows = tuning.rows_of(spec, registry, trials, names, widen)
     out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
         records = tuning.search(rows, spec, registry, out, _shown, called, stale)
@@ -91,14 +98,15 @@ def command(source: Path, methods: str | None, trials: int, out: Path | None, pl
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
-    made = tuning.account(rows, spec, trials, budget, called, versions)
-    toml_file.write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    made = tuning.account(rows, spec, trials, budget, called, versions, widen)
+    tuned = toml_file.write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:
-        for option in row.at_edge:
-            click.echo(f"{row.label}, scenario {row.scenario}: the best {option} is at an end of what was searched; "
-                       "a better one may lie beyond", err=True)
-    click.echo(f"all candidates: {out / 'report.md'}\nexperiment:     {out / 'tuned.toml'}")
+        for note in row.notes:
+            click.echo(f"{row.label}, scenario {row.scenario}: {note}", err=True)
+    click.echo(f"all candidates: {out / 'candidates.md'}\ntheir report:   {out / 'report.md'}\n"
+               f"experiment:     {out / 'tuned.toml'}")
     return int(any(r.status == "failed" for r in records))
 
 
@@ -129,21 +137,21 @@ def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a table of each row's best options, their scores and the scores of the other candidates."""
+    """Return a table of each row's chosen options, their scores and the scores of the other candidates."""
     from tabulate import tabulate
 
-    from clbench.core.options import format_value
-    from clbench.execution.tuning import score
+    from clbench.execution.candidates import score, standard_error
+    from clbench.execution.samplers import describe
 
     lines = []
     for row in rows:
-        best, *others = row.ranking
+        chosen, error = row.chosen, standard_error(row.chosen.acc)
+        others = [tried for tried in row.ranking if tried is not chosen]
         without = sum(not t.acc for t in row.tried)
-        lines.append([row.label, row.scenario, " ".join(f"{k}={format_value(v)}" for k, v in best.options.items()),
-                      f"{100 * score(best):.2f}",
-                      f"{100 * min(best.acc):.2f} to {100 * max(best.acc):.2f}" if len(best.acc) > 1 else "one seed",
+        lines.append([row.label, row.scenario, describe(chosen.options), f"{100 * score(chosen):.2f}",
+                      "one seed" if error is None else f"{100 * error:.2f}",
                       f"{100 * score(others[0]):.2f}" if others else "", f"{100 * score(row.ranking[-1]):.2f}",
                       f"{len(row.tried)}" + (f", {without} without result" if without else "")])
-    headers = ["method", "scenario", "best options", "validation\nACC (%)", "over seeds", "second\nbest", "worst",
-               "candidates"]
+    headers = ["method", "scenario", "chosen options", "validation\nACC (%)", "standard\nerror", "best of\nothers",
+               "worst", "candidates"]
     return tabulate(lines, headers, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 4 + ("left",))

@@ -1,23 +1,27 @@
 """Which candidates a search tries: all of a grid, or what Optuna's tree-structured Parzen estimator (TPE) proposes.
 
-A sampler is deterministic: told the same scores, it asks for the same candidates. So an interrupted search needs no
-file of its own to go on from; the records of its trials are enough.
+A grid is widened while its best candidate is at an edge. A sampler is deterministic: told the same scores, it asks for
+the same candidates. So an interrupted search needs no file of its own to go on from; the records of its trials are
+enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
 
 from clbench.core.errors import ClbenchError
+from clbench.core.options import format_value
 from clbench.experiment.search import Range, Space
 
 SEED = 0
 STARTUP = 5  # candidates that TPE draws at random before it learns from their scores
 DIGITS = 3  # significant ones of the numbers that are tried
+HALF_DECADE = (2.99, 3.34)  # between which the ratio of 1 and 3, of 3 and 10, and the root of 10 are
 
 Candidate = dict[str, Any]
+Refuse = Callable[[Candidate], str]  # returns why a candidate cannot be tried, or nothing
 
 
 class Sampler(Protocol):
@@ -30,40 +34,145 @@ class Sampler(Protocol):
         """Receive the scores of the last candidates, higher is better."""
 
 
-def sampler_for(space: Space, whole: Collection[str], trials: int) -> Sampler:
+def accept(candidate: Candidate) -> str:
+    """Refuse no candidate."""
+    return ""
+
+
+def sampler_for(space: Space, whole: Collection[str], trials: int, widen: int = 0, refuse: Refuse = accept) -> Sampler:
     """Return the sampler for a space: a grid where there are no more than `trials` combinations of values, else TPE.
 
     Args:
         space: by option.
         whole: the options that take whole numbers only.
-        trials: candidates at most.
+        trials: candidates at most, without those that widen a grid.
+        widen: values by which a grid's axis is extended at most, on each side.
+        refuse: says why a candidate cannot be tried; values beyond an axis may be outside an option's limits.
     """
     finite = not any(isinstance(axis, Range) for axis in space.values())
     if finite and len(corners(space)) <= trials:
-        return Grid(corners(space))
+        return Grid(space, whole, widen, refuse)
     return TPE(space, whole, trials)
 
 
 def corners(space: Space) -> list[Candidate]:
     """Return every combination of an axis' values or, of a range, of its two ends."""
-    ends = [[axis.low, axis.high] if isinstance(axis, Range) else axis.values for axis in space.values()]
-    return [dict(zip(space, chosen, strict=True)) for chosen in product(*ends)]
+    return combinations({option: [axis.low, axis.high] if isinstance(axis, Range) else axis.values
+                         for option, axis in space.items()})
+
+
+def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Candidate]:
+    """Return every combination of the values of axes."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Tell whether all values of an axis are numbers."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 class Grid:
-    """Tries every candidate of a list, all at once."""
+    """Tries every combination of a space's values at once, then widens each axis at whose edge the best candidate is.
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
-        """Store the candidates."""
-        self.left = list(candidates)
+    In a round, each of these axes gets one more value, which is combined with all values of the other axes.
+
+    Attributes:
+        added: the values beyond each axis, by option, in the order in which they were tried.
+        notes: what was added and which values were refused, in sentences.
+    """
+
+    def __init__(self, space: Space, whole: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
+        """Store what `sampler_for` is given; no axis of the space is a range."""
+        self.axes = {option: list(axis.values) for option, axis in space.items() if not isinstance(axis, Range)}
+        self.whole, self.widen, self.refuse = whole, widen, refuse
+        self.tried: list[Candidate] = []
+        self.scores: list[float] = []
+        self.added: dict[str, list[float]] = {}
+        self.refusals: list[str] = []
+        self.steps_left = {(option, above): widen for option in self.axes for above in (False, True)}
 
     def ask(self) -> list[Candidate]:
-        """Return all candidates on the first call, none afterwards."""
-        asked, self.left = self.left, []
-        return asked
+        """Return all combinations on the first call, then those that widening adds; none when no edge is left."""
+        if self.tried and max(self.scores) > 0:  # else no candidate gave a result, and none is the best
+            best = self.tried[self.scores.index(max(self.scores))]
+            for option, above in self.steps_left:
+                self._extend(option, above, best)
+        fresh = [candidate for candidate in combinations(self.axes)
+                 if candidate not in self.tried and not (self.tried and self._is_refused(candidate))]
+        self.tried += fresh
+        return fresh
 
     def tell(self, scores: Sequence[float]) -> None:
-        """Ignore the scores."""
+        """Store the scores, which say at which edges the best candidate is."""
+        self.scores += scores
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what widening did, in sentences."""
+        return [*(f"{option} was widened to {' and '.join(map(format_value, values))}, because the best mean was at an "
+                  "edge of the values" for option, values in self.added.items()), *self.refusals]
+
+    def _extend(self, option: str, above: bool, best: Candidate) -> None:
+        """Add a value to an axis on one side if the best candidate is at that edge and a step is left."""
+        if not is_numeric(self.axes[option]) or len(set(self.axes[option])) < 2 or not self.steps_left[option, above]:
+            return
+        inwards = sorted(set(self.axes[option]), reverse=above)
+        if best[option] != inwards[0]:
+            return
+        value = next_value(inwards, option in self.whole)
+        if value is None or self._is_refused({**best, option: value}):
+            if value is None:
+                self.refusals.append(f"{option} was not widened beyond {format_value(inwards[0])}: no positive whole "
+                                     "number continues the values")
+            self.steps_left[option, above] = 0
+            return
+        self.steps_left[option, above] -= 1
+        self.axes[option].append(value)
+        self.added.setdefault(option, []).append(value)
+
+    def _is_refused(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate cannot be tried, and note the reason once."""
+        reason = self.refuse(candidate)
+        note = f"{describe(candidate)} was not tried: {reason}"
+        if reason and note not in self.refusals:
+            self.refusals.append(note)
+        return bool(reason)
+
+
+def describe(candidate: Candidate) -> str:
+    """Return a candidate's options as text, such as `recipe.lr=1e-5 rank=4`."""
+    return " ".join(f"{option}={format_value(value)}" for option, value in candidate.items())
+
+
+def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
+    """Return the number that continues an axis beyond an edge, or None if no whole number does.
+
+    Positive numbers continue by the ratio of the second and third from the edge, so that 1, 3, 10, 30 is followed by
+    100. Of two positive numbers, those half a decade apart continue as 1, 3, 10 does; others by their ratio. Numbers
+    that are not all positive continue by the difference of the two at the edge.
+
+    Args:
+        inwards: the numbers of the axis, at least two, from the edge inwards.
+        whole: whether the option takes whole numbers only.
+
+    >>> next_value([3e-3, 1e-3, 3e-4]), next_value([1e-5, 3e-5]), next_value([8, 4], whole=True), next_value([2.0, 0.0])
+    (0.01, 3e-06, 16, 4.0)
+    """
+    edge, second, *rest = inwards
+    positive = min(inwards) > 0
+    if not positive:
+        exact = edge + (edge - second)
+    elif rest:
+        exact = edge * second / rest[0]
+    elif HALF_DECADE[0] < max(inwards) / min(inwards) < HALF_DECADE[1]:
+        exact = second * (10 if edge > second else 0.1)
+    else:
+        exact = edge * edge / second
+    if whole:
+        number = round(exact)
+        return number if number != edge and (number > 0 or not positive) else None
+    rounded = float(f"{exact:.{DIGITS}g}")
+    return rounded if (rounded > edge) == (edge > second) and rounded != edge else exact
 
 
 class TPE:

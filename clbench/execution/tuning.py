@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from clbench.core import options as opt
@@ -20,11 +20,12 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
+from clbench.execution.candidates import choose, ranking, score, tie_note
 from clbench.execution.reuse import OnStale
-from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Sampler, corners, sampler_for
+from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_numeric, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
-from clbench.experiment.search import Choices, Range, Search, Space, Tried
+from clbench.experiment.search import Choices, Outcome, Range, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Recipe, Spec, changed
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
@@ -67,34 +68,60 @@ class Row:
     @property
     def ranking(self) -> list[Tried]:
         """Return each candidate once, the best mean first; ties in the order in which they were tried."""
-        once = {self.candidate(t.options).label: t for t in reversed(self.tried) if t.acc}
-        first = [t for t in self.tried if once.get(self.candidate(t.options).label) is t]
-        return sorted(first, key=score, reverse=True)
+        return ranking(self.tried)
+
+    @property
+    def chosen(self) -> Tried:
+        """Return the candidate that the experiment gets: the best mean, or what ties with it at a lower rate."""
+        return choose(self.tried)
+
+    @property
+    def added(self) -> dict[str, list[float]]:
+        """Return the values by which axes were widened, by option."""
+        return self.sampler.added if isinstance(self.sampler, Grid) else {}
 
     @property
     def at_edge(self) -> list[str]:
-        """Return the options whose best value is at an end of the numbers that were searched."""
+        """Return the options whose value in the best mean is at an end of the numbers that were searched."""
         best = self.ranking[0].options
-        return [option for option, axis in self.space.items() if _at_end(best[option], axis)]
+        return [option for option, axis in self.space.items()
+                if _at_end(best[option], axis, self.added.get(option, ()))]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what is to be known of the row's search, in sentences."""
+        tie = tie_note(self.tried)
+        return [*(self.sampler.notes if isinstance(self.sampler, Grid) else []), *([tie] if tie else []),
+                *(f"the best {option} is at an end of what was searched; a better one may lie beyond"
+                  for option in self.at_edge)]
 
 
-def score(tried: Tried) -> float:
-    """Return the mean ACC over seeds, the lowest there is where a seed gave none."""
-    return fmean(tried.acc) if tried.acc else 0.0
+def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
+    """Tell whether a number is the first or last of several that were searched, or nearly the end of a range.
 
-
-def _at_end(value: Any, axis: Range | Choices) -> bool:
-    """Tell whether a number is the first or last of several that were searched, or nearly the end of a range."""
+    Args:
+        value: a number or a choice.
+        axis: what the file says is searched.
+        added: values by which the axis was widened.
+    """
     if isinstance(axis, Range):
         if axis.log:
             return not axis.low * (axis.high / axis.low) ** EDGE < value < axis.high * (axis.low / axis.high) ** EDGE
         return not EDGE < (value - axis.low) / (axis.high - axis.low) < 1 - EDGE
-    numbers = [v for v in axis.values if isinstance(v, int | float) and not isinstance(v, bool)]
-    return len(numbers) == len(axis.values) > 2 and value in (min(numbers), max(numbers))
+    values = [*axis.values, *added]
+    return is_numeric(values) and len(values) > 2 and value in (min(values), max(values))
 
 
-def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = ()) -> list[Row]:
+def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (),
+            widen: int = 0) -> list[Row]:
     """Return the rows that are to be tuned: those with a space, or `only` those of these labels or names.
+
+    Args:
+        spec: the experiment.
+        registry: what is installed.
+        trials: candidates per row at most, without those that widen a grid.
+        only: labels or names; empty for all.
+        widen: values by which an axis of a grid is extended at most, on each side.
 
     Raises:
         SpecError: no space, none in the experiment's scenarios, one for a method that is not there, or options that a
@@ -121,7 +148,8 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         for scenario in here:
             own = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
             if own:
-                rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials)))
+                refuse = partial(_refusal, method, spec.recipe, registry)
+                rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials, widen, refuse)))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
                         "[tune.*] tables is for another one")
@@ -155,13 +183,28 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], names: Sequence[list[s
 
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
     """Return the label of a method without the searched options, after checking that it has them all."""
-    options = registry.strategy(method.name).options
     for corner in corners(space):
-        there = method.with_options(corner)
-        valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
-        if not isinstance(there.recipe, str):
-            changed(recipe, there.recipe)
+        valid = _validated(method, corner, recipe, registry)
     return method.label or opt.label(method.name, valid, never=space)
+
+
+def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
+    """Return the options that a method has as a candidate, after checking them and its recipe."""
+    there = method.with_options(candidate)
+    options = registry.strategy(method.name).options
+    valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
+    if not isinstance(there.recipe, str):
+        changed(recipe, there.recipe)
+    return valid
+
+
+def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
+    """Return why a method does not take the options of a candidate; nothing if it does."""
+    try:
+        _validated(method, candidate, recipe, registry)
+    except SpecError as error:
+        return "; ".join(str(error).splitlines())
+    return ""
 
 
 def _space(method: MethodSpec, spec: Spec) -> Space:
@@ -213,7 +256,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
         own = [row for row in rows if row.entry == entry]
         best: list[tuple[Candidate, list[Scenario]]] = []
         for row in own:
-            options = row.ranking[0].options
+            options = row.chosen.options
             same = next((here for other, here in best if other == options), None)
             if same is None:
                 best.append((options, [row.scenario]))
@@ -228,7 +271,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
 
 
 def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int], command: str,
-            versions: dict[str, str]) -> Search:
+            versions: dict[str, str], widen: int = 0) -> Search:
     """Return what was done, to be kept with the options that were chosen."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
     ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
@@ -236,6 +279,9 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int]
     spaces: dict[str, Space] = {}
     for row in rows:
         spaces.setdefault(row.label, {}).update(row.space)
+    outcomes = [Outcome(method=row.label, scenario=row.scenario, notes=tuple(row.notes),
+                        widened={option: len(values) for option, values in row.added.items()}) for row in rows]
     return Search(command=command, versions=versions, validation=spec.validation, budget=budget, seeds=spec.seeds,
-                  trials=trials, sampler="; ".join(ways), space=spaces,
+                  trials=trials, sampler="; ".join(ways), space=spaces, widen=widen,
+                  outcomes=tuple(outcome for outcome in outcomes if outcome.notes),
                   tried=tuple(t for row in rows for t in row.tried))

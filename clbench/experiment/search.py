@@ -83,6 +83,15 @@ class Tried(Strict):
     failure: str = ""  # instead, if a seed diverged or failed: how
 
 
+class Outcome(Strict):
+    """What a row's search came to beside its candidates: how far its grid was widened, and what is to be known."""
+
+    method: str  # the label of the row
+    scenario: Scenario
+    widened: dict[str, int] = Field(default_factory=dict)  # values that were added, by option
+    notes: tuple[str, ...] = ()
+
+
 class Search(Strict):
     """A search that was made: all that is needed to make it again, and every candidate's result."""
 
@@ -93,5 +102,7 @@ class Search(Strict):
     seeds: tuple[int, ...]
     trials: int  # candidates per method and scenario, at most
     sampler: str
+    widen: int = 0  # values by which an axis of a grid was extended at most, on each side
+    outcomes: tuple[Outcome, ...] = ()  # of the rows that have something to tell
     space: dict[str, Space]  # by label of the row; that of all its scenarios
     tried: tuple[Tried, ...]

@@ -10,7 +10,9 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import write_atomically
 from clbench.experiment.search import Search
-from clbench.experiment.spec import MethodSpec, build
+from clbench.experiment.spec import MethodSpec, Spec, build
+
+LONG = ("outcomes", "tried")  # of a search: lists with a value on each line
 
 
 def tomlkit() -> Any:
@@ -22,8 +24,11 @@ def tomlkit() -> Any:
     return tomlkit
 
 
-def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> None:
+def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> Spec:
     """Write the experiment of a file with these methods; searches it had are kept where this one does not replace them.
+
+    Returns:
+        The experiment as it was written.
 
     Raises:
         StoreError: the file cannot be written.
@@ -36,16 +41,20 @@ def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: S
     document["methods"] = _lines([_as_written(method) for method in methods])
     searches = toml.aot()
     for search in [*earlier, made.model_dump(mode="json", exclude_defaults=True)]:
-        table = toml.item({key: value for key, value in search.items() if key != "tried"})
-        table["tried"] = _lines(search["tried"])
+        table = toml.item({key: value for key, value in search.items() if key not in LONG})
+        for key in LONG:
+            if key in search:
+                table[key] = _lines(search[key])
         searches.append(table)
     document["tuning"] = searches
     text = toml.dumps(document)
-    assert build(tomllib.loads(text)).methods == tuple(methods)
+    tuned = build(tomllib.loads(text))
+    assert tuned.methods == tuple(methods)
     try:
         write_atomically(path, text)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return tuned
 
 
 def _as_written(method: MethodSpec) -> str | dict[str, Any]:

@@ -8,14 +8,16 @@ from helpers.hostile import write_distribution
 from helpers.records import make_record
 
 from clbench import cli
+from clbench.cli.tune import table
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover
+from clbench.execution.candidates import choose, score
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.execution.tuning import _at_end, chosen, rows_of, score
+from clbench.execution.tuning import _at_end, account, chosen, rows_of
 from clbench.experiment.plan import plan, tried_for
-from clbench.experiment.search import Choices, Range, Search, Searched, Tried
+from clbench.experiment.search import Choices, Outcome, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
 from clbench.experiment.toml_file import write_tuned
 from clbench.results.store import Store
@@ -125,7 +127,7 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
 def test_parts_of_the_recipe_are_searched_and_the_report_says_who_was(tune, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(FILE.replace("knob = {low = 1.0, high = 1e8, log = true}",
                                                      "recipe.lr = [1e-4, 1e-2]").replace('"naive"]', '"naive", "er"]'))
-    code, _, err = tune("--trials", "9")
+    code, _, err = tune("--trials", "9", "--widen", "0")
     assert code == 0, err
     result = tmp_path / "search" / "tuned.toml"
     spec = build(tomllib.loads(result.read_text()))
@@ -144,6 +146,40 @@ def test_candidates_may_have_another_budget_than_the_result(tune, tmp_path, caps
     spec = build(tomllib.loads((tmp_path / "search" / "tuned.toml").read_text()))
     assert (spec.tuning[0].budget, spec.recipe.iterations) == ({"iterations": 5}, 10)
     assert {r.trial.recipe.iterations for r in Store(tmp_path / "search").read()[0]} == {5}
+
+
+def test_a_grid_is_widened_resumed_and_told_of(tune, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(FILE.replace("low = 1.0, high = 1e8, log = true", "values = [1e-2, 1e-1, 1.0]"))
+    # The optimum is at 1000: two steps reach 10 and 100, where the cap is. Both --trials and the seeds stay as given.
+    code, out, err = tune("--trials", "3", "--seeds", "2")
+    assert code == 0, err
+    result, page = tmp_path / "search" / "tuned.toml", tmp_path / "search" / "candidates.md"
+    made = build(tomllib.loads(result.read_text())).tuning[0]
+    assert [t.options["knob"] for t in made.tried] == [1e-2, 1e-1, 1.0, 10.0, 100.0]
+    assert (made.trials, made.widen, made.seeds, made.budget) == (3, 2, (1000, 1001), {})
+    outcome, = made.outcomes
+    assert outcome == Outcome(method="planted:size=2", scenario="task", widened={"knob": 2}, notes=(
+        "knob was widened to 10 and 100, because the best mean was at an edge of the values",
+        "the best knob is at an end of what was searched; a better one may lie beyond"))
+    assert all(f"planted:size=2, scenario task: {note}\n" in err for note in outcome.notes)
+    assert build(tomllib.loads(result.read_text())).methods[0].options == {"size": 2, "knob": 100.0}
+    best = made.tried[-1]
+    assert f"| knob=100 | {100 * score(best):.2f} | {100 * abs(best.acc[0] - best.acc[1]) / 2:.2f} | 2 | chosen |" in (
+        page.read_text())  # of two values, half their distance is the standard error
+    assert f"{100 * abs(best.acc[0] - best.acc[1]) / 2:.2f}" in out
+    records, _ = Store(tmp_path / "search").read()
+    assert {r.trial.recipe.iterations for r in records} == {10} and len(records) == 10  # the experiment's own budget
+
+    texts = (result.read_text(), page.read_text())
+    assert tune("--trials", "3", "--seeds", "2")[2] == "".join(
+        f"planted:size=2, scenario task: {note}\n" for note in outcome.notes)  # no trial is run, so none is shown
+    assert (result.read_text(), page.read_text()) == texts
+    assert sorted(r.model_dump_json() for r in Store(tmp_path / "search").read()[0]) == sorted(
+        r.model_dump_json() for r in records)
+    for record in records[::2]:  # as if it had been interrupted
+        Store(tmp_path / "search").path(record.key).unlink()
+    assert tune("--trials", "3", "--seeds", "2")[0] == 0
+    assert (result.read_text(), page.read_text()) == texts
 
 
 def test_without_any_result_nothing_is_written(tune, tmp_path):
@@ -268,6 +304,26 @@ def test_options_that_differ_by_scenario_make_rows_for_each():
     assert [(r.label, r.scenario) for r in rows_of(again, registry, 2)] == [("ewc", "task"), ("ewc", "class")]
 
 
+def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
+    spec = build({"methods": "er", "tune": {"er": {"recipe": {"lr": [1e-5, 3e-5]}}}, "seeds": [1000, 1001]})
+    registry = discover()
+    row, = rows_of(spec, registry, 2, widen=1)
+    acc = {1e-5: (0.52, 0.58), 3e-5: (0.51, 0.61), 1e-4: (0.3, 0.3)}  # differences -0.01, 0.03: mean 0.01, error 0.02
+    rounds = []
+    while asked := row.sampler.ask():
+        rounds.append([c["recipe.lr"] for c in asked])
+        row.hear(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
+                         for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
+    assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
+    assert [m.recipe for m in chosen(spec, [row], registry)] == [{"lr": 1e-5}]
+    made = account([row], spec, 2, {}, "", {}, widen=1)
+    assert made.outcomes[0].widened == {"recipe.lr": 1} and made.outcomes[0].notes == tuple(row.notes)
+    assert row.notes[1].startswith("recipe.lr=1e-5 (55.00 ± 3.00) was chosen: it is within one standard error of "
+                                   "recipe.lr=3e-5 (56.00 ± 5.00") and len(row.notes) == 2
+    assert table([row]).splitlines()[-1].split() == [
+        "er", "task", "recipe.lr=1e-5", "55.00", "3.00", "56.00", "30.00", "3"]
+
+
 def test_what_matters_in_one_scenario_is_searched_there_alone():
     infer = {"values": ["entropy", "prototype"], "scenario": "class"}
     registry = discover()
@@ -306,6 +362,7 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
     def search(label, command):
         return Search(command=command, versions={"torch": "2"}, validation=0.1, seeds=(7,), trials=2, sampler="grid",
                       space={label: {"strength": Range(low=1, high=2)}},
+                      outcomes=(Outcome(method=label, scenario="task", widened={"strength": 1}, notes=("a", "b")),),
                       tried=(Tried(method=label, scenario="task", options={"strength": 1.5}, acc=(0.5,)),
                              Tried(method=label, scenario="task", options={"strength": 2}, failure="seed 7 diverged")))
 
@@ -340,5 +397,5 @@ def test_the_searches_of_the_committed_experiments_chose_their_options():
                 continue  # the method as it is, beside a row with what the search chose
             left -= {(t.method, t.scenario) for t in tried}
             own = [score(t) for t in tried if t.options.items() <= method.given.items()]
-            assert max(own, default=0) == max(map(score, tried), default=0), (path.name, method.name)
+            assert max(own) == score(choose(tried)), (path.name, method.name)
         assert not left, path.name

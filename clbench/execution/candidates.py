@@ -1,0 +1,123 @@
+"""The candidates of a search: their means and standard errors, which one is chosen, and their table for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from clbench.execution.samplers import describe
+from clbench.experiment.search import Outcome, Search, Tried
+from clbench.report.formats.markdown import escape
+from clbench.report.formatting import listed
+
+RATES = ("recipe.lr", "recipe.head_lr")  # the lowest of these is chosen in a tie, in this order
+LEGEND = """\
+A mean is that of the average accuracy (ACC) on the validation samples over the seeds. Its standard error is the sample
+standard deviation over the seeds, divided by the square root of their number. A candidate ties with the best mean if
+its paired difference from it is at most one standard error of this difference. Of these, the one with the lowest
+learning rate is chosen, if one was searched. One seed has no standard error, and so no ties."""
+
+
+def score(tried: Tried) -> float:
+    """Return the mean ACC over seeds, the lowest there is if a seed gave none."""
+    return fmean(tried.acc) if tried.acc else 0.0
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None for fewer than two values."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
+def ranking(tried: Sequence[Tried]) -> list[Tried]:
+    """Return each candidate with a result once, the best mean first; equal ones in the order they were tried."""
+    once: dict[str, Tried] = {}
+    for candidate in tried:
+        if candidate.acc:
+            once.setdefault(describe(candidate.options), candidate)
+    return sorted(once.values(), key=score, reverse=True)
+
+
+def choose(tried: Sequence[Tried]) -> Tried:
+    """Return the candidate with the lowest learning rate among those that tie with the best mean.
+
+    Candidates tie if their paired difference from the best mean, over the same seeds, is at most one standard error of
+    this difference. With one seed, or if no learning rate was searched, it is the candidate with the best mean.
+    """
+    ranked = ranking(tried)
+    return min((t for t in ranked if t is ranked[0] or _ties(t, ranked[0])), key=_rates)  # of equal rates the first
+
+
+def _rates(tried: Tried) -> tuple[Any, ...]:
+    return tuple(tried.options.get(name, 0) for name in RATES)
+
+
+def _ties(tried: Tried, best: Tried) -> bool:
+    """Tell whether two candidates with the same seeds differ by at most one standard error."""
+    if len(tried.acc) != len(best.acc) or len(best.acc) < 2:
+        return False
+    difference, error = _difference(tried, best)
+    return difference <= error
+
+
+def _difference(tried: Tried, best: Tried) -> tuple[float, float]:
+    """Return the mean of the differences by seed, and its standard error; two seeds at least."""
+    differences = [round(high - low, 9) for high, low in zip(best.acc, tried.acc, strict=True)]
+    return fmean(differences), standard_error(differences) or 0.0
+
+
+def tie_note(tried: Sequence[Tried]) -> str:
+    """Return why the chosen candidate is not the one with the best mean; nothing if it is."""
+    best, chosen = ranking(tried)[0], choose(tried)
+    if chosen is best:
+        return ""
+    difference, error = _difference(chosen, best)
+    return (f"{describe(chosen.options)} ({mean_text(chosen)}) was chosen: it is within one standard error of "
+            f"{describe(best.options)} ({mean_text(best)}; the paired difference is {100 * difference:.2f} ± "
+            f"{100 * error:.2f}) and has the lower rate")
+
+
+def mean_text(tried: Tried) -> str:
+    """Return a mean in percent and its standard error, as `57.00 ± 0.80`; the mean alone for one seed."""
+    error = standard_error(tried.acc)
+    return f"{100 * score(tried):.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def candidates_page(searches: Sequence[Search]) -> str:
+    """Return a page in Markdown with a table of every candidate for each row and scenario of searches."""
+    return "\n\n".join(["# Candidates of the search", LEGEND, *(part for made in searches for part in _parts(made))]
+                       ) + "\n"
+
+
+def _parts(made: Search) -> Iterator[str]:
+    """Return how a search was made and, for each of its rows, a heading, a table and notes."""
+    budget = ", ".join(f"{count} {name}" for name, count in made.budget.items()) or "that of the experiment"
+    yield f"    {' '.join(made.command.split())}"
+    yield "\n".join([
+        f"- Seeds: {listed(list(made.seeds))}",
+        f"- Share of the training samples that is held out for validation: {made.validation:g}",
+        f"- Budget: {budget}", f"- Sampler: {made.sampler}"])
+    for method, scenario in dict.fromkeys((t.method, t.scenario) for t in made.tried):
+        yield f"## {escape(method)}, scenario {scenario}"
+        yield _table([t for t in made.tried if (t.method, t.scenario) == (method, scenario)])
+        outcome = next((o for o in made.outcomes if (o.method, o.scenario) == (method, scenario)), None)
+        if outcome:
+            yield _notes(outcome)
+
+
+def _table(tried: Sequence[Tried]) -> str:
+    """Return the table of a row's candidates, in the order in which they were tried."""
+    best, chosen = ranking(tried)[0], choose(tried)
+    lines = ["| options | mean (%) | standard error | seeds | remark |", "| :-- | --: | --: | --: | :-- |"]
+    for candidate in tried:
+        error = standard_error(candidate.acc)
+        remark = "chosen" if candidate is chosen else "best mean" if candidate is best else candidate.failure
+        cells = [describe(candidate.options), f"{100 * score(candidate):.2f}" if candidate.acc else "",
+                 "" if error is None else f"{100 * error:.2f}", str(len(candidate.acc) or ""), remark]
+        lines.append(f"| {' | '.join(map(escape, cells))} |")
+    return "\n".join(lines)
+
+
+def _notes(outcome: Outcome) -> str:
+    return "\n".join(f"- {escape(note)}." for note in outcome.notes)
