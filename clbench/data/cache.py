@@ -42,7 +42,8 @@ class Unusable(Exception):
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
     """Tell whether a benchmark's stream differs from seed to seed."""
-    return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
+    by_options = any(benchmark.options.get(name) == "seed" for name in ("class_order", "train_draw", "test_draw"))
+    return registry.benchmark(benchmark.name).seeded or by_options
 
 
 def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,

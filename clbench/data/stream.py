@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
@@ -186,7 +186,11 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
+        SpecError: the benchmark's options give nothing to a trial of this seed.
     """
+    options = registry.benchmark(benchmark.name).options.stored(benchmark.options)
+    if problem := options.seed_problem([seed], validation):
+        raise SpecError(f"benchmark {benchmark.name!r}: {problem}")
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     return replace(stream, data=raw.digest)

@@ -9,12 +9,11 @@ from pathlib import Path
 from clbench.core.errors import SpecError, unknown
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
-from clbench.experiment.until import BEST, FIRST, UntilDecided
+from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
 from clbench.report.analysis.families import Pair, family
 from clbench.report.analysis.grouping import Setting, by_setting
 from clbench.report.columns import ACC
 from clbench.report.formatting import listed
-from clbench.results.looks import sequence
 from clbench.results.records import Record
 from clbench.results.store import Store
 

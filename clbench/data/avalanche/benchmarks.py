@@ -113,10 +113,10 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
                  begin: int = 0) -> Any:
     """Return `classes` classes from `begin` on as tasks, after a task of `first` classes if any; labels begin at 0."""
     parts = []
-    for part, per_class in zip(datasets.cifar(name, data_dir), (options.train_per_class, options.test_per_class),
-                               strict=True):
-        chosen = (part.y >= begin) & (part.y < begin + classes)
-        parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
+    for part, images in zip(datasets.PARTS, datasets.cifar(name, data_dir), strict=True):
+        rows = datasets.chosen_rows(images.y, options, part, seed)
+        rows = rows[(images.y[rows] >= begin) & (images.y[rows] < begin + classes)]
+        parts.append(Images(images.x[rows], images.y[rows] - begin))
     benchmark = split_by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
                           {0: first} if first else None)
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
