@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -67,5 +67,4 @@ class ItemResults(BaseModel):
         import numpy as np
 
         bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
-        answers: Any = np.unpackbits(bits, count=self.tasks * self.count)
-        return answers.astype(np.bool_).reshape(self.tasks, self.count)
+        return np.unpackbits(bits, count=self.tasks * self.count).view(np.bool_).reshape(self.tasks, self.count)
