@@ -30,7 +30,7 @@ def check_stored_samples(make: Make) -> None:
                 memory = isinstance(b.strategy, SampleMemory) and name in SAMPLE_BUFFERS and len(tensor)
                 if not memory and not holds_samples(tensor, known):
                     continue
-                where = f"scenario {scenario}, after {index + 1} tasks: {name} holds training samples"
+                where = f"scenario {scenario}, after task {index + 1}: {name} holds training samples"
                 if name not in counted:
                     raise NonConforming(f"{where}, but it is not persistent, so reports do not count it: "
                                         "leave persistent=False out")
