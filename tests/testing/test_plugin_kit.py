@@ -149,7 +149,7 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[14] == "unmade"
     assert lines[15] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}:18 in __init__)")
-    assert lines[15] == "  FAIL  state: the same"
+    assert lines[16] == "  FAIL  state: the same"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 
