@@ -14,7 +14,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from clbench.report.model import Column, Report, Row, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(own)", "§": "(all)", "¶": "(recipe)",
-          "※": "(stale)", "\N{EN DASH}": "-"}
+          "※": "(stale)", "△": "(underfit)", "○": "(chance)", "\N{EN DASH}": "-"}
 _TITLE_OF_RANKS = "across settings"
 _PADDING = 3  # characters between two cells, at most
 
