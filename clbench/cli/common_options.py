@@ -111,3 +111,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(RECIPE):
         command = option(command)
     return command
+
+
+def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a recipe that change a trial's own, and the device."""
+    command = recipe_options(command)
+    for option in vars(command)["__click_params__"][-len(RECIPE):]:
+        if option.name != "device":
+            option.help = f"{option.help.partition('  [default:')[0]}  [default: the trial's]"
+    return command

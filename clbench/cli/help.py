@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -10,7 +12,8 @@ Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" 
 WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
 COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
 ONE_LIST = 12  # so many options are easily read without headings
-RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})
+RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
+                  "_click_default_help"})
 
 
 class WithExamples(click.Command):
@@ -29,6 +32,16 @@ class WithExamples(click.Command):
 
 class Command(WithExamples):
     """A command with examples and with its options in groups."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a list that a space has cut in two is an error that says so."""
+        for index, (first, second) in enumerate(() if ctx.resilient_parsing else pairwise(args)):
+            cut = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
+            if cut or second.startswith(","):
+                option = f"{args[index - 1]} " if index and args[index - 1].startswith("--") else ""
+                raise click.UsageError(f"{option}{first} {second}: a space after the comma? write "
+                                       f"{option}{first}{second}", ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each group."""

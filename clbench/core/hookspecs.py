@@ -57,6 +57,7 @@ class StrategyInfo:
     load_model: str | Callable[..., Any] = ""
     task_free: bool = False
     parts_per_task: bool = False
+    names_code: bool = False  # whether the name says where the code is: `package.module:Class`
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 

@@ -18,10 +18,10 @@ import pluggy
 
 from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
-from clbench.core.errors import PluginError, SpecError, unknown
+from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 from clbench.core.places import said
-from clbench.core.user_code import run_as_module
+from clbench.core.user_code import run_as_module, strategy_info
 
 GROUP = "clbench"
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
@@ -58,7 +58,20 @@ class Registry:
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
 
     def strategy(self, name: str) -> StrategyInfo:
-        """Return the strategy of that name or raise a `SpecError` with near names."""
+        """Return the strategy of that name or raise a `SpecError` with near names.
+
+        `package.module:Class` and `path/to/file.py:Class` name a strategy class.
+        """
+        where = name.rpartition(":")[0]
+        if where and name not in {*self.strategies, *self.unavailable} and not any(
+                known.startswith(f"{where}:") for known in self.strategies):
+            try:
+                self.strategies[name] = strategy_info(name)
+            except ClbenchError as error:
+                raise SpecError(str(error)) from error
+            except (Exception, SystemExit) as error:  # any error of the file becomes one line
+                raise SpecError(f"method {name!r}: {said(error, package_of(where))}") from error
+            self.origins["method", name] = Origin(name, where, "")
         return self._find("method", self.strategies, name)
 
     @property
@@ -119,7 +132,7 @@ class Registry:
             if entry in (name, f"clbench_{name.partition(':')[0].replace('-', '_')}"):
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
-        raise SpecError(unknown(kind, name, known, listing))
+        raise SpecError(unknown(kind, name, known, listing) + "; in a file? --plugin FILE" * (kind == "method"))
 
 
 def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
