@@ -87,9 +87,14 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     from clbench.experiment.overrides import read_spec
 
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard, stale)
+    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard, stale, note)
     ended = run_missing(ready, dry_run)
     return conclude(ready) if ended is None else ended
+
+
+def note(text: str) -> None:
+    """Say what takes long before there is a display of trials."""
+    click.echo(text, err=True)
 
 
 def run_missing(ready: Experiment, dry_run: bool) -> int | None:
