@@ -154,7 +154,7 @@ def test_a_hub_out_of_reach_is_asked_once_and_told_in_one_line(hub_server, downl
 
 @TIMM
 def test_a_hub_in_reach_is_asked_for_each_file(hub_server, downloads):
-    with pytest.raises(SpecError, match="neither in .* nor to be had: no pytorch_model.bin"):
+    with pytest.raises(SpecError, match=r"neither in .* nor to be had: no pytorch_model\.bin"):
         planned(model="timm:test_vit", weights="hf-hub:me/other")
     assert len(hub_server) == 1 and downloads == list(published.FILES)
 
