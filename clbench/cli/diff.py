@@ -70,13 +70,13 @@ def command(before: Path, after: Path) -> int:
 def _trials(records: Sequence[Record]) -> Iterator[str]:
     """Name trials, those of a method in a setting on one line."""
     from clbench.report.analysis import notes
-    from clbench.report.formatting import clean, listed
+    from clbench.report.formatting import clean, listed_seeds
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((*record.trial.setting, record.label), []).append(record)
     for group in groups.values():
-        yield f"{clean(group[0].label)}, {notes.title(group[0])}: seed(s) {listed([r.trial.seed for r in group])}"
+        yield f"{clean(group[0].label)}, {notes.title(group[0])}: {listed_seeds([r.trial.seed for r in group])}"
 
 
 def _settings(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -124,7 +124,7 @@ def test_results_that_are_kept_are_marked_until_the_code_is_what_it_was(half, pl
     assert [r.stale for r in kept if r.label == "half"] == [["the method's code (half_of_mine)"]] * 2
     page = (tmp_path / "run" / "report.md").read_text()
     assert re.search(r"\| half ※ +\|", page) and re.search(r"\| naive +\|", page)
-    assert "the results of seed(s) 0, 1 were kept although the method's code (half\\_of\\_mine) had changed" in page
+    assert "the results of seeds 0, 1 were kept although the method's code (half\\_of\\_mine) had changed" in page
     with pytest.raises(StaleError):
         half()  # accepting is said each time
     plugin.write_text(HALF)
