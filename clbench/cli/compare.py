@@ -30,14 +30,12 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     Exact sign flips decide where there are seeds enough for them, else the paired t test. All methods see the same
     batches from the same weights, so seeds are pairs.
     """
-    from rich.console import Console
-
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare
     from clbench.report.analysis.readable import readable
     from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
-    from clbench.report.formats.terminal import show_tables
+    from clbench.report.formats.terminal import show_tables, standard_output
 
     measures = find_tested(metrics)
     for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
@@ -45,5 +43,5 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
         if form == "md":
             click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
         else:
-            show_tables(setting.title, found, verdicts, Console())
+            show_tables(setting.title, found, verdicts, standard_output())
             click.echo()

@@ -91,14 +91,12 @@ def told(study: Study, ready: Experiment) -> list[str]:
 
 def conclude(found: Explanation, ready: Experiment) -> int:
     """Write explain.md, explain.html and the figure, print the table, and return the exit code."""
-    from rich.console import Console
-
     from clbench.report import explained
-    from clbench.report.formats.terminal import show_lines, show_table
+    from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.report.writing import write_explained
 
     paths = write_explained(found, ready.store.directory)
-    console = Console()
+    console = standard_output()
     show_table(explained.table(found), console)
     show_lines([explained.headline(found)], console, "bold")
     show_lines(explained.remarks(found), console, "dim")

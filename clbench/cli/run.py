@@ -132,8 +132,6 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
 
 def conclude(ready: Experiment) -> int:
     """Write the report, print the table and the paths, and return the exit code."""
-    from rich.console import Console
-
     from clbench import report
     from clbench.execution.progress import plural
     from clbench.execution.run import write_report
@@ -141,7 +139,7 @@ def conclude(ready: Experiment) -> int:
 
     results = ready.results()
     paths = write_report(ready)
-    show(report.build(results), Console())
+    show(report.build(results))
     for path in paths:
         click.echo(f"report:  {path}")
     click.echo(f"records: {ready.store.records}")
