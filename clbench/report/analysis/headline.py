@@ -76,7 +76,7 @@ def _with_accuracy(found: Facts, labels: Iterable[str]) -> list[str]:
 def _fronts(found: Facts) -> str:
     """Say which methods no other beats in both accuracy and a cost, by rising cost; costs with one front share it."""
     costs: dict[tuple[str, ...], list[str]] = {}
-    for title, labels in found.fronts.items():
+    for title, labels in ((title, labels) for title, labels in found.fronts.items() if labels):
         costs.setdefault(labels, []).append(title)
     return "; ".join(f"against {' and '.join(titles)} {named(labels, SHOWN)}" for labels, titles in costs.items())
 
