@@ -106,11 +106,16 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
                         f"--methods {every}")
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale)
+    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale, note)
     ended = run_missing(ready, dry_run, quiet)
     if ended is None:
         ended = conclude(ready, quiet, as_json, opens)
     return ended
+
+
+def note(text: str) -> None:
+    """Say what takes long before there is a display of trials."""
+    click.echo(text, err=True)
 
 
 def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | None:
@@ -159,8 +164,6 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
         as_json: whether to print the summary as JSON instead of anything else.
         opens: whether to open the report in a browser.
     """
-    from rich.console import Console
-
     from clbench import report
     from clbench.execution.progress import plural
     from clbench.execution.run import write_report
@@ -174,7 +177,7 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
     elif quiet:
         click.echo(ready.store.directory)
     else:
-        show(report.build(results), Console())
+        show(report.build(results))
         for path in paths:
             click.echo(f"report:  {path}")
         click.echo(f"records: {ready.store.records}")

@@ -14,6 +14,7 @@ import click
 from clbench.cli.common_options import methods_option, plugin_option, stale_options
 from clbench.cli.execution_options import execution_options
 from clbench.cli.help import Command
+from clbench.core.seeds import FIRST_DEVELOPMENT_SEED
 
 if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from clbench.experiment.spec import Spec
 
 FOLDER = click.Path(path_type=Path)
-FIRST_SEED = 1000
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -32,7 +32,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
     if not all(part.isdecimal() for part in parts) or parts == ["0"]:
         raise click.BadParameter(f"expected a number of seeds or a list such as 1000,1001, got {value!r}")
     numbers = list(map(int, parts))
-    return numbers if len(numbers) > 1 else list(range(FIRST_SEED, FIRST_SEED + numbers[0]))
+    return numbers if len(numbers) > 1 else list(range(FIRST_DEVELOPMENT_SEED, FIRST_DEVELOPMENT_SEED + numbers[0]))
 
 
 EXAMPLES = (
@@ -51,8 +51,8 @@ EXAMPLES = (
               help="Values that are added beyond each end of a list of numbers, while the best one is at that end; 0: "
               "none.")
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
-              help=f"Of every candidate: a number of seeds, {FIRST_SEED} being the first, or a list; none of the "
-              "experiment's own.")
+              help=f"Of every candidate: a number of seeds, {FIRST_DEVELOPMENT_SEED} being the first, or a list; none "
+              "of the experiment's own.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
               show_default=True, help="Share of the training samples that is held out and evaluated on.")
 @click.option("--epochs", type=int, help="Of every candidate.  [default: the experiment's]")

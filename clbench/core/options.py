@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -116,6 +116,15 @@ class Options(Strict):
                 weights, or where the size of images is not known.
         """
         return self
+
+    def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
+        """Return why trials of these seeds cannot be run with these options; empty if they can.
+
+        Args:
+            seeds: of the trials.
+            validation: share of the training samples that is evaluated on; 0: the test samples are.
+        """
+        return ""
 
     @property
     def needs_boundaries(self) -> str:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+FIRST_DEVELOPMENT_SEED = 1000  # seeds from here on are for tuning, those below for reported results
+DEVELOPMENT_BLOCKS = 10  # blocks of training samples that development seeds share
+
 
 def derive(seed: int, *axes: str | int) -> int:
     """Return a 63-bit seed for an axis such as `("data", task)`; the same arguments give the same seed everywhere."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.options import Options
+from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
 from clbench.data.own_options import ArraysOptions, HubOptions, ImagesOptions, TableOptions, TextOptions, TokenOptions
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -70,8 +71,70 @@ class SplitOptions(ClassOptions, ImageOptions):
         return self
 
 
-class CIFAROptions(ClassOptions):
-    """Options of `split-cifar10`."""
+class PerClassOptions(Options):
+    """Options that give a trial some samples of each class: the first ones, or a block that its seed alone has.
+
+    With `seed`, each class's samples of a part, in one fixed order that is shuffled once for everybody
+    (`datasets.chosen_rows`), are cut into blocks of `train_per_class` or `test_per_class`, and seed s takes block s.
+    Development seeds take block s mod 10 of the training samples, and no block of the test samples.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("train_draw", "test_draw")
+    smallest_class: ClassVar[tuple[int, int]]  # training and test samples of the smallest class
+
+    train_per_class: int | None = Field(None, ge=1, description="only so many training samples of each class")
+    test_per_class: int | None = Field(None, ge=1, description="only so many test samples of each class")
+    train_draw: Literal["first", "seed"] = Field(
+        "first", description="which training samples of a class: the first train_per_class, or a block that no other "
+        "seed below 1000 has; seeds from 1000 on, for tuning, share ten blocks")
+    test_draw: Literal["first", "seed"] = Field(
+        "first", description="which test samples of a class: the first test_per_class, or a block that no other seed "
+        "has; with seeds from 1000 on only where training samples are evaluated on (--validation)")
+
+    @model_validator(mode="after")
+    def _blocks_have_a_size(self) -> PerClassOptions:
+        """Refuse blocks without a size."""
+        for part in ("train", "test"):
+            if getattr(self, f"{part}_draw") == "seed" and getattr(self, f"{part}_per_class") is None:
+                raise ValueError(f"{part}_draw = seed needs {part}_per_class, the number of samples of each class that "
+                                 f"a seed gets; add {part}_per_class, as in {part}_per_class=10")
+        return self
+
+    def block(self, part: str, seed: int) -> int | None:
+        """Return which block of each class's samples of a part, `train` or `test`, a seed has; None: the first ones."""
+        if getattr(self, f"{part}_draw") == "first":
+            return None
+        if seed < FIRST_DEVELOPMENT_SEED:
+            return seed
+        return seed % DEVELOPMENT_BLOCKS if part == "train" else None
+
+    def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
+        """Return which seeds have no block of samples, and why."""
+        for part, size in zip(("train", "test"), self.smallest_class, strict=True):
+            for seed in seeds:
+                if problem := self.block_problem(part, seed, size):
+                    return problem
+        tuning = [seed for seed in seeds if seed >= FIRST_DEVELOPMENT_SEED]
+        if tuning and self.test_draw == "seed" and not validation:
+            return (f"test_draw = seed has no test samples for seed {tuning[0]}: seeds from "
+                    f"{FIRST_DEVELOPMENT_SEED} on are for tuning, which must not use the test samples of reported "
+                    "results. Evaluate on training samples (--validation 0.1), or choose smaller seeds")
+        return ""
+
+    def block_problem(self, part: str, seed: int, size: int) -> str:
+        """Return why a seed has no block of a class of `size` samples; empty if it has one."""
+        block, count = self.block(part, seed), getattr(self, f"{part}_per_class")
+        if block is None or (block + 1) * count <= size:
+            return ""
+        what = {"train": "training", "test": "test"}[part]
+        takes = f"seed {seed}" if block == seed else f"seed {seed}, which takes block {block}"
+        return (f"{part}_draw = seed has no {what} samples for {takes}: {part}_per_class = {count} makes "
+                f"{size // count} blocks, counted from 0, of the {size} {what} samples of a class. Choose smaller "
+                f"seeds (and max_seeds, if seeds are added), a smaller {part}_per_class, or {part}_draw = first")
+
+
+class CIFARInputs(ClassOptions):
+    """How the images of CIFAR become inputs."""
 
     normalize: Literal["dataset", "imagenet", "none", "model"] = Field(
         "dataset", description="whose mean and deviation inputs are normalised by; none keeps them in [0, 1]; model: "
@@ -79,8 +142,6 @@ class CIFAROptions(ClassOptions):
     augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
         "crop-flip", description="what is done to training images, drawn anew for each: a random crop (4 pixels of "
         "padding) and flip; a random part, resized, and flip; nothing")
-    train_per_class: int | None = Field(None, ge=1, description="only the first so many training images of each class")
-    test_per_class: int | None = Field(None, ge=1, description="only the first so many test images of each class")
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -94,10 +155,17 @@ class CIFAROptions(ClassOptions):
         return {"crop-flip": True, "none": False}.get(value, value)
 
 
+class CIFAROptions(PerClassOptions, CIFARInputs):
+    """Options of `split-cifar10`."""
+
+    smallest_class: ClassVar[tuple[int, int]] = (5000, 1000)
+
+
 class CIFAR100Options(CIFAROptions):
     """Options of `split-cifar100`."""
 
     classes: ClassVar[int] = 100
+    smallest_class: ClassVar[tuple[int, int]] = (500, 100)
 
     tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
     held_out: int = Field(0, ge=0, le=99, description="leave out so many of the classes, the last in natural order; "
@@ -122,6 +190,7 @@ class B50Options(CIFAROptions):
     """Options of `split-cifar100-b50`."""
 
     classes: ClassVar[int] = 100
+    smallest_class: ClassVar[tuple[int, int]] = (500, 100)
 
     tasks: int = Field(5, ge=1, description="tasks after the first one; divides the other 50 classes")
 
@@ -145,14 +214,13 @@ class RotatedOptions(ImageOptions):
     degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
 
 
-class NewsgroupsOptions(TokenOptions, ClassOptions):
+class NewsgroupsOptions(PerClassOptions, TokenOptions, ClassOptions):
     """Options of `split-newsgroups`."""
 
     classes: ClassVar[int] = 20
+    smallest_class: ClassVar[tuple[int, int]] = (377, 251)
 
     tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
-    train_per_class: int | None = Field(None, ge=1, description="only the first so many training texts of each class")
-    test_per_class: int | None = Field(None, ge=1, description="only the first so many test texts of each class")
 
 
 class CustomOptions(Options):
@@ -197,16 +265,16 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
                       "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True,
-                      cached=True, files=own + "folders:image_files"),
+                      cached=True, files=own + "folders:image_files", check=own + "folders:image_files"),
         BenchmarkInfo("arrays:*", own + "arrays:arrays", "inputs and labels in arrays:FILE, .npz, .safetensors, .npy "
                       "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True, cached=True,
-                      files=own + "arrays:array_files"),
+                      files=own + "locating:array_files", check=own + "locating:check_arrays"),
         BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in table:FILE, .csv, .tsv "
                       "or .parquet", TableOptions, any_name=True, cached=True,
-                      files=own + "tables:table_files"),
+                      files=own + "tables:table_files", check=own + "locating:check_path"),
         BenchmarkInfo("text:*", own + "texts:text", "texts and labels in text:FILE, .csv or .jsonl, or in the files of "
                       "a folder; for models hf:NAME", TextOptions, any_name=True, cached=True,
-                      files=own + "texts:text_files"),
+                      files=own + "texts:text_files", check=own + "locating:check_path"),
         BenchmarkInfo("split-newsgroups", own + "texts:newsgroups", "10 x 2 groups of 20 Newsgroups (11,293 train, "
                       "7,528 test texts); for models hf:NAME", NewsgroupsOptions, cached=True,
                       files=own + "texts:newsgroups_files"),
@@ -215,6 +283,6 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       files=own + "hub:hub_files"),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that a function returns, named as "
                       "package.module:function or path/to/file.py:function", CustomOptions, any_name=True,
-                      names_code=True),
+                      names_code=True, check="clbench.core.user_code:check_file"),
     )
 

@@ -33,7 +33,7 @@ from clbench.experiment.trial import Resolved
 if TYPE_CHECKING:  # torch is imported by who reads or writes a stream, not by who asks what is known of one
     from clbench.data.raw import RawStream
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Unusable(Exception):
@@ -42,7 +42,8 @@ class Unusable(Exception):
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
     """Tell whether a benchmark's stream differs from seed to seed."""
-    return registry.benchmark(benchmark.name).seeded or benchmark.options.get("class_order") == "seed"
+    by_options = any(benchmark.options.get(name) == "seed" for name in ("class_order", "train_draw", "test_draw"))
+    return registry.benchmark(benchmark.name).seeded or by_options
 
 
 def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
@@ -124,9 +125,11 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     code = identity.running(_package(info.build))
     if not (origin.version and code):
         return None
+    # The version of a plugin file is the hash of its bytes, which a comment changes; its code is hashed above.
+    version = "" if origin.version.startswith("sha256:") else origin.version
     # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
-             origin.plugin, origin.version, code, place]
+             origin.plugin, version, code, place]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -163,8 +166,9 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     from clbench.core.artifacts import save_tensors
 
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
-             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "files": dict(hashes)}
-    save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
+             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
+             "files": dict(hashes)}
+    save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
 
 
 def read_stream(path: Path, contents: Contents) -> RawStream:
@@ -183,12 +187,12 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
                                      tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
                                      tuple(facts["class_names"]))
-        digest, made_from = facts["digest"], facts["files"]
+        digest, rows, made_from = facts["digest"], facts["rows"], facts["files"]
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    if raw.digest != digest:
+    if (raw.digest, raw.rows_digest) != (digest, rows):
         raise Unusable("its tensors are not those that were written")
     if contents.differ_from(made_from):
         raise Unusable("the data files it was made from have changed")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clbench.core import seeds
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, MissingDataError
-from clbench.data.builtin import MNIST_FILES
+from clbench.data.builtin import MNIST_FILES, PerClassOptions
 
 OFFLINE = "split-mnist-5k"
 STATISTICS = {  # mean and standard deviation of training pixels, by channel
@@ -30,6 +31,9 @@ STATISTICS = {  # mean and standard deviation of training pixels, by channel
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 CIFAR_SIZES = 50_000, 10_000  # training and test images of CIFAR-10 and CIFAR-100
+Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
+BLOCK_SEED = 0  # of the permutations that blocks of samples are cut from; another one would change results
 DOWNLOADS: ContextVar[bool] = ContextVar("DOWNLOADS", default=True)  # whether missing data sets are downloaded
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer until a download is given up
 
@@ -140,12 +144,26 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
         raise DataError(f"cannot write {where}: {error.strerror}; choose another folder with --data") from error
 
 
-def few(images: Images, per_class: int | None) -> Images:
-    """Return the first `per_class` images of each class, in their order; all images for None."""
-    if per_class is None:
-        return images
-    chosen = torch.cat([(images.y == c).nonzero().flatten()[:per_class] for c in torch.unique(images.y)]).sort().values
-    return Images(images.x[chosen], images.y[chosen])
+def chosen_rows(y: Tensor, options: PerClassOptions, part: Part, seed: int) -> Tensor:
+    """Return the rows of labels y [N] that a trial gets, int64 and ascending.
+
+    A block is cut from a permutation of the class's rows that depends on part and label alone, so it is the same for
+    all seeds, methods and orders of classes, and the blocks of different seeds share no row.
+
+    Raises:
+        DataError: a class has no such block.
+    """
+    count, block = getattr(options, f"{part}_per_class"), options.block(part, seed)
+    chosen = []
+    for label in torch.unique(y).tolist():
+        rows = (y == label).nonzero().flatten()
+        if block is not None:
+            if problem := options.block_problem(part, seed, len(rows)):
+                raise DataError(problem)
+            order = torch.randperm(len(rows), generator=seeds.generator(BLOCK_SEED, "blocks", part, label))
+            rows = rows[order[block * count:]]
+        chosen.append(rows[:count])
+    return torch.cat(chosen).sort().values
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
@@ -41,6 +41,7 @@ class StreamTask:
     class_names: tuple[str, ...] = ()
     met: tuple[int, ...] = ()
     met_names: tuple[str, ...] = ()
+    test_rows: Tensor | None = None  # of the test samples, as `raw.Split.rows`; on the CPU
 
     @property
     def taught(self) -> tuple[int, ...]:
@@ -186,7 +187,11 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
+        SpecError: the benchmark's options give nothing to a trial of this seed.
     """
+    options = registry.benchmark(benchmark.name).options.stored(benchmark.options)
+    if problem := options.seed_problem([seed], validation):
+        raise SpecError(f"benchmark {benchmark.name!r}: {problem}")
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     return replace(stream, data=raw.digest)
@@ -218,7 +223,8 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
             total.update(y.numpy().tobytes())
         tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
                                 eagerly(test, labels[1], index),
-                                tuple(raw.class_names[label] for label in table) if raw.class_names else ()))
+                                tuple(raw.class_names[label] for label in table) if raw.class_names else (),
+                                test_rows=test.rows))
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
                   AUGMENTATIONS[raw.augment] if raw.augment else None)

@@ -18,7 +18,7 @@ from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
 from clbench.execution.objects import name_objects, run_here
-from clbench.execution.reuse import OnStale
+from clbench.execution.reuse import OnStale, silent
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
@@ -74,8 +74,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, until ("decided" adds
             seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
-            optimizer, lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio, max_grad_norm,
-            optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
+            optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio,
+            max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
             setting, or one of the above, as the file or the default has it. `benchmark` may also be a function that
             returns an Avalanche benchmark, or such a benchmark itself, and `methods` may have strategy classes
             (docs/api.md says how they are identified).
@@ -100,13 +100,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
-    ready = experiment.prepare(found, registry, folder, log, shard, stale)
+    show = watched() if progress is None else progress
+    ready = experiment.prepare(found, registry, folder, log, shard, stale,
+                               (lambda text: print(text, file=sys.stderr)) if show else silent)
     command = called(given or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
-    show = watched() if progress is None else progress
     with interrupts.caught():
         records = carry_out(ready, _display if show else lambda _: nullcontext(Listener()), command)
     experiment.write_report(ready)

@@ -9,8 +9,7 @@ from clbench.execution import run
 from clbench.execution.deciding import State, next_round, rule_of, states
 from clbench.execution.workers.plan import Listener, Relay
 from clbench.experiment.trial import PlannedTrial
-from clbench.experiment.until import UntilDecided, question
-from clbench.results.looks import sequence
+from clbench.experiment.until import UntilDecided, question, sequence
 from clbench.results.records import Record
 
 Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the listener of a round

@@ -17,6 +17,7 @@ from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
+from clbench.experiment.until import sequence
 
 
 def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
@@ -41,6 +42,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         assert isinstance(info, BenchmarkInfo)
         problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
+        planned_seeds = sequence(spec.seeds, spec.max_seeds) if spec.until else spec.seeds
+        if problem := benchmark[1].seed_problem(planned_seeds, spec.validation):
+            problems.append(f"benchmark {spec.benchmark.name!r}: {problem}")
     weights, inputs = None, None
     if benchmark and model:
         weights, known = find_weights(spec.weights, spec.model, model[0], problems)

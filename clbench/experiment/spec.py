@@ -24,6 +24,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
+from clbench.experiment.stored_features import settle_epochs
 from clbench.experiment.until import MOST, Until
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
@@ -58,11 +59,12 @@ DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 class Recipe(Strict):
     """How every method is trained on each task."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats")
+    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr")
 
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="adam | adamw | sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; the same as lr if not given")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; of adamw, decoupled from it")
     schedule: Schedule = Field("constant", description="learning rate over a task's steps")
@@ -213,8 +215,8 @@ class Spec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_pass(cls, values: Any) -> Any:
-        """Complete what `online` and hidden boundaries say of the recipe."""
-        return settle(values) if isinstance(values, Mapping) else values
+        """Complete what `online`, hidden boundaries and a linear model on stored features say of the recipe."""
+        return settle_epochs(settle(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _asked(self) -> Spec:

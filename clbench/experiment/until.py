@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -29,6 +30,12 @@ class UntilDecided(BaseModel):
         """Return the rule as flags."""
         against = f" --baseline {self.baseline}" if self.baseline else ""
         return f"--until decided --max-seeds {self.most} --seeds {self.first}{against}"
+
+
+def sequence(seeds: Sequence[int], most: int) -> list[int]:
+    """Return the seeds in the order in which they are added, `most` of them: those given, and the next ones."""
+    given = sorted(seeds)
+    return [*given, *range(given[-1] + 1, given[-1] + 1 + most - len(given))]
 
 
 def question(rule: UntilDecided) -> str:

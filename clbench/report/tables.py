@@ -43,7 +43,7 @@ from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import by_task, clean, listed, number
+from clbench.report.formatting import by_task, clean, listed, listed_seeds, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record
 
@@ -100,7 +100,7 @@ def _section(setting: Setting, slug: str) -> Section:
         summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
                       f"{notes.recipe(trial.recipe, trial.arrival)}, "
                       + (f"{trial.arrival}, " if str(trial.arrival) else "")
-                      + f"seeds {listed(list(seeds))}"
+                      + listed_seeds(list(seeds))
                       + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
         comparison=comparison,
         details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
@@ -108,6 +108,7 @@ def _section(setting: Setting, slug: str) -> Section:
         seeds=seeds,
         problems=tuple(_problems(methods)),
         notes=tuple([*rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+                      *notes.same_results({m.label: m.done for m in methods}),
                       *_notes(methods), *notes.differences(records), *notes.remarks(records),
                       *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
@@ -208,20 +209,24 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
                 reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
-                after = f" after {len(record.R) - 1} finished task(s)" if record.R else ""
+                after = f" after {_tasks(len(record.R) - 1)}" if record.R else ""
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{after}{reason} "
                             f"(record {record.key})")
         if method.missing:
-            yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
+            yield f"{method.label}: no record for {listed_seeds(method.missing)}"
+
+
+def _tasks(count: int) -> str:
+    return f"{count} finished task{'s' * (count != 1)}"
 
 
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
     for m in methods:
-        yield from (clean(f"{m.label}: the results of seed(s) {listed(seeds)} were kept although {reason} had changed "
+        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} were kept although {reason} had changed "
                           "since (--keep-stale)") for reason, seeds in m.stale.items())
         if len(m.codes) > 1:
-            states = ", ".join(f"{code[:8]} (seed {listed(seeds)})" for code, seeds in m.codes.items())
+            states = ", ".join(f"{code[:8]} ({listed_seeds(seeds)})" for code, seeds in m.codes.items())
             yield (f"{m.label}: its seeds were made by different states of its code, {states}, so its means are of "
                    "several methods")
     for part in ("benchmark", "model"):
@@ -247,7 +252,7 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:
-            yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
+            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
                    "a result; its means leave the others out, so it is not in the running for bold")
     if any(len(m.done) == 1 for m in methods):
         yield "n/a: one seed gives no interval"

@@ -20,6 +20,7 @@ from typing import Any
 
 from clbench.core.errors import StoreError
 from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.until import sequence
 from clbench.results.records import Record
 
 FILE = "looks.jsonl"
@@ -104,12 +105,6 @@ def forget(folder: Path, made: bool) -> None:
     if made:
         with contextlib.suppress(OSError):  # the folder is gone, say, which is what ended the run
             (folder / FILE).unlink()
-
-
-def sequence(seeds: Sequence[int], most: int) -> list[int]:
-    """Return the seeds in the order in which they are added, `most` of them: those given, and the next ones."""
-    given = sorted(seeds)
-    return [*given, *range(given[-1] + 1, given[-1] + 1 + most - len(given))]
 
 
 def _asked(setting: str, seeds: Sequence[int]) -> Line:

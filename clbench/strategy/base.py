@@ -120,8 +120,11 @@ class Strategy(OldNames, nn.Module):
     """
 
     # (name pattern, role) pairs: the first pattern that matches a parameter or buffer (fnmatch) gives its role in the
-    # footprint, as in (("heads.*", "heads"), ("memory_*", "replay")); without a match the role is "base".
+    # footprint, as in (("heads.*", "heads"), ("memory_*", "replay")); without a match the role is "base". The roles of
+    # base classes apply too, after the class's own.
     roles: tuple[tuple[str, str], ...] = ()
+    # Patterns (fnmatch) of the parameters that `recipe.head_lr` is the learning rate of.
+    head_parameters: ClassVar[tuple[str, ...]] = ("model.head.*", "heads.*")
     # Why a trial of this strategy starts over instead of being resumed from a checkpoint. Empty if it can be resumed:
     # all that learning changes is in parameters, buffers and plain attributes (numbers, strings, lists of them).
     not_resumable: ClassVar[str] = ""

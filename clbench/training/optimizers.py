@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from clbench.core.errors import PluginError
+from clbench.core.errors import PluginError, SpecError
 from clbench.experiment.spec import DECAY, Recipe
 from clbench.strategy.base import Strategy
 
@@ -86,19 +86,48 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: 
     return optimizer
 
 
-def rates_of(strategy: Strategy, names: Iterable[str]) -> dict[str, float]:
-    """Return what multiplies the learning rate of each named parameter, sorted by it.
+def rates_of(strategy: Strategy, names: Iterable[str], recipe: Recipe) -> dict[str, float]:
+    """Return what multiplies the recipe's learning rate for each named parameter, sorted by it.
 
     Raises:
         PluginError: `strategy.learning_rates` has a multiplier that is not above 0.
+        SpecError: the recipe has a rate for the heads, and the strategy cannot follow it (`require_head_rate`).
     """
+    names = list(names)
     patterns = strategy.learning_rates()
+    if recipe.head_lr is not None:
+        require_head_rate(strategy)
+        patterns = {**patterns, **dict.fromkeys(strategy.head_parameters, recipe.head_lr / recipe.lr)}
     if wrong := [pattern for pattern, rate in patterns.items() if not rate > 0]:
         raise PluginError(f"{type(strategy).__name__}: the learning rate of {wrong[0]!r} is multiplied by "
                           f"{patterns[wrong[0]]:g}; a multiplier is above 0, what is not to learn has no gradient")
     rates = {name: next((rate for pattern, rate in patterns.items() if fnmatchcase(name, pattern)), 1.0)
              for name in names}
     return dict(sorted(rates.items(), key=itemgetter(1)))
+
+
+def require_head_rate(strategy: Strategy) -> None:
+    """Check that a strategy's heads can have a learning rate of their own (`recipe.head_lr`).
+
+    Raises:
+        SpecError: the strategy has its own training loop, sets the rate of its heads itself, or has no heads.
+    """
+    name = type(strategy).__name__
+    if strategy.owns_loop:
+        raise SpecError(f"head_lr cannot be used with {name}, which trains by its own loop; leave recipe.head_lr out")
+    heads = [n for n, _ in strategy.named_parameters() if matches(n, strategy.head_parameters)]
+    if not heads:
+        raise SpecError(f"head_lr cannot be used with {name}: none of its parameters is named "
+                        f"{' or '.join(strategy.head_parameters)}; leave recipe.head_lr out, or name the heads in "
+                        f"{name}.head_parameters")
+    if any(matches(n, strategy.learning_rates()) for n in heads):
+        raise SpecError(f"head_lr cannot be used with {name}, which sets the learning rate of its heads itself; leave "
+                        "recipe.head_lr out")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a name fits one of several patterns (fnmatch)."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: int = 1) -> None:

@@ -85,7 +85,7 @@ class SingleStep:
         self.strategy = strategy
         self.loss: Callable[..., Tensor] = strategy.loss
         own = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
-        rates = rates_of(strategy, own)
+        rates = rates_of(strategy, own, recipe)
         self.trained = {n: own[n] for n in rates}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
@@ -162,7 +162,8 @@ class StackedStep:
         parameters = [dict(member.named_parameters()) for member in self.members]
         buffers = [dict(member.named_buffers()) for member in self.members]
         stacked = {n: torch.stack([own[n].detach() for own in parameters]) for n in parameters[0] if n not in shared}
-        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad])
+        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad],
+                         recipe)
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.frozen = {n: t for n, t in stacked.items() if n not in self.trained}
         self.buffers = {n: torch.stack([own[n].detach() for own in buffers]) for n in buffers[0]}

@@ -27,7 +27,7 @@ from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.loop_flops import LoopFlops
 from clbench.training.losses import diverged, last_tenths, on_host
-from clbench.training.optimizers import make_optimizer, make_schedule
+from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
 from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
 from clbench.training.step_flops import PhaseFlops
@@ -134,6 +134,8 @@ class Trainer:
         if self.watch is not None and (self.strategies[0].owns_loop or not self.strategies[0].phases(tasks[0])):
             self.watch.look(index, 0)
         if self.strategies[0].owns_loop:
+            if self.recipe.head_lr is not None:
+                require_head_rate(self.strategies[0])
             return [self._by_itself(self.strategies[0], tasks[0])]
         if not self.strategies[0].phases(tasks[0]):
             return [Trained(steps=0, trainable=0) for _ in tasks]

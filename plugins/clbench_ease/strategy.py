@@ -86,6 +86,7 @@ class EASE(FrozenBase):
     [K, T, D], the missing ones filled in; with `beta` also `plain` [K, D], those without adapters.
     """
 
+    head_parameters = ("head.*",)
     roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
              ("plain", "prototypes"), ("labels", "prototypes"))
     options: EASEOptions

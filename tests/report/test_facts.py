@@ -68,7 +68,8 @@ def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision(
     assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
                                          "against joint, 3 of all pairs); ")
     assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
-    assert told["Mind"] == "No search on record: all. 70 steps per task. Had not learned their tasks: ewc."
+    assert told["Mind"] == ("No search on record: all. 70 steps per task. Had not learned their tasks: ewc. "
+                            "○ not shown to do better than chance: ewc.")
 
 
 def test_sign_flips_need_no_warning():
@@ -109,7 +110,7 @@ def test_the_column_against_naive_has_the_verdicts():
     section, = build(study(SHIFTS)).sections
     told = {row.label: cell for row, cell in zip(section.comparison.rows, section.comparison.cells("against naive"),
                                                  strict=True)}
-    assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse")
+    assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse ○")
     assert told["er"].text.endswith(" better") and told["naive"].text == ""
 
 
@@ -141,3 +142,8 @@ def test_sixty_methods_give_a_short_report_with_a_filter():
     assert page.count('class="filter"') == 2 and page.count('aria-pressed="false"') > 80
     assert 'class="filter"' not in html.render(build(study(SHIFTS)))
     assert r"\textbf{Below naive:}" in latex.render(report)
+
+
+def test_references_alone_have_no_front():
+    assert "Front of accuracy" not in lines([make_record(m, s) for m in ("naive", "joint") for s in (0, 1)])
+    assert lines(study(SHIFTS))["Front of accuracy"].startswith("against ")

@@ -118,17 +118,20 @@ def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
 def test_what_came_later_is_written_only_where_it_is_set():
     plain = json.loads(Recipe().model_dump_json())
     assert set(plain) == set(Recipe.model_fields) - set(Recipe.LATER)
-    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0, schedule="steps", milestones=[0.5], decay=0.3, repeats=2)
+    full = Recipe(warmup_ratio=0.1, max_grad_norm=1.0, schedule="steps", milestones=[0.5], decay=0.3, repeats=2,
+                  head_lr=0.1)
     assert Recipe.model_validate_json(full.model_dump_json()) == full
     keys = [plan(build({"methods": "naive", "seeds": 1, "recipe": recipe}), discover())[0].trial.key
             for recipe in ({}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.1}, {"max_grad_norm": 1.0},
-                           {"repeats": 2}, {"schedule": "steps", "milestones": [0.5]})]
-    assert keys[0] == keys[1] and len(set(keys)) == 5
+                           {"repeats": 2}, {"schedule": "steps", "milestones": [0.5]},
+                           {"head_lr": 0.1})]
+    assert keys[0] == keys[1] and len(set(keys)) == 6
 
 
 @pytest.mark.parametrize("recipe", [
     Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.1, batch_size=8, epochs=2, optimizer_state="keep"),
-    Recipe(optimizer="sgd", lr=0.5, batch_size=8, epochs=2, max_grad_norm=0.1, schedule="cosine", warmup_ratio=0.3)])
+    Recipe(optimizer="sgd", lr=0.5, batch_size=8, epochs=2, max_grad_norm=0.1, schedule="cosine", warmup_ratio=0.3),
+    Recipe(lr=1e-4, head_lr=1e-2, batch_size=8, epochs=2, max_grad_norm=0.1)])
 def test_a_stack_of_seeds_equals_seed_by_seed(recipe):
     info = discover().strategy("ewc")
     ends = {}

@@ -2,15 +2,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.core.errors import PluginError
+from clbench.core.errors import PluginError, SpecError
 from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
-from clbench.testing.checks import bench, tiny_stream
+from clbench.testing.checks import RECIPE, bench, tiny_stream
 from clbench.training.budget import steps_of
 from clbench.training.lifecycle import learn_task
 from clbench.training.trainer import Order, Trainer
 
+REFUSES_HEAD_LR = {"lucir", "slca"}  # which set the rate of their heads themselves
 NAIVE = StrategyInfo("naive", Strategy, "")
 
 
@@ -144,6 +146,47 @@ def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
     b.strategy.learning_rates = lambda: {"model.*": 0.0}
     with pytest.raises(PluginError, match=r"learning rate of 'model.\*' is multiplied by 0"):
         trainer.fit([task])
+
+
+def test_head_lr_is_the_rate_of_the_heads_and_lr_that_of_all_else():
+    b, task = prepared()
+    before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
+    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e-3, head_lr=0.05, iterations=1), [0])
+    trainer.fit([task])
+    for name, parameter in b.strategy.named_parameters():
+        rate = 0.05 if name.startswith("model.head.") else 1e-3
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_head_lr_is_refused_where_it_would_do_nothing_or_contradict_the_method():
+    recipe = Recipe(lr=1e-3, head_lr=0.05, iterations=1)
+    for change, message in ((("learning_rates", lambda: {"model.*": 0.1}), "sets the learning rate of its heads"),
+                            (("head_parameters", ("headz.*",)), r"none of its parameters is named headz\.\*")):
+        b, task = prepared()
+        setattr(b.strategy, *change)
+        with pytest.raises(SpecError, match=message):
+            Trainer([b.strategy], recipe, [0]).fit([task])
+
+
+@pytest.mark.parametrize("name", sorted(discover().strategies))
+def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
+    info = discover().strategy(name)
+    b = bench(info, {}, "task")
+    recipe = RECIPE.model_copy(update={"head_lr": 0.04})
+    trainer = Trainer([b.strategy], recipe, [0])
+    rates = set()
+
+    def fit(tasks):
+        trained = trainer.fit(tasks)
+        if trainer.engine is not None:
+            rates.update(round(group["lr"], 9) for group in trainer.engine.optimizer.param_groups)
+        return trained
+
+    if name in REFUSES_HEAD_LR or b.strategy.owns_loop:
+        with pytest.raises(SpecError, match="head_lr cannot be used with"):
+            learn_task([b.learner], 0, fit)
+    elif learn_task([b.learner], 0, fit)[0].steps:
+        assert 0.04 in rates
 
 
 def test_a_budget_too_small_for_the_phases_is_refused():

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clbench.core import seeds
 from clbench.core.user_code import load_function
 from clbench.data import datasets
 from clbench.data.avalanche.transforms import ToBytes
+from clbench.data.avalanche.whole import leaf_rows
 from clbench.data.builtin import (
     B50Options,
     CIFAR100Options,
@@ -47,6 +49,9 @@ class Layout:
     orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, where the experiences do not say it
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
+    # Of each task: its test samples' rows in the data set's test part. Empty: their rows in the one data set under all
+    # test experiences, if there is one (`build.test_rows`).
+    test_rows: tuple[torch.Tensor, ...] = ()
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -113,16 +118,17 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
                  begin: int = 0) -> Any:
     """Return `classes` classes from `begin` on as tasks, after a task of `first` classes if any; labels begin at 0."""
     parts = []
-    for part, per_class in zip(datasets.cifar(name, data_dir), (options.train_per_class, options.test_per_class),
-                               strict=True):
-        chosen = (part.y >= begin) & (part.y < begin + classes)
-        parts.append(datasets.few(Images(part.x[chosen], part.y[chosen] - begin), per_class))
+    for part, images in zip(datasets.PARTS, datasets.cifar(name, data_dir), strict=True):
+        rows = datasets.chosen_rows(images.y, options, part, seed)
+        rows = rows[(images.y[rows] >= begin) & (images.y[rows] < begin + classes)]
+        parts.append(Images(images.x[rows], images.y[rows] - begin))
     benchmark = split_by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
                           {0: first} if first else None)
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
     setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
-                                      class_names=CLASS_NAMES[name][begin:begin + classes]))
+                                      class_names=CLASS_NAMES[name][begin:begin + classes],
+                                      test_rows=rows_by_task(benchmark, rows)))  # the last part's
     return benchmark
 
 
@@ -180,6 +186,12 @@ def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
                         fixed_class_order=order, per_exp_classes=sizes)
 
 
+def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return `rows` [N] of the N test samples that `split_by_class` was given, in the order of each task's samples."""
+    found = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
+    return tuple(rows[torch.from_numpy(leaf[1])] for leaf in found if leaf is not None)
+
+
 def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:
     """Return a benchmark of inputs of any kind and their labels, one pair for each task."""
     from avalanche.benchmarks import benchmark_from_datasets
@@ -197,7 +209,6 @@ def _transformed(train: Images, test: Images, transforms: Sequence[Callable[...,
     from torch.utils.data import TensorDataset
 
     return benchmark_from_datasets(**{
-        part: [make_avalanche_dataset(TensorDataset(*images),
-                                      frozen_transform_groups=DefaultTransformGroups((transform, None)))
+        part: [make_avalanche_dataset(images, frozen_transform_groups=DefaultTransformGroups((transform, None)))
                for transform in transforms]
-        for part, images in (("train", train), ("test", test))})
+        for part, images in (("train", TensorDataset(*train)), ("test", TensorDataset(*test)))})

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.errors import DataError, MissingDataError
-from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, split_by_class
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_by_task, split_by_class
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
-from clbench.data.datasets import Images, few
+from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import label_column, labelled, read_table
 from clbench.data.own.samples import Labelled, in_order, locate, some
@@ -67,12 +67,13 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
     names = in_order(train.known.labels)
     number = {name: i for i, name in enumerate(names)}
     made = []
-    for part, most in ((train, options.train_per_class), (test, options.test_per_class)):
-        y = torch.tensor([number[label] for label in part.known.labels])
-        rows = few(Images(torch.arange(len(y)), y), most).x.tolist()  # only these are tokenised
-        made.append(Images(tokenised([part.texts[i] for i in rows], options, where), y[rows]))
+    for part, read_part in zip(PARTS, (train, test), strict=True):
+        y = torch.tensor([number[label] for label in read_part.known.labels])
+        rows = chosen_rows(y, options, part, seed)  # only these are tokenised
+        made.append(Images(tokenised([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
     benchmark = split_by_class(made[0], made[1], options.tasks, class_order(options, seed, options.classes))
-    setattr(benchmark, LAYOUT, Layout(text=True, class_names=tuple(names)))
+    layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # the last part's
+    setattr(benchmark, LAYOUT, layout)
     return benchmark
 
 

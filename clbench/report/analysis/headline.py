@@ -20,6 +20,7 @@ Line = tuple[str, str]  # what it is about, and what is said
 TOP, SHOWN = 5, 8  # methods that are named with their accuracies; names in a list
 SOON = 5  # times the seeds there are: what more would decide is not worth waiting for
 MORE = f"more than {MOST_SEEDS:,} needed"
+NO_HELP = "more seeds will not help: {:,} test samples"
 
 
 def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
@@ -27,11 +28,12 @@ def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
     trial = setting.records[0].trial
     lines = [(trial.scenario.capitalize(), _accuracies(found)), ("Front of accuracy", _fronts(found))]
     if found.baseline and found.baseline.pairs:
-        lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
+        lines.append((f"Below {found.baseline.other}", _suspects(found, found.baseline, "worse", "below")))
         if found.baseline.other == setting.named_baseline:
-            lines.append((f"Above {found.baseline.other}", _suspects(found.baseline, "better", "above")))
+            lines.append((f"Above {setting.marked(found.baseline.other)}",
+                          _suspects(found, found.baseline, "better", "above")))
     if found.joint and found.joint.pairs:
-        lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
+        lines.append((f"Above {setting.marked(found.joint.other)}", _suspects(found, found.joint, "better", "above")))
     if found.until:
         counts = ", ".join(f"{m.label} {len(m.seeds)}" for m in setting.methods[:SHOWN])
         more = f" and {len(setting.methods) - SHOWN} more" if len(setting.methods) > SHOWN else ""
@@ -45,14 +47,15 @@ def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
 def against_column(setting: Setting, found: Compared) -> tuple[Column, list[Cell]]:
     """Return the column of each method's difference to the baseline, with its verdict in a word."""
     told = {pair.method: pair for pair in found.pairs}
-    return Column(f"against {found.other}", "points"), [_cell(told.get(m.label)) for m in setting.methods]
+    return Column(f"against {found.other}", "points"), [_cell(told.get(m.label), setting) for m in setting.methods]
 
 
-def _cell(pair: Against | None) -> Cell:
+def _cell(pair: Against | None, setting: Setting) -> Cell:
     if pair is None:
         return Cell("")
-    return Cell(f"{100 * pair.difference:+.1f} {pair.verdict}", pair.difference, pair.half_width, pair.seeds,
-                low=pair.low, high=pair.high)
+    loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
+    text = f"{100 * pair.difference:+.1f} {pair.verdict} {setting.cautions.get(loser, '')}".strip()
+    return Cell(text, pair.difference, pair.half_width, pair.seeds, low=pair.low, high=pair.high)
 
 
 def _accuracies(found: Facts) -> str:
@@ -67,23 +70,27 @@ def _accuracies(found: Facts) -> str:
 
 
 def _with_accuracy(found: Facts, labels: Iterable[str]) -> list[str]:
-    return [f"{label} {100 * found.accuracy[label]:.1f}" for label in labels]
+    return [f"{label} {100 * found.accuracy[label]:.1f} {found.cautions.get(label, '')}".strip() for label in labels]
 
 
 def _fronts(found: Facts) -> str:
     """Say which methods no other beats in both accuracy and a cost, by rising cost; costs with one front share it."""
     costs: dict[tuple[str, ...], list[str]] = {}
-    for title, labels in found.fronts.items():
+    for title, labels in ((title, labels) for title, labels in found.fronts.items() if labels):
         costs.setdefault(labels, []).append(title)
     return "; ".join(f"against {' and '.join(titles)} {named(labels, SHOWN)}" for labels, titles in costs.items())
 
 
-def _suspects(compared: Compared, verdict: Verdict, side: Literal["above", "below"]) -> str:
-    """Say which methods are shown to be where they should not be, and which are there on every seed without that."""
+def _suspects(found: Facts, compared: Compared, verdict: Verdict, side: Literal["above", "below"]) -> str:
+    """Say which methods are shown to be where they should not be, and which are there on every seed without that.
+
+    Those that are shown to be worse have the marks that caution against their rows.
+    """
     of = len(compared.pairs)
     shown = sorted((p for p in compared.pairs if p.verdict == verdict), key=lambda p: -abs(p.difference))
     likely = [p.method for p in compared.pairs if p.verdict == "open" and p.every_seed == side and p.seeds > 1]
-    text = _list([f"{p.method} {100 * p.difference:+.1f}" for p in shown], of)
+    cautions = found.cautions if verdict == "worse" else {}
+    text = _list([f"{p.method} {100 * p.difference:+.1f} {cautions.get(p.method, '')}".strip() for p in shown], of)
     return f"{text}; on every seed, but not shown: {_list(likely, of)}" if likely else text
 
 
@@ -111,18 +118,37 @@ def _undecided(setting: Setting, found: Facts) -> str:
     seeds = len(setting.seeds)
     best = found.best
     if best and best.open:
-        others = len(best.beaten) + len(best.equal) + len(best.open)
-        said.append(f"the best ({_seeds(seeds, best.needed)}): {best.method} leads, not told from "
+        others = len(best.beaten) + len(best.equal) + len(best.open) + len(best.untested)
+        more = NO_HELP.format(best.limited) if best.limited else _needed(best.needed)
+        said.append(f"the best ({_counted(seeds)}; {more}): {best.method} leads, not told from "
                     f"{_list(best.open, others)}")
+    if best and best.untested:
+        said.append(f"the best: {best.method} leads, not tested against {named(best.untested, SHOWN)}, because every "
+                    "seed gave the same result")
     if found.baseline and (left := found.undecided):
-        needed = [n for n in left.values() if n]
-        enough = [n for n in needed if n <= SOON * seeds]
-        would = (f"{max(needed):,} needed" if len(needed) == len(left) else MORE) if not enough or len(left) == 1 else (
-            f"{max(enough)} would decide {len(enough)} of {len(left)}" if len(enough) < len(left)
-            else f"about {max(enough)} needed")
-        said.append(f"against {found.baseline.other} ({_counted(seeds)}; {would}): "
+        limited = {p.method: p.limited for p in found.baseline.pairs if p.limited}
+        would = [_would_decide([n for method, n in left.items() if method not in limited], seeds)]
+        if limited:
+            whom = f"for {named([*limited], SHOWN)} " if would[0] else ""
+            would.append(whom + NO_HELP.format(max(limited.values())))
+        said.append(f"against {found.baseline.other} ({'; '.join(filter(None, [_counted(seeds), *would]))}): "
                     f"{_list(list(left), len(found.baseline.pairs))}")
+    if found.baseline and (same := found.baseline.labels("not tested")):
+        said.append(f"against {found.baseline.other}, because every seed gave the same result: "
+                    f"{_list(same, len(found.baseline.pairs))}")
     return ". ".join(text if i == 0 else text[:1].upper() + text[1:] for i, text in enumerate(said))
+
+
+def _would_decide(needed: Sequence[int | None], seeds: int) -> str:
+    """Say about how many seeds would decide comparisons of which each needs so many; nothing where there are none."""
+    if not needed:
+        return ""
+    known = [n for n in needed if n]
+    enough = [n for n in known if n <= SOON * seeds]
+    if not enough or len(needed) == 1:
+        return _needed(max(known) if len(known) == len(needed) else None)
+    return (f"about {max(enough)} would decide {len(enough)} of {len(needed)}" if len(enough) < len(needed)
+            else _needed(max(enough)))
 
 
 def _still_open(setting: Setting, found: Facts, until: UntilDecided) -> str:
@@ -143,8 +169,8 @@ def _still_open(setting: Setting, found: Facts, until: UntilDecided) -> str:
     return ". ".join(told)
 
 
-def _seeds(have: int, needed: int | None) -> str:
-    return f"{_counted(have)}; {f'about {needed:,} needed' if needed else MORE}"
+def _needed(seeds: int | None) -> str:
+    return f"about {seeds:,} needed" if seeds else MORE
 
 
 def _counted(seeds: int) -> str:
@@ -211,4 +237,5 @@ def _steps(records: Sequence[Record]) -> str:
 
 
 SHORT = dict(zip(MARKS, ("inferred the task", "trained among a task's own classes", "trained among all outputs",
-                         "kept results of other code or data", "a recipe of its own"), strict=True))
+                         "kept results of other code or data", "a recipe of its own", "underfit",
+                         "not shown to do better than chance"), strict=True))

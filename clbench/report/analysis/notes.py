@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
-from clbench.report.formatting import clean, listed
+from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
+from clbench.report.formatting import clean, listed, number
+from clbench.results.metrics import acc
 from clbench.results.records import Record
 
 Pairs = tuple[tuple[str, str], ...]
@@ -17,6 +19,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     """Return a recipe in words, for samples that arrive so."""
+    heads = f", lr of heads {format_value(chosen.head_lr)}" if chosen.head_lr else ""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
     schedule: str = chosen.schedule
@@ -25,11 +28,12 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
         schedule += f" at {shares} of them, times {format_value(chosen.decay or DECAY)}"
     warmup = f", warm-up {format_value(chosen.warmup_ratio)} of the steps" if chosen.warmup_ratio else ""
     clipped = f", gradients clipped to {format_value(chosen.max_grad_norm)}" if chosen.max_grad_norm else ""
-    budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
+    epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
+    budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
     told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
-    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){momentum}{decay}{warmup}{clipped}, "
+    return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
             + told
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
@@ -160,6 +164,22 @@ def differences(records: Sequence[Record]) -> list[str]:
     notes += [f"{method}: its seeds were made by different plugin versions ({', '.join(sorted(plugins))})"
               for method, plugins in methods.items() if len(plugins) > 1]
     return [clean(n) for n in notes]
+
+
+def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Return a line on the methods that gave the same result on every seed, with what their test samples allow to say.
+
+    Args:
+        records: with a result, by method.
+    """
+    told: dict[int, list[str]] = {}
+    for label, own in records.items():
+        if same_on_every_seed(own) and (samples := test_samples(own)) and (found := test_set_interval(own)):
+            low, high = (number(end, "percent") for end in found)
+            told.setdefault(samples, []).append(f"{label} {number(acc(own[0].R), 'percent')} ({low} to {high})")
+    return [f"every seed gave the same result, so seeds are no evidence, ± 0.00 is no precision, and such rows are not "
+            f"tested against each other: {', '.join(rows)}. In brackets: the 95% interval (Wilson) that {samples:,} "
+            "test samples give" for samples, rows in told.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:

@@ -1,0 +1,25 @@
+"""`ridge`: a ridge classifier in closed form on the features of a frozen network, what heads are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clbench_prototypes import AdaptOptions
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+
+
+class RidgeOptions(AdaptOptions):
+    """Options of `ridge`."""
+
+    strength: float = Field(1.0, gt=0, description="lambda: what is added to the diagonal of the features' centered "
+                            "second moment (a sum over samples), as alpha of scikit-learn's RidgeClassifier")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("ridge", "clbench_ridge.strategy:Ridge",
+                         "base frozen; ridge regression of one-hot labels on its features, in closed form",
+                         RidgeOptions, "Hoerl & Kennard 1970, Technometrics 12(1)", task_free=True),)
