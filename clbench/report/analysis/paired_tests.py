@@ -195,15 +195,18 @@ def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
     """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
-    References take part only as the baseline.
+    References take part only as the baseline. If the setting lacks the baseline, the verdict says so.
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
     for measure in measures:
         title = measure.column.title
         values = setting.compared(measure, [baseline] if baseline else [])
+        if baseline is not None and baseline not in values:
+            verdicts.append((title, _without(setting, baseline)))
+            continue
         tests = family(measure.column, values, baseline, until=setting.until)
-        if (baseline is not None and baseline not in values) or not tests.pairs:
+        if not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
         why = undecided(tests) or basis(tests, baseline or "")
@@ -211,6 +214,16 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         against = f"each method minus {baseline}" if baseline else "all pairs of methods"
         tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
     return _by_verdict(verdicts), tuple(tables)
+
+
+def _without(setting: Setting, baseline: str) -> str:
+    """Say why nothing can be compared with a baseline that has no values of a measure."""
+    method = next((m for m in setting.methods if m.label == baseline), None)
+    if method is None:
+        return f"nothing is compared here, because the baseline {baseline} was not run in this setting"
+    if not method.done:
+        return f"nothing is compared here, because no trial of the baseline {baseline} gave a result"
+    return f"nothing is compared here, because the baseline {baseline} lacks this metric on some seed"
 
 
 def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
