@@ -85,7 +85,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     from clbench.results import merge
     from clbench.results.merge import by_method
 
-    merged = merge.merge_runs(folders)
+    merged = merge.merge_runs(folders, click.get_current_context().command_path)
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

@@ -252,3 +252,25 @@ def test_groups_are_the_widest_runs_within_the_critical_difference():
         found = groups(ranks, critical)
         assert joined == {(i, j) for first, last in found for i in range(first, last) for j in range(i + 1, last + 1)}
         assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))
+
+
+def test_a_single_method_is_compared_with_each_reference(run, capsys):
+    folder = run(study({"er": 0.0, "naive": -0.2, "joint": 0.05}, range(7)))
+    assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pairs = {line.split()[2]: line for line in lines if line.startswith("er minus ")}
+    assert set(pairs) == {"naive", "joint"} and "ACC: er minus each reference" in lines
+    assert float(pairs["naive"].split()[4]) == pytest.approx(20, abs=1)
+    assert pairs["naive"].endswith("er is better") and pairs["joint"].endswith("joint is better")
+    assert any("2 tests against each reference" in line for line in lines)
+
+
+def test_a_single_method_without_fine_tuning_is_held_against_the_linear_probe():
+    records = study({"lora": 0.0, "frozen": -0.1}, range(3))
+    for record in records[3:]:
+        record.costs.trainable[1:] = [10, 10]  # a head for each task, and the whole network in the first
+    probe = [record.model_copy(update={"reference": True}) for record in records[3:]]
+    (setting,) = readable([*records[:3], *probe])
+    assert setting.baseline == "frozen"
+    (several,) = readable([*records[:3], *probe, *study({"ewc": 0.0}, range(3))])
+    assert several.baseline is None  # they are compared with one another

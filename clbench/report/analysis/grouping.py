@@ -205,12 +205,19 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning."""
+        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning.
+
+        Without fine-tuning, the only method of a setting is held against the only reference but joint training, such as
+        a linear probe.
+        """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
         if self.until and self.values(ACC).get(self.until.baseline or ""):
             return self.until.baseline
-        return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
+        references = [m for m in self._as_given if m.reference and m.done and not m.joint]
+        fine_tuning = [m for m in references if m.fine_tuning]
+        only = references if len(references) == sum(bool(m.done) and not m.reference for m in self.methods) == 1 else []
+        return next((m.label for m in fine_tuning or only), None)
 
     @cached_property
     def _as_given(self) -> list[MethodRecords]:
