@@ -196,11 +196,8 @@ def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
     """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
-<<<<<<< HEAD
-    References take part only as the baseline. If the setting lacks the baseline, the verdict says so.
-=======
-    References take part only as the baseline, or where there is a single method, which is compared with each of them.
->>>>>>> questions
+    References take part only as the baseline, or if there is a single method, which is compared with each of them. If
+    the setting lacks the baseline, the verdict says so.
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
@@ -211,17 +208,13 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
             verdicts.append((title, _without(setting, baseline)))
             continue
         tests = family(measure.column, values, baseline, until=setting.until)
-<<<<<<< HEAD
-        if not tests.pairs:
-=======
         title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
         if baseline is None and len(values) == 1:
             (method,), values = values, setting.compared(measure, [m.label for m in setting.methods])
             tests = family(measure.column, values, method, until=setting.until)
             tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
             title_end, opponents = f"{method} minus each reference", "each reference"
-        if (baseline is not None and baseline not in values) or not tests.pairs:
->>>>>>> questions
+        if not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
         why = undecided(tests) or basis(tests, opponents)
