@@ -145,7 +145,7 @@ def conclude(ready: Experiment) -> int:
 
     results = ready.results()
     paths = write_report(ready)
-    show(report.build(results), Console())
+    show(report.build(results, registry=ready.registry), Console())
     for path in paths:
         click.echo(f"report:  {path}")
     click.echo(f"records: {ready.store.records}")

@@ -104,12 +104,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ReportFormat:
-    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text."""
+    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text.
+
+    With `ids` methods are called by what `--methods` takes (`lora:rank=8`), for programs, instead of by display names.
+    """
 
     name: str
     suffix: str
     render: str | Callable[..., str]
     summary: str
+    ids: bool = False
 
 
 @dataclass(frozen=True)
