@@ -85,6 +85,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover
     from clbench.execution import run
+    from clbench.experiment.display_names import as_ids
     from clbench.experiment.overrides import read_spec
 
     if spec is None and flags["methods"] is None:
@@ -95,6 +96,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     if spec is not None and not spec.exists() and str(spec) in registry.strategies:
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give all methods as one list, as in "
                         f"--methods {flags['methods'] or 'er'},{spec}")
+    if flags["methods"] is not None:
+        flags["methods"] = as_ids(flags["methods"], registry)
     found = read_spec(spec, {}, flags, options)
     ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale)
     ended = run_missing(ready, dry_run)

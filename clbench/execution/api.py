@@ -21,6 +21,7 @@ from clbench.execution.reuse import OnStale
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
+from clbench.experiment.display_names import as_ids
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
 from clbench.report.results import Results
@@ -89,11 +90,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     if problems:
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
+    registry = discover(files=plugins)
+    if isinstance(settings.get("methods"), str):
+        settings["methods"] = as_ids(settings["methods"], registry)
     found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
-    ready = experiment.prepare(found, discover(files=plugins), folder, log, shard, stale)
+    ready = experiment.prepare(found, registry, folder, log, shard, stale)
     command = called(spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})

@@ -77,7 +77,7 @@ def _answer(setting: Setting, facts: Facts) -> str:
         equal = f" Equal on every seed: {in_words(best.equal, NAMES)}." if best.equal else ""
         if len(best.beaten) == 1:
             return f"{leader} is significantly better than {_with_accuracy(facts, best.beaten[0])}.{equal}"
-        return f"{leader} is significantly better than {_all(len(best.beaten), len(others))}.{equal}"
+        return f"{leader} is significantly better than {_of_others(len(best.beaten), len(others))}.{equal}"
     needed = _needed(setting, facts)
     if len(others) == 1:
         return (f"{best.method} {_percent(facts, best.method)}, {best.open[0]} {_percent(facts, best.open[0])}: "
@@ -88,8 +88,8 @@ def _answer(setting: Setting, facts: Facts) -> str:
         return f"{leader} {verb}{needed}."
     open_ = _open_names(setting, best.open)
     verb = "is" if len(best.open) == 1 else "are"
-    return (f"{leader} leads; it is significantly better than {len(best.beaten)} of {len(others)} methods. {open_} "
-            f"{verb} not significantly worse{needed}.")
+    return (f"{leader} leads; it is significantly better than {len(best.beaten)} of {len(others)} other methods. "
+            f"{open_} {verb} not significantly worse{needed}.")
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
@@ -100,8 +100,10 @@ def _open_names(setting: Setting, labels: Sequence[str]) -> str:
                      for label in labels], NAMES)
 
 
-def _all(count: int, others: int) -> str:
-    return f"all {count} other methods" if count == others else f"{count} of {others} methods"
+def _of_others(count: int, others: int) -> str:
+    if count < others:
+        return f"{count} of {others} other methods"
+    return "all other methods" if count > 2 else "both other methods"
 
 
 def _needed(setting: Setting, facts: Facts) -> str:
@@ -115,40 +117,44 @@ def _needed(setting: Setting, facts: Facts) -> str:
 
 
 def _references(facts: Facts) -> str:
-    """Name the references with their accuracies, and how many methods are better or worse than fine-tuning."""
+    """Name the references with their accuracies, and how many methods are better or worse than the baseline."""
     if not facts.references:
         return ""
-    shown = [f"{label} {_percent(facts, label)}" for label in facts.accuracy if label in facts.references]
-    text = f"References: {in_words(shown, NAMES)}."
+    compared = [c.other for c in (facts.joint, facts.baseline) if c and c.other in facts.references]
+    rest = [label for label in facts.accuracy if label in facts.references and label not in compared]
+    text = f"References: {in_words([f'{label} {_percent(facts, label)}' for label in [*compared, *rest]], NAMES)}."
     baseline = facts.baseline
-    if baseline and baseline.pairs and len(facts.accuracy) - len(facts.references) > 1:
+    if baseline and len(baseline.pairs) > 1:
         better, worse, of = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
-        text += f" Of {of} methods, {len(better)} {_are(better)} significantly better than {baseline.other}"
-        text += f" and {len(worse)} significantly worse." if worse else "."
+        text += f" Of {of} methods, {_count(better)} significantly better than {baseline.other}"
+        text += f" and {_count(worse)} significantly worse." if worse else "."
     return text
 
 
-def _are(labels: Sequence[str]) -> str:
-    return "is" if len(labels) == 1 else "are"
+def _count(labels: Sequence[str]) -> str:
+    return f"{len(labels) or 'none'} {'are' if len(labels) > 1 else 'is'}"
 
 
 def _cost(setting: Setting, facts: Facts) -> str:
     """Compare the costs of the best method that stores no samples with those of the most accurate one.
 
-    If that is the same method, the best of the others is taken that is cheaper in anything.
+    If that is the same method, it is compared with the best of the others that stores no samples and is cheaper in
+    anything.
     """
     if facts.best is None:
         return ""
     leader = facts.best.method
-    ranked = [label for label in facts.accuracy if label in setting.eligible and label != leader]
-    for label in ranked:
-        stored = _mean(setting, REPLAY, label)
+    leader_stores = bool(_mean(setting, REPLAY, leader))
+    for label in facts.accuracy:
+        if label not in setting.eligible or label == leader or _mean(setting, REPLAY, label) != 0:
+            continue
         parts = _differences(setting, label, leader)
-        if stored == 0 and any(cheaper for cheaper, _ in parts):
-            better = [text for cheaper, text in parts if cheaper]
-            worse = [text for cheaper, text in parts if not cheaper]
+        better = [text for cheaper, text in parts if cheaper]
+        worse = [text for cheaper, text in parts if not cheaper]
+        if better or (leader_stores and worse):
+            first = [*(["stores no samples"] if leader_stores else []), *better]
             but = f", but {in_words(worse, NAMES)}" if worse else ""
-            return f"Compared with {leader}, {label} {in_words(better, NAMES)}{but}."
+            return f"Compared with {leader}, {_with_accuracy(facts, label)} {in_words(first, NAMES + 1)}{but}."
     return ""
 
 
@@ -158,35 +164,44 @@ def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
     return fmean(known) if known and len(known) == len(values) else None
 
 
-COSTS: tuple[tuple[Measure, str, str, str], ...] = (  # verb, what is less or more of it in times and in percent
-    (TRAINABLE, "trains", "parameters per task", "parameters per task"),
-    (BYTES, "stores", "bytes", ""), (COMPUTE, "needs", "training compute", "training compute"))
+COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"),
+         (COMPUTE, "needs", "training compute"))  # what a method does with it, and what it is
 
 
 def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:
-    """Return whether a method is cheaper than the leader, and by how much in words, for each cost that differs."""
+    """Return for each cost that differs whether a method is cheaper than the leader, and by how much in words."""
     parts = []
-    for measure, verb, of_times, of_percent in COSTS:
+    for measure, verb, what in COSTS:
         own, other = _mean(setting, measure, label), _mean(setting, measure, leader)
-        if own is None or other is None or max(own, other) == 0 or abs(own - other) < ALIKE * max(own, other):
+        if own is None or other is None or abs(own - other) < ALIKE * max(own, other):
             continue
-        cheaper = own < other
         if min(own, other) == 0:
-            what = f"no {of_times}" if cheaper else f"{number(own, measure.column.unit)} {of_times}"
+            parts.append((own < other, f"{verb} {number(own, measure.column.unit) if own else 'no'} {what}"))
         else:
-            what = _ratio(other / own if cheaper else own / other, cheaper, of_times, of_percent,
-                          measure.column.unit == "count")
-        parts.append((cheaper, f"{verb} {what}"))
+            parts.append((own < other, f"{verb} {_ratio(own / other, what)}"))
     return parts
 
 
-def _ratio(times: float, cheaper: bool, of_times: str, of_percent: str, counted: bool) -> str:
-    """Return `55 times fewer parameters per task`, `64% less training compute` or `3.2 times more bytes`."""
-    word = ("fewer" if counted else "less") if cheaper else "more"
-    if times >= 3:
-        return f"{times:.0f} times {word} {of_times}" if times >= 10 else f"{times:.1f} times {word} {of_times}"
-    share = 100 * (1 - 1 / times if cheaper else times - 1)
-    return " ".join(filter(None, [f"{share:.0f}% {word}", of_percent]))
+def _ratio(ratio: float, what: str) -> str:
+    """Return a ratio of costs in words.
+
+    >>> _ratio(1 / 55, "parameters per task"), _ratio(0.36, "bytes"), _ratio(4, "training compute")
+    ('55 times fewer parameters per task', '64% less', '4.0 times as much training compute')
+    """
+    counted = what.startswith("parameters")
+    what = "" if what == "bytes" else f" {what}"
+    if ratio < 1:
+        fewer = "fewer" if counted else "less"
+        if counted and ratio <= 1 / 3:
+            return f"{_times(1 / ratio)} times {fewer}{what}"
+        return f"{100 * (1 - ratio):.0f}% {fewer}{what}"
+    if ratio < 2:
+        return f"{100 * (ratio - 1):.0f}% more{what}"
+    return f"{_times(ratio)} times as {'many' if counted else 'much'}{what}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 def _trade_offs(facts: Facts) -> Iterator[str]:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from string import Formatter
 
 from clbench.core.errors import SpecError, unknown
-from clbench.core.options import OWN_RECIPE, format_value
+from clbench.core.options import OWN_RECIPE
 from clbench.core.registry import Registry, discover
+from clbench.experiment.display_names import filled, names_of, option_names, with_options
 from clbench.report.analysis.grouping import MethodRecords, Setting, by_setting
 from clbench.report.formatting import clean
 from clbench.results.records import Record
@@ -62,11 +62,6 @@ def row_ids(records: Iterable[Record]) -> dict[str, str]:
     return {label: label if short in shared else short for label, short in called.items()}
 
 
-def names_of(registry: Registry) -> dict[str, str]:
-    """Return the display names of methods (`StrategyInfo.display_name`) by the names of their strategies."""
-    return {name: info.display_name for name, info in registry.strategies.items() if info.display_name}
-
-
 @cache
 def installed_names() -> dict[str, str]:
     """Return the display names of the methods that are installed."""
@@ -86,10 +81,10 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
         if len(group) > 1:
             options = {m.id: m.id.split(":")[1:] for m in group}
             for m in group:
-                shown = _option_names(templates.get(m.strategy, ""))
+                shown = option_names(templates.get(m.strategy, ""))
                 differing = [option for option in options[m.id] if option.partition("=")[0] not in shown
                              and not all(option in others for others in options.values())]
-                names[m.id] = _with_options(name, differing)
+                names[m.id] = with_options(name, differing)
     taken = list(names.values())
     return {id_: name if taken.count(name) == 1 else id_ for id_, name in names.items()}
 
@@ -107,20 +102,8 @@ def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setti
 
 
 def _filled(method: MethodRecords, template: str) -> str:
-    """Return a display name with the method's options in the place of their names; the id if there is no such name."""
+    """Return a display name with the method's options in it; the id if there is no such name."""
     options = method.records[0].trial.method.options
-    names = _option_names(template)
-    if not template or method.id.split(":")[0] != method.strategy or not names <= options.keys():
+    if not template or method.id.split(":")[0] != method.strategy or not option_names(template) <= options.keys():
         return method.id
-    return clean(template.format_map({name: format_value(options[name]) for name in names}))
-
-
-def _option_names(template: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(template) if name}
-
-
-def _with_options(name: str, options: Sequence[str]) -> str:
-    """Return a name with options behind it in parentheses; inside those that it ends with."""
-    if not options:
-        return name
-    return (f"{name[:-1]}, " if name.endswith(")") else f"{name} (") + ", ".join(options) + ")"
+    return clean(filled(template, options))

@@ -51,7 +51,8 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items((rf"\textbf{{{escape(LEADS[about])}}} " if LEADS[about] else "") + _prose(text)
                  for about, text in section.headline)
     yield _items(_prose(f"{name}: {value}") for name, value in section.summary)
-    notes = [*section.footnote, _ABBREVIATIONS, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
+    notes = [*section.footnote, _ABBREVIATIONS, *(f"No result: {problem}" for problem in section.problems),
+             *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
