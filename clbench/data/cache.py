@@ -33,7 +33,7 @@ from clbench.experiment.trial import Resolved
 if TYPE_CHECKING:  # torch is imported by who reads or writes a stream, not by who asks what is known of one
     from clbench.data.raw import RawStream
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Unusable(Exception):
@@ -164,8 +164,9 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     from clbench.core.artifacts import save_tensors
 
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
-             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "files": dict(hashes)}
-    save_tensors(path, raw.tensors(), {"clbench": json.dumps(facts)})
+             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
+             "files": dict(hashes)}
+    save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
 
 
 def read_stream(path: Path, contents: Contents) -> RawStream:
@@ -184,12 +185,12 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
                                      tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
                                      tuple(facts["class_names"]))
-        digest, made_from = facts["digest"], facts["files"]
+        digest, rows, made_from = facts["digest"], facts["rows"], facts["files"]
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    if raw.digest != digest:
+    if (raw.digest, raw.rows_digest) != (digest, rows):
         raise Unusable("its tensors are not those that were written")
     if contents.differ_from(made_from):
         raise Unusable("the data files it was made from have changed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,13 +18,16 @@ from clbench.core.errors import DataError
 class Split:
     """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64.
 
-    With a permutation, x are the first task's inputs, before their pixels are permuted (`samples.PermutedSamples`).
+    `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
+    where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
+    pixels are permuted (`samples.PermutedSamples`).
     """
 
     x: Tensor
     y: Tensor
     permutation: Tensor | None = None
     draw: Callable[[int], Tensor] | None = None  # draws a sample once more, where transforms are random
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class RawStream:
         return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name; inputs that permuted tasks share occur once."""
+        """Return all tensors by name but `test_rows`; inputs that permuted tasks share occur once."""
         out: dict[str, Tensor] = {}
         for part, splits in (("train", self.train), ("test", self.test)):
             for task, split in enumerate(splits):
@@ -69,30 +72,45 @@ class RawStream:
                     out[f"permutation/{task}"] = split.permutation
         return out
 
+    def test_rows(self) -> dict[str, Tensor]:
+        """Return the rows of each test split by name, as far as they are known; they change no result."""
+        return {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
+
     @cached_property
     def digest(self) -> str:
         """Return a hash over all tensors, the class orders and the normalisation."""
-        total = hashlib.sha256(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]))).encode())
-        for name, tensor in sorted(self.tensors().items()):
-            total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-            for piece in _pieces(tensor):
-                total.update(piece)
-        return total.hexdigest()
+        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]))), self.tensors())
+
+    @property
+    def rows_digest(self) -> str:
+        """Return a hash over the rows of the test splits."""
+        return _hashed("", self.test_rows())
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
                      class_names: tuple[str, ...] = ()) -> RawStream:
-        """Return the stream whose `tensors()` these are; KeyError if one is missing."""
+        """Return the stream whose `tensors()` and `test_rows()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
             for task in range(len(orders)):
                 permutation = tensors.get(f"permutation/{task}")
                 x = tensors[f"{part}/{task if permutation is None else 0}/x"]
-                out.append(Split(x, tensors[f"{part}/{task}/y"], permutation))
+                rows = tensors.get(f"rows/{task}") if part == "test" else None
+                out.append(Split(x, tensors[f"{part}/{task}/y"], permutation, rows=rows))
             return tuple(out)
 
         return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names)
+
+
+def _hashed(head: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash over text and tensors by name."""
+    total = hashlib.sha256(head.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        for piece in _pieces(tensor):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:

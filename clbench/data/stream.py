@@ -41,6 +41,7 @@ class StreamTask:
     class_names: tuple[str, ...] = ()
     met: tuple[int, ...] = ()
     met_names: tuple[str, ...] = ()
+    test_rows: Tensor | None = None  # of the test samples, as `raw.Split.rows`; on the CPU
 
     @property
     def taught(self) -> tuple[int, ...]:
@@ -222,7 +223,8 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
             total.update(y.numpy().tobytes())
         tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
                                 eagerly(test, labels[1], index),
-                                tuple(raw.class_names[label] for label in table) if raw.class_names else ()))
+                                tuple(raw.class_names[label] for label in table) if raw.class_names else (),
+                                test_rows=test.rows))
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
                   AUGMENTATIONS[raw.augment] if raw.augment else None)

@@ -16,6 +16,7 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
+from clbench.results.items import ItemResults
 from clbench.results.metrics import acc
 
 SCHEMA = 1
@@ -175,7 +176,7 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen")
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items")
 
     schema_version: int = Field(SCHEMA, alias="schema")
     key: str
@@ -193,6 +194,7 @@ class Record(RecordPart):
     curve: Curve | None = None  # where it was asked for: accuracy while tasks were learned
     errors: list[ErrorCounts] = []  # of the last row, or of each row after a task, where a run asks for it
     probe: Probe | None = None  # where a run asks for it
+    items: ItemResults | None = None  # which test images the last row has right; None where that is not known
     earlier: Earlier | None = None  # of a trial that continues another, where the tests of that one's tasks are there
     costs: Costs = Costs()
     timings: Timings = Timings()
@@ -248,7 +250,7 @@ class Record(RecordPart):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
-            "probe": True, "until": True, "seen": True, "stream": {"class_names", "data"},
+            "probe": True, "items": True, "until": True, "seen": True, "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

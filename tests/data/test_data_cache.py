@@ -45,6 +45,21 @@ def test_a_stream_comes_back_as_it_was_written(registry, tmp_path):
     assert [p.suffix for p in (tmp_path / "streams").glob("*")] == [".safetensors"]
 
 
+def test_rows_of_tests_come_back_and_change_no_digest(registry, tmp_path):
+    plain = raw()
+    rows = [torch.tensor([3, 1, 4, 15, 9, 2, 6, 5]), torch.tensor([35, 8, 97, 93, 23, 84, 62, 64])]
+    source = replace(plain, test=tuple(replace(s, rows=r) for s, r in zip(plain.test, rows, strict=True)))
+    assert source.digest == plain.digest
+    for build in (lambda: source, never):
+        found = load(registry, tmp_path, build)
+        assert all(torch.equal(s.rows, r) for s, r in zip(found.test, rows, strict=True))
+        assert found.train[0].rows is None and found.digest == plain.digest
+    (file,) = (tmp_path / "streams").glob("*.safetensors")
+    file.write_bytes(file.read_bytes().replace(rows[1].numpy().tobytes(), rows[0].numpy().tobytes()))
+    again = load(registry, tmp_path, lambda: source)
+    assert torch.equal(again.test[1].rows, rows[1]) and "built again: its tensors are not those" in again.notes[0]
+
+
 def test_permuted_tasks_are_stored_once(registry, tmp_path):
     source, _ = permuted(tasks=4, n=500)
     found = [load(registry, tmp_path, build) for build in (lambda: source, never)]

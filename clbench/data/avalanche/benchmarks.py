@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clbench.core import seeds
 from clbench.core.user_code import load_function
 from clbench.data import datasets
 from clbench.data.avalanche.transforms import ToBytes
+from clbench.data.avalanche.whole import leaf_rows
 from clbench.data.builtin import (
     B50Options,
     CIFAR100Options,
@@ -47,6 +49,9 @@ class Layout:
     orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, where the experiences do not say it
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
+    # Of each task: its test samples' rows in the data set's test part. Empty: their rows in the one data set under all
+    # test experiences, if there is one (`build.test_rows`).
+    test_rows: tuple[torch.Tensor, ...] = ()
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -122,7 +127,8 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, cl
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
     setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
-                                      class_names=CLASS_NAMES[name][begin:begin + classes]))
+                                      class_names=CLASS_NAMES[name][begin:begin + classes],
+                                      test_rows=rows_by_task(benchmark, rows)))  # the last part's
     return benchmark
 
 
@@ -176,6 +182,12 @@ def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
                         fixed_class_order=order, per_exp_classes=sizes)
 
 
+def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return `rows` [N] of the N test samples that `split_by_class` was given, in the order of each task's samples."""
+    found = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
+    return tuple(rows[torch.from_numpy(leaf[1])] for leaf in found if leaf is not None)
+
+
 def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:
     """Return a benchmark of inputs of any kind and their labels, one pair for each task."""
     from avalanche.benchmarks import benchmark_from_datasets
@@ -193,7 +205,6 @@ def _transformed(train: Images, test: Images, transforms: Sequence[Callable[...,
     from torch.utils.data import TensorDataset
 
     return benchmark_from_datasets(**{
-        part: [make_avalanche_dataset(TensorDataset(*images),
-                                      frozen_transform_groups=DefaultTransformGroups((transform, None)))
+        part: [make_avalanche_dataset(images, frozen_transform_groups=DefaultTransformGroups((transform, None)))
                for transform in transforms]
-        for part, images in (("train", train), ("test", test))})
+        for part, images in (("train", TensorDataset(*train)), ("test", TensorDataset(*test)))})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clbench.core import seeds
@@ -19,6 +21,7 @@ from clbench.core.places import said
 from clbench.core.user_code import importable
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
+from clbench.data.avalanche.whole import leaf_rows
 from clbench.data.datasets import chatter_to_stderr
 from clbench.data.raw import RawStream, Split
 from clbench.data.samples import permute
@@ -38,7 +41,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     build = builder(info, "benchmark")
     with importable(info.name), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
-            return as_raw(build(info.options.stored(options), data_dir, seed), where)
+            return as_raw(build(info.options.stored(options), data_dir, seed), where, info.seeded)
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line
@@ -46,21 +49,35 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
             raise DataError(f"{where} failed: {reason}") from error
 
 
-def as_raw(benchmark: Any, where: str) -> RawStream:
-    """Return an Avalanche benchmark as tensors; `where` names it in errors."""
+def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
+    """Return an Avalanche benchmark as tensors; `where` names it in errors, `seeded` says that it is one seed's own."""
     if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
         raise DataError(f"{where} returned {type(benchmark).__name__}, expected an Avalanche benchmark "
                         "(train_stream, test_stream)")
     layout: Layout = getattr(benchmark, LAYOUT, Layout())
+    comparable = not seeded or hasattr(benchmark, LAYOUT)  # else other seeds may have other samples in the same rows
     try:
-        return _as_raw(benchmark, layout, where)
+        return _as_raw(benchmark, layout, where, comparable)
     except SeveralShapes:
         if layout.size is None:
             raise
-    return _as_raw(benchmark, layout, where, layout.size)
+    return _as_raw(benchmark, layout, where, comparable, layout.size)
 
 
-def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None) -> RawStream:
+def test_rows(experiences: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """Return the rows of each experience's samples in the one data set under all; nothing if there are several."""
+    leaves, rows = [], []
+    for experience in experiences:
+        found = leaf_rows(experience.dataset, np.arange(len(experience.dataset)))
+        if found is None:
+            return ()
+        leaves.append(found[0])
+        rows.append(torch.tensor(found[1]))
+    return tuple(rows) if all(leaf is leaves[0] for leaf in leaves) else ()
+
+
+def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
+            size: int | None = None) -> RawStream:
     """Return a benchmark as tensors, its photos brought to `size` pixels if there is one."""
     train, test = list(benchmark.train_stream), list(benchmark.test_stream)
     if not train:
@@ -84,7 +101,10 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, size: int | None = None)
                                     for e, s in zip(train, splits["training"], strict=True))
     _named(orders, layout.class_names, where)
     sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
-    return RawStream(tuple(splits["training"]), tuple(splits["test"]), orders, layout.mean, layout.std,
+    rows = layout.test_rows or (test_rows(test) if comparable else ())
+    tests = tuple(replace(split, rows=own) for split, own in zip(splits["test"], rows or (None,) * len(test),
+                                                                 strict=True))
+    return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
                      (*layout.notes, *sized, *_merged(notes)), layout.augment, layout.class_names)
 
 

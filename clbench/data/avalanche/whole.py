@@ -44,6 +44,29 @@ def read_arrays(data: Any, rows: np.ndarray[Any, Any], group: str | None = None)
     return _leaf(data, rows)
 
 
+def leaf_rows(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]] | None:
+    """Return the data set at the bottom from which items `rows` are read, and their rows in it; None if several are."""
+    from avalanche.benchmarks.utils.data import AvalancheDataset
+    from avalanche.benchmarks.utils.flat_data import FlatData
+
+    if isinstance(data, AvalancheDataset):
+        return leaf_rows(data._flat_data, rows)
+    if isinstance(data, Subset):
+        return leaf_rows(data.dataset, np.asarray(data.indices, np.int64)[rows])
+    if isinstance(data, FlatData):
+        parts, sizes = data._datasets, data._cumulative_sizes
+        rows = rows if data._indices is None else _indices(data._indices)[rows]
+    elif isinstance(data, ConcatDataset):
+        parts, sizes = data.datasets, data.cumulative_sizes
+    else:
+        return data, rows
+    owners = np.unique(np.searchsorted(np.asarray(sizes), rows, side="right"))
+    if len(owners) != 1:
+        return None
+    owner = int(owners[0])
+    return leaf_rows(parts[owner], rows - (sizes[owner - 1] if owner else 0))
+
+
 def _indices(indices: Any) -> np.ndarray[Any, Any]:
     """Return an index map as an array."""
     eager = getattr(indices, "_to_eager", None)

@@ -46,6 +46,7 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
     tested = sum(map(len, division.test))
     twice = [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
     setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
+                                       test_rows=tuple(torch.tensor(rows) for rows in division.test),
                                        notes=(*layout.notes, *division.notes, *twice)))
     return benchmark
 

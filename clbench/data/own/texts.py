@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.errors import DataError, MissingDataError
-from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, split_by_class
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_by_task, split_by_class
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
@@ -72,7 +72,8 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
         rows = chosen_rows(y, options, part, seed)  # only these are tokenised
         made.append(Images(tokenised([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
     benchmark = split_by_class(made[0], made[1], options.tasks, class_order(options, seed, options.classes))
-    setattr(benchmark, LAYOUT, Layout(text=True, class_names=tuple(names)))
+    layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # the last part's
+    setattr(benchmark, LAYOUT, layout)
     return benchmark
 
 

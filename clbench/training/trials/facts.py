@@ -62,7 +62,7 @@ def record_of(member: TrialState, origin: Provenance, memory: PeakMemory, weight
                   outputs=member.strategy.outputs if planned.trial.scenario == "class" else None,
                   curve=member.watched and member.watched.curve,
                   last_losses=member.last_losses if any(member.last_losses) else [],
-                  errors=member.anatomy.rows, probe=member.anatomy.probe,
+                  items=member.items, errors=member.anatomy.rows, probe=member.anatomy.probe,
                   costs=member.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                         "peak_device_bytes": memory.accelerator()}),
                   timings=member.timings, failure=failure, notes=member.notes,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clbench.data.stream import Stream
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
+from clbench.results.items import ItemResults
 from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.anatomy import Anatomy
@@ -40,6 +41,7 @@ class TrialState:
     watched: Watched | None = None  # where its accuracy while learning is asked for
     answers: KeptAnswers = field(default_factory=KeptAnswers)
     anatomy: Anatomy = field(default_factory=Anatomy)
+    items: ItemResults | None = None  # of the last row
 
     @property
     def trial(self) -> Trial:

@@ -1,0 +1,70 @@
+"""ItemResults: which test images a trial got right after its last task, one bit each.
+
+With them trials can be compared image by image. numpy is imported where bits are packed and unpacked, since reading
+records must not wait for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class ItemResults(BaseModel):
+    """Right and wrong answers by test image, in the order of the data set's test part, before it was cut or divided.
+
+    An image that is in several tasks has an answer in each of them: these are in the order of the tasks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: str  # hash of the benchmark's name and the images' rows in the test part: equal where the images are the same
+    count: int = Field(ge=1)  # of different images
+    tasks: int = Field(1, ge=1)  # that each image is in
+    right: str  # base64 of numpy.packbits of [tasks, images], row by row
+
+    @model_validator(mode="after")
+    def _whole(self) -> ItemResults:
+        """Check that there is a bit for each answer."""
+        try:
+            size = len(base64.b64decode(self.right, validate=True))
+        except binascii.Error as error:
+            raise ValueError("right is not base64") from error
+        if size != -(-self.tasks * self.count // 8):
+            raise ValueError(f"right has {size} bytes, not a bit for each of {self.tasks} x {self.count} answers")
+        return self
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.int64], right: npt.NDArray[np.bool_], source: str) -> ItemResults | None:
+        """Return the results of tests, task after task; None where images differ in how many tasks they are in.
+
+        Args:
+            rows: [N] int64, of each test's image in the test part of the data set.
+            right: [N] bool, whether its answer is right.
+            source: the benchmark's name.
+        """
+        import numpy as np
+
+        images, counts = np.unique(rows, return_counts=True)
+        if len(set(counts.tolist())) != 1:
+            return None
+        by_image = right[np.argsort(rows, kind="stable")].reshape(len(images), -1)  # stable: tasks keep their order
+        ids = hashlib.sha256(source.encode() + b"\n" + images.astype("<i8").tobytes())
+        bits = np.packbits(np.ascontiguousarray(by_image.T))
+        return cls(ids=ids.hexdigest(), count=len(images), tasks=by_image.shape[1],
+                   right=base64.b64encode(bits.tobytes()).decode())
+
+    def matrix(self) -> npt.NDArray[np.bool_]:
+        """Return whether answers are right, bool [tasks, images]."""
+        import numpy as np
+
+        bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
+        return np.unpackbits(bits, count=self.tasks * self.count).view(np.bool_).reshape(self.tasks, self.count)
