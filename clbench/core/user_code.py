@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -67,6 +67,20 @@ def load_function(name: str, kind: str) -> Callable[[], Any]:
     return function  # type: ignore[no-any-return]
 
 
+def check_file(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
+    """Raise a `DataError` if `path/to/file.py:function` names a benchmark's file that is not there."""
+    if file := file_of(name):
+        _require(file, name, "benchmark")
+
+
+def _require(path: Path, name: str, kind: str) -> None:
+    """Raise a `DataError` if a file is not there, with one that may be meant."""
+    file = path.absolute()
+    if not file.exists():
+        near = [str(path.with_name(other.name)) for other in file.parent.glob(f"*{SUFFIX}")]
+        raise DataError(f"{kind} {name!r}: no file {file}{guess(str(path), near)}")
+
+
 def _module(module: str, name: str, kind: str) -> ModuleType:
     """Return a module, imported; where there is none, say whether a file of that name is meant."""
     try:
@@ -83,11 +97,9 @@ def _module(module: str, name: str, kind: str) -> ModuleType:
 def _run(path: Path, name: str, kind: str) -> ModuleType:
     """Return a module made by running a file."""
     file = path.absolute()
+    _require(path, name, kind)
     try:
         code = file.read_bytes()
-    except FileNotFoundError:
-        near = [str(path.with_name(other.name)) for other in file.parent.glob(f"*{SUFFIX}")]
-        raise DataError(f"{kind} {name!r}: no file {file}{guess(str(path), near)}") from None
     except OSError as error:
         raise DataError(f"{kind} {name!r}: cannot read {file}: {error.strerror or error}") from None
     # The stem alone may be the name of another module (data.py, test.py), or none that does for a module.

@@ -265,16 +265,16 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
                       "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True,
-                      cached=True, files=own + "folders:image_files"),
+                      cached=True, files=own + "folders:image_files", check=own + "folders:image_files"),
         BenchmarkInfo("arrays:*", own + "arrays:arrays", "inputs and labels in arrays:FILE, .npz, .safetensors, .npy "
                       "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True, cached=True,
-                      files=own + "arrays:array_files"),
+                      files=own + "locating:array_files", check=own + "locating:check_arrays"),
         BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in table:FILE, .csv, .tsv "
                       "or .parquet", TableOptions, any_name=True, cached=True,
-                      files=own + "tables:table_files"),
+                      files=own + "tables:table_files", check=own + "locating:check_path"),
         BenchmarkInfo("text:*", own + "texts:text", "texts and labels in text:FILE, .csv or .jsonl, or in the files of "
                       "a folder; for models hf:NAME", TextOptions, any_name=True, cached=True,
-                      files=own + "texts:text_files"),
+                      files=own + "texts:text_files", check=own + "locating:check_path"),
         BenchmarkInfo("split-newsgroups", own + "texts:newsgroups", "10 x 2 groups of 20 Newsgroups (11,293 train, "
                       "7,528 test texts); for models hf:NAME", NewsgroupsOptions, cached=True,
                       files=own + "texts:newsgroups_files"),
@@ -283,6 +283,6 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       files=own + "hub:hub_files"),
         BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that a function returns, named as "
                       "package.module:function or path/to/file.py:function", CustomOptions, any_name=True,
-                      names_code=True),
+                      names_code=True, check="clbench.core.user_code:check_file"),
     )
 

@@ -125,9 +125,11 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     code = identity.running(_package(info.build))
     if not (origin.version and code):
         return None
+    # The version of a plugin file is the hash of its bytes, which a comment changes; its code is hashed above.
+    version = "" if origin.version.startswith("sha256:") else origin.version
     # Not the origin's distribution: for a plugin file it is the path, which differs between nodes of a cluster.
     parts = [FORMAT, benchmark.name, benchmark.options, seed if depends_on_seed(benchmark, registry) else None,
-             origin.plugin, origin.version, code, place]
+             origin.plugin, version, code, place]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from clbench.core.entry_points import resolve
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.files import read_hash, write_atomically
 from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.registry import Registry
+from clbench.experiment.trial import Resolved
 
 FORMAT = 1
 SETTLED_NS = 2 * 10**9  # a file that changed this shortly before it was read may change again without another time
@@ -66,19 +68,35 @@ def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) 
     Raises:
         DataError: it cannot list them.
     """
-    where = f"benchmark {info.name!r}"
     if not (isinstance(info.files, str) or callable(info.files)):
         named = ((name, os.path.abspath(data_dir / name)) for name in info.files)
         return DataFiles({name: path for name, path in named if os.path.exists(path)})
-    try:
-        found = list(map(str, resolve(info.files, where)(info.name, options, data_dir)))
-    except ClbenchError:
-        raise
-    except Exception as error:  # any error of the function becomes one line
-        raise DataError(f"{where}: its files cannot be listed ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())})") from error
+    found = list(map(str, _called(info.files, info, options, data_dir, "its files cannot be listed")))
     paths = {name: os.path.abspath(name) for name in found}
     return DataFiles(paths, _common(paths.values()), listed=True)
+
+
+def check_data(benchmark: Resolved, data_dir: Path, registry: Registry) -> None:
+    """Check, without torch, that what a benchmark reads is there, as far as its declaration can tell (`check`).
+
+    Raises:
+        DataError: it is not there, or cannot be right.
+    """
+    info = registry.benchmark(benchmark.name)
+    if info.check:
+        _called(info.check, info, benchmark.options, data_dir, "its data cannot be checked")
+
+
+def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path,
+            problem: str) -> Any:
+    """Return what a declared function of name, options and data folder returns; any error of it becomes one line."""
+    where = f"benchmark {info.name!r}"
+    try:
+        return resolve(function, where)(info.name, options, data_dir)
+    except ClbenchError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: {problem} ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
 def _common(paths: Iterable[str]) -> str:

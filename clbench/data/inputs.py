@@ -40,7 +40,8 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
     prepare = replace(stream.prepare, size=None if shape[1:] == (size, size) else size, channels=repeated)
     notes = []
     if size is not None:
-        notes.append(f"inputs: {size} x {size} pixels, made of {shape[1]} x {shape[2]}")
+        resized = "" if shape[1:] == (size, size) else f", made of {shape[1]} x {shape[2]}"
+        notes.append(f"inputs: {size} x {size} pixels{resized}")
     if repeated:
         notes.append("inputs: grey images, their channel repeated")
     if preprocessing is not None:

@@ -17,7 +17,7 @@ from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
-from clbench.execution.reuse import OnStale
+from clbench.execution.reuse import OnStale, silent
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
@@ -97,13 +97,14 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
-    ready = experiment.prepare(found, registry, folder, log, shard, stale)
+    show = watched() if progress is None else progress
+    ready = experiment.prepare(found, registry, folder, log, shard, stale,
+                               (lambda text: print(text, file=sys.stderr)) if show else silent)
     command = called(spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in ready.problems:
         warnings.warn(str(problem), stacklevel=2)
-    show = watched() if progress is None else progress
     with interrupts.caught():
         records = carry_out(ready, _display if show else lambda _: nullcontext(Listener()), command)
     experiment.write_report(ready)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,20 @@ from typing import Literal
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, PluginError, StaleError
 from clbench.core.registry import Registry
+from clbench.data.contents import check_data
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.records import DIGITS, Record
 from clbench.results.staleness import CodeNow, by_reason, changed, changed_parts, packages_of
 
 OnStale = Literal["refuse", "rerun", "keep"]  # what is done with results that do not stand
+Note = Callable[[str], None]  # is told what the user is to read at once
 LONG = 2.0  # seconds of looking at data that are worth a word
+
+
+def silent(text: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass
@@ -38,12 +46,12 @@ class Standing:
 
 
 def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
-         data_dir: Path, verify: bool = False) -> Standing:
+         data_dir: Path, verify: bool = False, note: Note = silent) -> Standing:
     """Compare the records of planned trials with the code that is installed and the data that are there now.
 
     Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
     told. A benchmark that is not cached is built to look at its data, if there are records of it. With `verify` all
-    data files are read.
+    data files are read. `note` hears of a benchmark that takes long to read, while it is read.
 
     Raises:
         PluginError: code was edited after this process had imported it.
@@ -53,12 +61,25 @@ def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registr
     done = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
     now = CodeNow(registry)
     data = _data_of([r for r in done if "benchmark" not in changed_parts(r, now.of(r.trial))], registry, data_dir,
-                    standing.notes, verify)
+                    standing.notes, verify, note)
     for record in done:
         if reasons := changed(record, now.of(record.trial), data.get(record.key, "")):
             standing.reasons[record.key] = reasons
     standing.notes += other_clbench(done)
     return standing
+
+
+def check_inputs(trials: Sequence[Trial], settings: ExecutionSettings, registry: Registry) -> None:
+    """Check that the data of trials to be run are there, before anything slow is imported or started.
+
+    Workers of a cluster may have data that this machine has not.
+
+    Raises:
+        DataError: they are not there, or cannot be right.
+    """
+    if settings.executor == "local":
+        for benchmark in {str(t.benchmark): t.benchmark for t in trials}.values():
+            check_data(benchmark, settings.data_dir, registry)
 
 
 def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
@@ -99,7 +120,7 @@ def _clbench(version: str, commit: str | None) -> str:
 
 
 def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, notes: list[str],
-             verify: bool) -> dict[str, str]:
+             verify: bool, note: Note) -> dict[str, str]:
     """Return the hash of the data that there are now for the trials of records that tell theirs, as far as known."""
     told = [r for r in records if r.stream and r.stream.data]
     if not told:
@@ -112,30 +133,46 @@ def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, note
         benchmark = record.trial.benchmark
         seed = record.trial.seed if cache.depends_on_seed(benchmark, registry) else 0
         if (str(benchmark), seed) not in by_benchmark:
-            by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes, verify)
+            by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes,
+                                                                verify, note)
         found[record.key] = by_benchmark[str(benchmark), seed]
     return found
 
 
-def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str], verify: bool) -> str:
+def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str], verify: bool,
+            note: Note) -> str:
     """Return the hash of a benchmark's data: from the head of its cached stream, else after reading it."""
     from clbench.data import cache
 
     began = time.monotonic()
+    aim = f"reading {trial.benchmark.name}, to know whether its results still stand"
     try:
-        if known := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
-            return known[:DIGITS]
-        from clbench.data.datasets import without_downloads
-        from clbench.data.stream import read_benchmark
+        with _noted_if_long(aim, note):
+            if known := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
+                return known[:DIGITS]
+            from clbench.data.datasets import without_downloads
+            from clbench.data.stream import read_benchmark
 
-        with without_downloads(), _forgetting(packages_of(trial, registry).get("benchmark", ())):
-            digest = read_benchmark(trial.benchmark, seed, data_dir, registry, verify).digest[:DIGITS]
+            with without_downloads(), _forgetting(packages_of(trial, registry).get("benchmark", ())):
+                digest = read_benchmark(trial.benchmark, seed, data_dir, registry, verify).digest[:DIGITS]
     except ClbenchError as error:
         notes.append(f"whether the data of {trial.benchmark.name} are still those of its results is not known: {error}")
         return ""
     if (took := time.monotonic() - began) > LONG:
-        notes.append(f"reading {trial.benchmark.name}, to know whether its results still stand, took {took:.1f} s")
+        notes.append(f"{aim}, took {took:.1f} s")
     return digest
+
+
+@contextmanager
+def _noted_if_long(aim: str, note: Note) -> Iterator[None]:
+    """Say what is going on inside if it takes longer than `LONG` seconds."""
+    timer = threading.Timer(LONG, note, [f"{aim} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

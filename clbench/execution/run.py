@@ -17,7 +17,7 @@ from clbench.core.registry import Registry
 from clbench.execution import deciding, interrupts
 from clbench.execution.asked import ask, renewed, told_of_others
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import OnStale, Standing, look, refusal
+from clbench.execution.reuse import Note, OnStale, Standing, check_inputs, look, refusal, silent
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -78,10 +78,10 @@ class Experiment:
 
 
 def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
-            shard: str | None = None, on_stale: OnStale = "refuse") -> Experiment:
+            shard: str | None = None, on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
     """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
 
-    `shard` names a part of the experiment (`2/8`); None is all of it. `on_stale`: what to do with stale records.
+    `shard` names a part (`2/8`), None is all. `on_stale`: what to do with stale records. `note` hears what takes long.
 
     Raises:
         SpecError: the experiment cannot be run as written, or a tracker's library is missing.
@@ -91,16 +91,16 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     refuse_doubles(whole)
     if spec.until:
         begun = deciding.begin(spec, whole, out, shard)
-        ready = load_run(spec, begun, registry, out, on_stale)
+        ready = load_run(spec, begun, registry, out, on_stale, note)
         ready.most = deciding.most(spec, whole)
     else:
-        ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale)
+        ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale, note)
     ready.trackers = tracking.start(log, registry, out)
     return ready
 
 
 def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path,
-             on_stale: OnStale = "refuse") -> Experiment:
+             on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
     """Read the run folder of trials that are planned already; `spec` says on which device they run, and how.
 
     Raises:
@@ -113,7 +113,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     if in_the_way:
         raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
     known = {r.key: r for r in records}
-    standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data)
+    standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
     ask(standing, planned, known, spec.execution, store.artifacts)
     standing.notes += told_of_others(planned, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
@@ -134,6 +134,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
         ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
     """
     experiment.refuse_stale()
+    check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
     made = (store := experiment.store).check_writable()
     experiment.planned = looks.ask(store.directory, experiment.planned, experiment.spec.seeds, experiment.records)
     missing = experiment.missing

@@ -46,13 +46,14 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
             text = str(resolve(info.own_weights, f"model {info.name!r}")(model.name))
         if text in (None, "none"):
             return None, PretrainedInfo()
+        by_name = NAME.fullmatch(text) and not Path(text).exists()
+        content = "" if by_name else files.hash_file(text)  # before the source is loaded, which imports torch
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
-        if NAME.fullmatch(text) and not Path(text).exists():
+        if by_name:
             found = source.find(model.name, text)
             known = found.info
             return Weights(path=found.name, sha256=hash_of_name(found.name), licence=known.licence,
                            training_data=known.training_data), known
-        content = files.hash_file(text)
         known = beside(Path(text)) or source.info(model.name)
         metadata = header(Path(text))
         return Weights(path=text, sha256=content, licence=known.licence or metadata.get("license", ""),

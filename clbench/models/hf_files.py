@@ -7,6 +7,7 @@ first). Weights are read from `model.safetensors` only, and no code that a folde
 from __future__ import annotations
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from clbench.core import files
 from clbench.core.errors import DataError, SpecError
 
 WEIGHTS = "model.safetensors"
+LONGEST = 8.0  # seconds until Hugging Face's hub counts as out of reach
 PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # of a repository: configuration, tokenizer, weights
 
 
@@ -43,6 +45,31 @@ def folder_of(name: str) -> Path:
     return _from_hub(name, repository, revision or None, looked)
 
 
+def hub_problem(hub: Any) -> str:
+    """Return why Hugging Face's hub cannot be reached, empty if it can: found out by one request, without a retry.
+
+    Its library tries each file six times, with a line for each try, which takes half a minute where there is no
+    connection.
+
+    Args:
+        hub: the library huggingface_hub.
+    """
+    problem = [f"no answer from it in {LONGEST:g} seconds"]
+
+    def request() -> None:
+        try:
+            hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=LONGEST / 2)
+            problem[0] = ""
+        except Exception as error:  # of the library that it makes requests with, which differs between releases
+            problem[0] = " ".join(str(error).split())[:200] or type(error).__name__
+
+    # In a thread, since looking up the address is not bound by that time.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(LONGEST)
+    return problem[0]
+
+
 def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> Path:
     """Return the folder of a repository in the hub's cache, downloaded if need be."""
     try:
@@ -53,6 +80,9 @@ def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> 
                         "pip install 'clbench[text]'") from None
     reason = ""
     for offline in (True, False):
+        if not offline and (problem := hub_problem(hub)):
+            reason = problem
+            break
         try:
             found = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS),
                                                local_files_only=offline))

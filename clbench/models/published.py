@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clbench.core.errors import DataError, SpecError, unknown
 from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, beside, described
+from clbench.models.hf_files import hub_problem
 from clbench.models.timm_models import home, known
 from clbench.models.weights import read_weights
 
@@ -157,6 +158,9 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
         raise SpecError("weights of hf-hub and timm need huggingface_hub: pip install 'clbench[timm]'") from None
     reason = ""
     for offline in (True, False):
+        if not offline and (problem := hub_problem(hub)):
+            reason = problem
+            break
         for name in names:
             try:
                 return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))

@@ -98,14 +98,23 @@ def by_task(values: list[int]) -> str:
 
 
 def listed(values: list[int]) -> str:
-    """Return whole numbers as a sorted list in which consecutive ones form a range: `0-2, 7`."""
+    """Return whole numbers as a sorted list, each once, in which consecutive ones form a range: `0-2, 7`."""
     parts: list[list[int]] = []
-    for value in sorted(values):
+    for value in sorted(set(values)):
         if parts and value == parts[-1][1] + 1:
             parts[-1][1] = value
         else:
             parts.append([value, value])
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in parts)
+
+
+def listed_seeds(values: list[int]) -> str:
+    """Return seeds as a list with the noun before it.
+
+    >>> listed_seeds([0]), listed_seeds([0, 0, 1, 1, 2, 2])
+    ('seed 0', 'seeds 0-2')
+    """
+    return f"seed{'s' * (len(set(values)) > 1)} {listed(values)}"
 
 
 def _fixed(value: float, digits: int) -> str:

@@ -44,7 +44,7 @@ from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import by_task, clean, listed, number
+from clbench.report.formatting import by_task, clean, listed, listed_seeds, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record
 
@@ -208,20 +208,24 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
                 reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
-                after = f" after {len(record.R) - 1} finished task(s)" if record.R else ""
+                after = f" after {_tasks(len(record.R) - 1)}" if record.R else ""
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{after}{reason} "
                             f"(record {record.key})")
         if method.missing:
-            yield f"{method.label}: no record for seed(s) {listed(method.missing)}"
+            yield f"{method.label}: no record for {listed_seeds(method.missing)}"
+
+
+def _tasks(count: int) -> str:
+    return f"{count} finished task{'s' * (count != 1)}"
 
 
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
     for m in methods:
-        yield from (clean(f"{m.label}: the results of seed(s) {listed(seeds)} were kept although {reason} had changed "
+        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} were kept although {reason} had changed "
                           "since (--keep-stale)") for reason, seeds in m.stale.items())
         if len(m.codes) > 1:
-            states = ", ".join(f"{code[:8]} (seed {listed(seeds)})" for code, seeds in m.codes.items())
+            states = ", ".join(f"{code[:8]} ({listed_seeds(seeds)})" for code, seeds in m.codes.items())
             yield (f"{m.label}: its seeds were made by different states of its code, {states}, so its means are of "
                    "several methods")
     for part in ("benchmark", "model"):
@@ -247,7 +251,7 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:
-            yield (f"{m.label}: only seed(s) {listed([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
+            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
                    "a result; its means leave the others out, so it is not in the running for bold")
     if any(len(m.done) == 1 for m in methods):
         yield "n/a: one seed gives no interval"

@@ -50,8 +50,8 @@ def test_what_differs_is_named_and_weighed(diff):
 def test_trials_of_one_run_only_are_listed(diff):
     code, out = diff(study(), study()[1:] + study(methods=("er",)))
     assert code == 1
-    assert "only in A:\n  lora, split-mnist-5k, scenario task, mlp: seed(s) 0\n" in out
-    assert "only in B:\n  er, split-mnist-5k, scenario task, mlp: seed(s) 0-2\n" in out
+    assert "only in A:\n  lora, split-mnist-5k, scenario task, mlp: seed 0\n" in out
+    assert "only in B:\n  er, split-mnist-5k, scenario task, mlp: seeds 0-2\n" in out
 
 
 def test_another_recipe_is_compared_by_label(diff):

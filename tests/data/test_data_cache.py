@@ -112,7 +112,7 @@ def test_a_plugins_stream_is_cached_where_it_says_so_and_for_one_state_of_its_pa
 
 def test_a_plugin_that_is_a_file_finds_its_stream_wherever_the_file_lies(tmp_path):
     keys = []
-    for place, text in (("a", ""), ("b", ""), ("c", "x = 1\n")):
+    for place, text in (("a", ""), ("b", "# A comment is no code.\n"), ("c", "x = 1\n")):
         file = tmp_path / place / "a_files_stream.py"
         file.parent.mkdir()
         file.write_text(text + declaration("a_files_stream:build", True))

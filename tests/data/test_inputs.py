@@ -121,3 +121,8 @@ def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
     assert (made.tasks[0].train.x[0].int() - TF.pil_to_tensor(scaled).int()).abs().max() <= 2
     with pytest.raises(DataError, match=r"photos are brought to the size that the model, or the benchmark, is given"):
         loaded({})
+
+
+def test_what_images_were_made_of_is_told_where_their_size_changed():
+    notes = {side: as_inputs(stream(images()), side, None, None, normalize=False).notes for side in (20, 31)}
+    assert notes == {20: ("inputs: 20 x 20 pixels",), 31: ("inputs: 31 x 31 pixels, made of 20 x 20",)}

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import threading
 
 import numpy
 import pytest
@@ -123,7 +124,7 @@ def test_results_that_are_kept_are_marked_until_the_code_is_what_it_was(half, pl
     assert [r.stale for r in kept if r.label == "half"] == [["the method's code (half_of_mine)"]] * 2
     page = (tmp_path / "run" / "report.md").read_text()
     assert re.search(r"\| half ※ +\|", page) and re.search(r"\| naive +\|", page)
-    assert "the results of seed(s) 0, 1 were kept although the method's code (half\\_of\\_mine) had changed" in page
+    assert "the results of seeds 0, 1 were kept although the method's code (half\\_of\\_mine) had changed" in page
     with pytest.raises(StaleError):
         half()  # accepting is said each time
     plugin.write_text(HALF)
@@ -351,3 +352,24 @@ def test_records_that_lack_what_a_run_asks_for_are_made_once_more_and_others_sta
     for record in made.values():
         Store(tmp_path).write(record.model_copy(update={"probe": Probe(missing="it shows no features")}))
     assert not prepared(probe=True).missing
+
+
+def test_a_benchmark_that_takes_long_to_read_is_named_while_it_is_read(half, tmp_path, monkeypatch):
+    heard, told, load = [], threading.Event(), numpy.load
+
+    def slow_load(path):
+        assert told.wait(60), "nobody was told that the benchmark is being read"
+        return load(path)
+
+    def note(text):
+        heard.append(text)
+        told.set()
+
+    forget("stream_of_mine")
+    monkeypatch.setattr(numpy, "load", slow_load)
+    monkeypatch.setattr(reuse, "LONG", 0.01)
+    spec = build({"methods": ["half", "naive"], "benchmark": "stream_of_mine:resized", "model": SMALL["model"],
+                  "seeds": SMALL["seeds"], "recipe": {"iterations": SMALL["iterations"]}})
+    ready = run.prepare(spec, discover(files=[tmp_path / "half_of_mine.py"]), tmp_path / "run", note=note)
+    assert heard == ["reading stream_of_mine:resized, to know whether its results still stand ..."]
+    assert not ready.standing.reasons and not ready.missing

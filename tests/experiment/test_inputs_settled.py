@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from clbench.core.pretrained import Preprocessing, beside
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.models import hf_files, published
 from clbench.models.weights import hash_tensors
 from clbench.training.trials.building import build_model
 
@@ -97,6 +101,72 @@ def hub(tmp_path, monkeypatch):
         return commit
 
     return make
+
+
+@pytest.fixture
+def hub_server(hub, monkeypatch):
+    """Return the requests that a server in the hub's place gets; it answers each, and has no repository."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            requests.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield requests
+        server.shutdown()
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Return the names of the files that are asked of the hub itself, none of which it has."""
+    hub, errors = map(importlib.import_module, ("huggingface_hub", "huggingface_hub.errors"))
+    names = []
+
+    def download(repository, name, revision=None, local_files_only=False):
+        names.extend([] if local_files_only else [name])
+        raise errors.LocalEntryNotFoundError(f"no {name}")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    return names
+
+
+@TIMM
+def test_a_hub_out_of_reach_is_asked_once_and_told_in_one_line(hub_server, downloads, monkeypatch, caplog):
+    constants = importlib.import_module("huggingface_hub.constants")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen, so that connections are refused
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(SpecError) as caught:
+            planned(model="timm:test_vit", weights="timm")
+    assert "nor to be had: [Errno " in str(caught.value) and "\n" not in str(caught.value)
+    assert not downloads and not caplog.records
+
+
+@TIMM
+def test_a_hub_in_reach_is_asked_for_each_file(hub_server, downloads):
+    with pytest.raises(SpecError, match=r"neither in .* nor to be had: no pytorch_model\.bin"):
+        planned(model="timm:test_vit", weights="hf-hub:me/other")
+    assert len(hub_server) == 1 and downloads == list(published.FILES)
+
+
+@TIMM
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
+    library, constants = map(importlib.import_module, ("huggingface_hub", "huggingface_hub.constants"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_files, "LONGEST", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert hf_files.hub_problem(library)
 
 
 @TIMM

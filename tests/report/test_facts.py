@@ -141,3 +141,8 @@ def test_sixty_methods_give_a_short_report_with_a_filter():
     assert page.count('class="filter"') == 2 and page.count('aria-pressed="false"') > 80
     assert 'class="filter"' not in html.render(build(study(SHIFTS)))
     assert r"\textbf{Below naive:}" in latex.render(report)
+
+
+def test_references_alone_have_no_front():
+    assert "Front of accuracy" not in lines([make_record(m, s) for m in ("naive", "joint") for s in (0, 1)])
+    assert lines(study(SHIFTS))["Front of accuracy"].startswith("against ")

@@ -258,6 +258,14 @@ def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show
     widths = [w for _, w in boxes]
     assert [w / sum(widths) for w in widths] == pytest.approx([32 / 350, 120 / 350, 198 / 350], abs=0.01)
     assert [a + w for a, w in boxes[:-1]] == pytest.approx([a for a, _ in boxes[1:]], abs=0.1)
+    numbers, right, keys = browser.execute_script(
+        "const svg = document.querySelector('figure[data-kind=parts] svg'); return ["
+        "[...svg.querySelectorAll('.frame text:not(.title)')].map(e => [Number(e.textContent), e.x.baseVal[0].value]), "
+        "svg.width.baseVal.value, [...svg.querySelectorAll(':scope > g > text')].map(e => e.textContent)]")
+    values = [value for value, _ in numbers]
+    assert len(values) > 3 and values[0] == 0 and values[-1] >= 50 and values == sorted(values)
+    assert all(0 < x < right for _, x in numbers) and numbers == sorted(numbers, key=lambda n: n[1])
+    assert keys == ["wrong in its task", "bias of the head", "confusion of tasks", "linear probe"]
     svg, = find(browser, "figure[data-kind=parts] svg")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", svg)
     svg.send_keys("\ue014")  # the right arrow

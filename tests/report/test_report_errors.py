@@ -101,7 +101,10 @@ def test_a_probe_alone_has_its_columns_and_no_bar():
     ({WITHIN: 0.02, BIAS: -0.01, CONFUSED: 0.39}, 0.40, {"probe": 0.95}, "38 of 40 points lost are confusion of tasks, "
      "none of them bias of the head: a linear probe on its features loses only 5, so refit the head, or replay"),
     ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {"probe": 0.65}, "the features must tell tasks apart better"),
-    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {}, "constants do not mend it"),
+    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {}, "38 of 40 points lost are confusion of tasks, 10 of them "
+     "bias of the head: constants for the tasks' outputs would mend those 10 and leave 28; replay, or --probe"),
+    ({WITHIN: 0.02, BIAS: 0.0, CONFUSED: 0.38}, 0.40, {}, "none of them bias of the head: no constants for the tasks' "
+     "outputs mend them; replay, or --probe"),
     ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {"probe_within": 0.95, "drift": 0.0},
      "30 of 40 points lost are wrong even when the task is given: the features still hold it, a linear probe in the "
      "task gets 25 more"),
@@ -170,3 +173,14 @@ def test_counts_of_a_shorter_row_are_no_result():
     assert isinstance(first, ErrorCounts)
     section, = build([record.model_copy(update={"errors": [first]})]).sections
     assert TITLE not in [t.title for t in section.details]
+
+
+def test_the_figure_explains_only_the_marks_that_it_has():
+    def caption(records):
+        section, = build(records).sections
+        return next(f.caption for f in section.figures if f.kind == "errors")
+
+    with_all = caption(study())
+    assert "left of 0" in with_all and "Bias of the head" in with_all and "Diamond" in with_all
+    assert caption([with_errors(made("lora", s), {**INFERS, "only_unguided": [0, 0, 0]}) for s in (0, 1)]) == (
+        "Points lost after the last task, mean over seeds, split into parts that sum to the error.")

@@ -187,3 +187,14 @@ def test_a_built_wheel_holds_what_the_page_is_made_of(tmp_path):
     packed = set(zipfile.ZipFile(wheel).namelist())
     assets = {f"clbench/report/formats/assets/{p.name}" for p in (root / "clbench/report/formats/assets").iterdir()}
     assert assets <= packed and len(assets) >= 11
+
+
+def test_bold_and_underlined_values_are_explained_where_there_are_such():
+    def key(records):
+        return re.search(r'<p class="key">Mean (.*?)<a href="#reading"', render(build(records)), re.DOTALL)[1]
+
+    costs = {"ewc": 100, "lora": 50, "er": 100}
+    told = key([make_record(m, s, parameters={"base": c}) for m, c in costs.items() for s in (0, 1)])
+    assert "<strong>bold</strong>: shown to be the best" in told and "<u>underlined</u>: the next best mean" in told
+    alone = key([make_record("ewc", s) for s in (0, 1)])
+    assert "bold" not in alone and "underlined" not in alone

@@ -8,7 +8,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.spec import Recipe
 from clbench.report import build
 from clbench.report.formats.markdown import render
-from clbench.report.formatting import by_task, clean, interval, listed, number
+from clbench.report.formatting import by_task, clean, interval, listed, listed_seeds, number
 
 
 def row(table, label):
@@ -123,14 +123,14 @@ def test_a_method_that_lost_a_seed_says_so_and_is_not_bold():
     assert not any(c.bold for c in row(section.comparison, "ewc").cells)
     assert cell(section, "lora", "seeds").text == "3"
     (problem,) = section.problems
-    assert problem.startswith("ewc, seed 1: diverged after 1 finished task(s): the loss is NaN at step 9 (record ")
-    assert any(n.startswith("ewc: only seed(s) 0, 2 of 0-2 gave a result") for n in section.notes)
+    assert problem.startswith("ewc, seed 1: diverged after 1 finished task: the loss is NaN at step 9 (record ")
+    assert any(n.startswith("ewc: only seeds 0, 2 of 0-2 gave a result") for n in section.notes)
 
 
 def test_a_seed_without_a_record_counts_as_missing():
     section = only([r for r in study() if (r.label, r.trial.seed) != ("lora", 2)])
     assert cell(section, "lora", "seeds").text == "2/3; 1 missing"
-    assert section.problems == ("lora: no record for seed(s) 2",)
+    assert section.problems == ("lora: no record for seed 2",)
 
 
 def test_a_method_without_any_result_keeps_its_row():
@@ -343,3 +343,10 @@ def test_results_hold_what_each_seed_gave():
     assert lora.parameters == ((7, 7), (1000, 1000))
     assert lora.bytes[0] == (4000, 4000)
     assert lora.seconds == (2.5, 2.5)
+
+
+def test_one_seed_and_one_epoch_are_singular_and_seeds_are_listed_once():
+    assert [listed_seeds(seeds) for seeds in ([0], [0, 0, 1, 1, 2, 2], [3, 1])] == ["seed 0", "seeds 0-2", "seeds 1, 3"]
+    for epochs, seeds, words in ((1, [4], "1 epoch per task"), (2, [0, 1], "2 epochs per task")):
+        section, = build([make_record("ewc", s, recipe=Recipe(epochs=epochs)) for s in seeds]).sections
+        assert words in section.summary and section.summary.endswith(listed_seeds(seeds))

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clbench.report import build
-from clbench.report.formats.terminal import fit, show
+from clbench.report.formats.terminal import fit, show, standard_output
 
 
 def study():
@@ -49,9 +49,9 @@ def test_the_narrowest_terminal_folds_and_does_not_cut():
     assert max(cell_len(line) for line in out.splitlines()) <= 20
 
 
-def test_a_pipe_gets_a_plain_table_of_natural_width():
+def test_a_pipe_gets_a_plain_table():
     report = study()
-    out = printed(report, terminal=False)
+    out = printed(report, terminal=False, width=200)
     assert "\x1b" not in out
     (line,) = [x for x in out.splitlines() if x.startswith("lora:a=1")]
     assert "4.00 kB *" in line and "12.0 kB" not in line and "80.00 ± 0.00 *" not in line
@@ -91,3 +91,24 @@ def test_fit_keeps_every_column_once_and_in_order():
         parts = fit(table, width)
         assert [c for part in parts for c in part.columns] == list(table.columns)
         assert all([r.label for r in part.rows] == [r.label for r in table.rows] for part in parts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_pipe_of_any_width_shows_every_cell_whole(width):
+    report = study()
+    out = printed(report, terminal=False, width=width)
+    tables = [line for line in out.splitlines() if line.startswith(("method ", "------"))]
+    assert all(text in out for text in texts(report)) and "4.00 kB *" in out
+    assert max(map(cell_len, tables)) <= width
+    assert (out.count("\nmethod ") == 1) == (width == 200)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 120), ("60", 60), ("200", 200)])
+def test_without_a_terminal_columns_says_how_wide_tables_are(columns, width, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert standard_output().width == width
+    show(study())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("------")]
+    assert 0 < max(map(len, lines)) <= width

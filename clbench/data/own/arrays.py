@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import label_column, labelled, numbers, read_table
 from clbench.data.own.images import pixel_layout
+from clbench.data.own.locating import check_arrays, labels_file
 from clbench.data.own.samples import Labelled, as_text, locate, some
 from clbench.data.own.tables import feature_columns
 from clbench.data.own_options import ArraysOptions
 
 Arrays = dict[str, Any]  # of torch or numpy
-EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"
-SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
 CHANNELS = (1, 3)  # an axis of so many is that of colours
 
 
@@ -38,12 +37,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         DataError: the file cannot be read, arrays are missing or do not fit; whatever `divide` raises.
     """
     where = f"benchmark {name!r}"
+    check_arrays(name, options.model_dump(), data_dir)
     path = locate(name, data_dir)
     kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise DataError(f"{where}: {path.name} is none of {', '.join(SUFFIXES)} (table:FILE reads .csv)")
-    if options.labels is not None and kind != ".npy":
-        raise DataError(f"{where}: labels = {options.labels} is for .npy files, which hold the inputs alone")
     if kind == ".parquet":
         return _columns(path, options, seed, where)
     for option in ("label_column", "task_column", "group", "leave_out"):
@@ -58,12 +54,6 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
     return own_benchmark(x, known, options, seed, where, x_test=x_test, test=known_test,
                          layout=pixel_layout(options, notes))
-
-
-def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-    """Return the files that `arrays:FILE` reads."""
-    path, labels = locate(name, data_dir), options.get("labels")
-    return [path, *([_beside(path, labels, data_dir, f"benchmark {name!r}")] if labels else [])]
 
 
 def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
@@ -100,10 +90,9 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X and that of the file of labels as y."""
-    if options.labels is None:
-        raise DataError(f"{where}: {path.name} holds the inputs alone; name the file of labels: labels=FILE.npy")
+    assert options.labels is not None  # `check_arrays`
     found: Arrays = {}
-    for key, file in (("X", path), ("y", _beside(path, options.labels, data_dir, where))):
+    for key, file in (("X", path), ("y", labels_file(path, options.labels, data_dir, where))):
         try:
             found[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -114,20 +103,9 @@ def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
 _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 
 
-def _beside(path: Path, labels: str, data_dir: Path, where: str) -> Path:
-    """Return the file of labels: from here on, beside the inputs or in the data folder."""
-    places = [Path.cwd() / labels, path.parent / labels, data_dir / labels]
-    for place in places:
-        if place.is_file():
-            return place
-    raise DataError(f"{where}: labels = {labels}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
-
-
 def _part(found: Arrays, suffix: str, names: Sequence[str], where: str
           ) -> tuple[tuple[Tensor, Labelled], list[str]]:
     """Return the inputs of a part with what is known of them, and notes."""
-    if missing := [key for key in (f"X{suffix}", f"y{suffix}") if key not in found]:
-        raise DataError(f"{where} has no array {missing[0]!r}, only {some(found)}; {EXPECTED}")
     x, notes = _inputs(torch.as_tensor(found[f"X{suffix}"]), f"{where}: X{suffix}")
     text: dict[str, list[str] | None] = {}
     for key in ("y", "task", "group"):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clbench.core.errors import DataError, MissingDataError
 
 SHOWN = 5  # names that a note or an error lists before it counts the others
@@ -35,7 +33,7 @@ def as_text(values: Iterable[Any]) -> list[str]:
     """Return labels, tasks or groups as text: 3 and 3.0 are both `3`, bytes are UTF-8."""
     out = []
     for value in values:
-        if isinstance(value, np.generic):
+        if hasattr(value, "item"):  # a number or text of NumPy, which is not imported for this
             value = value.item()
         if isinstance(value, float) and value.is_integer():
             value = int(value)

@@ -144,7 +144,8 @@ def sentence(means: Means) -> str:
                 "infer the task better")
     bias = parts[BIAS]
     of_them = f"{points(bias)} of them bias of the head" if bias >= FEW else "none of them bias of the head"
-    return f"{points(between)} of {points(means.lost)} points lost are confusion of tasks, {of_them}: {_between(means)}"
+    return (f"{points(between)} of {points(means.lost)} points lost are confusion of tasks, {of_them}: "
+            f"{_between(means, points)}")
 
 
 def _within(means: Means) -> str:
@@ -159,12 +160,15 @@ def _within(means: Means) -> str:
     return "learn each task better, with more steps or another model"
 
 
-def _between(means: Means) -> str:
+def _between(means: Means, points: Callable[[float], str]) -> str:
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
     if bias >= confused / 2:
         return "align the head, or replay"
     if means.probe is None:
-        return "constants do not mend it; replay, or --probe to see whether the features tell tasks apart"
+        rest = points(confused - bias)
+        mended = (f"constants for the tasks' outputs would mend those {points(bias)} and leave {rest}" if bias >= FEW
+                  else "no constants for the tasks' outputs mend them")
+        return f"{mended}; replay, or --probe to see whether the features tell tasks apart"
     gained = means.probe - (1 - means.lost)
     if gained >= confused / 2:
         return f"a linear probe on its features loses only {100 * (1 - means.probe):.0f}, so refit the head, or replay"

@@ -26,7 +26,8 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
         schedule += f" at {shares} of them, times {format_value(chosen.decay or DECAY)}"
     warmup = f", warm-up {format_value(chosen.warmup_ratio)} of the steps" if chosen.warmup_ratio else ""
     clipped = f", gradients clipped to {format_value(chosen.max_grad_norm)}" if chosen.max_grad_norm else ""
-    budget = f"{chosen.iterations:,} iterations" if chosen.iterations else f"{chosen.epochs} epochs"
+    epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
+    budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
     told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")

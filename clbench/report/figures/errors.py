@@ -26,12 +26,17 @@ def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
                for c in table.cells(column.title)):
         return None
     told = "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, table.cells(LOST), strict=True))
+    values = {title: [cell.mean for cell in table.cells(title)] for title in (*PARTS, PROBE)
+              if title in (column.title for column in table.columns)}
+    negative = any(value and value < 0 for title in PARTS for value in values.get(title, ()))
     return FigureData(
         "errors", name, "Points lost, by part", subject, f"Points lost: {told}.",
-        "Points lost after the last task, mean over seeds, split into parts that sum to the error; what stands "
-        "left of 0 is negative. What constants for each task's outputs mend (bias of the head) is an oracle's: they "
-        "are fitted to test samples and judged on others. Diamond: what a linear probe on the final features loses, "
-        "fitted to all training samples of all tasks.", table=table)
+        "Points lost after the last task, mean over seeds, split into parts that sum to the error."
+        + (" What stands left of 0 is negative." if negative else "")
+        + (" Bias of the head: what one constant for each task's outputs mends. The constants are an oracle's: they "
+           "are fitted to test samples and judged on others." if any(values.get(BIAS, ())) else "")
+        + (" Diamond: what a linear probe on the final features loses, fitted to all training samples of all tasks."
+           if any(value is not None for value in values.get(PROBE, ())) else ""), table=table)
 
 
 def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
@@ -19,15 +20,25 @@ _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(ow
 _TITLE_OF_RANKS = "across settings"
 MOST_NOTES = 5  # that are shown; report.md has all
 _PADDING = 3  # characters between two cells, at most
+_BEST = " *"  # behind the best of a column, where there is no bold
+_WIDTH = 120  # characters, where neither a terminal nor COLUMNS says how many there are
+
+
+def standard_output() -> Console:
+    """Return a console on standard output, as wide as its terminal or COLUMNS says, else 120 characters."""
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console.width = max(console.width, _WIDTH)
+    return console
 
 
 def show(report: Report, console: Console | None = None) -> None:
     """Print each section's first lines, trials without a result, comparison table and notes.
 
-    On a terminal that is too narrow, a table goes on below itself with its remaining columns. Elsewhere (a file, a
-    pipe) the table has its natural width, and the best of a column carries a `*`.
+    Where it is too wide for the console, a table goes on below itself with its remaining columns. The best of a column
+    is bold on a terminal, and carries a `*` elsewhere (in a file, a pipe).
     """
-    console = console or Console()
+    console = console or standard_output()
     for section in report.sections:
         _line(section.title, console, "bold")
         _lines("", (f"{LEADS[about]} {text}".strip() for about, text in section.headline), console, "")
@@ -61,13 +72,12 @@ def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], co
 
 def show_table(table: Table, console: Console) -> None:
     """Print one table, empty lines around it."""
-    if console.is_terminal:
-        for part in fit(table, console.width):
-            console.print()
-            console.print(_rich(part, console))
-    else:
+    for part in fit(table, console.width, "" if console.is_terminal else _BEST):
         console.out()
-        console.out(_plain(table, console), highlight=False)
+        if console.is_terminal:
+            console.print(_rich(part, console))
+        else:
+            console.out(_plain(part, console), highlight=False)
     console.out()
 
 
@@ -76,14 +86,17 @@ def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
     _lines("", lines, console, style)
 
 
-def fit(table: Table, width: int) -> list[Table]:
-    """Return a table as several with the same rows, none wider than `width` unless a single column is."""
+def fit(table: Table, width: int, best: str = "") -> list[Table]:
+    """Return a table as several with the same rows, none wider than `width` unless a single column is.
+
+    `best` is what stands behind the best of a column.
+    """
     left = max(cell_len(text) for text in (table.corner, *(_label(row) for row in table.rows)))
     groups: list[list[int]] = [[]]
     used = left
     for j, column in enumerate(table.columns):
-        need = _PADDING + max(cell_len(t) for t in (*_header(column).split("\n"), *(r.cells[j].text
-                                                                                    for r in table.rows)))
+        texts = (cell.text + best * cell.bold for cell in (row.cells[j] for row in table.rows))
+        need = _PADDING + max(map(cell_len, (*_header(column).split("\n"), *texts)))
         if groups[-1] and used + need > width:
             groups.append([])
             used = left
@@ -113,7 +126,7 @@ def _plain(table: Table, console: Console) -> str:
     for i, row in enumerate(table.rows):
         if row.reference and i and not table.rows[i - 1].reference:
             rows.append(SEPARATING_LINE)
-        texts = [_label(row), *(f"{c.text} *" if c.bold else c.text for c in row.cells)]
+        texts = [_label(row), *(c.text + _BEST * c.bold for c in row.cells)]
         rows.append([_encodable(text, console) for text in texts])
     headers = [_encodable(text, console) for text in (table.corner, *map(_header, table.columns))]
     aligned = ["left" if c.unit == "text" else "right" for c in table.columns]

@@ -58,12 +58,13 @@ function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle })
     shape(back, "line", { x1: box.left, x2: box.right, y1: y(tick), y2: y(tick), class: "grid" });
     shape(back, "text", { x: box.left - 8, y: y(tick) + 4, "text-anchor": "end" }, yText(tick));
   }
+  const whole = svg.ownerSVGElement ?? svg; // a figure with a key above its plot draws into a group
   let free = -Infinity;
   for (const tick of xTicks) {
     shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4, class: "tick" });
     const text = xText(tick);
     const half = textWidth(text) / 2;
-    const middle = Math.min(x(tick), svg.getAttribute("width") - half); // the last one stays inside
+    const middle = Math.min(x(tick), whole.getAttribute("width") - half); // the last one stays inside
     if (middle - half < free) continue;
     shape(back, "text", { x: middle, y: box.bottom + 18, "text-anchor": "middle" }, text);
     free = middle + half + 6;

@@ -14,7 +14,8 @@ function drawParts(svg, width, figure, methods) {
   const sum = (cells, sign) => parts.reduce((total, { j }) => total + Math.max(0, sign * (cells[j].value ?? 0)), 0);
   const low = -Math.max(0, ...found.map(({ cells }) => sum(cells, -1)));
   const high = Math.max(0.01, ...found.map(({ cells }) => Math.max(sum(cells, 1), probed(cells, probe) ?? 0)));
-  const key = partsKey(svg, width, parts.map(({ title }) => title), probe >= 0);
+  const drawn = parts.filter(({ j }) => found.some(({ cells }) => cells[j].value)); // only these are in the key
+  const key = partsKey(svg, width, drawn.map(({ title }) => title), found.some(({ cells }) => probed(cells, probe) !== null));
   const plot = shape(svg, "g", { transform: `translate(0 ${key})` });
   const { x, lanes, height } = laneFrame(plot, width, found.map(({ method }) => method), low, high * 1.02,
     { xText: (v) => tickText(v, "points"), xTitle: "points lost" });

