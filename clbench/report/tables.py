@@ -44,7 +44,7 @@ from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import by_task, clean, listed, listed_seeds, number
+from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record
 
@@ -222,12 +222,12 @@ def _tasks(count: int) -> str:
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
     for m in methods:
-        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} were kept although {reason} had changed "
-                          "since (--keep-stale)") for reason, seeds in m.stale.items())
+        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} are stale, because {reason} changed after "
+                          "they were made; --keep-stale kept them") for reason, seeds in m.stale.items())
         if len(m.codes) > 1:
             states = ", ".join(f"{code[:8]} ({listed_seeds(seeds)})" for code, seeds in m.codes.items())
-            yield (f"{m.label}: its seeds were made by different states of its code, {states}, so its means are of "
-                   "several methods")
+            yield (f"{m.label}: its seeds come from different states of its code ({states}), so its mean mixes several "
+                   "methods")
     for part in ("benchmark", "model"):
         made: dict[str, list[str]] = {}
         for m in methods:
@@ -236,8 +236,8 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
                     made.setdefault(code.hash, []).append(m.label)
         if len(made) > 1:
             states = "; ".join(f"{code[:8]}: {', '.join(dict.fromkeys(labels))}" for code, labels in made.items())
-            yield (f"results were made with different states of the {part}'s code ({states}), so their figures may not "
-                   "be comparable")
+            yield (f"The results come from different states of the {part}'s code ({states}), so they may not be "
+                   "comparable")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
@@ -251,12 +251,12 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:
-            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
-                   "a result; its means leave the others out, so it is not in the running for bold")
+            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave a "
+                   "result. Its means leave out the others, so it cannot be the significantly best")
     if any(len(m.done) == 1 for m in methods):
-        yield "n/a: one seed gives no interval"
+        yield "n/a means that one seed gives no interval"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
-        yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
-               "fewest trainable parameters; bytes kept has what was fitted instead")
-    yield from (f"{m.label}: R is not shown, its seeds have streams of different lengths"
+        yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so {'they' if len(fitted) > 1 else 'it'} "
+               "cannot have the fewest trainable parameters. Storage includes what was fitted instead")
+    yield from (f"{m.label}: the accuracy matrix R is not shown, because its seeds have streams of different lengths"
                 for m in methods if len({len(r.R) for r in m.done}) > 1)

@@ -50,8 +50,8 @@ def own_recipe(label: str, trial: Trial) -> str:
         return ""
     parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
              for name in trial.own_recipe]
-    budget = "; its budget is another one" if other_budget else ""
-    return f"recipe of its own: {', '.join(parts)}{budget}"
+    budget = ", so it had another budget" if other_budget else ""
+    return f"trained with {', '.join(parts)}{budget}"
 
 
 def title(record: Record) -> str:
@@ -185,22 +185,23 @@ def differences(records: Sequence[Record]) -> list[str]:
     for seed in sorted({r.trial.seed for r in records}):
         prints = {r.stream.fingerprint for r in records if r.stream and r.trial.seed == seed}
         if len(prints) > 1:
-            notes.append(f"seed {seed}: the methods did not see the same data (the streams' fingerprints differ), "
-                         "so their figures cannot be compared")
+            notes.append(f"The methods did not see the same data with seed {seed} (the fingerprints of their streams "
+                         "differ), so their results cannot be compared")
     times = "times cannot be compared"
-    found = [("devices", _values(records, lambda r: r.provenance.device), f"{times}, accuracies may differ slightly"),
+    kinds = [("devices", _values(records, lambda r: r.provenance.device),
+              f"{times}, and accuracies may differ slightly"),
              ("machines", _values(records, lambda r: r.provenance.machine), times),
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
-             ("commits of clbench", _values(records, _commit), "the code may not be the same")]
-    found += [(f"versions of {package}", values, "figures may differ for this reason alone")
+             ("commits of clbench", _values(records, _commit), "the code may differ")]
+    kinds += [(f"versions of {package}", values, "results may differ for this reason alone")
               for package, values in package_versions(records).items()]
-    notes += [f"records were made with different {kind} ({', '.join(values)}): {consequence}"
-              for kind, values, consequence in found if len(values) > 1]
+    notes += [f"The records come from different {kind}, so {consequence}: {', '.join(values)}"
+              for kind, values, consequence in kinds if len(values) > 1]
     methods: dict[str, set[str]] = {}
     for r in records:
         if "method" not in r.provenance.code:  # of newer records the code itself is compared
             methods.setdefault(str(r.trial.method), set()).add(r.provenance.plugin)
-    notes += [f"{method}: its seeds were made by different plugin versions ({', '.join(sorted(plugins))})"
+    notes += [f"The seeds of {method} come from different versions of its plugin: {', '.join(sorted(plugins))}"
               for method, plugins in methods.items() if len(plugins) > 1]
     return [clean(n) for n in notes]
 
