@@ -87,12 +87,15 @@ def told(choice: Choice) -> Iterator[str]:
         yield (f"  choose {choice.best}: ACC {interval(choice.accuracy, choice.half_width, 'percent')}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
-            seeds = f"about {rival.needed} seeds would tell" if rival.needed else "no number of seeds would soon tell"
+            seeds = ("not tested: every seed gave the same result" if rival.untested
+                     else f"more seeds will not help: {rival.limited:,} test samples" if rival.limited
+                     else f"about {rival.needed} seeds would tell" if rival.needed
+                     else "no number of seeds would soon tell")
             yield (f"  not told apart: {rival.method} {number(rival.accuracy, 'percent')}, "
                    f"{interval(rival.difference, rival.half_width, 'points')} points less ({seeds})")
         if len(choice.open) > SHOWN:
             yield f"  not told apart: {len(choice.open) - SHOWN} more"
-        if shown := [rival.method for rival in choice.rivals if rival.shown]:
+        if shown := [f"{rival.method} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
             yield f"  shown to be worse: {named(shown, SHOWN)}"
     for price in choice.prices:
         if price.method == choice.best:

@@ -12,12 +12,13 @@ from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
 from clbench.report.analysis.families import Pair, family
 from clbench.report.analysis.grouping import Setting, by_setting
+from clbench.report.analysis.paired_tests import UNTESTED
 from clbench.report.columns import ACC
 from clbench.report.formatting import listed
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-EQUAL = 5  # seeds on which two methods are equal to the last digit, after which no more are trained
+EQUAL = 5  # seeds on which two methods are equal to the last digit, or give one result each: no more are trained
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
         left = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
         decided = {label: "worse than another" for label in setting.compared(ACC) if label in tests.beaten}
         if not left:
-            decided |= dict.fromkeys(running, "the best" if len(running) == 1 else "the best, equal on every seed")
+            untested = any(p.untested and {p.first, p.second} <= set(running) for p in tests.pairs)
+            decided |= dict.fromkeys(running, "the best" if len(running) == 1 else UNTESTED if untested
+                                     else "the best, equal on every seed")
         return State(scenario, "which is best", decided, tuple(left), None)
     tests = family(ACC.column, setting.compared(ACC, [baseline]), baseline, until=rule)
     return State(scenario, f"against {baseline}", {p.first: _verdict(p) for p in tests.pairs if _closed(p)},
@@ -120,10 +123,12 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
 
 
 def _closed(pair: Pair) -> bool:
-    return pair.significant or (pair.equal and len(pair.differences) >= EQUAL)
+    return pair.significant or ((pair.equal or pair.untested) and len(pair.differences) >= EQUAL)
 
 
 def _verdict(pair: Pair) -> str:
+    if pair.untested:
+        return UNTESTED
     return "equal" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"
 
 

@@ -10,7 +10,8 @@ from clbench.experiment.until import UntilDecided
 from clbench.results.paired import Test, saturated_rate
 from clbench.results.sequential import excess_when_saturated
 
-Verdict = Literal["better", "worse", "equal", "open"]  # equal: on every seed; open: not decided
+# equal: on every seed; not tested: each gave one result on every seed; open: not decided
+Verdict = Literal["better", "worse", "equal", "not tested", "open"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Against:
     verdict: Verdict
     every_seed: Literal["above", "below"] | None  # whether it is so on every seed, shown or not
     needed: int | None  # about how many seeds would decide, where it is open and that can be reckoned
+    limited: int | None = None  # test samples, where it is open and they are too few for more seeds to help
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class Best:
     equal: tuple[str, ...]  # on every seed
     open: tuple[str, ...]  # not told apart, the nearest first
     needed: int | None  # about how many seeds would tell it from the nearest of those
+    untested: tuple[str, ...] = ()  # those that, like the best, gave one result on every seed
+    limited: int | None = None  # test samples, where they are too few for more seeds to tell it from the nearest
 
     @property
     def decided(self) -> bool:
         """Tell whether it is shown to be better than every other method, but for its equals."""
-        return not self.open and bool(self.beaten)
+        return not (self.open or self.untested) and bool(self.beaten)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Facts:
     joint: Compared | None
     fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # labels by title of a cost, by rising cost
     until: UntilDecided | None = None  # the rule by which seeds were added, if they were: then all verdicts are by it
+    cautions: Mapping[str, str] = field(default_factory=dict)  # marks of methods that are underfit or at chance
 
     @property
     def below(self) -> list[str]:
@@ -115,6 +120,7 @@ class Candidate:
     accuracy: float
     half_width: float | None
     counted: Mapping[str, float | None]
+    caution: str = ""  # marks of a method that is underfit or at chance
 
 
 @dataclass(frozen=True)

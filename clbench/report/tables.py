@@ -107,6 +107,7 @@ def _section(setting: Setting, slug: str) -> Section:
         seeds=seeds,
         problems=tuple(_problems(methods)),
         notes=tuple([*rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+                      *notes.same_results({m.label: m.done for m in methods}),
                       *_notes(methods), *notes.differences(records), *notes.remarks(records),
                       *([named.note] if named else [])]),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),

@@ -19,7 +19,7 @@ from typing import Literal
 from clbench.results.stats import ALPHA, ROUNDING, seeds_needed, sign_flip_p, smallest_p
 
 Test = Literal["flips", "t", "sequential"]  # the last where seeds were added until decided: `sequential`
-MOST_SEEDS = 1000  # more are not worth naming
+MOST_SEEDS = 100  # more are not worth naming
 
 
 def deciding_test(seeds: int, family: int) -> Test | None:

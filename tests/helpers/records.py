@@ -27,8 +27,8 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                 model: str = "mlp", recipe: Recipe | None = None, own_recipe: Mapping[str, Any] | None = None,
                 task_inference: Sequence[Sequence[float]] | None = None, trainable: Sequence[int] | None = None,
                 parameters: Mapping[str, int] | None = None, kept_bytes: Mapping[str, int] | None = None,
-                train_seconds: float = 1.0, fingerprint: str = "f00d", notes: Sequence[str] = (),
-                stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
+                train_seconds: float = 1.0, test_samples: int = 200, fingerprint: str = "f00d",
+                notes: Sequence[str] = (), stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
                 peak_device_bytes: int | None = None, train_flops: Sequence[int] = (),
                 **provenance: Any) -> Record:
     """A record of `method` and `seed`; what is not given is filled in so that records of a setting agree.
@@ -49,7 +49,7 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
         schema=1, key=trial.key, label=label or method, status=status, trial=trial, R=rows,
         reference=method in ("naive", "joint") if reference is None else reference,
         stream=StreamFacts(classes=[[2 * t, 2 * t + 1] for t in range(count)], train_samples=[800] * count,
-                           test_samples=[200] * count, input_shape=[1, 28, 28], fingerprint=fingerprint,
+                           test_samples=[test_samples] * count, input_shape=[1, 28, 28], fingerprint=fingerprint,
                            notes=list(stream_notes)),
         task_inference=None if task_inference is None else [list(row) for row in task_inference],
         costs=Costs(trainable=list(trainable or [1000] * count)[:trained], steps=[70] * trained,

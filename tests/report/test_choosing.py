@@ -21,7 +21,7 @@ def record(method: str, seed: int):
     accuracy, kept, trainable, samples = METHODS[method]
     own = accuracy + 0.01 * ((seed * 7 + len(method)) % 3 - 1)
     made = make_record(method, seed, [[0.5] * 2, [own, 0.5], [own, own]], trainable=[trainable] * 2,
-                       kept_bytes={"base": kept}, train_flops=[kept, kept])
+                       kept_bytes={"base": kept}, train_flops=[kept, kept], test_samples=50_000)
     costs = made.costs.model_copy(update={"replay_samples": [samples] * 2})
     return made if method == "joint" else made.model_copy(update={"costs": costs})
 

@@ -68,7 +68,8 @@ def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision(
     assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
                                          "against joint, 3 of all pairs); ")
     assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
-    assert told["Mind"] == "No search on record: all. 70 steps per task. Had not learned their tasks: ewc."
+    assert told["Mind"] == ("No search on record: all. 70 steps per task. Had not learned their tasks: ewc. "
+                            "○ not shown to do better than chance: ewc.")
 
 
 def test_sign_flips_need_no_warning():
@@ -109,7 +110,7 @@ def test_the_column_against_naive_has_the_verdicts():
     section, = build(study(SHIFTS)).sections
     told = {row.label: cell for row, cell in zip(section.comparison.rows, section.comparison.cells("against naive"),
                                                  strict=True)}
-    assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse")
+    assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse ○")
     assert told["er"].text.endswith(" better") and told["naive"].text == ""
 
 

@@ -35,12 +35,13 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     for pair in tests.pairs:
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
-        found = rival_of(behind, accuracies)
+        found = rival_of(behind, accuracies, setting)
         pairs[ahead, behind.first] = Beside(found.difference, found.half_width, found.shown, found.needed)
     return Choosable(
         scenario_rules(setting.records[0].trial.scenario).task_given,
         tuple(Candidate(label, over[label].mean, over[label].half_width,
-                        {name: values.get(label) for name, values in counted.items()}) for label in order),
+                        {name: values.get(label) for name, values in counted.items()},
+                        setting.cautions.get(label, "")) for label in order),
         tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
         tuple(m.label for m in setting.methods if not m.reference and m.label not in accuracies))
 

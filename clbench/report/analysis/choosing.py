@@ -9,6 +9,7 @@ from statistics import fmean
 
 from clbench.core.errors import SpecError
 from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.facts import limiting_test_samples
 from clbench.report.analysis.families import Pair, family, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
@@ -58,6 +59,9 @@ class Rival:
     half_width: float | None  # of its own 95 % interval
     shown: bool  # to be worse than the chosen one, among all pairs of the setting
     needed: int | None  # about how many seeds would show it, where it is not shown
+    caution: str = ""  # marks of a method that is underfit or at chance
+    untested: bool = False  # both gave one result on every seed
+    limited: int | None = None  # test samples, where they are too few for more seeds to show it
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
                       None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting.until)), refused)
     pairs = {pair.first: pair for pair in tests.against(best)}
-    rivals = sorted((rival_of(pairs[label], accuracies) for label in allowed if label != best),
+    rivals = sorted((rival_of(pairs[label], accuracies, setting) for label in allowed if label != best),
                     key=lambda rival: -rival.accuracy)
     over = interval_of([*accuracies[best].values()], setting.until)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
@@ -159,13 +163,16 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                   tuple(_prices(limits, counted, accuracies, best, setting.until)), refused)
 
 
-def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]]) -> Rival:
+def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
     """Return what is to be said of a method beside the chosen one, the second of the pair."""
     own = pair.swapped  # the best less the rival
     over = own.interval
     shown = own.significant and over.mean > 0
+    is_open = not (shown or pair.equal or pair.untested)
+    limited = limiting_test_samples(setting, pair.first, pair.second) if is_open else None
     return Rival(pair.first, fmean(accuracies[pair.first].values()), over.mean, over.half_width, shown,
-                 None if shown or pair.equal else pair.needed)
+                 pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
+                 pair.untested, limited)
 
 
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],

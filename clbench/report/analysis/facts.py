@@ -7,8 +7,10 @@ from statistics import fmean
 
 from clbench.report.analysis.families import Family, Pair, family, leader
 from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.levels import test_samples
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
+from clbench.results.binomial import difference_error
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
@@ -26,7 +28,7 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
                  _best(setting, everything or family(ACC.column, setting.compared(ACC), until=setting.until)),
                  _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
-                 setting.until)
+                 setting.until, setting.cautions)
 
 
 def _against(setting: Setting, other: str | None) -> Compared | None:
@@ -36,17 +38,32 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
     if other not in values:
         return None
     tests = family(ACC.column, values, other, until=setting.until)
-    return Compared(other, fmean(values[other].values()), len(tests.pairs), tuple(map(_told, tests.pairs)))
+    return Compared(other, fmean(values[other].values()), len(tests.pairs),
+                    tuple(_told(pair, setting) for pair in tests.pairs))
 
 
-def _told(pair: Pair) -> Against:
+def _told(pair: Pair, setting: Setting) -> Against:
     over = pair.interval
-    verdict: Verdict = ("equal" if pair.equal else "open" if not pair.significant
+    verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
                         else "better" if pair.better("up") == pair.first else "worse")
     same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
+    limited = limiting_test_samples(setting, pair.first, pair.second) if verdict == "open" else None
     return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
                    pair.test, verdict, ("above" if same == {True} else "below") if len(same) == 1 else None,
-                   pair.needed if verdict == "open" else None)
+                   pair.needed if verdict == "open" and not limited else None, limited)
+
+
+def limiting_test_samples(setting: Setting, first: str, second: str) -> int | None:
+    """Return the number of test samples if they are too few for more seeds to show a difference in ACC, else None.
+
+    They are if the standard error that they alone give the difference is as large as the difference. That error is of
+    independent test sets, and about twice that of two methods on one test set; so a difference that is smaller is
+    within two standard errors of 0, however many seeds there are.
+    """
+    values = setting.values(ACC)
+    a, b = (fmean(v for v in values[label].values() if v is not None) for label in (first, second))
+    samples = test_samples([r for m in setting.methods if m.label in (first, second) for r in m.done])
+    return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
 
 
 def _best(setting: Setting, tests: Family) -> Best | None:
@@ -56,13 +73,15 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     best = leader(ACC.column, values, tests)
     pairs = tests.against(best)
     worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
-    still = sorted((p for p in pairs if not p.equal and p.first not in worse),
+    still = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
                    key=lambda p: -fmean(p.differences))
+    limited = limiting_test_samples(setting, still[0].first, best) if still else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
-                pairs[0].test if pairs else None,
+                next((p.test for p in pairs if p.test), None),
                 tuple(p.first for p in pairs if p.first in worse),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
-                still[0].needed if still else None)
+                still[0].needed if still and not limited else None,
+                tuple(p.first for p in pairs if p.untested and p.first not in worse), limited)
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
@@ -25,10 +25,11 @@ class Pair:
     differences: tuple[float, ...]  # first minus second, by seed; at least one
     p: float
     corrected: float  # p, corrected over the family
-    test: Test | None  # what p comes from; None: a single seed decides nothing
+    test: Test | None  # what p comes from; None: a single seed decides nothing, nor do seeds that all give the same
     family: int  # the number of tests
     until: UntilDecided | None = None  # the rule by which seeds were added, which its p and interval take into account
     look: int | None = None  # by such a rule: after how many seeds it is told best
+    untested: bool = False  # both methods gave one value each on every seed: more of the same seeds are no evidence
 
     @property
     def equal(self) -> bool:
@@ -48,6 +49,8 @@ class Pair:
     @property
     def needed(self) -> int | None:
         """Return about how many seeds would show the difference if it stays as it is, None where that is not known."""
+        if self.untested:
+            return None
         if self.until:
             return sequential.seeds_to_decide(self.differences, self.until, self.family)
         return seeds_to_show(self.differences, self.family)
@@ -105,28 +108,41 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         baseline: with which each of the others is compared; by default all pairs are.
         of: the size of a larger family that these tests are of, which decides on the test.
         until: the rule by which seeds were added, if they were; then sequential tests decide, in the seeds' order.
+
+    Two methods that each gave the same value on every seed are not tested: such seeds are repetitions of one result,
+    and not a sample of results. The pair counts in the size of the family all the same.
     """
     chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
     found = [(a, b, tuple(values[a][s] - values[b][s] for s in sorted(values[a].keys() & values[b].keys())))
              for a, b in chosen]
     found = [pair for pair in found if pair[2]]
     size = of or len(found)
+    constant = {label for label, by_seed in values.items() if _constant(by_seed)}
+    untested = {(a, b) for a, b, d in found if len(d) > 1 and abs(d[0]) > ROUNDING and {a, b} <= constant}
     if until is not None:
-        return Family(column, _sequential([(a, b, d[:until.most]) for a, b, d in found], until, size))
+        return Family(column, _sequential([(a, b, d[:until.most]) for a, b, d in found], until, size, untested))
     by_length: dict[int, dict[tuple[float, ...], float]] = {}
     for n in {len(d) for *_, d in found}:
         same = list(dict.fromkeys(d for *_, d in found if len(d) == n))
         by_length[n] = dict(zip(same, p_values(same, size), strict=True))
-    ps = [by_length[len(d)][d] for *_, d in found]
-    return Family(column, tuple(Pair(a, b, d, p, corrected, deciding_test(len(d), size), size)
-                                for (a, b, d), p, corrected in zip(found, ps, holm(ps), strict=True)))
+    ps = [1.0 if (a, b) in untested else by_length[len(d)][d] for a, b, d in found]
+    return Family(column, tuple(
+        Pair(a, b, d, p, corrected, None if (a, b) in untested else deciding_test(len(d), size), size,
+             untested=(a, b) in untested)
+        for (a, b, d), p, corrected in zip(found, ps, holm(ps), strict=True)))
+
+
+def _constant(by_seed: Mapping[int, float]) -> bool:
+    """Tell whether two or more seeds gave the same value."""
+    return len(by_seed) > 1 and max(by_seed.values()) - min(by_seed.values()) <= ROUNDING
 
 
 def _sequential(found: Sequence[tuple[str, str, tuple[float, ...]]], until: UntilDecided,
-                size: int) -> tuple[Pair, ...]:
-    looks = [sequential.look(d, until) for *_, d in found]
+                size: int, untested: Collection[tuple[str, str]]) -> tuple[Pair, ...]:
+    looks = [None if (a, b) in untested else sequential.look(d, until) for a, b, d in found]
     ps = [told.p if told else 1.0 for told in looks]
-    return tuple(Pair(a, b, d, p, corrected, told and "sequential", size, until, told and told.seeds)
+    return tuple(Pair(a, b, d, p, corrected, told and "sequential", size, until, told and told.seeds,
+                      (a, b) in untested)
                  for (a, b, d), told, p, corrected in zip(found, looks, ps, holm(ps), strict=True))
 
 

@@ -13,6 +13,7 @@ from clbench.core.errors import StoreError
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.levels import at_chance, underfit
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
@@ -32,6 +33,9 @@ MARKS = {
     STALE: "has results of other code or data than there were when they were kept, or of several states of its code; "
            "notes say which",
     RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
+    UNDERFIT: "underfit: it had not learned its tasks when their steps ended, so its row says little about the method",
+    CHANCE: "is not shown to do better than guessing: the 95% interval that its test samples give (Wilson) includes "
+            "chance, or is below it",
 }
 
 
@@ -85,7 +89,12 @@ class MethodRecords:
         own = {r.outputs for r in self.records}
         return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
                         STALE if self.stale or len(self.codes) > 1 else "",
-                        RECIPE if self.records[0].trial.own_recipe else ""])
+                        RECIPE if self.records[0].trial.own_recipe else "", self.cautions])
+
+    @cached_property
+    def cautions(self) -> str:
+        """Return the marks without which the method must not appear as worse than another."""
+        return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
 
     @cached_property
     def cautions(self) -> str:
@@ -194,6 +203,15 @@ class Setting:
         return {label: {seed: value for seed, value in by_seed.items() if value is not None}
                 for label, by_seed in self.values(measure).items()
                 if label in included and by_seed and None not in by_seed.values()}
+
+    @cached_property
+    def cautions(self) -> dict[str, str]:
+        """Return the marks `MethodRecords.cautions` of the methods that have any, by label."""
+        return {m.label: m.cautions for m in self.methods if m.cautions}
+
+    def marked(self, label: str) -> str:
+        """Return a method's label with the marks that caution against it."""
+        return f"{label} {self.cautions.get(label, '')}".strip()
 
     def has(self, measure: Measure) -> bool:
         """Tell whether some record has a value of a measure."""

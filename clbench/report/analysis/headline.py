@@ -36,7 +36,7 @@ def difference_column(setting: Setting, compared: Compared) -> tuple[Column, lis
     """Return the column of each method's difference to the baseline, with its verdict in a word."""
     pairs = {pair.method: pair for pair in compared.pairs}
     return (Column(f"difference to {baseline_name(setting, compared)}", "points"),
-            [_cell(pairs.get(m.label)) for m in setting.methods])
+            [_cell(pairs.get(m.label), setting) for m in setting.methods])
 
 
 def baseline_name(setting: Setting, compared: Compared) -> str:
@@ -45,14 +45,14 @@ def baseline_name(setting: Setting, compared: Compared) -> str:
     return method.strategy if method.id == method.strategy else method.label
 
 
-VERDICTS = {"better": "better", "worse": "worse", "equal": "equal", "open": "not significant"}
-
-
-def _cell(pair: Against | None) -> Cell:
+def _cell(pair: Against | None, setting: Setting) -> Cell:
+    """Return the cell of a pair; the verdict has the marks that caution against the method that loses."""
     if pair is None:
         return Cell("")
-    return Cell(f"{100 * pair.difference:+.1f} ({VERDICTS[pair.verdict]})", pair.difference, pair.half_width,
-                pair.seeds, low=pair.low, high=pair.high)
+    loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
+    verdict = "not significant" if pair.verdict == "open" else pair.verdict
+    return Cell(f"{100 * pair.difference:+.1f} ({f'{verdict} {setting.cautions.get(loser, str())}'.strip()})",
+                pair.difference, pair.half_width, pair.seeds, low=pair.low, high=pair.high)
 
 
 def _percent(facts: Facts, label: str) -> str:
@@ -60,7 +60,8 @@ def _percent(facts: Facts, label: str) -> str:
 
 
 def _with_accuracy(facts: Facts, label: str) -> str:
-    return f"{label} ({_percent(facts, label)})"
+    """Return a label with the accuracy and the marks that caution against it."""
+    return f"{label} ({', '.join(filter(None, [_percent(facts, label), facts.cautions.get(label, '')]))})"
 
 
 def _answer(setting: Setting, facts: Facts) -> str:
@@ -68,16 +69,18 @@ def _answer(setting: Setting, facts: Facts) -> str:
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
-        return "; ".join(f"{label} {_percent(facts, label)}" for label in methods[:1]) + "." * bool(methods[:1])
-    others = [*best.beaten, *best.equal, *best.open]
+        return f"{methods[0]} {_percent(facts, methods[0])}." if methods else ""
+    others = [*best.beaten, *best.equal, *best.untested, *best.open]
     leader = _with_accuracy(facts, best.method)
-    if not best.open and not best.beaten:
-        return f"{leader} and {in_words(best.equal, NAMES)} have equal results on every seed."
+    same = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
+        (best.equal, "It equals", "on every seed."),
+        (best.untested, "It is not tested against", "because every seed gave the same results.")) if labels]
     if not best.open:
-        equal = f" Equal on every seed: {in_words(best.equal, NAMES)}." if best.equal else ""
-        if len(best.beaten) == 1:
-            return f"{leader} is significantly better than {_with_accuracy(facts, best.beaten[0])}.{equal}"
-        return f"{leader} is significantly better than {_of_others(len(best.beaten), len(others))}.{equal}"
+        if not best.beaten:
+            return " ".join([f"{leader} leads.", *same])
+        beaten = (_with_accuracy(facts, best.beaten[0]) if len(others) == 1
+                  else _of_others(len(best.beaten), len(others), facts, best.beaten))
+        return " ".join([f"{leader} is significantly better than {beaten}.", *same])
     needed = _needed(setting, facts)
     if len(others) == 1:
         return (f"{best.method} {_percent(facts, best.method)}, {best.open[0]} {_percent(facts, best.open[0])}: "
@@ -85,11 +88,11 @@ def _answer(setting: Setting, facts: Facts) -> str:
     if not best.beaten:
         verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
             f"leads, but it is not significantly better than any of the {len(others)} other methods")
-        return f"{leader} {verb}{needed}."
-    open_ = _open_names(setting, best.open)
+        return " ".join([f"{leader} {verb}{needed}.", *same])
     verb = "is" if len(best.open) == 1 else "are"
-    return (f"{leader} leads; it is significantly better than {len(best.beaten)} of {len(others)} other methods. "
-            f"{open_} {verb} not significantly worse{needed}.")
+    return " ".join([f"{leader} leads; it is significantly better than "
+                     f"{_of_others(len(best.beaten), len(others), facts, best.beaten)}. "
+                     f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *same])
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
@@ -100,10 +103,12 @@ def _open_names(setting: Setting, labels: Sequence[str]) -> str:
                      for label in labels], NAMES)
 
 
-def _of_others(count: int, others: int) -> str:
-    if count < others:
-        return f"{count} of {others} other methods"
-    return "all other methods" if count > 2 else "both other methods"
+def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> str:
+    """Return how many of the other methods, with the marks that caution against some of them."""
+    words = f"{count} of {others} other methods" if count < others else (
+        "all other methods" if count > 2 else "both other methods")
+    marked = [f"{label} {facts.cautions[label]}" for label in labels if label in facts.cautions]
+    return f"{words} ({in_words(marked, NAMES)})" if marked else words
 
 
 def _needed(setting: Setting, facts: Facts) -> str:
@@ -111,6 +116,8 @@ def _needed(setting: Setting, facts: Facts) -> str:
     best = facts.best
     if facts.until or best is None:
         return ""
+    if best.limited:
+        return f" (more seeds will not help: {best.limited:,} test samples)"
     if best.needed is None:
         return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(setting.seeds) > 1 else ""
     return f" (about {best.needed:,} seeds would be needed)"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from clbench.report.analysis.grouping import MethodRecords
+from clbench.report.analysis.levels import UNDERFIT, underfit
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record
 
@@ -14,12 +15,17 @@ FAR = 20.0  # points of learning accuracy below joint training's
 
 
 def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
-    """Yield a line on the methods whose loss was still falling, and one on those that learned far less than joint.
+    """Yield a line on the methods that are underfit, on those whose loss was falling, and on those far below joint.
 
     Args:
         methods: of one setting.
         joint: the record of joint training for each seed, as far as there is one.
     """
+    if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
+                for m in methods if (share := underfit(m.done)) is not None]:
+        yield (f"underfit: when the steps of a task ended, the training loss was still above {100 * UNDERFIT:.0f}% of "
+               f"that of guessing (the log of the number of competing classes): {', '.join(high)}; give these rows "
+               "more steps (--epochs, --iterations) or another learning rate (--lr) before comparing them")
     rising = [f"{m.label} ({before:.2f} to {last:.2f})" for m in methods
               if (found := still_falling(m.done)) is not None for before, last in [found]]
     if rising:

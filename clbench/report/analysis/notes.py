@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
-from clbench.report.formatting import clean, listed
+from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
+from clbench.report.formatting import clean, listed, number
+from clbench.results.metrics import acc
 from clbench.results.records import Record
 
 Pairs = tuple[tuple[str, str], ...]
@@ -204,6 +206,22 @@ def differences(records: Sequence[Record]) -> list[str]:
     notes += [f"The seeds of {method} come from different versions of its plugin: {', '.join(sorted(plugins))}"
               for method, plugins in methods.items() if len(plugins) > 1]
     return [clean(n) for n in notes]
+
+
+def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Return a line on the methods that gave the same result on every seed, with what their test samples allow to say.
+
+    Args:
+        records: with a result, by method.
+    """
+    told: dict[int, list[str]] = {}
+    for label, own in records.items():
+        if same_on_every_seed(own) and (samples := test_samples(own)) and (found := test_set_interval(own)):
+            low, high = (number(end, "percent") for end in found)
+            told.setdefault(samples, []).append(f"{label} {number(acc(own[0].R), 'percent')} ({low} to {high})")
+    return [f"every seed gave the same result, so seeds are no evidence, ± 0.00 is no precision, and such rows are not "
+            f"tested against each other: {', '.join(rows)}. In brackets: the 95% interval (Wilson) that {samples:,} "
+            "test samples give" for samples, rows in told.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Family, Pair, Values, family, leader
-from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.grouping import CHANCE, MARKS, UNDERFIT, Setting
 from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, named, number
@@ -45,14 +45,14 @@ def winners(column: Column, values: Values, eligible: Collection[str], tests: Fa
     return {best, *equal} if shown else set()
 
 
-def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline: str | None = None) -> Table:
+def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, baseline: str | None = None) -> Table:
     """Return the table of some of a family's pairs.
 
     Args:
         title: what is compared.
         tests: the family.
         pairs: the rows.
-        seeds: how many the setting has; pairs with fewer say so.
+        setting: whose methods they are; pairs with fewer seeds than it has say so.
         baseline: the second of all pairs, so that the first names a row; else both do.
     """
     unit = "points" if tests.column.unit == "percent" else tests.column.unit
@@ -64,39 +64,46 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], seeds: int, baseline
         over, effect = pair.interval, effect_size(pair.differences)
         n = over.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
-            Cell(str(n) if n == seeds or pair.until else f"{n} of {seeds}"),
+            Cell(str(n) if n == len(setting.seeds) or pair.until else f"{n} of {len(setting.seeds)}"),
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
                  high=over.high),
             Cell(TESTS[pair.test] if pair.test else NONE),
             Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
-            Cell(_verdict(pair, tests.column.direction, baseline)))))
+            Cell(_verdict(pair, tests.column.direction, baseline, setting)))))
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
 
 
+UNTESTED = "not tested: every seed gave the same result"
 TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "sequential": "sequential t"}
 
 
-def _verdict(pair: Pair, direction: str | None, baseline: str | None) -> str:
+def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: Setting) -> str:
     if pair.equal:
         return "equal on every seed"
+    if pair.untested:
+        return UNTESTED
     if not pair.decidable:
         return "cannot be decided"
     if not pair.significant:
         return "no difference shown"
+    winner = pair.better(direction)
+    mark = setting.cautions.get(pair.second if winner == pair.first else pair.first, "")
     if baseline:
-        return "better" if pair.better(direction) == pair.first else "worse"
-    return f"{pair.better(direction)} is better"
+        return f"{'better' if winner == pair.first else 'worse'} {mark}".strip()
+    return f"{winner} is better {mark}".strip()
 
 
 def undecided(tests: Family) -> str | None:
-    """Say that no pair can be decided, since a single seed tells nothing; None if some can be."""
+    """Say that no pair can be decided, since a single seed tells nothing, nor do equal ones; None if some can be."""
     if any(pair.decidable for pair in tests.pairs):
         return None
+    if any(pair.untested for pair in tests.pairs):
+        return f"is {UNTESTED}"
     if (until := tests.until) is not None:
         return f"cannot be decided before {until.first} seeds"
     needed = seeds_needed(len(tests.pairs))
-    return f"cannot be decided with 1 seed; {f'{needed} would do' if needed else 'compare fewer methods'}"
+    return f"cannot be decided with 1 seed; {f'about {needed} would do' if needed else 'compare fewer methods'}"
 
 
 def basis(tests: Family, against: str = "") -> str:
@@ -131,7 +138,7 @@ def _range(seeds: Sequence[int]) -> str:
     return f"{low} seeds" if low == high else f"{low} to {high} seeds"
 
 
-def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str:
+def verdict(tests: Family, best: str, others: Collection[str], rank: str, setting: Setting) -> str:
     """Say in a sentence how the method with the best mean compares with each of the others.
 
     Args:
@@ -139,6 +146,7 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str
         best: the method.
         others: all that are compared, whether they share seeds with it or not.
         rank: which mean it has, in words.
+        setting: whose methods they are.
     """
     if (why := undecided(tests)) is not None:
         return f"which method is best {why}"
@@ -146,11 +154,15 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str) -> str
     shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
     better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
     if len(better) == len(others):
-        return f"{best} is better than every other method"
-    groups = [("better than", better), ("worse on shared seeds than", worse),
+        cautioned = [setting.marked(name) for name in better if name in setting.cautions]
+        return f"{best} is better than every other method" + (f" ({named(cautioned)})" if cautioned else "")
+    groups = [("better than", list(map(setting.marked, better))), ("worse on shared seeds than", worse),
               ("equal on every seed to", [p.first for p in pairs if p.equal]),
               ("no difference shown to", [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
-              ("too few seeds to compare with", [p.first for p in pairs if not p.decidable and not p.equal]),
+              ("not tested, because every seed gave the same result, against",
+               [p.first for p in pairs if p.untested]),
+              ("too few seeds to compare with",
+               [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
               ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
     return f"{best} has {rank}; " + "; ".join(f"{words} {named(names)}" for words, names in groups if names)
 
@@ -179,11 +191,11 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
             rank = "the best mean" + ("" if leader(measure.column, first) == best else
                                       " of those in the running" if setting.until else " of those with all seeds")
             others = [label for label in values if label != best]
-            told = verdict(tests, best, others, rank)
+            told = verdict(tests, best, others, rank, setting)
             verdicts.append((measure.column.title, told))
             if against := tests.against(best):
                 tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
-                                    against, len(setting.seeds), best))
+                                    against, setting, best))
     return _by_verdict(verdicts), tuple(tables)
 
 
@@ -219,8 +231,15 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
             continue
         why = undecided(tests) or basis(tests, opponents)
         verdicts.append((title, "; ".join(filter(None, [why, searches(setting, values)]))))
-        tables.append(table(f"{title}: {title_end}", tests, tests.pairs, len(setting.seeds), baseline))
-    return _by_verdict(verdicts), tuple(tables)
+        tables.append(table(f"{title}: {title_end}", tests, tests.pairs, setting, baseline))
+    return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
+
+
+def _legend(setting: Setting, tables: Sequence[Table]) -> list[str]:
+    """Return what the marks in tables of pairs mean, with the methods that have them."""
+    cells = "".join(row.cells[-1].text for one in tables for row in one.rows)
+    return [f"{mark} {MARKS[mark]}: {named([label for label, own in setting.cautions.items() if mark in own])}"
+            for mark in (UNDERFIT, CHANCE) if mark in cells]
 
 
 def _without(setting: Setting, baseline: str) -> str:

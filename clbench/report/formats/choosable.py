@@ -41,7 +41,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
 
     settings: list[list[Any]] = []
     for id_, section, one in found:
-        methods = [[c.label, interval(c.accuracy, c.half_width, "percent"), _samples(c),
+        methods = [[f"{c.label} {c.caution}".strip(), interval(c.accuracy, c.half_width, "percent"), _samples(c),
                     *(place(kind, c) for kind in SLIDERS)] for c in one.candidates]
         settings.append([id_, section.title, int(one.task_given), len(section.seeds), methods,
                          [[part for pair in row for part in _beside(pair)] for row in one.beside], one.incomplete])

@@ -16,7 +16,7 @@ from clbench.report.analysis.headline import LEADS
 from clbench.report.model import Column, Report, Row, Section, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(own)", "§": "(all)", "¶": "(recipe)",
-          "※": "(stale)", "\N{EN DASH}": "-"}
+          "※": "(stale)", "△": "(underfit)", "○": "(chance)", "\N{EN DASH}": "-"}
 _TITLE_OF_RANKS = "across settings"
 MOST_NOTES = 5  # that are shown; report.md has all
 _PADDING = 3  # characters between two cells, at most

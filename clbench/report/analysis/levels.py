@@ -1,0 +1,93 @@
+"""What the level of a method's results says: whether it had learned its tasks, and whether it does better than chance.
+
+Both are told from records alone, without comparing methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from clbench.core.scenario import scenario_rules
+from clbench.results.binomial import wilson_interval
+from clbench.results.metrics import acc
+from clbench.results.records import Record
+from clbench.results.stats import ROUNDING
+
+UNDERFIT = 0.6  # of the chance loss
+
+
+def underfit(records: Sequence[Record]) -> float | None:
+    """Return the mean share of the chance loss that training left, where it is above `UNDERFIT`, else None.
+
+    See `loss_share`. Why 0.6: of the 296 rows in `reports/` whose records have last losses, 30 are above it, all of
+    which learned their tasks badly: just after a task they got at most 58 % of ten classes right, or 64 % of two.
+    Rows that learned well are far below: at most 0.34 where tasks were learned to 85 %. A linear model after 20 steps
+    on stored features, whose replay ended 26 and 61 points below what 300 epochs give, has 0.65 to 0.91.
+    """
+    shares = [share for r in records if (share := loss_share(r)) is not None]
+    if not shares or len(shares) < len(records):
+        return None
+    return mean if (mean := fmean(shares)) > UNDERFIT else None
+
+
+def loss_share(record: Record) -> float | None:
+    """Return the last training loss as a share of the chance loss: of the median task or of the first, the smaller.
+
+    The last training loss is the mean over the last tenth of a task's steps; the chance loss is log n for the n classes
+    that compete with the label of a new sample. The loss of a later task may contain more than cross-entropy
+    (replay, distillation, a penalty), all of which begins with the second task. So the first task must be above as
+    well: a row that learned its first task is not called underfit, whatever is added to its loss later.
+
+    None where there is nothing to judge by: no steps (closed forms), older records, classes that return or arrive
+    unevenly, or trials that continue others.
+    """
+    trial, stream = record.trial, record.stream
+    if stream is None or trial.continues or str(trial.arrival):
+        return None
+    if trial.scenario == "class" and record.outputs is None:
+        return None
+    rules = scenario_rules(trial.scenario)
+    shares = []
+    for index, losses in enumerate(record.last_losses):
+        competing = next(outputs for tasks, outputs in rules.in_loss(stream.classes, index, record.outputs or "seen")
+                         if index in tasks)
+        if losses and len(set(competing)) > 1:
+            shares.append(losses[1] / math.log(len(set(competing))))
+    return min(median(shares), shares[0]) if shares else None
+
+
+def test_samples(records: Sequence[Record]) -> int | None:
+    """Return the number of test samples of all tasks, the smallest of several seeds; None where it is not known."""
+    return min((sum(r.stream.test_samples) for r in records if r.stream), default=0) or None
+
+
+def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
+    """Return the 95 % interval (Wilson) of a method's mean ACC that the number of test samples gives."""
+    samples = test_samples(records)
+    return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
+
+
+def chance(record: Record) -> float | None:
+    """Return the ACC of guessing: the mean over tasks of 1 / n, for the n classes among which a prediction is chosen.
+
+    None for a trial that continues another, whose own tasks are not all that compete.
+    """
+    if record.stream is None or record.trial.continues:
+        return None
+    rules, tasks = scenario_rules(record.trial.scenario), record.stream.classes
+    return fmean(1 / len(set(rules.at_test(tasks, index, len(tasks)))) for index in range(len(tasks)))
+
+
+def at_chance(records: Sequence[Record]) -> bool:
+    """Tell whether the mean ACC is no better than chance: whether its test-set interval holds chance or is below it."""
+    levels = [level for r in records if (level := chance(r)) is not None]
+    found = test_set_interval(records) if levels else None
+    return found is not None and max(levels) < 1 and found[0] <= max(levels)
+
+
+def same_on_every_seed(records: Sequence[Record]) -> bool:
+    """Tell whether two or more seeds gave the same accuracies on every task, so that seeds are no evidence."""
+    ends = [r.R[-1] for r in records]
+    return len(ends) > 1 and all(abs(a - b) <= ROUNDING for end in ends for a, b in zip(ends[0], end, strict=False))
