@@ -144,20 +144,21 @@ MEASURES = (  # in the order of the tables' columns
 )
 DEFINITIONS = (
     "Accuracy (ACC) is the mean accuracy over all tasks after the last one. Forgetting is the best accuracy on a task "
-    "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward transfer "
-    "(BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato 2017). Points "
-    "are percentage points. docs/metrics.md has the formulas.",
+    "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
+    "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
+    "2017). Points are percentage points. docs/metrics.md has the formulas.",
     "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
     f"{BOOTSTRAP_FROM} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
     "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
     "that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
-    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their family, "
-    f"and a difference is significant if its corrected p-value is at most {ALPHA:g}. The exact sign-flip test is used if "
-    "the number of seeds lets it reach this level, else the paired t-test, which assumes normally distributed differences. "
-    "The effect size is Hedges' g. Intervals of differences are not corrected.",
+    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
+    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. The exact sign-flip test "
+    "is used if the number of seeds lets it reach this level, else the paired t-test, which assumes normally "
+    "distributed differences. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
-    "method holds after the last task, including replay buffers. Training time includes consolidation, but no evaluation.",
+    "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
+    "evaluation.",
 )
 COMPUTE_DEFINITION = (
     "Training compute counts the FLOPs of matrix products, convolutions and attention over all tasks, including "
@@ -166,19 +167,19 @@ COMPUTE_DEFINITION = (
 
 
 UNTIL_DEFINITION = (
-    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number of "
-    "seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & Turnbull "
-    "1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of a repeated "
-    "confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both hold whenever "
-    "one stops. Figures still show the usual intervals, which do not hold here.")
+    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number "
+    "of seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & "
+    "Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of "
+    "a repeated confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both "
+    "hold whenever one stops. Figures still show the usual intervals, which do not hold here.")
 ERRORS_DEFINITION = (
     "The error decomposition divides the points that are lost after the last task into parts that sum to them. "
-    "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's outputs "
-    "would correct; these constants are fitted to half of the test samples and evaluated on the others, so this part can "
-    "be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong tasks and "
-    "samples that are right only without the task ID. The probe is the accuracy of ridge regression on the final features "
-    "with all training samples; it is no method and no strict bound. Representation drift is the probe's accuracy just "
-    "after a task was learned, minus the final one.")
+    "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's "
+    "outputs would correct; these constants are fitted to half of the test samples and evaluated on the others, so "
+    "this part can be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong "
+    "tasks and samples that are right only without the task ID. The probe is the accuracy of ridge regression on the "
+    "final features with all training samples; it is no method and no strict bound. Representation drift is the "
+    "probe's accuracy just after a task was learned, minus the final one.")
 
 
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.footnote import footnote
 from clbench.report.analysis.gaps import stability_gaps
-from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
+from clbench.report.analysis.grouping import MethodRecords, Setting
 from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import unlearned
+from clbench.report.analysis.marks import MARKS
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.analysis.readable import readable
@@ -257,7 +258,8 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     if any(len(m.done) == 1 for m in methods):
         yield "n/a means that one seed gives no interval"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
-        yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so {'they' if len(fitted) > 1 else 'it'} "
-               "cannot have the fewest trainable parameters. Storage includes what was fitted instead")
+        yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so "
+               f"{'they' if len(fitted) > 1 else 'it'} cannot have the fewest trainable parameters. Storage includes "
+               "what was fitted instead")
     yield from (f"{m.label}: the accuracy matrix R is not shown, because its seeds have streams of different lengths"
                 for m in methods if len({len(r.R) for r in m.done}) > 1)

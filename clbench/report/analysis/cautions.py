@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clbench.report.analysis.grouping import CHANCE, UNDERFIT, MethodRecords, Setting
+from clbench.report.analysis.grouping import MethodRecords, Setting
 from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.analysis.marks import CHANCE, UNDERFIT
 from clbench.report.formatting import in_words, listed
 
 SHOWN, NAMES = 5, 3  # sentences, and names in a sentence

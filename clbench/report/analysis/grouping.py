@@ -10,10 +10,10 @@ from itertools import accumulate
 from statistics import fmean
 
 from clbench.core.errors import StoreError
-from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.levels import at_chance, underfit
+from clbench.report.analysis.marks import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
@@ -21,22 +21,6 @@ from clbench.report.model import Result
 from clbench.report.option_columns import options_of, plain
 from clbench.results.metrics import acc
 from clbench.results.records import Record
-
-INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"
-OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
-MARKS = {
-    INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
-    OUTPUTS["own"]: "in training, new samples competed among the classes of their own task only (outputs = own), not "
-                    "among all so far; older records have no mark",
-    OUTPUTS["all"]: "in training, new samples competed among all outputs of the stream, those of classes still to come "
-                    "too (outputs = all); older records have no mark",
-    STALE: "has results of other code or data than there were when they were kept, or of several states of its code; "
-           "notes say which",
-    RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
-    UNDERFIT: "underfit: it had not learned its tasks when their steps ended, so its row says little about the method",
-    CHANCE: "is not shown to do better than guessing: the 95% interval that its test samples give (Wilson) includes "
-            "chance, or is below it",
-}
 
 
 @dataclass(frozen=True)
@@ -95,11 +79,6 @@ class MethodRecords:
     def cautions(self) -> str:
         """Return the marks without which the method must not appear as worse than another."""
         return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
-
-    @cached_property
-    def cautions(self) -> str:
-        """Return the marks without which the method must not appear as worse than another."""
-        return ""
 
     @property
     def stale(self) -> dict[str, list[int]]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Family, Pair, Values, family, leader
-from clbench.report.analysis.grouping import CHANCE, MARKS, UNDERFIT, Setting
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.marks import CHANCE, MARKS, UNDERFIT
 from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, interval, named, number

@@ -21,8 +21,9 @@ def told(records: Sequence[Record]) -> Iterator[str]:
         seeds, shown = ({s for r in added for s in pick(r)} for pick in (lambda r: [r.trial.seed], lambda r: r.seen))
         yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
                f"{_seeds(shown).lower()}. Intervals and tests assume "
-               f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err more "
-               "often if interim results decide whether to continue. With --until decided, interim analyses are allowed")
+               f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
+               "more often if interim results decide whether to continue. With --until decided, interim analyses are "
+               "allowed")
 
 
 def _seeds(seeds: set[int]) -> str:
