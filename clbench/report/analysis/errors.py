@@ -83,7 +83,8 @@ def measures(setting: Setting) -> list[Measure]:
         return None if then is None or now is None else then - now
 
     return [column(LOST, "points", _lost),
-            *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS if name in there or name not in RARE),
+            *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS
+              if name in there or name not in RARE),
             column(PROBE, "percent", _probed(lambda probe: probe.together)),
             column("probe in its task", "percent", end, "probe within the task"),
             column("drift", "points", drift, "representation drift")]
@@ -145,8 +146,8 @@ head, or replay'
         if parts[MISGUIDED] < parts[OUTDONE]:
             return (f"{loses}, {points(parts[OUTDONE])} of them to outputs of other tasks although the task was "
                     "inferred correctly. Try to let tasks compete in training")
-        return f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task. Try another way to infer the "
-               "task"
+        return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task. Try another way to infer "
+                "the task")
     bias = parts[BIAS]
     of_bias = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
     return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({of_bias}). "
