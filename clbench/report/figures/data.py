@@ -35,7 +35,7 @@ class Panel(NamedTuple):
     def told(self) -> str:
         """Return what it shows, in words."""
         others = [i for i in range(len(self.points)) if i not in self.best]
-        return f"ACC against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
+        return f"Accuracy against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
 
     def _words(self, which: Sequence[int]) -> str:
         chosen = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
@@ -120,7 +120,7 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
     return FigureData(
         "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.told() for side in sides),
-        f"ACC (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
+        f"Accuracy (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
         "and steps: the Pareto front, the best accuracy at each cost; hollow: references, which take no part in it; a "
         "thin line joins the methods of one strategy."
         + "".join(f" Without {cost}, so not on that axis: {', '.join(labels)}." for cost, labels in lacking if labels),

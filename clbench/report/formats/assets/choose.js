@@ -97,7 +97,7 @@ function remaining(methods, left, pair, kinds, title) {
   const table = make("table");
   const head = table.createTHead().insertRow();
   const counted = kinds.filter(([, , , amounts]) => amounts.length);
-  for (const text of ["method", "ACC (%)", "the choice has more (points)", "evidence", ...counted.map(([, name]) => name)]) {
+  for (const text of ["method", "accuracy (%)", "the choice has more (points)", "evidence", ...counted.map(([, name]) => name)]) {
     head.append(make("th", { scope: "col", ...text === "evidence" && { class: "text" } }, text));
   }
   const body = table.createTBody();

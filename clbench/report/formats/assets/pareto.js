@@ -15,7 +15,7 @@ function drawPareto(svg, width, figure, methods) {
   const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].title}${unit === "seconds" ? " (s)" : ""}, log`,
-    yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "ACC (%)" });
+    yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "accuracy (%)" });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
   const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);
