@@ -147,8 +147,8 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: st
     own = [label for label in found.accuracy if label not in found.references][:LEADING]
     shown = {*own, *(label for cost in (TRAINABLE, COMPUTE) for label in found.fronts.get(cost.column.title, ())),
              *(compared.other for compared in (found.baseline, found.joint) if compared)}
-    told = (f" Of {len(results)} methods {len(shown)}: the {LEADING} best, the fronts of trainable parameters and "
-            "training compute, plain fine-tuning and joint training; the page shows the others too.")
+    told = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} most accurate, the Pareto fronts of "
+            "trainable parameters and training compute, and the references. report.html has all methods.")
     drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
     return tuple(replace(figure, caption=figure.caption + told) for figure in drawn)
 

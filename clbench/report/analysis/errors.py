@@ -193,7 +193,7 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
         names = [_named(i, named) for i in range(tasks)]
         rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in found]) for j in range(tasks)))
                      for i in range(tasks))
-        what = "task of the winning output" if found[0].corrected else "task that was guessed"
+        what = "task of the winning output" if found[0].corrected else "inferred task"
         tables.append(Table(f"{method.label}: {what}, mean over {len(found)} seed{'s' * (len(found) > 1)}",
                             tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
     return tables
@@ -226,7 +226,7 @@ def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
                 lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
             for seen in zip(*lists, strict=True))
         tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
-            Column(name, "points") for name in (LOST, *names)), rows, corner="row"))
+            Column(name, "points", heading=HEADINGS.get(name, "")) for name in (LOST, *names)), rows, corner="row"))
     return tables
 
 

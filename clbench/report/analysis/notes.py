@@ -10,7 +10,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import clean, listed, number
+from clbench.report.formatting import clean, in_words, listed, number
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 
@@ -31,7 +31,7 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
-    told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+    told = (f"{budget} per task, batch {chosen.batch_size}, optimizer state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
             + told
@@ -74,7 +74,7 @@ def weights(found: Weights | None) -> str:
     if found is None:
         return "none (from scratch)"
     known = [f"sha256 {found.sha256[:16]}" if not found.named else "",
-             f"licence {found.licence}" if found.licence else "",
+             f"license {found.licence}" if found.licence else "",
              f"trained on {found.training_data}" if found.training_data else ""]
     told = "; ".join(filter(None, known))
     return f"{found.path} ({told})" if told else found.path
@@ -219,9 +219,9 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
         if same_on_every_seed(own) and (samples := test_samples(own)) and (found := test_set_interval(own)):
             low, high = (number(end, "percent") for end in found)
             told.setdefault(samples, []).append(f"{label} {number(acc(own[0].R), 'percent')} ({low} to {high})")
-    return [f"every seed gave the same result, so seeds are no evidence, ± 0.00 is no precision, and such rows are not "
-            f"tested against each other: {', '.join(rows)}. In brackets: the 95% interval (Wilson) that {samples:,} "
-            "test samples give" for samples, rows in told.items()]
+    return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
+            "precision, and these methods are not tested against each other. In parentheses is the 95% interval "
+            f"(Wilson) that {samples:,} test samples allow" for samples, rows in told.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
