@@ -11,7 +11,7 @@ from clbench.core.lazy import lazy
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl
-    from clbench.core.options import Options, Scalar
+    from clbench.core.options import Options, Scalar, SearchValues
     from clbench.data.samples import Samples
     from clbench.execution.api import load, run
     from clbench.execution.loading import load_model
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Phase", "Prediction", "Record",
-    "ReportFormat", "Results", "Samples", "Scalar", "Strategy", "StrategyInfo", "Task", "TrackerInfo", "World",
-    "hookimpl", "load", "load_model", "run",
+    "ReportFormat", "Results", "Samples", "Scalar", "SearchValues", "Strategy", "StrategyInfo", "Task", "TrackerInfo",
+    "World", "hookimpl", "load", "load_model", "run",
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
-    "clbench.core.options": ("Options", "Scalar"),
+    "clbench.core.options": ("Options", "Scalar", "SearchValues"),
     "clbench.data.samples": ("Samples",),
     "clbench.execution.api": ("load", "run"),
     "clbench.execution.loading": ("load_model",),

@@ -130,6 +130,8 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
         if kind == "method":
             yield published(name)
+        if tuned := thing.get("tuned_by_default"):
+            yield f"Tuned by default ([tuning](tuning.md#what-is-searched)): {escape(tuned)}."
         if thing["options"]:
             yield table(["option", "type", "default", "meaning"],
                         ([code(o["name"]), escape(o["type"]), code(default(o)), escape(o["meaning"])]

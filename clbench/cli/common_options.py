@@ -59,7 +59,8 @@ def _shares(context: click.Context, parameter: click.Parameter, value: str | Non
 
 
 RECIPE = (
-    click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10]"),
+    click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10; 300 for "
+                 "--model linear on arrays:FILE]"),
     click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),
     click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
     click.option("--optimizer", metavar="adam|adamw|sgd", help="The optimiser.  [default: adam]"),
@@ -109,4 +110,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a recipe, and the device."""
     for option in reversed(RECIPE):
         command = option(command)
+    return command
+
+
+def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a recipe that change a trial's own, and the device."""
+    command = recipe_options(command)
+    for option in vars(command)["__click_params__"][-len(RECIPE):]:
+        if option.name != "device":
+            option.help = f"{option.help.partition('  [default:')[0]}  [default: the trial's]"
     return command

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, trial_arguments
+from clbench.cli.common_options import changed_recipe_options, plugin_option, trial_arguments
 from clbench.cli.completion import named
 from clbench.cli.execution_options import execution_option
 from clbench.cli.help import Command
 
+if TYPE_CHECKING:
+    from clbench.execution.continuing import Classes
+
 EXAMPLES = (
     ("clbench run --methods er,ewc --keep state", "keeps what its methods need to learn on"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist", "five more tasks, new outputs"),
+    ("clbench continue runs/split-mnist-5k er/0 --benchmark split-mnist --same-classes --epochs 1",
+     "more samples of the old classes, one pass"),
 )
 
 
@@ -23,17 +29,21 @@ EXAMPLES = (
               help="The new tasks; options as in split-mnist:tasks=2.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
               "[default: RUN]")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--same-classes", "classes", flag_value="same", help="Classes with the names of old ones are these: "
+              "their samples train the old outputs.")
+@click.option("--new-classes", "classes", flag_value="new", help="Classes with the names of old ones are others, and "
+              "get new outputs.")
+@changed_recipe_options
 @execution_option("data")
 @plugin_option
-def command(run: Path, trial: str | None, benchmark: str, out: Path | None, device: str, data: Path | None,
-            plugins: tuple[Path, ...]) -> int:
+def command(run: Path, trial: str | None, benchmark: str, out: Path | None, classes: Classes | None,
+            device: str | None, data: Path | None, plugins: tuple[Path, ...], **flags: Any) -> int:
     """Let TRIAL (label/seed, or the beginning of a key) of the run folder RUN learn the tasks of another benchmark.
 
-    It goes on by its own recipe from where it ended, without the samples of the old tasks but those that its method
-    keeps. In scenarios task and class the model gets outputs for the new classes. The result is a new record, which
-    names its parent and says what became of the old tasks. The run has kept the state by --keep state.
-    docs/keeping-models.md says more.
+    It goes on from where it ended, without the samples of the old tasks but those that its method keeps, by its own
+    recipe but for what is given here. In scenarios task and class the model gets outputs for the new classes. The
+    result is a new record, which names its parent and says what became of the old tasks. The run has kept the state by
+    --keep state. docs/keeping-models.md says more.
     """
     import shlex
     import sys
@@ -52,8 +62,9 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, devi
     from clbench.execution.continuing import continue_trial
 
     with interrupts.caught():
-        record = continue_trial(run, trial, more, settings, device, out,
-                                shlex.join(["clbench", *sys.argv[1:]]), registry)
+        record = continue_trial(run, trial, more, settings, device or "auto", out,
+                                shlex.join(["clbench", *sys.argv[1:]]), registry,
+                                {name: value for name, value in flags.items() if value is not None}, classes)
     for note in record.notes:
         click.echo(note)
     if record.status == "done":

@@ -12,7 +12,8 @@ Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" 
 WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
 COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
 ONE_LIST = 12  # so many options are easily read without headings
-RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "_click_default_help"})
+RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
+                  "_click_default_help"})
 
 
 class WithExamples(click.Command):

@@ -14,6 +14,7 @@ from clbench.cli.common_options import plugin_option
 from clbench.cli.completion import Complete, named
 
 if TYPE_CHECKING:
+    from clbench.core.options import Options
     from clbench.core.registry import Registry
 
 COLUMNS = ("option", "type", "default", "meaning")
@@ -56,8 +57,21 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
 
     origin = registry.origins[kind, info.name]
     more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
+    if kind == "method":
+        more["tuned_by_default"] = tuned_by_default(info.options)
     return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
             "version": origin.version, "plugin": origin.plugin, **more, "options": as_json(document(info.options))}
+
+
+def tuned_by_default(options: type[Options]) -> str:
+    """Return what `clbench tune` tries of a method where the experiment's file does not say it."""
+    from clbench.core.options import Options, format_value, search_values
+    from clbench.execution.default_spaces import RATE_FACTORS
+
+    often = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"
+    return "; ".join([*(f"{name} = {', '.join(map(format_value, values))}"
+                        for name, values in search_values(options).items()),
+                      f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the recipe's{often}"])
 
 
 def default(option: Mapping[str, Any]) -> str:
@@ -82,12 +96,12 @@ def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
 
     origin = f"{thing['distribution']} {thing['version']}".strip()
     lines = [f"{thing['name']}  ({origin})", f"  {thing['summary']}"]
-    for key in extra:
-        value = thing[key]
+    for key in (*extra, "tuned_by_default"):
+        value = thing.get(key)
         if value is True:
             lines.append(f"  {key}")
         elif value:
-            lines.append(f"  {key}: {written(value)}")
+            lines.append(f"  {key.replace('_', ' ')}: {written(value)}")
     rows = [[o["name"], o["type"], default(o), o["meaning"]] for o in thing["options"]]
     if rows:
         lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from clbench.core.scenario import SCENARIOS
 if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
     from clbench.execution.run import Experiment
+    from clbench.execution.workers.plan import Listener
 
 FOLDER = click.Path(path_type=Path)
 
@@ -75,8 +77,13 @@ EXAMPLES = (
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
               "train and compute; run nothing and write no records.")
+@click.option("--open", "opens", is_flag=True, help="Open the report in a browser when the trials have ended.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no table: print the run folder's path, and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, as in report.json, and "
+              "nothing else on standard output.")
 def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard: str | None, log: str,
-            plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, **flags: Any) -> int:
+            plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, opens: bool, quiet: bool, as_json: bool,
+            **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
     What the run folder already holds is not run again; trials that failed are. Results of other code or data than there
@@ -88,21 +95,25 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     from clbench.experiment.display_names import as_ids
     from clbench.experiment.overrides import read_spec
 
+    if dry_run and (opens or quiet or as_json):
+        raise click.UsageError("--dry-run makes no report: leave --open, --quiet and --json out")
     if spec is None and flags["methods"] is None:
         line, meaning = EXAMPLES[0]
         raise SpecError("which methods? Pass them as in --methods lora,ewc, or name a file\n"
                         f"{line}    {meaning}")
     registry = discover(files=plugins)
     if spec is not None and not spec.exists() and str(spec) in registry.strategies:
-        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give all methods as one list, as in "
-                        f"--methods {flags['methods'] or 'er'},{spec}")
+        every = ",".join(filter(None, [flags["methods"], str(spec)]))
+        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
+                        f"--methods {every}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale,
-                        note)
-    ended = run_missing(ready, dry_run)
-    return conclude(ready) if ended is None else ended
+    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale, note)
+    ended = run_missing(ready, dry_run, quiet)
+    if ended is None:
+        ended = conclude(ready, quiet, as_json, opens)
+    return ended
 
 
 def note(text: str) -> None:
@@ -110,17 +121,22 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def run_missing(ready: Experiment, dry_run: bool) -> int | None:
+def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | None:
     """Run the missing trials; return an exit code if the command should stop (dry run, interrupt), else None.
 
     Args:
         ready: the experiment.
         dry_run: whether to only list the trials.
+        quiet: whether no progress is shown.
     """
     from rich.console import Console
 
     from clbench.execution.progress import display
     from clbench.execution.until import carry_out
+    from clbench.execution.workers.plan import Listener
+
+    def show(now: Experiment) -> AbstractContextManager[Listener]:
+        return nullcontext(Listener()) if quiet else display(Console(stderr=True, highlight=False), now.missing)
 
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
@@ -133,8 +149,7 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
         return 0
     ready.refuse_stale()
     try:
-        carry_out(ready, lambda now: display(Console(stderr=True, highlight=False), now.missing),
-                  shlex.join(["clbench", *sys.argv[1:]]))
+        carry_out(ready, show, shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
         click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "
@@ -143,21 +158,46 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
     return None
 
 
-def conclude(ready: Experiment) -> int:
-    """Write the report, print the table and the paths, and return the exit code."""
+def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
+    """Write the report, print what is wanted of it, and return the exit code.
+
+    Args:
+        ready: the experiment.
+        quiet: whether to print the run folder's path only.
+        as_json: whether to print the summary as JSON instead of anything else.
+        opens: whether to open the report in a browser.
+    """
     from clbench import report
     from clbench.execution.progress import plural
     from clbench.execution.run import write_report
+    from clbench.report.formats import json
     from clbench.report.formats.terminal import show
 
     results = ready.results()
     paths = write_report(ready)
-    show(report.build(results, registry=ready.registry))
-    for path in paths:
-        click.echo(f"report:  {path}")
-    click.echo(f"records: {ready.store.records}")
+    if as_json:
+        click.echo(json.render(report.build(results, ids=True)), nl=False)
+    elif quiet:
+        click.echo(ready.store.directory)
+    else:
+        show(report.build(results, registry=ready.registry))
+        for path in paths:
+            click.echo(f"report:  {path}")
+        click.echo(f"records: {ready.store.records}")
+    if opens:
+        open_report(ready.store.directory / "report.html")
     bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in bad):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)
         return 1
     return 0
+
+
+def open_report(page: Path) -> None:
+    """Open a report in a browser; without a page, or without a browser, say so."""
+    import webbrowser
+
+    if not page.is_file():
+        click.echo(f"there is no {page} to open", err=True)
+    elif not webbrowser.open(page.absolute().as_uri()):
+        click.echo(f"no browser was found; the report is {page.absolute()}", err=True)

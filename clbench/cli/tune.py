@@ -36,14 +36,15 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 
 
 EXAMPLES = (
-    ("clbench tune experiment.toml --trials 10", "searches what its [tune.METHOD] tables name"),
+    ("clbench tune experiment.toml --trials 10", "searches what its [tune.METHOD] tables name, else defaults"),
     ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with what was found"),
 )
 
 
 @click.command("tune", cls=Command, examples=EXAMPLES)
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
-@methods_option("Tune only these methods, by name or label; repeatable.  [default: all with a [tune.METHOD] table]")
+@methods_option("Tune only these methods, by name or label; repeatable.  [default: all with a [tune.METHOD] table, "
+                "or all if there is no table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
               help="Candidates per method and scenario; the same for all, but for those that --widen adds.")
 @click.option("--widen", type=click.IntRange(min=0), metavar="N", default=2, show_default=True,
@@ -67,12 +68,13 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
             plugins: tuple[Path, ...], stale: OnStale, **flags: Any) -> int:
     """Search the options of an experiment's methods, each by itself and with the same number of candidates.
 
-    The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Candidates are compared
-    by their mean ACC on training samples that are held out; the test set is not used. A list of numbers is widened
-    while its best value is at an end. Of candidates within one standard error of the best, the one with the lowest
-    learning rate is chosen. DIR/tuned.toml is the experiment with the chosen options and the whole search in it, ready
-    for clbench run; DIR/candidates.md is the table of all candidates. The same command goes on with a search that was
-    interrupted.
+    The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Without any such table,
+    every method is tuned by what its options declare (clbench methods NAME) and by its learning rate. Candidates are
+    compared by their mean ACC on training samples that are held out; the test set is not used. A list of numbers is
+    widened while its best value is at an end. Of candidates within one standard error of the best, the one with the
+    lowest learning rate is chosen. DIR/tuned.toml is the experiment with the chosen options and the whole search in it,
+    ready for clbench run; DIR/candidates.md is the table of all candidates. The same command goes on with a search that
+    was interrupted.
     """
     from importlib.metadata import version
 
@@ -90,6 +92,9 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     _check_seeds(original, spec)
     names = [name.strip() for name in (methods or "").split(",") if name.strip()]
     rows = tuning.rows_of(spec, registry, trials, names, widen)
+    if not spec.tune and not names:
+        for name in tuning.left_out(rows, spec, registry):
+            click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
     out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
         records = tuning.search(rows, spec, registry, out, _shown, called, stale)

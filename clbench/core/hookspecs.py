@@ -61,6 +61,7 @@ class StrategyInfo:
     task_free: bool = False
     parts_per_task: bool = False
     display_name: str = ""
+    names_code: bool = False  # whether the name says where the code is: `package.module:Class`
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 

@@ -75,6 +75,17 @@ class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
 
 
+class SearchValues:
+    """Values that `clbench tune` tries for an option where the experiment's file does not say what is searched.
+
+    It stands in the option's type: `strength: Annotated[Scalar, SearchValues(1e2, 1e4, 1e6)] = Field(...)`.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        """Name the values; `"none"` stands for None."""
+        self.values = values
+
+
 OWN_RECIPE = "recipe."  # what the names of the parts of a method's own recipe begin with, among its options
 # What may stand before a "=": a regular expression with one is a value.
 _OPTION = re.compile(rf"\s*({re.escape(OWN_RECIPE)})?[\w-]+\s*")
@@ -130,6 +141,17 @@ class Options(Strict):
         """Return why these options need to be told where tasks end, of a method that else need not (`task_free`)."""
         return ""
 
+    @property
+    def trained_by_steps(self) -> bool:
+        """Return whether the recipe's learning rate matters: false where these options make a closed form of it."""
+        return True
+
+
+def search_values(options: type[Options]) -> dict[str, tuple[Any, ...]]:
+    """Return the values that `clbench tune` tries by default, for each option that declares some."""
+    return {name: declared.values for name, field in options.model_fields.items()
+            for declared in field.metadata if isinstance(declared, SearchValues)}
+
 
 def scalars(options: type[Options]) -> list[str]:
     """Return the names of the options that are declared as `Scalar`."""
@@ -155,17 +177,19 @@ class OptionDoc:
     default: Any  # None if there is no default
     required: bool
     meaning: str
+    searched: tuple[Any, ...] = ()  # by `clbench tune`, where nothing else is said
 
 
 def document(options: type[Options]) -> list[OptionDoc]:
     """Describe each option of a class, in the order of declaration."""
     docs = []
+    searched = search_values(options)
     for name, field in options.model_fields.items():
         bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
                   for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), default, field.is_required(),
-                              field.description or ""))
+                              field.description or "", searched.get(name, ())))
     return docs
 
 

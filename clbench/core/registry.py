@@ -19,10 +19,10 @@ import pluggy
 
 from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
-from clbench.core.errors import PluginError, SpecError, unknown
+from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 from clbench.core.places import said
-from clbench.core.user_code import run_as_module
+from clbench.core.user_code import run_as_module, strategy_info
 
 GROUP = "clbench"
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
@@ -59,7 +59,20 @@ class Registry:
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
 
     def strategy(self, name: str) -> StrategyInfo:
-        """Return the strategy of that name or raise a `SpecError` with near names."""
+        """Return the strategy of that name or raise a `SpecError` with near names.
+
+        `package.module:Class` and `path/to/file.py:Class` name a strategy class.
+        """
+        where = name.rpartition(":")[0]
+        if where and name not in {*self.strategies, *self.unavailable} and not any(
+                known.startswith(f"{where}:") for known in self.strategies):
+            try:
+                self.strategies[name] = strategy_info(name)
+            except ClbenchError as error:
+                raise SpecError(str(error)) from error
+            except (Exception, SystemExit) as error:  # any error of the file becomes one line
+                raise SpecError(f"method {name!r}: {said(error, package_of(where))}") from error
+            self.origins["method", name] = Origin(name, where, "")
         return self._find("method", self.strategies, name)
 
     @property
@@ -133,8 +146,8 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
     Raises:
         PluginError: a file cannot be used.
     """
-    files = [Path(file) for file in files]
-    for path in files:  # before the time that loading the others takes
+    paths = [Path(file) for file in files]
+    for path in paths:  # before the time that loading the others takes
         if not path.exists():
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()
@@ -152,7 +165,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
         _register(registry, module, origin)
     for plugin in extra:
         _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
-    for path in dict.fromkeys(file.absolute() for file in files):
+    for path in dict.fromkeys(path.absolute() for path in paths):
         if registry.manager.has_plugin(path.stem):
             raise PluginError(f"plugin {path}: {path.stem!r} is installed; name what it brings without --plugin, "
                               f"or leave it out with {DISABLE}={path.stem}")

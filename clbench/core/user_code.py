@@ -1,23 +1,30 @@
-"""Functions that a user names as `package.module:function` or `path/to/file.py:function`."""
+"""Functions and classes that a user names as `package.module:function` or `path/to/file.py:function`."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import os
 import re
+import site
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
-from clbench.core.errors import DataError, guess
+from clbench.core.errors import DataError, SpecError, guess
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.options import NoOptions, Options
 
 SUFFIX = ".py"
+STRATEGY = "clbench.strategy.base:Strategy"  # its name: what only lists methods does not import it
 
 
 def file_of(name: str) -> Path | None:
@@ -65,6 +72,84 @@ def load_function(name: str, kind: str) -> Callable[[], Any]:
     if not callable(function):
         raise DataError(f"{kind} {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
+
+
+def strategy_info(name: str) -> StrategyInfo:
+    """Return the declaration of a strategy class that is named as a function is.
+
+    It is the one that a hook in its module gives; without a hook, its options are those that the class annotates
+    (`options: MyOptions`).
+
+    Raises:
+        DataError: as `load_function`, or the name stands for something else.
+    """
+    with importable(name):
+        strategy = load_function(name, "method")
+    if not isinstance(strategy, type) or not any(f"{c.__module__}:{c.__name__}" == STRATEGY for c in strategy.__mro__):
+        raise DataError(f"method {name!r}: {name.rpartition(':')[2]!r} is no subclass of clbench.Strategy")
+    hook = getattr(sys.modules[strategy.__module__], "clbench_strategies", None)
+    declared = [info for info in (hook() if hook else ()) if target(info.strategy) == target(strategy)]
+    if declared:
+        return replace(declared[0], name=name, strategy=strategy, names_code=True)
+    options = get_type_hints(strategy).get("options")
+    known = isinstance(options, type) and issubclass(options, Options)
+    return StrategyInfo(name, strategy, next(iter((strategy.__doc__ or "").strip().splitlines()), ""),
+                        options if known else NoOptions, names_code=True)
+
+
+def target(thing: str | Callable[..., Any]) -> str:
+    """Return `module:attribute` of a class or function, or of what is given as such a text."""
+    return thing if isinstance(thing, str) else f"{thing.__module__}:{thing.__qualname__}"
+
+
+def name_of(thing: Callable[..., Any]) -> str:
+    """Return the name by which every process finds a function or class, as `load_function` takes it.
+
+    Raises:
+        SpecError: it has none, and why.
+    """
+    module, attribute = thing.__module__, getattr(thing, "__qualname__", "")
+    found = sys.modules.get(module)
+    if not attribute or getattr(found, attribute, None) is not thing:
+        raise SpecError(f"{attribute or type(thing).__name__} is not at the top level of a module; define it there")
+    file = getattr(found, "__file__", None)
+    if module != "__main__":
+        return f"{_written(Path(file)) if file and _beside(module, file) else module}:{attribute}"
+    if not file or not file.endswith(SUFFIX) or not Path(file).is_file():
+        raise SpecError(f"{attribute} is defined in this session; put it into a file (a notebook makes one by "
+                        "%%writefile my_file.py) and import it from there")
+    if not _guarded(file):
+        raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
+                        "imported; put the call of clbench under `if __name__ == \"__main__\":`")
+    spec = found.__spec__  # of `python -m package.module`
+    return f"{spec.name if spec else _written(Path(file))}:{attribute}"
+
+
+def _written(file: Path) -> str:
+    """Return a file's path, from the current directory on if it is below that."""
+    here, path = Path.cwd(), Path(os.path.abspath(file))
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
+
+
+def _beside(module: str, file: str) -> bool:
+    """Tell whether a module is a file that another process does not find by its name: one beside a script, say."""
+    folder = os.path.dirname(os.path.abspath(file))
+    roots = [os.getcwd(), *sysconfig.get_paths().values(), *site.getsitepackages(),
+             *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.path.basename(file) == module + SUFFIX and folder not in map(os.path.abspath, roots)
+
+
+def _guarded(file: str) -> bool:
+    """Tell whether all that the script is executing now stands under `if __name__ == "__main__":`."""
+    frame, lines = sys._getframe(), []
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__" and (
+                os.path.abspath(frame.f_code.co_filename) == os.path.abspath(file)):
+            lines.append(frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    guards = [part for part in ast.parse(Path(file).read_bytes()).body
+              if isinstance(part, ast.If) and "__name__" in ast.dump(part.test) and "__main__" in ast.dump(part.test)]
+    return bool(lines) and all(any(g.lineno <= line <= (g.end_lineno or 0) for g in guards) for line in lines)
 
 
 def check_file(name: str, options: Mapping[str, Any], data_dir: Path) -> None:

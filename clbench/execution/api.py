@@ -17,6 +17,7 @@ from clbench.core.errors import SpecError, StoreError, unknown
 from clbench.core.registry import discover
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
+from clbench.execution.objects import name_objects, run_here
 from clbench.execution.reuse import OnStale, silent
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
@@ -56,6 +57,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     >>> results = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
     >>> results = clbench.run("benchmarks/split_mnist.toml", workers=0)  # doctest: +SKIP
     >>> results.compare(baseline="ewc")  # doctest: +SKIP
+    >>> results = clbench.run(benchmark=make_stream, methods=["er", MyStrategy])  # doctest: +SKIP
 
     Args:
         spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
@@ -75,7 +77,9 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
             seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
             optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio,
             max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
-            setting, or one of the above, as the file or the default has it.
+            setting, or one of the above, as the file or the default has it. `benchmark` may also be a function that
+            returns an Avalanche benchmark, or such a benchmark itself, and `methods` may have strategy classes
+            (docs/api.md says how they are identified).
 
     Returns:
         The record of each trial, by method, then scenario and seed, as a list that gives its tables and figures, too;
@@ -93,14 +97,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     registry = discover(files=plugins)
     if isinstance(settings.get("methods"), str):
         settings["methods"] = as_ids(settings["methods"], registry)
-    found = read_spec(source, spec if isinstance(spec, Mapping) else {}, settings, options)
+    given = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
+    settings = name_objects(settings, registry)
+    found = run_here(read_spec(source, given, settings, options))
     folder = Path(out) if out is not None else experiment.default_out(found, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     show = watched() if progress is None else progress
     ready = experiment.prepare(found, registry, folder, log, shard, stale,
                                (lambda text: print(text, file=sys.stderr)) if show else silent)
-    command = called(spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
+    command = called(given or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in ready.problems:

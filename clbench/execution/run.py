@@ -184,7 +184,8 @@ def plan_workers(experiment: Experiment, command: str,
                   artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                   plugins=tuple(experiment.registry.files))
     return WorkerPlan(start, workers, shrink=settings.workers is None,
-                      plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim)
+                      plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim,
+                      registry=experiment.registry)
 
 
 class RecordKeeper(Relay):

@@ -21,6 +21,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
 from clbench.execution.candidates import choose, ranking, score, tie_note
+from clbench.execution.default_spaces import spaces_of
 from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_numeric, sampler_for
 from clbench.execution.workers.plan import Listener
@@ -116,6 +117,8 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
             widen: int = 0) -> list[Row]:
     """Return the rows that are to be tuned: those with a space, or `only` those of these labels or names.
 
+    Without a [tune.METHOD] table in the experiment, each method has its default space (`default_spaces`).
+
     Args:
         spec: the experiment.
         registry: what is installed.
@@ -127,13 +130,14 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         SpecError: no space, none in the experiment's scenarios, one for a method that is not there, or options that a
             method does not take.
     """
-    scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
+    planned = plan(spec, registry)
+    scenarios = list(dict.fromkeys(p.trial.scenario for p in planned))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
-    names = [_names(method, spec, registry) for method in methods]
-    problems = _strangers(spec, methods, names, only)
+    spaces = spaces_of(spec, methods, registry, planned[0].trial.weights is not None)
+    names = [_names(method, space, spec, registry) for method, space in zip(methods, spaces, strict=True)]
+    problems = _strangers(spec, methods, spaces, names, only)
     rows: list[Row] = []
-    for entry, (method, own_names) in enumerate(zip(methods, names, strict=True)):
-        space = _space(method, spec)
+    for entry, (method, space, own_names) in enumerate(zip(methods, spaces, names, strict=True)):
         if not space or (only and not set(own_names) & set(only)):
             continue
         try:
@@ -158,27 +162,39 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     return rows
 
 
-def _names(method: MethodSpec, spec: Spec, registry: Registry) -> list[str]:
+def left_out(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
+    """Return the methods that no row searches, by label or name."""
+    searched = {row.entry for row in rows}
+    return [method.label or method.name for entry, (method, _) in enumerate(expand(spec.methods, registry, []))
+            if entry not in searched]
+
+
+def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> list[str]:
     """Return what a method may be called: by its name, and by its label, given or without what is searched."""
     try:
-        label = _label(method, _space(method, spec), spec.recipe, registry)
+        label = _label(method, space, spec.recipe, registry)
     except SpecError:  # which `rows_of` reports
         label = method.label or method.name
     return [method.name, label]
 
 
-def _strangers(spec: Spec, methods: Sequence[MethodSpec], names: Sequence[list[str]], only: Sequence[str]) -> list[str]:
-    """Return a line for each name that is no method's, or that of one without a space; `names` are the methods'."""
+def _strangers(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space], names: Sequence[list[str]],
+               only: Sequence[str]) -> list[str]:
+    """Return a line for each name that is no method's, or that of one without a space.
+
+    `spaces` and `names` are the methods'.
+    """
     known = list(dict.fromkeys(itertools.chain(*names)))
     tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
     without = {name for name in only
-               if not any(name in own and _space(m, spec) for m, own in zip(methods, names, strict=True))}
+               if not any(name in own and space for space, own in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(tables)}"
               for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
               f"--methods {name}: no method {name!r} in this experiment, only {', '.join(known)}" for name in only
               if name in without),
-            *([] if spec.tune else [f"nothing says what to search; add a table for each method, such as {EXAMPLE}"])]
+            *([] if any(spaces) or spec.tune or without else [
+                f"these methods declare nothing to search; add a table for each, such as {EXAMPLE}"])]
 
 
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
@@ -205,11 +221,6 @@ def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: 
     except SpecError as error:
         return "; ".join(str(error).splitlines())
     return ""
-
-
-def _space(method: MethodSpec, spec: Spec) -> Space:
-    """Return the space of a method: that of its label, else that of its strategy."""
-    return spec.tune.get(method.label or "") or spec.tune.get(method.name, {})
 
 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,

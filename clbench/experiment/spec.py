@@ -24,6 +24,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
+from clbench.experiment.stored_features import settle_epochs
 from clbench.experiment.until import MOST, Until
 
 DEFAULT_BENCHMARK = "split-mnist-5k"
@@ -214,8 +215,8 @@ class Spec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_pass(cls, values: Any) -> Any:
-        """Complete what `online` and hidden boundaries say of the recipe."""
-        return settle(values) if isinstance(values, Mapping) else values
+        """Complete what `online`, hidden boundaries and a linear model on stored features say of the recipe."""
+        return settle_epochs(settle(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _asked(self) -> Spec:

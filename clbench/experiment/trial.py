@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from clbench.core import options as opt
+from clbench.core.options import Strict
 from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
@@ -52,14 +53,16 @@ def hash_of_name(name: str) -> str:
     return hashlib.sha256((name if ":" in name else f"torchvision {name}").encode()).hexdigest()
 
 
-class Continued(BaseModel):
+class Continued(Strict):
     """What a trial goes on from: another trial that had ended, on other tasks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("same_classes",)
+
     parent: str  # its key
     benchmarks: list[Resolved]  # that were learned before, in this order
     tasks: int  # of them, together
     outputs: int  # of the model before it grew
+    same_classes: bool = False  # whether classes with the names of old ones are these, and train their outputs
 
 
 class Trial(BaseModel):
@@ -123,8 +126,8 @@ class Trial(BaseModel):
         """Return what must agree for two trials' methods to be compared: all but method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
                 self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""),
-                str(self.arrival), *([f"continues {', '.join(map(str, self.continues.benchmarks))}"]
-                                     if self.continues else []))
+                str(self.arrival), *([f"continues {', '.join(map(str, self.continues.benchmarks))}"
+                                      + ", same classes" * self.continues.same_classes] if self.continues else []))
 
 
 @dataclass(frozen=True)

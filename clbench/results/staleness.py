@@ -27,8 +27,9 @@ def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
     found = {"method": identity.names_of((method.strategy, method.options)),
              "benchmark": identity.names_of((benchmark.build, benchmark.options)),
              "model": identity.names_of((model.build, model.options))}
-    if benchmark.names_code:
-        found["benchmark"] = (identity.package_of(benchmark.name.rpartition(":")[0]),)
+    for part, info in (("method", method), ("benchmark", benchmark)):
+        if info.names_code:
+            found[part] = (identity.package_of(info.name.rpartition(":")[0]),)
     return {part: names for part, names in found.items() if names}
 
 
@@ -42,7 +43,8 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
     """
     found: dict[str, Code] = {}
     for part, names in packages_of(trial, registry).items():
-        named = part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code
+        find = {"method": registry.strategy, "benchmark": registry.benchmark}.get(part)
+        named = find is not None and find(getattr(trial, part).name).names_code
         release = "" if named else str(registry.origin(part, getattr(trial, part).name))
         found[part] = Code(packages=list(names), hash=hashed(*names), release=release)
     return found

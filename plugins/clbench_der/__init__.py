@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.outputs import OutputsOptions
 
 
@@ -14,14 +15,17 @@ class DEROptions(OutputsOptions):
     """Options of `der`; the default weight is what the authors chose for Split-CIFAR-10 with 200 samples."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
-    alpha: Scalar = Field(0.3, ge=0, description="weight of the squared error to the logits that were kept")
+    alpha: Annotated[Scalar, SearchValues(0.1, 0.2, 0.5, 1.0)] = Field(
+        0.3, ge=0, description="weight of the squared error to the logits that were kept")
 
 
 class DERPPOptions(DEROptions):
     """Options of `der++`; likewise."""
 
-    alpha: Scalar = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
-    beta: Scalar = Field(0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
+    alpha: Annotated[Scalar, SearchValues(0.1, 0.5)] = Field(
+        0.1, ge=0, description="weight of the squared error to the logits that were kept")
+    beta: Annotated[Scalar, SearchValues(0.5, 1.0)] = Field(
+        0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
 
 
 @hookimpl

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.outputs import OutputsOptions
 
 
@@ -18,7 +18,8 @@ class EWCOptions(OutputsOptions):
     scenario `task`; it was not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
     """
 
-    strength: Scalar = Field(1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
+    strength: Annotated[Scalar, SearchValues(1e1, 1e3, 1e5, 1e7, 1e9)] = Field(
+        1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
     mode: Literal["separate", "online"] = Field(
         "separate", description="one quadratic per task (Kirkpatrick 2017), or a running one (Schwarz 2018)")
     gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
-from clbench import StrategyInfo, hookimpl
+from clbench import SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.outputs import MEANING, OutputsOptions
 
@@ -15,8 +16,9 @@ class GPMOptions(OutputsOptions):
     """Options of `gpm`; the default thresholds are those of the authors' CIFAR-100 runs."""
 
     outputs: Outputs = Field("own", description=MEANING)
-    threshold: float = Field(0.97, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
-                             "kept for earlier tasks holds after the first task")
+    threshold: Annotated[float, SearchValues(0.9, 0.95, 0.97, 0.99)] = Field(
+        0.97, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
+        "kept for earlier tasks holds after the first task")
     increase: float = Field(0.003, ge=0, le=1, description="by how much the threshold is higher with each task, up to "
                             "1")
     samples: int = Field(300, ge=1, description="samples of a task whose inputs are looked at, drawn at random (the "

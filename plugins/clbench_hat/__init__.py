@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.per_task_options import InferOptions
 
 
 class HATOptions(InferOptions):
     """Options of `hat`; the defaults are the authors'."""
 
-    strength: Scalar = Field(0.75, ge=0, description="weight of the penalty on units that no earlier task uses (the "
-                             "paper's c)")
+    strength: Annotated[Scalar, SearchValues(0.1, 0.25, 0.75, 2.5)] = Field(
+        0.75, ge=0, description="weight of the penalty on units that no earlier task uses (the "
+        "paper's c)")
     s_max: float = Field(400.0, gt=1, description="how steep the gates are at the end of a pass and at test time")
 
 

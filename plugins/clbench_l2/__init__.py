@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.outputs import OutputsOptions
 
 
 class L2Options(OutputsOptions):
     """Options of `l2`; the default is what Hsu et al. 2018 have for Split-MNIST, scenario `task`."""
 
-    strength: Scalar = Field(0.01, ge=0, description="weight of the penalty strength sum (theta - theta*)^2")
+    strength: Annotated[Scalar, SearchValues(1e-4, 1e-3, 1e-2, 1e-1, 1.0)] = Field(
+        0.01, ge=0, description="weight of the penalty strength sum (theta - theta*)^2")
 
 
 @hookimpl

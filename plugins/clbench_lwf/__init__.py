@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from clbench import Options, Scalar, StrategyInfo, hookimpl
+from clbench import Options, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.outputs import FixedOutputsOptions
 
@@ -20,7 +20,8 @@ class LwFOptions(FixedOutputsOptions):
     BEFORE: ClassVar[Mapping[str, Any]] = {"form": "all-seen"}
     LATER: ClassVar[tuple[str, ...]] = ("weights",)
 
-    strength: Scalar = Field(1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
+    strength: Annotated[Scalar, SearchValues(0.3, 1.0, 3.0, 10.0)] = Field(
+        1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
     temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared; with form = lwf-mc "
                                 "it is 1 if not given")
     form: Form = Field("new-classes", description="which outputs compete in the loss. new-classes: labels those of the "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.outputs import OutputsOptions
 
 
@@ -16,7 +16,8 @@ class MASOptions(OutputsOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("batch",)
 
-    strength: Scalar = Field(1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
+    strength: Annotated[Scalar, SearchValues(0.01, 0.1, 1.0, 10.0, 100.0)] = Field(
+        1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
     samples: int | None = Field(None, ge=1, description="samples per task for the importance, none for all")
     batch: int = Field(1, ge=1, description="samples whose mean gradient is taken before its magnitude: 1 as in the "
                        "paper; codes take a batch's, 128 in Hsu et al.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import StrategyInfo, hookimpl
+from clbench import SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.per_task_options import StartOptions
 
 RANK = 4
@@ -29,6 +29,11 @@ class AdaptOptions(StartOptions):
     def needs_boundaries(self) -> str:
         """Return that adapters which the first task trains must be told where that ends."""
         return "adapt = lora trains in the first task" if self.adapt == "lora" else super().needs_boundaries
+
+    @property
+    def trained_by_steps(self) -> bool:
+        """Return whether the first task trains something."""
+        return self.base == "task1" or self.adapt != "none"
 
     @model_validator(mode="after")
     def _adapts(self) -> AdaptOptions:
@@ -53,8 +58,9 @@ class SimpleCILOptions(AdaptOptions):
 class SLDAOptions(AdaptOptions):
     """Options of `slda`; the default is the paper's."""
 
-    shrinkage: float = Field(1e-4, gt=0, le=1, description="epsilon: share of the identity in the covariance that is "
-                             "inverted")
+    shrinkage: Annotated[float, SearchValues(1e-4, 1e-3, 1e-2, 1e-1)] = Field(
+        1e-4, gt=0, le=1, description="epsilon: share of the identity in the covariance that is "
+        "inverted")
 
 
 class RanPACOptions(AdaptOptions):
@@ -64,9 +70,10 @@ class RanPACOptions(AdaptOptions):
 
     projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
                                     "network with 768 features or more, else 5 for each feature")
-    ridge: float | None = Field(None, gt=0, description="r, for all tasks; none means the paper's choice, anew in each "
-                                "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
-                                "samples when fitted to the others. Where tasks are small it can be far off")
+    ridge: Annotated[float | None, SearchValues("none", 1e2, 1e4, 1e6)] = Field(
+        None, gt=0, description="r, for all tasks; none means the paper's choice, anew in each "
+        "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
+        "samples when fitted to the others. Where tasks are small it can be far off")
 
 
 class FeCAMOptions(AdaptOptions):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.outputs import OutputsOptions
 
 
 class SIOptions(OutputsOptions):
     """Options of `si`; the defaults are those of the paper's Split-MNIST."""
 
-    strength: Scalar = Field(1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
+    strength: Annotated[Scalar, SearchValues(0.1, 1.0, 10.0, 100.0, 1000.0)] = Field(
+        1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
     damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
 
 

@@ -32,7 +32,7 @@ def test_json_gives_type_default_and_meaning(capsys):
     cli.call(["methods", "lora", "--json"])
     (lora,) = json.loads(capsys.readouterr().out)["methods"]
     rank = next(o for o in lora["options"] if o["name"] == "rank")
-    assert rank.keys() == {"name", "type", "default", "required", "meaning"}
+    assert rank.keys() == {"name", "type", "default", "required", "meaning", "searched"}
     assert (rank["type"], rank["default"]) == ("int >= 1", 4)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -148,7 +149,7 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     ([], ["which methods? Pass them as in --methods lora,ewc", "clbench run --methods lora,ewc    the first"]),
     (["--methods", "er,", "ewc"], ["--methods er, ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
-    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give all methods as one list, as in "
+    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give methods as one list, "
                                   "--methods er,ewc"]),
     (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease'? (clbench methods lists all); in a file? "
                                "--plugin FILE"]),
@@ -288,3 +289,40 @@ def test_bad_input_that_shows_late_leaves_no_folder(tmp_path):
     assert done.returncode == 2
     assert "lora: rank = 999 exceeds the width" in done.stderr
     assert not (tmp_path / "deep").exists()
+
+
+TINY = ("--methods", "naive", "--seeds", "1", "--iterations", "1", "--workers", "0", "--device", "cpu")
+
+
+def test_json_is_all_that_is_on_standard_output_and_quiet_shows_no_progress(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, said, err = call(capsys, *TINY, "--out", out, "--json")
+    assert code == 0 and "naive seed 0: ACC" in err
+    summary = json.loads(said)
+    assert call(capsys, *TINY, "--out", out, "--json", "--quiet") == (0, said, "")
+    assert cli.call(["report", str(out), "--format", "json"]) == 0
+    capsys.readouterr()
+    assert summary == json.loads((out / "report.json").read_text())
+    assert call(capsys, *TINY, "--out", out, "--quiet") == (0, f"{out}\n", "")
+    assert call(capsys, *TINY, "--out", tmp_path / "other", "--quiet") == (0, f"{tmp_path / 'other'}\n", "")
+    assert (tmp_path / "other" / "report.html").is_file()
+
+
+def test_quiet_shows_errors(capsys, tmp_path):
+    code, said, err = call(capsys, *TINY, "--lr", "1e30", "--iterations", "5", "--out", tmp_path, "--quiet")
+    assert (code, said, err) == (1, f"{tmp_path}\n", "1 trial diverged\n")
+
+
+def test_open_shows_the_page_in_a_browser_or_says_where_it_is(capsys, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
+    assert call(capsys, *TINY, "--out", tmp_path, "--open", "--quiet") == (0, f"{tmp_path}\n", "")
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    assert call(capsys, *TINY, "--out", tmp_path, "--open", "--quiet")[2] == (
+        f"no browser was found; the report is {tmp_path / 'report.html'}\n")
+    monkeypatch.setattr("clbench.execution.run.FORMATS", ("md",))
+    (tmp_path / "report.html").unlink()
+    assert call(capsys, *TINY, "--out", tmp_path, "--open", "--quiet")[2] == (
+        f"there is no {tmp_path / 'report.html'} to open\n")
+    assert "leave --open, --quiet and --json out" in call(capsys, *TINY, "--dry-run", "--open")[2]

@@ -1,17 +1,23 @@
 """A trial that had ended learns on: as if it had never ended, where nothing has to grow; else with new outputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import clbench
 from clbench import cli
 from clbench.core.errors import SpecError, StoreError
-from clbench.execution.continuing import continue_trial
+from clbench.core.registry import discover
+from clbench.execution.continuing import changed_recipe, continue_trial, outputs_of, refuse_samples
 from clbench.execution.loading import find_record
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.trial import Resolved
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved, Trial
 from clbench.report.analysis.notes import title
-from clbench.results.store import STATE, Store
+from clbench.results.store import MODEL, STATE, Store
+from clbench.training.trials.kept import read_model
+from clbench.training.trials.runner import TrialRunner
 
 SHIFTING, PICTURES = "helpers.tiny_benchmarks:shifting", "helpers.tiny_benchmarks:pictures"
 METHODS = "naive,ewc,er,lora"
@@ -65,7 +71,7 @@ def in_scenario(folder, label, scenario):
 def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, label, scenario, tmp_path):
     folder, _ = pictures
     record = in_scenario(folder, label, scenario)
-    made = go_on(folder, record, PICTURES, out=tmp_path)
+    made = go_on(folder, record, PICTURES, out=tmp_path, classes="new")
     assert made.earlier.before == record.R[-1]
     assert made.stream.classes == [[4, 5], [6, 7]] and len(made.R) == 3
     old, new = clbench.load_model(folder, record.key), clbench.load_model(tmp_path, made.key)
@@ -75,7 +81,7 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     found = new.predict(images, task=3 if scenario == "task" else None)
     assert set(found.classes) <= ({6, 7} if scenario == "task" else set(range(8)))
-    again = go_on(tmp_path, made, PICTURES)  # a child goes on too
+    again = go_on(tmp_path, made, PICTURES, classes="new")  # a child goes on too
     assert again.trial.continues.tasks == 4 and again.stream.classes == [[8, 9], [10, 11]]
     assert any("what became of the old tasks is not known" in note for note in again.notes)
 
@@ -83,7 +89,7 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
 def test_what_cannot_go_on_is_refused_in_a_line(pictures, domain, tmp_path):
     folder, _ = pictures
     with pytest.raises(SpecError, match=r"slca cannot learn on with more outputs: it keeps class_\w+ "):
-        go_on(folder, in_scenario(folder, "slca", "class"), PICTURES)
+        go_on(folder, in_scenario(folder, "slca", "class"), PICTURES, classes="new")
     record = in_scenario(folder, "er", "class")
     with pytest.raises(SpecError, match=r"has samples \[1, 6, 6\] .* the model takes \[3, 16, 16\]"):
         go_on(folder, record, SHIFTING)
@@ -102,11 +108,67 @@ def test_the_commands(pictures, tmp_path, capsys):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
     assert cli.call(["continue", str(folder), record.key, "--benchmark", PICTURES, "--out", str(tmp_path),
-                     "--device", "cpu"]) == 0
+                     "--device", "cpu", "--new-classes", "--epochs", "2", "--lr", "0.01"]) == 0
     out = capsys.readouterr().out
+    (made,) = Store(tmp_path).read()[0]
+    assert (made.trial.recipe.epochs, made.trial.recipe.iterations, made.trial.recipe.lr) == (2, None, 0.01)
+    assert made.trial.recipe.batch_size == record.trial.recipe.batch_size == 12  # the parent's
+    assert made.costs.steps == [2 * -(-count // 12) for count in made.stream.train_samples]
     assert f"continues er/0 ({record.key}), which had learned 2 tasks" in out and "old tasks: " in out
     assert cli.call(["export", str(tmp_path), "--to", str(tmp_path / "home")]) == 0
     assert "model.safetensors (" in capsys.readouterr().out
     assert cli.call(["report", str(tmp_path)]) == 0
     assert cli.call(["continue", str(folder), record.key, "--benchmark", "split-mnits"]) == 2
     assert "did you mean 'split-mnist'" in capsys.readouterr().err
+
+
+def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_path):
+    folder, _ = pictures
+    record = in_scenario(folder, "er", "class")
+    with pytest.raises(SpecError, match=r"names of old ones \(0, 1, 2, \.\.\.\); say .*--same-classes.*--new-cl"):
+        go_on(folder, record, PICTURES)
+    same = go_on(folder, record, PICTURES, out=tmp_path, classes="same")
+    assert same.stream.classes == [[0, 1], [2, 3]] and same.earlier.before == record.R[-1]
+    assert same.R[0] == record.R[-1]  # the tests are the old ones
+    assert clbench.load_model(tmp_path, same.key).header.outputs == 4
+    other = go_on(folder, record, PICTURES, out=tmp_path, classes="new")
+    assert same.key != other.key and same.trial.setting != other.trial.setting
+    assert "same_classes" not in other.model_dump_json()  # the key of records that were made before it could be said
+
+
+def test_a_classs_outputs_are_found_by_its_name(pictures):
+    folder, _ = pictures
+    record = in_scenario(folder, "er", "class")
+    header = read_model(Store(folder).artifacts / record.key / MODEL)[0].model_copy(
+        update={"class_names": ["cat", "dog", "hen", "cow"]})
+    stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(record.trial)
+    tasks = [replace(task, class_names=names) for task, names in zip(stream.tasks, (("cow", "pig"), ("cat", "owl")),
+                                                                     strict=True)]
+    more = replace(stream, tasks=tuple(tasks))
+    assert outputs_of(header, more, record.trial, "same") == [3, 4, 0, 5]
+    assert outputs_of(header, more, record.trial, "new") == [4, 5, 6, 7]
+    with pytest.raises(SpecError, match=r"several outputs have one name \(cow, cat\)"):
+        outputs_of(header.model_copy(update={"class_names": ["cat", "cow", "cow", "hen"]}), more, record.trial, "same")
+    with pytest.raises(SpecError, match="no class with the name of an old one"):
+        outputs_of(header.model_copy(update={"class_names": ["a", "b", "c", "d"]}), more, record.trial, "same")
+
+
+def test_samples_of_another_type_come_with_their_conversion(pictures):
+    folder, _ = pictures
+    record = in_scenario(folder, "er", "class")
+    header = read_model(Store(folder).artifacts / record.key / MODEL)[0]
+    stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(record.trial)
+    refuse_samples(header, stream, "mine")
+    with pytest.raises(SpecError, match=r"the model takes \[3, 16, 16\] \(float32\); convert .*astype\(\"float32\"\)"):
+        refuse_samples(header.model_copy(update={"sample_dtype": "float32"}), stream, "mine")
+
+
+def test_a_recipe_of_the_methods_own_gives_way_to_what_is_said_now():
+    trial = Trial(benchmark=Resolved(name="a"), scenario="task", model=Resolved(name="mlp"), method=Resolved(name="er"),
+                  recipe=Recipe(lr=0.1, epochs=5), own_recipe={"lr": 0.3, "batch_size": 16}, seed=0)
+    assert changed_recipe(trial, {}) == {}
+    made = trial.model_copy(update=changed_recipe(trial, {"lr": 0.01, "iterations": 7}))
+    assert made.trained_by == Recipe(lr=0.01, iterations=7, batch_size=16)
+    assert made.own_recipe == {"batch_size": 16}
+    with pytest.raises(SpecError, match=r"recipe: give epochs or iterations, not both"):
+        changed_recipe(trial, {"epochs": 1, "iterations": 2})

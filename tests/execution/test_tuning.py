@@ -204,7 +204,8 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
     ("", "", ("--methods", "lora"), "--methods lora: no method 'lora' in this experiment, only planted, "
      "planted:size=2, naive"),
-    ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", (), "nothing says what to search; add a table"),
+    ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", ("--methods", "planned"),
+     "--methods planned: no method 'planned' in this experiment, only planted, planted:size=2, naive"),
     ("knob = {low", 'knob = {scenario = "class", low', (), "nothing is left to search in scenario task"),
     ("", "", ("--validation", "1"), "Invalid value for '--validation'"),
 ])

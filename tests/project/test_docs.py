@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 
 from clbench.core.compat import tomllib
@@ -16,6 +17,7 @@ from clbench.report.formats import explained, verified
 from clbench.results import verification
 from clbench.results.store import Store
 from clbench.testing.checks import CHECKS
+from clbench.testing.tiny import bench
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -131,3 +133,39 @@ def test_the_committed_figures_are_what_their_records_give():
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text()):
         assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_example_of_explain_has_the_figures_of_its_report():
+    page, report = ((ROOT / path).read_text().replace("&gt;", ">") for path in (
+        "docs/explain.md", "reports/explain/hsu-van-de-ven/explain.md"))
+    rows = [line for line in page.splitlines() if line.startswith(("> ACC", "| budget", "| class order", "| sum"))]
+    assert len(rows) == 4 and all(row.removeprefix("> ") in report for row in rows)
+    a, b = re.findall(r"ACC ([\d.]+) -> ([\d.]+)", report)[0]
+    assert f"gets {a} % and {b} %" in page
+    hsu, van_de_ven = ((ROOT / f"benchmarks/explain/{name}.toml").read_text() for name in ("hsu", "van_de_ven"))
+    published = re.search(r"publish ([\d.]+) % \(Hsu.*?\) and\n([\d.]+) % \(van de Ven", page)
+    assert f"report {published[1]} for" in hsu and f"report {published[2]} for" in van_de_ven
+
+
+def test_the_page_on_pretrained_models_has_the_time_of_its_study():
+    results = (ROOT / "docs/results/index.md").read_text()
+    section = results.partition("## LoRA and what it is compared with on a pretrained vision transformer\n")[2]
+    took = re.search(r"^\| took \| ([\d.]+ hours), the times of all trials", section, re.MULTILINE)
+    page = (ROOT / "docs/pretrained.md").read_text()
+    assert f"took {took[1]} of" in page and "train_per_class=50" in page
+
+
+def test_the_average_of_the_guide_is_a_moving_average_of_what_was_trained():
+    scope = {"__name__": "clbench_mean_er"}
+    exec(blocks("docs/writing-a-strategy.md", "python")[2], scope)
+    info, = scope["clbench_strategies"]()
+    made = bench(info, {"decay": 0.75, "capacity": 10}, "class")
+    weight = made.strategy.model.head.weight
+    average = weight.detach().double().clone()
+    for step in range(5):
+        with torch.no_grad():
+            weight += step
+        made.strategy.augment_batch(made.batch(0))
+        average = 0.75 * average + 0.25 * weight.detach().double()
+    torch.testing.assert_close(made.strategy.teacher.head.weight.double(), average, atol=1e-5, rtol=1e-5)
+    assert len(made.strategy.memory_y) == 10 and made.strategy.augment_batch(made.batch(0)).replayed > 0

@@ -137,7 +137,11 @@ def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
 
     Modules of the current directory, or of the file's, can be imported.
     """
-    benchmark = load_function(name, "benchmark")()
+    return sized(load_function(name, "benchmark")(), options)
+
+
+def sized(benchmark: Any, options: CustomOptions) -> Any:
+    """Return a benchmark that says to which size its photos are brought, if the options do."""
     if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
         setattr(benchmark, LAYOUT, Layout(size=options.size))
     return benchmark

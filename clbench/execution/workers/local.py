@@ -50,7 +50,7 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
             for record in event.records:
                 listener.finished(record)
 
-    worker = Worker(plan.start, hear)
+    worker = Worker(plan.start, hear, plan.registry)
     while planned := checks.next():
         current = planned
         worker.prepare(planned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from clbench.core.registry import Registry
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
@@ -24,6 +25,7 @@ class WorkerPlan:
     shrink: bool  # whether fewer will do: one, where `auto` is an accelerator; as many as a cluster has room for
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
     claim: Callable[[PlannedTrial], bool] = lambda _: True  # asked before a trial: False if another process has it
+    registry: Registry | None = None  # of this process, for trials that run in it: it may have more than plugins bring
 
     @property
     def settings(self) -> ExecutionSettings:

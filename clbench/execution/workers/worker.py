@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from clbench.core.compat import uncollected
 from clbench.core.errors import ClbenchError
+from clbench.core.registry import Registry, discover
 from clbench.execution.workers import protocol
 from clbench.execution.workers.protocol import (
     Finished,
@@ -35,8 +36,8 @@ Send = Callable[[Message], None]
 class Worker:
     """Answers requests, in a process of its own or in the user's process."""
 
-    def __init__(self, start: Start, send: Send) -> None:
-        """Import torch and set up the device.
+    def __init__(self, start: Start, send: Send, registry: Registry | None = None) -> None:
+        """Import torch and set up the device; without a registry, what is installed is found anew.
 
         Raises:
             SpecError: there is no such device, or no compiler where losses are to be compiled.
@@ -44,7 +45,6 @@ class Worker:
         """
         import torch
 
-        from clbench.core.registry import discover
         from clbench.results import provenance
         from clbench.training.trials.foreseeing import Foreseer
         from clbench.training.trials.runner import TrialRunner
@@ -52,8 +52,8 @@ class Worker:
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
-        self.runner = TrialRunner(start.settings, start.device, start.command, discover(files=start.plugins),
-                                  start.artifacts, start.checkpoints)
+        self.runner = TrialRunner(start.settings, start.device, start.command,
+                                  registry or discover(files=start.plugins), start.artifacts, start.checkpoints)
         self.foreseer = Foreseer(self.runner.registry)
         accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
         threads = start.alone if accelerated and start.alone is not None else start.threads

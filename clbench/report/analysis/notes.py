@@ -59,7 +59,8 @@ def own_recipe(label: str, trial: Trial) -> str:
 def title(record: Record) -> str:
     """Return the title of a record's section."""
     trial, before = record.trial, record.trial.continues
-    after = f" after {' and '.join(b.name for b in before.benchmarks)}" if before else ""
+    after = (f" after {' and '.join(b.name for b in before.benchmarks)}" + " (same classes)" * before.same_classes
+             if before else "")
     return clean(f"{trial.benchmark.name}{after}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
                  + (f", {trial.arrival}" if str(trial.arrival) else "") + (", validation" if trial.validation else ""))
 

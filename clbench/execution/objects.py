@@ -1,0 +1,125 @@
+"""Objects in the place of names: what `clbench.run` makes of functions, Avalanche benchmarks and strategy classes.
+
+A function or class that every process finds by its name is given by that name, as on the command line: its key and its
+code's identity are the same. A benchmark without such a name is identified by its content: it is built at once, and the
+hash of its samples is its name. It exists in this process only, so trials run in it (`workers = 0`). A strategy class
+without a name is refused, since nothing says what its code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clbench.core import seeds
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.places import said
+from clbench.core.registry import Origin, Registry
+from clbench.core.user_code import name_of, target
+from clbench.data.builtin import CustomOptions
+from clbench.experiment.spec import Spec
+
+OBJECT = "object:"  # what the names of benchmarks begin with that are identified by their content
+
+
+def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """Return the values of an experiment with names in the place of objects; what has no name becomes a benchmark.
+
+    Args:
+        values: `benchmark` and `methods` among others, as text, as tables, or as objects, which may stand as the `name`
+            of a table too.
+        registry: what is installed; benchmarks are added to it.
+
+    Raises:
+        SpecError: an object that nothing identifies.
+    """
+    named = dict(values)
+    if "benchmark" in named:
+        named["benchmark"] = _each(named["benchmark"], lambda thing: _benchmark(thing, registry))
+    methods = named.get("methods")
+    if isinstance(methods, list | tuple | type):
+        each = [methods] if isinstance(methods, type) else methods
+        named["methods"] = [_each(method, lambda thing: _method(thing, registry)) for method in each]
+    return named
+
+
+def run_here(spec: Spec) -> Spec:
+    """Return an experiment that is run in this process if its benchmark exists nowhere else.
+
+    Raises:
+        SpecError: it asks for other processes.
+    """
+    execution = spec.execution
+    if not spec.benchmark.name.startswith(OBJECT):
+        return spec
+    if execution.workers or execution.executor != "local":
+        raise SpecError(f"benchmark {spec.benchmark.name} is an object of this process, and workers are others: leave "
+                        "workers out, or pass a function of a module or file that returns the benchmark")
+    return spec.model_copy(update={"execution": execution.model_copy(update={"workers": 0})})
+
+
+def _each(value: Any, name: Callable[[Any], Any]) -> Any:
+    """Return a value with a name in the place of an object, also of one that is the `name` of a table."""
+    if isinstance(value, Mapping):
+        return {**value, "name": name(value["name"])} if "name" in value else value
+    return name(value)
+
+
+def _method(thing: Any, registry: Registry) -> Any:
+    """Return the name of a strategy class; anything else as it is."""
+    if not isinstance(thing, type):
+        return thing
+    installed = [info.name for info in registry.strategies.values() if target(info.strategy) == target(thing)]
+    try:
+        return installed[0] if len(installed) == 1 else name_of(thing)
+    except SpecError as error:
+        raise SpecError(f"method {thing.__name__} has no code that a key could name: {error}") from None
+
+
+def _benchmark(thing: Any, registry: Registry) -> Any:
+    """Return the name of a function that returns a benchmark, or of a benchmark by its content; text as it is."""
+    if isinstance(thing, str) or thing is None:
+        return thing
+    is_benchmark = hasattr(thing, "train_stream")
+    if not is_benchmark and not callable(thing):
+        raise SpecError(f"benchmark: expected a name, a function or an Avalanche benchmark, got {type(thing).__name__}")
+    if not is_benchmark:
+        try:
+            return name_of(thing)
+        except SpecError:
+            thing = _called(thing)
+    return _by_content(thing, registry)
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    """Return what a function returns, with the global generators seeded as they are for seed 0."""
+    from clbench.data.avalanche.build import import_avalanche
+
+    import_avalanche()
+    try:
+        with seeds.scope(0, "stream"):
+            return function()
+    except ClbenchError:
+        raise
+    except Exception as error:  # any error of the function becomes one line
+        raise SpecError(f"benchmark: the function failed: {said(error, function.__module__)}") from error
+
+
+def _by_content(benchmark: Any, registry: Registry) -> str:
+    """Add a benchmark to the registry under a name made of its content, and return the name."""
+    from clbench.data.avalanche.benchmarks import sized
+    from clbench.data.avalanche.build import as_raw
+
+    raw = as_raw(benchmark, "the benchmark")
+    if raw.is_stochastic:
+        raise SpecError("benchmark: its samples differ at each reading (random transforms), so their content does not "
+                        "identify it: pass a function of a module or file that returns it")
+    name = f"{OBJECT}{raw.digest[:16]}"
+
+    def build(options: CustomOptions, data_dir: object, seed: int) -> Any:
+        return sized(benchmark, options)
+
+    registry.benchmarks[name] = BenchmarkInfo(name, build, "an object of this process", CustomOptions)
+    registry.origins["benchmark", name] = Origin("(this session)", "(this session)", "")
+    return name

@@ -1,0 +1,120 @@
+"""What `clbench tune` searches where the experiment's file does not say it."""
+
+import math
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from clbench import cli
+from clbench.core import options as opt
+from clbench.core.compat import tomllib
+from clbench.core.options import Options, Scalar, SearchValues
+from clbench.core.registry import discover
+from clbench.execution.default_spaces import default_space, spaces_of
+from clbench.execution.samplers import Grid, corners
+from clbench.execution.tuning import left_out, rows_of
+from clbench.experiment.search import Choices
+from clbench.experiment.spec import MethodSpec, build
+
+REGISTRY = discover()
+TRIALS = 20  # the default of --trials
+
+
+class Weighted(Options):
+    weight: Annotated[Scalar, SearchValues(0.1, 1.0)] = Field(1.0, ge=0, description="of the penalty")
+    size: int = 3
+
+
+class Heavier(Weighted):
+    weight: Scalar = 2.0  # declared again without values: nothing is searched
+
+
+def values(space):
+    return {option: axis.values for option, axis in space.items()}
+
+
+def space_of(method, **spec):
+    experiment = build({"methods": [method], **spec})
+    return values(default_space(experiment.methods[0], experiment, REGISTRY, False))
+
+
+def test_values_stand_in_the_type_and_change_neither_option_nor_stacking():
+    assert opt.search_values(Weighted) == {"weight": (0.1, 1.0)} and opt.search_values(Heavier) == {}
+    assert opt.scalars(Weighted) == ["weight"]
+    weight, size = opt.document(Weighted)
+    assert (weight.type, weight.default, weight.searched, size.searched) == ("float >= 0", 1.0, (0.1, 1.0), ())
+    assert Weighted().model_dump() == {"weight": 1.0, "size": 3}
+
+
+def test_a_method_has_its_values_and_rates_around_its_own():
+    assert space_of("ewc") == {"strength": (1e1, 1e3, 1e5, 1e7, 1e9), "recipe.lr": (1e-4, 3e-4, 1e-3, 3e-3)}
+    assert space_of("naive", recipe={"lr": 0.05}) == {"recipe.lr": (0.005, 0.015, 0.05, 0.15)}
+    assert space_of("naive:recipe.lr=0.1") == {"recipe.lr": (0.01, 0.03, 0.1, 0.3)}
+    assert space_of("der++:beta=0.7") == {"alpha": (0.1, 0.5), "recipe.lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # beta is given
+
+
+def test_a_published_recipe_comes_along_whole():
+    name = next(info.name for info in REGISTRY.strategies.values() if "lr" in info.recipe and len(info.recipe) > 1)
+    recipe = REGISTRY.strategy(name).recipe
+    space = space_of({"name": name, "recipe": "published"})
+    fixed = {f"recipe.{part}": (value,) for part, value in recipe.items() if part != "lr"}
+    assert fixed and {option: axis for option, axis in space.items() if option in fixed} == fixed
+    assert space["recipe.lr"] == pytest.approx([factor * recipe["lr"] for factor in (0.1, 0.3, 1, 3)])
+
+
+def test_a_closed_form_has_no_rate_and_may_have_nothing_to_search():
+    experiment = build({"methods": ["ncm:base=random", "ranpac:base=random", "ncm", "naive"]})
+    spaces = spaces_of(experiment, experiment.methods, REGISTRY, False)
+    assert [list(space) for space in spaces] == [[], ["ridge"], ["recipe.lr"], ["recipe.lr"]]  # ncm trains a first task
+    assert list(spaces_of(experiment, experiment.methods, REGISTRY, True)[2]) == []  # with weights it does not
+    rows = rows_of(experiment, REGISTRY, TRIALS)
+    assert [row.label for row in rows] == ["ranpac:base=random", "ncm", "naive"]
+    assert left_out(rows, experiment, REGISTRY) == ["ncm"]
+
+
+def test_tables_are_all_that_is_searched_where_there_are_some():
+    experiment = build({"methods": ["ewc", "naive"], "tune": {"naive": {"recipe": {"lr": [0.1, 0.2]}}}})
+    assert spaces_of(experiment, experiment.methods, REGISTRY, False) == [
+        {}, {"recipe.lr": Choices(values=(0.1, 0.2))}]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY.strategies))
+def test_every_default_space_is_valid_and_a_grid_of_the_default_size(name):
+    info = REGISTRY.strategy(name)
+    if any(field.is_required() for field in info.options.model_fields.values()):
+        pytest.skip("its options have no defaults")
+    experiment = build({"methods": [name]})
+    space = default_space(experiment.methods[0], experiment, REGISTRY, True)
+    candidates = corners(space)
+    assert len(candidates) <= TRIALS
+    for candidate in candidates:
+        method = MethodSpec(name=name).with_options(candidate)
+        opt.validate(info.options, method.options, name, "")
+    for option, tried in opt.search_values(info.options).items():  # the default lies among them
+        default = info.options.model_fields[option].default
+        assert default is None or min(tried) <= default <= max(tried), option
+        assert all(value == "none" or math.isfinite(value) for value in tried)
+
+
+def test_a_file_without_tables_is_tuned(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(
+        'model = "mlp:width=16"\nseeds = 1\nmethods = ["naive", "ncm:base=random"]\n[recipe]\niterations = 3\n')
+    assert cli.call(["tune", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "search"), "--seeds", "1",
+                     "--workers", "0", "--device", "cpu", "--widen", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "ncm: it has nothing to search and stays as it is" in err
+    tuned = tomllib.loads((tmp_path / "search" / "tuned.toml").read_text())
+    assert tuned["methods"][0]["recipe"]["lr"] in (1e-4, 3e-4, 1e-3, 3e-3)
+    assert build(tuned).methods[1] == MethodSpec(name="ncm", options={"base": "random"})
+    assert len(build(tuned).tuning[0].tried) == 4
+    assert isinstance(rows_of(build({"methods": ["naive"]}), REGISTRY, TRIALS)[0].sampler, Grid)
+
+
+def test_methods_shows_what_is_tried(capsys):
+    assert cli.call(["methods", "ewc"]) == 0
+    assert ("tuned by default: strength = 10, 1e3, 1e5, 1e7, 1e9; recipe.lr = 0.1, 0.3, 1, 3 times the recipe's\n"
+            in capsys.readouterr().out)
+    assert cli.call(["methods", "ranpac"]) == 0
+    assert "ridge = none, 100, 1e4, 1e6; recipe.lr = 0.1, 0.3, 1, 3 times the recipe's, if something is trained by " \
+           "steps\n" in capsys.readouterr().out

@@ -1,0 +1,72 @@
+"""Methods on stored features: what a report of few steps, few seeds or few test samples may and may not claim."""
+
+import numpy as np
+import pytest
+
+import clbench
+from clbench.report import build
+from clbench.report.analysis.grouping import by_setting
+
+CLASSES, TRAIN = 6, 40  # training samples of each class
+
+
+def clusters(draws, y):
+    """Unit-length vectors around a mean of each class, as sentence embeddings are."""
+    x = draws[0].normal(size=(CLASSES, 64))[y] + 1.6 * draws[1].normal(size=(len(y), 64))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def projected(draws, y):
+    """Noisy images with a bright bar at a place of their class, through a random projection and a ReLU."""
+    images = 0.35 * draws[1].random(size=(len(y), 12, 12))
+    images[np.arange(len(y)), 2 * y] += 0.25 * draws[1].random(size=(len(y), 12))
+    return np.maximum(images.reshape(len(y), -1) @ draws[0].normal(size=(144, 96)) / 12, 0)
+
+
+def features(path, kind, test):
+    """Write a file of features with so many test samples."""
+    draws = np.random.default_rng(0), np.random.default_rng(1)
+    y = np.arange(CLASSES * TRAIN + test) % CLASSES
+    x = kind(draws, y).astype(np.float32)
+    np.savez(path, X_train=x[test:], y_train=y[test:], X_test=x[:test], y_test=y[:test])
+    return f"arrays:{path}:tasks=3"
+
+
+def run(benchmark, out, **given):
+    return clbench.run(benchmark=benchmark, model="linear", methods="naive,er,ncm,slda", scenario="class", workers=0,
+                       out=out, **given)
+
+
+@pytest.mark.parametrize("kind", [clusters, projected])
+@pytest.mark.parametrize("test", [20, 2000])
+def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
+    records = run(features(tmp_path / "features.npz", kind, test), tmp_path / "run", seeds=3, epochs=10)
+    section, = build(records).sections
+    rows = {row.label: row for row in section.comparison.rows}
+    facts, (setting,) = section.facts, by_setting(records)
+    # twenty steps are too few for a head, and closed forms take none
+    assert {label for label, row in rows.items() if "△" in row.marks} == setting.cautions.keys() == {"er", "naive"}
+    assert facts.baseline.other == "naive"
+    for pair in facts.baseline.pairs:  # whoever is better than a naive that is underfit
+        text = section.comparison.cells("against naive")[list(rows).index(pair.method)].text
+        assert pair.verdict != "better" or "△" in text
+    for table in section.comparisons:  # whoever loses in any of them
+        for row in table.rows:
+            verdict = row.cells[-1].text
+            loser = {"better": table.title.split(" minus ")[1].split(",")[0], "worse": row.label}.get(
+                verdict.split()[0])
+            assert loser not in setting.cautions or "△" in verdict
+    # both closed forms give one result whatever the seed: two numbers, and no test
+    ncm, slda = (facts.accuracy[label] for label in ("ncm", "slda"))
+    if ncm != slda:
+        assert "(shown to be the best)" not in str(section.headline)
+        assert facts.best.untested and not facts.best.decided
+    assert any(note.startswith("every seed gave the same result") and f"{test:,} test samples" in note
+               for note in section.notes)
+
+
+def test_without_a_budget_a_linear_model_learns_its_tasks(tmp_path):
+    benchmark = features(tmp_path / "features.npz", clusters, 200)
+    record, = clbench.run(benchmark=benchmark, model="linear", methods="er", scenario="class", workers=0, seeds=1,
+                          out=tmp_path / "run")
+    assert record.trial.recipe.epochs == 300 and not by_setting([record])[0].cautions
