@@ -28,7 +28,8 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
 
     With its 95% interval, the p-value, that corrected for all pairs (Holm), the effect size (Hedges' g) and a verdict.
     Exact sign flips decide where there are seeds enough for them, else the paired t test. All methods see the same
-    batches from the same weights, so seeds are pairs.
+    batches from the same weights, so seeds are pairs. References (naive, frozen, joint, ...) are not compared without
+    --baseline; if there is only one method beside them, it is compared with each of them.
     """
     from rich.console import Console
 

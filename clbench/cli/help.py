@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -29,6 +31,16 @@ class WithExamples(click.Command):
 
 class Command(WithExamples):
     """A command with examples and with its options in groups."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a list that a space has cut in two is an error that says so."""
+        for index, (first, second) in enumerate(() if ctx.resilient_parsing else pairwise(args)):
+            cut = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
+            if cut or second.startswith(","):
+                option = f"{args[index - 1]} " if index and args[index - 1].startswith("--") else ""
+                raise click.UsageError(f"{option}{first} {second}: a space after the comma? write "
+                                       f"{option}{first}{second}", ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each group."""

@@ -64,11 +64,12 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     if out is None and len(folders) > 1:
         raise SpecError("a report of several folders needs a place of its own: --out DIR")
     records = read_records(folders)
-    whole, folder = report.build(records, baseline), out or folders[0]
+    whole, folder = report.build(records, baseline, registry=registry), out or folders[0]
+    for_programs = report.build(records, baseline, ids=True) if any(info.ids for info in wanted) else whole
     if out is None:
         looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
-    paths = [report.write(whole, folder, info) for info in wanted]
+    paths = [report.write(for_programs if info.ids else whole, folder, info) for info in wanted]
     show(whole, Console())
     for path in paths:
         click.echo(f"report: {path}")
@@ -85,7 +86,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     from clbench.results import merge
     from clbench.results.merge import by_method
 
-    merged = merge.merge_runs(folders)
+    merged = merge.merge_runs(folders, click.get_current_context().command_path)
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

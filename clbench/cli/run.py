@@ -82,12 +82,21 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     What the run folder already holds is not run again; trials that failed are. Results of other code or data than there
     are now are listed first, and nothing is trained.
     """
+    from clbench.core.errors import SpecError
     from clbench.core.registry import discover
     from clbench.execution import run
     from clbench.experiment.overrides import read_spec
 
+    if spec is None and flags["methods"] is None:
+        line, meaning = EXAMPLES[0]
+        raise SpecError("which methods? Pass them as in --methods lora,ewc, or name a file\n"
+                        f"{line}    {meaning}")
+    registry = discover(files=plugins)
+    if spec is not None and not spec.exists() and str(spec) in registry.strategies:
+        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give all methods as one list, as in "
+                        f"--methods {flags['methods'] or 'er'},{spec}")
     found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, discover(files=plugins), out or run.default_out(found, spec), log, shard, stale)
+    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale)
     ended = run_missing(ready, dry_run)
     return conclude(ready) if ended is None else ended
 
@@ -136,7 +145,7 @@ def conclude(ready: Experiment) -> int:
 
     results = ready.results()
     paths = write_report(ready)
-    show(report.build(results), Console())
+    show(report.build(results, registry=ready.registry), Console())
     for path in paths:
         click.echo(f"report:  {path}")
     click.echo(f"records: {ready.store.records}")

@@ -34,8 +34,9 @@ def runs(places: tuple[Path, ...]) -> None:
     """
     from tabulate import tabulate
 
-    from clbench.execution.housekeeping import run_folders, survey
+    from clbench.execution.housekeeping import survey
     from clbench.report.formatting import number
+    from clbench.results.store import run_folders
 
     found = [survey(folder) for folder in run_folders(places or (RUNS,))]
     if not found:
@@ -64,8 +65,9 @@ def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) ->
     """
     from clbench.core.files import default_data_dir
     from clbench.core.registry import discover
-    from clbench.execution.housekeeping import garbage, remove, run_folders
+    from clbench.execution.housekeeping import garbage, remove
     from clbench.report.formatting import number
+    from clbench.results.store import run_folders
 
     found = garbage(run_folders(places or (RUNS,)), data or default_data_dir(), discover())
     for one in found:

@@ -39,6 +39,9 @@ class StrategyInfo:
     class says so (`Options.needs_boundaries`). `parts_per_task` says that it has a part for each task (adapters,
     columns, heads, prompts), so that classes that arrive in several tasks (blur, repeat) make no sense to it.
 
+    `display_name` is what reports call the method, with options in braces: `"LoRA r={rank}"`. Without one, reports call
+    it by its name and the options that differ from the defaults: `lora:rank=8`.
+
     `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
     strategy has exported to the trial's folder (`clbench.load_model`).
     """
@@ -57,6 +60,7 @@ class StrategyInfo:
     load_model: str | Callable[..., Any] = ""
     task_free: bool = False
     parts_per_task: bool = False
+    display_name: str = ""
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
 
@@ -100,12 +104,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ReportFormat:
-    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text."""
+    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text.
+
+    With `ids` methods are called by what `--methods` takes (`lora:rank=8`), for programs, instead of by display names.
+    """
 
     name: str
     suffix: str
     render: str | Callable[..., str]
     summary: str
+    ids: bool = False
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Registry:
             if entry in (name, f"clbench_{name.partition(':')[0].replace('-', '_')}"):
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
-        raise SpecError(unknown(kind, name, known, listing))
+        raise SpecError(unknown(kind, name, known, listing) + "; in a file? --plugin FILE" * (kind == "method"))
 
 
 def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:

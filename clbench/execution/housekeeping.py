@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from clbench.core.registry import Registry
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-DEPTH = 3  # folders below one that is named, in which run folders are looked for
 KEPT = ("done", "diverged")  # records that no run replaces, so that their checkpoints are of no use
 
 
@@ -42,29 +41,6 @@ class Garbage:
     path: Path
     bytes: int
     why: str
-
-
-def run_folders(places: Iterable[Path]) -> list[Path]:
-    """Return the run folders among some folders and below them, in alphabetical order.
-
-    Raises:
-        StoreError: a folder is not there.
-    """
-    found: dict[Path, None] = {}
-    for place in places:
-        if not place.is_dir():
-            raise StoreError(f"no folder {place}")
-        found |= dict.fromkeys(sorted(_below(place, DEPTH)))
-    return list(found)
-
-
-def _below(place: Path, depth: int) -> Iterator[Path]:
-    if (place / "records").is_dir():
-        yield place
-    elif depth:
-        for inner in place.iterdir():
-            if inner.is_dir() and not inner.name.startswith("."):
-                yield from _below(inner, depth - 1)
 
 
 def survey(folder: Path) -> RunFacts:

@@ -283,7 +283,7 @@ def write_report(experiment: Experiment) -> list[Path]:
     """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
-    whole, folder = report.build(experiment.study()), experiment.store.directory
+    whole, folder = report.build(experiment.study(), registry=experiment.registry), experiment.store.directory
     looks.note(folder, experiment.study())
     report.write_figures(whole, folder)
     return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]

@@ -79,13 +79,16 @@ def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Reco
     return lambda record, _: metric(record.curve) if record.curve else None
 
 
-ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
+ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
+              lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
 FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R), COMPARISON,
                      tested=True, in_report=True)
 # A method that fits its classifier in closed form trains 0 parameters: another way of learning, not less of it.
-TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable),
+TRAINABLE = Measure(Column("trainable params per task", "count", "down", "trainable parameters per task"),
+                    lambda r, _: _last(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
-BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
+BYTES = Measure(Column("bytes kept", "bytes", "down", "storage"),
+                lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
 COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _total(r.costs.train_flops), COMPARISON,
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
@@ -96,22 +99,28 @@ INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.c
 MEASURES = (  # in the order of the tables' columns
     ACC,
     FORGETTING,
-    Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
-    Measure(Column("task inference", "percent", "up"), lambda r, _: _task_inference(r), COMPARISON, tested=True,
+    Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
+    Measure(Column("task inference", "percent", "up", "task-ID accuracy"),
+            lambda r, _: _task_inference(r), COMPARISON, tested=True,
             optional=True),
     TRAINABLE,
-    Measure(Column("total params", "count", "down"), lambda r, _: _held(r.costs.parameters), COMPARISON),
+    Measure(Column("total params", "count", "down", "total parameters"),
+            lambda r, _: _held(r.costs.parameters), COMPARISON),
     BYTES,
     COMPUTE,
     TIME,
-    Measure(Column("AIA", "percent", "up"), lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
+    Measure(Column("AIA", "percent", "up", "average incremental accuracy"),
+            lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
     Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
             tested=True),
-    Measure(Column("FWT", "points", "up"), lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
+    Measure(Column("FWT", "points", "up", "forward transfer"),
+            lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
-    Measure(Column("min-ACC", "percent", "up"), _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
+    Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
+            _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("WC-ACC", "percent", "up"), _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
+    Measure(Column("WC-ACC", "percent", "up", "worst-case accuracy"),
+            _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
             optional=True),
     Measure(Column("anytime average", "percent", "up"), _of_curve(curve_metrics.anytime), WHILE_LEARNED, tested=True,
             optional=True),
@@ -120,7 +129,8 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
     Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
             optional=True),
-    Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
+    Measure(Column("optimiser steps", "count", heading="optimizer steps"),
+            lambda r, _: _total(r.costs.steps), MORE_COSTS),
     REPLAY,
     INFERENCE,
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),

@@ -7,16 +7,17 @@ from dataclasses import replace
 from itertools import repeat
 from statistics import fmean
 
-from clbench.core.scenario import scenario_rules
+from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes, rule
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.choosable import choosable
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
+from clbench.report.analysis.footnote import footnote
 from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
-from clbench.report.analysis.headline import against_column, headline
+from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
@@ -51,19 +52,22 @@ CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
 
 
-def build(records: Sequence[Record], baseline: str | None = None) -> Report:
+def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool = False,
+          registry: Registry | None = None) -> Report:
     """Return the report on records: a section per setting, in the order in which settings and methods appear.
 
     Args:
         records: of all settings.
-        baseline: the label of the method that the others are held against, where a setting has it; by default plain
-            fine-tuning.
+        baseline: the method that the others are compared with, by its name in tables, its id or its label, if a setting
+            has it; by default fine-tuning (naive).
+        ids: whether methods are called by their ids (`lora:rank=8`) instead of their display names (`LoRA r=8`).
+        registry: of the methods, for their display names; None for those that are installed.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline.
     """
-    settings = readable(records, baseline, "clbench report without --baseline")
+    settings = readable(records, baseline, "clbench report without --baseline", ids=ids, registry=registry)
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
                   tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
@@ -73,7 +77,6 @@ def build(records: Sequence[Record], baseline: str | None = None) -> Report:
 def _section(setting: Setting, slug: str) -> Section:
     setting = setting.by_accuracy()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
-    trial = records[0].trial
     results = tuple(m.result for m in methods)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
@@ -83,7 +86,7 @@ def _section(setting: Setting, slug: str) -> Section:
     costs = _with_growth(costs, methods)
     found = facts(setting, everything=families.get(ACC))
     if found.baseline:
-        comparison = _beside(comparison, *against_column(setting, found.baseline))
+        comparison = _beside(comparison, *difference_column(setting, found.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
@@ -97,11 +100,7 @@ def _section(setting: Setting, slug: str) -> Section:
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
-        summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
-                      f"{notes.recipe(trial.recipe, trial.arrival)}, "
-                      + (f"{trial.arrival}, " if str(trial.arrival) else "")
-                      + f"seeds {listed(list(seeds))}"
-                      + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
+        summary=notes.summary(records, seeds),
         comparison=comparison,
         details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
@@ -121,6 +120,7 @@ def _section(setting: Setting, slug: str) -> Section:
         arrivals=arriving,
         anatomy=told,
         headline=headline(setting, found),
+        footnote=footnote(setting, found),
         facts=found,
         choosable=choosable(setting, families.get(ACC)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),

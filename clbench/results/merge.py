@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 from clbench.core.errors import StoreError
 from clbench.results import diff
 from clbench.results.records import Record
-from clbench.results.store import Problem, Store
+from clbench.results.store import Problem, Store, run_folders
+
+MOST_SHOWN = 20  # of the run folders that an error lists
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,15 @@ class Merged:
     notes: tuple[str, ...]  # where one record was taken for another
 
 
-def merge_runs(folders: Sequence[Path]) -> Merged:
+def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merged:
     """Read run folders and merge their records by key.
 
     Two records of a trial must agree in what the trial gave; labels may differ, the first folder's counts. A record of
     a failed trial gives way to one that is not, as it does when a run goes on.
+
+    Args:
+        folders: the run folders.
+        command: what the user runs, to be shown with each run folder that lies below one without records.
 
     Raises:
         StoreError: records of a trial conflict (all that do are named), or a folder has none or cannot be read.
@@ -38,7 +45,7 @@ def merge_runs(folders: Sequence[Path]) -> Merged:
         records, bad = Store(folder).read()
         problems += bad
         if not records:
-            raise StoreError(f"no records in {folder / 'records'}; clbench run --out {folder} makes some")
+            raise StoreError(_no_records(folder, command))
         for record in records:
             first, home = found.setdefault(record.key, (record, folder))
             if first.outcome() == record.outcome() and not diff.curve_difference(first, record):
@@ -59,6 +66,16 @@ def merge_runs(folders: Sequence[Path]) -> Merged:
                          "away (clbench diff A B shows more)")
         raise StoreError("\n".join(conflicts))
     return Merged(tuple(record for record, _ in found.values()), tuple(problems), tuple(notes))
+
+
+def _no_records(folder: Path, command: str) -> str:
+    """Say that a folder has no records, and which run folders below it may be meant."""
+    inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
+    if not inner:
+        return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
+    more = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
+    return "\n".join([f"no records in {folder / 'records'}, but there are run folders below {folder}; choose one:",
+                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *more])
 
 
 def name(record: Record) -> str:

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from clbench.results.records import Record
 
 MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
 MARK_SECONDS = 30 * 86400.0  # longer than any run
+DEPTH = 3  # folders below one that is named, in which run folders are looked for
 MODEL, STATE = "model.safetensors", "state.safetensors"  # in a trial's artifacts: what `--keep` keeps of it
 
 
@@ -194,3 +195,26 @@ def read_record(path: Path) -> Record | Problem:
     if path.name != f"{record.key}.json":
         return Problem(path, f"its name is not that of its trial, {record.key}.json")
     return record
+
+
+def run_folders(places: Iterable[Path]) -> list[Path]:
+    """Return the run folders among some folders and below them, in alphabetical order.
+
+    Raises:
+        StoreError: a folder is not there.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            raise StoreError(f"no folder {place}")
+        found |= dict.fromkeys(sorted(_below(place, DEPTH)))
+    return list(found)
+
+
+def _below(place: Path, depth: int) -> Iterator[Path]:
+    if (place / "records").is_dir():
+        yield place
+    elif depth:
+        for inner in place.iterdir():
+            if inner.is_dir() and not inner.name.startswith("."):
+                yield from _below(inner, depth - 1)

@@ -120,7 +120,8 @@ class Strategy(OldNames, nn.Module):
     """
 
     # (name pattern, role) pairs: the first pattern that matches a parameter or buffer (fnmatch) gives its role in the
-    # footprint, as in (("heads.*", "heads"), ("memory_*", "replay")); without a match the role is "base".
+    # footprint, as in (("heads.*", "heads"), ("memory_*", "replay")); without a match the role is "base". The roles of
+    # base classes apply too, after the class's own.
     roles: tuple[tuple[str, str], ...] = ()
     # Patterns (fnmatch) of the parameters that `recipe.head_lr` is the learning rate of.
     head_parameters: ClassVar[tuple[str, ...]] = ("model.head.*", "heads.*")

@@ -31,6 +31,7 @@ from clbench.core.scenario import SCENARIOS
 from clbench.results.records import Costs, Timings
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.hidden import check_task_free
+from clbench.testing.stored import check_stored_samples
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate
@@ -237,6 +238,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "checkpoint": check_checkpoint,
     "learning-rates": check_learning_rates,
     "task-free": check_task_free,
+    "stored-samples": check_stored_samples,
 }
 
 

@@ -30,4 +30,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "a shared module that a discriminator cannot tell tasks by; per task a private one and a head",
                          ACLOptions, "Ebrahimi et al. 2020, arXiv 2003.09553",
                          recipe={"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="ACL"),)

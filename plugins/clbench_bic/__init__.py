@@ -33,4 +33,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("bic", "clbench_bic.strategy:BiC",
                          "replays and distils, then corrects the new classes' logits by two numbers", BiCOptions,
-                         "Wu et al. 2019, arXiv 1905.13260"),)
+                         "Wu et al. 2019, arXiv 1905.13260", display_name="BiC ({capacity})"),)

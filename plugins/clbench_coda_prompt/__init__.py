@@ -33,4 +33,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "base frozen; keys and values in attention, a sum of components weighted for each sample, to "
                          "which each task adds some (vision transformers only)", CodaPromptOptions,
                          "Smith et al. 2023, arXiv 2211.13218", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}, parts_per_task=True),)
+                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}, parts_per_task=True,
+                         display_name="CODA-Prompt"),)

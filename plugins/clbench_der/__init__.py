@@ -30,6 +30,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     paper = "Buzzega et al. 2020, arXiv 2004.07211"
     return (StrategyInfo("der", "clbench_der.strategy:DER",
                          "replays kept samples with the logits they had when they were met", DEROptions, paper,
-                         task_free=True),
+                         task_free=True, display_name="DER ({capacity})"),
             StrategyInfo("der++", "clbench_der.strategy:DERPP", "der, and replays their labels as well",
-                         DERPPOptions, paper, task_free=True))
+                         DERPPOptions, paper, task_free=True, display_name="DER++ ({capacity})"))

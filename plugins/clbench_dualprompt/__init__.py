@@ -37,4 +37,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "base frozen; keys and values in attention, some of all tasks, some of the task whose key "
                          "suits the sample (vision transformers only)", DualPromptOptions,
                          "Wang et al. 2022, arXiv 2204.04799", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, parts_per_task=True),)
+                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, parts_per_task=True,
+                         display_name="DualPrompt"),)

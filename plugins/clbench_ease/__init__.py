@@ -53,4 +53,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "similar classes", EASEOptions, "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="EASE"),)

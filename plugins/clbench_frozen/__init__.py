@@ -18,4 +18,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
                          "base frozen; per task a head and nothing else (linear probing, lora at rank 0)",
                          FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),),
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="Linear probe"),)

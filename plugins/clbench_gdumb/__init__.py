@@ -27,4 +27,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("gdumb", "clbench_gdumb.strategy:GDumb",
                          "keeps a class-balanced memory and trains on it alone, from scratch, after every task",
-                         GDumbOptions, "Prabhu et al. 2020, ECCV (drimpossible/GDumb)"),)
+                         GDumbOptions, "Prabhu et al. 2020, ECCV (drimpossible/GDumb)",
+                         display_name="GDumb ({capacity})"),)

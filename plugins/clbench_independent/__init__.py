@@ -18,4 +18,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
                          "per task a full fine-tuned copy of the starting network (lora at full rank)",
                          IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="One model per task"),)

@@ -17,4 +17,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
                          "trains on the data of all tasks so far, which it keeps (upper bound)", JointOptions,
-                         reference=True),)
+                         reference=True, display_name="Joint training"),)

@@ -22,4 +22,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("l2", "clbench_l2.strategy:L2",
                          "holds all parameters alike near where the last task left them", L2Options,
                          "Kirkpatrick et al. 2017, arXiv 1612.00796 (their L2 baseline); Hsu et al. 2018, "
-                         "arXiv 1810.12488"),)
+                         "arXiv 1810.12488", display_name="L2"),)

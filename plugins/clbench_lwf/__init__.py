@@ -49,4 +49,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("lwf", "clbench_lwf.strategy:LwF",
                          "keeps what the old network answered to the new task's samples", LwFOptions,
-                         "Li & Hoiem 2016, arXiv 1606.09282"),)
+                         "Li & Hoiem 2016, arXiv 1606.09282", display_name="LwF"),)

@@ -27,4 +27,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("mas", "clbench_mas.strategy:MAS",
                          "holds parameters by how much the outputs depend on each; needs no labels", MASOptions,
-                         "Aljundi et al. 2018, arXiv 1711.09601"),)
+                         "Aljundi et al. 2018, arXiv 1711.09601", display_name="MAS"),)

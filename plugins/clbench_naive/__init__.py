@@ -16,4 +16,4 @@ class NaiveOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
     return (StrategyInfo("naive", "clbench.strategy:Strategy", "fine-tuning, nothing against forgetting",
-                         NaiveOptions, reference=True, baseline=True, task_free=True),)
+                         NaiveOptions, reference=True, baseline=True, task_free=True, display_name="Fine-tuning"),)

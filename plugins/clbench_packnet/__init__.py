@@ -22,4 +22,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("packnet", "clbench_packnet.strategy:PackNet",
                          "each task trains the free weights, keeps the largest and leaves the rest to the next",
-                         PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769", parts_per_task=True),)
+                         PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769", parts_per_task=True,
+                         display_name="PackNet"),)

@@ -22,4 +22,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("ridge", "clbench_ridge.strategy:Ridge",
                          "base frozen; ridge regression of one-hot labels on its features, in closed form",
-                         RidgeOptions, "Hoerl & Kennard 1970, Technometrics 12(1)", task_free=True),)
+                         RidgeOptions, "Hoerl & Kennard 1970, Technometrics 12(1)", task_free=True,
+                         display_name="Ridge"),)

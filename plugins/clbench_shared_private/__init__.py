@@ -23,4 +23,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("shared-private", "clbench_shared_private.strategy:SharedPrivate",
                          "shared encoder, frozen after the first task; per task a private head (and hidden layer)",
                          SharedPrivateOptions, paper="compare Ebrahimi et al. 2020, arXiv 2003.09553 (ACL)",
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="Shared-private"),)

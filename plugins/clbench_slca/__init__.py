@@ -26,4 +26,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("slca", "clbench_slca.strategy:SLCA",
                          "fine-tuning with a slow body; the head is realigned on Gaussians of the classes so far",
                          SLCAOptions, "Zhang et al. 2023, arXiv 2303.05118",
-                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}),)
+                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+                         display_name="SLCA"),)

@@ -55,6 +55,16 @@ def test_a_folder_without_records_and_an_unknown_format_are_errors(tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_folder_of_run_folders_lists_them(command, tmp_path, capsys):
+    for name in ("b", "deep/a"):
+        Store(tmp_path / "runs" / name).write(make_record())
+    assert cli.call([command, str(tmp_path / "runs")]) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"but there are run folders below {tmp_path / 'runs'}; choose one:")
+    assert rest == [f"Error: clbench {command} {tmp_path / 'runs' / name}" for name in ("b", "deep/a")]
+
+
 def test_formats_and_figures_are_lists_and_written_beside_one_another(folder, tmp_path, capsys):
     out = tmp_path / "elsewhere"
     assert cli.call(["report", str(folder), "--format", "md,latex", "--format", "csv,json", "--figures", "pdf,png",

@@ -145,7 +145,13 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     (["--methods", "lora", "--epochs", "1", "--iterations", "1"], ["recipe: give epochs or iterations, not both"]),
     (["--methods", "lora", "--lr", "fast"], ["Invalid value for '--lr'"]),
     (["absent.toml"], ["no experiment file absent.toml"]),
-    ([], ["methods: is needed"]),
+    ([], ["which methods? Pass them as in --methods lora,ewc", "clbench run --methods lora,ewc    the first"]),
+    (["--methods", "er,", "ewc"], ["--methods er, ewc: a space after the comma? write --methods er,ewc"]),
+    (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
+    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give all methods as one list, as in "
+                                  "--methods er,ewc"]),
+    (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease'? (clbench methods lists all); in a file? "
+                               "--plugin FILE"]),
 ])
 def test_bad_input_is_a_line_per_mistake_and_nothing_is_written(args, lines, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -156,6 +162,12 @@ def test_bad_input_is_a_line_per_mistake_and_nothing_is_written(args, lines, cap
     for got, wanted in zip(found, lines, strict=True):
         assert got.startswith(f"Error: {wanted}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_follow_a_list_that_ends_in_a_comma(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('methods = ["naive"]\n')
+    assert call(capsys, "--dry-run", "--methods", "naive,", "mine.toml")[0] == 0
 
 
 def test_several_mistakes_in_a_file_are_all_named_with_their_place(capsys, tmp_path):

@@ -10,8 +10,8 @@ from clbench import cli
 from clbench.core.files import lock
 from clbench.core.registry import discover
 from clbench.data import cache
-from clbench.execution.housekeeping import garbage, run_folders, survey
-from clbench.results.store import Store
+from clbench.execution.housekeeping import garbage, survey
+from clbench.results.store import Store, run_folders
 
 
 @pytest.fixture

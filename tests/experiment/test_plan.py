@@ -43,7 +43,7 @@ def test_all_mistakes_are_listed(registry):
     assert str(caught.value).splitlines() == [
         "no benchmark 'split-mnst'; did you mean 'split-mnist' or 'split-mnist-5k'? (clbench benchmarks lists all)",
         "no model 'mpl'; did you mean 'mlp'? (clbench models lists all)",
-        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)",
+        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all); in a file? --plugin FILE",
         "ewc: no option 'strenght'; did you mean 'strength'? (clbench methods lists all)",
     ]
 

@@ -9,7 +9,10 @@ from helpers.records import make_matrix, make_record
 from clbench import cli
 from clbench.report import build
 from clbench.report.analysis.families import family
-from clbench.report.columns import ACC
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.paired_tests import compare
+from clbench.report.analysis.readable import readable
+from clbench.report.columns import ACC, MEASURES
 from clbench.report.figures.draw import draw_report
 from clbench.report.figures.ranks import groups
 from clbench.report.formats.html import render as html
@@ -21,6 +24,7 @@ from clbench.results.paired import saturated_rate
 from clbench.results.store import Store
 
 COLUMN = ACC.column
+MEASURE = {measure.column.title: measure for measure in MEASURES}
 
 
 def study(shifts, seeds, draws=None, benchmark="split-mnist-5k"):
@@ -81,6 +85,25 @@ def test_a_baseline_makes_a_smaller_family_and_may_be_a_reference(run, capsys):
     assert "**ACC: each method minus naive**" in out and "p, corrected for 2" in out
     assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith(("| lora", "| ewc"))] == [
         "better", "better"]
+
+
+def test_a_baseline_that_a_setting_lacks_is_said_there_and_used_elsewhere(run, capsys):
+    records = [*study({"lora": 0.0, "ewc": -0.05}, range(7)),
+               *study({"er": 0.0, "lora": -0.1, "naive": -0.2}, range(7), benchmark="rotated-mnist")]
+    assert cli.call(["compare", run(records), "--baseline", "er", "--metric", "ACC"]) == 0
+    with_er, without = capsys.readouterr().out.split("split-mnist-5k, scenario")
+    assert "ACC: each method minus er" in with_er and "worse" in with_er
+    assert ("ACC: nothing is compared here, because the baseline er was not run in this setting"
+            in " ".join(without.split()))
+    failed = [*study({"lora": 0.0, "ewc": -0.05}, range(2)), make_record("er", 0, status="diverged")]
+    setting, = readable(failed, "er")
+    assert compare(setting, [MEASURE["forgetting"], ACC], "er") == (
+        ("forgetting, ACC: nothing is compared here, because no trial of the baseline er gave a result",), ())
+    told = [make_record(m, s, task_inference=make_matrix(3) if m == "lora" else None) for m in ("lora", "er")
+            for s in range(2)]
+    setting, = by_setting(told)
+    assert compare(setting, [MEASURE["task inference"]], "er")[0] == (
+        "task inference: nothing is compared here, because the baseline er lacks this metric on some seed",)
 
 
 def test_the_test_that_decides_is_said_with_what_it_supposes(run, capsys):
@@ -229,3 +252,25 @@ def test_groups_are_the_widest_runs_within_the_critical_difference():
         found = groups(ranks, critical)
         assert joined == {(i, j) for first, last in found for i in range(first, last) for j in range(i + 1, last + 1)}
         assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))
+
+
+def test_a_single_method_is_compared_with_each_reference(run, capsys):
+    folder = run(study({"er": 0.0, "naive": -0.2, "joint": 0.05}, range(7)))
+    assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pairs = {line.split()[2]: line for line in lines if line.startswith("er minus ")}
+    assert set(pairs) == {"naive", "joint"} and "ACC: er minus each reference" in lines
+    assert float(pairs["naive"].split()[4]) == pytest.approx(20, abs=1)
+    assert pairs["naive"].endswith("er is better") and pairs["joint"].endswith("joint is better")
+    assert any("2 tests against each reference" in line for line in lines)
+
+
+def test_a_single_method_without_fine_tuning_is_held_against_the_linear_probe():
+    records = study({"lora": 0.0, "frozen": -0.1}, range(3))
+    for record in records[3:]:
+        record.costs.trainable[1:] = [10, 10]  # a head for each task, and the whole network in the first
+    probe = [record.model_copy(update={"reference": True}) for record in records[3:]]
+    (setting,) = readable([*records[:3], *probe])
+    assert setting.baseline == "frozen"
+    (several,) = readable([*records[:3], *probe, *study({"ewc": 0.0}, range(3))])
+    assert several.baseline is None  # they are compared with one another

@@ -158,6 +158,18 @@ def test_a_comparison_is_that_of_the_command():
         results.compare(metrics=["AC"])
 
 
+@pytest.mark.extra("notebook")
+def test_a_baseline_that_one_setting_lacks_is_used_where_it_is():
+    made = {"task": ("lora", "ewc"), "class": ("er", "lora")}
+    results = Results(make_record(name, seed, make_matrix(2, 0.01 * seed * (name == "er")), scenario=scenario)
+                      for scenario, names in made.items() for name in names for seed in range(3))
+    found = results.compare("er", "ACC")
+    assert found["method"].tolist() == ["lora"] and set(found["setting"]) == {
+        "split-mnist-5k, scenario class, mlp"}
+    assert ("split-mnist-5k, scenario task, mlp: ACC: nothing is compared here, because the baseline er was not run in "
+            "this setting") in found.attrs["verdicts"]
+
+
 def test_figures_are_those_of_the_report():
     results = study()
     curves = results.plot()

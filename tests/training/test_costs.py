@@ -3,6 +3,7 @@ from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
+from clbench.strategy.replay import ReplayMemory
 from clbench.testing.checks import bench
 from clbench.training.trials.costs import measure, role
 
@@ -28,3 +29,44 @@ def test_what_is_kept_is_counted_by_role_and_once():
     assert kept.replay_samples == 7
     assert role(b.strategy, "memory_x") == "replay"
     assert role(b.strategy, "model.head.weight") == "base"
+
+
+class WithTeacher(ReplayMemory):
+    roles = (("teacher.*", "teacher"),)
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options, capacity=10)
+        self.teacher = nn.Linear(3, 2)
+
+    def after_task(self, task):
+        self.offer(task.train)
+
+
+class Renames(WithTeacher):
+    roles = (("teacher.weight", "matrix"), ("memory_seen", "totals"))
+
+
+class Mixed(Keeps, Renames):
+    def __init__(self, model, world, options):
+        WithTeacher.__init__(self, model, world, options)
+
+
+def test_a_class_adds_to_the_roles_of_its_bases():
+    b = bench(StrategyInfo("with-teacher", WithTeacher, ""), {}, "class")
+    b.learn(0)
+    kept = measure(b.strategy)
+    model = 4 * sum(p.numel() for p in b.strategy.model.parameters())
+    # ten images of 64 bytes with label and task (int64); of the six classes a count (int64) and a mark (bool)
+    assert kept.bytes == {"base": model, "teacher": 32, "replay": 10 * (64 + 8 + 8), "counters": 6 * (8 + 1)}
+    assert kept.replay_samples == 10
+
+
+def test_the_roles_of_a_class_come_before_those_of_its_bases():
+    strategy = bench(StrategyInfo("renames", Renames, ""), {}, "class").strategy
+    names = ("teacher.weight", "teacher.bias", "memory_seen", "memory_full", "memory_x")
+    assert [role(strategy, name) for name in names] == ["matrix", "teacher", "totals", "counters", "replay"]
+    # of two bases the first one's come first: `Keeps` has "memory_*" for replay, so its pattern takes the counters
+    strategy = bench(StrategyInfo("mixed", Mixed, ""), {}, "class").strategy
+    assert [role(strategy, name) for name in names] == ["matrix", "teacher", "replay", "replay", "replay"]
+    strategy.roles = (("memory_x", "images"),)  # of one object
+    assert [role(strategy, name) for name in ("memory_x", "memory_y")] == ["images", "replay"]

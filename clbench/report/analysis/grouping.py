@@ -21,7 +21,7 @@ from clbench.report.option_columns import options_of, plain
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 
-INFERS, RECIPE, STALE = "†", "¶", "※"
+INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
 MARKS = {
     INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
@@ -39,9 +39,15 @@ MARKS = {
 class MethodRecords:
     """The records of one method in one setting."""
 
-    label: str
+    label: str  # what tables call it: its display name, or its id
     records: tuple[Record, ...]  # by seed
     seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
+    id: str = ""  # what `--methods` calls it
+
+    def __post_init__(self) -> None:
+        """Take the label for the id if there is no other one."""
+        if not self.id:
+            object.__setattr__(self, "id", self.label)
 
     @property
     def strategy(self) -> str:
@@ -80,6 +86,11 @@ class MethodRecords:
         return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
                         STALE if self.stale or len(self.codes) > 1 else "",
                         RECIPE if self.records[0].trial.own_recipe else ""])
+
+    @cached_property
+    def cautions(self) -> str:
+        """Return the marks without which the method must not appear as worse than another."""
+        return ""
 
     @property
     def stale(self) -> dict[str, list[int]]:
@@ -205,12 +216,23 @@ class Setting:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning."""
+        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning.
+
+        Without fine-tuning, the only method of a setting is held against the only reference but joint training, such as
+        a linear probe.
+        """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
-        if self.until and self.values(ACC).get(self.until.baseline or ""):
-            return self.until.baseline
-        return next((m.label for m in self._as_given if m.fine_tuning and m.done), None)
+        if self.until and self.values(ACC).get(named := self.label_of(self.until.baseline or "") or ""):
+            return named
+        references = [m for m in self._as_given if m.reference and m.done and not m.joint]
+        fine_tuning = [m for m in references if m.fine_tuning]
+        only = references if len(references) == sum(bool(m.done) and not m.reference for m in self.methods) == 1 else []
+        return next((m.label for m in fine_tuning or only), None)
+
+    def label_of(self, name: str) -> str | None:
+        """Return the label of the method with this label or id, None if there is none."""
+        return next((m.label for m in self.methods if name in (m.label, m.id)), None)
 
     @cached_property
     def _as_given(self) -> list[MethodRecords]:

@@ -1,214 +1,200 @@
-"""The first lines of a section: what its records decide, what they do not, and what to be careful about."""
+"""The first lines of a section: the answer, what it costs, the best trade-offs, cautions and what to run next."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
-from clbench.experiment.until import BEST, UntilDecided
-from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
-from clbench.report.analysis.learning import far_below, still_falling
-from clbench.report.analysis.paired_tests import looks
-from clbench.report.decided import Against, Compared, Facts, Verdict
-from clbench.report.formatting import listed, named
+from clbench.report.analysis.cautions import cautions
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.next_step import next_step
+from clbench.report.columns import BYTES, COMPUTE, MEASURES, REPLAY, TRAINABLE, Measure
+from clbench.report.decided import Against, Compared, Facts
+from clbench.report.formatting import in_words, named, number
 from clbench.report.model import Cell, Column
 from clbench.results.paired import MOST_SEEDS
-from clbench.results.records import Record
 
-Line = tuple[str, str]  # what it is about, and what is said
-TOP, SHOWN = 5, 8  # methods that are named with their accuracies; names in a list
-SOON = 5  # times the seeds there are: what more would decide is not worth waiting for
-MORE = f"more than {MOST_SEEDS:,} needed"
-
-
-def headline(setting: Setting, found: Facts) -> tuple[Line, ...]:
-    """Return the first lines of a section; only what there is to say."""
-    trial = setting.records[0].trial
-    lines = [(trial.scenario.capitalize(), _accuracies(found)), ("Front of accuracy", _fronts(found))]
-    if found.baseline and found.baseline.pairs:
-        lines.append((f"Below {found.baseline.other}", _suspects(found.baseline, "worse", "below")))
-        if found.baseline.other == setting.named_baseline:
-            lines.append((f"Above {found.baseline.other}", _suspects(found.baseline, "better", "above")))
-    if found.joint and found.joint.pairs:
-        lines.append((f"Above {found.joint.other}", _suspects(found.joint, "better", "above")))
-    if found.until:
-        counts = ", ".join(f"{m.label} {len(m.seeds)}" for m in setting.methods[:SHOWN])
-        more = f" and {len(setting.methods) - SHOWN} more" if len(setting.methods) > SHOWN else ""
-        lines.append(("Seeds", f"added until decided, {found.until.first} to at most {found.until.most}: {counts}"
-                      + more))
-    lines += [("Not decided", _undecided(setting, found)), ("Decided by", _basis(found)),
-              ("Mind", ". ".join(text[:1].upper() + text[1:] for text in _warnings(setting)))]
-    return tuple((about, f"{text}.") for about, text in lines if text)
+Line = tuple[str, str]  # what it is about, and what it says
+ANSWER, COST, TRADE_OFFS, CAUTION, NEXT = "Answer", "Cost", "Best trade-offs", "Caution", "Next"
+LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs by", CAUTION: "Caution:", NEXT: "Next:"}
+NAMES = 3  # that a line names; of more it says how many
+FRONTS = 4  # lines of trade-offs
+HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
+ALIKE = 0.1  # two costs that differ by less are called the same
 
 
-def against_column(setting: Setting, found: Compared) -> tuple[Column, list[Cell]]:
+def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
+    """Return the first lines of a section, 13 at most; those about nothing are left out."""
+    lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(facts)), (COST, _cost(setting, facts)),
+             *((TRADE_OFFS, text) for text in _trade_offs(facts)),
+             *((CAUTION, text) for text in cautions(setting)),
+             (NEXT, next_step(setting, facts))]
+    return tuple((about, text) for about, text in lines if text)
+
+
+def difference_column(setting: Setting, compared: Compared) -> tuple[Column, list[Cell]]:
     """Return the column of each method's difference to the baseline, with its verdict in a word."""
-    told = {pair.method: pair for pair in found.pairs}
-    return Column(f"against {found.other}", "points"), [_cell(told.get(m.label)) for m in setting.methods]
+    pairs = {pair.method: pair for pair in compared.pairs}
+    return (Column(f"difference to {baseline_name(setting, compared)}", "points"),
+            [_cell(pairs.get(m.label)) for m in setting.methods])
+
+
+def baseline_name(setting: Setting, compared: Compared) -> str:
+    """Return what a column calls the baseline: the name of its strategy if it has no options, else its label."""
+    method = next(m for m in setting.methods if m.label == compared.other)
+    return method.strategy if method.id == method.strategy else method.label
+
+
+VERDICTS = {"better": "better", "worse": "worse", "equal": "equal", "open": "not significant"}
 
 
 def _cell(pair: Against | None) -> Cell:
     if pair is None:
         return Cell("")
-    return Cell(f"{100 * pair.difference:+.1f} {pair.verdict}", pair.difference, pair.half_width, pair.seeds,
-                low=pair.low, high=pair.high)
+    return Cell(f"{100 * pair.difference:+.1f} ({VERDICTS[pair.verdict]})", pair.difference, pair.half_width,
+                pair.seeds, low=pair.low, high=pair.high)
 
 
-def _accuracies(found: Facts) -> str:
-    own = [label for label in found.accuracy if label not in found.references]
-    main = [c.other for c in (found.baseline, found.joint) if c]
-    names = _with_accuracy(found, own[:TOP])
-    if found.best and found.best.decided and own[0] == found.best.method:
-        names[0] += " (shown to be the best)"
-    told = ", ".join(names) + (f" (the best {TOP} of {len(own)})" if len(own) > TOP else "")
-    shown = ", ".join(_with_accuracy(found, [label for label in main if label not in own[:TOP]]))
-    return "; ".join(filter(None, [told, shown]))
+def _percent(facts: Facts, label: str) -> str:
+    return f"{100 * facts.accuracy[label]:.1f}%"
 
 
-def _with_accuracy(found: Facts, labels: Iterable[str]) -> list[str]:
-    return [f"{label} {100 * found.accuracy[label]:.1f}" for label in labels]
+def _with_accuracy(facts: Facts, label: str) -> str:
+    return f"{label} ({_percent(facts, label)})"
 
 
-def _fronts(found: Facts) -> str:
-    """Say which methods no other beats in both accuracy and a cost, by rising cost; costs with one front share it."""
-    costs: dict[tuple[str, ...], list[str]] = {}
-    for title, labels in found.fronts.items():
-        costs.setdefault(labels, []).append(title)
-    return "; ".join(f"against {' and '.join(titles)} {named(labels, SHOWN)}" for labels, titles in costs.items())
+def _answer(setting: Setting, facts: Facts) -> str:
+    """Say which method leads, whether that is certain, and which methods are not significantly worse."""
+    methods = [label for label in facts.accuracy if label not in facts.references]
+    best = facts.best
+    if best is None:
+        return "; ".join(f"{label} {_percent(facts, label)}" for label in methods[:1]) + "." * bool(methods[:1])
+    others = [*best.beaten, *best.equal, *best.open]
+    leader = _with_accuracy(facts, best.method)
+    if not best.open and not best.beaten:
+        return f"{leader} and {in_words(best.equal, NAMES)} have equal results on every seed."
+    if not best.open:
+        equal = f" Equal on every seed: {in_words(best.equal, NAMES)}." if best.equal else ""
+        if len(best.beaten) == 1:
+            return f"{leader} is significantly better than {_with_accuracy(facts, best.beaten[0])}.{equal}"
+        return f"{leader} is significantly better than {_all(len(best.beaten), len(others))}.{equal}"
+    needed = _needed(setting, facts)
+    if len(others) == 1:
+        return (f"{best.method} {_percent(facts, best.method)}, {best.open[0]} {_percent(facts, best.open[0])}: "
+                f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
+    if not best.beaten:
+        verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
+            f"leads, but it is not significantly better than any of the {len(others)} other methods")
+        return f"{leader} {verb}{needed}."
+    open_ = _open_names(setting, best.open)
+    verb = "is" if len(best.open) == 1 else "are"
+    return (f"{leader} leads; it is significantly better than {len(best.beaten)} of {len(others)} methods. {open_} "
+            f"{verb} not significantly worse{needed}.")
 
 
-def _suspects(compared: Compared, verdict: Verdict, side: Literal["above", "below"]) -> str:
-    """Say which methods are shown to be where they should not be, and which are there on every seed without that."""
-    of = len(compared.pairs)
-    shown = sorted((p for p in compared.pairs if p.verdict == verdict), key=lambda p: -abs(p.difference))
-    likely = [p.method for p in compared.pairs if p.verdict == "open" and p.every_seed == side and p.seeds > 1]
-    text = _list([f"{p.method} {100 * p.difference:+.1f}" for p in shown], of)
-    return f"{text}; on every seed, but not shown: {_list(likely, of)}" if likely else text
+def _open_names(setting: Setting, labels: Sequence[str]) -> str:
+    """Name the methods that are not significantly worse; those that were not tuned while others were are marked."""
+    methods = {m.label: m for m in setting.methods}
+    some_tuned = any(m.searched for m in setting.methods)
+    return in_words([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
+                     for label in labels], NAMES)
 
 
-def _list(names: Sequence[str], of: int) -> str:
-    if len(names) <= SHOWN:
-        return ", ".join(names) or "none"
-    return f"{len(names)} of {of} ({named(names, SHOWN)})" if len(names) < of else f"all {of}"
+def _all(count: int, others: int) -> str:
+    return f"all {count} other methods" if count == others else f"{count} of {others} methods"
 
 
-def _all_but(names: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name the methods that are not among these, if they are few; else nothing."""
-    rest = [m.label for m in methods if m.label not in names]
-    return f"all but {', '.join(rest)}" if 0 < 3 * len(rest) < len(names) else ""
-
-
-def _among(names: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name some of the methods, or the others where these are few."""
-    return _all_but(names, methods) or _list(names, len(methods))
-
-
-def _undecided(setting: Setting, found: Facts) -> str:
-    said = []
-    if found.until:
-        return _still_open(setting, found, found.until)
-    seeds = len(setting.seeds)
-    best = found.best
-    if best and best.open:
-        others = len(best.beaten) + len(best.equal) + len(best.open)
-        said.append(f"the best ({_seeds(seeds, best.needed)}): {best.method} leads, not told from "
-                    f"{_list(best.open, others)}")
-    if found.baseline and (left := found.undecided):
-        needed = [n for n in left.values() if n]
-        enough = [n for n in needed if n <= SOON * seeds]
-        would = (f"{max(needed):,} needed" if len(needed) == len(left) else MORE) if not enough or len(left) == 1 else (
-            f"{max(enough)} would decide {len(enough)} of {len(left)}" if len(enough) < len(left)
-            else f"about {max(enough)} needed")
-        said.append(f"against {found.baseline.other} ({_counted(seeds)}; {would}): "
-                    f"{_list(list(left), len(found.baseline.pairs))}")
-    return ". ".join(text if i == 0 else text[:1].upper() + text[1:] for i, text in enumerate(said))
-
-
-def _still_open(setting: Setting, found: Facts, until: UntilDecided) -> str:
-    """Say what is open where seeds were added, and whether more of them would be."""
-    said = []
-    if found.baseline and until.baseline != BEST and (left := list(found.undecided)):
-        said.append((f"against {found.baseline.other}", left, len(found.baseline.pairs)))
-    elif found.best and found.best.open and (until.baseline == BEST or not found.baseline):
-        best = found.best
-        said.append((f"the best: {best.method} leads, not told from", list(best.open),
-                     len(best.beaten) + len(best.equal) + len(best.open)))
-    told = []
-    for asked, left, of in said:
-        had = [len(m.seeds) for m in setting.methods if m.label in left]
-        over = min(had) >= until.most
-        told.append(f"{asked} (after {_counted(min(had))}{', the most that were to be added' if over else ''}): "
-                    f"{_list(left, of)}")
-    return ". ".join(told)
-
-
-def _seeds(have: int, needed: int | None) -> str:
-    return f"{_counted(have)}; {f'about {needed:,} needed' if needed else MORE}"
-
-
-def _counted(seeds: int) -> str:
-    return f"{seeds} seed{'s' * (seeds != 1)}"
-
-
-def _basis(found: Facts) -> str:
-    """Say which tests decide, and how often they err where what they suppose does not hold."""
-    if found.until:
-        asked = [f"{c.tests} against {c.other}" for c in (found.baseline, found.joint) if c]
-        asked += [f"{found.best.tests} of all pairs"] if found.best else []
-        return (f"a sequential t test, {looks(found.until)}, 5 % over each family (tests: {', '.join(asked)}); it "
-                f"supposes normal differences: with a method near 100 % up to {100 * (found.false_claims or 0):.0f} % "
-                "of such families err")
-    families = [(c.tests, f"against {c.other}", "t" if c.by_t else "flips" if any(p.test for p in c.pairs) else None)
-                for c in (found.baseline, found.joint) if c]
-    if found.best:
-        families.append((found.best.tests, "of all pairs", found.best.test))
-    said = []
-    for test, words in (("flips", "sign flips"), ("t", "paired t, which supposes normal differences")):
-        chosen = [f"{tests} {asked}" for tests, asked, by in families if by == test]
-        if chosen:
-            said.append(f"{words} (tests: {', '.join(chosen)})")
-    rate = found.false_claims
-    if said and rate is not None:
-        said[-1] += f"; with a method near 100 % up to {100 * rate:.0f} % of such families err, not 5 %"
-    return "; ".join(said)
-
-
-def _warnings(setting: Setting) -> Iterable[str]:
-    methods = [m for m in setting.methods if m.done]
-    if added := {r.trial.seed for r in setting.records if r.seen}:
-        yield f"seeds added after a look at a report, which tests do not allow for: {listed(sorted(added))}"
-    own = [m for m in methods if not m.reference]
-    if not_done := [m.label for m in setting.methods if not m.complete]:
-        yield f"not all seeds: {_list(not_done, len(setting.methods))}"
-    if setting.baseline is None:
-        yield "no naive among the records, so nothing says which methods are worse than plain fine-tuning"
-    searched = [m.label for m in own if m.searched]
-    rest = [m.label for m in own if not m.searched]
-    if own:
-        told = _all_but(searched, own) or _list(searched, len(own)) + (
-            f"; no search on record: {_list(rest, len(own))}" if rest else "")
-        yield (f"searched: {told}" + (", so differences are also those of the search" if rest else "")
-               if searched else "no search on record: all")
-    if steps := _steps([r for m in methods for r in m.done]):
-        yield f"{steps} steps per task"
-    if falling := [m.label for m in methods if still_falling(m.done)]:
-        yield f"still learning when a task's steps ended: {_among(falling, methods)}"
-    if behind := [m.label for m in methods if far_below(m, setting.joint) is not None]:
-        yield f"had not learned their tasks: {_among(behind, methods)}"
-    for mark, short in SHORT.items():
-        if marked := [m.label for m in setting.methods if mark in m.marks]:
-            yield f"{mark} {short}: {_among(marked, setting.methods)}"
-
-
-def _steps(records: Sequence[Record]) -> str:
-    """Return the number of steps that most methods take on a task, as a range where tasks differ."""
-    counts = Counter((min(steps), max(steps)) for r in records if any(steps := list(r.costs.steps)))
-    if not counts:
+def _needed(setting: Setting, facts: Facts) -> str:
+    """Say about how many seeds would show the nearest difference; in parentheses, with a space before."""
+    best = facts.best
+    if facts.until or best is None:
         return ""
-    (low, high), _ = counts.most_common(1)[0]
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    if best.needed is None:
+        return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(setting.seeds) > 1 else ""
+    return f" (about {best.needed:,} seeds would be needed)"
 
 
-SHORT = dict(zip(MARKS, ("inferred the task", "trained among a task's own classes", "trained among all outputs",
-                         "kept results of other code or data", "a recipe of its own"), strict=True))
+def _references(facts: Facts) -> str:
+    """Name the references with their accuracies, and how many methods are better or worse than fine-tuning."""
+    if not facts.references:
+        return ""
+    shown = [f"{label} {_percent(facts, label)}" for label in facts.accuracy if label in facts.references]
+    text = f"References: {in_words(shown, NAMES)}."
+    baseline = facts.baseline
+    if baseline and baseline.pairs and len(facts.accuracy) - len(facts.references) > 1:
+        better, worse, of = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
+        text += f" Of {of} methods, {len(better)} {_are(better)} significantly better than {baseline.other}"
+        text += f" and {len(worse)} significantly worse." if worse else "."
+    return text
+
+
+def _are(labels: Sequence[str]) -> str:
+    return "is" if len(labels) == 1 else "are"
+
+
+def _cost(setting: Setting, facts: Facts) -> str:
+    """Compare the costs of the best method that stores no samples with those of the most accurate one.
+
+    If that is the same method, the best of the others is taken that is cheaper in anything.
+    """
+    if facts.best is None:
+        return ""
+    leader = facts.best.method
+    ranked = [label for label in facts.accuracy if label in setting.eligible and label != leader]
+    for label in ranked:
+        stored = _mean(setting, REPLAY, label)
+        parts = _differences(setting, label, leader)
+        if stored == 0 and any(cheaper for cheaper, _ in parts):
+            better = [text for cheaper, text in parts if cheaper]
+            worse = [text for cheaper, text in parts if not cheaper]
+            but = f", but {in_words(worse, NAMES)}" if worse else ""
+            return f"Compared with {leader}, {label} {in_words(better, NAMES)}{but}."
+    return ""
+
+
+def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
+    values = list(setting.values(measure).get(label, {}).values())
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+COSTS: tuple[tuple[Measure, str, str, str], ...] = (  # verb, what is less or more of it in times and in percent
+    (TRAINABLE, "trains", "parameters per task", "parameters per task"),
+    (BYTES, "stores", "bytes", ""), (COMPUTE, "needs", "training compute", "training compute"))
+
+
+def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:
+    """Return whether a method is cheaper than the leader, and by how much in words, for each cost that differs."""
+    parts = []
+    for measure, verb, of_times, of_percent in COSTS:
+        own, other = _mean(setting, measure, label), _mean(setting, measure, leader)
+        if own is None or other is None or max(own, other) == 0 or abs(own - other) < ALIKE * max(own, other):
+            continue
+        cheaper = own < other
+        if min(own, other) == 0:
+            what = f"no {of_times}" if cheaper else f"{number(own, measure.column.unit)} {of_times}"
+        else:
+            what = _ratio(other / own if cheaper else own / other, cheaper, of_times, of_percent,
+                          measure.column.unit == "count")
+        parts.append((cheaper, f"{verb} {what}"))
+    return parts
+
+
+def _ratio(times: float, cheaper: bool, of_times: str, of_percent: str, counted: bool) -> str:
+    """Return `55 times fewer parameters per task`, `64% less training compute` or `3.2 times more bytes`."""
+    word = ("fewer" if counted else "less") if cheaper else "more"
+    if times >= 3:
+        return f"{times:.0f} times {word} {of_times}" if times >= 10 else f"{times:.1f} times {word} {of_times}"
+    share = 100 * (1 - 1 / times if cheaper else times - 1)
+    return " ".join(filter(None, [f"{share:.0f}% {word}", of_percent]))
+
+
+def _trade_offs(facts: Facts) -> Iterator[str]:
+    """Yield the Pareto front of accuracy against each cost, cheapest first; costs with the same front share a line."""
+    costs: dict[tuple[str, ...], list[str]] = {}
+    for title, labels in facts.fronts.items():
+        if labels:
+            costs.setdefault(labels, []).append(HEADINGS[title])
+    for labels, titles in list(costs.items())[:FRONTS]:
+        shown = [_with_accuracy(facts, label) for label in labels]
+        yield f"{in_words(titles, len(titles))}: {named(shown, NAMES)}."

@@ -77,6 +77,48 @@ def weights(found: Weights | None) -> str:
     return f"{found.path} ({told})" if told else found.path
 
 
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
+
+def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
+    """Return the setting of a section in a few pairs, for the small table under its comparison."""
+    trial = records[0].trial
+    chosen = trial.recipe
+    pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
+             ("model", trial.model.name + _size(trial)),
+             ("weights", f"{trial.weights.path} ({trial.weights.training_data or 'training data not known'})"
+              if trial.weights else "none; training starts from scratch"),
+             ("optimizer", f"{OPTIMIZERS[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
+              + (f" ({format_value(chosen.head_lr)} for heads)" if chosen.head_lr else "")
+              + (f", {chosen.schedule} schedule" if chosen.schedule != "constant" else "")
+              + (f", {chosen.precision}" if chosen.precision != "fp32" else "")),
+             ("budget", _budget(chosen, trial.arrival)),
+             ("seeds", listed(list(seeds)))]
+    stream = next((r.stream for r in records if r.stream), None)
+    if stream:
+        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks with {_spread(map(len, stream.classes))} classes, "
+                         f"{_spread(stream.train_samples)} training and {_spread(stream.test_samples)} "
+                         f"{'validation' if trial.validation else 'test'} samples each"))
+    if str(trial.arrival):
+        pairs.append(("arrival of samples", str(trial.arrival)))
+    if trial.validation:
+        pairs.append(("accuracy on", held_out(trial)))
+    return tuple((name, clean(value)) for name, value in pairs)
+
+
+def _size(trial: Trial) -> str:
+    size = trial.model.options.get("size")
+    return f" at {size} pixels" if size else ""
+
+
+def _budget(chosen: Recipe, arrival: Arrival) -> str:
+    if arrival.hidden:
+        return f"one pass over the stream, batch size {chosen.batch_size}"
+    steps = (f"{chosen.iterations:,} steps" if chosen.iterations
+             else f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}")
+    return f"{steps} per task, batch size {chosen.batch_size}"
+
+
 def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting that all records of a section share."""
     trial = records[0].trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Family, Pair, Values, family, leader
@@ -195,22 +196,41 @@ def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
     """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
 
-    References take part only as the baseline.
+    References take part only as the baseline, or if there is a single method, which is compared with each of them. If
+    the setting lacks the baseline, the verdict says so.
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
     for measure in measures:
         title = measure.column.title
         values = setting.compared(measure, [baseline] if baseline else [])
+        if baseline is not None and baseline not in values:
+            verdicts.append((title, _without(setting, baseline)))
+            continue
         tests = family(measure.column, values, baseline, until=setting.until)
-        if (baseline is not None and baseline not in values) or not tests.pairs:
+        title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
+        if baseline is None and len(values) == 1:
+            (method,), values = values, setting.compared(measure, [m.label for m in setting.methods])
+            tests = family(measure.column, values, method, until=setting.until)
+            tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
+            title_end, opponents = f"{method} minus each reference", "each reference"
+        if not tests.pairs:
             verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        why = undecided(tests) or basis(tests, baseline or "")
+        why = undecided(tests) or basis(tests, opponents)
         verdicts.append((title, "; ".join(filter(None, [why, searches(setting, values)]))))
-        against = f"each method minus {baseline}" if baseline else "all pairs of methods"
-        tables.append(table(f"{title}: {against}", tests, tests.pairs, len(setting.seeds), baseline))
+        tables.append(table(f"{title}: {title_end}", tests, tests.pairs, len(setting.seeds), baseline))
     return _by_verdict(verdicts), tuple(tables)
+
+
+def _without(setting: Setting, baseline: str) -> str:
+    """Say why nothing can be compared with a baseline that has no values of a measure."""
+    method = next((m for m in setting.methods if m.label == baseline), None)
+    if method is None:
+        return f"nothing is compared here, because the baseline {baseline} was not run in this setting"
+    if not method.done:
+        return f"nothing is compared here, because no trial of the baseline {baseline} gave a result"
+    return f"nothing is compared here, because the baseline {baseline} lacks this metric on some seed"
 
 
 def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:

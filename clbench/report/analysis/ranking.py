@@ -19,16 +19,19 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
 
     None where they would mean nothing: for fewer than three such methods, for settings with the same benchmark, which
-    are not independent, and for fewer settings than the test needs. Methods are told apart by their labels.
+    are not independent, and for fewer settings than the test needs. Methods are matched by their ids.
     """
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         return None
-    labels = [m.label for m in settings[0].methods if all(m.label in s.eligible for s in settings)]
+    by_id = [{m.id: m.label for m in s.methods if m.label in s.eligible} for s in settings]
+    ids = [id_ for id_ in by_id[0] if all(id_ in there for there in by_id)]
+    labels = [by_id[0][id_] for id_ in ids]
     if len(labels) < LEAST_METHODS or len(settings) < settings_needed(len(labels)):
         return None
-    means = [{label: fmean(found.values()) for label, found in setting.compared(ACC).items()} for setting in settings]
-    found = rank_methods([[by_label[label] for label in labels] for by_label in means])
-    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.label not in labels)
+    means = [{label: fmean(values.values()) for label, values in setting.compared(ACC).items()} for setting in settings]
+    found = rank_methods([[by_label[there[id_]] for id_ in ids]
+                          for by_label, there in zip(means, by_id, strict=True)])
+    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.id not in ids)
     said = list(_verdicts(labels, found, len(settings)))
     if left_out:
         said.append(f"Not ranked, for want of a full result in every setting: {', '.join(left_out)}")

@@ -47,8 +47,13 @@ def measure(strategy: Strategy) -> Footprint:
 
 
 def role(strategy: Strategy, name: str) -> str:
-    """Return the role of a parameter or buffer: that of the first pattern of `strategy.roles` that fits its name."""
-    return next((kind for pattern, kind in strategy.roles if fnmatchcase(name, pattern)), "base")
+    """Return the role of a parameter or buffer: that of the first pattern of `roles` that fits its name, else "base".
+
+    A class adds to the roles of its bases: its own patterns come first, then those of its bases in Python's method
+    resolution order. So a replay buffer stays "replay" in a subclass that gives roles to what it adds.
+    """
+    declared = [strategy.roles, *(vars(cls).get("roles", ()) for cls in type(strategy).__mro__[1:])]
+    return next((kind for roles in declared for pattern, kind in roles if fnmatchcase(name, pattern)), "base")
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from clbench.core.hookspecs import StrategyInfo
+from clbench.strategy.base import Strategy
+from clbench.strategy.replay import ReplayMemory
+from clbench.testing.checks import NonConforming, check
+
+
+class WithTeacher(ReplayMemory):
+    roles = (("teacher.*", "teacher"),)
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options, capacity=10)
+        self.teacher = nn.Linear(3, 2)
+
+    def after_task(self, task):
+        self.offer(task.train)
+
+
+class CountsThemAsTeacher(WithTeacher):
+    roles = (("memory_*", "teacher"),)
+
+
+class Keeps(Strategy):
+    """Keeps what `kept` gives of the samples of a task."""
+
+    persistent = True
+
+    def __init__(self, model, world, options):
+        super().__init__(model, world, options)
+        self.register_buffer("own", torch.empty(0), persistent=self.persistent)
+
+    def kept(self, x):
+        return x
+
+    def after_task(self, task):
+        self.own = self.kept(task.train.x[:3])
+
+
+class KeepsInputs(Keeps):
+    def kept(self, x):
+        return self.world.prepare(x).flatten(1)
+
+
+class KeepsUncounted(Keeps):
+    persistent = False
+
+
+class KeepsAsReplay(KeepsInputs):
+    roles = (("own", "replay"),)
+
+
+class KeepsAMean(Keeps):
+    def kept(self, x):
+        return self.world.prepare(x).mean(0)
+
+
+@pytest.mark.parametrize(("cls", "words"), [
+    (CountsThemAsTeacher, "memory_x holds training samples, but its role is 'teacher'"),
+    (Keeps, "own holds training samples, but its role is 'base'"),
+    (KeepsInputs, "own holds training samples, but its role is 'base'"),
+    (KeepsUncounted, "own holds training samples, but it is not persistent"),
+])
+def test_samples_that_are_counted_as_something_else_are_found(cls, words):
+    with pytest.raises(NonConforming, match=words):
+        check(StrategyInfo("mine", cls, ""), "stored-samples")
+
+
+@pytest.mark.parametrize("cls", [WithTeacher, KeepsAsReplay, KeepsAMean])
+def test_samples_that_are_counted_as_replay_pass_and_so_does_what_is_no_sample(cls):
+    check(StrategyInfo("mine", cls, ""), "stored-samples")
