@@ -49,6 +49,20 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
                     info.options.model_fields)
 
 
+def test_families_md_has_every_method_under_its_family():
+    registry = discover()
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    listed = {}
+    for part in text.split("\n## ")[1:]:
+        family, table = part.split("\n", 1)
+        for row in table.splitlines():
+            if row.startswith("| `"):
+                listed.update(dict.fromkeys(re.findall("`([^`]+)`", row.split("|")[1]), family.lower()))
+    declared = {name: info.family.lower() for name, info in registry.strategies.items()
+                if registry.origins["method", name].distribution == "clbench" and not name.startswith("avalanche:")}
+    assert listed == {**declared, "avalanche:NAME": "avalanche strategies"}
+
+
 def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages):
     sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
     held = {name: set() for name in discover().strategies if pages.ours(discover(), "method", name)}
