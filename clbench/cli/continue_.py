@@ -20,10 +20,11 @@ EXAMPLES = (
 @click.command("continue", cls=Command, examples=EXAMPLES)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="The new tasks; options as in split-mnist:tasks=2.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
+              help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new record and model.  "
               "[default: RUN]")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, "
+              "or else the CPU), cpu, cuda, cuda:1 or mps.")
 @execution_option("data")
 @plugin_option
 def command(run: Path, trial: str | None, benchmark: str, out: Path | None, device: str, data: Path | None,

@@ -33,7 +33,7 @@ EXAMPLES = (
               help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
+              help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
 @click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
               "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
 @plugin_option

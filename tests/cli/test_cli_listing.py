@@ -63,7 +63,8 @@ def test_methods_are_listed_by_family_with_their_year(capsys):
 
 @pytest.mark.parametrize(("paper", "year"), [
     ("Li & Hoiem 2016, arXiv 1606.09282", "2016"), ("arXiv 2004.07211", ""), ("", ""),
-    ("arXiv 1711.09601 (2018)", "2018"), ("Hoerl & Kennard 1970, Technometrics 12(1)", "1970"), ("compare Rusu et al. 2016.", "2016")])
+    ("arXiv 1711.09601 (2018)", "2018"),
+    ("Hoerl & Kennard 1970, Technometrics 12(1)", "1970"), ("compare Rusu et al. 2016.", "2016")])
 def test_the_year_is_the_first_in_the_paper(paper, year):
     assert StrategyInfo("mine", "mine:Mine", "a method", paper=paper).year == year
 

@@ -35,7 +35,7 @@ def test_every_command_and_option_is_on_its_page(pages):
         assert f"\n## clbench {command}\n" in text
     assert "\n## clbench adapters merge\n" in text
     assert "```bash\nclbench check lora:rank=2    # an installed method, with options\n" in text
-    assert "| `--seeds N\\|LIST` | A number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
+    assert "| `--seeds N\\|LIST` | Number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
 
 
 def test_everything_that_comes_with_clbench_is_on_its_page(pages):
