@@ -33,7 +33,7 @@ EXAMPLES = (
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Samples at once.  [default: what suits the "
               "device]")
 @click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]")
-@click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+@click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
               "[default: auto]")
 @execution_option("data")
 @plugin_option

@@ -61,7 +61,7 @@ NEW_FIELD = """
     assert told == [4, 5, 4, 6, 3], told
     assert inspect.signature(clbench.run).parameters["be_patient"].default == 3
     assert "        be_patient: How patient. [default: 3]" in clbench.run.__doc__
-    cli.call(["run", "--help"])
+    cli.call(["run", "--help-all"])
 """
 
 
