@@ -62,7 +62,8 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
                                   for name in wrong))
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
-        raise SpecError("a report of several folders needs a place of its own: --out DIR")
+        raise SpecError("a report of several run folders is not written into any of them: name its folder with --out "
+                        "DIR")
     records = read_records(folders)
     whole, folder = report.build(records, baseline, registry=registry), out or folders[0]
     for_programs = report.build(records, baseline, ids=True) if any(info.ids for info in wanted) else whole

@@ -131,8 +131,8 @@ def run_missing(ready: Experiment, dry_run: bool) -> int | None:
                   shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
-        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "
-                   "the same command goes on from here", err=True)
+        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done, and {ready.store.directory} has "
+                   "their results. Run the same command again to continue", err=True)
         return 130
     return None
 

@@ -96,7 +96,8 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     try:
         records = tuning.search(rows, spec, registry, out, _shown, called, stale)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
+        click.echo(f"interrupted: {out} has the results of finished trials. Run the same command again to "
+                   "continue", err=True)
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}

@@ -213,7 +213,7 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
         else:
             name.append(part)
     if not all(name):
-        raise SpecError(f"{text!r}: expected name or name:option=value")
+        raise SpecError(f"{text!r} is not a name with options: write name or name:option=value, as in lora:rank=8")
     return ":".join(name), {key: parse_value(":".join(parts)) for key, parts in written.items()}
 
 

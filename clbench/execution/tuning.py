@@ -241,8 +241,8 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
             row.hear(candidates, records)
         found += records
     run.write_report(ready)
-    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate gave a result from every seed; "
-                f"{out / 'report.md'} says why" for row in rows if not row.ranking]
+    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate has a result for every seed, because trials "
+                f"failed or diverged: {out / 'report.md'} says why" for row in rows if not row.ranking]
     if hopeless:
         raise ClbenchError("\n".join(hopeless))
     return found

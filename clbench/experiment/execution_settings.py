@@ -107,9 +107,10 @@ class ExecutionSettings(Strict):
     def _one_place(self) -> ExecutionSettings:
         """Reject settings of the other executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):
-            raise ValueError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
+            raise ValueError("--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out")
         if self.executor == "ray" and self.workers == 0:
-            raise ValueError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
+            raise ValueError("--workers 0 runs trials in this process and --executor ray on a cluster: leave one of "
+                             "them out")
         return self
 
 
