@@ -70,7 +70,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
         with EmbeddingProgress(Console(stderr=True, highlight=False), job.samples_in_all) as shown:
             done = embed(job, out, shown)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: what is done is kept in {out}.parts; the same command goes on from there", err=True)
+        click.echo(f"interrupted: {out}.parts has what is done. Run the same command again to continue", err=True)
         return 130
     pace = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
     before = f", {done.found:,} more from before" if done.found else ""

@@ -38,6 +38,7 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
 
         registry = discover(files=plugins)
         known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        names = tuple(n if n in known else registry.pattern(kind, n) or n for n in names)
         if missing := [n for n in names if n not in known]:
             raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
         if as_json:

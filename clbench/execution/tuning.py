@@ -173,10 +173,11 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], names: Sequence[list[s
     tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
     without = {name for name in only
                if not any(name in own and _space(m, spec) for m, own in zip(methods, names, strict=True))}
-    return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(tables)}"
+    return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
-              f"--methods {name}: no method {name!r} in this experiment, only {', '.join(known)}" for name in only
+              f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known)}"
+              for name in only
               if name in without),
             *([] if spec.tune else [f"nothing says what to search; add a table for each method, such as {EXAMPLE}"])]
 

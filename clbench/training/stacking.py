@@ -124,7 +124,7 @@ class OptionsView:
 
 
 # Under vmap a member does not get the numbers that it gets alone, whatever `randomness` says.
-DRAWS = "its loss draws random numbers (such as dropout), which would depend on the other trials"
+DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 
 class Loss(nn.Module):

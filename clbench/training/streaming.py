@@ -113,7 +113,7 @@ class StreamTrainer(Trainer):
         super().__init__(strategies, recipe.model_copy(update={"optimizer_state": "keep"}), seeds,
                          streams[0].augment, compiler, watch=watch)
         if len({tuple(len(task.train) for task in stream.tasks) for stream in streams}) > 1:
-            raise Unstackable("the tasks of the streams have different numbers of samples")
+            raise Unstackable("streams whose tasks have other numbers of samples do not go in one stack")
         self.streams = list(streams)
         self.flows = [Flow([task.train for task in stream.tasks], recipe.batch_size, seed, stream.augment)
                       for stream, seed in zip(streams, seeds, strict=True)]

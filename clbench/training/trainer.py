@@ -113,7 +113,7 @@ class Trainer:
             Unstackable: several that train by a loop of their own.
         """
         if len(strategies) > 1 and strategies[0].owns_loop:
-            raise Unstackable(f"{type(strategies[0]).__name__} trains with a loop of its own, one seed at a time")
+            raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.cache_bytes = cache_bytes
         self.watch = watch
@@ -263,8 +263,8 @@ def stackable(samples: list[Samples]) -> list[Samples]:
         Unstackable: members have different numbers of them, or draw them anew for every batch.
     """
     if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
-        raise Unstackable(f"its tasks have different numbers of training samples, {min(sizes):,} to {max(sizes):,}")
+        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
     if len(samples) > 1 and samples[0].is_stochastic:
-        raise Unstackable("its samples are drawn anew for every batch, and one generator cannot serve several trials")
+        raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
     return samples
 

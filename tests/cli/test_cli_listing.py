@@ -134,6 +134,11 @@ def test_options_without_a_plain_default_are_listed(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err == "Error: mine.needed: Field required\n"
 
 
+def test_a_name_that_a_pattern_matches_shows_the_pattern(capsys):
+    assert cli.call(["benchmarks", "images:photos"]) == 0
+    assert capsys.readouterr().out.startswith("images:*\n")
+
+
 def test_an_unknown_name_is_an_error_with_near_names(capsys):
     assert cli.call(["models", "mpl"]) == 2
     assert capsys.readouterr().err == "Error: no model 'mpl'; did you mean 'mlp'? (clbench models lists all)\n"

@@ -134,15 +134,14 @@ class TrialRunner:
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler, self.settings.cache_bytes,
                             Keeper.wanted(self.settings.keep, self.artifacts, origin, self.registry))
         except Unstackable as reason:
-            starved, note = False, f"ran alone and not vectorized with others, because {reason}"
+            starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
             if len(members) == 1:
                 members[0].failure = failure_of(error, planned[0].trial, self.registry)
                 return [record_of(members[0], origin, memory, self._weights_hash)]
             # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
             starved = out_of_memory(error)
-            note = (f"ran alone, because training {len(members)} trials together failed with {type(error).__name__}: "
-                    f"{error}")
+            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
         else:
             return [record_of(member, origin, memory, self._weights_hash) for member in members]
         del members
