@@ -26,15 +26,15 @@ _OPEN = "no significant difference"
     ("clbench choose runs/mine --max-kept 5MB --max-trainable 1% --max-compute 2x", "what fits on a small device"),
 ))
 @click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
-@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Whether the task ID is known at test time.  "
-              "[default: each scenario by itself]")
-@click.option("--max-kept", metavar="AMOUNT", help=f"Storage after the last task: {AMOUNT}.")
-@click.option("--no-samples-kept", is_flag=True, help="No stored training samples.")
-@click.option("--max-trainable", metavar="AMOUNT", help="Parameters trained for the last task.")
-@click.option("--max-compute", metavar="AMOUNT", help="FLOPs of training on all tasks.")
-@click.option("--max-inference", metavar="AMOUNT", help="FLOPs of predicting a sample after the last task.")
+@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Task IDs at test time: known or "
+              "unknown.  [default: each scenario by itself]")
+@click.option("--max-kept", metavar="AMOUNT", help=f"Maximum storage after the last task: {AMOUNT}.")
+@click.option("--no-samples-kept", is_flag=True, help="Exclude methods that store training samples.")
+@click.option("--max-trainable", metavar="AMOUNT", help="Maximum number of parameters trained for the last task.")
+@click.option("--max-compute", metavar="AMOUNT", help="Maximum FLOPs of training on all tasks.")
+@click.option("--max-inference", metavar="AMOUNT", help="Maximum FLOPs of predicting a sample after the last task.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
-              help="Output format.")
+              help="Format of the output.")
 def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept: bool, form: str,
             **limits: str | None) -> int:
     """Choose a method of a run folder under constraints.

@@ -26,8 +26,8 @@ EXAMPLES = (
 @click.command("continue", cls=Command, examples=EXAMPLES)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="The new tasks; options as in split-mnist:tasks=2.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
+              help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new record and model.  "
               "[default: RUN]")
 @click.option("--same-classes", "classes", flag_value="same", help="Classes with the names of old ones are these: "
               "their samples train the old outputs.")

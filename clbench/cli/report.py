@@ -33,7 +33,7 @@ EXAMPLES = (
               help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
+              help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
 @click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
               "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
 @plugin_option
@@ -60,7 +60,8 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
                                   for name in wrong))
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
-        raise SpecError("a report of several folders needs a place of its own: --out DIR")
+        raise SpecError("a report of several run folders is not written into any of them: name its folder with --out "
+                        "DIR")
     records = read_records(folders)
     whole, folder = report.build(records, baseline, registry=registry), out or folders[0]
     for_programs = report.build(records, baseline, ids=True) if any(info.ids for info in wanted) else whole

@@ -60,7 +60,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
                        training_data=known.training_data or metadata.get("training_data", "")
                        or metadata.get("benchmark", "")), known
     except OSError as error:
-        problems.append(f"cannot read weights {text}: {error.strerror}")
+        problems.append(f"weights {text} cannot be read ({error.strerror}): check the path given by --weights")
     except ClbenchError as error:
         problems += str(error).splitlines()
     return None, PretrainedInfo()

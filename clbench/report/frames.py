@@ -139,5 +139,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise ClbenchError("data frames need pandas: pip install 'clbench[notebook]'") from None
+        raise ClbenchError("data frames need pandas, which is not installed: pip install 'clbench[notebook]'") from None
     return pandas

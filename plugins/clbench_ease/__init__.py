@@ -49,8 +49,8 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
-                         "base frozen; adapters per task; prototypes in the features of all of them, missing ones from "
-                         "similar classes", EASEOptions, "Zhou et al. 2024, arXiv 2403.12030",
+                         "trains adapters per task; compares class prototypes in the features of all", EASEOptions,
+                         "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
-                         parts_per_task=True, display_name="EASE"),)
+                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),)

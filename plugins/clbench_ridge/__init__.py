@@ -21,6 +21,6 @@ class RidgeOptions(AdaptOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("ridge", "clbench_ridge.strategy:Ridge",
-                         "base frozen; ridge regression of one-hot labels on its features, in closed form",
+                         "fits ridge regression of one-hot labels on frozen features",
                          RidgeOptions, "Hoerl & Kennard 1970, Technometrics 12(1)", task_free=True,
-                         display_name="Ridge"),)
+                         display_name="Ridge", family="analytic classifiers"),)

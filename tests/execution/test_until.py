@@ -122,10 +122,10 @@ def test_several_workers_get_a_seed_each(go):
 @pytest.mark.parametrize(("settings", "message"), [
     ({"max_seeds": 20}, r"were made by --until decided --max-seeds 12 --seeds 3, this run has --until decided "
                         r"--max-seeds 20"),
-    ({"baseline": "er"}, r"A rule is fixed before the first look"),
+    ({"baseline": "er"}, r"A rule must stay the same after its first interim analysis"),
     ({"seeds": "100,101,102"}, r"has results of seed 0-11, and this rule takes 100-111"),
-    ({"seeds": 2}, r"the first look is after 3 seeds or more, got --seeds 0, 1"),
-    ({"max_seeds": 4, "seeds": 5}, r"--max-seeds 4: there are 5 seeds at first"),
+    ({"seeds": 2}, r"starts with at least 3 seeds, got --seeds 0, 1"),
+    ({"max_seeds": 4, "seeds": 5}, r"--max-seeds 4 is less than the 5 seeds to start with"),
     ({"baseline": "err"}, r"no method 'err'; did you mean 'er'"),
     ({"shard": "1/2"}, r"--shard and --until do not go together"),
 ])

@@ -89,7 +89,7 @@ def test_every_wrong_setting_is_a_line():
     with pytest.raises(SpecError) as caught:
         set_options(build(FILE), ["er.capacity=3", "rank=4", "lora.rank"])
     assert str(caught.value).splitlines() == [
-        "--set er.capacity=3: no method 'er' in this experiment, only ewc, ewc:strength=10, ewc:strength=1e5, lora, "
-        "mild",
+        "--set er.capacity=3: the experiment has no method 'er'; its methods are ewc, ewc:strength=10, "
+        "ewc:strength=1e5, lora, mild",
         "--set rank=4: expected METHOD.OPTION=VALUE, e.g. lora.rank=4",
         "--set lora.rank: expected METHOD.OPTION=VALUE, e.g. lora.rank=4"]

@@ -43,7 +43,7 @@ def test_bad_seeds_are_refused(seeds):
 
 def test_a_scenario_is_named_once():
     assert mistakes({"methods": "lora", "scenario": "task,class,task"}) == [
-        "x.toml: scenario: each once, and at least one, got task, class, task"]
+        "x.toml: scenario: give at least one, and each only once; got task, class, task"]
 
 
 def test_one_budget():
@@ -66,7 +66,7 @@ def test_a_boolean_is_no_number(values):
 
 
 def test_methods_are_needed():
-    assert mistakes({}) == ['x.toml: methods: is needed, e.g. methods = ["lora", "ewc"]']
+    assert mistakes({}) == ['x.toml: methods: this key is missing: add it, as in methods = ["lora", "ewc"]']
     assert mistakes({"methods": []})
 
 

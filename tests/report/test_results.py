@@ -97,7 +97,8 @@ def test_a_notebook_gets_the_table_and_the_verdict_escaped():
 def test_without_pandas_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     for call in (study().frame, study().summary, study().compare):
-        with pytest.raises(ClbenchError, match=r"^data frames need pandas: pip install 'clbench\[notebook\]'$"):
+        with pytest.raises(ClbenchError, match=r"^data frames need pandas, which is not installed: pip install "
+                                               r"'clbench\[notebook\]'$"):
             call()
 
 

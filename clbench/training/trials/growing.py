@@ -31,7 +31,7 @@ def read_state(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor], Tensor]
     try:
         header = checkpoint.read_header(path)
         if header is None:
-            raise StoreError(f"no state was kept to learn on from: {path} is not there; {again}")
+            raise StoreError(f"the state to continue from was not saved ({path} does not exist): {again}")
         if header.problem:
             raise StoreError(f"no state could be kept to learn on from: {header.problem}")
         with safe_open(path, "pt") as file:
