@@ -25,12 +25,12 @@ END = "<!-- end of table -->"
 HEADER = ["method", "accuracy (%)", "forgetting (points)", "trainable parameters per task", "storage",
           "training compute"]
 NAMES = {  # display names of the rows of README's table, by label
-    "ranpac:ridge=1e6": "RanPAC",
-    "er:capacity=500:recipe.lr=3e-5": "ER (500)",
-    "lora:recipe.lr=3e-3": "**LoRA r=4**",
-    "pnn:start=base:recipe.lr=3e-5": "PNN",
+    "ranpac:ridge=1e6": "RanPAC (closed form)",
+    "er:capacity=500:recipe.lr=3e-5": "ER (500 stored images)",
+    "lora:recipe.lr=3e-3": "LoRA r=4",
+    "pnn:start=base:recipe.lr=3e-5": "PNN (one network per task)",
     "shared-private:private_width=128:recipe.lr=3e-3": "Shared-private",
-    "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=3e-5": "EWC",
+    "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=3e-5": "EWC (penalty on weights)",
 }
 VERDICTS = {"better": "significantly better", "worse": "significantly worse", "open": "no significant difference"}
 RANKS = (1, 2, 4, 8, 16, 32, 64)

@@ -152,15 +152,26 @@ def test_a_row_of_the_readme_is_the_mean_of_its_records(script):
     row, = (line.split("|") for line in script.comparison().splitlines() if "LoRA r=4" in line)
     cells = [cell.strip() for cell in row[2:7]]
     assert cells[0].startswith(f"{accuracy:.1f} ±") and cells[1] == "0.0 ± 0.0"
-    assert cells[2] == f"{records_last(records):,}"
+    assert [f"{count:,}" for count in {r["costs"]["trainable"][-1] for r in records}] == [cells[2]]
     assert [f"{value / 1e6:.1f} MB" for value in stored] == [cells[3]]
     assert [f"{value / 1e12:.1f} TFLOP" for value in compute] == [cells[4]]
 
 
-def records_last(records):
-    """Return the parameters trained in the last task, the same for every record."""
-    count, = {record["costs"]["trainable"][-1] for record in records}
-    return count
+def test_what_the_readme_says_that_the_first_command_prints_is_what_committed_records_give():
+    found = {}
+    for path in (ROOT / "reports/all_methods/records").glob("*.json"):
+        record = json.loads(path.read_text())
+        if record["trial"]["scenario"] == "task" and record["label"] in ("ewc", "lora"):
+            found.setdefault(record["label"], []).append(record)
+    accuracy = {label: 100 * statistics.fmean(statistics.fmean(r["R"][-1]) for r in records)
+                for label, records in found.items()}
+    lora, ewc = (found[label][0]["costs"] for label in ("lora", "ewc"))
+    storage = sum(lora["bytes"][-1].values()) / sum(ewc["bytes"][-1].values())
+    compute = sum(lora["train_flops"]) / sum(ewc["train_flops"])
+    output, = blocks("README.md", "text")
+    assert output.startswith(f"EWC {accuracy['ewc']:.1f}%, LoRA r=4 {accuracy['lora']:.1f}%: no significant difference")
+    assert (f"trains {ewc['trainable'][-1] / lora['trainable'][-1]:.0f} times fewer parameters per task, stores "
+            f"{100 * (1 - storage):.0f}% less and needs {100 * (1 - compute):.0f}% less training compute.") in output
 
 
 @pytest.mark.parametrize(("study", "reference"), [("vision_task", None), ("vision_task_full", None),
