@@ -206,10 +206,13 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
     assert script.verdict(script.LORA, script.EWC) == script.verdict(script.LORA, script.SHARED) == "better"
     assert script.verdict(script.LORA, script.PNN) == script.verdict(script.LORA, script.ER) == "open"
     assert script.mean(script.RANPAC) == max(script.mean(("vision_task", label)) for label in script.NAMES)
-    assert script.verdict(script.CLASS_LORA, script.CLASS_RANPAC) == "worse"
     accuracies = script.methods("vision_class")
     assert {script.verdict(("vision_class", label), script.CLASS_JOINT) for label, records in accuracies.items()
             if not records[0].reference} == {"worse"}
+    best = max((label for label in accuracies if not accuracies[label][0].reference),
+               key=lambda label: script.mean(("vision_class", label)))
+    assert best == script.CLASS_RANPAC[1]
+    assert script.verdict(script.TEXT_CLASS_LORA, script.TEXT_CLASS_RANPAC) == "worse"
     assert script.verdict(script.RANK_4, script.COPY) == script.verdict(script.TEXT_LORA, script.TEXT_PROBE) == "open"
     assert script.verdict(script.FULL_RANPAC, script.FULL_LORA) == "better"
 
