@@ -213,6 +213,7 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
                key=lambda label: script.mean(("vision_class", label)))
     assert best == script.CLASS_RANPAC[1]
     assert script.verdict(script.TEXT_CLASS_LORA, script.TEXT_CLASS_RANPAC) == "worse"
+    assert script.mean(script.COPY) > script.mean(script.WORSE_COPY) and script.best_rate(4) == script.RANK_4
     assert script.verdict(script.RANK_4, script.COPY) == script.verdict(script.TEXT_LORA, script.TEXT_PROBE) == "open"
     assert script.verdict(script.FULL_RANPAC, script.FULL_LORA) == "better"
 
