@@ -8,8 +8,8 @@ from helpers import ROOT
 FOLDER = ROOT / "docs" / "decisions"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.name != "index.md")
 MOST_WORDS = 150
-FORM = re.compile(r"\n\n\*\*Context\.\*\* .+\n\*\*Decision\.\*\* .+\n\*\*Consequence\.\*\* .+\(20\d\d-\d\d-\d\d[^()]*\)\n*",
-                  re.DOTALL)
+DATE = r"\(20\d\d-\d\d-\d\d[^()]*\)"
+FORM = re.compile(rf"\n\n\*\*Context\.\*\* .+\n\*\*Decision\.\*\* .+\n\*\*Consequence\.\*\* .+{DATE}\n*", re.DOTALL)
 
 
 def records(path):
