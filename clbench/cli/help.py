@@ -14,7 +14,8 @@ WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
 ALL_OPTIONS = "clbench.all_options"  # in a context's `meta`: whether `--help-all` was given
 COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
 ONE_LIST = 12  # so many options are easily read without headings
-RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json", "help_all",
+RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
+                  "help_all",
                   "_click_default_help"})
 
 
