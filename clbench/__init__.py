@@ -11,7 +11,8 @@ from clbench.core.lazy import lazy
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl
-    from clbench.core.options import Options, Scalar, SearchValues
+    from clbench.core.options import Options, Scalar
+    from clbench.core.search_values import SearchValues
     from clbench.data.samples import Samples
     from clbench.execution.api import load, run
     from clbench.execution.loading import load_model
@@ -28,7 +29,8 @@ __all__ = [
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
-    "clbench.core.options": ("Options", "Scalar", "SearchValues"),
+    "clbench.core.options": ("Options", "Scalar"),
+    "clbench.core.search_values": ("SearchValues",),
     "clbench.data.samples": ("Samples",),
     "clbench.execution.api": ("load", "run"),
     "clbench.execution.loading": ("load_model",),

@@ -109,7 +109,8 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
 
 def tuned_by_default(options: type[Options]) -> str:
     """Return what `clbench tune` tries of a method where the experiment's file does not say it."""
-    from clbench.core.options import Options, format_value, search_values
+    from clbench.core.options import Options, format_value
+    from clbench.core.search_values import search_values
     from clbench.execution.default_spaces import RATE_FACTORS
 
     often = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"

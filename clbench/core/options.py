@@ -21,6 +21,7 @@ from pydantic import (
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
+from clbench.core.search_values import search_values
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,17 +74,6 @@ def _allowed(model: type[BaseModel], field: str | None) -> set[Any]:
 
 class PerMember:
     """Marks an option whose value may differ between the members of a stack."""
-
-
-class SearchValues:
-    """Values that `clbench tune` tries for an option where the experiment's file does not say what is searched.
-
-    It stands in the option's type: `strength: Annotated[Scalar, SearchValues(1e2, 1e4, 1e6)] = Field(...)`.
-    """
-
-    def __init__(self, *values: Any) -> None:
-        """Name the values; `"none"` stands for None."""
-        self.values = values
 
 
 OWN_RECIPE = "recipe."  # what the names of the parts of a method's own recipe begin with, among its options
@@ -145,12 +135,6 @@ class Options(Strict):
     def trained_by_steps(self) -> bool:
         """Return whether the recipe's learning rate matters: false where these options make a closed form of it."""
         return True
-
-
-def search_values(options: type[Options]) -> dict[str, tuple[Any, ...]]:
-    """Return the values that `clbench tune` tries by default, for each option that declares some."""
-    return {name: declared.values for name, field in options.model_fields.items()
-            for declared in field.metadata if isinstance(declared, SearchValues)}
 
 
 def scalars(options: type[Options]) -> list[str]:

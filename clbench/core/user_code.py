@@ -11,7 +11,7 @@ import re
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
@@ -88,13 +88,14 @@ def strategy_info(name: str) -> StrategyInfo:
     if not isinstance(strategy, type) or not any(f"{c.__module__}:{c.__name__}" == STRATEGY for c in strategy.__mro__):
         raise DataError(f"method {name!r}: {name.rpartition(':')[2]!r} is no subclass of clbench.Strategy")
     hook = getattr(sys.modules[strategy.__module__], "clbench_strategies", None)
-    declared = [info for info in (hook() if hook else ()) if target(info.strategy) == target(strategy)]
+    infos: Sequence[StrategyInfo] = hook() if hook else ()
+    declared = [info for info in infos if target(info.strategy) == target(strategy)]
     if declared:
         return replace(declared[0], name=name, strategy=strategy, names_code=True)
     options = get_type_hints(strategy).get("options")
-    known = isinstance(options, type) and issubclass(options, Options)
     return StrategyInfo(name, strategy, next(iter((strategy.__doc__ or "").strip().splitlines()), ""),
-                        options if known else NoOptions, names_code=True)
+                        options if isinstance(options, type) and issubclass(options, Options) else NoOptions,
+                        names_code=True)
 
 
 def target(thing: str | Callable[..., Any]) -> str:
@@ -121,7 +122,7 @@ def name_of(thing: Callable[..., Any]) -> str:
     if not _guarded(file):
         raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
-    spec = found.__spec__  # of `python -m package.module`
+    spec = getattr(found, "__spec__", None)  # of `python -m package.module`
     return f"{spec.name if spec else _written(Path(file))}:{attribute}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from clbench.core import options as opt
 from clbench.core.registry import Registry
+from clbench.core.search_values import search_values
 from clbench.experiment.search import Choices, Space
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Spec
 
@@ -37,7 +38,7 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, pretrained
     """
     info = registry.strategy(method.name)
     valid = opt.validate(info.options, method.options, method.name, "clbench methods").settled(pretrained)
-    space = {option: Choices(values=values) for option, values in opt.search_values(info.options).items()
+    space = {option: Choices(values=values) for option, values in search_values(info.options).items()
              if option not in method.options}
     if not valid.trained_by_steps:
         return dict(space)

@@ -43,8 +43,8 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
     """
     found: dict[str, Code] = {}
     for part, names in packages_of(trial, registry).items():
-        find = {"method": registry.strategy, "benchmark": registry.benchmark}.get(part)
-        named = find is not None and find(getattr(trial, part).name).names_code
+        named = (registry.strategy(trial.method.name).names_code if part == "method" else
+                 part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
         release = "" if named else str(registry.origin(part, getattr(trial, part).name))
         found[part] = Code(packages=list(names), hash=hashed(*names), release=release)
     return found

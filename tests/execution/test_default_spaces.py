@@ -9,8 +9,9 @@ from pydantic import Field
 from clbench import cli
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
-from clbench.core.options import Options, Scalar, SearchValues
+from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
+from clbench.core.search_values import SearchValues, search_values
 from clbench.execution.default_spaces import default_space, spaces_of
 from clbench.execution.samplers import Grid, corners
 from clbench.execution.tuning import left_out, rows_of
@@ -40,7 +41,7 @@ def space_of(method, **spec):
 
 
 def test_values_stand_in_the_type_and_change_neither_option_nor_stacking():
-    assert opt.search_values(Weighted) == {"weight": (0.1, 1.0)} and opt.search_values(Heavier) == {}
+    assert search_values(Weighted) == {"weight": (0.1, 1.0)} and search_values(Heavier) == {}
     assert opt.scalars(Weighted) == ["weight"]
     weight, size = opt.document(Weighted)
     assert (weight.type, weight.default, weight.searched, size.searched) == ("float >= 0", 1.0, (0.1, 1.0), ())
@@ -91,7 +92,7 @@ def test_every_default_space_is_valid_and_a_grid_of_the_default_size(name):
     for candidate in candidates:
         method = MethodSpec(name=name).with_options(candidate)
         opt.validate(info.options, method.options, name, "")
-    for option, tried in opt.search_values(info.options).items():  # the default lies among them
+    for option, tried in search_values(info.options).items():  # the default lies among them
         default = info.options.model_fields[option].default
         assert default is None or min(tried) <= default <= max(tried), option
         assert all(value == "none" or math.isfinite(value) for value in tried)
