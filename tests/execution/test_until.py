@@ -120,7 +120,7 @@ def test_several_workers_get_a_seed_each(go):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"max_seeds": 20}, r"were made by --until decided --max-seeds 12 --seeds 3, this run has --until decided "
+    ({"max_seeds": 20}, r"were made by --until decided --max-seeds 12 --seeds 3, but this run has --until decided "
                         r"--max-seeds 20"),
     ({"baseline": "er"}, r"A rule must stay the same after its first interim analysis"),
     ({"seeds": "100,101,102"}, r"has results of seed 0-11, and this rule takes 100-111"),

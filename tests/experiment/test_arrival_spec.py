@@ -92,7 +92,7 @@ def test_what_does_not_go_together_is_one_line(given, words):
 def test_scenario_task_refuses_what_leaves_no_task():
     for arrival in ({"blur": 0.1}, {"repeat": 0.1}, {"boundaries": "hidden"}):
         line, = refusal(scenario="task", arrival=arrival)
-        assert "needs scenario class or domain, not task" in line
+        assert "choose --scenario class or domain" in line
     assert planned(scenario="task", arrival={"imbalance": 10})  # which leaves every class in its task
 
 

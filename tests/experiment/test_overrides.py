@@ -16,7 +16,7 @@ def test_what_is_given_replaces_what_the_file_says():
 
 def test_one_budget_replaces_the_other_but_two_given_ones_are_a_mistake():
     assert merge(FILE, {"epochs": 2})["recipe"] == {"lr": 0.01, "epochs": 2}
-    with pytest.raises(SpecError, match="epochs or iterations, not both"):
+    with pytest.raises(SpecError, match="epochs and iterations both set the budget"):
         build(merge(FILE, {"epochs": 2, "iterations": 3}))
 
 

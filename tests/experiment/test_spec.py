@@ -47,7 +47,8 @@ def test_a_scenario_is_named_once():
 
 
 def test_one_budget():
-    assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
+    assert "epochs and iterations both set the budget" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": "
+                                                                                                            "2}})[0]
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
 
 
@@ -81,7 +82,7 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path):
         read_toml(tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("methods = [")
-    with pytest.raises(SpecError, match="is not TOML"):
+    with pytest.raises(SpecError, match="is not valid TOML"):
         read_toml(bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match="cannot read"):
