@@ -33,9 +33,9 @@ EXAMPLES = (
               help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
-@click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
-              "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
+              help="Folder of the report; needed with several folders, none of which is changed.  [default: DIR]")
+@click.option("--baseline", metavar="METHOD", help="Compare all methods with this one (its name in the tables, or its "
+              "id) in the column of differences, the tests and the first lines.  [default: fine-tuning (naive)]")
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
             baseline: str | None, plugins: Sequence[Path]) -> None:

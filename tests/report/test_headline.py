@@ -168,7 +168,8 @@ def test_of_more_than_five_cautions_the_rest_is_counted():
 @pytest.mark.parametrize(("levels", "command", "expected"), [
     ({"ewc": 0.9, "er": 0.8}, "clbench run --methods ewc,er --seeds 3 --out runs/x",
      "add the fine-tuning baseline: clbench run --seeds 3 --out runs/x --methods naive"),
-    ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3", "tune the methods: clbench tune study.toml"),
+    ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3",
+     "tune the methods: clbench tune study.toml"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run --methods ewc,er,naive", None),
     ({"ewc": 0.8, "er": 0.79, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
      "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "
