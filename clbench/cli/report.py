@@ -34,8 +34,8 @@ EXAMPLES = (
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
               help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
-@click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
-              "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
+@click.option("--baseline", metavar="METHOD", help="Compare all methods with this one (its name in the tables, or its "
+              "id) in the column of differences, the tests and the first lines.  [default: fine-tuning (naive)]")
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
             baseline: str | None, plugins: Sequence[Path]) -> None:

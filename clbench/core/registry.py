@@ -63,8 +63,8 @@ class Registry:
 
         `package.module:Class` and `path/to/file.py:Class` name a strategy class.
         """
-        where = name.rpartition(":")[0]
-        if where and name not in {*self.strategies, *self.unavailable} and not any(
+        where, _, attribute = name.rpartition(":")
+        if where and attribute.isidentifier() and name not in {*self.strategies, *self.unavailable} and not any(
                 known.startswith(f"{where}:") for known in self.strategies):
             try:
                 self.strategies[name] = strategy_info(name)

@@ -95,8 +95,11 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     registry = discover(files=plugins)
-    if isinstance(settings.get("methods"), str):
-        settings["methods"] = as_ids(settings["methods"], registry)
+    methods = settings.get("methods")
+    if isinstance(methods, str):
+        settings["methods"] = as_ids(methods, registry)
+    elif isinstance(methods, list | tuple):
+        settings["methods"] = [as_ids(one, registry) if isinstance(one, str) else one for one in methods]
     given = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
     found = run_here(read_spec(source, given, settings, options))

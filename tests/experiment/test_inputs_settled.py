@@ -148,13 +148,13 @@ def test_a_hub_out_of_reach_is_asked_once_and_told_in_one_line(hub_server, downl
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(SpecError) as caught:
             planned(model="timm:test_vit", weights="timm")
-    assert "nor to be had: [Errno " in str(caught.value) and "\n" not in str(caught.value)
+    assert "could not be downloaded ([Errno " in str(caught.value) and "\n" not in str(caught.value)
     assert not downloads and not caplog.records
 
 
 @TIMM
 def test_a_hub_in_reach_is_asked_for_each_file(hub_server, downloads):
-    with pytest.raises(SpecError, match=r"neither in .* nor to be had: no pytorch_model\.bin"):
+    with pytest.raises(SpecError, match=r"are not in .* could not be downloaded \(no pytorch_model\.bin\)"):
         planned(model="timm:test_vit", weights="hf-hub:me/other")
     assert len(hub_server) == 1 and downloads == list(published.FILES)
 

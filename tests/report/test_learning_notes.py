@@ -3,7 +3,6 @@ from helpers.records import make_matrix, make_record
 from clbench.report.analysis.learning import still_falling
 from clbench.report.tables import build
 
-
 BEHIND = "just after learning a task, accuracy is 20 or more points below that of joint training"
 
 

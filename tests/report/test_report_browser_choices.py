@@ -122,7 +122,7 @@ def test_the_filter_takes_methods_out_of_tables_and_figures(show):
 
     everything = shown()
     assert set(everything) == set(NAMES.values())
-    Select(bar.find_element("css selector", "select")).select_by_visible_text("methods that store samples")
+    Select(bar.find_element("css selector", "select")).select_by_visible_text("storing samples")
     until(lambda: shown() == ["er"])
     assert pressed() == ["er"] and bar.find_element("css selector", "output").text == "1 of 7"
     Select(bar.find_element("css selector", "select")).select_by_index(0)

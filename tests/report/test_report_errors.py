@@ -119,7 +119,8 @@ def test_a_probe_alone_has_its_columns_and_no_bar():
     ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {}, "--probe shows which of them helps"),
     ({WITHIN: 0.02, MISGUIDED: 0.45, OUTDONE: 0.0, UNGUIDED: 0.0}, 0.47, {},
      "loses 47 points, 45 of them by inferring the wrong task. Try another way to infer the task"),
-    ({WITHIN: 0.02, MISGUIDED: 0.05, OUTDONE: 0.4, UNGUIDED: 0.0}, 0.47, {}, "40 of them to outputs of other tasks although the task was inferred correctly"),
+    ({WITHIN: 0.02, MISGUIDED: 0.05, OUTDONE: 0.4, UNGUIDED: 0.0}, 0.47, {},
+     "40 of them to outputs of other tasks although the task was inferred correctly"),
     ({WITHIN: 0.005, BIAS: 0.0, CONFUSED: 0.038}, 0.043, {}, "loses 4.3 points, 3.8 of them by confusing classes"),
 ])
 def test_the_sentence(parts, lost, probes, words):

@@ -112,8 +112,8 @@ def test_the_test_that_decides_is_said_with_what_it_assumes(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05}, range(3)))
     assert cli.call(["compare", folder]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert ("Paired t-tests, Holm-corrected over 1 comparison between pairs of methods, because 3 seeds are too few for "
-            "sign-flip tests. They assume normally distributed differences") in out
+    assert ("Paired t-tests, Holm-corrected over 1 comparison between pairs of methods, because 3 seeds are too few "
+            "for sign-flip tests. They assume normally distributed differences") in out
     assert f"up to {100 * saturated_rate(3):.0f}% of such families contain a false claim" in out
     assert " paired t " in out and out.count("lora is significantly better") == 1
 
@@ -142,8 +142,8 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
 def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
     section = build([r for r in records if r.label != "er" or r.trial.seed < 1]).sections[0]
-    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than EWC. There are too few "
-                                   "seeds to compare it with er")
+    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than EWC. There are too "
+                                   "few seeds to compare it with er")
     assert texts(section.comparisons[0], "er")["verdict"] == "inconclusive"
 
 

@@ -59,8 +59,9 @@ def test_a_pipe_gets_a_plain_table():
     assert "*" not in reference
     assert "no result: er, seed 0: diverged" in out
     first = out[:out.index("\nmethod")].splitlines()
-    assert first[1:3] == ["lora:a=1 (80.0%) leads. It equals EWC and er on every seed.", "References: Fine-tuning 80.0%. Of 3 "
-                          "methods, none is significantly better than Fine-tuning."]
+    assert first[1:3] == [
+        "lora:a=1 (80.0%) leads. It equals EWC and er on every seed.",
+        "References: Fine-tuning 80.0%. Of 3 methods, none is significantly better than Fine-tuning."]
     assert "Caution: Not every seed gave a result: er." in first and "Caution: No method was tuned." in first
     below = out[out.index("\nmethod"):]
     assert "Names for --methods: EWC = ewc:a=1; Fine-tuning = naive:a=1." in below and "* marks bold." in below

@@ -50,7 +50,7 @@ def _cell(pair: Against | None, setting: Setting) -> Cell:
     if pair is None:
         return Cell("")
     loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
-    verdict = "not significant" if pair.verdict == "open" else pair.verdict
+    verdict = pair.verdict if pair.verdict != "open" else "not significant" if pair.seeds > 1 else "inconclusive"
     return Cell(f"{100 * pair.difference:+.1f} ({f'{verdict} {setting.cautions.get(loser, str())}'.strip()})",
                 pair.difference, pair.half_width, pair.seeds, low=pair.low, high=pair.high)
 

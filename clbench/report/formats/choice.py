@@ -50,10 +50,10 @@ def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
         return
     costs = next((table for table in section.details if table.title == MORE_COSTS), None)
     samples = costs.cells("replay samples")[entry.row].mean if costs else None
-    yield "methods that store samples" if samples else "methods that store no samples"
+    yield "storing samples" if samples else "storing no samples"
     if result.trainable[0] and result.trainable[0][-1] < FEWER * result.parameters[0][-1]:
-        yield f"methods that train less than {100 * FEWER:g}% of the parameters"
+        yield f"training under {100 * FEWER:g}% of the parameters"
     if result.parameters[0] and result.parameters[0][-1] > GROWN * result.parameters[0][0]:
-        yield "methods that grow"
+        yield "growing"
     if result.label.startswith("avalanche:"):
-        yield "methods from Avalanche"
+        yield "from Avalanche"
