@@ -84,7 +84,7 @@ def test_a_run_trains_by_it_and_its_report_says_so(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.count("## split-mnist-5k") == 1
     assert "ER (200, recipe.iterations=6) ¶" in text
-    assert "recipe of its own: iterations 6 instead of 4; its budget is another one" in text
+    assert "trained with iterations 6 instead of 4, so it had another budget" in text
 
 
 def test_a_note_repeats_no_recipe_that_a_label_says():
