@@ -256,12 +256,12 @@ def test_groups_are_the_widest_runs_within_the_critical_difference():
 
 def test_a_single_method_is_compared_with_each_reference(run, capsys):
     folder = run(study({"er": 0.0, "naive": -0.2, "joint": 0.05}, range(7)))
-    assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
+    assert cli.call(["compare", folder, "--metric", "ACC", "--format", "md"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    pairs = {line.split()[2]: line for line in lines if line.startswith("er minus ")}
-    assert set(pairs) == {"naive", "joint"} and "ACC: er minus each reference" in lines
-    assert float(pairs["naive"].split()[4]) == pytest.approx(20, abs=1)
-    assert pairs["naive"].endswith("er is better") and pairs["joint"].endswith("joint is better")
+    pairs = {line.split(" ")[3]: line.split(" | ") for line in lines if line.startswith("| er minus ")}
+    assert set(pairs) == {"naive", "joint"} and any("ACC: er minus each reference" in line for line in lines)
+    assert float(pairs["naive"][2].split(" ")[0]) == pytest.approx(20, abs=1)
+    assert pairs["naive"][-1].startswith("er is better") and pairs["joint"][-1].startswith("joint is better")
     assert any("2 tests against each reference" in line for line in lines)
 
 
