@@ -166,8 +166,7 @@ class OptionDoc:
 
 def document(options: type[Options]) -> list[OptionDoc]:
     """Describe each option of a class, in the order of declaration."""
-    docs = []
-    searched = search_values(options)
+    docs, searched = [], search_values(options)
     for name, field in options.model_fields.items():
         bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
                   for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
