@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from clbench_prototypes import AdaptOptions
 from pydantic import Field
 
-from clbench import StrategyInfo, hookimpl
+from clbench import SearchValues, StrategyInfo, hookimpl
 
 
 class RidgeOptions(AdaptOptions):
     """Options of `ridge`."""
 
-    strength: float = Field(1.0, gt=0, description="lambda: what is added to the diagonal of the features' centered "
-                            "second moment (a sum over samples), as alpha of scikit-learn's RidgeClassifier")
+    strength: Annotated[float, SearchValues(1.0, 1e2, 1e4, 1e6)] = Field(
+        1.0, gt=0, description="lambda: what is added to the diagonal of the features' centered second moment (a sum "
+        "over samples), as alpha of scikit-learn's RidgeClassifier")
 
 
 @hookimpl
