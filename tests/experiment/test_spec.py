@@ -47,8 +47,8 @@ def test_a_scenario_is_named_once():
 
 
 def test_one_budget():
-    assert "epochs and iterations both set the budget" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": "
-                                                                                                            "2}})[0]
+    mistake, = mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})
+    assert "epochs and iterations both set the budget" in mistake
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
 
 

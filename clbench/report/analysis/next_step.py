@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.readable import installed_baseline
 from clbench.report.decided import Facts
 
 TUNABLE_FILE = re.compile(r"\S+\.toml")
@@ -22,8 +23,8 @@ def next_step(setting: Setting, facts: Facts) -> str:
     command = _run_command(setting)
     if command is None:
         return ""
-    if setting.baseline is None:
-        return f"add the fine-tuning baseline: {_with(command, {'--methods': 'naive'})}"
+    if setting.baseline is None and installed_baseline():
+        return f"add the fine-tuning baseline: {_with(command, {'--methods': installed_baseline()})}"
     untuned = [m for m in setting.methods if m.done and not m.reference and not m.searched]
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
