@@ -79,9 +79,9 @@ def test_the_table_of_the_readme_has_the_numbers_of_the_committed_records():
     rows = [[cell.strip(" *").replace("\\", "") for cell in line.strip("|").split("|")]
             for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "±" in line]
     records, _ = Store(ROOT / "reports/lora_question/vision_task").read()
-    ours = {name: [cell.text for cell in row.cells] for ids in (False, True) for row in
-            build(records, ids=ids).sections[0].comparison.rows for name in (row.label, f"{row.label} {row.marks}")}
-    assert rows and all(numbers(row[1:]) == numbers(ours[row[0]]) for row in rows)
+    ours = {row.label: [cell.text for cell in row.cells] for ids in (False, True) for row in
+            build(records, ids=ids).sections[0].comparison.rows}
+    assert rows and all(numbers(row[1:]) == numbers(ours[re.sub(r" [†‡§¶※△○]+$", "", row[0])]) for row in rows)
 
 
 def test_the_readme_is_short():
