@@ -133,8 +133,8 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
     Raises:
         PluginError: a file cannot be used.
     """
-    files = [Path(file) for file in files]
-    for path in files:  # before the time that loading the others takes
+    paths = [Path(file) for file in files]
+    for path in paths:  # before the time that loading the others takes
         if not path.exists():
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()
@@ -152,7 +152,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
         _register(registry, module, origin)
     for plugin in extra:
         _register(registry, plugin, Origin(getattr(plugin, "__name__", repr(plugin)), "(this session)", ""))
-    for path in dict.fromkeys(file.absolute() for file in files):
+    for path in dict.fromkeys(path.absolute() for path in paths):
         if registry.manager.has_plugin(path.stem):
             raise PluginError(f"plugin {path}: {path.stem!r} is installed; name what it brings without --plugin, "
                               f"or leave it out with {DISABLE}={path.stem}")
