@@ -75,7 +75,8 @@ def test_of_many_methods_those_that_are_not_significantly_worse_are_named():
     assert text.startswith("EWC (91.3%) leads, but it is not significantly better than any of the 4 other methods")
     far = [*near, *study({"ncm": 0.2, "slda": 0.21})]
     text, = told(far, ANSWER)
-    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods (")
+    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ "
+                           "and NCM ○. ")
     assert ". MAS, LwF, SI and 1 more are not significantly worse" in text  # the nearest first
     text, = told(tuned(far, "ewc", "er", "si"), ANSWER)
     assert ". MAS (untuned), LwF (untuned), SI and 1 more are not significantly worse" in text
@@ -215,3 +216,9 @@ def test_no_committed_report_begins_with_more_than_14_lines(folder):
         names = [m.label for m in section.results]
         assert len(set(names)) == len(names)
         assert all("  " not in text and text for _, text in section.headline)
+
+
+def test_names_that_end_with_parentheses_get_no_second_pair():
+    records = [r.model_copy(update={"label": "er:capacity=500"} if r.label == "er" else {})
+               for r in study({"ewc": 0.8, "er": 0.9}, options={"capacity": 500})]
+    assert told(records, ANSWER) == ["ER (500) 90.1% is significantly better than EWC (80.1%)."]

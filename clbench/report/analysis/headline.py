@@ -60,8 +60,9 @@ def _percent(facts: Facts, label: str) -> str:
 
 
 def _with_accuracy(facts: Facts, label: str) -> str:
-    """Return a label with the accuracy and the marks that caution against it."""
-    return f"{label} ({', '.join(filter(None, [_percent(facts, label), facts.cautions.get(label, '')]))})"
+    """Return a label with the accuracy and the marks that caution against it; never two pairs of parentheses."""
+    value = ", ".join(filter(None, [_percent(facts, label), facts.cautions.get(label, "")]))
+    return f"{label} {value}" if label.endswith(")") else f"{label} ({value})"
 
 
 def _answer(setting: Setting, facts: Facts) -> str:
@@ -108,7 +109,7 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
     words = f"{count} of {others} other methods" if count < others else (
         "all other methods" if count > 2 else "both other methods")
     marked = [f"{label} {facts.cautions[label]}" for label in labels if label in facts.cautions]
-    return f"{words} ({in_words(marked, NAMES)})" if marked else words
+    return f"{words}, including {in_words(marked, NAMES)}" if marked else words
 
 
 def _needed(setting: Setting, facts: Facts) -> str:
