@@ -75,7 +75,8 @@ def test_of_many_methods_those_that_are_not_significantly_worse_are_named():
     assert text.startswith("EWC (91.3%) leads, but it is not significantly better than any of the 4 other methods")
     far = [*near, *study({"ncm": 0.2, "slda": 0.21})]
     text, = told(far, ANSWER)
-    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ and NCM ○. ")
+    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ "
+                           "and NCM ○. ")
     assert ". MAS, LwF, SI and 1 more are not significantly worse" in text  # the nearest first
     text, = told(tuned(far, "ewc", "er", "si"), ANSWER)
     assert ". MAS (untuned), LwF (untuned), SI and 1 more are not significantly worse" in text
