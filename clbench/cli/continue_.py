@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clbench.execution.continuing import Classes
 
 EXAMPLES = (
-    ("clbench run --methods er,ewc --keep state", "keeps what its methods need to learn on"),
+    ("clbench run --methods er,ewc --keep state", "saves what its methods need to continue training"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist", "five more tasks, new outputs"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-mnist --same-classes --epochs 1",
      "more samples of the old classes, one pass"),

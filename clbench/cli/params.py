@@ -48,7 +48,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 
 
 EXAMPLES = (
-    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora beside the others"),
+    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora and the others"),
     ("clbench params --model resnet18 --methods lora:rank=8,ewc,pnn --tasks 20", "a whole network"),
 )
 

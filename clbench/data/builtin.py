@@ -140,7 +140,8 @@ class CIFARInputs(ClassOptions):
         "dataset", description="whose mean and deviation inputs are normalised by; none keeps them in [0, 1]; model: "
         "those that the model's weights were trained with, the default where they say so")
     augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
-        "crop-flip", description="what is done to training images, drawn anew for each: a random crop (4 pixels of "
+        "crop-flip", description="how training images are augmented, drawn again for each use: a random crop (4 pixels "
+                                 "of "
         "padding) and flip; a random part, resized, and flip; nothing")
 
     @field_validator("augment", mode="before")

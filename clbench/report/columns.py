@@ -178,7 +178,7 @@ ERRORS_DEFINITION = (
     "outputs would correct; these constants are fitted to half of the test samples and evaluated on the others, so "
     "this part can be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong "
     "tasks and samples that are right only without the task ID. The probe is the accuracy of ridge regression on the "
-    "final features with all training samples; it is no method and no strict bound. Representation drift is the "
+    "final features with all training samples; it is neither a method nor a strict bound. Representation drift is the "
     "probe's accuracy just after a task was learned, minus the final one.")
 
 

@@ -177,7 +177,7 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
                                         "9 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
     magnitude: float = Field(0.8, gt=0, description="what a new direction's magnitude starts from, and with magnitudes "
                              "= shared in each task also those of the earlier")
-    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting anew in "
+    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting again in "
                                    "each task (shared: the authors' code), or one per task and layer, learned on from "
                                    "where they are, so that a task starts with the network as it was (layer)")
     norm: Norm = Field("factors", description="what an earlier direction is divided by: |B| |A| (factors: the authors' "

@@ -71,7 +71,7 @@ class RanPACOptions(AdaptOptions):
     projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
                                     "network with 768 features or more, else 5 for each feature")
     ridge: Annotated[float | None, SearchValues("none", 1e2, 1e4, 1e6)] = Field(
-        None, gt=0, description="r, for all tasks; none means the paper's choice, anew in each "
+        None, gt=0, description="r, for all tasks; none means the paper's choice, made again in each "
         "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
         "samples when fitted to the others. Where tasks are small it can be far off")
 

@@ -68,7 +68,7 @@ def test_a_json_beside_the_weights_says_how_they_were_trained(weights):
 def test_what_does_not_fit_is_said_with_a_way_out(weights):
     with pytest.raises(SpecError, match=r"split-cifar10: normalize = model, but no weights are given \(--weights\)"):
         planned(benchmark="split-cifar10:normalize=model")
-    with pytest.raises(SpecError, match=r"nothing says how .* was trained; put a JSON with mean and std beside it"):
+    with pytest.raises(SpecError, match=r"nothing says how .* was trained; put a JSON file with mean and std"):
         planned(benchmark="split-cifar10:normalize=model", weights=str(weights))
     for wrong in ({"mean": [0.5], "std": [0.5, 0.5]}, {"mean": [0.5], "std": [0]}, {"mean": ["x"], "std": [1]},
                   {"input_size": 3}):

@@ -36,7 +36,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
     if stream.hidden:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
-                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods are not told where tasks end")
+                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods do not know where tasks end")
     usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return own if own == usual else f"{label}, by a recipe of its own: {own}"
 
