@@ -95,7 +95,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     registry = discover(files=plugins)
     if spec is not None and not spec.exists() and str(spec) in registry.strategies:
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give all methods as one list, as in "
-                        f"--methods {flags['methods'] or 'er'},{spec}")
+                        f"--methods {','.join(filter(None, [flags['methods'], str(spec)]))}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
     found = read_spec(spec, {}, flags, options)
