@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 
+from clbench.core.registry import discover
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.readable import installed_baseline
 from clbench.report.decided import Facts
 
 TUNABLE_FILE = re.compile(r"\S+\.toml")
@@ -23,8 +24,8 @@ def next_step(setting: Setting, facts: Facts) -> str:
     command = _run_command(setting)
     if command is None:
         return ""
-    if setting.baseline is None and installed_baseline():
-        return f"add the fine-tuning baseline: {_with(command, {'--methods': installed_baseline()})}"
+    if setting.baseline is None and (naive := _fine_tuning()):
+        return f"add the fine-tuning baseline: {_with(command, {'--methods': naive})}"
     untuned = [m for m in setting.methods if m.done and not m.reference and not m.searched]
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
@@ -34,6 +35,12 @@ def next_step(setting: Setting, facts: Facts) -> str:
     if facts.best and facts.best.open:
         return _more_evidence(setting, command)
     return ""
+
+
+@cache
+def _fine_tuning() -> str | None:
+    """Return the name of the installed method that is full fine-tuning, None if there is none."""
+    return next((name for name, info in discover().strategies.items() if info.baseline), None)
 
 
 def _more_evidence(setting: Setting, command: Sequence[str]) -> str:

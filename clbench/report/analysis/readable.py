@@ -68,12 +68,6 @@ def installed_names() -> dict[str, str]:
     return names_of(discover())
 
 
-@cache
-def installed_baseline() -> str:
-    """Return the name of the method that fine-tunes, with which others are compared by default; empty without one."""
-    return next((info.name for info in discover().strategies.values() if info.baseline), "")
-
-
 def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:
     """Return the display name of each method by its id; they are distinct.
 
