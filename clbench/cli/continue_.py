@@ -23,7 +23,10 @@ EXAMPLES = (
 )
 
 
-@click.command("continue", cls=Command, examples=EXAMPLES)
+COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_size", "device", "data", "plugins")
+
+
+@click.command("continue", cls=Command, examples=EXAMPLES, common=COMMON)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
               help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")

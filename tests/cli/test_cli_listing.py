@@ -81,7 +81,7 @@ def test_a_named_method_is_shown_with_all_that_it_declares(capsys):
             in l2p)
     assert "task-free not with its default options: outputs = own" in l2p
     assert "task-free yes: it does not need to know where tasks end (--boundaries hidden)" in er
-    assert "task-free no: it needs to know where tasks end name in reports EWC package" in ewc
+    assert "task-free no: it needs to know where tasks end name in reports EWC tuned by default strength" in ewc
     assert "parts per task" not in ewc
 
 

@@ -205,7 +205,7 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("", "", ("--methods", "lora"), "--methods lora: the experiment has no method 'lora'; its methods are planted, "
      "planted:size=2, naive"),
     ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", ("--methods", "planned"),
-     "--methods planned: no method 'planned' in this experiment, only planted, planted:size=2, naive"),
+     "--methods planned: the experiment has no method 'planned'; its methods are planted, planted:size=2, naive"),
     ("knob = {low", 'knob = {scenario = "class", low', (), "nothing is left to search in scenario task"),
     ("", "", ("--validation", "1"), "Invalid value for '--validation'"),
 ])

@@ -118,7 +118,7 @@ def _size(trial: Trial) -> str:
 def _budget(chosen: Recipe, arrival: Arrival) -> str:
     if arrival.hidden:
         return f"one pass over the stream, batch size {chosen.batch_size}"
-    steps = (f"{chosen.iterations:,} steps" if chosen.iterations
+    steps = (f"{chosen.iterations:,} step{'s' * (chosen.iterations != 1)}" if chosen.iterations
              else f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}")
     return f"{steps} per task, batch size {chosen.batch_size}"
 
