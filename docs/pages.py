@@ -10,7 +10,7 @@ import click
 
 from clbench.cli import group
 from clbench.cli.help import WithExamples, grouped
-from clbench.cli.listing import default, describe, written
+from clbench.cli.listing import METHOD_FIELDS, by_family, default, describe, written
 from clbench.core.registry import Registry, discover
 from clbench.experiment import references
 from clbench.report.formats.markdown import escape
@@ -23,13 +23,13 @@ was missed, runs differ, a rule is broken; 2 the input is wrong, with a line for
 or SIGTERM."""
 METHODS = """\
 What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
-trackers` print the same of all that is installed. Options are set as in `ewc:strength=1e4`, by `--set
-ewc.strength=1e4`, or in a file. `--benchmark package.module:function` or `path/to/file.py:function` takes any
-function that returns an Avalanche benchmark; `--model torchvision:NAME`, `timm:NAME` (extra `clbench[timm]`) and
-`hf:NAME` (extra `clbench[text]`) take the models of these libraries. Where a name below has a `*`, something of your
-own stands there, as in `images:photos`."""
-KINDS = (  # (heading, kind, attribute of the registry, fields that are told beside the summary)
-    ("Methods", "method", "strategies", ("paper", "reference", "recipe")),
+trackers` list all that is installed, and show everything about what you name. Options are set as in
+`ewc:strength=1e4`, by `--set ewc.strength=1e4`, or in a file. `--benchmark package.module:function` or
+`path/to/file.py:function` takes any function that returns an Avalanche benchmark; `--model torchvision:NAME`,
+`timm:NAME` (extra `clbench[timm]`) and `hf:NAME` (extra `clbench[text]`) take the models of these libraries. Where a
+name below has a `*`, something of your own stands there, as in `images:photos`."""
+KINDS = (  # (heading, kind, attribute of the registry, fields that are shown besides the summary)
+    ("Methods", "method", "strategies", METHOD_FIELDS),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
     ("Models", "model", "models", ()),
     ("Trackers", "tracker", "trackers", ()),
@@ -96,11 +96,22 @@ def methods() -> str:
     registry = discover()
     blocks = [MADE, "# Methods, benchmarks, models", METHODS]
     for heading, kind, attribute, extra in KINDS:
-        blocks += [f"## {heading}", *listing(registry, kind, attribute, extra)]
+        blocks += [f"## {heading}", *overview(registry, kind, attribute), *listing(registry, kind, attribute, extra)]
     formats = [[code(i.name), code(i.suffix), escape(i.summary)] for i in registry.formats.values()
                if ours(registry, "report format", i.name)]
     blocks += ["## Report formats", table(["format", "ending", "what it is"], formats)]
     return "\n\n".join(blocks) + "\n"
+
+
+def overview(registry: Registry, kind: str, attribute: str) -> Iterator[str]:
+    """Yield tables of all that there is of one kind, a line for each, as the list commands group them."""
+    listed = registry.listed(kind, getattr(registry, attribute))
+    known = {name: info for name, info in listed.items() if ours(registry, kind, name)}
+    for heading, infos in by_family(kind, known).items():
+        years = [[info.year] for info in infos] if kind == "method" else [[]] * len(infos)
+        yield f"{heading}:"
+        yield table([kind, "what it is", *["year"] * (kind == "method")],
+                    ([code(info.name), escape(info.summary), *year] for info, year in zip(infos, years, strict=True)))
 
 
 def published(name: str) -> str:

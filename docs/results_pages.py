@@ -15,6 +15,7 @@ from results_facts import OUT, REPORTS, ROOT, Study, count, days, read, rows, st
 
 from clbench.core.registry import discover
 from clbench.experiment import references
+from clbench.report.analysis.headline import ANSWER
 from clbench.report.formats.markdown import escape
 from clbench.report.model import Section
 from clbench.results import verification
@@ -68,8 +69,8 @@ def section(one: Study) -> Iterator[str]:
     yield f"## {escape(one.head.title)}"
     yield from map(escape, one.head.text)
     beside = [path for path in sorted(one.folder.glob("*.md")) if path.name != "report.md"]
-    yield (f"[**The report**]({_link(one.folder / 'report.md')}) begins (accuracies in %"
-           + "".join(f"; beside it: [{heading(path)}]({_link(path)})" for path in beside) + "):")
+    more = "".join(f"; see also [{heading(path)}]({_link(path)})" for path in beside)
+    yield f"[**The report**]({_link(one.folder / 'report.md')}) begins{f' ({more[2:]})' if more else ''}:"
     yield "\n".join(_found(s) for s in one.report.sections)
     facts = [[name, "<br>".join((code(value) if name in AS_CODE else escape(value)) + note for value, note in values)]
              for name, values in rows(one.records)]
@@ -174,11 +175,8 @@ def _methods(one: Study) -> str:
 
 
 def _found(of: Section) -> str:
-    """Return the first line of a section's report, and what it does not decide of the best."""
-    lines = dict(of.headline)
-    accuracies = of.headline[0][1]
-    open_ = lines.get("Not decided", "").split(". ")[0].removesuffix(".")
-    return f"- {escape(of.title)}: {escape(accuracies)}" + (f" Not decided: {escape(open_)}." if open_ else "")
+    """Return the answer of a section's report and the accuracies of its references."""
+    return f"- {escape(of.title)}: {escape(' '.join(text for about, text in of.headline if about == ANSWER))}"
 
 
 PAGES: dict[str, Callable[[], str]] = {

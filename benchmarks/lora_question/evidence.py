@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.readable import names
+from clbench.report.analysis.readable import row_ids
 from clbench.report.formatting import number
 from clbench.results import metrics
 from clbench.results.records import Record
@@ -183,7 +183,7 @@ def studies(reports: Path) -> list[Study]:
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
         assert not problems, problems
-        called = names(records)
+        called = row_ids(records)
         for setting in by_setting(records):
             rows = tuple(Row(called.get(m.label, m.label), {r.trial.seed: r for r in m.done})
                          for m in sorted(setting.methods, key=lambda m: m.label) if m.done)

@@ -18,29 +18,30 @@ if TYPE_CHECKING:
 AMOUNT = ("an amount (5MB, 20k), a share (1%) or a multiple (2x) of what naive has, or a multiple of another method's "
           "(2x-er)")
 SHOWN = 8  # methods that a line names
+_OPEN = "no significant difference"
 
 
 @click.command("choose", cls=Command, examples=(
-    ("clbench choose runs/mine --task-id unknown --no-samples-kept", "the best without task ids and without a memory"),
+    ("clbench choose runs/mine --task-id unknown --no-samples-kept", "the best without task IDs and stored samples"),
     ("clbench choose runs/mine --max-kept 5MB --max-trainable 1% --max-compute 2x", "what fits on a small device"),
 ))
 @click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
-@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Whether the test gives the task.  [default: "
-              "each scenario by itself]")
-@click.option("--max-kept", metavar="AMOUNT", help=f"Bytes kept after the last task: {AMOUNT}.")
-@click.option("--no-samples-kept", is_flag=True, help="No memory of training samples.")
-@click.option("--max-trainable", metavar="AMOUNT", help="Parameters trained for the last task.")
-@click.option("--max-compute", metavar="AMOUNT", help="FLOPs of training on all tasks.")
-@click.option("--max-inference", metavar="AMOUNT", help="FLOPs of predicting a sample after the last task.")
+@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Task IDs at test time: known or "
+              "unknown.  [default: each scenario by itself]")
+@click.option("--max-kept", metavar="AMOUNT", help=f"Maximum storage after the last task: {AMOUNT}.")
+@click.option("--no-samples-kept", is_flag=True, help="Exclude methods that store training samples.")
+@click.option("--max-trainable", metavar="AMOUNT", help="Maximum number of parameters trained for the last task.")
+@click.option("--max-compute", metavar="AMOUNT", help="Maximum FLOPs of training on all tasks.")
+@click.option("--max-inference", metavar="AMOUNT", help="Maximum FLOPs of predicting a sample after the last task.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
-              help="Of what is printed.")
+              help="Format of the output.")
 def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept: bool, form: str,
             **limits: str | None) -> int:
     """Choose a method of a run folder under constraints.
 
-    Methods are filtered by what was counted of them, and ranked by accuracy with the evidence that there is. Each
-    constraint has its price: what the best without it has more. References are no choice. Exit code 1: no method keeps
-    to all of them.
+    clbench leaves out the methods above a limit, ranks the others by accuracy, and tests which are significantly worse
+    than the best. For each constraint, it says how much accuracy it costs. References are not ranked. The exit code is
+    1 if no method meets all constraints.
     """
     from clbench.cli.report import read_records
     from clbench.core.errors import SpecError
@@ -51,7 +52,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     settings = [s for s in by_setting(read_records(directories)) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]
     if not settings:
-        raise SpecError(f"no results where the task id is {task_id}: run with --scenario "
+        raise SpecError(f"no results in which the task ID is {task_id} at test time: run with --scenario "
                         + ("task" if task_id == "known" else "class or domain"))
     wanted = {name.removeprefix("max_"): given for name, given in limits.items() if given is not None}
     if no_samples_kept:
@@ -75,39 +76,45 @@ def told(choice: Choice) -> Iterator[str]:
     """Yield the lines on a choice."""
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.formatting import interval, named, number
+    from clbench.results.paired import MOST_SEEDS
 
     total = len(choice.rivals) + len(choice.refused) + (choice.best is not None)
-    within = " ".join(one.flag for one in choice.limits) or "no constraint"
-    yield f"{choice.title}: {total - len(choice.refused)} of {total} methods within {within}"
+    within = " ".join(one.flag for one in choice.limits)
+    yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
+           + (f"meet {within}" if within else "have all results"))
     if choice.best is None or choice.accuracy is None:
-        yield "  none keeps to all of it"
+        yield "  no method meets all constraints"
     else:
         counts = [f"{kind.words} {number(value, kind.measure.column.unit)}" for kind in KINDS
                   if (value := choice.costs[kind.name]) is not None]
-        yield (f"  choose {choice.best}: ACC {interval(choice.accuracy, choice.half_width, 'percent')}; "
+        yield (f"  choose {choice.best}: accuracy {interval(choice.accuracy, choice.half_width, 'percent')}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
-            seeds = ("not tested: every seed gave the same result" if rival.untested
-                     else f"more seeds will not help: {rival.limited:,} test samples" if rival.limited
-                     else f"about {rival.needed} seeds would tell" if rival.needed
-                     else "no number of seeds would soon tell")
-            yield (f"  not told apart: {rival.method} {number(rival.accuracy, 'percent')}, "
-                   f"{interval(rival.difference, rival.half_width, 'points')} points less ({seeds})")
+            why = ("every seed gave the same result" if rival.untested
+                   else f"more seeds will not help: {rival.limited:,} test samples" if rival.limited
+                   else f"about {rival.needed} seeds would be needed" if rival.needed
+                   else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
+                   else "")
+            verdict = "not tested" if rival.untested else _OPEN
+            yield (f"  {verdict}: {rival.method} {number(rival.accuracy, 'percent')}, "
+                   f"{interval(rival.difference, rival.half_width, 'points')} points less"
+                   + (f" ({why})" if why else ""))
         if len(choice.open) > SHOWN:
-            yield f"  not told apart: {len(choice.open) - SHOWN} more"
+            yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
         if shown := [f"{rival.method} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
-            yield f"  shown to be worse: {named(shown, SHOWN)}"
+            yield f"  significantly worse: {named(shown, SHOWN)}"
     for price in choice.prices:
         if price.method == choice.best:
-            yield f"  {price.flag} costs nothing: {price.method} is the best without it too"
+            yield f"  {price.flag} costs nothing: {price.method} is the best method without it too"
         elif price.difference is None:
-            yield f"  without {price.flag}: {price.method}, ACC {number(price.accuracy, 'percent')}"
+            yield (f"  without {price.flag}, the best method is {price.method}, accuracy "
+                   f"{number(price.accuracy, 'percent')}")
         else:
-            yield (f"  {price.flag} costs {interval(price.difference, price.half_width, 'points')} points: without it "
-                   f"{price.method}")
+            yield (f"  {price.flag} costs {interval(price.difference, price.half_width, 'points')} points: without it, "
+                   f"the best method is {price.method}")
     if choice.refused:
         yield "  left out: " + named([f"{label} ({why})" for label, why in choice.refused.items()], SHOWN)
     needed = [rival.needed for rival in choice.open if rival.needed]
     if needed and choice.best is not None:
         rivals = ",".join([choice.best, *(rival.method for rival in choice.open if rival.needed)][:SHOWN])
-        yield f"  to be surer: the same run with --methods {rivals} --seeds {min(needed)} (now {choice.seeds})"
+        yield f"  for more evidence: the same run with --methods {rivals} --seeds {min(needed)} (now {choice.seeds})"

@@ -33,16 +33,17 @@ def trial_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("run", type=click.Path(path_type=Path), metavar="RUN")(command)
 
 
-plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Use this Python file's plugin "
-                             "without installing it; repeatable.", type=click.Path(path_type=Path))
+plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Python file of a plugin to "
+                             "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
     for flag, value, text in (
-        ("--keep-stale", "keep", "Keep results of other code or data as they are, and mark them in the table."),
-        ("--rerun", "rerun", "Train results of the folder anew that other code or data gave than there are now; "
-                             "without it they are listed and nothing is trained."),
+        ("--keep-stale", "keep", "Keep stale results, those of other code or data than there are now, and mark them "
+         "in the table."),
+        ("--rerun", "rerun", "Train stale results again, those of other code or data than there are now. Without this "
+                             "option clbench lists them and trains nothing."),
     ):
         command = click.option(flag, "stale", flag_value=value, help=text)(command)
     return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)
@@ -61,26 +62,27 @@ def _shares(context: click.Context, parameter: click.Parameter, value: str | Non
 RECIPE = (
     click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10; 300 for "
                  "--model linear on arrays:FILE]"),
-    click.option("--iterations", type=int, help="Optimiser steps per task, instead of epochs."),
+    click.option("--iterations", type=int, help="Optimizer steps per task, instead of epochs."),
     click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
-    click.option("--optimizer", metavar="adam|adamw|sgd", help="The optimiser.  [default: adam]"),
+    click.option("--optimizer", metavar="adam|adamw|sgd", help="Optimizer.  [default: adam]"),
     click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
     click.option("--head-lr", type=float, help="Learning rate of the heads.  [default: that of --lr]"),
-    click.option("--momentum", type=float, help="Momentum (sgd).  [default: 0]"),
-    click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; of adamw, decoupled from it.  "
+    click.option("--momentum", type=float, help="Momentum of sgd.  [default: 0]"),
+    click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; with adamw, decoupled from it.  "
                  "[default: 0]"),
-    click.option("--schedule", metavar="constant|cosine|steps", help="Learning rate over a task.  [default: constant]"),
-    click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the rate "
-                 "falls (--schedule steps), such as 0.5,0.8."),
-    click.option("--decay", type=float, help="What the rate is multiplied by there.  [default: 0.1]"),
+    click.option("--schedule", metavar="constant|cosine|steps", help="Schedule of the learning rate over a task.  "
+                 "[default: constant]"),
+    click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the "
+                 "learning rate falls (--schedule steps), such as 0.5,0.8."),
+    click.option("--decay", type=float, help="Factor of the learning rate at each milestone.  [default: 0.1]"),
     click.option("--repeats", type=int, help="Steps on each batch, one after the other.  [default: 1]"),
     click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "
-                 "its whole.  [default: 0]"),
+                 "its full value.  [default: 0]"),
     click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),
-    click.option("--optimizer-state", metavar="reset|keep", help="Forget or keep the optimiser's moments when a new "
+    click.option("--optimizer-state", metavar="reset|keep", help="Reset or keep the optimizer's moments when a new "
                  "task begins.  [default: reset]"),
-    click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]"),
-    click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+    click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]"),
+    click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
                  "[default: auto]"),
 )
 
@@ -90,12 +92,12 @@ ARRIVAL = (
                  "during the other tasks (docs/arrival.md).  [default: 0]"),
     click.option("--repeat", type=float, metavar="P", help="Probability with which a class returns in each later "
                  "task.  [default: 0]"),
-    click.option("--imbalance", type=float, metavar="RATIO", help="Long tail: how many times more training samples "
-                 "the most frequent class keeps than the rarest.  [default: 1]"),
-    click.option("--boundaries", metavar="given|hidden", help="Hidden: methods get the stream as one task, in one "
-                 "pass, and are not told where tasks end.  [default: given]"),
-    click.option("--online", is_flag=True, default=None, help="One pass in batches of 10: --epochs 1 --batch-size 10, "
-                 "where these are not given."),
+    click.option("--imbalance", type=float, metavar="RATIO", help="Ratio of the training samples that the most "
+                 "frequent class keeps to those of the rarest (long tail).  [default: 1]"),
+    click.option("--boundaries", metavar="given|hidden", help="Task boundaries: given, or hidden from methods, "
+                 "which then get the stream as one task in one pass.  [default: given]"),
+    click.option("--online", is_flag=True, default=None, help="Online learning: one pass in batches of 10 (--epochs 1 "
+                 "--batch-size 10, unless you give these)."),
 )
 
 

@@ -19,10 +19,10 @@ EXAMPLES = (
 @click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
               "all pairs; fewer tests need fewer seeds.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", default=("ACC", "forgetting"), show_default=True,
-              help="What to compare; repeatable. ACC, forgetting, BWT, FWT, AIA, 'learning accuracy', 'intransigence', "
-              "'task inference', 'training time'.")
+              help="Metrics to compare; repeatable. ACC, forgetting, BWT, FWT, AIA, 'learning accuracy', "
+              "'intransigence', 'task inference', 'training time'.")
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
-              help="Of what is printed.")
+              help="Format of the output.")
 def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
     """Compare the methods of a run folder: for each pair the difference over the seeds that both have.
 

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from clbench.execution.continuing import Classes
 
 EXAMPLES = (
-    ("clbench run --methods er,ewc --keep state", "keeps what its methods need to learn on"),
+    ("clbench run --methods er,ewc --keep state", "saves what its methods need to continue training"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist", "five more tasks, new outputs"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-mnist --same-classes --epochs 1",
      "more samples of the old classes, one pass"),
 )
 
 
-@click.command("continue", cls=Command, examples=EXAMPLES)
+COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_size", "device", "data", "plugins")
+
+
+@click.command("continue", cls=Command, examples=EXAMPLES, common=COMMON)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="The new tasks; options as in split-mnist:tasks=2.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the record and what is kept go.  "
+              help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new record and model.  "
               "[default: RUN]")
 @click.option("--same-classes", "classes", flag_value="same", help="Classes with the names of old ones are these: "
               "their samples train the old outputs.")

@@ -23,16 +23,17 @@ EXAMPLES = (
 
 @click.command("embed", cls=Command, examples=EXAMPLES)
 @click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
-@model_option("A model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
-@click.option("--weights", metavar="FILE|NAME", help="Its pretrained weights.  [default: none, an untrained network]")
+@model_option("Model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
+@click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model.  [default: none, an "
+              "untrained network]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              metavar="FILE.safetensors|FILE.npz", help="Where the features go.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of untrained weights, and of a benchmark that "
-              "differs from seed to seed.")
+              metavar="FILE.safetensors|FILE.npz", help="File that the features are written to.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of untrained weights, and of a benchmark "
+              "that differs from seed to seed.")
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Samples at once.  [default: what suits the "
               "device]")
-@click.option("--precision", metavar="fp32|tf32|bf16", help="Of the arithmetic.  [default: fp32]")
-@click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+@click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]")
+@click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
               "[default: auto]")
 @execution_option("data")
 @plugin_option
@@ -71,7 +72,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
         with EmbeddingProgress(Console(stderr=True, highlight=False), job.samples_in_all) as shown:
             done = embed(job, out, shown)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: what is done is kept in {out}.parts; the same command goes on from there", err=True)
+        click.echo(f"interrupted: {out}.parts has what is done. Run the same command again to continue", err=True)
         return 130
     pace = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
     before = f", {done.found:,} more from before" if done.found else ""

@@ -25,26 +25,27 @@ EXAMPLES = (
     ("clbench explain mine.toml paper.toml --dry-run", "what the two differ in, and how many trials that takes"),
     ("clbench explain mine.toml paper.toml --seeds 5", "what each difference contributes"),
 )
+COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "data", "workers", "out", "dry_run")
 
 
-@click.command("explain", cls=Command, examples=EXAMPLES)
+@click.command("explain", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("a", type=FOLDER, metavar="A.toml")
 @click.argument("b", type=FOLDER, metavar="B.toml")
-@click.option("--metric", default="ACC", show_default=True, metavar="NAME|A,B", help="What differs, as in clbench "
-              "compare; two names: A's and B's, whose own difference is then one of the factors.")
-@click.option("--method", "methods", metavar="NAME", help="The method, where a file has several; one that a file has "
-              "not is taken with its defaults.")
-@click.option("--scenario", metavar="NAME", help="The scenario, where a file has several.")
-@click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: those that both files have]")
-@click.option("--device", metavar="DEVICE", help="As for clbench run.")
-@click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Where all combinations "
-              "need more trials than this, a sample of orders is taken that needs no more.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/explain-A-B]")
+@click.option("--metric", default="ACC", show_default=True, metavar="NAME|A,B", help="Metric to explain, as in "
+              "clbench compare. Two names are A's and B's metric, and the difference of metrics is then a factor.")
+@click.option("--method", "methods", metavar="NAME", help="Method to explain, if a file has several; a file that lacks "
+              "it gets it with its defaults.")
+@click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")
+@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list.  [default: those that both files have]")
+@click.option("--device", metavar="DEVICE", help="Device, as for clbench run.")
+@click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Maximum number "
+              "of trials; if all combinations need more, clbench samples orders of the factors.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/explain-A-B]")
 @execution_options()
 @plugin_option
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the factors and the combinations, and what each will train and "
-              "compute; run nothing and write no records.")
+              "compute; train nothing and write no records.")
 def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
             stale: OnStale, dry_run: bool, **flags: Any) -> int:
     """Say what makes the number of experiment A into that of experiment B.

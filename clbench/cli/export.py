@@ -22,10 +22,10 @@ EXAMPLES = (
 
 @click.command("export", cls=Command, examples=EXAMPLES)
 @trial_arguments
-@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write to.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.")
 @click.option("--format", "form", type=click.Choice(["safetensors", "torch-export", "onnx"]), default="safetensors",
               show_default=True, help="Weights, or a program from raw samples to logits (.pt2, .onnx).")
-@click.option("--task", type=ONE, metavar="N", help="Answer for this task, from 1: the network of a method that has "
+@click.option("--task", type=ONE, metavar="N", help="Task to predict for, from 1: the network of a method that has "
               "one for each (lora, independent), or a program for it.")
 def command(run: Path, trial: str | None, to: Path, form: Format, task: int | None) -> None:
     """Write the final model of TRIAL (label/seed, or the beginning of a key) of the run folder RUN.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +11,11 @@ import click
 
 Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" where the line says it)
 WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
+ALL_OPTIONS = "clbench.all_options"  # in a context's `meta`: whether `--help-all` was given
 COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
 ONE_LIST = 12  # so many options are easily read without headings
 RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
+                  "help_all",
                   "_click_default_help"})
 
 
@@ -31,7 +34,19 @@ class WithExamples(click.Command):
 
 
 class Command(WithExamples):
-    """A command with examples and with its options in groups."""
+    """A command with examples and with its options in groups.
+
+    A command that names `common` options shows only these by `--help`, and gets `--help-all`, which shows all.
+    """
+
+    def __init__(self, *args: Any, common: Collection[str] = (), **kwargs: Any) -> None:
+        """Take what `WithExamples` takes, and the parameters that `--help` shows; none: it shows all."""
+        super().__init__(*args, **kwargs)
+        self.common = frozenset(common)
+        if common:
+            shown = sum(isinstance(option, click.Option) and not option.hidden for option in self.params)
+            self.params.append(click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False,
+                                            callback=show_all, help=f"Show all {shown + 2} options and exit."))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a list that a space has cut in two is an error that says so."""
@@ -44,10 +59,13 @@ class Command(WithExamples):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, a section for each group."""
-        for heading, options in grouped(self, ctx).items():
+        """Write the options, a section for each group; without `--help-all` only the common ones, if there are any."""
+        options = visible(self, ctx)
+        if self.common and not ctx.meta.get(ALL_OPTIONS):
+            options = [option for option in options if option.name in self.common or not option.expose_value]
+        for heading, group in in_groups(options).items():
             with formatter.section(heading):
-                formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
+                formatter.write_dl([record for option in group if (record := option.get_help_record(ctx))])
 
 
 class Group(WithExamples, click.Group):
@@ -74,14 +92,31 @@ def write_examples(examples: Examples, formatter: click.HelpFormatter) -> None:
                 formatter.dedent()
 
 
+def show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the help with all options, and exit, if `--help-all` was given."""
+    if value and not context.resilient_parsing:
+        context.meta[ALL_OPTIONS] = True
+        click.echo(context.get_help())
+        context.exit()
+
+
+def visible(command: click.Command, context: click.Context) -> list[click.Option]:
+    """Return the options of a command that are not hidden."""
+    return [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
+
+
 def grouped(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
-    """Return the options of a command by the heading they stand under; a few stand under "Options"."""
+    """Return all options of a command by the heading they stand under."""
+    return in_groups(visible(command, context))
+
+
+def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
+    """Return options by the heading they stand under; a few stand under "Options"."""
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
     from clbench.experiment.spec import Recipe
 
     how, where = {*Recipe.model_fields, "online"}, {*ExecutionSettings.model_fields} | RUNS
     groups: dict[str, list[click.Option]] = {WHAT: [], HOW: [], WHERE: []}
-    options = [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
     if len(options) <= ONE_LIST:
         return {"Options": options}
     for option in options:

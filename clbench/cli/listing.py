@@ -1,10 +1,10 @@
-"""What the list commands share: everything that is installed of one kind, as text or JSON."""
+"""The list commands: a line for everything that is installed of one kind, or everything about what is named."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from clbench.core.options import Options
     from clbench.core.registry import Registry
 
-COLUMNS = ("option", "type", "default", "meaning")
+WIDTH = 99  # columns of what is printed
+NAMED, PATTERN = "with a name", "any name"  # groups of benchmarks and models
+HEADINGS = {
+    ("benchmark", NAMED): "Benchmarks with their data",
+    ("benchmark", PATTERN): "Your own data (* stands for your file, folder or function)",
+    ("model", NAMED): "Models of clbench and of plugins",
+    ("model", PATTERN): "Models of other libraries (* stands for the model's name)",
+    ("tracker", NAMED): "Trackers",
+}
+METHOD_FIELDS = ("family", "year", "paper", "reference", "recipe", "task_free", "parts_per_task", "display_name")
 
 
 def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], text: str) -> click.Command:
@@ -30,25 +39,59 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
 
         registry = discover(files=plugins)
         known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        names = tuple(n if n in known else registry.pattern(kind, n) or n for n in names)
         if missing := [n for n in names if n not in known]:
             raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
-        things = [describe(registry, kind, known[n], extra) for n in names or known]
         if as_json:
+            things = [describe(registry, kind, known[n], extra) for n in names or known]
             click.echo(json.dumps({name: things, "broken": registry.broken, "disabled": registry.disabled}, indent=2))
             return
-        click.echo("\n\n".join(show(thing, extra) for thing in things))
+        if names:
+            click.echo("\n\n".join(show(describe(registry, kind, known[n], extra), kind) for n in names))
+            return
+        for heading, infos in by_family(kind, known).items():
+            click.echo("\n".join([heading, *lines(infos)]) + "\n")
         for plugin, error in registry.broken.items():
-            click.echo(f"\n{plugin}  BROKEN: {error}")
+            click.echo(f"{plugin}  BROKEN: {error}\n")
         for plugin in registry.disabled:
-            click.echo(f"\n{plugin}  disabled by {DISABLE}")
+            click.echo(f"{plugin}  disabled by {DISABLE}\n")
+        click.echo(f"clbench {name} NAME shows everything about one of them, including its options.")
 
     return click.command(name, help=text)(_options(run, named(kind, attribute)))
 
 
 def _options(run: Callable[..., None], complete: Complete) -> Callable[..., None]:
     run = plugin_option(run)
-    run = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")(run)
+    run = click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything about each.")(run)
     return click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete)(run)
+
+
+def by_family(kind: str, known: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return declarations by the heading under which lists show them: methods by family, others by their names."""
+    from clbench.core.hookspecs import FAMILIES
+
+    groups: dict[str, list[Any]] = {}
+    for family in FAMILIES if kind == "method" else (NAMED, PATTERN):
+        infos = [info for info in known.values() if family_of(info) == family]
+        if infos:
+            groups[HEADINGS.get((kind, family), family[0].upper() + family[1:])] = infos
+    return groups
+
+
+def family_of(info: Any) -> str:
+    """Return a method's family; of other things whether the name is one or a pattern."""
+    return str(getattr(info, "family", PATTERN if getattr(info, "any_name", False) else NAMED))
+
+
+def lines(infos: Sequence[Any]) -> Iterator[str]:
+    """Yield a line for each declaration: its name, what it is, and a method's year; long text is cut."""
+    width = max(len(info.name) for info in infos)
+    room = WIDTH - width - 4
+    if hasattr(infos[0], "year"):
+        room -= 6
+    for info in infos:
+        text = textwrap.shorten(info.summary, room, placeholder=" ...")
+        yield f"  {info.name:<{width}}  {text:<{room}}  {getattr(info, 'year', '')}".rstrip()
 
 
 def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:
@@ -59,6 +102,7 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
     more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
     if kind == "method":
         more["tuned_by_default"] = tuned_by_default(info.options)
+        more["needs_boundaries"] = boundaries_needed(info)
     return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
             "version": origin.version, "plugin": origin.plugin, **more, "options": as_json(document(info.options))}
 
@@ -73,6 +117,13 @@ def tuned_by_default(options: type[Options]) -> str:
     return "; ".join([*(f"{name} = {', '.join(map(format_value, values))}"
                         for name, values in search_values(options).items()),
                       f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the recipe's{often}"])
+
+
+def boundaries_needed(info: Any) -> str:
+    """Return why a task-free method needs task boundaries with its default options; empty if it does not."""
+    if not info.task_free or any(field.is_required() for field in info.options.model_fields.values()):
+        return ""
+    return str(info.options().needs_boundaries)
 
 
 def default(option: Mapping[str, Any]) -> str:
@@ -91,34 +142,65 @@ def written(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def show(thing: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Return what there is to know of one thing as text."""
-    from tabulate import tabulate
+def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what there is to know of one thing besides its summary and options, each with what it is called."""
+    yield from ((key, str(thing[key])) for key in ("family", "paper") if thing.get(key))
+    if thing.get("scenarios"):
+        first, *rest = thing["scenarios"]
+        yield "scenarios", ", ".join([f"{first} (default)", *rest])
+    if thing.get("reference"):
+        yield "role", "a reference that other methods are compared with; tables set it apart"
+    if thing.get("recipe"):
+        yield "published recipe", f"{written(thing['recipe'])} (used with recipe = \"published\" in a file)"
+    if "task_free" in thing:
+        if thing["needs_boundaries"]:
+            yield "task-free", f"not with its default options: {thing['needs_boundaries']}"
+        else:
+            yield "task-free", ("yes: it does not need to know where tasks end (--boundaries hidden)"
+                                if thing["task_free"] else "no: it needs to know where tasks end")
+    if thing.get("parts_per_task"):
+        yield "parts per task", "each class must arrive in one task only: no --blur and no --repeat with class splits"
+    if thing.get("display_name"):
+        yield "name in reports", thing["display_name"]
+    if thing.get("tuned_by_default"):
+        yield "tuned by default", thing["tuned_by_default"]
+    yield "package", f"{thing['distribution']} {thing['version']}".strip()
 
-    origin = f"{thing['distribution']} {thing['version']}".strip()
-    lines = [f"{thing['name']}  ({origin})", f"  {thing['summary']}"]
-    for key in (*extra, "tuned_by_default"):
-        value = thing.get(key)
-        if value is True:
-            lines.append(f"  {key}")
-        elif value:
-            lines.append(f"  {key.replace('_', ' ')}: {written(value)}")
-    rows = [[o["name"], o["type"], default(o), o["meaning"]] for o in thing["options"]]
+
+def show(thing: Mapping[str, Any], kind: str) -> str:
+    """Return what there is to know of one thing as text."""
+    formatter = click.HelpFormatter(width=WIDTH)
+    formatter.write(f"{thing['name']}\n")
+    formatter.indent()
+    formatter.write_text(thing["summary"])
+    formatter.dedent()
+    formatter.write("\n")
+    formatter.indent()
+    formatter.write_dl(list(facts(thing)))
+    formatter.dedent()
+    rows = [(f"{o['name']} ({o['type']})", f"{o['meaning']}  [{_default_note(o)}]") for o in thing["options"]]
     if rows:
-        lines.append(textwrap.indent(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True), "    "))
-    return "\n".join(lines)
+        set_by = f", or --set {thing['name']}.OPTION=VALUE" if kind == "method" else ""
+        with formatter.section(f"Options ({thing['name']}:OPTION=VALUE{set_by})"):
+            formatter.write_dl(rows)
+    return formatter.getvalue().rstrip("\n")
+
+
+def _default_note(option: Mapping[str, Any]) -> str:
+    return "required" if option["required"] else f"default: {default(option)}"
 
 
 benchmarks = list_command("benchmarks", "benchmark", "benchmarks", ("scenarios",),
-                          "List the installed benchmarks, their scenarios and options.")
+                          "List the installed benchmarks, or show everything about those that you name.")
 
 
-methods = list_command("methods", "method", "strategies", ("paper", "reference", "recipe"),
-                       "List the installed methods, where each comes from, and its options.")
+methods = list_command("methods", "method", "strategies", METHOD_FIELDS,
+                       "List the installed methods by family, or show everything about those that you name.")
 
 
-models = list_command("models", "model", "models", (), "List the installed models and their options.")
+models = list_command("models", "model", "models", (),
+                      "List the installed models, or show everything about those that you name.")
 
 
-trackers = list_command("trackers", "tracker", "trackers", (),
-                        "List the installed trackers, which clbench run --log shows records to, and their options.")
+trackers = list_command("trackers", "tracker", "trackers", (), "List the installed trackers, to which clbench run "
+                        "--log writes results, or show everything about those that you name.")

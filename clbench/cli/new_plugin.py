@@ -57,9 +57,10 @@ EXAMPLES = (
 
 @click.command("new-plugin", cls=Command, examples=EXAMPLES)
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="What to begin with: any method, one "
+@click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="Kind of plugin: any method, one "
               "that replays samples, one with a quadratic penalty, a benchmark or a model.  [default: method]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to.  [default: clbench-NAME]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the plugin.  [default: "
+              "clbench-NAME]")
 def command(name: str, kind: str, out: Path | None) -> None:
     """Write a small distribution with a working method, benchmark or model, its test and its entry point."""
     from clbench.core.registry import discover

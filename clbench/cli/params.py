@@ -48,7 +48,7 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 
 
 EXAMPLES = (
-    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora beside the others"),
+    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora and the others"),
     ("clbench params --model resnet18 --methods lora:rank=8,ewc,pnn --tasks 20", "a whole network"),
 )
 
@@ -62,21 +62,22 @@ EXAMPLES = (
 @methods_option("Methods, as in lora:rank=4,ewc (clbench methods); repeatable.",
                 default=("lora,ewc,er,pnn,shared-private",), show_default=True)
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
-              help="An option of every method of that name; repeatable.")
+              help="Option of every method of that name; repeatable.")
 @click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")
 @click.option("--classes", type=click.IntRange(min=1), help="Classes of all tasks together.  [default: 10 per task]")
 @click.option("--input-shape", callback=dimensions, default="3x32x32", metavar="CxHxW", show_default=True,
-              help="Of one sample of the benchmark (of a text: its tokens); the model's option size resizes images.")
+              help="Shape of one sample of the benchmark (of a text: its tokens); the model's option size resizes "
+              "images.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
-              help="Training samples of each task, which a replay memory fills up with.")
+              help="Training samples of each task, from which a replay buffer is filled.")
 @click.option("--scenario", type=click.Choice(get_args(Scenario)), default="task", show_default=True,
-              help="What the test gives away.")
-@click.option("--pretrained", is_flag=True, help="Take the model for a pretrained one, as after clbench run --weights.")
+              help="Scenario: only task gives task IDs at test time.")
+@click.option("--pretrained", is_flag=True, help="Count the model as a pretrained one, as after clbench run --weights.")
 @plugin_option
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Draw the bytes kept after each task (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
-              help="Of what is printed.")
+              help="Format of the output.")
 @click.pass_context
 def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list[int], form: str,
             **whole: Any) -> None:

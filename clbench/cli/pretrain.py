@@ -18,17 +18,18 @@ EXAMPLES = (
     ("clbench run --benchmark split-cifar100:held_out=50 --model resnet20 --weights base.safetensors "
      "--methods lora,ewc", ""),
 )
+COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer", "lr", "device", "seed", "data", "out")
 
 
-@click.command("pretrain", cls=Command, examples=EXAMPLES)
+@click.command("pretrain", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
-@model_option("A model, as in resnet20 (clbench models).  [default: mlp]")
-@click.option("--weights", metavar="FILE", help="Start from these weights.")
+@model_option("Model, as in resnet20 (clbench models).  [default: mlp]")
+@click.option("--weights", metavar="FILE", help="Weights to start from.")
 @recipe_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of initialization and data order.")
 @execution_option("data")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
-              help="Where the weights go.")
+              help="File that the weights are written to.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
     """Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
 

@@ -33,9 +33,9 @@ EXAMPLES = (
               help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
               "[default: those that report.md shows, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="Where the report goes; needed with several folders, none of which is changed.  [default: DIR]")
-@click.option("--baseline", metavar="METHOD", help="Hold the methods against this one (its label in the tables), as "
-              "clbench compare does: the column, the tests and the first lines.  [default: plain fine-tuning]")
+              help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
+@click.option("--baseline", metavar="METHOD", help="Compare all methods with this one (its name in the tables, or its "
+              "id) in the column of differences, the tests and the first lines.  [default: fine-tuning (naive)]")
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
             baseline: str | None, plugins: Sequence[Path]) -> None:
@@ -60,13 +60,15 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
                                   for name in wrong))
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
-        raise SpecError("a report of several folders needs a place of its own: --out DIR")
+        raise SpecError("a report of several run folders is not written into any of them: name its folder with --out "
+                        "DIR")
     records = read_records(folders)
-    whole, folder = report.build(records, baseline), out or folders[0]
+    whole, folder = report.build(records, baseline, registry=registry), out or folders[0]
+    for_programs = report.build(records, baseline, ids=True) if any(info.ids for info in wanted) else whole
     if out is None:
         looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
-    paths = [report.write(whole, folder, info) for info in wanted]
+    paths = [report.write(for_programs if info.ids else whole, folder, info) for info in wanted]
     show(whole)
     for path in paths:
         click.echo(f"report: {path}")

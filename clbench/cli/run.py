@@ -34,49 +34,52 @@ FOLDER = click.Path(path_type=Path)
 EXAMPLES = (
     ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
     ("clbench run --methods er:capacity=500,ewc,joint --scenario class --seeds 5",
-     "methods with options, without task ids"),
+     "methods with options, without task IDs at test time"),
     ("clbench run --methods lora --set lora.rank=1,4,16", "a row for each value"),
     ("clbench run --benchmark images:photos:tasks=3 --methods naive,er,joint", "your own data"),
     ("clbench run benchmarks/split_mnist.toml --out runs/mine", "an experiment from a file"),
 )
+COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "options", "epochs", "batch_size", "lr",
+          "device", "data", "workers", "out", "dry_run")
 
 
-@click.command("run", cls=Command, examples=EXAMPLES)
+@click.command("run", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
-@methods_option("Methods, as in lora:rank=4,ewc; repeatable. With a file, a name, a label or a name with options picks "
-                "the file's methods that are called so, with their recipes.")
+@methods_option("Methods to compare, as in lora:rank=4,ewc; repeatable. With a file: those of its methods to run, by "
+                "name, by label or by name with options.")
 @click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="A benchmark (clbench benchmarks), or a function returning an Avalanche benchmark: "
+              help="Benchmark (clbench benchmarks), or a function that returns an Avalanche benchmark: "
               "package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")
-@click.option("--scenario", metavar="LIST", help=f"What the test gives away: {', '.join(SCENARIOS)}.  "
-              "[default: the benchmark's first]")
-@model_option("A model, as in mlp:width=100 (clbench models).  [default: mlp]")
-@click.option("--weights", metavar="FILE", help="Start the model from these weights: safetensors, a torch state dict, "
-              "or torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
-@click.option("--seeds", metavar="N|LIST", help="A number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
-@click.option("--until", metavar="decided", help="Add seeds after the first ones where the question is open, one by "
-              "one, by tests that hold although one looks after each (docs/choosing.md).")
-@click.option("--max-seeds", type=int, metavar="N", help="The most of a method, with --until decided.  [default: 30]")
-@click.option("--baseline", metavar="METHOD", help="The question of --until decided: each method against this one, by "
-              "its label, or which is the best of all (best).  [default: naive if it is among them, else best]")
-@click.option("--validation", type=float, metavar="SHARE", help="Hold out this share of the training samples and "
-              "evaluate on them; the test set is not used (docs/tuning.md).  [default: 0]")
+@click.option("--scenario", metavar="LIST", help=f"Scenarios: {', '.join(SCENARIOS)}. Only task gives task IDs "
+              "at test time.  [default: the benchmark's first]")
+@model_option("Model, as in mlp:width=100 (clbench models).  [default: mlp]")
+@click.option("--weights", metavar="FILE", help="Pretrained weights of the model: safetensors, a torch state dict, or "
+              "torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
+@click.option("--seeds", metavar="N|LIST", help="Number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
+@click.option("--until", metavar="decided", help="Add seeds one at a time until every difference is decided, by "
+              "sequential tests that stay valid (docs/choosing.md).")
+@click.option("--max-seeds", type=int, metavar="N", help="Maximum number of seeds of a method, with --until "
+              "decided.  [default: 30]")
+@click.option("--baseline", metavar="METHOD", help="Method, by its label, with which --until decided compares each "
+              "other one; best: decide which method is the best.  [default: naive if it is among them, else best]")
+@click.option("--validation", type=float, metavar="SHARE", help="Share of the training samples to hold out and "
+              "evaluate on; the test set is not used (docs/tuning.md).  [default: 0]")
 @arrival_options
 @recipe_options
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
-              help="An option of every method of that name or label; repeatable. Several values, as in "
-              "lora.rank=1,2,4, make a row each, several such options every combination.")
+              help="Option of every method of that name or label; repeatable. Several values, as in "
+              "lora.rank=1,2,4, make a row each; several such options make every combination.")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="The run folder.  [default: runs/<name of the file or benchmark>]")
+              help="Run folder.  [default: runs/<name of the file or benchmark>]")
 @execution_options()
-@click.option("--shard", metavar="I/N", help="Run the I-th of N parts of the experiment, as in 2/8: one for each job "
-              "of an array.  [default: all]")
-@click.option("--log", default="", metavar="LIST", help="Show the records to trackers (clbench trackers), as in "
-              "tensorboard,wandb:project=mine.  [default: none]")
+@click.option("--shard", metavar="I/N", help="Part of the experiment to run, as in 2/8: one for each job of an "
+              "array.  [default: all]")
+@click.option("--log", default="", metavar="LIST", help="Trackers to which results are written (clbench trackers), as "
+              "in tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
-              "train and compute; run nothing and write no records.")
+              "train and compute; train nothing and write no records.")
 @click.option("--open", "opens", is_flag=True, help="Open the report in a browser when the trials have ended.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no table: print the run folder's path, and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, as in report.json, and "
@@ -86,12 +89,13 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
             **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
-    What the run folder already holds is not run again; trials that failed are. Results of other code or data than there
-    are now are listed first, and nothing is trained.
+    clbench skips the trials that the run folder already holds, and runs failed ones again. If results are stale (the
+    code or the data have changed since), it lists them and trains nothing.
     """
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover
     from clbench.execution import run
+    from clbench.experiment.display_names import as_ids
     from clbench.experiment.overrides import read_spec
 
     if dry_run and (opens or quiet or as_json):
@@ -105,6 +109,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
         every = ",".join(filter(None, [flags["methods"], str(spec)]))
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
                         f"--methods {every}")
+    if flags["methods"] is not None:
+        flags["methods"] = as_ids(flags["methods"], registry)
     found = read_spec(spec, {}, flags, options)
     ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale, note)
     ended = run_missing(ready, dry_run, quiet)
@@ -149,8 +155,8 @@ def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | 
         carry_out(ready, show, shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
         kept = len(ready.planned) - len(ready.missing)
-        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done and kept in {ready.store.directory}; "
-                   "the same command goes on from here", err=True)
+        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done, and {ready.store.directory} has "
+                   "their results. Run the same command again to continue", err=True)
         return 130
     return None
 
@@ -173,11 +179,11 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
     results = ready.results()
     paths = write_report(ready)
     if as_json:
-        click.echo(json.render(report.build(results)), nl=False)
+        click.echo(json.render(report.build(results, ids=True)), nl=False)
     elif quiet:
         click.echo(ready.store.directory)
     else:
-        show(report.build(results))
+        show(report.build(results, registry=ready.registry))
         for path in paths:
             click.echo(f"report:  {path}")
         click.echo(f"records: {ready.store.records}")

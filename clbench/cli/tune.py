@@ -39,27 +39,29 @@ EXAMPLES = (
     ("clbench tune experiment.toml --trials 10", "searches what its [tune.METHOD] tables name, else defaults"),
     ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with what was found"),
 )
+COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterations", "weights", "device", "data",
+          "workers", "out")
 
 
-@click.command("tune", cls=Command, examples=EXAMPLES)
+@click.command("tune", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("source", metavar="SPEC.toml", type=FOLDER)
-@methods_option("Tune only these methods, by name or label; repeatable.  [default: all with a [tune.METHOD] table, "
+@methods_option("Methods to tune, by name or label; repeatable.  [default: all with a [tune.METHOD] table, "
                 "or all if there is no table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
-              help="Candidates per method and scenario; the same for all, but for those that --widen adds.")
+              help="Candidates per method and scenario: the same number for all, apart from those that --widen adds.")
 @click.option("--widen", type=click.IntRange(min=0), metavar="N", default=2, show_default=True,
-              help="Values that are added beyond each end of a list of numbers, while the best one is at that end; 0: "
-              "none.")
+              help="Maximum number of values to add beyond each end of a list of numbers while the best value is at "
+              "that end.")
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
-              help=f"Of every candidate: a number of seeds, {FIRST_DEVELOPMENT_SEED} being the first, or a list; none "
-              "of the experiment's own.")
+              help=f"Seeds of every candidate: a number of seeds, counted from {FIRST_DEVELOPMENT_SEED}, or a list "
+              "without the experiment's own seeds.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
-              show_default=True, help="Share of the training samples that is held out and evaluated on.")
-@click.option("--epochs", type=int, help="Of every candidate.  [default: the experiment's]")
-@click.option("--iterations", type=int, help="Optimiser steps per task of every candidate, instead of epochs.")
-@click.option("--weights", metavar="FILE", help="As for clbench run.")
-@click.option("--device", metavar="DEVICE", help="As for clbench run.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder of the search; DIR/tuned.toml is its result.  "
+              show_default=True, help="Share of the training samples to hold out and evaluate on.")
+@click.option("--epochs", type=int, help="Epochs of every candidate.  [default: the experiment's]")
+@click.option("--iterations", type=int, help="Optimizer steps per task of every candidate, instead of epochs.")
+@click.option("--weights", metavar="FILE", help="Pretrained weights, as for clbench run.")
+@click.option("--device", metavar="DEVICE", help="Device, as for clbench run.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe"))
 @plugin_option
@@ -99,7 +101,8 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     try:
         records = tuning.search(rows, spec, registry, out, _shown, called, stale)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: finished trials are kept in {out}; the same command goes on from here", err=True)
+        click.echo(f"interrupted: {out} has the results of finished trials. Run the same command again to "
+                   "continue", err=True)
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}

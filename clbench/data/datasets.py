@@ -67,14 +67,14 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
                 cls(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).split("\n")[-2 if isinstance(error, RuntimeError) and "\n" in str(error) else 0]
-            raise MissingDataError(f"no {name} in {where} and no way to download it ({reason.strip()}); put "
-                                   f"{', '.join(MNIST_FILES)} there (or their .gz), or take --benchmark {OFFLINE}, "
+            raise MissingDataError(f"{name} is not in {where} and could not be downloaded ({reason.strip()}). "
+                                   f"Put {', '.join(MNIST_FILES)} there (or their .gz), or use --benchmark {OFFLINE}, "
                                    "which needs no download") from error
     try:
         parts = [cls(data_dir, train=train) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise DataError(f"the {name} files in {where} cannot be read ({type(error).__name__}: {error}); remove them "
-                        f"to download them again, or take --benchmark {OFFLINE}") from error
+                        f"to download them again, or use --benchmark {OFFLINE}") from error
     train, test = (Images(part.data.unsqueeze(1), part.targets.long()) for part in parts)
     return train, test
 
@@ -131,9 +131,8 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
             train, test = (cls(data_dir, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise MissingDataError(f"no {name} in {where} and no way to download it ({reason}); put that file or "
-                               f"torchvision's there, or take --benchmark {OFFLINE}, which needs no "
-                               "download") from error
+        raise MissingDataError(f"{name} is not in {where} and could not be downloaded ({reason}). Put that file or "
+                               f"torchvision's there, or use --benchmark {OFFLINE}, which needs no download") from error
     tensors = {}
     for part, data in (("train", train), ("test", test)):
         tensors[f"{part}_x"] = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
@@ -179,7 +178,7 @@ def without_downloads() -> Iterator[None]:
 def require_downloads(name: str, where: Path) -> None:
     """Raise MissingDataError where a data set would have to be downloaded and that is not allowed."""
     if not DOWNLOADS.get():
-        raise MissingDataError(f"no {name} in {where} yet; a run would download it")
+        raise MissingDataError(f"{name} is not in {where} yet; a run downloads it")
 
 
 @contextmanager

@@ -77,7 +77,8 @@ class PixelOptions(Options):
                                                 "model: as the model's weights were trained, the default where they "
                                                 "say how")
     augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
-        "none", description="what is done to training images, drawn anew for each: nothing; a random crop (4 pixels of "
+        "none", description="how training images are augmented, drawn again for each use: nothing; a random crop (4 "
+                            "pixels of "
         "padding) and flip; a random part, resized, and flip")
 
 

@@ -183,7 +183,7 @@ class UnseenSamples(Samples):
     y = tasks = x
 
 
-HIDDEN = ("boundaries are hidden, so Task.train cannot be had: the method must learn from batches as they pass "
+HIDDEN = ("boundaries are hidden, so Task.train is not available: the method must learn from batches as they pass "
           "(augment_batch), or not be declared task_free")
 UNSEEN = UnseenSamples()
 

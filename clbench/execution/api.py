@@ -21,6 +21,7 @@ from clbench.execution.objects import name_objects, run_here
 from clbench.execution.reuse import OnStale, silent
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
+from clbench.experiment.display_names import as_ids
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
@@ -94,6 +95,11 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
     registry = discover(files=plugins)
+    methods = settings.get("methods")
+    if isinstance(methods, str):
+        settings["methods"] = as_ids(methods, registry)
+    elif isinstance(methods, list | tuple):
+        settings["methods"] = [as_ids(one, registry) if isinstance(one, str) else one for one in methods]
     given = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
     found = run_here(read_spec(source, given, settings, options))

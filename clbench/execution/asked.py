@@ -37,7 +37,7 @@ def ask(standing: Standing, planned: Sequence[PlannedTrial], records: Mapping[st
             standing.lacking[record.key] = asked
     for asked, count in Counter(standing.lacking.values()).items():
         standing.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {asked}, which this run "
-                              "asks for: trained once more, which changes nothing else")
+                              "asks for. clbench trains them again; their accuracies stay the same")
 
 
 def told_of_others(planned: Sequence[PlannedTrial], records: Sequence[Record]) -> list[str]:
@@ -51,8 +51,8 @@ def told_of_others(planned: Sequence[PlannedTrial], records: Sequence[Record]) -
     found = [names[setting] for setting in others]
     shown = "; ".join(found[:SHOWN]) + (f"; {len(found) - SHOWN} more" if len(found) > SHOWN else "")
     count = "another setting" if len(found) == 1 else f"{len(found)} other settings"
-    return [f"the folder also has results of {count} ({shown}): they stay, and the report has a section "
-            "for each"]
+    return [f"the folder also has results of {count} ({shown}). clbench keeps them, and the report has a "
+            "section for each"]
 
 
 def unanswered(record: Record, settings: ExecutionSettings, folder: Path) -> str:
@@ -85,7 +85,7 @@ def renewed(standing: Standing, before: Record | None, after: Record, note: Call
     if before is None or after.key not in standing.lacking:
         return after
     if after.status == "failed":
-        note(f"{after.name}, trained once more, failed; its record is kept as it was")
+        note(f"{after.name} failed when it was trained again, so its earlier record is kept")
         return before
     if (before.status, before.R, before.task_inference) == (after.status, after.R, after.task_inference):
         return after.model_copy(update={"curve": after.curve or before.curve, "probe": after.probe or before.probe,

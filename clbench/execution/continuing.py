@@ -134,7 +134,7 @@ def refuse(parent: Parent) -> None:
     trial = parent.trial
     if trial.arrival != Arrival():
         raise SpecError(f"{parent.record.name} learned a stream without clear tasks ({trial.arrival}); only one whose "
-                        "classes arrive task by task can learn on")
+                        "classes arrive task by task can continue training")
 
 
 def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +255,8 @@ def grown(parent: Parent, header: checkpoint.CheckpointHeader, state: dict[str, 
         try:
             retrace(Learner(strategy, stream, trial.seed), parent.learned, recipe)
         except Exception as error:  # of a method, which may not expect more tasks
-            raise SpecError(f"{parent.record.label} cannot learn on: {type(error).__name__}: {error}") from error
+            raise SpecError(f"{parent.record.label} cannot continue training: {type(error).__name__}: {error}"
+                            ) from error
         led.append(strategy)
     like, larger = led
     grow(header, state, like, larger, parent.record.label)

@@ -41,10 +41,11 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
     if spec.baseline not in (None, BEST, *labels):
         raise SpecError(f"--baseline: {unknown('method', spec.baseline or '', [*labels, BEST], 'clbench methods')}")
     if len(spec.seeds) < FIRST:
-        raise SpecError(f"--until decided: the first look is after {FIRST} seeds or more, got --seeds "
-                        f"{listed(list(spec.seeds))}; leave --seeds out for {FIRST}")
+        raise SpecError(f"--until decided starts with at least {FIRST} seeds, got --seeds "
+                        f"{listed(list(spec.seeds))}: leave --seeds out, which means {FIRST}, or give more")
     if spec.max_seeds < len(spec.seeds):
-        raise SpecError(f"--max-seeds {spec.max_seeds}: there are {len(spec.seeds)} seeds at first (--seeds)")
+        raise SpecError(f"--max-seeds {spec.max_seeds} is less than the {len(spec.seeds)} seeds to start with "
+                        "(--seeds): give more")
     if len(labels) < 2:
         raise SpecError("--until decided compares methods: name at least two")
     return UntilDecided(baseline=spec.baseline, first=len(spec.seeds), most=spec.max_seeds)
@@ -71,9 +72,9 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     settings = {p.trial.setting for p in whole}
     own = [r for r in records if r.trial.setting in settings]
     if others := {str(r.until) for r in own if r.until and r.until != rule}:
-        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, this run has {rule}. A "
-                        "rule is fixed before the first look: go on with the same one, or begin anew in another folder "
-                        "(--out) with other seeds (such as --seeds 100,101,102)")
+        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, but this run has {rule}. A "
+                        "rule must stay the same after its first interim analysis: use the earlier one, or start in "
+                        "another folder (--out) with other seeds (such as --seeds 100,101,102)")
     if strangers := sorted({r.trial.seed for r in own} - set(seeds)):
         raise SpecError(f"{out} has results of seed {listed(strangers)}, and this rule takes {listed(seeds)}, in their "
                         "order: choose another --out")

@@ -70,8 +70,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     store = Store(run)
     record = find_record(store, trial)
     if form == "onnx" and not all(map(importlib.util.find_spec, NEEDS)):
-        raise SpecError("--format onnx needs the packages onnx and onnxscript: pip install 'clbench[onnx]'; "
-                        "--format torch-export needs none")
+        raise SpecError("--format onnx needs the packages onnx and onnxscript, which are not installed: pip install "
+                        "'clbench[onnx]', or use --format torch-export, which needs none")
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:

@@ -69,8 +69,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
         return model.network
     if not info.load_model:
         keeping = sorted(other.name for other in registry.strategies.values() if other.load_model)
-        raise SpecError(f"{record.label} keeps no network after a run; only trials of {' and '.join(keeping)} do, "
-                        "others with --keep models: run the experiment again with it")
+        raise SpecError(f"the network of {record.label} was not saved. Without --keep models only "
+                        f"{' and '.join(keeping)} save theirs: run the experiment again with it")
     network: Network = resolve(info.load_model, f"method {info.name!r}")(
         record, store.artifacts / record.key, last if task is None else task)
     return network.requires_grad_(False).eval()
@@ -88,5 +88,5 @@ def find_record(store: Store, trial: str | None) -> Record:
         return fitting[0]
     known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records)
     if not fitting:
-        raise StoreError(f"no finished trial {trial or ''!r} in {store.directory}; there are {known or '(none)'}")
-    raise StoreError(f"several trials of {store.directory} fit: name one of {known}")
+        raise StoreError(f"{store.directory} has no finished trial {trial or ''!r}: name one of {known or '(none)'}")
+    raise StoreError(f"{store.directory} has several trials that fit: name one of {known}")

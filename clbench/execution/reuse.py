@@ -87,16 +87,17 @@ def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
     names = dict.fromkeys(name for t in trials for own in packages_of(t, registry).values() for name in own)
     if old := identity.edited(*names):
         raise PluginError(f"{' and '.join(old)} {'was' if len(old) == 1 else 'were'} edited after this Python process "
-                          "had imported it: start Python anew")
+                          "imported it, so the old code would run: restart Python")
 
 
 def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folder: Path) -> StaleError:
     """Return the error that lists what is stale, with the ways out."""
     lines = by_reason((records[key], reasons) for key, reasons in stale.items())
     count = f"{len(stale)} result{'s' if len(stale) > 1 else ''} in {folder}"
-    return StaleError("\n".join([f"{count} came from other code or data than there are now, so nothing was trained: "
-                                 "--rerun trains them anew, --keep-stale keeps them, marked (in Python: stale = "
-                                 "\"rerun\" or \"keep\")", *lines]))
+    return StaleError("\n".join([f"{count} {'are' if len(stale) > 1 else 'is'} stale, because code or data have "
+                                 "changed since, so nothing was trained. Use --rerun to train them again, or "
+                                 "--keep-stale to keep them, marked in the table (in Python: stale = \"rerun\" or "
+                                 "\"keep\")", *lines]))
 
 
 def other_clbench(done: Sequence[Record]) -> list[str]:
@@ -109,7 +110,7 @@ def other_clbench(done: Sequence[Record]) -> list[str]:
     if not found:
         return []
     names = ", ".join(_clbench(*made_by) for made_by in found)
-    return [f"{sum(found.values())} results were made by {names}, and this is {_clbench(*now)}; they are kept"]
+    return [f"{sum(found.values())} results were made by {names}, and this is {_clbench(*now)}. clbench keeps them"]
 
 
 def _clbench(version: str, commit: str | None) -> str:

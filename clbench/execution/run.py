@@ -111,7 +111,8 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     taken = {store.path(p.trial.key) for p in planned}
     in_the_way = [p for p in problems if p.path in taken]
     if in_the_way:
-        raise StoreError("\n".join(f"{p}; move it away and run again" for p in in_the_way))
+        raise StoreError("\n".join(f"{p}, so the trial's record cannot be written there: move the file away and run "
+                                   "again" for p in in_the_way))
     known = {r.key: r for r in records}
     standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
     ask(standing, planned, known, spec.execution, store.artifacts)
@@ -263,8 +264,8 @@ class RecordKeeper(Relay):
         self.experiment.standing.settle(record.key)
         if reasons:
             self.experiment.standing.reasons[record.key] = reasons
-            self.note(f"{record.name} was run by another clbench meanwhile, with other code: {' and '.join(reasons)}; "
-                      "it is kept and marked")
+            self.note(f"another clbench process has run {record.name} with other code ({' and '.join(reasons)}). "
+                      "clbench keeps the result and marks it")
         record = self.experiment.records[record.key] = self._relabelled(record)
         self.track(record)
         self.listener.finished(record)
@@ -285,7 +286,7 @@ def write_report(experiment: Experiment) -> list[Path]:
     """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
-    whole, folder = report.build(experiment.study()), experiment.store.directory
+    whole, folder = report.build(experiment.study(), registry=experiment.registry), experiment.store.directory
     looks.note(folder, experiment.study())
     report.write_figures(whole, folder)
     return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]

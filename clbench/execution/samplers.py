@@ -183,8 +183,8 @@ class TPE:
         try:
             import optuna
         except ImportError:
-            raise ClbenchError("this search needs Optuna: pip install 'clbench[tune]'; or give lists of values with no "
-                               "more combinations than --trials") from None
+            raise ClbenchError("this search needs Optuna, which is not installed: pip install 'clbench[tune]', or give "
+                               "lists of values with no more combinations than --trials") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.left = space, trials
         self.axes: Mapping[str, optuna.distributions.BaseDistribution] = {

@@ -188,10 +188,11 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space
     tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
     without = {name for name in only
                if not any(name in own and space for space, own in zip(spaces, names, strict=True))}
-    return [*(f"tune.{name}: no method {name!r} in this experiment, only {', '.join(tables)}"
+    return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
-              f"--methods {name}: no method {name!r} in this experiment, only {', '.join(known)}" for name in only
+              f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known)}"
+              for name in only
               if name in without),
             *([] if any(spaces) or spec.tune or without else [
                 f"these methods declare nothing to search; add a table for each, such as {EXAMPLE}"])]
@@ -252,8 +253,8 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
             row.hear(candidates, records)
         found += records
     run.write_report(ready)
-    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate gave a result from every seed; "
-                f"{out / 'report.md'} says why" for row in rows if not row.ranking]
+    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate has a result for every seed, because trials "
+                f"failed or diverged: {out / 'report.md'} says why" for row in rows if not row.ranking]
     if hopeless:
         raise ClbenchError("\n".join(hopeless))
     return found

@@ -15,8 +15,8 @@ from clbench.core.options import Strict, format_value
 from clbench.core.scenario import Scenario
 
 Boundaries = Literal["given", "hidden"]
-ONE_PASS = ("boundaries = hidden is one pass over the stream, a step a batch: leave epochs, iterations and repeats "
-            "out, got {name} = {value}")
+ONE_PASS = ("with boundaries = hidden the stream passes once, one step per batch, so {name} = {value} does not apply: "
+            "leave it out")
 ONLINE_EVERY = 50  # steps between looks at the accuracy of `online`, where no number is given
 ONLINE_BATCH = 10  # new samples per step of `online`, the batches of the papers in which each sample is seen once
 
@@ -60,8 +60,8 @@ class Arrival(Strict):
         if scenario != "task" or not (self.moves or self.hidden):
             return ""
         name = "blur" if self.blur else "repeat" if self.repeat else "boundaries = hidden"
-        return (f"{name} leaves no task that a test could tell: it needs scenario class or domain, not task; choose "
-                "--scenario class")
+        return (f"scenario task gives task IDs at test time, and with {name} there are none: choose --scenario class "
+                "or domain")
 
     def method_problem(self, method: str, needs_boundaries: str, parts_per_task: bool) -> str:
         """Return why a method cannot learn from such a stream, empty if it can.
@@ -73,11 +73,12 @@ class Arrival(Strict):
         """
         if parts_per_task and self.moves:
             name = "blur" if self.blur else "repeat"
-            return (f"method {method!r} has a part for each task, and with {name} a class is of several tasks; leave "
-                    "the method out")
+            return (f"method {method!r} has a part for each task, but with {name} a class arrives in several tasks: "
+                    f"leave the method out, or {name}")
         if self.hidden and (needs_boundaries or parts_per_task):
             reason = needs_boundaries or "it has a part for each task"
-            return f"method {method!r} needs task boundaries ({reason}), and boundaries are hidden; leave it out"
+            return (f"method {method!r} needs to know where tasks end ({reason}), but boundaries are hidden: leave the "
+                    "method out, or use --boundaries given")
         return ""
 
 
@@ -101,7 +102,8 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and (name, value) != ("epochs", 1):
             if boundaries == "hidden":
                 raise ValueError(ONE_PASS.format(name=name, value=value))
-            raise ValueError(f"online is one pass in batches of {ONLINE_BATCH}: leave {name} = {value} out, or online")
+            raise ValueError(f"online learning is one pass in batches of {ONLINE_BATCH}, so {name} = {value} does "
+                             "not apply: leave one of the two out")
     if boundaries == "hidden" and recipe.get("repeats") is not None:
         raise ValueError(ONE_PASS.format(name="repeats", value=recipe["repeats"]))
     out["recipe"] = {**({"batch_size": ONLINE_BATCH} if online else {}), **recipe, "epochs": 1}

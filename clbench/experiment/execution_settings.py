@@ -36,48 +36,48 @@ class ExecutionSettings(Strict):
 
     model_config = ConfigDict(allow_inf_nan=False)
     data: Annotated[Path | None, Flag("DIR", "CLBENCH_DATA, or the user's cache folder")] = Field(
-        None, description="Where data sets are kept.")
+        None, description="Folder of data sets.")
     workers: Annotated[int | None, Flag(
         default="one per core, one on an accelerator, as many as a cluster has room for")] = Field(
-        None, ge=0, description="Processes; 0 runs in this one.")
+        None, ge=0, description="Number of worker processes; 0 runs trials in this process.")
     threads: Annotated[int | None, Flag(default="cores / workers; 1 on a cluster")] = Field(
         None, ge=1, description="torch threads per worker.")
     stack: Annotated[int | None, Flag(default="1 on a CPU, as many as fit on an accelerator")] = Field(
-        None, ge=1, description="Trials of a method (seeds, and values of an option such as ewc.strength) that train "
-        "as one.")
+        None, ge=1, description="Number of trials of a method (seeds, and values of an option such as ewc.strength) "
+        "that train together, vectorized.")
     executor: Executor = Field(
-        "local", description="Where workers run: on this machine, or on a Ray cluster, where each takes a CPU for each "
-        "thread (docs/scaling.md).")
+        "local", description="Executor: local runs workers on this machine, ray on a Ray cluster, where each takes a "
+        "CPU for each thread (docs/scaling.md).")
     address: Annotated[str | None, Flag("HOST:PORT", "RAY_ADDRESS, or the one that was started on this machine")] = (
-        Field(None, description="The Ray cluster."))
+        Field(None, description="Address of the Ray cluster."))
     gpus: Annotated[float | None, Flag("N", "1 where there are any, unless the device is the CPU")] = Field(
         None, ge=0, description="GPUs of the Ray cluster for each worker; 0.25 lets four share one.")
     compile: bool = Field(
-        False, description="Compile each phase's loss by torch.compile, which takes seconds to minutes each; for long "
-        "trainings on CUDA.")
+        False, description="Compile each phase's loss with torch.compile. This takes seconds to minutes per phase and "
+        "pays off for long trainings on CUDA.")
     verify_data: bool = Field(
-        False, description="Read all data files to see whether a cached stream was made of them, and not only those "
-        "whose size or times have changed.")
+        False, description="Read all data files to check whether a cached stream was made from them, not only those "
+        "whose size or time has changed.")
     cache_mb: int = Field(
-        1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may keep prepared inputs, and outputs of "
-        "frozen layers for them, that every pass over a task would compute anew.")
+        1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may store prepared inputs and outputs of "
+        "frozen layers, instead of computing them again in every pass.")
     evaluate_every: Annotated[int | None, Flag("N", "only after each task")] = Field(
-        None, ge=1, description="Keep the accuracy while a task is learned: after each of its first 50 steps, then "
+        None, ge=1, description="Record the accuracy while a task is trained: after each of its first 50 steps, then "
         "every N steps (docs/metrics.md). Training stays the same, bit for bit.")
     evaluate_samples: int = Field(
-        200, ge=1, description="Test samples of each task on which --evaluate-every evaluates, the same for all "
-        "methods; all of a task that has fewer.")
+        200, ge=1, description="Test samples per task for --evaluate-every, the same for all methods; all samples of "
+        "a task that has fewer.")
     anatomy: AnatomyRows = Field(
-        "last", description="After which tasks a record keeps where the errors come from, in scenario class: the last "
-        "one or each (docs/metrics.md).")
+        "last", description="Tasks after which errors are decomposed, in scenario class: the last one or each "
+        "(docs/metrics.md).")
     probe: bool = Field(
         False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
         "two more passes over all samples, without gradients (docs/metrics.md).")
     keep: Keep = Field(
-        "nothing", description="What is kept of each trained network beside its record: models, which answer as "
-        "the trial did, in Python and by clbench export; state, these and what clbench continue needs to learn on "
-        "(docs/keeping-models.md).")
-    retries: int = Field(1, ge=0, description="How often a trial is tried again whose worker died.")
+        "nothing", description="Parts of each trained network to save: models (to predict in Python and for "
+        "clbench export) or state (these, and what clbench continue needs to continue training; "
+        "docs/keeping-models.md).")
+    retries: int = Field(1, ge=0, description="Number of retries of a trial whose worker died.")
 
     @property
     def data_dir(self) -> Path:
@@ -107,9 +107,10 @@ class ExecutionSettings(Strict):
     def _one_place(self) -> ExecutionSettings:
         """Reject settings of the other executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):
-            raise ValueError("--address and --gpus say where and with what to run on a cluster: add --executor ray")
+            raise ValueError("--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out")
         if self.executor == "ray" and self.workers == 0:
-            raise ValueError("--workers 0 runs in this process, not on a cluster: leave it out, or --executor ray")
+            raise ValueError("--workers 0 runs trials in this process and --executor ray on a cluster: leave one of "
+                             "them out")
         return self
 
 

@@ -60,7 +60,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
                        training_data=known.training_data or metadata.get("training_data", "")
                        or metadata.get("benchmark", "")), known
     except OSError as error:
-        problems.append(f"cannot read weights {text}: {error.strerror}")
+        problems.append(f"weights {text} cannot be read ({error.strerror}): check the path given by --weights")
     except ClbenchError as error:
         problems += str(error).splitlines()
     return None, PretrainedInfo()
@@ -107,7 +107,8 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         if getattr(benchmark, "normalize", None) == "model":
             problems.append(f"{named.name}: normalize = model, but " +
                             ("no weights are given (--weights)" if weights is None else
-                             f"nothing says how {weights.path} was trained; put a JSON with mean and std beside it"))
+                             f"nothing says how {weights.path} was trained; put a JSON file with mean and std next to "
+                             "it"))
     elif "normalize" in fields and not {"normalize", "mean"} & set(named.options):
         benchmark = benchmark.model_copy(update={"normalize": "model"})
     if "size" not in type(model).model_fields:

@@ -93,7 +93,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         if not (target and option) or bool(eq) == isinstance(settings, Mapping):
             problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
         elif target not in names:
-            problems.append(f"--set {setting}: no method {target!r} in this experiment, only "
+            problems.append(f"--set {setting}: the experiment has no method {target!r}; its methods are "
                             + ", ".join(sorted(names)))
         else:
             new = {option.strip().replace("-", "_"): given}

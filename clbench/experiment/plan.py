@@ -40,7 +40,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     if benchmark:
         info, _ = benchmark
         assert isinstance(info, BenchmarkInfo)
-        problems += [f"benchmark {info.name!r} has no scenario {s!r}, only {', '.join(info.scenarios)}"
+        problems += [f"benchmark {info.name!r} does not support scenario {s!r}: choose {' or '.join(info.scenarios)}"
                      for s in spec.scenario if s not in info.scenarios]
         planned_seeds = sequence(spec.seeds, spec.max_seeds) if spec.until else spec.seeds
         if problem := benchmark[1].seed_problem(planned_seeds, spec.validation):
@@ -123,7 +123,8 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
         rows.setdefault(one.trial.key, []).append(one.label)
     same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
     if same:
-        raise SpecError("\n".join(f"methods {labels} have the same options; leave one of them out" for labels in same))
+        raise SpecError("\n".join(f"methods {labels} have the same options and so the same results: leave one of "
+                                  "them out" for labels in same))
 
 
 def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) -> dict[str, Any]:
@@ -180,8 +181,8 @@ def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]])
     met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
     return [*(f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
               for name in sorted(twice)),
-            *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)}, the experiment has "
-              f"{' and '.join(scenarios)}; give the method's options for that one, or leave it out"
+            *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)} only, but the experiment has scenario "
+              f"{' and '.join(scenarios)}: give the method's options for that scenario, or leave the method out"
               for m, _ in rows if scenarios and m.name not in met)]
 
 
@@ -219,7 +220,8 @@ def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
         raise SpecError(f"shard {shard!r}: write i/n with i from 1 to n, as in 2/8")
     index, parts = int(found[1]) - 1, int(found[2])
     if parts > len(planned):
-        raise SpecError(f"shard {shard!r}: there are only {len(planned)} trials to share out; take fewer parts")
+        raise SpecError(f"shard {shard!r}: the experiment has only {len(planned)} trials, so some parts would be "
+                        "empty: use fewer parts")
     kinds = list(dict.fromkeys((p.trial.setting, p.label) for p in planned))
     dealt = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.setting, planned[i].label)))
     return [planned[i] for i in sorted(dealt[index::parts])]

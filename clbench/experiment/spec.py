@@ -86,13 +86,15 @@ class Recipe(Strict):
     def _one_budget(self) -> Recipe:
         """Refuse two budgets, and options that the optimiser would ignore."""
         if self.epochs is not None and self.iterations is not None:
-            raise ValueError("give epochs or iterations, not both")
+            raise ValueError("epochs and iterations both set the budget: give only one of them")
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of sgd; {self.optimizer} has its own (0.9, 0.999)")
+            raise ValueError(f"momentum is an option of sgd, and {self.optimizer} has its own (0.9, 0.999): leave it "
+                             "out, or choose sgd")
         if bool(self.milestones) != (self.schedule == "steps") or (self.decay and not self.milestones):
-            raise ValueError("schedule = \"steps\" goes with milestones, and these and decay with it")
+            raise ValueError("milestones and decay apply only to schedule = \"steps\", which needs milestones: give "
+                             "both, or neither")
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones rise")
+            raise ValueError("milestones must rise, as in 0.5,0.8")
         if self.epochs is None and self.iterations is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
         return self
@@ -232,7 +234,7 @@ class Spec(Strict):
     def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         """Refuse a seed or a scenario that is named twice, and no seed at all."""
         if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
-            raise ValueError(f"each once, and at least one, got {', '.join(map(str, values)) or 'none'}")
+            raise ValueError(f"give at least one, and each only once; got {', '.join(map(str, values)) or 'none'}")
         return values
 
 
@@ -249,11 +251,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         values: dict[str, Any] = tomllib.loads(path.read_text())
         return values
     except FileNotFoundError:
-        raise SpecError(f"no experiment file {path}") from None
+        raise SpecError(f"there is no experiment file {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path} is not TOML: {error}") from None
+        raise SpecError(f"{path} cannot be read, because it is not valid TOML: {error}") from None
 
 
 def build(values: Mapping[str, Any], source: str = "") -> Spec:
@@ -282,7 +284,8 @@ def _explain(item: Any) -> str:
             return f"{where}: it is called {key} here"
         return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
     if item["type"] == "missing":
-        return f"{where}: is needed" + (', e.g. methods = ["lora", "ewc"]' if where == "methods" else "")
+        example = ', as in methods = ["lora", "ewc"]' if where == "methods" else ""
+        return f"{where}: this key is missing: add it{example}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = item["input"]
     scalar = isinstance(given, str | int | float) and item["type"] != "value_error"

@@ -20,7 +20,7 @@ def tomlkit() -> Any:
     try:
         import tomlkit
     except ImportError:
-        raise ClbenchError("clbench tune writes TOML with tomlkit: pip install 'clbench[tune]'") from None
+        raise ClbenchError("clbench tune needs tomlkit, which is not installed: pip install 'clbench[tune]'") from None
     return tomlkit
 
 

@@ -42,8 +42,8 @@ def question(rule: UntilDecided) -> str:
     """Return what a rule asks, in words."""
     if rule.baseline == BEST:
         return "which method is best"
-    return (f"each method against {rule.baseline}" if rule.baseline else
-            "each method against plain fine-tuning, or else which is best")
+    return (f"which methods differ significantly from {rule.baseline}" if rule.baseline else
+            "which methods differ significantly from fine-tuning (naive), or which method is best without it")
 
 
 def _decided(value: Any) -> Any:

@@ -97,27 +97,29 @@ class TextModelOptions(Options):
 def clbench_models() -> Sequence[ModelInfo]:
     """Return the built-in models."""
     return (
-        ModelInfo("mlp", "clbench.models.mlp_cnn:mlp", "multilayer perceptron, ReLU", MLPOptions),
+        ModelInfo("mlp", "clbench.models.mlp_cnn:mlp", "multilayer perceptron with ReLU", MLPOptions),
         ModelInfo("linear", "clbench.models.mlp_cnn:linear",
-                  "a head alone, on flattened inputs: for features that are computed already (clbench embed)",
+                  "a head alone on flattened inputs, for features that clbench embed computed",
                   NoOptions),
         ModelInfo("cnn", "clbench.models.mlp_cnn:cnn",
-                  "small convolutional network: 3x3 convolutions, ReLU, max pooling", CNNOptions),
-        ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem, no pooling "
-                  "behind it (as in CL papers)", ResNet18Options),
-        ModelInfo("resnet20", "clbench.models.resnet:resnet20", "ResNet-20 for CIFAR (He et al. 2015), shortcut A",
-                  ResNetCIFAR10Options),
-        ModelInfo("resnet32", "clbench.models.resnet:resnet32", "ResNet-32 for CIFAR (He et al. 2015), shortcut A",
-                  ResNetCIFAR10Options),
-        ModelInfo("vit-tiny", "clbench.models.vit:vit", "vision transformer, DeiT-Ti's size, patches of 4 px",
-                  ViTOptions),
-        ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 px",
+                  "small convolutional network with 3x3 convolutions, ReLU and max pooling", CNNOptions),
+        ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem without "
+                  "pooling, as in continual-learning papers", ResNet18Options),
+        ModelInfo("resnet20", "clbench.models.resnet:resnet20",
+                  "ResNet-20 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
+        ModelInfo("resnet32", "clbench.models.resnet:resnet32",
+                  "ResNet-32 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
+        ModelInfo("vit-tiny", "clbench.models.vit:vit",
+                  "vision transformer of DeiT-Ti's size, with patches of 4 pixels", ViTOptions),
+        ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 pixels",
                   ViTB16Options),
-        ModelInfo("torchvision:*", "clbench.models.torchvision_models:torchvision", "torchvision's model of that name",
-                  VisionOptions, any_name=True, weights="clbench.models.published:TORCHVISION", channels=3),
-        ModelInfo("timm:*", "clbench.models.timm_models:timm", "timm's model of that name", VisionOptions,
+        ModelInfo("torchvision:*", "clbench.models.torchvision_models:torchvision",
+                  "a model of torchvision by its name, as in torchvision:resnet18", VisionOptions,
+                  any_name=True, weights="clbench.models.published:TORCHVISION", channels=3),
+        ModelInfo("timm:*", "clbench.models.timm_models:timm",
+                  "a model of timm by its name (extra clbench[timm])", VisionOptions,
                   any_name=True, weights="clbench.models.published:TIMM", channels=3),
-        ModelInfo("hf:*", "clbench.models.hf_models:text_model", "text model of Hugging Face's kind, pretrained: a "
-                  "folder, or OWNER/NAME on the hub", TextModelOptions, any_name=True, text=True,
+        ModelInfo("hf:*", "clbench.models.hf_models:text_model", "pretrained text model: a folder, or OWNER/NAME on "
+                  "the Hugging Face Hub", TextModelOptions, any_name=True, text=True,
                   own_weights="clbench.models.hf_files:weights_of"),
     )

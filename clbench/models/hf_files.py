@@ -40,7 +40,7 @@ def folder_of(name: str) -> Path:
             return place
     looked = " nor ".join(map(str, dict.fromkeys(places)))
     if name.startswith((".", "/", "~")):
-        raise DataError(f"no model {name!r}: {looked} has no config.json")
+        raise DataError(f"model {name!r} was not found, because {looked} has no config.json: check the path")
     repository, _, revision = name.partition("@")
     return _from_hub(name, repository, revision or None, looked)
 
@@ -76,8 +76,8 @@ def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> 
         hub: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
     except ModuleNotFoundError:
-        raise DataError(f"no model {name!r}: neither {looked} has a config.json; for Hugging Face's hub "
-                        "pip install 'clbench[text]'") from None
+        raise DataError(f"model {name!r} was not found: neither {looked} has a config.json, and huggingface_hub, "
+                        "which could download it, is not installed: pip install 'clbench[text]'") from None
     reason = ""
     for offline in (True, False):
         if not offline and (problem := hub_problem(hub)):
@@ -90,8 +90,9 @@ def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> 
                 return found
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-    raise DataError(f"no model {name!r}: neither {looked} has a config.json, and Hugging Face's hub did not give it "
-                    f"({reason}). On a machine with a connection run `hf download {repository}` and copy its folder")
+    raise DataError(f"model {name!r} was not found: neither {looked} has a config.json, and it could not be downloaded "
+                    f"from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
+                    f"{repository}` and copy its folder")
 
 
 def weights_of(model: str) -> Path:

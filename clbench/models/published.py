@@ -104,8 +104,8 @@ class Torchvision(Hub):
         try:
             weights: Mapping[str, Tensor] = self._named(model, name).get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise DataError(f"weights {name} of {model} cannot be had: {' '.join(str(error).split())}; torchvision "
-                            f"looks in {torch_hub()} for {self._named(model, name).url}") from error
+            raise DataError(f"weights {name} of {model} could not be downloaded ({' '.join(str(error).split())}): "
+                            f"put {self._named(model, name).url} into {torch_hub()}") from error
         return weights
 
     def info(self, model: str) -> PretrainedInfo:
@@ -155,7 +155,8 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
         errors: Any = importlib.import_module("huggingface_hub.errors")
         cache: str = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
     except ModuleNotFoundError:
-        raise SpecError("weights of hf-hub and timm need huggingface_hub: pip install 'clbench[timm]'") from None
+        raise SpecError("weights of hf-hub and timm need huggingface_hub, which is not installed: pip install "
+                        "'clbench[timm]'") from None
     reason = ""
     for offline in (True, False):
         if not offline and (problem := hub_problem(hub)):
@@ -171,9 +172,9 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
     if not needed:
         return None
     folder = Path(cache) / f"models--{repository.replace('/', '--')}"
-    raise DataError(f"weights hf-hub:{repository}{f'@{revision}' if revision else ''} are neither in {folder} nor to "
-                    f"be had: {reason or 'the repository has none of ' + ', '.join(names)}. On a machine with a "
-                    f"connection run `hf download {repository} {names[0]}` and copy that folder here")
+    raise DataError(f"weights hf-hub:{repository}{f'@{revision}' if revision else ''} are not in {folder} and could "
+                    f"not be downloaded ({reason or 'the repository has none of ' + ', '.join(names)}). On a machine "
+                    f"with a connection run `hf download {repository} {names[0]}` and copy that folder here")
 
 
 HUB, TIMM, TORCHVISION = Hub(), Timm(), Torchvision()

@@ -56,7 +56,8 @@ def home() -> Any:
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError:
-        raise SpecError("models and weights of timm need it: pip install 'clbench[timm]'") from None
+        raise SpecError("models and weights of timm need the package timm, which is not installed: pip install "
+                        "'clbench[timm]'") from None
 
 
 def known(name: str) -> str:

@@ -15,6 +15,8 @@ def clbench_report_formats() -> Sequence[ReportFormat]:
         ReportFormat("md", ".md", formats + "markdown:render", "markdown, for GitHub, papers, pull requests"),
         ReportFormat("html", ".html", formats + "html:render", "one page with interactive figures; no network"),
         ReportFormat("latex", ".tex", formats + "latex:render", "booktabs tables, in a document that compiles"),
-        ReportFormat("csv", ".csv", formats + "csv:render", "every number, one per row, for pandas and R"),
-        ReportFormat("json", ".json", formats + "json:render", "the whole report as data, for programs"),
+        ReportFormat("csv", ".csv", formats + "csv:render", "every number, one per row, for pandas and R",
+                     ids=True),
+        ReportFormat("json", ".json", formats + "json:render", "the whole report as data, for programs",
+                     ids=True),
     )

@@ -79,13 +79,16 @@ def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Reco
     return lambda record, _: metric(record.curve) if record.curve else None
 
 
-ACC = Measure(Column("ACC", "percent", "up"), lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
+ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
+              lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
 FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R), COMPARISON,
                      tested=True, in_report=True)
 # A method that fits its classifier in closed form trains 0 parameters: another way of learning, not less of it.
-TRAINABLE = Measure(Column("trainable params per task", "count", "down"), lambda r, _: _last(r.costs.trainable),
+TRAINABLE = Measure(Column("trainable params per task", "count", "down", "trainable parameters per task"),
+                    lambda r, _: _last(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
-BYTES = Measure(Column("bytes kept", "bytes", "down"), lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
+BYTES = Measure(Column("bytes kept", "bytes", "down", "storage"),
+                lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
 COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _total(r.costs.train_flops), COMPARISON,
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
@@ -96,22 +99,28 @@ INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.c
 MEASURES = (  # in the order of the tables' columns
     ACC,
     FORGETTING,
-    Measure(Column("BWT", "points", "up"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
-    Measure(Column("task inference", "percent", "up"), lambda r, _: _task_inference(r), COMPARISON, tested=True,
+    Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
+    Measure(Column("task inference", "percent", "up", "task-ID accuracy"),
+            lambda r, _: _task_inference(r), COMPARISON, tested=True,
             optional=True),
     TRAINABLE,
-    Measure(Column("total params", "count", "down"), lambda r, _: _held(r.costs.parameters), COMPARISON),
+    Measure(Column("total params", "count", "down", "total parameters"),
+            lambda r, _: _held(r.costs.parameters), COMPARISON),
     BYTES,
     COMPUTE,
     TIME,
-    Measure(Column("AIA", "percent", "up"), lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
+    Measure(Column("AIA", "percent", "up", "average incremental accuracy"),
+            lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
     Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
             tested=True),
-    Measure(Column("FWT", "points", "up"), lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
+    Measure(Column("FWT", "points", "up", "forward transfer"),
+            lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
-    Measure(Column("min-ACC", "percent", "up"), _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
+    Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
+            _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("WC-ACC", "percent", "up"), _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
+    Measure(Column("WC-ACC", "percent", "up", "worst-case accuracy"),
+            _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
             optional=True),
     Measure(Column("anytime average", "percent", "up"), _of_curve(curve_metrics.anytime), WHILE_LEARNED, tested=True,
             optional=True),
@@ -120,7 +129,8 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
     Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
             optional=True),
-    Measure(Column("optimiser steps", "count"), lambda r, _: _total(r.costs.steps), MORE_COSTS),
+    Measure(Column("optimiser steps", "count", heading="optimizer steps"),
+            lambda r, _: _total(r.costs.steps), MORE_COSTS),
     REPLAY,
     INFERENCE,
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
@@ -133,44 +143,43 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("peak device memory", "bytes"), lambda r, _: r.costs.peak_device_bytes, MORE_COSTS, optional=True),
 )
 DEFINITIONS = (
-    "ACC: mean accuracy over all tasks after the last. Forgetting: mean over tasks of the best accuracy after training "
-    "on the task and before the last task, minus the final one (Chaudhry 2018). BWT: mean of final accuracy minus that "
-    "just after training (Lopez-Paz & Ranzato 2017). Points are percentage points. docs/metrics.md gives formulas.",
-    f"± is half the width of the 95% confidence interval of the mean over seeds: Student t with fewer than "
-    f"{BOOTSTRAP_FROM} seeds, from {BOOTSTRAP_FROM} on BCa bootstrap at a level expanded for few seeds (Hesterberg "
-    "2015). ↑ higher is better, ↓ lower is better.",
-    "Bold: shown to be better than every other method that has all its seeds, references left out. Parameters and "
-    "bytes that are the same for every seed are facts; for all that is measured a test must show it (see differences), "
-    "and with few seeds none can.",
-    "Differences: paired by seed (same batches, same initial weights); each method against the baseline is one family "
-    "of tests, which is best another one, of all pairs; p corrected by Holm's rule over its family, shown where that "
-    f"is at most {ALPHA:g}. Exact sign flips decide where the number of seeds lets them reach that in the family, else "
-    "the paired t test, which supposes normal differences. Open: not decided. Effect size: Hedges' g. An interval is "
-    "for its pair alone, not corrected.",
-    "Trainable params per task: those of the last task. Total params and bytes kept: everything the method holds after "
-    "the last task, replay memory and buffers included. Training time: with consolidation, without evaluation.",
+    "Accuracy (ACC) is the mean accuracy over all tasks after the last one. Forgetting is the best accuracy on a task "
+    "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
+    "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
+    "2017). Points are percentage points. docs/metrics.md has the formulas.",
+    "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
+    "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
+    "that are equal for every seed are compared without a test.",
+    "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
+    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
+    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. The exact sign-flip test "
+    "is used if the number of seeds lets it reach this level, else the paired t-test, which assumes normally "
+    "distributed differences. The effect size is Hedges' g. Intervals of differences are not corrected.",
+    "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
+    "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
+    "evaluation.",
 )
 COMPUTE_DEFINITION = (
-    "Training compute: FLOPs of matrix products, convolutions and attention over all tasks, with consolidation, a "
-    "multiplication and its addition counted as two. Inference compute: the same for one test sample, after the last "
-    "task. Training CPU: the processor's seconds, of all threads, for what training time measures on the clock.")
+    "Training compute counts the FLOPs of matrix products, convolutions and attention over all tasks, including "
+    "consolidation; a multiplication and its addition are two. Inference compute is the same for one test sample after "
+    "the last task. Training CPU is processor time over all threads, where training time is wall-clock time.")
 
 
 UNTIL_DEFINITION = (
-    "Where seeds were added until decided, other tests and intervals take the place of these: p is sequential (the "
-    "paired t test of the first n seeds, for each n of the rule, with boundaries that equal methods cross at any of "
-    "them with probability p: Jennison & Turnbull 1991; Liu & Anderson 2008), corrected by Holm's rule at every look "
-    "(Maurer & Bretz 2013); ± is half of a repeated confidence interval (Jennison & Turnbull 1989), right at all looks "
-    "together. Both suppose normal differences, and neither minds when one stops. Figures still draw the usual "
-    "intervals, which are not valid there.")
+    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number "
+    "of seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & "
+    "Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of "
+    "a repeated confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both "
+    "hold whenever one stops. Figures still show the usual intervals, which do not hold here.")
 ERRORS_DEFINITION = (
-    "Anatomy of the error: points lost after the last task, in parts that sum to them. Wrong in its task: even when "
-    "the task is given. Bias of the head: mended by the best constant for each task's outputs, an oracle that is "
-    "fitted to half of the test samples and judged on the others; it may be negative. Confusion of tasks: right in "
-    "its task, and not mended. Methods that infer the task: wrong task guessed, and what is right only without the "
-    "task's id. Probe: accuracy of ridge regression on the final features with all training samples of all tasks, "
-    "no method and no strict bound; in its task: with those of the task; drift: the same just after the task was "
-    "learned, minus that.")
+    "The error decomposition divides the points that are lost after the last task into parts that sum to them. "
+    "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's "
+    "outputs would correct; these constants are fitted to half of the test samples and evaluated on the others, so "
+    "this part can be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong "
+    "tasks and samples that are right only without the task ID. The probe is the accuracy of ridge regression on the "
+    "final features with all training samples; it is neither a method nor a strict bound. Representation drift is the "
+    "probe's accuracy just after a task was learned, minus the final one.")
 
 
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:

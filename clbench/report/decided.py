@@ -131,6 +131,7 @@ class Beside:
     half_width: float | None
     shown: bool
     needed: int | None  # about how many seeds would show it, where it is not shown
+    untested: bool = False  # both gave one result on every seed
 
 
 @dataclass(frozen=True)

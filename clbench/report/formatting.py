@@ -61,6 +61,16 @@ def named(names: Sequence[str], most: int = MANY) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+def in_words(names: Sequence[str], most: int = MANY) -> str:
+    """Return names as a list in a sentence, of a long one the first and how many more there are.
+
+    >>> in_words(["EWC"]), in_words(["EWC", "ER"]), in_words(["EWC", "ER", "PNN", "SI"], 3)
+    ('EWC', 'EWC and ER', 'EWC, ER, PNN and 1 more')
+    """
+    shown = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]])) if shown else ""
+
+
 LONG = 600  # characters of the words that stand for a figure; longer ones are those of a table again
 
 

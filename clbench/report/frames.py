@@ -32,7 +32,7 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
-    for setting in readable(records):
+    for setting in readable(records, ids=True):
         for method in setting.methods:
             for record in method.records:
                 facts = dict(zip(BEFORE, (record.key, setting.title, record.trial.scenario, method.label,
@@ -52,7 +52,7 @@ def tidy(records: Sequence[Record]) -> DataFrame:
 
 def summary(records: Sequence[Record]) -> DataFrame:
     """Return the comparison table of every setting, one below the other; see `Results.summary`."""
-    sections = build(records).sections
+    sections = build(records, ids=True).sections
     rows = []
     for section in sections:
         found = {result.label: result for result in section.results}
@@ -73,7 +73,7 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
         SpecError: no method has the baseline's label, or no tested metric such a name.
     """
     measures = find_tested([metrics] if isinstance(metrics, str) else list(metrics))
-    settings = readable(records, baseline, "results.summary()['method']")
+    settings = readable(records, baseline, "results.summary()['method']", ids=True)
     rows: list[dict[str, Any]] = []
     verdicts = []
     for setting in settings:
@@ -139,5 +139,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise ClbenchError("data frames need pandas: pip install 'clbench[notebook]'") from None
+        raise ClbenchError("data frames need pandas, which is not installed: pip install 'clbench[notebook]'") from None
     return pandas

@@ -24,23 +24,32 @@ _UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column: what it shows, in which unit, and whether higher ("up") or lower ("down") is better."""
+    """A column: what it shows, in which unit, and whether higher ("up") or lower ("down") is better.
+
+    Programs find it by its `title`, which is short (`ACC`); readers see the heading, in words (`accuracy`).
+    """
 
     title: str
     unit: Unit
     direction: Literal["up", "down"] | None = None
+    heading: str = ""  # empty: the title
+
+    @property
+    def name(self) -> str:
+        """Return what readers see: the heading, or the title if there is none."""
+        return self.heading or self.title
 
     @property
     def header(self) -> str:
-        """Return the title with its unit and an arrow for the better direction."""
+        """Return the name with its unit and an arrow for the better direction."""
         arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
-        return self.title + _UNIT_SUFFIX.get(self.unit, "") + arrow
+        return self.name + _UNIT_SUFFIX.get(self.unit, "") + arrow
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the header on lines that keep a column narrow: the title in one or two, then unit and arrow."""
-        words, rest = self.title.split(), self.header.removeprefix(self.title).strip()
-        lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.title,)
+        """Return the header on lines that keep a column narrow: the name in one or two, then unit and arrow."""
+        words, rest = self.name.split(), self.header.removeprefix(self.name).strip()
+        lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.name,)
         return (*lines, rest) if rest else lines
 
 
@@ -167,7 +176,7 @@ class Section:
     """One setting, in which every method had the same stream, model and recipe."""
 
     title: str
-    summary: str  # the setting in a line
+    summary: tuple[tuple[str, str], ...]  # the setting in a few pairs: benchmark, model, optimizer, budget, seeds
     comparison: Table
     details: tuple[Table, ...]
     matrices: tuple[Table, ...]  # R, mean over seeds, of each method
@@ -185,6 +194,7 @@ class Section:
     anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
     confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
     headline: tuple[tuple[str, str], ...] = ()  # the first lines: what each is about, and what it says
+    footnote: tuple[str, ...] = ()  # sentences under the comparison: how to read it, the tests, what names stand for
     facts: Facts | None = None  # what the headline says, as data
     choosable: Choosable | None = None  # what a reader can choose a method by; None where there is no choice
     task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from clbench.report.analysis.headline import LEADS
 from clbench.report.formatting import clean
 from clbench.report.model import Cell, Column, Row, Section, Table
 from clbench.report.tables import build
@@ -46,12 +47,11 @@ def html(records: Sequence[Record]) -> str:
 
 def _section(section: Section) -> str:
     failed = [f'<p class="problem">no result: {escape(problem)}</p>' for problem in section.problems]
-    words = ("mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; bold: shown to be the best, references left "
-             "out")
-    first = "".join(f"<li><strong>{escape(about)}:</strong> {escape(text)}</li>" for about, text in section.headline)
+    first = "".join(f"<li>{f'<strong>{escape(LEADS[about])}</strong> ' if LEADS[about] else ''}{escape(text)}</li>"
+                    for about, text in section.headline)
     return (f"<p><strong>{escape(section.title)}</strong></p><ul>{first}</ul>{_table(section.comparison)}"
             + "".join(failed)
-            + f"<p><small>{words}</small></p>{_notes(section.notes)}")
+            + f"<p><small>{escape(' '.join(section.footnote))}</small></p>{_notes(section.notes)}")
 
 
 def _notes(notes: Sequence[str]) -> str:

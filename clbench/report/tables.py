@@ -7,17 +7,19 @@ from dataclasses import replace
 from itertools import repeat
 from statistics import fmean
 
-from clbench.core.scenario import scenario_rules
+from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes, rule
 from clbench.report.analysis.arriving import arrivals
 from clbench.report.analysis.choosable import choosable
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
+from clbench.report.analysis.footnote import footnote
 from clbench.report.analysis.gaps import stability_gaps
-from clbench.report.analysis.grouping import MARKS, MethodRecords, Setting
-from clbench.report.analysis.headline import against_column, headline
+from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import unlearned
+from clbench.report.analysis.marks import MARKS
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.analysis.readable import readable
@@ -43,7 +45,7 @@ from clbench.report.decided import Facts
 from clbench.report.figures.arrival import arrival_figure
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
-from clbench.report.formatting import by_task, clean, listed, listed_seeds, number
+from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record
 
@@ -51,19 +53,22 @@ CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
 
 
-def build(records: Sequence[Record], baseline: str | None = None) -> Report:
+def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool = False,
+          registry: Registry | None = None) -> Report:
     """Return the report on records: a section per setting, in the order in which settings and methods appear.
 
     Args:
         records: of all settings.
-        baseline: the label of the method that the others are held against, where a setting has it; by default plain
-            fine-tuning.
+        baseline: the method that the others are compared with, by its name in tables, its id or its label, if a setting
+            has it; by default fine-tuning (naive).
+        ids: whether methods are called by their ids (`lora:rank=8`) instead of their display names (`LoRA r=8`).
+        registry: of the methods, for their display names; None for those that are installed.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline.
     """
-    settings = readable(records, baseline, "clbench report without --baseline")
+    settings = readable(records, baseline, "clbench report without --baseline", ids=ids, registry=registry)
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
                   tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
@@ -73,7 +78,6 @@ def build(records: Sequence[Record], baseline: str | None = None) -> Report:
 def _section(setting: Setting, slug: str) -> Section:
     setting = setting.by_accuracy()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
-    trial = records[0].trial
     results = tuple(m.result for m in methods)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
@@ -83,7 +87,7 @@ def _section(setting: Setting, slug: str) -> Section:
     costs = _with_growth(costs, methods)
     found = facts(setting, everything=families.get(ACC))
     if found.baseline:
-        comparison = _beside(comparison, *against_column(setting, found.baseline))
+        comparison = _beside(comparison, *difference_column(setting, found.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
@@ -97,11 +101,7 @@ def _section(setting: Setting, slug: str) -> Section:
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
-        summary=clean(f"{trial.benchmark}, {scenario_rules(trial.scenario).title}, {trial.model}, "
-                      f"{notes.recipe(trial.recipe, trial.arrival)}, "
-                      + (f"{trial.arrival}, " if str(trial.arrival) else "")
-                      + listed_seeds(list(seeds))
-                      + (f", accuracies on {notes.held_out(trial)}" if trial.validation else "")),
+        summary=notes.summary(records, seeds),
         comparison=comparison,
         details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
@@ -122,6 +122,7 @@ def _section(setting: Setting, slug: str) -> Section:
         arrivals=arriving,
         anatomy=told,
         headline=headline(setting, found),
+        footnote=footnote(setting, found),
         facts=found,
         choosable=choosable(setting, families.get(ACC)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
@@ -146,8 +147,8 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: st
     own = [label for label in found.accuracy if label not in found.references][:LEADING]
     shown = {*own, *(label for cost in (TRAINABLE, COMPUTE) for label in found.fronts.get(cost.column.title, ())),
              *(compared.other for compared in (found.baseline, found.joint) if compared)}
-    told = (f" Of {len(results)} methods {len(shown)}: the {LEADING} best, the fronts of trainable parameters and "
-            "training compute, plain fine-tuning and joint training; the page shows the others too.")
+    told = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} most accurate, the Pareto fronts of "
+            "trainable parameters and training compute, and the references. report.html has all methods.")
     drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
     return tuple(replace(figure, caption=figure.caption + told) for figure in drawn)
 
@@ -223,12 +224,12 @@ def _tasks(count: int) -> str:
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
     for m in methods:
-        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} were kept although {reason} had changed "
-                          "since (--keep-stale)") for reason, seeds in m.stale.items())
+        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} are stale, because {reason} changed after "
+                          "they were made; --keep-stale kept them") for reason, seeds in m.stale.items())
         if len(m.codes) > 1:
             states = ", ".join(f"{code[:8]} ({listed_seeds(seeds)})" for code, seeds in m.codes.items())
-            yield (f"{m.label}: its seeds were made by different states of its code, {states}, so its means are of "
-                   "several methods")
+            yield (f"{m.label}: its seeds come from different states of its code ({states}), so its mean mixes several "
+                   "methods")
     for part in ("benchmark", "model"):
         made: dict[str, list[str]] = {}
         for m in methods:
@@ -237,8 +238,8 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
                     made.setdefault(code.hash, []).append(m.label)
         if len(made) > 1:
             states = "; ".join(f"{code[:8]}: {', '.join(dict.fromkeys(labels))}" for code, labels in made.items())
-            yield (f"results were made with different states of the {part}'s code ({states}), so their figures may not "
-                   "be comparable")
+            yield (f"The results come from different states of the {part}'s code ({states}), so they may not be "
+                   "comparable")
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
@@ -252,12 +253,13 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:
-            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave "
-                   "a result; its means leave the others out, so it is not in the running for bold")
+            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave a "
+                   "result. Its means leave out the others, so it cannot be the significantly best")
     if any(len(m.done) == 1 for m in methods):
-        yield "n/a: one seed gives no interval"
+        yield "n/a means that one seed gives no interval"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
-        yield (f"{', '.join(fitted)}: nothing was trained by gradients in the last task, so not in the running for the "
-               "fewest trainable parameters; bytes kept has what was fitted instead")
-    yield from (f"{m.label}: R is not shown, its seeds have streams of different lengths"
+        yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so "
+               f"{'they' if len(fitted) > 1 else 'it'} cannot have the fewest trainable parameters. Storage includes "
+               "what was fitted instead")
+    yield from (f"{m.label}: the accuracy matrix R is not shown, because its seeds have streams of different lengths"
                 for m in methods if len({len(r.R) for r in m.done}) > 1)

@@ -62,8 +62,8 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
                 conflicts.append(f"{name(record)} differs between {home} and {folder} (record {record.key}): "
                                  + "; ".join(diff.differences(first, record)))
     if conflicts:
-        conflicts.append("records of a trial that differ are not mixed: leave out a folder, or move one of the records "
-                         "away (clbench diff A B shows more)")
+        conflicts.append("different records of one trial cannot be combined: leave one of the folders out, or move "
+                         "one of the records away (clbench diff A B shows the differences)")
         raise StoreError("\n".join(conflicts))
     return Merged(tuple(record for record, _ in found.values()), tuple(problems), tuple(notes))
 

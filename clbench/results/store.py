@@ -107,7 +107,8 @@ class Store:
             return None
         found = read_record(self.path(key))
         if isinstance(found, Problem):
-            raise StoreError(f"{found}; move it away and run again")
+            raise StoreError(f"{found}, so the trial's record cannot be written there: move the file away and run "
+                             "again")
         return found
 
     def check_writable(self) -> list[Path]:
@@ -176,7 +177,8 @@ class Store:
     def error(self, error: OSError) -> StoreError:
         """Return what went wrong with the folder as an error with the way out."""
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
-            return StoreError(f"no space left for {self.records}: free some and run the same command again")
+            return StoreError(f"the disk is full, so {self.records} cannot be written: free some space and run the "
+                              "same command again")
         why = error.strerror or error
         return StoreError(f"cannot write to {self.records}: {why}; choose another folder with --out")
 
@@ -206,7 +208,7 @@ def run_folders(places: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
-            raise StoreError(f"no folder {place}")
+            raise StoreError(f"there is no folder {place}: check the path")
         found |= dict.fromkeys(sorted(_below(place, DEPTH)))
     return list(found)
 

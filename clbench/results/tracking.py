@@ -68,7 +68,8 @@ def library(module: str, tracker: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise PluginError(f"tracker {tracker!r} needs {error.name}: pip install {extra}") from None
+        raise PluginError(f"tracker {tracker!r} needs {error.name}, which is not installed: pip install "
+                          f"{extra}") from None
     except Exception as error:  # a third-party package, whose errors must not end the run with a traceback
         raise PluginError(f"tracker {tracker!r}: cannot import {module}: {said(error, module)}") from error
 

@@ -28,9 +28,9 @@ positive definite. Draws are on the CPU, from the trial's own generator. The ste
 addition to its budget; each is of the head alone. A count on shapes alone has them, but not their FLOPs.
 
 It needs features that hardly move, since old Gaussians are never taken anew: the paper's slow learner. With Adam at
-1e-3 they move by more than a class is wide, with the paper's SGD (0.01, momentum 0.9) they do not: docs/decisions.md
-has what that makes on split-mnist-5k. With few classes 5 epochs are few steps, too; more of them help where features
-stay, and harm where they move.
+1e-3 they move by more than a class is wide, with the paper's SGD (0.01, momentum 0.9) they do not. What that makes on
+split-mnist-5k is in docs/decisions/strategy.md. With few classes 5 epochs are few steps, too; more of them help where
+features stay, and harm where they move.
 
 Only scenario `class` compares outputs of different tasks. With the task given, or with outputs that all tasks share,
 nothing is kept or aligned, and a note in the record says so; it is no error, so that one command can ask for all three.

@@ -39,9 +39,9 @@ def check_task_free(make: Make) -> None:
                 raise NonConforming(f"{where}: it keeps other tensors, {sorted(state.keys() ^ known.keys())}")
             for name, tensor in known.items():
                 if not torch.equal(tensor, state[name]):
-                    raise NonConforming(f"{where}: {name} is another, so it was told where tasks end")
+                    raise NonConforming(f"{where}: {name} is another, so it knows where tasks end")
             if not torch.equal(draws, drawn):
-                raise NonConforming(f"{where}: it draws other random numbers, so it was told where tasks end")
+                raise NonConforming(f"{where}: it draws other random numbers, so it knows where tasks end")
 
 
 def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:

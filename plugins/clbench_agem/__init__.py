@@ -24,5 +24,6 @@ class AGEMOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("a-gem", "clbench_agem.strategy:AGEM",
-                         "steps only in directions that do not raise the mean loss on a memory", AGEMOptions,
-                         "Chaudhry et al. 2019, arXiv 1812.00420", task_free=True),)
+                         "projects gradients so that the mean loss on stored samples does not rise", AGEMOptions,
+                         "Chaudhry et al. 2019, arXiv 1812.00420", task_free=True, display_name="A-GEM ({capacity})",
+                         family="replay"),)

@@ -12,27 +12,44 @@ from clbench import StrategyInfo, hookimpl
 from clbench_avalanche import options as o
 
 PAPER = "Lomonaco et al. 2021, arXiv 2104.00405 (Avalanche)"
+ORIGINS = {  # the paper of each method, where it has one of its own
+    "EWC": "Kirkpatrick et al. 2017, arXiv 1612.00796",
+    "LwF": "Li & Hoiem 2016, arXiv 1606.09282",
+    "SynapticIntelligence": "Zenke et al. 2017, arXiv 1703.04200",
+    "MAS": "Aljundi et al. 2018, arXiv 1711.09601",
+    "LFL": "Jung et al. 2016, arXiv 1607.00122",
+    "GDumb": "Prabhu et al. 2020, ECCV",
+    "GSS_greedy": "Aljundi et al. 2019, arXiv 1903.08671",
+    "MIR": "Aljundi et al. 2019, arXiv 1908.04742",
+    "AGEM": "Chaudhry et al. 2019, arXiv 1812.00420",
+    "GEM": "Lopez-Paz & Ranzato 2017, arXiv 1706.08840",
+    "DER": "Buzzega et al. 2020, arXiv 2004.07211",
+    "ER_ACE": "Caccia et al. 2022, arXiv 2104.05025",
+    "ER_AML": "Caccia et al. 2022, arXiv 2104.05025",
+    "CWRStar": "Lomonaco et al. 2020, arXiv 1907.03799",
+    "PNNStrategy": "Rusu et al. 2016, arXiv 1606.04671",
+}
 USABLE: tuple[tuple[type[o.AvalancheOptions], str], ...] = (
-    (o.NaiveOptions, "fine-tuning"),
+    (o.NaiveOptions, "fine-tunes on one task after another"),
     (o.CumulativeOptions, "trains on the data of all tasks so far"),
-    (o.JointTrainingOptions, "trains on the data of all tasks so far, batches shared out among the tasks"),
-    (o.FromScratchTrainingOptions, "begins each task with the first weights"),
-    (o.EWCOptions, "elastic weight consolidation"),
-    (o.LwFOptions, "learning without forgetting"),
-    (o.SynapticIntelligenceOptions, "synaptic intelligence; on a CPU it holds nothing (docs/avalanche.md)"),
-    (o.MASOptions, "memory-aware synapses"),
-    (o.LFLOptions, "less-forgetful learning: features stay near the old network's, the head is frozen"),
-    (o.ReplayOptions, "a batch of memory with every batch of data"),
-    (o.GDumbOptions, "trains anew on a class-balanced memory alone"),
-    (o.GSSGreedyOptions, "replay; the memory takes samples whose gradients differ"),
-    (o.MIROptions, "replays the samples that a step would harm most"),
-    (o.AGEMOptions, "gradients projected so that the memory's loss does not grow"),
-    (o.DEROptions, "dark experience replay"),
-    (o.ERACEOptions, "replay with asymmetric cross-entropy"),
-    (o.ERAMLOptions, "replay with asymmetric metric learning"),
-    (o.FeatureReplayOptions, "replays features to the head"),
-    (o.CWRStarOptions, "trains the network on the first task, then weights of the head only"),
-    (o.PNNStrategyOptions, "progressive networks, of linear layers"),
+    (o.JointTrainingOptions, "trains on all tasks so far, each of them in every batch"),
+    (o.FromScratchTrainingOptions, "starts each task from the initial weights"),
+    (o.EWCOptions, "penalizes changes of parameters by their Fisher information"),
+    (o.LwFOptions, "distills the old network's outputs on new samples"),
+    (o.SynapticIntelligenceOptions, "penalizes changes of parameters; has no effect on a CPU"),
+    (o.MASOptions, "penalizes changes of parameters that affect the outputs"),
+    (o.LFLOptions, "keeps features near the old network's; the head is frozen"),
+    (o.ReplayOptions, "replays a batch of stored samples with every new batch"),
+    (o.GDumbOptions, "trains from scratch on a class-balanced buffer alone"),
+    (o.GSSGreedyOptions, "replays stored samples, selected for different gradients"),
+    (o.MIROptions, "replays the samples whose loss a step would raise most"),
+    (o.AGEMOptions, "projects gradients; the stored samples' loss does not rise"),
+    (o.DEROptions, "replays stored samples with their stored logits"),
+    (o.ERACEOptions, "replays with an asymmetric cross-entropy"),
+    (o.ERAMLOptions, "replays with asymmetric metric learning"),
+    (o.FeatureReplayOptions, "replays stored features to the head"),
+    (o.CWRStarOptions, "trains the network on the first task, then only the head"),
+    (o.PNNStrategyOptions, "adds a column of linear layers for each task"),
 )
 UNUSABLE = {
     "AETraining": "it trains an autoencoder, not a classifier",
@@ -54,16 +71,22 @@ UNUSABLE = {
 REFERENCES = {"Naive", "Cumulative", "JointTraining"}
 
 
+def paper(strategy: str) -> str:
+    """Return the paper of a strategy's method, if it has one, and Avalanche's."""
+    return "; ".join([*([ORIGINS[strategy]] if strategy in ORIGINS else []), PAPER])
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies that work, and the others with the reason why they do not."""
     found = [*USABLE]
     reasons = dict(UNUSABLE)
     if find_spec("quadprog"):
-        found.append((o.GEMOptions, "gradients projected so that no old task's loss grows"))
+        found.append((o.GEMOptions, "projects gradients so that no old task's loss rises"))
         del reasons["GEM"]
     target = "clbench_avalanche.load:Avalanche"
-    usable = [StrategyInfo(f"avalanche:{options.strategy}", target, f"Avalanche's: {summary}", options, PAPER,
-                           options.strategy in REFERENCES, parts_per_task=options is o.PNNStrategyOptions)
+    usable = [StrategyInfo(f"avalanche:{options.strategy}", target, summary, options, paper(options.strategy),
+                           options.strategy in REFERENCES, parts_per_task=options is o.PNNStrategyOptions,
+                           family="Avalanche strategies")
               for options, summary in found]
     return [*usable, *(StrategyInfo(f"avalanche:{name}", target, "", unavailable=why) for name, why in reasons.items())]

@@ -32,5 +32,5 @@ class BiCOptions(FixedOutputsOptions, ExemplarOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("bic", "clbench_bic.strategy:BiC",
-                         "replays and distils, then corrects the new classes' logits by two numbers", BiCOptions,
-                         "Wu et al. 2019, arXiv 1905.13260"),)
+                         "replays and distills, then corrects the logits of new classes by two numbers", BiCOptions,
+                         "Wu et al. 2019, arXiv 1905.13260", display_name="BiC ({capacity})", family="distillation"),)

@@ -30,7 +30,7 @@ class CodaPromptOptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("coda-prompt", "clbench_coda_prompt.strategy:CodaPrompt",
-                         "base frozen; keys and values in attention, a sum of components weighted for each sample, to "
-                         "which each task adds some (vision transformers only)", CodaPromptOptions,
+                         "adds prompts to a frozen vision transformer: a weighted sum of components", CodaPromptOptions,
                          "Smith et al. 2023, arXiv 2211.13218", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}, parts_per_task=True),)
+                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}, parts_per_task=True,
+                         display_name="CODA-Prompt", family="adapters and prompts"),)

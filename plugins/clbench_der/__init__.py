@@ -33,7 +33,8 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare both strategies."""
     paper = "Buzzega et al. 2020, arXiv 2004.07211"
     return (StrategyInfo("der", "clbench_der.strategy:DER",
-                         "replays kept samples with the logits they had when they were met", DEROptions, paper,
-                         task_free=True),
-            StrategyInfo("der++", "clbench_der.strategy:DERPP", "der, and replays their labels as well",
-                         DERPPOptions, paper, task_free=True))
+                         "replays stored samples with the logits they had when they were stored", DEROptions, paper,
+                         task_free=True, display_name="DER ({capacity})", family="replay"),
+            StrategyInfo("der++", "clbench_der.strategy:DERPP",
+                         "replays stored samples with their stored logits and with their labels",
+                         DERPPOptions, paper, task_free=True, display_name="DER++ ({capacity})", family="replay"))

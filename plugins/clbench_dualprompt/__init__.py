@@ -34,7 +34,8 @@ class DualPromptOptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("dualprompt", "clbench_dualprompt.strategy:DualPrompt",
-                         "base frozen; keys and values in attention, some of all tasks, some of the task whose key "
-                         "suits the sample (vision transformers only)", DualPromptOptions,
+                         "adds prompts to a frozen vision transformer, shared ones and ones per task",
+                         DualPromptOptions,
                          "Wang et al. 2022, arXiv 2204.04799", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, parts_per_task=True),)
+                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, parts_per_task=True,
+                         display_name="DualPrompt", family="adapters and prompts"),)

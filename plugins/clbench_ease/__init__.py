@@ -22,7 +22,7 @@ SCALES: dict[Kind, float] = {"bottleneck": 0.1, "lora": 1.0}
 class EASEOptions(FixedOutputsOptions, StartOptions):
     """Options of `ease`; the defaults are those of its authors' code for Split-CIFAR-100."""
 
-    adapter: Kind = Field("bottleneck", description="what a task trains: bottlenecks beside the MLPs of a vision "
+    adapter: Kind = Field("bottleneck", description="what a task trains: bottlenecks parallel to the MLPs of a vision "
                           "transformer (the paper), or low-rank adapters on all layers of any network, as in lora")
     width: int | None = Field(None, ge=1, description="numbers in the middle of a bottleneck, or rank; none means 64, "
                               "with adapter = lora 4")
@@ -31,7 +31,8 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the numbers in the middle of a bottleneck (lora: of "
                            "the adapters' inputs) zeroed in training; its trials train one by one, those without it "
                            "(dropout = 0) also in stacks")
-    alpha: float = Field(0.1, ge=0, description="weight of the mean cosine in the other tasks' subspaces, beside that "
+    alpha: float = Field(0.1, ge=0, description="weight of the mean cosine in the other tasks' subspaces, added to "
+                                                "that "
                          "in the own one")
     beta: float = Field(0.0, ge=0, description="weight of the cosine in the features of the network without adapters; "
                         "0 leaves these out")
@@ -49,8 +50,8 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
-                         "base frozen; adapters per task; prototypes in the features of all of them, missing ones from "
-                         "similar classes", EASEOptions, "Zhou et al. 2024, arXiv 2403.12030",
+                         "trains adapters per task; compares class prototypes in the features of all", EASEOptions,
+                         "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),)

@@ -117,8 +117,8 @@ def adapt(model: Network, width: int, scale: float, dropout: float) -> dict[str,
              if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
              and hasattr(block, "mlp")}
     if not found:
-        raise SpecError("ease: adapter = bottleneck is put beside the MLP of a transformer block, and this model has "
-                        "no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")
+        raise SpecError("ease: adapter = bottleneck is put parallel to the MLP of a transformer block, and this model "
+                        "has no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")
     adapted = {name: AdaptedBlock(block, NORMS[type(block).__name__], width, scale, dropout)
                for name, block in found.items()}
     for name, block in adapted.items():

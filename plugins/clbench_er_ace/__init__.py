@@ -32,5 +32,6 @@ class ERACEOptions(FixedOutputsOptions, ReplayOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("er-ace", "clbench_er_ace.strategy:ERACE",
-                         "er whose new samples do not push old classes down", ERACEOptions,
-                         "Caccia et al. 2022, arXiv 2104.05025", task_free=True),)
+                         "replays stored samples; new ones do not lower the logits of old classes", ERACEOptions,
+                         "Caccia et al. 2022, arXiv 2104.05025", task_free=True, display_name="ER-ACE ({capacity})",
+                         family="replay"),)

@@ -39,5 +39,6 @@ class EWCOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("ewc", "clbench_ewc.strategy:EWC",
-                         "holds parameters near their old values, each by its Fisher information", EWCOptions,
-                         "Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al. 2018, arXiv 1805.06370"),)
+                         "penalizes changes of parameters, each weighted by its Fisher information", EWCOptions,
+                         "Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al. 2018, arXiv 1805.06370",
+                         display_name="EWC", family="regularization"),)

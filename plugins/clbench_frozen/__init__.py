@@ -16,6 +16,6 @@ class FrozenOptions(BaseOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at rank 0."""
     return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
-                         "base frozen; per task a head and nothing else (linear probing, lora at rank 0)",
+                         "trains only a head for each task, on the frozen backbone (linear probe)",
                          FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),),
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="Linear probe", family="references"),)

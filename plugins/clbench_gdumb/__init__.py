@@ -26,5 +26,6 @@ class GDumbOptions(FixedOutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("gdumb", "clbench_gdumb.strategy:GDumb",
-                         "keeps a class-balanced memory and trains on it alone, from scratch, after every task",
-                         GDumbOptions, "Prabhu et al. 2020, ECCV (drimpossible/GDumb)"),)
+                         "trains from scratch after every task, on a class-balanced buffer alone",
+                         GDumbOptions, "Prabhu et al. 2020, ECCV (drimpossible/GDumb)",
+                         display_name="GDumb ({capacity})", family="replay"),)

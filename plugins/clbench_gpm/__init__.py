@@ -29,5 +29,5 @@ class GPMOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("gpm", "clbench_gpm.strategy:GPM",
-                         "steps orthogonally to the inputs that each layer had in earlier tasks (with SGD)", GPMOptions,
-                         "Saha et al. 2021, arXiv 2103.09762"),)
+                         "takes steps orthogonal to the inputs that layers had in earlier tasks (SGD)", GPMOptions,
+                         "Saha et al. 2021, arXiv 2103.09762", display_name="GPM", family="regularization"),)

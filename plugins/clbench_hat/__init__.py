@@ -24,5 +24,6 @@ class HATOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("hat", "clbench_hat.strategy:HAT",
-                         "a learned, almost binary mask of units per task; weights between used units stay", HATOptions,
-                         paper="Serra et al. 2018, arXiv 1801.01423", parts_per_task=True),)
+                         "learns a nearly binary mask of units per task; weights in use stay fixed", HATOptions,
+                         paper="Serra et al. 2018, arXiv 1801.01423", parts_per_task=True, display_name="HAT",
+                         family="parts per task"),)

@@ -23,5 +23,6 @@ class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("icarl", "clbench_icarl.strategy:ICaRL",
-                         "keeps herded exemplars, distils old outputs, answers by the nearest mean of exemplars",
-                         ICaRLOptions, "Rebuffi et al. 2017, arXiv 1611.07725"),)
+                         "replays and distills; classifies by the nearest mean of stored exemplars",
+                         ICaRLOptions, "Rebuffi et al. 2017, arXiv 1611.07725", display_name="iCaRL ({capacity})",
+                         family="distillation"),)

@@ -16,6 +16,6 @@ class IndependentOptions(BaseOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy, a bound: lora at full rank."""
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
-                         "per task a full fine-tuned copy of the starting network (lora at full rank)",
+                         "fine-tunes a full copy of the starting network for each task",
                          IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="One model per task", family="references"),)

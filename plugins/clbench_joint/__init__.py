@@ -16,5 +16,5 @@ class JointOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
-                         "trains on the data of all tasks so far, which it keeps (upper bound)", JointOptions,
-                         reference=True),)
+                         "trains on the data of all tasks so far, which it stores (upper bound)", JointOptions,
+                         reference=True, display_name="Joint training", family="references"),)

@@ -22,6 +22,6 @@ class L2Options(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("l2", "clbench_l2.strategy:L2",
-                         "holds all parameters alike near where the last task left them", L2Options,
+                         "penalizes changes of all parameters equally since the last task", L2Options,
                          "Kirkpatrick et al. 2017, arXiv 1612.00796 (their L2 baseline); Hsu et al. 2018, "
-                         "arXiv 1810.12488"),)
+                         "arXiv 1810.12488", display_name="L2", family="regularization"),)

@@ -33,6 +33,7 @@ class L2POptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("l2p", "clbench_l2p.strategy:L2P",
-                         "base frozen; a pool of prompts, of which each sample is given those that suit it (vision "
-                         "transformers only)", L2POptions, "Wang et al. 2022, arXiv 2112.08654", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, task_free=True),)
+                         "selects prompts for each sample from a pool, in a frozen vision transformer", L2POptions,
+                         "Wang et al. 2022, arXiv 2112.08654", check_model="vit",
+                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, task_free=True,
+                         display_name="L2P", family="adapters and prompts"),)

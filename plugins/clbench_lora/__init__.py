@@ -177,7 +177,7 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
                                         "9 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
     magnitude: float = Field(0.8, gt=0, description="what a new direction's magnitude starts from, and with magnitudes "
                              "= shared in each task also those of the earlier")
-    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting anew in "
+    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting again in "
                                    "each task (shared: the authors' code), or one per task and layer, learned on from "
                                    "where they are, so that a task starts with the network as it was (layer)")
     norm: Norm = Field("factors", description="what an earlier direction is divided by: |B| |A| (factors: the authors' "
@@ -245,37 +245,42 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
     return (
         StrategyInfo("lora", "clbench_lora.strategy:LoRA",
-                     "base frozen; per task low-rank adapters h = Wx + (alpha/rank) B(Ax), and a head",
+                     "trains low-rank adapters and a head for each task on a frozen backbone",
                      LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685",
                      layer_rows=(("LoRA r={rank}", "rank={rank}:base=pretrained"),),
-                     load_model="clbench_lora.reload:load_model", parts_per_task=True),
+                     load_model="clbench_lora.reload:load_model", parts_per_task=True, display_name="LoRA r={rank}",
+                     family="adapters and prompts"),
         StrategyInfo("seq-lora", "clbench_lora.seq:SeqLoRA",
-                     "base frozen; one set of adapters and one head, trained on from task to task", SeqLoRAOptions,
+                     "trains one set of adapters and one head from task to task", SeqLoRAOptions,
                      paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023",
-                     task_free=True),
+                     task_free=True, display_name="Seq-LoRA r={rank}", family="adapters and prompts"),
         StrategyInfo("o-lora", "clbench_lora.olora:OLoRA",
-                     "base frozen; adapters per task, summed, each held orthogonal to the earlier; one head",
+                     "sums adapters of all tasks, each orthogonal to the earlier ones; one head",
                      OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152",
-                     recipe={"optimizer": "adamw", "lr": 1e-3}, parts_per_task=True),
+                     recipe={"optimizer": "adamw", "lr": 1e-3}, parts_per_task=True, display_name="O-LoRA r={rank}",
+                     family="adapters and prompts"),
         StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
-                     "base frozen; adapters per task, summed, each blind to the inputs of earlier tasks; heads joined",
+                     "sums adapters of all tasks, each orthogonal to the inputs of earlier tasks",
                      InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228",
-                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}, parts_per_task=True),
+                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}, parts_per_task=True,
+                     display_name="InfLoRA r={rank}", family="adapters and prompts"),
         StrategyInfo("sd-lora", "clbench_lora.sdlora:SDLoRA",
-                     "base frozen; adapters per task, summed: earlier ones keep their directions, and the magnitudes "
-                     "of all are learned on", SDLoRAOptions, paper="Wu et al. 2025, arXiv 2501.13198",
-                     recipe={"optimizer": "sgd", "lr": 8e-3, "momentum": 0.9}, parts_per_task=True),
+                     "sums adapters of all tasks; old directions stay fixed, magnitudes are trained", SDLoRAOptions,
+                     paper="Wu et al. 2025, arXiv 2501.13198",
+                     recipe={"optimizer": "sgd", "lr": 8e-3, "momentum": 0.9}, parts_per_task=True,
+                     display_name="SD-LoRA r={rank}", family="adapters and prompts"),
         StrategyInfo("lora-sub", "clbench_lora.lorasub:LoRASub",
-                     "base frozen; adapters per task, summed, each changing only where its inputs lie without the "
-                     "earlier ones; nearest class mean", LoRASubOptions,
+                     "sums adapters of all tasks, trained in a drift-resistant space; nearest mean", LoRASubOptions,
                      paper="Liu & Chang 2025, arXiv 2503.18985", recipe={"optimizer": "adam", "lr": 5e-4},
-                     parts_per_task=True),
+                     parts_per_task=True, display_name="LoRA-Sub r={rank}", family="adapters and prompts"),
         StrategyInfo("ewc-lora", "clbench_lora.ewc_lora:EWCLoRA",
-                     "one set of adapters, merged into W after each task, its change held by W's Fisher; heads joined",
+                     "merges adapters into the weights after each task, under a Fisher penalty",
                      EWCLoRAOptions, paper="Zheng et al. 2026, arXiv 2602.17559",
-                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}),
+                     recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"},
+                     display_name="EWC-LoRA r={rank}", family="adapters and prompts"),
         StrategyInfo("lora-mean", "clbench_lora.lora_mean:LoRAMean",
-                     "base frozen; adapters and a head per task as in lora; answers with the mean of the adapters",
+                     "trains adapters for each task as lora does, and predicts with their mean",
                      LoRAMeanOptions, paper="Wortsman et al. 2022, arXiv 2203.05482; with LoRA: Chitale et al. 2023, "
-                     "arXiv 2311.02428", parts_per_task=True),
+                     "arXiv 2311.02428", parts_per_task=True, display_name="LoRA-Mean r={rank}",
+                     family="adapters and prompts"),
     )

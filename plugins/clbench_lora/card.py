@@ -32,8 +32,8 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
         "## Classes", "", "| output | class |", "| ---: | :--- |", *rows, "",
         "All other outputs of the head are -inf.", "",
         "## How to load it", "",
-        "`base.safetensors` beside this file has the weights that the adapter was trained on; load them into the model "
-        "first, then `peft.PeftModel.from_pretrained(model, folder)`.", ""])
+        "`base.safetensors` next to this file has the weights that the adapter was trained on; load them into the "
+        "model first, then `peft.PeftModel.from_pretrained(model, folder)`.", ""])
 
 
 def named(adapter: Adapter) -> list[str]:

@@ -22,11 +22,11 @@ EXAMPLES = (
     ("clbench adapters show runs/mine lora/0 --task 2", "rank, parameters and change of each layer"),
     ("clbench adapters export runs/mine lora/0 --task 2 --to adapter2", "for PEFT, with its base"),
 )
-task = click.option("--task", type=ONE, required=True, metavar="T", help="The task, from 1.")
-data = click.option("--data", type=FOLDER, metavar="DIR", help="Where data sets are kept.  [default: CLBENCH_DATA, or "
+task = click.option("--task", type=ONE, required=True, metavar="T", help="Task, from 1.")
+data = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: CLBENCH_DATA, or "
                     "the user's cache folder]")
-device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto (CUDA or else "
-                      "the CPU), cpu, cuda, cuda:1, mps.")
+device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or "
+                      "else the CPU), cpu, cuda, cuda:1 or mps.")
 
 
 def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -77,7 +77,7 @@ def list_(run: Path) -> None:
 
 @adapters_group.command()
 @trial_arguments
-@click.option("--task", type=ONE, metavar="T", help="The task, from 1.  [default: all]")
+@click.option("--task", type=ONE, metavar="T", help="Task, from 1.  [default: all]")
 def show(run: Path, trial: str | None, task: int | None) -> None:
     """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
     from tabulate import tabulate
@@ -100,7 +100,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 @adapters_group.command()
 @trial_arguments
 @task
-@to("An empty or new folder.", "DIR")
+@to("Empty or new folder to write to.", "DIR")
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
     """Write a task's adapter in PEFT's format, its base and a model card (README.md) to a folder."""
     from clbench_lora import adapters
@@ -112,7 +112,7 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
 @adapters_group.command()
 @trial_arguments
 @task
-@to("The file of weights.", "FILE.safetensors")
+@to("File of weights to write.", "FILE.safetensors")
 def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
     """Write W + s BA as the weights of a plain model, which costs nothing more to run, with the task's head."""
     from clbench_lora import adapters
@@ -136,7 +136,7 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 @adapters_group.command()
 @trial_arguments
 @task
-@click.option("--benchmark", metavar="NAME", help="Whose task it is, as in split-fashion-mnist.  "
+@click.option("--benchmark", metavar="NAME", help="Benchmark of the task, as in split-fashion-mnist.  "
               "[default: the trial's]")
 @data
 @device
@@ -154,7 +154,7 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 
 @adapters_group.command("eval")
 @trial_arguments
-@click.option("--tasks", type=SEVERAL, metavar="LIST", help="Which adapters, as in 1,3.  [default: all]")
+@click.option("--tasks", type=SEVERAL, metavar="LIST", help="Tasks whose adapters are used, as in 1,3.  [default: all]")
 @data
 @device
 def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
@@ -173,9 +173,10 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
 
 @adapters_group.command()
 @trial_arguments
-@click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Which adapters, as in 1,2.")
-@click.option("--weights", type=floats, required=True, metavar="LIST", help="A weight each, as in 0.5,0.5.")
-@to("An empty or new folder.", "DIR")
+@click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Tasks whose adapters are combined, as "
+              "in 1,2.")
+@click.option("--weights", type=floats, required=True, metavar="LIST", help="Weight of each, as in 0.5,0.5.")
+@to("Empty or new folder to write to.", "DIR")
 def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
     """Write the weighted sum of adapters as one, exactly: their ranks add up.
 
@@ -201,7 +202,7 @@ def lora_group() -> None:
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Draw energy and accuracy against rank (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
-              help="Of what is printed.")
+              help="Format of the output.")
 def spectrum(run: Path, plot: Path | None, form: str) -> None:
     """Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
 

@@ -242,7 +242,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
                   if (name == "layers" and value != "all") or (name == "targets" and value)}
         if narrow:
             which = ", ".join(f"{name} = {format_value(value)}" for name, value in narrow.items())
-            spectrum.notes.append(f"{label} adapts some layers only ({which}); the energy beside it is that of all")
+            spectrum.notes.append(f"{label} adapts some layers only ({which}); the energy next to it is that of all")
     spectrum.reached.sort(key=lambda r: (r.method == "independent", math.inf if r.rank is None else r.rank, r.label))
 
 

@@ -40,6 +40,7 @@ class LUCIROptions(FixedOutputsOptions, ExemplarOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("lucir", "clbench_lucir.strategy:LUCIR",
-                         "cosine head; replays, keeps features' directions and a margin to new classes", LUCIROptions,
+                         "replays with a cosine head; keeps feature directions and class margins", LUCIROptions,
                          "Hou et al. 2019, CVPR (Learning a Unified Classifier Incrementally via Rebalancing)",
-                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),)
+                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+                         display_name="LUCIR ({capacity})", family="distillation"),)

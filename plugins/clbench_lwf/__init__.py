@@ -49,5 +49,5 @@ class LwFOptions(FixedOutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("lwf", "clbench_lwf.strategy:LwF",
-                         "keeps what the old network answered to the new task's samples", LwFOptions,
-                         "Li & Hoiem 2016, arXiv 1606.09282"),)
+                         "distills the old network's outputs on the new task's samples", LwFOptions,
+                         "Li & Hoiem 2016, arXiv 1606.09282", display_name="LwF", family="distillation"),)

@@ -27,5 +27,5 @@ class MASOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("mas", "clbench_mas.strategy:MAS",
-                         "holds parameters by how much the outputs depend on each; needs no labels", MASOptions,
-                         "Aljundi et al. 2018, arXiv 1711.09601"),)
+                         "penalizes changes of parameters, weighted by their effect on the outputs", MASOptions,
+                         "Aljundi et al. 2018, arXiv 1711.09601", display_name="MAS", family="regularization"),)

@@ -26,5 +26,6 @@ class MIROptions(EROptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("mir", "clbench_mir.strategy:MIR",
-                         "replays the kept samples whose loss the coming step would raise most", MIROptions,
-                         "Aljundi et al. 2019, arXiv 1908.04742", task_free=True),)
+                         "replays the stored samples whose loss the next step would raise most", MIROptions,
+                         "Aljundi et al. 2019, arXiv 1908.04742", task_free=True, display_name="MIR ({capacity})",
+                         family="replay"),)

@@ -19,4 +19,4 @@ class MLflowOptions(Options):
 def clbench_trackers() -> Sequence[TrackerInfo]:
     """Declare the tracker."""
     return (TrackerInfo("mlflow", "clbench_mlflow.tracker:MLflow",
-                        "MLflow runs in the run folder's mlflow.db (SQLite)", MLflowOptions),)
+                        "writes MLflow runs to the run folder's mlflow.db (SQLite)", MLflowOptions),)

@@ -15,5 +15,7 @@ class NaiveOptions(OutputsOptions):
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
-    return (StrategyInfo("naive", "clbench.strategy:Strategy", "fine-tuning, nothing against forgetting",
-                         NaiveOptions, reference=True, baseline=True, task_free=True),)
+    return (StrategyInfo("naive", "clbench.strategy:Strategy",
+                         "fine-tunes on one task after another, with nothing against forgetting",
+                         NaiveOptions, reference=True, baseline=True, task_free=True, display_name="Fine-tuning",
+                         family="references"),)

@@ -21,5 +21,6 @@ class PackNetOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("packnet", "clbench_packnet.strategy:PackNet",
-                         "each task trains the free weights, keeps the largest and leaves the rest to the next",
-                         PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769", parts_per_task=True),)
+                         "trains free weights, keeps the largest for the task and prunes the rest",
+                         PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769", parts_per_task=True,
+                         display_name="PackNet", family="parts per task"),)

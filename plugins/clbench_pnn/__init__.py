@@ -27,5 +27,6 @@ class PNNOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("pnn", "clbench_pnn.strategy:PNN",
-                         "a new column per task, old ones frozen, nonlinear lateral adapters from all of them",
-                         PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671", parts_per_task=True),)
+                         "adds a network column per task, with lateral connections from the old ones",
+                         PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671", parts_per_task=True,
+                         display_name="PNN", family="parts per task"),)

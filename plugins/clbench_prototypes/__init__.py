@@ -71,7 +71,7 @@ class RanPACOptions(AdaptOptions):
     projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
                                     "network with 768 features or more, else 5 for each feature")
     ridge: Annotated[float | None, SearchValues("none", 1e2, 1e4, 1e6)] = Field(
-        None, gt=0, description="r, for all tasks; none means the paper's choice, anew in each "
+        None, gt=0, description="r, for all tasks; none means the paper's choice, made again in each "
         "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
         "samples when fitted to the others. Where tasks are small it can be far off")
 
@@ -104,19 +104,21 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
     return (
         StrategyInfo("ncm", "clbench_prototypes.ncm:NCM",
-                     "base frozen; the nearest class mean of its features, no training after the first task",
+                     "classifies frozen features by the nearest class mean",
                      NCMOptions, "Mensink et al. 2013, TPAMI 35(11); Janson et al. 2022, arXiv 2210.04428",
-                     task_free=True),
+                     task_free=True, display_name="NCM", family="analytic classifiers"),
         StrategyInfo("simplecil", "clbench_prototypes.simplecil:SimpleCIL",
-                     "base frozen; the cosine with the class means of its features, no training after the first task",
-                     SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338", task_free=True),
+                     "classifies frozen features by their cosine with class means",
+                     SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338", task_free=True,
+                     display_name="SimpleCIL", family="analytic classifiers"),
         StrategyInfo("slda", "clbench_prototypes.slda:SLDA",
-                     "base frozen; linear discriminant analysis of its features, with a running covariance",
-                     SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520", task_free=True),
+                     "classifies frozen features by linear discriminant analysis, updated online",
+                     SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520", task_free=True, display_name="SLDA",
+                     family="analytic classifiers"),
         StrategyInfo("ranpac", "clbench_prototypes.ranpac:RanPAC",
-                     "base frozen; ridge regression on random nonlinear projections of its features", RanPACOptions,
-                     "McDonnell et al. 2023, arXiv 2307.02251"),
+                     "fits ridge regression on random nonlinear projections of frozen features", RanPACOptions,
+                     "McDonnell et al. 2023, arXiv 2307.02251", display_name="RanPAC", family="analytic classifiers"),
         StrategyInfo("fecam", "clbench_prototypes.fecam:FeCAM",
-                     "base frozen; the nearest class mean of its features by each class's own covariance", FeCAMOptions,
-                     "Goswami et al. 2023, arXiv 2309.14062"),
+                     "classifies frozen features by the nearest mean, with a covariance per class", FeCAMOptions,
+                     "Goswami et al. 2023, arXiv 2309.14062", display_name="FeCAM", family="analytic classifiers"),
     )

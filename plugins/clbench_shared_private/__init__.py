@@ -21,6 +21,6 @@ class SharedPrivateOptions(BaseOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("shared-private", "clbench_shared_private.strategy:SharedPrivate",
-                         "shared encoder, frozen after the first task; per task a private head (and hidden layer)",
+                         "freezes a shared encoder after the first task; trains a head per task",
                          SharedPrivateOptions, paper="compare Ebrahimi et al. 2020, arXiv 2003.09553 (ACL)",
-                         parts_per_task=True),)
+                         parts_per_task=True, display_name="Shared-private", family="parts per task"),)

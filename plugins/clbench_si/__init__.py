@@ -23,5 +23,5 @@ class SIOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("si", "clbench_si.strategy:SI",
-                         "holds parameters by how much each lowered the loss on its way", SIOptions,
-                         "Zenke et al. 2017, arXiv 1703.04200"),)
+                         "penalizes changes of parameters, weighted by how much each lowered the loss", SIOptions,
+                         "Zenke et al. 2017, arXiv 1703.04200", display_name="SI", family="regularization"),)

@@ -24,6 +24,7 @@ class SLCAOptions(OutputsOptions, AlignOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("slca", "clbench_slca.strategy:SLCA",
-                         "fine-tuning with a slow body; the head is realigned on Gaussians of the classes so far",
+                         "fine-tunes the backbone slowly; realigns the head on Gaussians of all classes",
                          SLCAOptions, "Zhang et al. 2023, arXiv 2303.05118",
-                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}),)
+                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+                         display_name="SLCA"),)

@@ -11,4 +11,4 @@ from clbench import TrackerInfo, hookimpl
 def clbench_trackers() -> Sequence[TrackerInfo]:
     """Declare the tracker."""
     return (TrackerInfo("tensorboard", "clbench_tensorboard.tracker:TensorBoard",
-                        "event files in the run folder's tensorboard/: curves and the table of hyperparameters"),)
+                        "writes event files to the run folder's tensorboard/: curves, hyperparameters"),)

@@ -18,5 +18,5 @@ class WandBOptions(Options):
 @hookimpl
 def clbench_trackers() -> Sequence[TrackerInfo]:
     """Declare the tracker."""
-    return (TrackerInfo("wandb", "clbench_wandb.tracker:WandB", "Weights & Biases runs in the run folder's wandb/, "
-                        "offline: nothing leaves this machine before you call wandb sync", WandBOptions),)
+    return (TrackerInfo("wandb", "clbench_wandb.tracker:WandB", "writes Weights & Biases runs to the run folder's "
+                        "wandb/; wandb sync uploads them", WandBOptions),)

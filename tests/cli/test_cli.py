@@ -3,6 +3,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import click
 import pytest
 
 from clbench import cli
@@ -66,3 +67,55 @@ def test_a_bug_shows_its_traceback(monkeypatch):
     monkeypatch.setattr("clbench.core.registry.discover", broken)
     with pytest.raises(ZeroDivisionError):
         cli.call(["methods"])
+
+
+COMMON = ["--methods", "--benchmark", "--scenario", "--model", "--weights", "--seeds", "--set", "--epochs",
+          "--batch-size", "--lr", "--device", "--out", "--data", "--workers", "--dry-run"]
+
+
+def options_in(text):
+    """Return the options that a help text explains."""
+    return [line.split()[0] for line in text.splitlines() if line.startswith("  -")]
+
+
+def test_help_of_run_shows_fifteen_options_and_how_to_see_all(capsys):
+    assert cli.call(["run", "--help"]) == 0
+    assert options_in(capsys.readouterr().out) == [*COMMON, "--help-all", "-h,"]
+
+
+@pytest.mark.parametrize("name", ["run", "tune", "verify", "explain", "pretrain"])
+def test_help_all_shows_every_option(name, capsys):
+    command = cli.group.get_command(click.Context(cli.group), name)
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    assert command.common <= {option.name for option in options}  # a name that is no option would hide one
+    assert cli.call([name, "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert {option.opts[0] for option in options} <= set(text.split())
+    assert len(options_in(text)) == len(options) + 1
+    assert cli.call([name, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert f"Show all {len(options) + 1} options and exit." in " ".join(short.split())
+    assert len(options_in(short)) == len(command.common) + 2 < len(options_in(text))
+
+
+def test_help_all_needs_no_other_argument_and_runs_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["run", "--methods", "naive", "--help-all"]) == 0
+    assert "--evaluate-every" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def commands(group, context):
+    """Yield every command below a group."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield from commands(command, context) if isinstance(command, click.Group) else [command]
+
+
+def test_a_command_with_more_than_20_options_has_a_short_help_and_each_text_begins_with_a_noun_or_a_verb():
+    wrong = {"a", "an", "the", "of", "as", "where", "what", "which", "whose", "how", "whether", "auto", "no", "its"}
+    for command in commands(cli.group, click.Context(cli.group)):
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        assert len(options) <= 20 or command.common, command.name
+        for option in options:
+            first = option.help.split()[0].lower().rstrip(",;:(")
+            assert first not in wrong, f"clbench {command.name} {option.opts[0]}: {option.help}"

@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 HEAVY = "torch", "torchvision", "avalanche"
 WRONG_PATHS = (
     (["--benchmark", "images:nowhere"], "benchmark 'images:nowhere': there is no "),
-    (["--benchmark", "images:photos"], "should have a folder for each class, and has no photos"),
+    (["--benchmark", "images:photos"], "needs a folder for each class, but there are no photos in it"),
     (["--benchmark", "arrays:nowhere.npz"], "benchmark 'arrays:nowhere.npz': there is no "),
     (["--benchmark", "table:nowhere.csv"], "benchmark 'table:nowhere.csv': there is no "),
     (["--benchmark", "text:nowhere.csv:text_column=none"], "text:nowhere.csv"),
     (["--benchmark", "nowhere.py:make"], "benchmark 'nowhere.py:make': no file "),
-    (["--weights", "nowhere.safetensors"], "cannot read weights nowhere.safetensors: No such file"),
+    (["--weights", "nowhere.safetensors"], "weights nowhere.safetensors cannot be read (No such file"),
 )
 WRONG_ARRAYS = (
     ("rows.npz", "has no array 'y', only X; expected X and y, or"),

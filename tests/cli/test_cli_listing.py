@@ -1,12 +1,20 @@
 import json
+import re
 from importlib.metadata import version
 
 import pytest
 from helpers.hostile import write_distribution
 
 from clbench import cli
+from clbench.core.errors import PluginError
+from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import document
 from clbench.core.registry import discover
+
+
+def joined(text):
+    """Return a text without spaces, which says the same wherever its lines are broken."""
+    return "".join(text.split())
 
 
 @pytest.mark.parametrize(("command", "attribute"), [("methods", "strategies"), ("benchmarks", "benchmarks"),
@@ -18,14 +26,79 @@ def test_everything_is_listed_with_every_option(command, attribute, capsys):
     assert cli.call([command, "--json"]) == 0
     listed = {thing["name"]: thing for thing in json.loads(capsys.readouterr().out)[command]}
     assert list(listed) == [*sorted(named), *sorted(patterns, key=lambda name: (name.startswith("*"), name))]
-    assert cli.call([command]) == 0
-    text = capsys.readouterr().out
     for name, info in known.items():
         docs = document(info.options)
         assert [o["name"] for o in listed[name]["options"]] == [d.name for d in docs]
         assert listed[name]["distribution"] == "clbench"
-        assert f"{name}  (clbench {version('clbench')})" in text
-        assert all(d.meaning and d.meaning in text for d in docs)
+        assert cli.call([command, name]) == 0
+        text = joined(capsys.readouterr().out)
+        assert text.startswith(joined(name + info.summary)) and joined(f"package clbench {version('clbench')}") in text
+        assert all(d.meaning and joined(f"{d.name} ({d.type}) {d.meaning}") in text for d in docs)
+
+
+@pytest.mark.parametrize(("command", "attribute"), [("methods", "strategies"), ("benchmarks", "benchmarks"),
+                                                    ("models", "models"), ("trackers", "trackers")])
+def test_without_names_each_has_one_whole_line(command, attribute, capsys):
+    registry = discover()
+    known = {**getattr(registry, attribute), **registry.patterns.get(command[:-1], {})}
+    assert cli.call([command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(shown) == sorted(known)
+    assert all(len(line) < 100 for line in lines)
+    assert all(any(line.split()[:1] == [name] and info.summary in line for line in lines)
+               for name, info in known.items())
+    assert lines[-1] == f"clbench {command} NAME shows everything about one of them, including its options."
+
+
+def test_methods_are_listed_by_family_with_their_year(capsys):
+    cli.call(["methods"])
+    families = {part.splitlines()[0]: part.splitlines()[1:] for part in capsys.readouterr().out.split("\n\n")}
+    assert list(families)[:3] == ["References", "Replay", "Regularization"]
+    replay = {line.split()[0]: line.split()[-1] for line in families["Replay"]}
+    assert replay["er"] == "2019" and replay["er-ace"] == "2022"
+    assert {line.split()[0] for line in families["References"]} == {"frozen", "independent", "joint", "naive"}
+    assert all(name.split()[0].startswith("avalanche:") for name in families["Avalanche strategies"])
+
+
+@pytest.mark.parametrize(("paper", "year"), [
+    ("Li & Hoiem 2016, arXiv 1606.09282", "2016"), ("arXiv 2004.07211", ""), ("", ""),
+    ("arXiv 1711.09601 (2018)", "2018"),
+    ("Hoerl & Kennard 1970, Technometrics 12(1)", "1970"), ("compare Rusu et al. 2016.", "2016")])
+def test_the_year_is_the_first_in_the_paper(paper, year):
+    assert StrategyInfo("mine", "mine:Mine", "a method", paper=paper).year == year
+
+
+def test_an_unknown_family_is_an_error_with_near_names():
+    with pytest.raises(PluginError, match="method 'mine': no family 'replays'; did you mean 'replay'"):
+        StrategyInfo("mine", "mine:Mine", "a method", family="replays")
+
+
+def test_a_named_method_is_shown_with_all_that_it_declares(capsys):
+    assert cli.call(["methods", "l2p", "ewc", "er"]) == 0
+    l2p, ewc, er = (" ".join(part.split()) for part in re.split("\ne(?:wc|r)\n", capsys.readouterr().out))
+    assert ("family adapters and prompts paper Wang et al. 2022, arXiv 2112.08654 published recipe optimizer = adam"
+            in l2p)
+    assert "task-free not with its default options: outputs = own" in l2p
+    assert "task-free yes: it does not need to know where tasks end (--boundaries hidden)" in er
+    assert "task-free no: it needs to know where tasks end name in reports EWC tuned by default strength" in ewc
+    assert "parts per task" not in ewc
+
+
+def test_a_long_summary_is_cut_in_the_list_and_whole_by_name(tmp_path, monkeypatch, capsys):
+    write_distribution(tmp_path, "long", ["clbench_long"], clbench_long="""
+        from clbench import Strategy, StrategyInfo, hookimpl
+
+        @hookimpl
+        def clbench_strategies():
+            return [StrategyInfo("mine", Strategy, "does " + "very " * 30 + "much")]
+        """)
+    monkeypatch.syspath_prepend(tmp_path)
+    cli.call(["methods"])
+    line, = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["mine"]]
+    assert len(line) < 100 and line.endswith("very ...")
+    cli.call(["methods", "mine"])
+    assert "very very much" in " ".join(capsys.readouterr().out.split())
 
 
 def test_json_gives_type_default_and_meaning(capsys):
@@ -54,10 +127,16 @@ def test_options_without_a_plain_default_are_listed(tmp_path, monkeypatch, capsy
     (mine,) = json.loads(capsys.readouterr().out)["methods"]
     assert [(o["default"], o["required"]) for o in mine["options"]] == [(None, True), ([1, 2], False)]
     assert cli.call(["methods", "mine"]) == 0
-    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
-    assert rows["needed"][1:3] == ["int", "required"] and rows["several"][2:4] == ["[1,", "2]"]
+    text = " ".join(capsys.readouterr().out.split())
+    assert "needed (int) has no default [required]" in text
+    assert "several (list[int]) has one that is made anew [default: [1, 2]]" in text
     assert cli.call(["run", "--methods", "mine", "--dry-run"]) == 2
     assert capsys.readouterr().err == "Error: mine.needed: Field required\n"
+
+
+def test_a_name_that_a_pattern_matches_shows_the_pattern(capsys):
+    assert cli.call(["benchmarks", "images:photos"]) == 0
+    assert capsys.readouterr().out.startswith("images:*\n")
 
 
 def test_an_unknown_name_is_an_error_with_near_names(capsys):
@@ -71,6 +150,6 @@ def test_a_broken_plugin_is_shown_with_its_error(tmp_path, monkeypatch, capsys):
     assert cli.call(["methods"]) == 0
     out = capsys.readouterr().out
     assert "clbench_half  BROKEN: ModuleNotFoundError: No module named 'no_such_module_of_mine'" in out
-    assert "lora  (clbench" in out
+    assert "\n  lora " in out
     cli.call(["methods", "--json"])
     assert "no_such_module" in json.loads(capsys.readouterr().out)["broken"]["clbench_half"]

@@ -72,7 +72,7 @@ def test_a_dry_run_without_the_data_lists_the_trials_and_says_so(capsys, tmp_pat
     code, text, err = call(capsys, "--methods", "naive", "--benchmark", "split-cifar10", "--model", "cnn", "--seeds", 1,
                            "--data", tmp_path, "--dry-run")
     assert code == 0
-    assert err == (f"Note: no CIFAR10 in {tmp_path}/cifar10.safetensors yet; a run would download it; FLOPs are "
+    assert err == (f"Note: CIFAR10 is not in {tmp_path}/cifar10.safetensors yet; a run downloads it; FLOPs are "
                    "counted once the data are there\n")
     assert text.splitlines()[2].split()[-4:] == ["missing", NONE, NONE, NONE]
 
@@ -138,14 +138,16 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     (["--methods", "lora:rnk=4"], ["lora: no option 'rnk'; did you mean 'rank'?"]),
     (["--methods", "lora", "--set", "lora.rank=0"], ["lora.rank: should be greater than or equal to 1, got 0"]),
     (["--methods", "lora", "--set", "lora.rank=big"], ["lora.rank: should be a valid integer"]),
-    (["--methods", "lora", "--set", "ewc.strength=1"], ["--set ewc.strength=1: no method 'ewc' in this experiment"]),
+    (["--methods", "lora", "--set", "ewc.strength=1"], ["--set ewc.strength=1: the experiment has no method 'ewc'; "
+                                                        "its methods are"]),
     (["--methods", "lora", "--benchmark", "split-mnst"], ["no benchmark 'split-mnst'; did you mean 'split-mnist'"]),
     (["--methods", "lora", "--model", "mpl"], ["no model 'mpl'; did you mean 'mlp'?"]),
     (["--methods", "lora", "--scenario", "tsk"], ["scenario.0: should be 'task', 'class' or 'domain'"]),
     (["--methods", "lora", "--device", "gpu"], ["device: "]),
-    (["--methods", "lora", "--epochs", "1", "--iterations", "1"], ["recipe: give epochs or iterations, not both"]),
+    (["--methods", "lora", "--epochs", "1", "--iterations", "1"], ["recipe: epochs and iterations both set the "
+                                                                   "budget: give only one of them"]),
     (["--methods", "lora", "--lr", "fast"], ["Invalid value for '--lr'"]),
-    (["absent.toml"], ["no experiment file absent.toml"]),
+    (["absent.toml"], ["there is no experiment file absent.toml: check the path"]),
     ([], ["which methods? Pass them as in --methods lora,ewc", "clbench run --methods lora,ewc    the first"]),
     (["--methods", "er,", "ewc"], ["--methods er, ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
@@ -252,7 +254,7 @@ def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path):
     out, err = interrupted.communicate(timeout=20)
     assert (interrupted.returncode, out) == (130, "")
     assert "2 trials, 1 already done" in err
-    assert "interrupted: 1 of 2 trials are done and kept in" in err
+    assert "interrupted: 1 of 2 trials are done, and" in err
     assert "Traceback" not in err
     assert ends(worker)
 

@@ -52,7 +52,7 @@ def test_every_mistake_is_named_with_its_place():
         validate(Sample, {"rank": 0, "ranck": 1}, "lora", "clbench methods")
     lines = str(caught.value).splitlines()
     assert lines == ["lora.rank: should be greater than or equal to 1, got 0",
-                     "lora: no option 'ranck'; did you mean 'rank'? (clbench methods lists all)"]
+                     "lora: no option 'ranck'; did you mean 'rank'? (clbench methods lora lists all)"]
 
 
 @pytest.mark.parametrize(("text", "line"), [
@@ -62,7 +62,7 @@ def test_every_mistake_is_named_with_its_place():
                                "'alpha' lacks '=value'"),
     ("lora:rank=4:al pha=8", "lora.rank: should be a valid integer, unable to parse string as an integer, got "
                              "'4:al pha=8'; 'al pha=8' is not option=value"),
-    ("lora:ranck=4:8", "lora: no option 'ranck'; did you mean 'rank'? (x lists all)"),
+    ("lora:ranck=4:8", "lora: no option 'ranck'; did you mean 'rank'? (x lora lists all)"),
     ("lora:layers=last:4", None),
 ])
 def test_an_option_without_its_value_is_named(text, line):

@@ -121,7 +121,7 @@ def test_a_files_annotations_are_what_it_wrote(written):
 
 def test_the_commands_take_a_file(file, capsys, tmp_path):
     assert cli.call(["methods", "decay", "--plugin", str(file)]) == 0
-    assert f"decay  ({file} sha256:" in capsys.readouterr().out
+    assert f"package{file}sha256:" in "".join(capsys.readouterr().out.split())
     assert cli.call(["run", "--methods", "decay", "--plugin", str(file), "--dry-run"]) == 0
     assert cli.call(["params", "--model", "mlp", "--methods", "decay", "--plugin", str(file)]) == 0
     assert "decay" in capsys.readouterr().out

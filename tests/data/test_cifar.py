@@ -107,7 +107,8 @@ def test_absent_and_damaged_files_say_what_to_do(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", unreachable)
-    with pytest.raises(DataError, match=r"no CIFAR100 in .*cifar100.safetensors and no way to download it \(no route"):
+    with pytest.raises(DataError, match=r"CIFAR100 is not in .*cifar100.safetensors and could not be downloaded \(no "
+                                        r"route"):
         datasets.cifar("CIFAR100", tmp_path)
     datasets.cifar_file("CIFAR100", tmp_path).write_bytes(b"not it")
     with pytest.raises(DataError, match="cannot be read"):

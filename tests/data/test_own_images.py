@@ -181,13 +181,13 @@ def test_a_truncated_file_is_an_error(tmp_path):
 
 def test_missing_and_wrong_folders_are_errors_that_say_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingDataError, match=f"there is no {tmp_path}/nothing and no {tmp_path}/data/nothing$"):
+    with pytest.raises(MissingDataError, match=f"there is no {tmp_path}/nothing and no {tmp_path}/data/nothing; check"):
         find_photos("images:nothing", ImagesOptions(), tmp_path / "data")
     (tmp_path / "empty" / "ant").mkdir(parents=True)
-    with pytest.raises(DataError, match="a folder for each class, and has no photos"):
+    with pytest.raises(DataError, match="needs a folder for each class, but there are no photos in it"):
         find_photos("images:empty", ImagesOptions(), tmp_path)
     folder(tmp_path / "flat")
-    with pytest.raises(DataError, match=r"a folder for each task.* 20 photos that do not lie so"):
+    with pytest.raises(DataError, match=r"a folder for each task.* the 20 photos in it lie outside such folders"):
         find_photos("images:flat", ImagesOptions(tasks_from="folders"), tmp_path)
     save(tmp_path / "one.png")
     with pytest.raises(DataError, match="is a file"):

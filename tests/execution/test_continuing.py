@@ -88,7 +88,7 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
 
 def test_what_cannot_go_on_is_refused_in_a_line(pictures, domain, tmp_path):
     folder, _ = pictures
-    with pytest.raises(SpecError, match=r"slca cannot learn on with more outputs: it keeps class_\w+ "):
+    with pytest.raises(SpecError, match=r"slca cannot continue training with more outputs: it stores class_\w+ "):
         go_on(folder, in_scenario(folder, "slca", "class"), PICTURES, classes="new")
     record = in_scenario(folder, "er", "class")
     with pytest.raises(SpecError, match=r"has samples \[1, 6, 6\] .* the model takes \[3, 16, 16\]"):
@@ -170,5 +170,5 @@ def test_a_recipe_of_the_methods_own_gives_way_to_what_is_said_now():
     made = trial.model_copy(update=changed_recipe(trial, {"lr": 0.01, "iterations": 7}))
     assert made.trained_by == Recipe(lr=0.01, iterations=7, batch_size=16)
     assert made.own_recipe == {"batch_size": 16}
-    with pytest.raises(SpecError, match=r"recipe: give epochs or iterations, not both"):
+    with pytest.raises(SpecError, match=r"recipe: epochs and iterations both set the budget"):
         changed_recipe(trial, {"epochs": 1, "iterations": 2})

@@ -85,4 +85,4 @@ def test_without_a_yes_nothing_is_removed(run, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_there_is_one_line(capsys):
     assert cli.call(["runs", "nowhere"]) == 2
-    assert capsys.readouterr().err == "Error: no folder nowhere\n"
+    assert capsys.readouterr().err == "Error: there is no folder nowhere: check the path\n"

@@ -87,7 +87,8 @@ def test_an_exception_is_kept_with_its_traceback(misbehaved):
 
 def test_a_killed_worker_costs_its_trial_and_is_replaced(misbehaved):
     record = misbehaved[0]["die"]
-    assert record.failure.message == "the worker process was killed by SIGKILL (out of memory?), in 2 tries"
+    assert record.failure.message == ("the worker process was killed by SIGKILL (probably out of memory; fewer "
+                                      "--workers need less), in 2 tries")
     assert "last words" in record.failure.traceback
     assert record.provenance.plugin == "hostile 1.0"
     assert record.provenance.command == "the command"

@@ -98,7 +98,7 @@ def test_a_plugin_whose_loss_is_multiplied_by_0_gives_no_old_results(half, plugi
     with pytest.raises(StaleError) as caught:
         half()
     head, line = str(caught.value).splitlines()
-    assert head.startswith(f"2 results in {tmp_path / 'run'} came from other code or data") and "--rerun" in head
+    assert head.startswith(f"2 results in {tmp_path / 'run'} are stale, because code or data") and "--rerun" in head
     assert line == "half, seeds 0, 1: the method's code (half_of_mine)"
     assert times(Store(tmp_path / "run").read()[0]) == times(first)
     command = ["run", "--methods", "half,naive", "--benchmark", "stream_of_mine:resized", "--plugin", str(plugin),
@@ -123,8 +123,9 @@ def test_results_that_are_kept_are_marked_until_the_code_is_what_it_was(half, pl
     assert final(kept) == final(first) and times(kept) == times(first)
     assert [r.stale for r in kept if r.label == "half"] == [["the method's code (half_of_mine)"]] * 2
     page = (tmp_path / "run" / "report.md").read_text()
-    assert re.search(r"\| half ※ +\|", page) and re.search(r"\| naive +\|", page)
-    assert "the results of seeds 0, 1 were kept although the method's code (half\\_of\\_mine) had changed" in page
+    assert re.search(r"\| half ※[△○]* +\|", page) and re.search(r"\| Fine-tuning[ △○]* +\|", page)
+    assert ("half: the results of seeds 0, 1 are stale, because the method's code (half\\_of\\_mine) changed after "
+            "they were made; --keep-stale kept them") in page
     with pytest.raises(StaleError):
         half()  # accepting is said each time
     plugin.write_text(HALF)
@@ -144,13 +145,13 @@ def test_a_row_of_several_states_of_its_code_says_so(half, plugin, tmp_path):
     plugin.write_text(HALF.replace("* 1.0", "* 0.5"))
     half(seeds=[2])
     page = (tmp_path / "run" / "report.md").read_text()
-    assert re.search(r"\| half ※ +\|", page) and "its seeds were made by different states of its code" in page
+    assert re.search(r"\| half ※[△○]* +\|", page) and "its seeds come from different states of its code" in page
 
 
 def test_a_benchmark_that_resizes_to_48_instead_of_32(half, stream):
     first = half()
     stream.write_text(stream.read_text().replace(":32", ":48"))
-    with pytest.raises(PluginError, match="stream_of_mine was edited after this Python process had imported it"):
+    with pytest.raises(PluginError, match="stream_of_mine was edited after this Python process imported it"):
         half()
     forget("stream_of_mine")
     with pytest.raises(StaleError, match="naive, seeds 0, 1: the benchmark's code \\(stream_of_mine\\)"):
@@ -272,7 +273,7 @@ def test_another_version_of_clbench_alone_makes_nothing_stale(older, tmp_path, m
         Store(tmp_path).write(record)
     monkeypatch.setattr(provenance, "git_commit", lambda: "2" * 40 + "+dirty")
     ready = run.prepare(spec, registry, tmp_path)
-    assert not ready.standing.reasons and "at commit 2222222222+dirty; they are kept" in ready.standing.notes[0]
+    assert not ready.standing.reasons and "at commit 2222222222+dirty. clbench keeps them" in ready.standing.notes[0]
     assert [list(r.provenance.code) for r in known] == [["method"]] * 2  # the others are clbench's
 
 
@@ -298,7 +299,8 @@ def test_a_record_that_another_process_trained_meanwhile_by_other_code_is_kept_a
     keeper.claims.release(planned.trial.key)
     store.write(made(2021))
     assert not keeper.claim(planned)
-    assert "was run by another clbench meanwhile, with other code: the method's code (clbench_ewc" in heard[0]
+    assert heard[0].startswith("another clbench process has run ")
+    assert "with other code (the method's code (clbench_ewc" in heard[0]
     assert store.get(planned.trial.key).stale and store.get(planned.trial.key).provenance.started.year == 2021
     keeper.claims.close()
 
@@ -346,7 +348,7 @@ def test_records_that_lack_what_a_run_asks_for_are_made_once_more_and_others_sta
                                        ({"anatomy": "each"}, "--anatomy each", {"class"})):
         again = prepared(**settings)
         assert {p.trial.scenario for p in again.missing} == scenarios
-        assert any(f"made without {asked}, which this run asks for: trained once more" in note
+        assert any(f"made without {asked}, which this run asks for. clbench trains them again" in note
                    for note in again.standing.notes)
         assert not again.standing.reasons  # nothing is refused as stale
     for record in made.values():

@@ -51,7 +51,8 @@ def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry,
 
 def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
     methods = ["naive", {"name": "ewc", "label": "a"}, {"name": "ewc", "options": {"gamma": 1.0}, "label": "b"}]
-    with pytest.raises(SpecError, match=r"^methods 'a' and 'b' have the same options; leave one of them out$"):
+    with pytest.raises(SpecError, match=r"^methods 'a' and 'b' have the same options and so the same results: leave "
+                                        r"one of them out$"):
         run.prepare(build({"methods": methods}), registry, tmp_path)
     apart = [{**method, "scenario": scenario} for method, scenario in zip(methods[1:], ("task", "class"), strict=True)]
     assert len(run.prepare(build({"methods": apart, "scenario": "task,class"}), registry, tmp_path).planned) == 6
@@ -101,7 +102,7 @@ def test_a_corrupt_file_in_the_way_stops_the_run_and_another_does_not(registry, 
     assert [p.path.name for p in run.prepare(spec, registry, tmp_path).problems] == ["other.json"]
     wanted = records / f"{plan(spec, registry)[0].trial.key}.json"
     wanted.write_text("{")
-    with pytest.raises(StoreError, match=f"{wanted.name} is left alone.*move it away and run again"):
+    with pytest.raises(StoreError, match=f"{wanted.name} is left alone.*move the file away and run again"):
         run.prepare(spec, registry, tmp_path)
     assert wanted.read_text() == "{"
 

@@ -41,27 +41,28 @@ def run(benchmark, out, **given):
 @pytest.mark.parametrize("test", [20, 2000])
 def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
     records = run(features(tmp_path / "features.npz", kind, test), tmp_path / "run", seeds=3, epochs=10)
-    section, = build(records).sections
+    section, = build(records, ids=True).sections
     rows = {row.label: row for row in section.comparison.rows}
     facts, (setting,) = section.facts, by_setting(records)
     # twenty steps are too few for a head, and closed forms take none
     assert {label for label, row in rows.items() if "△" in row.marks} == setting.cautions.keys() == {"er", "naive"}
     assert facts.baseline.other == "naive"
     for pair in facts.baseline.pairs:  # whoever is better than a naive that is underfit
-        text = section.comparison.cells("against naive")[list(rows).index(pair.method)].text
+        text = section.comparison.cells("difference to naive")[list(rows).index(pair.method)].text
         assert pair.verdict != "better" or "△" in text
     for table in section.comparisons:  # whoever loses in any of them
         for row in table.rows:
             verdict = row.cells[-1].text
-            loser = {"better": table.title.split(" minus ")[1].split(",")[0], "worse": row.label}.get(
-                verdict.split()[0])
+            loser = {"significantly better": table.title.split(" minus ")[1].split(",")[0],
+                     "significantly worse": row.label}.get(" ".join(verdict.split()[:2]))
             assert loser not in setting.cautions or "△" in verdict
     # both closed forms give one result whatever the seed: two numbers, and no test
     ncm, slda = (facts.accuracy[label] for label in ("ncm", "slda"))
     if ncm != slda:
-        assert "(shown to be the best)" not in str(section.headline)
+        answer = next(text for about, text in section.headline if about == "Answer")
+        assert "significantly better than all" not in answer and "not tested" in answer
         assert facts.best.untested and not facts.best.decided
-    assert any(note.startswith("every seed gave the same result") and f"{test:,} test samples" in note
+    assert any(note.startswith("Every seed gave the same result") and f"{test:,} test samples" in note
                for note in section.notes)
 
 

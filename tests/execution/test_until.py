@@ -120,12 +120,12 @@ def test_several_workers_get_a_seed_each(go):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"max_seeds": 20}, r"were made by --until decided --max-seeds 12 --seeds 3, this run has --until decided "
+    ({"max_seeds": 20}, r"were made by --until decided --max-seeds 12 --seeds 3, but this run has --until decided "
                         r"--max-seeds 20"),
-    ({"baseline": "er"}, r"A rule is fixed before the first look"),
+    ({"baseline": "er"}, r"A rule must stay the same after its first interim analysis"),
     ({"seeds": "100,101,102"}, r"has results of seed 0-11, and this rule takes 100-111"),
-    ({"seeds": 2}, r"the first look is after 3 seeds or more, got --seeds 0, 1"),
-    ({"max_seeds": 4, "seeds": 5}, r"--max-seeds 4: there are 5 seeds at first"),
+    ({"seeds": 2}, r"starts with at least 3 seeds, got --seeds 0, 1"),
+    ({"max_seeds": 4, "seeds": 5}, r"--max-seeds 4 is less than the 5 seeds to start with"),
     ({"baseline": "err"}, r"no method 'err'; did you mean 'er'"),
     ({"shard": "1/2"}, r"--shard and --until do not go together"),
 ])
@@ -152,7 +152,10 @@ def test_seeds_that_are_added_after_a_report_say_so(go, tmp_path):
     results = go({"naive": 0, "lwf": 0.0}, seeds=5, **plain)
     assert {r.trial.seed: r.seen for r in results} == {0: [], 1: [], 2: [], 3: [0, 1, 2], 4: [0, 1, 2]}
     notes = clbench.report.build(results).sections[0].notes
-    assert notes[0].startswith("seeds 3, 4 were added after a report had shown seeds 0-2: the intervals and tests")
+    assert notes[0].startswith("Seeds 3, 4 were added after a report had shown seeds 0-2. Intervals and tests assume a "
+                               "number of seeds that was fixed in advance")
+    assert ("Caution", "Seeds 3, 4 were added after an interim analysis; the tests do not account for that.") in (
+        clbench.report.build(results).sections[0].headline)
     log = [(line["event"], line["seeds"]) for line in read(tmp_path / "run")]
     assert log == [("asked", [0, 1, 2]), ("report", {"lwf": [0, 1, 2], "naive": [0, 1, 2]}),
                    ("report", {"er": [0, 1, 2], "lwf": [0, 1, 2], "naive": [0, 1, 2]}), ("asked", [3, 4]),
@@ -178,7 +181,7 @@ def test_a_report_of_a_folder_from_before_there_was_a_log_counts_as_a_look(go, t
     (tmp_path / "run" / "report.md").write_text("as it was\n")
     results = go({"naive": 0, "lwf": 0.0}, **{**plain, "until": "decided", "max_seeds": 6})
     assert {r.trial.seed for r in results if r.seen} == {2, 3, 4, 5}
-    assert "suppose the rule by which seeds are added fixed beforehand" in " ".join(
+    assert "Intervals and tests assume a rule for adding seeds that was fixed in advance" in " ".join(
         clbench.report.build(results).sections[0].notes)
 
 

@@ -61,7 +61,7 @@ NEW_FIELD = """
     assert told == [4, 5, 4, 6, 3], told
     assert inspect.signature(clbench.run).parameters["be_patient"].default == 3
     assert "        be_patient: How patient. [default: 3]" in clbench.run.__doc__
-    cli.call(["run", "--help"])
+    cli.call(["run", "--help-all"])
 """
 
 
@@ -134,10 +134,10 @@ def test_mistakes_in_the_table_are_named_with_their_place():
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"address": "a:1"}, "--address and --gpus say where and with what to run on a cluster: add --executor ray"),
-    ({"gpus": 0}, "--address and --gpus say where and with what to run on a cluster: add --executor ray"),
-    ({"executor": "ray", "workers": 0}, "--workers 0 runs in this process, not on a cluster: leave it out, or "
-                                        "--executor ray")])
+    ({"address": "a:1"}, "--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out"),
+    ({"gpus": 0}, "--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out"),
+    ({"executor": "ray", "workers": 0}, "--workers 0 runs trials in this process and --executor ray on a "
+                                        "cluster: leave one of them out")])
 def test_settings_that_contradict_each_other_are_refused(values, words):
     with pytest.raises(SpecError) as caught:
         build({"methods": "naive", "execution": values})

@@ -68,7 +68,7 @@ def test_a_json_beside_the_weights_says_how_they_were_trained(weights):
 def test_what_does_not_fit_is_said_with_a_way_out(weights):
     with pytest.raises(SpecError, match=r"split-cifar10: normalize = model, but no weights are given \(--weights\)"):
         planned(benchmark="split-cifar10:normalize=model")
-    with pytest.raises(SpecError, match=r"nothing says how .* was trained; put a JSON with mean and std beside it"):
+    with pytest.raises(SpecError, match=r"nothing says how .* was trained; put a JSON file with mean and std"):
         planned(benchmark="split-cifar10:normalize=model", weights=str(weights))
     for wrong in ({"mean": [0.5], "std": [0.5, 0.5]}, {"mean": [0.5], "std": [0]}, {"mean": ["x"], "std": [1]},
                   {"input_size": 3}):
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(weights):
     weights.with_suffix(".json").write_text("[]")
     with pytest.raises(DataError, match="expected an object"):
         beside(weights)
-    with pytest.raises(SpecError, match=r"cannot read weights absent\.safetensors: No such file"):
+    with pytest.raises(SpecError, match=r"weights absent\.safetensors cannot be read \(No such file"):
         planned(weights="absent.safetensors")
     with pytest.raises(SpecError, match=r"weights 'timm': model 'resnet20' takes a file, or hf-hub:OWNER/NAME"):
         planned(weights="timm")
@@ -148,13 +148,13 @@ def test_a_hub_out_of_reach_is_asked_once_and_told_in_one_line(hub_server, downl
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(SpecError) as caught:
             planned(model="timm:test_vit", weights="timm")
-    assert "nor to be had: [Errno " in str(caught.value) and "\n" not in str(caught.value)
+    assert "could not be downloaded ([Errno " in str(caught.value) and "\n" not in str(caught.value)
     assert not downloads and not caplog.records
 
 
 @TIMM
 def test_a_hub_in_reach_is_asked_for_each_file(hub_server, downloads):
-    with pytest.raises(SpecError, match=r"neither in .* nor to be had: no pytorch_model\.bin"):
+    with pytest.raises(SpecError, match=r"are not in .* could not be downloaded \(no pytorch_model\.bin\)"):
         planned(model="timm:test_vit", weights="hf-hub:me/other")
     assert len(hub_server) == 1 and downloads == list(published.FILES)
 
@@ -186,7 +186,8 @@ def test_weights_of_a_repository(hub):
     assert notes == ["weights: no head of this size, it starts untrained"]
     assert torch.equal(model.state_dict()["blocks.1.body.unit.attn.qkv.weight"], given.blocks[0].attn.qkv.weight)
     assert model.weights_hash == hash_tensors({n: t.float() for n, t in given.state_dict().items()})
-    with pytest.raises(SpecError, match=r"weights hf-hub:me/other are neither in .*models--me--other nor to be had"):
+    with pytest.raises(SpecError, match=r"weights hf-hub:me/other are not in .*models--me--other and could not be "
+                                        r"downloaded"):
         planned(model="timm:test_vit", weights="hf-hub:me/other")
 
 

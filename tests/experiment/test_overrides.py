@@ -16,7 +16,7 @@ def test_what_is_given_replaces_what_the_file_says():
 
 def test_one_budget_replaces_the_other_but_two_given_ones_are_a_mistake():
     assert merge(FILE, {"epochs": 2})["recipe"] == {"lr": 0.01, "epochs": 2}
-    with pytest.raises(SpecError, match="epochs or iterations, not both"):
+    with pytest.raises(SpecError, match="epochs and iterations both set the budget"):
         build(merge(FILE, {"epochs": 2, "iterations": 3}))
 
 
@@ -89,7 +89,7 @@ def test_every_wrong_setting_is_a_line():
     with pytest.raises(SpecError) as caught:
         set_options(build(FILE), ["er.capacity=3", "rank=4", "lora.rank"])
     assert str(caught.value).splitlines() == [
-        "--set er.capacity=3: no method 'er' in this experiment, only ewc, ewc:strength=10, ewc:strength=1e5, lora, "
-        "mild",
+        "--set er.capacity=3: the experiment has no method 'er'; its methods are ewc, ewc:strength=10, "
+        "ewc:strength=1e5, lora, mild",
         "--set rank=4: expected METHOD.OPTION=VALUE, e.g. lora.rank=4",
         "--set lora.rank: expected METHOD.OPTION=VALUE, e.g. lora.rank=4"]

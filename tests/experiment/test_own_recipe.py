@@ -50,7 +50,8 @@ def test_a_rate_is_swept():
 @pytest.mark.parametrize(("method", "line"), [
     ("ewc:recipe.lr=-1", "method 'ewc': recipe.lr: should be greater than 0, got -1"),
     ("ewc:recipe.lrr=1", "methods.0: no key of a recipe 'lrr'; did you mean 'lr'? (docs/tour.md lists all)"),
-    ("ewc:recipe.momentum=0.9", "method 'ewc': recipe: momentum is an option of sgd; adam has its own (0.9, 0.999)"),
+    ("ewc:recipe.momentum=0.9", "method 'ewc': recipe: momentum is an option of sgd, and adam has its own (0.9, "
+                             "0.999): leave it out, or choose sgd"),
     ("ewc:recipe=published", "method 'ewc': recipe = published, but none is known for it; write it out, as in recipe = "
                              "{lr = 0.01}"),
 ])
@@ -82,11 +83,11 @@ def test_a_run_trains_by_it_and_its_report_says_so(tmp_path):
     assert steps == {"naive": [4] * 5, "er": [4] * 5, "er:recipe.iterations=6": [6] * 5}
     text = (tmp_path / "report.md").read_text()
     assert text.count("## split-mnist-5k") == 1
-    assert "er:recipe.iterations=6 ¶" in text
-    assert "recipe of its own: iterations 6 instead of 4; its budget is another one" in text
+    assert "ER (200, recipe.iterations=6) ¶" in text
+    assert "trained with iterations 6 instead of 4, so it had another budget" in text
 
 
 def test_a_note_repeats_no_recipe_that_a_label_says():
     one, = planned([{"name": "er", "recipe": {"lr": 0.5}}])
     assert one.label == "er:recipe.lr=0.5" and own_recipe(one.label, one.trial) == ""
-    assert own_recipe("mine", one.trial) == "recipe of its own: lr 0.5 instead of 1e-3"
+    assert own_recipe("mine", one.trial) == "trained with lr 0.5 instead of 1e-3"

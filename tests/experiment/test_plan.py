@@ -44,12 +44,12 @@ def test_all_mistakes_are_listed(registry):
         "no benchmark 'split-mnst'; did you mean 'split-mnist' or 'split-mnist-5k'? (clbench benchmarks lists all)",
         "no model 'mpl'; did you mean 'mlp'? (clbench models lists all)",
         "no method 'loraa'; did you mean 'lora'? (clbench methods lists all); in a file? --plugin FILE",
-        "ewc: no option 'strenght'; did you mean 'strength'? (clbench methods lists all)",
+        "ewc: no option 'strenght'; did you mean 'strength'? (clbench methods ewc lists all)",
     ]
 
 
 def test_a_scenario_that_the_benchmark_has_not(registry):
-    with pytest.raises(SpecError, match="'rotated-mnist' has no scenario 'class', only domain, task"):
+    with pytest.raises(SpecError, match="'rotated-mnist' does not support scenario 'class': choose domain or task"):
         planned(registry, methods="naive", benchmark="rotated-mnist", scenario="class")
 
 
@@ -64,7 +64,7 @@ def test_weights_count_by_their_content(registry, tmp_path):
         (tmp_path / name).write_bytes(content)
         keys.append(planned(registry, methods="naive", weights=str(tmp_path / name))[0].trial.key)
     assert keys[0] == keys[1] != keys[2]
-    with pytest.raises(SpecError, match="cannot read weights"):
+    with pytest.raises(SpecError, match=r"weights .* cannot be read .*check the path"):
         planned(registry, methods="naive", weights=str(tmp_path / "none"))
 
 

@@ -33,5 +33,5 @@ def test_what_is_no_shard_is_refused(shard):
 
 
 def test_no_part_is_empty():
-    with pytest.raises(SpecError, match="only 4 trials to share out; take fewer parts"):
+    with pytest.raises(SpecError, match="only 4 trials, so some parts would be empty: use fewer parts"):
         part(planned("naive", 2), "5/5")

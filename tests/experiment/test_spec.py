@@ -43,11 +43,12 @@ def test_bad_seeds_are_refused(seeds):
 
 def test_a_scenario_is_named_once():
     assert mistakes({"methods": "lora", "scenario": "task,class,task"}) == [
-        "x.toml: scenario: each once, and at least one, got task, class, task"]
+        "x.toml: scenario: give at least one, and each only once; got task, class, task"]
 
 
 def test_one_budget():
-    assert "epochs or iterations, not both" in mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})[0]
+    mistake, = mistakes({"methods": "a", "recipe": {"epochs": 1, "iterations": 2}})
+    assert "epochs and iterations both set the budget" in mistake
     assert build({"methods": "a", "recipe": {"iterations": 7}}).recipe.epochs is None
 
 
@@ -66,7 +67,7 @@ def test_a_boolean_is_no_number(values):
 
 
 def test_methods_are_needed():
-    assert mistakes({}) == ['x.toml: methods: is needed, e.g. methods = ["lora", "ewc"]']
+    assert mistakes({}) == ['x.toml: methods: this key is missing: add it, as in methods = ["lora", "ewc"]']
     assert mistakes({"methods": []})
 
 
@@ -81,7 +82,7 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path):
         read_toml(tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("methods = [")
-    with pytest.raises(SpecError, match="is not TOML"):
+    with pytest.raises(SpecError, match="is not valid TOML"):
         read_toml(bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match="cannot read"):

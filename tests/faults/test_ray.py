@@ -131,8 +131,9 @@ def test_a_sweep_survives_a_node_and_its_records_are_those_of_one_machine(cluste
     name = socket.gethostname()
     assert log.lines[0] == "3 workers x 1 on cpu, 3 nodes"
     assert sorted(re.sub("wait-.", "wait", re.sub("Actor[A-Za-z]+Error", "*", line)) for line in log.lines[1:]) == [
-        f"once seed 0: the worker process on node {name} was killed by SIGKILL (out of memory?); trying again",
-        f"wait seed 0: Ray lost the worker on node {name} (*); trying again"]
+        f"once seed 0: the worker process on node {name} was killed by SIGKILL (probably out of memory; fewer "
+        "--workers need less). clbench tries again",
+        f"wait seed 0: Ray lost the worker on node {name} (*). clbench tries again"]
     assert len(list((tmp_path / "ray" / "artifacts").glob("*/task*"))) == 5, "lora's, of five tasks"
     assert sorted(p.name for p in (tmp_path / "ray").iterdir()) == ["artifacts", "looks.jsonl", "records"]
     alone = execute(tmp_path / "local", methods, Listener(), [shipped], workers=0)
@@ -160,7 +161,7 @@ def test_sigterm_keeps_what_is_done_and_leaves_no_worker(cluster, site, tmp_path
     ({"gpus": 0.5}, r"--gpus 0.5 with --device cpu: leave one of them out"),
     ({"address": "nowhere"}, "'nowhere' is no address of a Ray cluster: HOST:PORT"),
     ({"address": "127.0.0.1:1"}, r"no Ray cluster answers at 127.0.0.1:1 \(.*refused\): start one with ray start"),
-    ({"workers": 0}, "--workers 0 runs in this process, not on a cluster"),
+    ({"workers": 0}, "--workers 0 runs trials in this process and --executor ray on a cluster"),
     ({"executor": "local"}, "add --executor ray")])
 def test_what_cannot_be_is_said_and_leaves_nothing(cluster, tmp_path, how, words):
     with pytest.raises(ClbenchError, match=words):

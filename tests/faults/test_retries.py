@@ -37,13 +37,15 @@ def run(tmp_path, monkeypatch):
 def test_the_trial_of_a_worker_that_died_is_tried_again(run):
     records, notes = run("once")
     assert [r.status for r in records] == ["done"]
-    assert notes == ["once seed 0: the worker process was killed by SIGKILL (out of memory?); trying again"]
+    assert notes == ["once seed 0: the worker process was killed by SIGKILL (probably out of memory; fewer --workers "
+                     "need less). clbench tries again"]
 
 
 def test_without_retries_it_has_failed(run):
     records, notes = run("once", retries=0)
     assert [(r.status, r.failure.type, r.failure.message) for r in records] == [
-        ("failed", "WorkerDied", "the worker process was killed by SIGKILL (out of memory?)")]
+        ("failed", "WorkerDied", "the worker process was killed by SIGKILL (probably out of memory; fewer --workers "
+                                 "need less)")]
     assert notes == []
 
 
@@ -51,5 +53,5 @@ def test_without_retries_it_has_failed(run):
 def test_a_stack_whose_worker_died_is_halved(run):
     records, notes = run("hungry", seeds=2, stack=2)
     assert [(r.trial.seed, r.status) for r in records] == [(0, "done"), (1, "done")]
-    assert notes == ["hungry seed 0, 1: the worker process was killed by SIGKILL (out of memory?); "
-                     "trying again with half the stack"]
+    assert notes == ["hungry seed 0, 1: the worker process was killed by SIGKILL (probably out of memory; fewer "
+                     "--workers need less). clbench tries again with half as many trials at once"]

@@ -77,7 +77,7 @@ def test_sigterm_keeps_what_is_done_and_says_how_to_go_on(tmp_path, workers):
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=20)
     assert (run.returncode, out) == (130, "")
-    assert "interrupted: 1 of 2 trials are done and kept in" in err and "the same command goes on from here" in err
+    assert "interrupted: 1 of 2 trials are done, and" in err and "Run the same command again to continue" in err
     assert "Traceback" not in err
     assert [r.label for r in Store(tmp_path / "run").read()[0]] == ["naive"]
     assert not (tmp_path / "run" / "locks").exists()

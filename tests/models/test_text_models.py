@@ -98,7 +98,7 @@ def test_without_weights_a_model_begins_untrained(tmp_path):
 
 
 def test_what_cannot_be_had_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"no model .*nowhere.* has no config\.json"):
+    with pytest.raises(DataError, match=r"nowhere' was not found, because .*nowhere has no config\.json"):
         built(tmp_path / "nowhere")
     save_model(tmp_path, "bert")
     with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):

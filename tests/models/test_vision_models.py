@@ -205,7 +205,8 @@ def test_torchvisions_weights_by_name(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
-    with pytest.raises(DataError, match=r"IMAGENET1K_V1 of torchvision:resnet18 cannot be had: no route to host"):
+    with pytest.raises(DataError, match=r"IMAGENET1K_V1 of torchvision:resnet18 could not be downloaded \(no route "
+                                        r"to host"):
         TORCHVISION.load("torchvision:resnet18", "IMAGENET1K_V1")
 
 

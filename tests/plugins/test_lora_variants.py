@@ -30,7 +30,7 @@ from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.experiment.plan import plan
-from clbench.experiment.spec import build
+from clbench.experiment.spec import Recipe, build
 from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task, World
@@ -543,7 +543,7 @@ def test_the_published_setting_trains_192_010_parameters_per_task():
 def test_the_head_has_a_rate_of_its_own(method):
     strategy = make(method, head_rate=10.0)
     strategy.before_task(make_task(0))
-    rates = rates_of(strategy, [name for name, p in strategy.named_parameters() if p.requires_grad])
+    rates = rates_of(strategy, [name for name, p in strategy.named_parameters() if p.requires_grad], Recipe())
     heads = {name for name in rates if "head" in name}
     assert {rates[name] for name in heads} == {10.0} and len(heads) == 2
     assert {rates[name] for name in rates.keys() - heads} == {1.0} and rates.keys() - heads

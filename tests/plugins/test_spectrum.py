@@ -137,7 +137,7 @@ def test_settings_do_not_mix_and_other_bases_are_noted(run):
     assert "scenario task" in first.setting and "scenario class" in second.setting
     assert [(r.label, r.rank, r.energy) for r in second.reached] == [("mine", None, None), ("independent", None, 1.0)]
     assert second.notes == ["mine starts from another W (base = task1) than independent (base = random)",
-                            "mine adapts some layers only (layers = last); the energy beside it is that of all"]
+                            "mine adapts some layers only (layers = last); the energy next to it is that of all"]
 
 
 def test_rows_with_a_recipe_of_their_own_do_not_mix(run):
@@ -190,7 +190,7 @@ def test_q_k_and_v_of_one_layer_are_shown_apart(fused, capsys):
     energies = {r.label: r.energy for r in found.reached}
     assert energies["lora:1"] == pytest.approx((16 + 1) / 30)  # rank 1 for the whole layer
     assert energies["lora:2"] == pytest.approx((16 + 9 + 1) / 30)  # rank 1 for each part
-    assert found.notes == ["lora:2 adapts some layers only (targets = q+v); the energy beside it is that of all"]
+    assert found.notes == ["lora:2 adapts some layers only (targets = q+v); the energy next to it is that of all"]
     code, text, _ = call(capsys, fused, "--plot", fused / "a.svg")
     assert code == 0 and "qkv.v  " in text and "A layer for q, k and v at once is shown whole" in text
     assert (fused / "a.svg").stat().st_size > 10_000

@@ -1,5 +1,9 @@
+import importlib
+import itertools
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -71,15 +75,149 @@ def test_the_committed_experiments_are_valid(path):
     assert plan(spec.build(values, str(path)), discover())
 
 
-def test_the_table_of_the_readme_is_that_of_the_committed_report():
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "±" in line]
-    report = (ROOT / "reports/lora_question/vision_task/report.md").read_text().splitlines()
-    assert len(rows) == len(spec.read_toml(ROOT / "benchmarks/lora_question/vision_task.toml")["methods"])
-    assert set(rows) <= set(report)
+@pytest.fixture(scope="module")
+def script():
+    """Import docs/readme_table.py, which writes the tables of two pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return importlib.import_module("readme_table")
+
+
+WRITTEN = ["README.md", "docs/should-i-use-lora.md"]  # by that script
+
+
+def prose(text):
+    """Return Markdown without blocks of code, tables, comments, images and the targets of links."""
+    text = re.sub(r"<!--.*?-->|^```.*?^```$|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("    ", "|"))]
+    return re.sub(r"\]\([^)]*\)", "]", "\n".join(lines))
+
+
+def numbers(text):
+    """Return the numbers in prose, without those of code, of names, of versions of Python, and of "95%"."""
+    text = re.sub(r"`[^`]*`|Python \d[\d.]*|\b95%", "", text)
+    return re.findall(r"(?<![\w.,/=-])\d+(?:[.,]\d+)*(?![\w/])", text)
+
+
+def test_what_is_prose_and_what_is_a_number_in_it():
+    page = ("Python 3.10: [LoRA r=4](a/7.md) on a ViT-S/14 has 66.3% (95% interval)\nafter 3,200 steps, 5 times.\n\n"
+            "    clbench run --seeds 8\n\n```text\n9\n```\n| 10 |\n<!-- 11\n12 -->\n![13](14.svg) and `15`")
+    assert numbers(prose(page)) == ["66.3", "3,200", "5"]
+    assert len(prose("One [link](to/a/page.md), `code`\n    no prose").split()) == 3
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_the_table_of_a_page_is_what_the_records_give(script, page):
+    text = (ROOT / page).read_text()
+    table = text[text.index(script.BEGIN) + len(script.BEGIN):text.index(script.END)].strip()
+    assert table == script.TABLES[page](), f"{page} is old: python docs/readme_table.py"
+    assert sum(line.startswith("|") for line in text.splitlines()) == len(table.splitlines()), "a second table"
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_the_numbers_in_the_prose_of_a_page_come_from_records(script, page):
+    found = numbers(prose((ROOT / page).read_text()))
+    assert [number for number in found if number not in script.facts().values()] == []
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+    text = (ROOT / "README.md").read_text()
+    words = len(prose(text).split())
+    assert len(text.splitlines()) <= 120
+    assert words <= 600
+    assert len(numbers(prose(text))) <= words / 50
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) - 2 <= 6 and {len(row) for row in rows} <= set(range(1, 7))
+    assert text.count("![") == 1
+    assert "](docs/should-i-use-lora.md)" in "".join(text.splitlines(keepends=True)[:25])
+
+
+def test_the_page_on_lora_is_short():
+    lines = prose((ROOT / "docs/should-i-use-lora.md").read_text()).splitlines()
+    assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) <= 10
+
+
+def raw(study):
+    """Return the records of a study as they are on disk, by label and seed, without references."""
+    grouped = {}
+    for path in (ROOT / "reports/lora_question" / study / "records").glob("*.json"):
+        record = json.loads(path.read_text())
+        grouped.setdefault(record["label"], {})[record["trial"]["seed"]] = record
+    return grouped
+
+
+def test_a_row_of_the_readme_is_the_mean_of_its_records(script):
+    records = raw("vision_task")["lora:recipe.lr=3e-3"].values()
+    accuracy = statistics.fmean(100 * statistics.fmean(r["R"][-1]) for r in records)
+    stored = {sum(r["costs"]["bytes"][-1].values()) for r in records}
+    compute = {sum(r["costs"]["train_flops"]) for r in records}
+    row, = (line.split("|") for line in script.comparison().splitlines() if "LoRA r=4" in line)
+    cells = [cell.strip() for cell in row[2:7]]
+    assert cells[0].startswith(f"{accuracy:.1f} ±") and cells[1] == "0.0 ± 0.0"
+    assert [f"{count:,}" for count in {r["costs"]["trainable"][-1] for r in records}] == [cells[2]]
+    assert [f"{value / 1e6:.1f} MB" for value in stored] == [cells[3]]
+    assert [f"{value / 1e12:.1f} TFLOP" for value in compute] == [cells[4]]
+
+
+def test_what_the_readme_says_that_the_first_command_prints_is_what_committed_records_give():
+    found = {}
+    for path in (ROOT / "reports/all_methods/records").glob("*.json"):
+        record = json.loads(path.read_text())
+        if record["trial"]["scenario"] == "task" and record["label"] in ("ewc", "lora"):
+            found.setdefault(record["label"], []).append(record)
+    accuracy = {label: 100 * statistics.fmean(statistics.fmean(r["R"][-1]) for r in records)
+                for label, records in found.items()}
+    lora, ewc = (found[label][0]["costs"] for label in ("lora", "ewc"))
+    storage = sum(lora["bytes"][-1].values()) / sum(ewc["bytes"][-1].values())
+    compute = sum(lora["train_flops"]) / sum(ewc["train_flops"])
+    output, = blocks("README.md", "text")
+    assert output.startswith(f"EWC {accuracy['ewc']:.1f}%, LoRA r=4 {accuracy['lora']:.1f}%: no significant difference")
+    assert (f"trains {ewc['trainable'][-1] / lora['trainable'][-1]:.0f} times fewer parameters per task, stores "
+            f"{100 * (1 - storage):.0f}% less and needs {100 * (1 - compute):.0f}% less training compute.") in output
+
+
+@pytest.mark.parametrize(("study", "reference"), [("vision_task", None), ("vision_task_full", None),
+                                                  ("vision_class", "joint:recipe.lr=1e-5"),
+                                                  ("ranks", "independent:recipe.lr=1e-5")])
+def test_verdicts_are_those_of_paired_t_tests_with_holms_correction(script, study, reference):
+    from scipy.stats import ttest_rel
+
+    accuracy = {label: {seed: statistics.fmean(r["R"][-1]) for seed, r in by_seed.items()}
+                for label, by_seed in raw(study).items()
+                if label == reference or not next(iter(by_seed.values()))["reference"]}
+    p, sign = {}, {}
+    for a, b in itertools.combinations(accuracy, 2):
+        if reference in (None, a, b):
+            seeds = sorted(accuracy[a].keys() & accuracy[b].keys())
+            test = ttest_rel([accuracy[a][s] for s in seeds], [accuracy[b][s] for s in seeds])
+            p[a, b], sign[a, b] = test.pvalue, test.statistic
+    left, significant = len(p), set()
+    for pair in sorted(p, key=p.get):  # Holm: the smallest p times the number of tests, and so on until one fails
+        if p[pair] * left > 0.05:
+            break
+        significant.add(pair)
+        left -= 1
+    assert 0 < len(significant) < len(p) or study == "vision_class"
+    for a, b in p:
+        expected = "open" if (a, b) not in significant else "better" if sign[a, b] > 0 else "worse"
+        assert script.verdict((study, a), (study, b)) == expected, (a, b)
+
+
+def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
+    assert script.verdict(script.RANPAC, script.ER) == script.verdict(script.RANPAC, script.LORA) == "open"
+    assert script.verdict(script.LORA, script.EWC) == script.verdict(script.LORA, script.SHARED) == "better"
+    assert script.verdict(script.LORA, script.PNN) == script.verdict(script.LORA, script.ER) == "open"
+    assert script.mean(script.RANPAC) == max(script.mean(("vision_task", label)) for label in script.NAMES)
+    accuracies = script.methods("vision_class")
+    assert {script.verdict(("vision_class", label), script.CLASS_JOINT) for label, records in accuracies.items()
+            if not records[0].reference} == {"worse"}
+    best = max((label for label in accuracies if not accuracies[label][0].reference),
+               key=lambda label: script.mean(("vision_class", label)))
+    assert best == script.CLASS_RANPAC[1]
+    assert script.verdict(script.TEXT_CLASS_LORA, script.TEXT_CLASS_RANPAC) == "worse"
+    assert script.mean(script.COPY) > script.mean(script.WORSE_COPY) and script.best_rate(4) == script.RANK_4
+    assert script.verdict(script.RANK_4, script.COPY) == script.verdict(script.TEXT_LORA, script.TEXT_PROBE) == "open"
+    assert script.verdict(script.FULL_RANPAC, script.FULL_LORA) == "better"
 
 
 def test_the_committed_reports_are_what_their_records_give():

@@ -35,7 +35,7 @@ def test_every_command_and_option_is_on_its_page(pages):
         assert f"\n## clbench {command}\n" in text
     assert "\n## clbench adapters merge\n" in text
     assert "```bash\nclbench check lora:rank=2    # an installed method, with options\n" in text
-    assert "| `--seeds N\\|LIST` | A number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
+    assert "| `--seeds N\\|LIST` | Number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
 
 
 def test_everything_that_comes_with_clbench_is_on_its_page(pages):
@@ -47,6 +47,20 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
                 assert escape(info.summary) in sections[name]
                 assert re.findall(r"^\| `(\w+)` \|", sections[name].split("\n## ")[0], re.MULTILINE) == list(
                     info.options.model_fields)
+
+
+def test_families_md_has_every_method_under_its_family():
+    registry = discover()
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    listed = {}
+    for part in text.split("\n## ")[1:]:
+        family, table = part.split("\n", 1)
+        for row in table.splitlines():
+            if row.startswith("| `"):
+                listed.update(dict.fromkeys(re.findall("`([^`]+)`", row.split("|")[1]), family.lower()))
+    declared = {name: info.family.lower() for name, info in registry.strategies.items()
+                if registry.origins["method", name].distribution == "clbench" and not name.startswith("avalanche:")}
+    assert listed == {**declared, "avalanche:NAME": "avalanche strategies"}
 
 
 def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages):

@@ -1,4 +1,4 @@
-"""`make stale`: which committed records other code gave than is installed. It fails for none: see docs/decisions.md."""
+"""`make stale` lists committed records of other code than is installed; none fails (docs/decisions/project.md)."""
 
 import json
 import subprocess

@@ -77,7 +77,7 @@ def test_a_limit_that_means_nothing_is_one_line(setting, given, message):
 
 def test_a_share_needs_plain_fine_tuning():
     alone = by_setting([record("ewc", seed) for seed in SEEDS])[0]
-    with pytest.raises(SpecError, match=r"has no plain fine-tuning \(naive\) with a trainable params per task"):
+    with pytest.raises(SpecError, match=r"has no fine-tuning baseline \(naive\) whose trainable parameters per task"):
         limit(alone, "trainable", "1%")
 
 
@@ -85,14 +85,15 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     run = str(folder(tmp_path, *(record(method, seed) for method in METHODS for seed in SEEDS)))
     assert cli.call(["choose", run, "--no-samples-kept", "--task-id", "known"]) == 0
     out = capsys.readouterr().out
-    assert "3 of 4 methods within --no-samples-kept" in out and "choose lora: ACC 8" in out
-    assert "not told apart: lwf" in out and "shown to be worse: ewc" in out
-    assert "--no-samples-kept costs 10." in out and "left out: er (keeps samples: 200)" in out
+    assert "3 of 4 methods meet --no-samples-kept" in out and "choose lora: accuracy 8" in out
+    assert "no significant difference: lwf" in out and "significantly worse: ewc" in out
+    assert "--no-samples-kept costs 10." in out and "left out: er (stores samples: 200)" in out
     assert "the same run with --methods lora,lwf --seeds" in out
     assert cli.call(["choose", run, "--max-kept", "1MB", "--format", "json"]) == 0
     found, = json.loads(capsys.readouterr().out)
     assert found["best"] == "lwf"
     assert found["limits"] == [{"flag": "--max-kept 1MB", "counted": "bytes kept", "most": 1e6}]
     assert cli.call(["choose", run, "--max-kept", "1"]) == 1
+    assert "no method meets all constraints" in capsys.readouterr().out
     assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
     assert "run with --scenario class or domain" in capsys.readouterr().err

@@ -5,7 +5,6 @@ import pytest
 from helpers.records import make_matrix, make_record
 
 from clbench.core.errors import SpecError
-from clbench.experiment.search import Searched
 from clbench.report import build
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
@@ -26,11 +25,6 @@ SHIFTS = {"ewc": -0.2, "lora": 0.05, "er": 0.06, "naive": 0.0, "joint": 0.08}
 def found(records, **kwargs):
     setting, = by_setting(records)
     return facts(setting, **kwargs)
-
-
-def lines(records):
-    section, = build(records).sections
-    return dict(section.headline)
 
 
 def test_each_method_is_held_against_naive_and_joint_and_three_seeds_are_enough_for_what_is_plain():
@@ -58,75 +52,51 @@ def test_what_is_not_decided_has_the_seeds_that_would_do():
     assert told.undecided["ewc"] is None or told.undecided["ewc"] > 3
 
 
-def test_the_first_lines_say_what_the_records_decide_in_the_order_of_a_decision():
-    told = lines(study({**SHIFTS, "lora": 0.0585}))
-    assert list(told) == ["Task", "Front of accuracy", "Below naive", "Above joint", "Not decided", "Decided by",
-                          "Mind"]
-    assert told["Task"].startswith("lora 75.8, er 75.7") and "; naive 70.1, joint 78.1" in told["Task"]
-    assert told["Below naive"].startswith("ewc -") and told["Above joint"] == "none."
-    assert told["Not decided"].startswith("the best (3 seeds; ")
-    assert told["Decided by"].startswith("paired t, which supposes normal differences (tests: 3 against naive, 3 "
-                                         "against joint, 3 of all pairs); ")
-    assert f"up to {100 * saturated_rate(3):.0f} %" in told["Decided by"]
-    assert told["Mind"] == ("No search on record: all. 70 steps per task. Had not learned their tasks: ewc. "
-                            "○ not shown to do better than chance: ewc.")
-
-
-def test_sign_flips_need_no_warning():
-    told = lines(study({"ewc": -0.2, "naive": 0.0}, seeds=range(6)))
-    assert told["Decided by"] == "sign flips (tests: 1 against naive)."
-
-
-def test_what_is_below_on_every_seed_is_named_even_where_it_is_not_shown():
-    told = lines(study({"ewc": -0.05, "er": 0.0, "naive": 0.0}, seeds=range(2), noise=0.01))
-    assert told["Below naive"].startswith("none; on every seed, but not shown: ewc") or "ewc -" in told["Below naive"]
-
-
-def test_rows_that_were_searched_beside_rows_that_were_not_are_a_warning():
-    search = Searched(candidates=4, validation=0.1, seeds=(0,))
-    records = [r.model_copy(update={"searched": search}) if r.label == "er" else r for r in study(SHIFTS)]
-    warned = lines(records)["Mind"]
-    assert "Searched: er; no search on record: lora, ewc, so differences are also those of the search" in warned
-
-
-def test_where_few_were_not_searched_these_are_named():
-    search = Searched(candidates=4, validation=0.1, seeds=(0,))
-    shifts = {**SHIFTS, "der": 0.0, "si": 0.0}
-    records = [r if r.label in ("er", "naive") else r.model_copy(update={"searched": search}) for r in study(shifts)]
-    assert "Searched: all but er, so differences are also those of the search." in lines(records)["Mind"]
-    most = [r.model_copy(update={"searched": None}) if r.label == "si" else r for r in records]
-    assert "; no search on record: er, si, so differences are also those of the search." in lines(most)["Mind"]
-    every = [r.model_copy(update={"searched": search}) for r in study(shifts)]
-    assert "of the search" not in lines(every)["Mind"]
-
-
-def test_without_naive_no_column_and_a_warning():
+def test_without_naive_there_is_no_column_of_differences():
     section, = build(study({"ewc": 0.0, "er": 0.1})).sections
-    assert not [c for c in section.comparison.columns if c.title.startswith("against")]
-    assert "No naive among the records" in dict(section.headline)["Mind"]
+    assert not [c for c in section.comparison.columns if c.title.startswith("difference to")]
 
 
-def test_the_column_against_naive_has_the_verdicts():
+def test_the_column_of_differences_has_the_verdicts():
     section, = build(study(SHIFTS)).sections
-    told = {row.label: cell for row, cell in zip(section.comparison.rows, section.comparison.cells("against naive"),
-                                                 strict=True)}
-    assert told["ewc"].text.startswith("-2") and told["ewc"].text.endswith(" worse ○")
-    assert told["er"].text.endswith(" better") and told["naive"].text == ""
+    told = {row.label: cell for row, cell in zip(section.comparison.rows,
+                                                 section.comparison.cells("difference to naive"), strict=True)}
+    assert told["EWC"].text.startswith("-2") and told["EWC"].text.endswith(" (worse ○)")
+    assert told["er"].text.startswith("+") and told["er"].text.endswith(" (better)")
+    assert told["Fine-tuning"].text == ""
+    near, = build(study({"ewc": 0.005, "er": -0.3, "naive": 0.0}, noise=0.01)).sections
+    assert near.comparison.cells("difference to naive")[0].text.endswith(" (not significant)")
 
 
 def test_a_named_baseline_takes_the_place_of_naive():
     records = study(SHIFTS)
     section, = build(records, baseline="er").sections
-    assert [c.title for c in section.comparison.columns if c.title.startswith("against")] == ["against er"]
+    assert [c.title for c in section.comparison.columns if c.title.startswith("diff")] == ["difference to er"]
     compared = facts(by_setting(records)[0], baseline="er").baseline
-    assert section.facts.baseline.other == "er" and {*section.facts.baseline.pairs} == {*compared.pairs}
-    told = {row.label: cell.mean for row, cell in zip(section.comparison.rows, section.comparison.cells("against er"),
-                                                      strict=True)}
-    assert told["ewc"] == pytest.approx(SHIFTS["ewc"] - SHIFTS["er"], abs=0.01) and told["er"] is None
-    assert {"Below er", "Above er"} <= {about for about, _ in section.headline}
+    assert section.facts.baseline.other == "er"
+    assert {pair.difference for pair in section.facts.baseline.pairs} == {pair.difference for pair in compared.pairs}
+    told = {row.label: cell.mean for row, cell in zip(section.comparison.rows,
+                                                      section.comparison.cells("difference to er"), strict=True)}
+    assert told["EWC"] == pytest.approx(SHIFTS["ewc"] - SHIFTS["er"], abs=0.01) and told["er"] is None
     assert section.comparisons[0].title.endswith("each method minus er")
+    assert build(records, baseline="EWC").sections == build(records, baseline="ewc").sections
     with pytest.raises(SpecError, match="no method 'eer'; did you mean 'er'"):
         build(records, baseline="eer")
+
+
+def test_the_footnote_names_the_tests_their_correction_and_their_assumption():
+    by_t, = (section.footnote for section in build(study(SHIFTS)).sections)
+    assert by_t[1].startswith(
+        "Paired t-tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning, 3 comparisons with Joint "
+        "training and 3 comparisons between pairs of methods. They assume normally distributed differences. ")
+    assert f"up to {100 * saturated_rate(3):.0f}% of such families contain a false claim" in by_t[1]
+    assert by_t[2] == "Names for --methods: EWC = ewc; Joint training = joint; Fine-tuning = naive."
+    by_flips, = (section.footnote for section in build(study({"ewc": -0.2, "naive": 0.0}, range(6))).sections)
+    assert by_flips[1] == ("Exact sign-flip tests over seeds, Holm-corrected over 1 comparison with Fine-tuning. They "
+                           "assume that a difference is as likely as its opposite.")
+    assert all("±" in footnote[0] and "Bold" in footnote[0] for footnote in (by_t, by_flips))
+    with_ids, = (section.footnote for section in build(study(SHIFTS), ids=True).sections)
+    assert not any("Names for" in sentence for sentence in with_ids)
 
 
 def test_sixty_methods_give_a_short_report_with_a_filter():
@@ -141,9 +111,4 @@ def test_sixty_methods_give_a_short_report_with_a_filter():
     assert len(page.encode()) < 500_000
     assert page.count('class="filter"') == 2 and page.count('aria-pressed="false"') > 80
     assert 'class="filter"' not in html.render(build(study(SHIFTS)))
-    assert r"\textbf{Below naive:}" in latex.render(report)
-
-
-def test_references_alone_have_no_front():
-    assert "Front of accuracy" not in lines([make_record(m, s) for m in ("naive", "joint") for s in (0, 1)])
-    assert lines(study(SHIFTS))["Front of accuracy"].startswith("against ")
+    assert r"\textbf{Best trade-offs by}" in latex.render(report)

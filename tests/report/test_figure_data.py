@@ -39,10 +39,10 @@ def test_the_front_is_what_nothing_dominates():
 def test_the_pareto_figure_holds_the_tables_numbers():
     found = figures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("naive", 90, 0.9)))["pareto"]
     assert [(p.label, p.strategy, p.trainable, p.half_width, p.reference) for p in found.points] == [
-        ("ewc:a=1", "ewc", 90, 0.0, False), ("lora:a=0", "lora", 10, 0.0, False), ("naive:a=2", "naive", 90, 0.0, True)]
+        ("EWC", "ewc", 90, 0.0, False), ("lora:a=0", "lora", 10, 0.0, False), ("Fine-tuning", "naive", 90, 0.0, True)]
     assert [p.accuracy for p in found.points] == pytest.approx([0.8, 0.6, 0.9])
-    assert found.alt == ("ACC against trainable parameters per task. Pareto front: lora:a=0 (10; 60.00 ± 0.00 %); "
-                         "ewc:a=1 (90; 80.00 ± 0.00 %). Others: naive:a=2 (90; 90.00 ± 0.00 %).")
+    assert found.alt == ("Accuracy against trainable parameters per task. Pareto front: lora:a=0 (10; 60.00 ± 0.00 %); "
+                         "EWC (90; 80.00 ± 0.00 %). Others: Fine-tuning (90; 90.00 ± 0.00 %).")
 
 
 def test_a_sweep_at_two_learning_rates_is_two_lines_but_rates_found_for_each_are_one():
@@ -53,7 +53,8 @@ def test_a_sweep_at_two_learning_rates_is_two_lines_but_rates_found_for_each_are
         return {p.label: p.sweep for p in found.points}
 
     two = points((1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2))
-    assert two["lora:1:0.1"] == two["lora:2:0.1"] != two["lora:1:0.2"] == two["lora:2:0.2"]
+    assert two["LoRA r=1 (0.1)"] == two["LoRA r=2 (0.1)"] != two["LoRA r=1 (0.2)"] == two["LoRA r=2 (0.2)"]
+    assert len(two) == 4
     assert len(set(points((1, 0.1), (2, 0.2)).values())) == 1
 
 
@@ -61,7 +62,7 @@ def test_methods_without_all_their_seeds_are_shown_but_not_on_the_front():
     records = [*study(("lora", 10, 0.6), ("ewc", 90, 0.8)), make_record("er", 0, [[0.9] * 3] * 4, trainable=[5] * 3),
                make_record("pnn", 0, status="diverged")]
     found = figures(records)["pareto"]
-    assert [(p.label, p.ranked) for p in found.points] == [("er", False), ("ewc:a=1", True), ("lora:a=0", True)]
+    assert [(p.label, p.ranked) for p in found.points] == [("er", False), ("EWC", True), ("lora:a=0", True)]
     assert "Others: er (5; 90.00 ± n/a %)" in found.alt
 
 
@@ -74,7 +75,7 @@ def test_there_is_no_pareto_figure_where_it_says_nothing():
 def test_a_method_that_trains_nothing_is_named_below():
     found = figures(study(("lora", 10, 0.6), ("ewc", 90, 0.8), ("fixed", 0, 0.3)))["pareto"]
     assert [p.strategy for p in found.points] == ["ewc", "lora"]
-    assert found.caption.endswith("Without trainable parameters, so not on that axis: fixed:a=2.")
+    assert found.caption.endswith("Not on the axis of trainable parameters, because they have none: fixed:a=2.")
 
 
 def test_accuracy_is_shown_against_compute_too_where_records_have_it():
@@ -90,19 +91,19 @@ def test_accuracy_is_shown_against_compute_too_where_records_have_it():
     assert [p.strategy for p in params.points] == ["er", "lora", "ewc", "naive"]
     assert [params.points[i].strategy for i in params.best] == ["lora"]
     assert [compute.points[i].strategy for i in compute.best] == ["slda", "lora"]
-    assert ("ACC against training compute. Pareto front: slda:a=0 (3.00 TFLOP; 40.00 ± 0.00 %); lora:a=0 (9.00 TFLOP; "
+    assert ("Accuracy against training compute. Pareto front: SLDA (3.00 TFLOP; 40.00 ± 0.00 %); lora:a=0 (9.00 TFLOP; "
             "60.00 ± 0.00 %). Others: ") in found.alt
-    assert found.caption.endswith("Without trainable parameters, so not on that axis: slda:a=0. "
-                                  "Without training compute, so not on that axis: er.")
+    assert found.caption.endswith("Not on the axis of trainable parameters, because they have none: SLDA. "
+                                  "Not on the axis of training compute, because they have none: er.")
     alike = figures([r for r in records if r.label.startswith(("ewc", "naive", "slda"))])["pareto"]
-    assert "not on that axis" not in alike.caption, "no axis of parameters, in which the others are alike"
+    assert "Not on the axis" not in alike.caption, "no axis of parameters, in which the others are alike"
 
 
 def test_growth_is_shown_where_something_grows():
     records = [growing(make_record("lora", s), [100, 110, 120 + 10 * s]) for s in (0, 1)]
     found = figures([*records, growing(make_record("ewc", 0), [100] * 3)])["growth"]
     assert [p.kept for p in found.points] == [(100, 110, 125), (100, 100, 100)]
-    assert found.alt == "Parameters kept after the first and the last of 3 tasks: lora 100 to 125; ewc 100 to 100."
+    assert found.alt == "Total parameters after the first and the last of 3 tasks: lora 100 to 125; EWC 100 to 100."
     assert "growth" not in figures([growing(make_record("ewc", 0), [100] * 3)])
     assert "growth" not in figures([growing(make_record("lora", 0, tasks=1), [100])])
 

@@ -75,36 +75,37 @@ def study(naive_loss, **made):
 def test_a_row_that_is_underfit_is_marked_and_loses_no_comparison_without_the_mark(tmp_path, capsys):
     section, = build(study(0.65)).sections
     rows = {row.label: row for row in section.comparison.rows}
-    assert [rows[label].marks for label in ("ncm", "er", "naive")] == ["", "△", "△"]
-    against = dict(zip(rows, section.comparison.cells("against naive"), strict=True))
-    assert against["ncm"].text == "+14.9 better △"
-    told = dict(section.headline)
-    assert told["Task"] == "ncm 81.0 (shown to be the best), er 66.1 △; naive 66.1 △."
-    assert "△ underfit: er, naive" in told["Mind"]
-    assert section.verdicts[0] == "ACC: ncm is better than every other method (er △)"
-    assert any(note.startswith("△ underfit: ") for note in section.notes)
-    assert any("er (94%), naive (94%)" in note and "--epochs" in note for note in section.notes)
-    assert [row.cells[-1].text for row in section.comparisons[0].rows] == ["better △", "no difference shown"]
+    assert [rows[label].marks for label in ("NCM", "er", "Fine-tuning")] == ["", "△", "△"]
+    against = dict(zip(rows, section.comparison.cells("difference to naive"), strict=True))
+    assert against["NCM"].text == "+14.9 (better △)"
+    assert section.headline[0] == ("Answer", "NCM (81.0%) is significantly better than er (66.1%, △).")
+    assert ("Caution", "Underfit (the training loss stayed high): er and Fine-tuning.") in section.headline
+    assert section.verdicts[0] == "ACC: NCM is significantly better than every other method (er △)"
+    assert any(note.startswith("△ Underfit: the method had not learned its tasks") for note in section.notes)
+    assert any("er (94%) and Fine-tuning (94%)" in note and "--epochs" in note for note in section.notes)
+    assert [row.cells[-1].text for row in section.comparisons[0].rows] == [
+        "significantly better △", "no significant difference"]
     run = str(folder(tmp_path, *study(0.65)))
     assert cli.call(["compare", run, "--metric", "ACC", "--format", "md"]) == 0
     out = capsys.readouterr().out
-    assert "ncm is better △" in out and "△ underfit: it had not learned its tasks" in out and ": er" in out
+    assert "NCM is significantly better △" in out and "△ Underfit: the method had not learned its tasks" in out
+    assert ": er" in out
     assert cli.call(["choose", run]) == 0
-    assert "shown to be worse: er △" in capsys.readouterr().out
+    assert "significantly worse: er △" in capsys.readouterr().out
 
 
 def test_a_row_that_has_learned_its_tasks_has_no_mark():
     section, = build(study(0.1)).sections
     assert not any(row.marks for row in section.comparison.rows)
-    assert dict(zip([row.label for row in section.comparison.rows], section.comparison.cells("against naive"),
-                    strict=True))["ncm"].text == "+14.9 better"
+    assert dict(zip([row.label for row in section.comparison.rows], section.comparison.cells("difference to naive"),
+                    strict=True))["NCM"].text == "+14.9 (better)"
     assert "△" not in str(section)
 
 
 def test_a_row_at_chance_is_marked():
     section, = build([*at(0.5, method="ewc"), *at(0.9, method="lora")]).sections
-    assert {row.label: row.marks for row in section.comparison.rows} == {"lora": "", "ewc": "○"}
-    assert any(note.startswith("○ is not shown to do better than guessing") for note in section.notes)
+    assert {row.label: row.marks for row in section.comparison.rows} == {"lora": "", "EWC": "○"}
+    assert any(note.startswith("○ Not better than guessing") for note in section.notes)
 
 
 def two(first, second, seeds=7, samples=40, **made):
@@ -119,33 +120,32 @@ def two(first, second, seeds=7, samples=40, **made):
 def test_seeds_that_repeat_one_result_are_no_evidence(seeds, samples, tmp_path, capsys):
     records = two(0.926, 0.91, seeds, samples)
     section, = build(records).sections
-    told = dict(section.headline)
-    assert told["Task"] == "ncm 92.6, slda 91.0." and "Decided by" not in told
-    assert told["Not decided"] == ("the best: ncm leads, not tested against slda, because every seed gave the same "
-                                   "result.")
-    assert section.verdicts[0] == "ACC, forgetting: which method is best is not tested: every seed gave the same result"
+    assert section.headline[0][1].endswith(" leads. It is not tested against SLDA because every seed gave the same "
+                                           "results.")
+    assert "significant" not in section.headline[0][1] and "tests over seeds" not in " ".join(section.footnote)
+    assert section.verdicts[0] == "ACC, forgetting: Which method is best is not tested: every seed gave the same result"
     assert not any(cell.bold for cell in section.comparison.cells("ACC"))
-    note, = (note for note in section.notes if "seeds are no evidence" in note)
-    assert f"{3 * samples:,} test samples" in note and "ncm 92.60 (" in note and "slda 91.00 (" in note
+    note, = (note for note in section.notes if note.startswith("Every seed gave the same result"))
+    assert f"{3 * samples:,} test samples" in note and "NCM 92.60 (" in note and "SLDA 91.00 (" in note
     run = str(folder(tmp_path, *records))
     assert cli.call(["compare", run, "--metric", "ACC", "--format", "md"]) == 0
     out = capsys.readouterr().out
-    assert "not tested: every seed gave the same result" in out and "is better" not in out
+    assert "not tested: every seed gave the same result" in out and "significantly better" not in out
     assert cli.call(["choose", run]) == 0
-    assert "(not tested: every seed gave the same result)" in capsys.readouterr().out
+    assert "not tested: slda" in (out := capsys.readouterr().out) and "(every seed gave the same result)" in out
 
 
 def test_the_interval_of_such_a_row_is_that_of_its_test_samples():
-    note, = (n for n in build(two(0.9, 0.5, samples=40)).sections[0].notes if "seeds are no evidence" in n)
+    note, = (n for n in build(two(0.9, 0.5, samples=40)).sections[0].notes if n.startswith("Every seed gave the same"))
     low, high = wilson_interval(0.9, 120)
-    assert f"ncm 90.00 ({100 * low:.2f} to {100 * high:.2f})" in note and "120 test samples" in note
+    assert f"NCM 90.00 ({100 * low:.2f} to {100 * high:.2f})" in note and "120 test samples" in note
 
 
 def test_a_row_that_varies_is_tested_against_one_that_does_not():
     varied = [make_record("er", seed, [*make_matrix(3)[:-1], [0.6 + 0.01 * seed] * 3]) for seed in range(7)]
     assert not same_on_every_seed(varied) and same_on_every_seed(two(0.9, 0.5)[:7])
-    told = dict(build([*two(0.9, 0.9), *varied]).sections[0].headline)
-    assert told["Task"].startswith("ncm 90.0 (shown to be the best), slda 90.0, er")
+    answer = build([*two(0.9, 0.9), *varied]).sections[0].headline[0][1]
+    assert answer == ("NCM (90.0%) is significantly better than 1 of 2 other methods. It equals SLDA on every seed.")
 
 
 def near(samples):
@@ -158,11 +158,11 @@ def near(samples):
 def test_more_seeds_are_not_advised_where_the_test_set_limits(tmp_path, capsys):
     setting, = by_setting(near(4))
     assert len(setting.methods) == 3
-    told = dict(build(near(4)).sections[0].headline)["Not decided"]
-    assert told.count("more seeds will not help: 12 test samples") == 2 and "needed" not in told
+    told = build(near(4)).sections[0].headline[0][1]
+    assert told.endswith("no significant difference (more seeds will not help: 12 test samples).")
     run = str(folder(tmp_path, *near(4)))
     assert cli.call(["choose", run]) == 0
     out = capsys.readouterr().out
     assert "(more seeds will not help: 12 test samples)" in out and "--seeds" not in out
-    many = dict(build(near(100_000)).sections[0].headline)["Not decided"]
-    assert "will not help" not in many and many.count("more than 100 needed") == 2
+    many = build(near(100_000)).sections[0].headline[0][1]
+    assert many.endswith("no significant difference (more than 100 seeds would be needed).")

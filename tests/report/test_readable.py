@@ -1,11 +1,11 @@
-"""Reports call methods by their labels without recipes, where the rest tells them apart."""
+"""Reports call methods by display names; ids are labels without recipes, if the rest distinguishes them."""
 
 import pytest
 from helpers.records import make_record
 
 from clbench.core.errors import SpecError
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.readable import names, readable
+from clbench.report.analysis.readable import readable, row_ids
 from clbench.report.frames import comparison
 from clbench.report.tables import build
 
@@ -16,7 +16,10 @@ def own(label, lr, seed=0, **settings):
 
 
 def called(records):
-    return [m.label for setting in readable(records) for m in setting.methods]
+    """Return the ids of the methods of records."""
+    found = [m.id for setting in readable(records) for m in setting.methods]
+    assert found == [m.label for setting in readable(records, ids=True) for m in setting.methods]
+    return found
 
 
 def test_a_recipe_that_tells_no_methods_apart_is_left_out():
@@ -45,20 +48,21 @@ def test_every_part_of_a_report_has_the_same_names():
     noted = own("ewc:recipe.lr=3e-5", 3e-5)
     noted = noted.model_copy(update={"notes": ("keeps two networks",)})
     section, = build([noted, own("mas:recipe.lr=3e-5", 3e-5), make_record("naive", 0)]).sections
-    assert [row.label for row in section.comparison.rows][:2] == ["ewc", "mas"]
-    assert "ewc: keeps two networks" in section.notes
-    assert "ewc, mas: recipe of its own: lr 3e-5 instead of 1e-3" in section.notes
+    assert [row.label for row in section.comparison.rows][:2] == ["EWC", "MAS"]
+    assert "EWC: keeps two networks" in section.notes
+    assert "EWC, MAS: trained with lr 3e-5 instead of 1e-3" in section.notes
     assert not any("recipe.lr" in text for _, text in section.headline)
 
 
 def test_a_baseline_can_be_given_by_either_name():
     records = [one for seed in range(3) for one in (own("ewc:recipe.lr=3e-5", 3e-5, seed), make_record("er", seed))]
+    for name in ("ewc", "EWC", "ewc:recipe.lr=3e-5"):
+        assert readable(records, name)[0].baseline == "EWC"
     for name in ("ewc", "ewc:recipe.lr=3e-5"):
-        assert readable(records, name)[0].baseline == "ewc"
         assert set(comparison(records, name, ["ACC"])["baseline"]) == {"ewc"}
     with pytest.raises(SpecError, match=r"no method 'ewc:recipe\.lr=1'"):
         readable(records, "ewc:recipe.lr=1")
 
 
-def test_names_of_no_records_are_none():
-    assert names([]) == {}
+def test_no_records_have_no_ids():
+    assert row_ids([]) == {}

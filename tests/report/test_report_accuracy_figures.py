@@ -27,7 +27,7 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     assert band[:, 1].min() == pytest.approx(max(0, 0.8 - T_95 * 0.1)) and band[:, 1].max() == 1.0
     last = [y for x, y in band if x == 3]
     assert max(last) - min(last) == pytest.approx(min(1, 4.3 / 6 + T_95 / 60) - (4.3 / 6 - T_95 / 60))
-    assert [t.get_text() for t in axes.texts] == ["er", "lora", "naive"]
+    assert [t.get_text() for t in axes.texts] == ["er", "lora", "Fine-tuning"]
 
 
 def test_forgetting_stands_side_by_side_for_each_task():
@@ -41,7 +41,7 @@ def test_forgetting_stands_side_by_side_for_each_task():
     segments = axes.containers[1].lines[2][0].get_segments()
     assert [s[1][1] - s[0][1] for s in segments] == pytest.approx([2 * T_95 * 0.1, 2 * T_95 * 0.15])
     assert naive.get_markerfacecolor() == "white" and lora.get_marker() == looks["lora"].marker
-    assert [t.get_text() for t in drawn.legends[0].texts] == ["er", "lora", "naive"]
+    assert [t.get_text() for t in drawn.legends[0].texts] == ["er", "lora", "Fine-tuning"]
 
 
 def test_an_interval_need_not_have_the_mean_in_its_middle():

@@ -54,15 +54,15 @@ def test_it_opens_without_a_word_and_fits_the_screen(show, width, scheme):
 
 def test_sorting_sorts_by_the_mean_and_keeps_references_apart(show):
     browser = show(study())
-    given = ["lora", "ewc", "er", "naive"]
+    given = ["lora", "EWC", "er", "Fine-tuning"]
     assert order(browser) == given
-    accuracy = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("ACC"))
+    accuracy = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("accuracy"))
     head = accuracy.find_element("xpath", "..")
     seen = []
     for _ in range(3):
         accuracy.click()
         seen.append((head.get_attribute("aria-sort"), order(browser)))
-    assert seen == [("descending", ["lora", "ewc", "er", "naive"]), ("ascending", ["er", "ewc", "lora", "naive"]),
+    assert seen == [("descending", given), ("ascending", ["er", "EWC", "lora", "Fine-tuning"]),
                     (None, given)]
 
 
@@ -70,11 +70,11 @@ def test_sorting_by_keyboard_and_by_cost(show):
     from selenium.webdriver.common.keys import Keys
 
     browser = show(study())
-    kept = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("bytes"))
+    kept = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("storage"))
     kept.send_keys(Keys.ENTER)
-    assert order(browser) == ["lora", "er", "ewc", "naive"], "the lowest first, and 20.0 kB behind 8.00 kB"
+    assert order(browser) == ["lora", "er", "EWC", "Fine-tuning"], "the lowest first, and 20.0 kB behind 8.00 kB"
     kept.send_keys(Keys.SPACE)
-    assert order(browser) == ["ewc", "er", "lora", "naive"]
+    assert order(browser) == ["EWC", "er", "lora", "Fine-tuning"]
     assert len(find(browser, "#s1-comparison [aria-sort]")) == 1
 
 
@@ -98,7 +98,7 @@ def test_pointer_and_keyboard_show_the_records_values(show):
     assert (name, line) == ("er", f"task 3, after task 1: {number(fmean(R[1][2] for R in er), 'percent')} %")
     assert seeds == ", ".join(f"seed {s}: {number(R[1][2], 'percent')}" for s, R in enumerate(er))
     heat.send_keys(Keys.ARROW_UP)
-    assert tip(browser)[:2] == ["ewc", line]
+    assert tip(browser)[:2] == ["EWC", line]
     heat.send_keys(Keys.ESCAPE)
     assert tip(browser) == []
 
@@ -144,17 +144,17 @@ def test_the_pareto_figure_switches_its_cost(show):
                 figure.find_element("css selector", ".front").get_attribute("d"))
 
     first = shown()
-    assert first[0] == "trainable params per task, log"
+    assert first[0] == "trainable parameters per task, log"
     figure.find_elements("css selector", "label")[1].click()
     second = shown()
-    assert second[0] == "bytes kept, log" and second[1] != first[1]
+    assert second[0] == "storage, log" and second[1] != first[1]
     figure.find_elements("css selector", "input")[1].send_keys(Keys.ARROW_RIGHT)
     assert shown()[0] == "training time (s), log"
 
 
 def test_the_legend_takes_a_method_out_of_every_figure(show):
     browser = show(study())
-    button = next(e for e in find(browser, ".legend button") if e.text == "ewc")
+    button = next(e for e in find(browser, ".legend button") if e.text == "EWC")
     row = button.get_attribute("data-row")
     assert len(find(browser, f".stage g[data-row='{row}']")) >= 6
     button.click()
@@ -204,7 +204,7 @@ def test_every_figure_is_saved_as_an_svg_that_stands_alone(show):
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "var(" not in text and "url(" not in text
         texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
-        assert {"er", "lora", "ewc", "naive"} <= texts, path
+        assert {"er", "lora", "EWC", "Fine-tuning"} <= texts, path
         drawn = [e for e in root.iter() if e.tag.endswith(("path", "rect", "line"))]
         assert len(drawn) > 8 and all(e.get("fill") or e.get("stroke") for e in drawn)
         paper = next(e for e in drawn if e.tag.endswith("rect"))
@@ -231,7 +231,7 @@ def test_without_javascript_the_numbers_are_there(show):
         browser.get(browser.page.as_uri())
         assert find(browser, ".figures")[0].is_displayed() is False
         assert "The figures need JavaScript" in find(browser, "main")[0].text
-        assert "ACC (%)" in find(browser, "#s1-comparison")[0].text
+        assert "accuracy (%)" in find(browser, "#s1-comparison")[0].text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -265,8 +265,8 @@ def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show
     values = [value for value, _ in numbers]
     assert len(values) > 3 and values[0] == 0 and values[-1] >= 50 and values == sorted(values)
     assert all(0 < x < right for _, x in numbers) and numbers == sorted(numbers, key=lambda n: n[1])
-    assert keys == ["wrong in its task", "bias of the head", "confusion of tasks", "linear probe"]
+    assert keys == ["within-task error", "task-recency bias", "inter-task confusion", "linear probe"]
     svg, = find(browser, "figure[data-kind=parts] svg")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", svg)
     svg.send_keys("\ue014")  # the right arrow
-    until(lambda: any("bias of the head: 20.00" in line for line in tip(browser)))
+    until(lambda: any("task-recency bias: 20.00" in line for line in tip(browser)))

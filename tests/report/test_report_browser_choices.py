@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(no_browser()[0], reason=no_browser()[1])
 METHODS = {"er": (9, 9000, 1000, 200, 50), "ewc": (6, 3000, 1000, 0, 40), "lora": (8, 2000, 10, 0, 30),
            "lwf": (7.95, 1000, 1000, 0, 60), "si": (5, 3000, 900, 0, None), "ncm": (8, 2500, 0, 0, 5),
            "naive": (1, 500, 1000, 0, 20)}
+NAMES = {"er": "er", "ewc": "EWC", "lora": "lora", "lwf": "LwF", "si": "SI", "ncm": "NCM", "naive": "Fine-tuning"}
 
 
 def study():
@@ -52,9 +53,9 @@ def said(article):
 
 
 @pytest.mark.parametrize(("sliders", "samples", "unknown"), [
-    ({}, False, False), ({}, True, False), ({"bytes kept": 1}, False, False), ({"bytes kept": 0}, False, True),
-    ({"bytes kept": 2, "trainable params per task": 1}, False, False), ({"training compute": 1}, True, True),
-    ({"bytes kept": 1, "training compute": 2}, False, False), ({"bytes kept": 0, "training compute": 0}, True, False),
+    ({}, False, False), ({}, True, False), ({"storage": 1}, False, False), ({"storage": 0}, False, True),
+    ({"storage": 2, "trainable parameters per task": 1}, False, False), ({"training compute": 1}, True, True),
+    ({"storage": 1, "training compute": 2}, False, False), ({"storage": 0, "training compute": 0}, True, False),
 ])
 def test_the_page_chooses_as_the_command_does(show, sliders, samples, unknown):
     settings = {s.title: s for s in by_setting(study())}
@@ -71,24 +72,25 @@ def test_the_page_chooses_as_the_command_does(show, sliders, samples, unknown):
         expected = choose(setting, [limit(setting, *one) for one in (*given.items(), *[("samples", "0")] * samples)])
         chosen, rows, below = said(article)
         if expected.best is None:
-            assert chosen == "None keeps to all of it." and rows == []
+            assert chosen == "No method meets all constraints." and rows == []
         else:
-            assert chosen == (f"Choose {expected.best}: ACC "
+            assert chosen == (f"Choose {NAMES[expected.best]}: accuracy "
                               f"{interval(expected.accuracy, expected.half_width, 'percent')} over 6 seeds.")
-            assert [row[0] for row in rows] == [expected.best, *(r.method for r in expected.rivals)]
+            assert [row[0] for row in rows] == [
+                NAMES[label] for label in (expected.best, *(r.method for r in expected.rivals))]
             for row, rival in zip(rows[1:], expected.rivals, strict=True):
                 assert row[2] == interval(rival.difference, rival.half_width, "points")
-                assert row[3] == ("shown to be worse" if rival.shown else "not told apart; " + (
-                    f"about {rival.needed:,} seeds would tell" if rival.needed
-                    else "no number of seeds would soon tell"))
+                assert row[3] == ("significantly worse" if rival.shown else "no significant difference" + (
+                    f"; about {rival.needed:,} seeds would be needed" if rival.needed else ""))
         for line, price in zip(below, expected.prices, strict=False):
-            assert f"ACC {interval(price.accuracy, None, 'percent').partition(' ')[0]}" in line or (
-                price.difference == 0 and f"costs nothing: {price.method} is" in line)
+            assert f"accuracy {interval(price.accuracy, None, 'percent').partition(' ')[0]}" in line or (
+                price.difference == 0 and f"costs nothing: {NAMES[price.method]} is" in line)
             if price.difference:
-                assert f"costs {interval(price.difference, price.half_width, 'points')} points of ACC" in line
-                assert f"without it {price.method}," in line
+                assert f"costs {interval(price.difference, price.half_width, 'points')} points of accuracy" in line
+                assert f"without it, the best method is {NAMES[price.method]}," in line
         left_out = next((line.removeprefix("left out: ") for line in below if line.startswith("left out")), "")
-        assert {part.partition(" (")[0] for part in re.split(r"(?<=\)), ", left_out) if part} == {*expected.refused}
+        assert {part.partition(" (")[0] for part in re.split(r"(?<=\)), ", left_out) if part} == {
+            NAMES[label] for label in expected.refused}
     assert find(browser, "#choose [role=status]")[0].get_attribute("textContent").count(": ") == len(articles)
 
 
@@ -100,7 +102,7 @@ def test_the_choice_is_made_by_keyboard_and_fits_a_small_screen(show):
     slider.send_keys(Keys.HOME)
     assert slider.get_attribute("aria-valuetext") == "1.00 kB"
     assert find(browser, "#choose pre")[0].text == f"clbench choose RUN --max-kept {typed(1000.0)}"
-    assert [e.text for e in find(browser, "#choose .chosen strong")] == ["lwf", "lwf"]
+    assert [e.text for e in find(browser, "#choose .chosen strong")] == ["LwF", "LwF"]
     shown, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert shown <= room == 390
 
@@ -113,21 +115,21 @@ def test_the_filter_takes_methods_out_of_tables_and_figures(show):
 
     def shown():
         rows = find(browser, "#s1-comparison tr[data-row] th")
-        return [row.text.partition(" ")[0] for row in rows if row.is_displayed()]
+        return [row.text for row in rows if row.is_displayed()]
 
     def pressed():
         return [e.text for e in find(browser, "#s1 .legend button[aria-pressed=true]")]
 
     everything = shown()
-    assert set(everything) == set(METHODS)
-    Select(bar.find_element("css selector", "select")).select_by_visible_text("keep samples")
+    assert set(everything) == set(NAMES.values())
+    Select(bar.find_element("css selector", "select")).select_by_visible_text("storing samples")
     until(lambda: shown() == ["er"])
     assert pressed() == ["er"] and bar.find_element("css selector", "output").text == "1 of 7"
     Select(bar.find_element("css selector", "select")).select_by_index(0)
     bar.find_element("css selector", "input").send_keys("l")
-    until(lambda: set(shown()) == {"lora", "lwf"})
+    until(lambda: set(shown()) == {"lora", "LwF"})
     rows = {e.get_attribute("data-row") for e in find(browser, "#s1 [data-kind=lines] svg g.of")}
-    assert len(rows) == 2 and set(pressed()) == {"lora", "lwf"}
+    assert len(rows) == 2 and set(pressed()) == {"lora", "LwF"}
     other = [row for row in find(browser, "#s2-comparison tr[data-row]") if row.is_displayed()]
     assert len(other) == len(METHODS), "a section's filter is its own"
     bar.find_element("css selector", "input").clear()

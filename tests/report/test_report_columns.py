@@ -44,7 +44,7 @@ def pareto_costs(section):
     """Return the costs that the page's Pareto figure offers, and the methods on the front of each."""
     view = section_view("s1", "x", section, looks([(r.strategy, r.reference) for r in section.results]))
     figure, = (figure for figure in view.figures if figure.kind == "pareto")
-    assert [section.comparison.columns[cost.column].title for cost in figure.costs] == [c.title for c in figure.costs]
+    assert [section.comparison.columns[cost.column].name for cost in figure.costs] == [c.title for c in figure.costs]
     return [(cost.title, cost.front) for cost in figure.costs]
 
 

@@ -14,7 +14,7 @@ R = [[0.1 + 0.2, 1 / 3], [0.9, 2 / 7], [0.7, 0.8]]
 
 
 def lines(records):
-    return list(csv_module.DictReader(io.StringIO(render(build(records)))))
+    return list(csv_module.DictReader(io.StringIO(render(build(records, ids=True)))))
 
 
 def pick(found, **wanted):

@@ -60,7 +60,9 @@ def test_the_table_has_the_means_and_dashes_where_nothing_is_known():
     assert titles == ["seeds", "points lost", WITHIN, BIAS, CONFUSED, MISGUIDED, OUTDONE, UNGUIDED, "probe",
                       "probe in its task", "drift"]
     found = {row.label: {t: c.mean for t, c in zip(titles, row.cells, strict=True)} for row in table.rows}
-    ewc, lora, er = (found[name] for name in ("ewc", "lora", "er"))
+    ewc, lora, er = (found[name] for name in ("EWC", "lora", "er"))
+    assert {c.title: c.name for c in table.columns[2:5]} == {
+        WITHIN: "within-task error", BIAS: "task-recency bias", CONFUSED: "inter-task confusion"}
     assert ewc[WITHIN] == pytest.approx(32 / 600)
     assert ewc[BIAS] == pytest.approx(120 / 600)
     assert ewc[CONFUSED] == pytest.approx(198 / 600)
@@ -97,24 +99,29 @@ def test_a_probe_alone_has_its_columns_and_no_bar():
 
 @pytest.mark.parametrize(("parts", "lost", "probes", "words"), [
     ({WITHIN: 0.07, BIAS: 0.52, CONFUSED: 0.19}, 0.78, {},
-     "71 of 78 points lost are confusion of tasks, 52 of them bias of the head: align the head, or replay"),
-    ({WITHIN: 0.02, BIAS: -0.01, CONFUSED: 0.39}, 0.40, {"probe": 0.95}, "38 of 40 points lost are confusion of tasks, "
-     "none of them bias of the head: a linear probe on its features loses only 5, so refit the head, or replay"),
-    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {"probe": 0.65}, "the features must tell tasks apart better"),
-    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {}, "38 of 40 points lost are confusion of tasks, 10 of them "
-     "bias of the head: constants for the tasks' outputs would mend those 10 and leave 28; replay, or --probe"),
-    ({WITHIN: 0.02, BIAS: 0.0, CONFUSED: 0.38}, 0.40, {}, "none of them bias of the head: no constants for the tasks' "
-     "outputs mend them; replay, or --probe"),
+     "loses 78 points, 71 of them by confusing classes of different tasks (52 by task-recency bias). Try to align the "
+     "head, or replay"),
+    ({WITHIN: 0.02, BIAS: -0.01, CONFUSED: 0.39}, 0.40, {"probe": 0.95},
+     "loses 40 points, 38 of them by confusing classes of different tasks (none by task-recency bias). A linear probe "
+     "on its features loses only 5 points. Try to refit the head, or replay"),
+    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {"probe": 0.65},
+     "A linear probe is hardly better, so the features must separate tasks better"),
+    ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {},
+     "loses 40 points, 38 of them by confusing classes of different tasks (10 by task-recency bias). Try replay, or "
+     "--probe to check whether the features separate tasks"),
+    ({WITHIN: 0.02, BIAS: 0.0, CONFUSED: 0.38}, 0.40, {}, "(none by task-recency bias). Try replay, or --probe"),
     ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {"probe_within": 0.95, "drift": 0.0},
-     "30 of 40 points lost are wrong even when the task is given: the features still hold it, a linear probe in the "
-     "task gets 25 more"),
-    ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {"probe_within": 0.72, "drift": 0.25}, "the features have drifted"),
+     "loses 40 points, 30 of them even if the task is given. The features still separate its classes: a linear probe "
+     "within the task has 25 points more. Try to refit the head"),
+    ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {"probe_within": 0.72, "drift": 0.25},
+     "Representation drift costs a linear probe 25 points. Try to protect the features"),
     ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {"probe_within": 0.72, "drift": 0.0}, "with more steps"),
-    ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {}, "--probe tells which"),
+    ({WITHIN: 0.3, BIAS: 0.1, CONFUSED: 0.0}, 0.40, {}, "--probe shows which of them helps"),
     ({WITHIN: 0.02, MISGUIDED: 0.45, OUTDONE: 0.0, UNGUIDED: 0.0}, 0.47, {},
-     "45 of 47 points lost are tasks that were guessed wrong: infer the task better"),
-    ({WITHIN: 0.02, MISGUIDED: 0.05, OUTDONE: 0.4, UNGUIDED: 0.0}, 0.47, {}, "although the task was guessed right"),
-    ({WITHIN: 0.005, BIAS: 0.0, CONFUSED: 0.038}, 0.043, {}, "3.8 of 4.3 points lost"),
+     "loses 47 points, 45 of them by inferring the wrong task. Try another way to infer the task"),
+    ({WITHIN: 0.02, MISGUIDED: 0.05, OUTDONE: 0.4, UNGUIDED: 0.0}, 0.47, {},
+     "40 of them to outputs of other tasks although the task was inferred correctly"),
+    ({WITHIN: 0.005, BIAS: 0.0, CONFUSED: 0.038}, 0.043, {}, "loses 4.3 points, 3.8 of them by confusing classes"),
 ])
 def test_the_sentence(parts, lost, probes, words):
     known = {"probe": None, "probe_within": None, "drift": None, **probes}
@@ -129,30 +136,34 @@ def test_confusions_have_the_names_of_classes_and_rows_the_parts_after_each_task
     records = [records[0].model_copy(update={"errors": [*rows, *records[0].errors]}), *records[1:3]]
     section, = build(records).sections
     second, first, third = section.confusions  # by accuracy: lora, ewc
-    assert first.title.startswith("ewc: task of the winning output")
-    assert second.title.startswith("lora: task that was guessed")
+    assert first.title.startswith("EWC: task of the winning output")
+    assert second.title.startswith("lora: inferred task")
     assert [c.title for c in first.columns] == ["task 1 (cat, dog)", "task 2 (hen, cow)", "task 3 (<b>ox</b>, pig)"]
     assert [c.mean for c in first.rows[2].cells] == [0.05, 0.0, 0.95]
     assert [row.label for row in third.rows] == ["after task 1", "after task 2", "after task 3"]
     assert third.rows[0].cells[0].mean == pytest.approx(0.9)
+    assert [c.name for c in third.columns] == [
+        "points lost", "within-task error", "task-recency bias", "inter-task confusion"]
 
 
 def test_every_format_has_it_and_names_stay_text():
     report = build(study())
     for text in (markdown.render(report), html.render(report)):
-        assert BIAS in text
+        assert "task-recency bias" in text
     assert r"bias of\\the head" in latex.render(report)
     page = html.render(report)
-    assert "Which tasks are taken for which" in page
+    assert "Which tasks are confused with which" in page
     assert "<b>ox</b>" not in page
-    assert f"ewc,ewc,false,0,done,{BIAS},fraction,,,0." in csv.render(report)
-    assert json.data(report)["sections"][0]["anatomy"][1].startswith("ewc: ")
+    with_ids = build(study(), ids=True)
+    assert f"ewc,ewc,false,0,done,{BIAS},fraction,,,0." in csv.render(with_ids)
+    assert json.data(with_ids)["sections"][0]["anatomy"][1].startswith("ewc loses ")
 
 
 def test_the_bars_of_the_figure_are_the_parts():
     drawn, _ = figure(build(study()), "errors")
     axes = drawn.axes[0]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["lora", "ewc"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["lora", "EWC"]
+    assert "task-recency bias" in [t.get_text() for t in axes.get_legend().texts]
     spans = {}
     for bar in axes.patches:
         spans.setdefault(round(bar.get_y() + bar.get_height() / 2), []).append((bar.get_x(), bar.get_width()))
@@ -181,6 +192,6 @@ def test_the_figure_explains_only_the_marks_that_it_has():
         return next(f.caption for f in section.figures if f.kind == "errors")
 
     with_all = caption(study())
-    assert "left of 0" in with_all and "Bias of the head" in with_all and "Diamond" in with_all
+    assert "left of 0" in with_all and "Task-recency bias" in with_all and "Diamond" in with_all
     assert caption([with_errors(made("lora", s), {**INFERS, "only_unguided": [0, 0, 0]}) for s in (0, 1)]) == (
-        "Points lost after the last task, mean over seeds, split into parts that sum to the error.")
+        "Points lost after the last task, mean over seeds, divided into parts that sum to the error.")

@@ -13,6 +13,7 @@ from matplotlib.textpath import TextPath
 from clbench.core.errors import StoreError
 from clbench.report import build, write_figures
 from clbench.report.figures import draw, style
+from clbench.report.figures.accuracy import wrapped_label
 from clbench.report.model import FILE_FORMATS, FigureData, FigurePoint
 
 
@@ -34,7 +35,7 @@ def test_every_method_has_a_marker_in_its_strategys_colour_and_a_label():
         (pytest.approx(1000 * r), pytest.approx(0.61 + 0.02 * r), looks["lora"].colour) for r in (1, 2, 4)]
     assert {m[2] for name in ("naive", "joint") for m in markers(axes, looks[name])} == {"white"}
     assert sorted(t.get_text() for t in axes.texts) == [
-        "er", "ewc", "joint", "lora:rank=1", "naive", "rank=2", "rank=4"]
+        "EWC", "Fine-tuning", "Joint training", "LoRA r=1", "LoRA r=2", "LoRA r=4", "er"]
     assert [t.get_text() for t in drawn.legends[0].texts] == ["Pareto front", "reference", "95% interval over seeds"]
 
 
@@ -120,7 +121,8 @@ def test_a_second_cost_has_axes_of_its_own_on_the_same_scale_of_accuracy():
 def test_methods_that_keep_the_same_share_a_line_and_a_label():
     drawn, looks = figure(study(), "growth")
     axes, = drawn.axes
-    assert {t.get_text() for t in axes.texts} == {"lora:rank=1", "lora:rank=2", "lora:rank=4", "ewc, er, naive, joint"}
+    assert {t.get_text() for t in axes.texts} == {"LoRA r=1", "LoRA r=2", "LoRA r=4",
+                                                  "EWC, er, Fine-tuning, Joint\ntraining"}
     flat = [line for line in axes.lines if len(line.get_xdata()) == 3 and set(line.get_ydata()) == {50_000}]
     assert [line.get_color() for line in flat] == [looks[n].colour for n in ("ewc", "er", "naive", "joint")]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0
@@ -210,3 +212,26 @@ def test_axes_have_round_ticks(low, high, expected):
 def test_long_labels_are_shortened_in_the_middle():
     assert style.shorten("x" * 34) == "x" * 34
     assert style.shorten("lora:rank=4:" + "y" * 50 + ":bias=true", 20) == "lora:rank=…bias=true"
+
+
+def test_a_figure_has_its_title_and_nothing_else_moves():
+    report = study()
+    drawn, _ = figure(report, "growth")
+    before = [(axes.get_position().height * drawn.get_figheight(), axes.get_position().y0 * drawn.get_figheight())
+              for axes in drawn.axes]
+    height = drawn.get_figheight()
+    style.add_title(drawn, "Total parameters after each task")
+    after = [(axes.get_position().height * drawn.get_figheight(), axes.get_position().y0 * drawn.get_figheight())
+             for axes in drawn.axes]
+    assert after == [pytest.approx(pair) for pair in before] and drawn.get_figheight() > height
+    assert all(data.title in texts(draw.draw_report(report)[f"{data.name}.svg"].decode())
+               for data in report.every_figure if data.brief)
+
+
+@pytest.mark.parametrize(("label", "expected"), [
+    ("LoRA r=8", "LoRA r=8"), ("RanPAC (ridge=1e6, dim=10000)", "RanPAC (ridge=1e6,\ndim=10000)"),
+    ("lora:infer=gaussian:rank=16:alpha=32", "lora:infer=gaussian\nrank=16:alpha=32"),
+])
+def test_long_names_are_wrapped_and_not_cut(label, expected):
+    result, = build([make_record("x", 0, label=label)]).sections[0].results
+    assert wrapped_label(result) == expected

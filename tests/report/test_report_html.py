@@ -67,7 +67,7 @@ def test_the_page_is_well_formed_and_holds_every_method_and_number():
     section, = report.sections
     assert page.names.count("h1") == 1 and page.names[:2] == ["html", "head"]
     shown = page.tables["s1-comparison"]
-    assert [row[0] for row in shown] == ["method", "lora", "ewc", "for reference", "naive"]
+    assert [row[0] for row in shown] == ["method", "lora", "EWC", "for reference", "Fine-tuning"]
     for row, ours in zip((shown[1], shown[2], shown[4]), section.comparison.rows, strict=True):
         assert row[1:] == [cell.text for cell in ours.cells]
     curves = data.accuracy_over_tasks(section.results)
@@ -143,7 +143,7 @@ def test_a_single_task_and_a_setting_where_all_failed_are_shown():
     page = Page(render(build(records)))
     kinds = [a["data-kind"] for name, a in page.attributes if name == "figure"]
     assert kinds == ["lines", "pareto", "seeds", "lines", "heat"]
-    assert page.tables["s2-comparison"][1][:2] == ["ewc", "0/1; 1 failed"]
+    assert page.tables["s2-comparison"][1][:2] == ["EWC", "0/1; 1 failed"]
 
 
 def test_methods_have_the_colours_of_the_written_report_and_can_be_seen():
@@ -189,12 +189,30 @@ def test_a_built_wheel_holds_what_the_page_is_made_of(tmp_path):
     assert assets <= packed and len(assets) >= 11
 
 
-def test_bold_and_underlined_values_are_explained_where_there_are_such():
+def test_bold_and_underlined_values_are_explained():
     def key(records):
-        return re.search(r'<p class="key">Mean (.*?)<a href="#reading"', render(build(records)), re.DOTALL)[1]
+        page = render(build(records))
+        return (re.search(r'<p class="summary">(.*?)</p>', page, re.DOTALL)[1],
+                re.search(r'<p class="key">(.*?)<a href="#reading"', page, re.DOTALL)[1])
 
     costs = {"ewc": 100, "lora": 50, "er": 100}
-    told = key([make_record(m, s, parameters={"base": c}) for m, c in costs.items() for s in (0, 1)])
-    assert "<strong>bold</strong>: shown to be the best" in told and "<u>underlined</u>: the next best mean" in told
-    alone = key([make_record("ewc", s) for s in (0, 1)])
-    assert "bold" not in alone and "underlined" not in alone
+    footnote, told = key([make_record(m, s, parameters={"base": c}) for m, c in costs.items() for s in (0, 1)])
+    assert "Bold marks what is significantly best, references excluded." in footnote
+    assert told.strip() == "<u>Underlined</u> is the next best mean."
+    assert "nderlined" not in key([make_record("ewc", s) for s in (0, 1)])[1]
+
+
+def test_columns_are_headed_in_words_with_the_abbreviation_as_a_tooltip():
+    page = render(build(study()))
+    assert re.search(r'data-title="ACC" data-name="accuracy" title="ACC"[^>]*>accuracy \(%\)', page)
+
+
+def test_notes_beyond_five_are_folded_without_an_empty_heading():
+    records = [make_record(m, s, notes=[f"note {k}" for k in range(7)]) for m in ("ewc", "lora") for s in (0, 1)]
+    section, = build(records).sections
+    assert len(section.notes) > 6
+    page = render(build(records))
+    assert f"<summary>{len(section.notes) - 5} more notes</summary>" in page and "<h3></h3>" not in page
+    shown, folded = page.split("more notes</summary>")
+    assert all((note in shown) == (k < 5) and (note in folded) == (k >= 5)
+               for k, note in enumerate(section.notes) if note.startswith("note"))

@@ -41,7 +41,7 @@ def test_references_are_set_apart_and_notes_stand_below():
     comparison = text[text.index("% table split-mnist-5k-task-mlp-comparison"):]
     comparison = comparison[:comparison.index("% end")]
     lines = comparison.splitlines()
-    assert lines[lines.index(next(line for line in lines if line.startswith("naive &"))) - 1] == r"\midrule"
+    assert lines[lines.index(next(line for line in lines if line.startswith("Fine-tuning &"))) - 1] == r"\midrule"
     assert r"ACC\\(\%) $\uparrow$" in comparison
     assert "No result: er, seed 0: diverged" in comparison.replace(r"\allowbreak{}", "")
     assert text.isascii()

@@ -30,12 +30,12 @@ def study(**kwargs):
 def test_the_comparison_table_has_its_columns_and_rows():
     records = [*study(), *(make_record("er", s, kept_bytes={"base": 4400}) for s in (0, 1))]
     table = table_after(render(build(records)), "## split-mnist-5k")
-    assert table[0] == ["method", "seeds", "ACC (%) ↑", "against naive (points)", "forgetting (points) ↓",
-                        "BWT (points) ↑", "trainable params per task ↓", "total params ↓", "bytes kept ↓",
-                        "training time (s) ↓"]
-    assert [row[0] for row in table[2:]] == ["lora", "ewc", "er", "*for reference*", "naive"]
+    assert table[0] == ["method", "seeds", "accuracy (%) ↑", "difference to naive (points)", "forgetting (points) ↓",
+                        "backward transfer (points) ↑", "trainable parameters per task ↓", "total parameters ↓",
+                        "storage ↓", "training time (s) ↓"]
+    assert [row[0] for row in table[2:]] == ["lora", "EWC", "er", "*for reference*", "Fine-tuning"]
     assert table[2][2] == table[6][2] == "80.00 ± 0.00"
-    assert [row[3] for row in table[2:]] == ["+0.0 equal"] * 3 + [""] * 2
+    assert [row[3] for row in table[2:]] == ["+0.0 (equal)"] * 3 + [""] * 2
     assert [row[8] for row in table[2:]] == ["**4.00 kB**", "**4.00 kB**", "4.40 kB", "", "4.00 kB"]
     assert len({len(row) for row in table}) == 1
 
@@ -58,9 +58,9 @@ def test_failed_trials_and_inferred_tasks_are_marked():
     text = render(build(records))
     table = {row[0]: row for row in table_after(text, "## split-mnist-5k")}
     assert table["er"][1] == "1/2; 1 diverged"
-    assert "pnn †" in table
+    assert "PNN †" in table
     assert "**Trials without a result**" in text
-    assert "- † was not told the task" in text
+    assert "- † The method was not given the task ID of a test sample and inferred it." in text
 
 
 def test_nothing_from_a_record_is_taken_as_markdown():
@@ -69,8 +69,8 @@ def test_nothing_from_a_record_is_taken_as_markdown():
                            versions={NASTY: NASTY}, kept_bytes={NASTY: 3}) for s in (0, 1)]
     records.append(make_record("lora", 2, label=NASTY, benchmark=NASTY, status="failed", message=NASTY))
     text = render(build(records))
-    folds = re.compile(r"^(<details><summary>[A-Z][A-Za-z, ()]+</summary>|</details>)$", re.M)
-    assert len(folds.findall(text)) == 6
+    folds = re.compile(r"^(<details><summary>[A-Z0-9][A-Za-z, ()]+</summary>|</details>)$", re.M)
+    assert len(folds.findall(text)) == 8
     text = folds.sub("", text)
     prose, code = re.sub(r"^!\[(.*)\]\(figures/[a-z0-9.-]*\.svg\)$", r"\1", text, flags=re.M).split("**Command**")
     assert "<" not in prose and "@" not in prose
@@ -79,7 +79,7 @@ def test_nothing_from_a_record_is_taken_as_markdown():
     assert fence[1] == fence[3] == "`" * 5
     assert "\n# head" not in text
     tables = re.findall(r"(?:^\|.*\n)+", prose, re.M)
-    assert len(tables) == 5
+    assert len(tables) == 6  # the comparison, the setting, metrics, costs, bytes by role, R
     for table in tables:
         assert len({len(cells(line)) for line in table.splitlines()}) == 1, table
 

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -49,17 +50,18 @@ def run(tmp_path):
     return write
 
 
-def test_a_known_effect_is_found_and_where_there_is_none_it_is_not(run, capsys):
+def test_a_known_effect_is_found_and_where_there_is_none_it_is_not(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a table in one part
     folder = run(study({"lora": 0.0, "ewc": -0.05, "er": 0.0, "naive": -0.2}, range(9)))
     assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {frozenset(line.split()[:3:2]): line for line in lines if " minus " in line}
     assert len(found) == 3  # references only as a baseline
-    assert found[frozenset(("lora", "ewc"))].endswith("lora is better")
-    assert found[frozenset(("ewc", "er"))].endswith("er is better")
-    assert found[frozenset(("lora", "er"))].endswith("no difference shown")
-    assert " 0.0039 " in found[frozenset(("lora", "ewc"))]  # 2 of 2^9 sign flips
-    assert " 0.012 " in found[frozenset(("lora", "ewc"))]  # three times that
+    assert found[frozenset(("lora", "EWC"))].endswith("lora is significantly better")
+    assert found[frozenset(("EWC", "er"))].endswith("er is significantly better")
+    assert found[frozenset(("lora", "er"))].endswith("no significant difference")
+    assert " 0.0039 " in found[frozenset(("lora", "EWC"))]  # 2 of 2^9 sign flips
+    assert " 0.012 " in found[frozenset(("lora", "EWC"))]  # three times that
 
 
 def test_identical_methods_are_found_different_no_more_often_than_is_said():
@@ -82,9 +84,9 @@ def test_a_baseline_makes_a_smaller_family_and_may_be_a_reference(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05, "naive": -0.1}, range(7)))
     assert cli.call(["compare", folder, "--baseline", "naive", "--metric", "acc", "--format", "md"]) == 0
     out = capsys.readouterr().out
-    assert "**ACC: each method minus naive**" in out and "p, corrected for 2" in out
-    assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith(("| lora", "| ewc"))] == [
-        "better", "better"]
+    assert "**ACC: each method minus Fine-tuning**" in out and "p, corrected for 2" in out
+    assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith(("| lora", "| EWC"))] == [
+        "significantly better"] * 2
 
 
 def test_a_baseline_that_a_setting_lacks_is_said_there_and_used_elsewhere(run, capsys):
@@ -92,36 +94,37 @@ def test_a_baseline_that_a_setting_lacks_is_said_there_and_used_elsewhere(run, c
                *study({"er": 0.0, "lora": -0.1, "naive": -0.2}, range(7), benchmark="rotated-mnist")]
     assert cli.call(["compare", run(records), "--baseline", "er", "--metric", "ACC"]) == 0
     with_er, without = capsys.readouterr().out.split("split-mnist-5k, scenario")
-    assert "ACC: each method minus er" in with_er and "worse" in with_er
-    assert ("ACC: nothing is compared here, because the baseline er was not run in this setting"
+    assert "ACC: each method minus er" in with_er and "significantly worse" in with_er
+    assert ("ACC: Nothing is compared here, because the baseline er was not run in this setting"
             in " ".join(without.split()))
     failed = [*study({"lora": 0.0, "ewc": -0.05}, range(2)), make_record("er", 0, status="diverged")]
     setting, = readable(failed, "er")
     assert compare(setting, [MEASURE["forgetting"], ACC], "er") == (
-        ("forgetting, ACC: nothing is compared here, because no trial of the baseline er gave a result",), ())
+("forgetting, ACC: Nothing is compared here, because no trial of the baseline er gave a result",), ())
     told = [make_record(m, s, task_inference=make_matrix(3) if m == "lora" else None) for m in ("lora", "er")
             for s in range(2)]
     setting, = by_setting(told)
     assert compare(setting, [MEASURE["task inference"]], "er")[0] == (
-        "task inference: nothing is compared here, because the baseline er lacks this metric on some seed",)
+        "task inference: Nothing is compared here, because the baseline er lacks this metric on some seed",)
 
 
-def test_the_test_that_decides_is_said_with_what_it_supposes(run, capsys):
+def test_the_test_that_decides_is_said_with_what_it_assumes(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05}, range(3)))
     assert cli.call(["compare", folder]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "the paired t test decides in 1 test of all pairs" in out and "3 seeds are too few for sign flips" in out
-    assert f"in up to {100 * saturated_rate(3):.0f} % of such families" in out
-    assert " paired t " in out and out.count("lora is better") == 1
+    assert ("Paired t-tests, Holm-corrected over 1 comparison between pairs of methods, because 3 seeds are too few "
+            "for sign-flip tests. They assume normally distributed differences") in out
+    assert f"up to {100 * saturated_rate(3):.0f}% of such families contain a false claim" in out
+    assert " paired t " in out and out.count("lora is significantly better") == 1
 
 
 def test_one_seed_and_one_method_are_no_comparison(run, capsys):
     assert cli.call(["compare", run(study({"lora": 0.0, "ewc": -0.05}, [0]))]) == 0
     out = capsys.readouterr().out
-    assert "cannot be decided with 1 seed; about 6 would do" in out and "± n/a" in out
+    assert "is inconclusive with 1 seed; use about 6 seeds" in out and "± n/a" in out
     alone = build(study({"lora": 0.0, "naive": -0.1}, range(6))).sections[0]
     assert alone.verdicts == () and [t.title for t in alone.comparisons] == [
-        "ACC: each method minus naive", "forgetting: each method minus naive"]
+        "ACC: each method minus Fine-tuning", "forgetting: each method minus Fine-tuning"]
 
 
 def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said():
@@ -129,7 +132,7 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
     records = [r for r in records if (r.label, r.trial.seed) not in (("ewc", 0), ("ewc", 4))]
     records.append(make_record("ewc", 0, status="diverged"))
     section = build(records).sections[0]
-    found = texts(section.comparisons[0], "ewc")
+    found = texts(section.comparisons[0], "EWC")
     assert found["seeds"] == "7 of 9" and texts(section.comparisons[0], "er")["seeds"] == "9"
     acc = {(r.label, r.trial.seed): ACC.value(r, None) for r in records if r.status == "done"}
     mean = sum(acc["ewc", s] - acc["lora", s] for s in (1, 2, 3, 5, 6, 7, 8)) / 7
@@ -139,16 +142,18 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
 def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
     section = build([r for r in records if r.label != "er" or r.trial.seed < 1]).sections[0]
-    assert section.verdicts[0] == "ACC: lora has the best mean; better than ewc; too few seeds to compare with er"
-    assert texts(section.comparisons[0], "er")["verdict"] == "cannot be decided"
+    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than EWC. There are too "
+                                   "few seeds to compare it with er")
+    assert texts(section.comparisons[0], "er")["verdict"] == "inconclusive"
 
 
 def test_the_best_mean_is_not_claimed_where_a_method_that_lost_a_seed_has_a_better_one():
     records = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": 0.1}, range(9))
                if (r.label, r.trial.seed) != ("er", 3)]
     section = build(records).sections[0]
-    said = "has the best mean of those with all seeds"
-    assert section.verdicts[0] == f"ACC: lora {said}; better than ewc; worse on shared seeds than er"
+    said = "has the best mean of the methods with all seeds"
+    assert section.verdicts[0] == (f"ACC: lora {said}. It is significantly better than EWC. On shared seeds, it is "
+                                   "significantly worse than er")
     assert section.comparisons[0].title == f"ACC: each method minus lora, which {said}"
     worse = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
              if (r.label, r.trial.seed) != ("er", 3)]
@@ -160,9 +165,10 @@ def test_methods_without_a_common_seed_are_not_compared():
     section = build(apart).sections[0]
     assert section.verdicts == () and section.comparisons == ()
     section = build([*apart, *study({"er": -0.1}, range(6))]).sections[0]
-    assert section.verdicts[0] == "ACC: lora has the best mean; better than er; no seed in common with ewc"
+    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than er. It has no seed in "
+                                   "common with EWC")
     section = build([*study({"lora": -0.2, "er": -0.3}, range(6)), *study({"ewc": 0.0}, range(6, 9))]).sections[0]
-    assert section.verdicts[0] == "ACC: ewc has the best mean; no seed in common with lora, er"
+    assert section.verdicts[0] == "ACC: EWC has the best mean. It has no seed in common with lora and er"
     assert [t.title.partition(":")[0] for t in section.comparisons] == ["forgetting"]  # there lora is the best
 
 
@@ -180,14 +186,14 @@ def test_a_metric_that_a_setting_does_not_have_is_said(run, capsys):
     folder = run([make_record(m, s, tasks=1) for m in ("lora", "ewc") for s in range(2)])
     assert cli.call(["compare", folder, "--metric", "forgetting"]) == 0
     title, said = capsys.readouterr().out.split("\n", 1)
-    assert title == "split-mnist-5k, scenario task, mlp" and said.startswith("forgetting: nothing to compare")
+    assert title == "split-mnist-5k, scenario task, mlp" and said.startswith("forgetting: There is nothing to compare")
 
 
 def test_differences_stand_in_the_markdown_report():
     text = render(build(study({"lora": 0.0, "ewc": -0.05}, range(6))))
     part = text[text.index("<summary>Differences, paired by seed"):text.index("<summary>More metrics")]
-    assert "- ACC: lora is better than every other method" in part
-    assert "**ACC: each method minus lora, which has the best mean**" in part and "| ewc " in part
+    assert "- ACC: lora is significantly better than every other method" in part
+    assert "**ACC: each method minus lora, which has the best mean**" in part and "| EWC " in part
 
 
 def settings(count, shifts, seeds=range(2)):
@@ -198,15 +204,15 @@ def settings(count, shifts, seeds=range(2)):
 def test_methods_are_ranked_across_settings_by_their_mean():
     report = build(settings(6, {"lora": 0.0, "ewc": -0.05, "er": -0.1, "naive": -0.2}))
     (table,) = report.rankings
-    assert [c.title for c in table.columns] == ["lora", "ewc", "er"]
+    assert [c.title for c in table.columns] == ["lora", "EWC", "er"]
     assert [c.text for c in table.rows[-1].cells] == ["1.00", "2.00", "3.00"]
     assert len(table.rows) == 7
     assert report.ranking_verdicts == (
-        "Friedman's test of 3 methods over 6 settings: p = 0.0025; ranks differ. Further apart than the critical "
-        "difference of 1.35 (Nemenyi): lora before er",)
+        "Friedman's test of 3 methods over 6 settings: p = 0.0025. The average ranks differ significantly. With a "
+        "critical difference of 1.35 (Nemenyi), lora ranks significantly better than er",)
     assert not any(c.bold for c in table.rows[-1].cells)  # lora is not shown to be before ewc
     (figure,) = report.figures
-    assert [(p.label, p.rank) for p in figure.points] == [("lora", 1.0), ("ewc", 2.0), ("er", 3.0)]
+    assert [(p.label, p.rank) for p in figure.points] == [("lora", 1.0), ("EWC", 2.0), ("er", 3.0)]
     assert draw_report(report)["critical-difference.svg"].startswith(b"<?xml")
     assert "](figures/critical-difference.svg)" in render(report)
 
@@ -215,8 +221,8 @@ def test_differences_and_ranks_stand_in_every_format_of_the_report():
     report = build(settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1}))
     for text in (latex(report), html(report)):
         assert "each method minus lora, which has the best mean" in text
-        assert "lora has the best mean; no difference shown to er" in text or "lora is better than" in text
-        assert "Ranks by ACC (1 is the best)" in text and "of 3 methods over 3 settings" in text
+        assert "lora has the best mean. There is no significant difference to EWC" in text
+        assert "Ranks by accuracy (1 is the best)" in text and "of 3 methods over 3 settings" in text
     whole = json.loads(as_json(report))
     assert whole["rankings"][0]["rows"][-1]["cells"][0]["mean"] == 1.0
     assert whole["sections"][0]["comparisons"][0]["rows"][0]["cells"][3]["mean"] < 0.5
@@ -237,8 +243,8 @@ def test_methods_without_a_full_result_everywhere_are_named_and_not_ranked():
     records = settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1, "pnn": -0.1})
     lost = [r for r in records if (r.label, r.trial.seed, r.trial.benchmark.name) != ("pnn", 1, "bench-2")]
     report = build(lost)
-    assert "pnn" not in [c.title for c in report.rankings[0].columns]
-    assert "Not ranked, for want of a full result in every setting: pnn" in report.ranking_verdicts
+    assert "PNN" not in [c.title for c in report.rankings[0].columns]
+    assert "Not ranked, because some setting lacks a result of some seed: PNN" in report.ranking_verdicts
     assert build(settings(3, {"lora": 0.0, "ewc": -0.05})).rankings == ()
     assert build(settings(1, {"lora": 0.0, "ewc": -0.05, "er": 0.0})).rankings == ()
 
@@ -254,15 +260,18 @@ def test_groups_are_the_widest_runs_within_the_critical_difference():
         assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))
 
 
-def test_a_single_method_is_compared_with_each_reference(run, capsys):
+def test_a_single_method_is_compared_with_each_reference(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a table in one part
     folder = run(study({"er": 0.0, "naive": -0.2, "joint": 0.05}, range(7)))
     assert cli.call(["compare", folder, "--metric", "ACC"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    pairs = {line.split()[2]: line for line in lines if line.startswith("er minus ")}
-    assert set(pairs) == {"naive", "joint"} and "ACC: er minus each reference" in lines
-    assert float(pairs["naive"].split()[4]) == pytest.approx(20, abs=1)
-    assert pairs["naive"].endswith("er is better") and pairs["joint"].endswith("joint is better")
-    assert any("2 tests against each reference" in line for line in lines)
+    pairs = {re.split(r"\s{2,}", line)[0].removeprefix("er minus "): line for line in lines
+             if line.startswith("er minus ")}
+    assert set(pairs) == {"Fine-tuning", "Joint training"} and "ACC: er minus each reference" in lines
+    assert float(re.split(r"\s{2,}", pairs["Fine-tuning"])[2].split()[0]) == pytest.approx(20, abs=1)
+    assert pairs["Fine-tuning"].endswith("er is significantly better ○")  # two classes, and an accuracy of about 50%
+    assert pairs["Joint training"].endswith("Joint training is significantly better")
+    assert any("over 2 comparisons with each reference" in line for line in lines)
 
 
 def test_a_single_method_without_fine_tuning_is_held_against_the_linear_probe():
@@ -271,6 +280,6 @@ def test_a_single_method_without_fine_tuning_is_held_against_the_linear_probe():
         record.costs.trainable[1:] = [10, 10]  # a head for each task, and the whole network in the first
     probe = [record.model_copy(update={"reference": True}) for record in records[3:]]
     (setting,) = readable([*records[:3], *probe])
-    assert setting.baseline == "frozen"
+    assert setting.baseline == "Linear probe"
     (several,) = readable([*records[:3], *probe, *study({"ewc": 0.0}, range(3))])
     assert several.baseline is None  # they are compared with one another

@@ -56,8 +56,8 @@ def test_table_words_and_page():
     table, = [t for t in section.details if t.title == "Accuracy while tasks are learned"]
     assert [cell.text for cell in table.cells("gap length (steps)")] == ["15.0 ± 0.00", NONE]
     assert table.cells("gap depth")[1].mean == pytest.approx(0.6), "0.9 to 0.1, then the mean of 0.1 and 0.9 to 0.1"
-    assert ("er falls by 31.0 points, rises again by 31.0 and is where it ends after 15 steps (4 of 4 recover); naive "
-            "falls by 60.0 points, no recovery") in text.replace("\\", "")
+    assert ("er falls by 31.0 points, rises again by 31.0 and recovers after 15 steps (4 of 4 gaps recover); "
+            "Fine-tuning falls by 60.0 points and does not recover") in text.replace("\\", "")
     written = page(report)
     data = json.loads(re.search(r'data-courses="([^"]*)"', written)[1].replace("&#34;", '"'))
     assert [course["row"] for course in data["courses"]] == [0, 1] and data["courses"][0]["ends"] == [20, 40, 60]

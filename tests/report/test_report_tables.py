@@ -33,11 +33,11 @@ def only(records):
 
 def test_rows_come_by_their_accuracy_with_references_last():
     section = only([*study(("naive", "lora", "joint", "ewc")), make_record("er", 0, status="failed")])
-    assert [r.label for r in section.comparison.rows] == ["ewc", "lora", "er", "joint", "naive"]
+    assert [r.label for r in section.comparison.rows] == ["EWC", "lora", "er", "Joint training", "Fine-tuning"]
     assert [r.reference for r in section.comparison.rows] == [False, False, False, True, True]
     assert [r.label for r in section.results] == [r.label for r in section.comparison.rows]
     equal = only([make_record(m, s) for m in ("pnn", "lora", "ewc") for s in (0, 1)])
-    assert [r.label for r in equal.comparison.rows] == ["pnn", "lora", "ewc"]  # of equal ones the first leads
+    assert [r.label for r in equal.comparison.rows] == ["PNN", "lora", "EWC"]  # of equal ones the first leads
 
 
 def test_a_cell_holds_mean_interval_and_text():
@@ -57,24 +57,25 @@ def shifted(methods, seeds=range(9), noise=0.002, **kwargs):
 
 def test_the_best_is_bold_among_the_methods_where_the_test_shows_it_and_never_a_reference():
     section = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02, "joint": 0.03}))
-    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"ewc"}
+    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"EWC"}
     assert {r.label for r in section.comparison.rows if r.cells[1].second} == {"er"}
-    assert cell(section, "joint", "ACC").mean > cell(section, "ewc", "ACC").mean
-    assert section.verdicts[0] == "ACC: ewc is better than every other method"
+    assert cell(section, "Joint training", "ACC").mean > cell(section, "EWC", "ACC").mean
+    assert section.verdicts[0] == "ACC: EWC is significantly better than every other method"
 
 
 def test_a_winner_that_the_test_does_not_support_is_not_bold():
     few = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02}, seeds=range(1)))
     assert not any(r.cells[1].bold or r.cells[1].second for r in few.comparison.rows)
-    assert few.verdicts == ("ACC, forgetting: which method is best cannot be decided with 1 seed; about 7 would do",)
+    assert few.verdicts == ("ACC, forgetting: Which method is best is inconclusive with 1 seed; use about 7 seeds",)
     close = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}))
     assert not any(r.cells[1].bold for r in close.comparison.rows)
 
 
 def test_methods_that_are_equal_on_every_seed_are_the_best_together():
     section = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}, noise=0.0))
-    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"ewc", "er"}
-    assert section.verdicts[0] == "ACC: ewc has the best mean; better than lora; equal on every seed to er"
+    assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"EWC", "er"}
+    assert section.verdicts[0] == ("ACC: EWC has the best mean. It is significantly better than lora. On every seed, "
+                                   "it equals er")
 
 
 def test_a_count_that_differs_over_seeds_needs_the_test_as_well():
@@ -90,16 +91,18 @@ def test_methods_that_print_the_same_are_both_bold():
     records = [make_record("lora", 0, trainable=[10] * 3), make_record("ewc", 0, trainable=[10] * 3),
                make_record("er", 0, trainable=[11] * 3)]
     title = "trainable params per task"
-    assert [cell(only(records), m, title).bold for m in ("lora", "ewc", "er")] == [True, True, False]
+    assert [cell(only(records), m, title).bold for m in ("lora", "EWC", "er")] == [True, True, False]
 
 
 def test_lower_is_better_for_costs_and_forgetting():
     records = [make_record("lora", 0, kept_bytes={"base": 10}), make_record("ewc", 0, kept_bytes={"base": 5})]
-    assert cell(only(records), "ewc", "bytes kept").bold
+    assert cell(only(records), "EWC", "bytes kept").bold
     assert not cell(only(records), "lora", "bytes kept").bold
     headers = {c.title: c.header for c in only(records).comparison.columns}
     assert headers["forgetting"] == "forgetting (points) ↓"
-    assert headers["ACC"] == "ACC (%) ↑"
+    assert headers["ACC"] == "accuracy (%) ↑"
+    assert headers["bytes kept"] == "storage ↓"
+    assert headers["trainable params per task"] == "trainable parameters per task ↓"
 
 
 def test_a_single_method_is_not_the_best_of_anything():
@@ -110,7 +113,7 @@ def test_one_seed_shows_that_it_has_no_interval():
     section = only([make_record("lora", 0)])
     assert cell(section, "lora", "ACC").text == "80.00 ± n/a"
     assert cell(section, "lora", "ACC").half_width is None
-    assert "n/a: one seed gives no interval" in section.notes
+    assert "n/a means that one seed gives no interval" in section.notes
 
 
 def test_a_method_that_lost_a_seed_says_so_and_is_not_bold():
@@ -118,13 +121,13 @@ def test_a_method_that_lost_a_seed_says_so_and_is_not_bold():
     records = [r for r in records if (r.label, r.trial.seed) != ("ewc", 1)]
     records.append(make_record("ewc", 1, status="diverged", message="the loss is NaN at step 9"))
     section = only(records)
-    assert cell(section, "ewc", "seeds").text == "2/3; 1 diverged"
-    assert cell(section, "ewc", "ACC").n == 2
-    assert not any(c.bold for c in row(section.comparison, "ewc").cells)
+    assert cell(section, "EWC", "seeds").text == "2/3; 1 diverged"
+    assert cell(section, "EWC", "ACC").n == 2
+    assert not any(c.bold for c in row(section.comparison, "EWC").cells)
     assert cell(section, "lora", "seeds").text == "3"
     (problem,) = section.problems
-    assert problem.startswith("ewc, seed 1: diverged after 1 finished task: the loss is NaN at step 9 (record ")
-    assert any(n.startswith("ewc: only seeds 0, 2 of 0-2 gave a result") for n in section.notes)
+    assert problem.startswith("EWC, seed 1: diverged after 1 finished task: the loss is NaN at step 9 (record ")
+    assert any(n.startswith("EWC: only seeds 0, 2 of 0-2 gave a result") for n in section.notes)
 
 
 def test_a_seed_without_a_record_counts_as_missing():
@@ -152,7 +155,7 @@ def test_a_trial_that_failed_before_its_first_row_is_reported():
 def test_what_competed_in_training_marks_the_rows_where_it_was_not_all_so_far():
     rows = {"inflora": "own", "er": "seen", "der": "all", "si": None}
     section = only([make_record(m, 0, scenario="class").model_copy(update={"outputs": o}) for m, o in rows.items()])
-    assert [row(section.comparison, m).marks for m in rows] == ["‡", "", "§", ""]
+    assert [row(section.comparison, m).marks for m in ("inflora", "er", "der", "SI")] == ["‡", "", "§", ""]
     assert [n[0] for n in section.notes if n[0] in "†‡§"] == ["‡", "§"]
 
 
@@ -160,7 +163,7 @@ def test_task_inference_marks_the_rows_that_need_it():
     inference = [[0.3] * 3, [0.4] * 3, [0.5] * 3, [0.6, 0.7, 0.8]]
     section = only([make_record("lora", 0, task_inference=inference), make_record("ewc", 0)])
     assert row(section.comparison, "lora").marks == "†"
-    assert row(section.comparison, "ewc").marks == ""
+    assert row(section.comparison, "EWC").marks == ""
     assert cell(section, "lora", "task inference").mean == pytest.approx(0.7)
     assert any(n.startswith("† ") for n in section.notes)
     without = only([make_record("lora", 0)])
@@ -182,8 +185,9 @@ def test_what_is_fitted_in_closed_form_is_not_said_to_train_the_least():
     column = [c.title for c in section.comparison.columns].index("trainable params per task")
     assert [(r.cells[column].text, r.cells[column].bold) for r in section.comparison.rows] == [
         ("0", False), ("0", False), ("5", True), ("9", False)]
-    assert any(n.startswith("slda, ncm: nothing was trained by gradients in the last task") for n in section.notes)
-    assert not any("nothing was trained" in n for n in build(records[2:]).sections[0].notes)
+    said = "SLDA and NCM trained nothing by gradients in the last task"
+    assert any(n.startswith(said) for n in section.notes)
+    assert not any("trained nothing" in n for n in build(records[2:]).sections[0].notes)
 
 
 def test_counts_that_differ_over_seeds_have_an_interval():
@@ -203,9 +207,9 @@ def test_forgetting_of_a_single_task_is_a_dash():
 
 def test_intransigence_needs_joint_for_every_seed():
     section = only(study())
-    assert cell(section, "ewc", "intransigence", section.details[0]).mean == pytest.approx(0.01)
+    assert cell(section, "EWC", "intransigence", section.details[0]).mean == pytest.approx(0.01)
     section = only([r for r in study() if (r.label, r.trial.seed) != ("joint", 1)])
-    assert cell(section, "ewc", "intransigence", section.details[0]).mean is None
+    assert cell(section, "EWC", "intransigence", section.details[0]).mean is None
     section = only(study(("naive", "ewc")))
     assert "intransigence" not in [c.title for c in section.details[0].columns]
 
@@ -222,7 +226,7 @@ def test_bytes_by_role_show_every_role_of_every_method():
     table = section.details[2]
     assert [c.title for c in table.columns] == ["seeds", "base", "adapters"]
     assert cell(section, "lora", "adapters", table).text == "2.50 kB"
-    assert cell(section, "ewc", "adapters", table).text == "0 B"
+    assert cell(section, "EWC", "adapters", table).text == "0 B"
 
 
 def test_each_setting_is_a_section_of_its_own():
@@ -233,12 +237,17 @@ def test_each_setting_is_a_section_of_its_own():
         "split-mnist-5k, scenario task, mlp, optimizer adam, lr 1e-3, momentum 0",
         "split-mnist-5k, scenario class, mlp",
         "split-mnist-5k, scenario task, mlp, optimizer sgd, lr 0.1, momentum 0.9"]
-    assert "sgd, lr 0.1 (constant), momentum 0.9, 2,000 iterations per task" in report.sections[2].summary
+    summary = dict(report.sections[2].summary)
+    assert (summary["optimizer"], summary["budget"]) == (
+        "SGD, learning rate 0.1", "2,000 steps per task, batch size 128")
+    recipe = dict(report.sections[2].settings)["recipe"]
+    assert "sgd, lr 0.1 (constant), momentum 0.9, 2,000 iterations per task" in recipe
 
 
 def test_methods_with_one_label_are_told_apart():
     records = [make_record("lora", 0, options={"rank": r}, label="lora") for r in (4, 8)]
-    assert [r.label for r in only(records).comparison.rows] == ["lora:rank=4", "lora:rank=8"]
+    assert [r.label for r in only(records).comparison.rows] == ["LoRA r=4", "LoRA r=8"]
+    assert [r.label for r in build(records, ids=True).sections[0].comparison.rows] == ["lora:rank=4", "lora:rank=8"]
 
 
 def test_the_same_record_twice_counts_once_and_a_contradiction_is_named():
@@ -253,12 +262,14 @@ def test_no_records_is_an_error_that_says_what_to_do():
 
 
 @pytest.mark.parametrize(("change", "expected"), [
-    ({"device": "NVIDIA H100"}, "different devices (cpu, NVIDIA H100)"),
-    ({"machine": "another"}, "different machines"),
-    ({"threads": 8}, "different numbers of threads (1, 8)"),
-    ({"git": None}, "different commits of clbench"),
-    ({"versions": {**VERSIONS, "torch": "2.9.0"}}, "different versions of torch (2.13.0, 2.9.0)"),
-    ({"fingerprint": "beef"}, "seed 0: the methods did not see the same data"),
+    ({"device": "NVIDIA H100"}, "different devices, so times cannot be compared, and accuracies may differ slightly: "
+                                "cpu, NVIDIA H100"),
+    ({"machine": "another"}, "different machines, so times cannot be compared: a processor, 2 cores, another"),
+    ({"threads": 8}, "different numbers of threads, so times cannot be compared: 1, 8"),
+    ({"git": None}, "different commits of clbench, so the code may differ: "),
+    ({"versions": {**VERSIONS, "torch": "2.9.0"}}, "different versions of torch, so results may "
+     "differ for this reason alone: 2.13.0, 2.9.0"),
+    ({"fingerprint": "beef"}, "The methods did not see the same data with seed 0"),
 ])
 def test_what_makes_records_hard_to_compare_is_noted(change, expected):
     section = only([make_record("lora", 0), make_record("ewc", 0, **change)])
@@ -269,7 +280,8 @@ def test_what_makes_records_hard_to_compare_is_noted(change, expected):
 
 def test_seeds_of_one_method_from_two_plugin_versions_are_noted():
     section = only([make_record("lora", 0), make_record("lora", 1, plugin="clbench 0.2.0")])
-    assert "lora: its seeds were made by different plugin versions (clbench 0.1.0, clbench 0.2.0)" in section.notes
+    assert ("The seeds of lora come from different versions of its plugin: clbench 0.1.0, clbench 0.2.0"
+            in section.notes)
 
 
 def test_notes_of_records_and_streams_stand_once():
@@ -349,4 +361,5 @@ def test_one_seed_and_one_epoch_are_singular_and_seeds_are_listed_once():
     assert [listed_seeds(seeds) for seeds in ([0], [0, 0, 1, 1, 2, 2], [3, 1])] == ["seed 0", "seeds 0-2", "seeds 1, 3"]
     for epochs, seeds, words in ((1, [4], "1 epoch per task"), (2, [0, 1], "2 epochs per task")):
         section, = build([make_record("ewc", s, recipe=Recipe(epochs=epochs)) for s in seeds]).sections
-        assert words in section.summary and section.summary.endswith(listed_seeds(seeds))
+        summary = dict(section.summary)
+        assert summary["budget"].startswith(f"{words}, batch size") and summary["seeds"] == listed(seeds)

@@ -53,18 +53,24 @@ def test_a_pipe_gets_a_plain_table():
     report = study()
     out = printed(report, terminal=False, width=200)
     assert "\x1b" not in out
-    (line,) = [x for x in out.splitlines() if x.startswith("lora:a=1")]
+    (line,) = [x for x in out.splitlines() if x.startswith("lora:a=1  ")]
     assert "4.00 kB *" in line and "12.0 kB" not in line and "80.00 ± 0.00 *" not in line
-    (reference,) = [x for x in out.splitlines() if x.startswith("naive:a=1")]
+    (reference,) = [x for x in out.splitlines() if x.startswith("Fine-tuning  ")]
     assert "*" not in reference
     assert "no result: er, seed 0: diverged" in out
-    assert out.index("Task: lora:a=1 80.0, ewc:a=1 80.0, er 80.0; naive:a=1 80.0.") < out.index("method")
-    assert "Mind: Not all seeds: er. No search on record: all. 70 steps per task." in out
+    first = out[:out.index("\nmethod")].splitlines()
+    assert first[1:3] == [
+        "lora:a=1 (80.0%) leads. It equals EWC and er on every seed.",
+        "References: Fine-tuning 80.0%. Of 3 methods, none is significantly better than Fine-tuning."]
+    assert "Caution: Not every seed gave a result: er." in first and "Caution: No method was tuned." in first
+    below = out[out.index("\nmethod"):]
+    assert "Names for --methods: EWC = ewc:a=1; Fine-tuning = naive:a=1." in below and "* marks bold." in below
+    assert "benchmark: split-mnist-5k, scenario task" in below and "seeds: 0, 1" in below
 
 
 def test_references_stand_behind_a_line():
     lines = printed(study(), terminal=False).splitlines()
-    at = next(i for i, x in enumerate(lines) if x.startswith("naive"))
+    at = next(i for i, x in enumerate(lines) if x.startswith("Fine-tuning "))
     assert set(lines[at - 1]) == {"-", " "}
 
 
@@ -73,7 +79,7 @@ def test_a_console_without_unicode_gets_aligned_ascii():
     assert "80.00 +/- 0.00" in out and "(up)" in out
     lines = out.splitlines()
     rule = next(x for x in lines if x.startswith("---"))
-    assert len(next(x for x in lines if x.startswith("lora:a=1"))) <= len(rule)
+    assert len(next(x for x in lines if x.startswith("lora:a=1  "))) <= len(rule)
     assert "80.00 +/- 0.00" in printed(study(), terminal=True, width=120, encoding="ascii")
 
 

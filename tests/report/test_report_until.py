@@ -38,11 +38,18 @@ def test_methods_have_seeds_of_their_own_and_are_whole(records):
     assert {m.label: (m.state, m.complete) for m in setting.methods} == {
         "er": ("3", True), "ewc": ("8", True), "naive": ("8", True)}
     section = report.build(records).sections[0]
-    lines = dict(section.headline)
-    assert lines["Seeds"] == "added until decided, 3 to at most 8: er 3, ewc 8, naive 8."
-    assert lines["Not decided"] == "against naive (after 8 seeds, the most that were to be added): ewc."
-    assert "Jennison & Turnbull 1991" in lines["Decided by"] and "not all seeds" not in lines["Mind"]
-    assert section.notes[0].startswith("seeds were added where the question was open (each method against plain")
+    answer, references = (text for about, text in section.headline if about == "Answer")
+    assert answer == "er (70.1%) is significantly better than EWC (30.1%, ○)."
+    assert references == ("References: Fine-tuning 30.0%. Of 2 methods, 1 is significantly better than Fine-tuning.")
+    shown = zip(section.comparison.rows, section.comparison.cells("seeds"), strict=True)
+    assert {row.label: cell.text for row, cell in shown} == {"er": "3", "EWC": "8", "Fine-tuning": "8"}
+    footnote = " ".join(section.footnote)
+    assert ("Sequential t-tests over seeds, an interim analysis after each seed from 3 to at most 8" in footnote
+            and "Jennison & Turnbull 1991" in footnote)
+    assert not any("Not every seed" in text or "fresh seeds" in text or "--until" in text
+                   for _, text in section.headline)
+    assert section.notes[0].startswith("Seeds were added until this was decided: ")
+    assert "Each method has 3 to at most 8 seeds (--until decided)" in section.notes[0]
 
 
 def test_verdicts_and_intervals_are_sequential_in_every_table(records):
@@ -69,7 +76,7 @@ def test_verdicts_and_intervals_are_sequential_in_every_table(records):
 @pytest.mark.parametrize("form", [markdown, html, latex])
 def test_every_format_says_how_seeds_were_added(records, form):
     text = form.render(report.build(records))
-    assert "added until decided" in text and "sequential" in text
+    assert "Seeds were added until this was decided" in " ".join(text.split()) and "equential t-tests" in text
 
 
 def test_the_rule_is_data_in_json(records):
@@ -104,8 +111,8 @@ def test_results_by_two_rules_are_not_mixed(records):
 def test_a_named_baseline_is_the_one_of_the_column():
     rule = UntilDecided(baseline="ewc", first=3, most=8)
     section = report.build(made(rule, naive=[0.3, 0.31, 0.3], ewc=[0.5, 0.5, 0.51], er=[0.7, 0.69, 0.7])).sections[0]
-    assert section.facts.baseline.other == "ewc"
-    assert "against ewc" in [column.title for column in section.comparison.columns]
+    assert section.facts.baseline.other == "EWC"
+    assert "difference to ewc" in [column.title for column in section.comparison.columns]
 
 
 def test_a_record_keeps_its_rule(tmp_path, records):

@@ -91,13 +91,14 @@ def test_a_notebook_gets_the_table_and_the_verdict_escaped():
         for cell in row.cells:
             assert f">{cell.text}<" in html
     assert section.headline and all(escape(text) in html for _, text in section.headline)
-    assert "no result: ewc, seed 1: diverged" in html
+    assert "no result: EWC, seed 1: diverged" in html
 
 
 def test_without_pandas_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     for call in (study().frame, study().summary, study().compare):
-        with pytest.raises(ClbenchError, match=r"^data frames need pandas: pip install 'clbench\[notebook\]'$"):
+        with pytest.raises(ClbenchError, match=r"^data frames need pandas, which is not installed: pip install "
+                                               r"'clbench\[notebook\]'$"):
             call()
 
 
@@ -123,7 +124,7 @@ def test_a_frame_is_tidy_and_has_a_column_for_each_option():
 def test_the_summary_is_the_comparison_table():
     results = study()
     summary = results.summary().set_index("method")
-    section, = build(results).sections
+    section, = build(results, ids=True).sections
     assert list(summary.index) == [row.label for row in section.comparison.rows]
     for column in section.comparison.columns[1:]:
         for row, cell in zip(section.comparison.rows, section.comparison.cells(column.title), strict=True):
@@ -146,12 +147,13 @@ def test_a_comparison_is_that_of_the_command():
     assert found["method"].tolist() == ["lora", "ewc"] and set(found["baseline"]) == {"naive"}
     assert found["difference"].tolist() == pytest.approx([0.045, -0.045])
     assert found["p"].tolist() == pytest.approx([2 / 2 ** 8] * 2)
-    assert found["seeds"].tolist() == [8, 8] and found["verdict"].tolist() == ["better", "worse"]
+    assert found["seeds"].tolist() == [8, 8] and found["verdict"].tolist() == [
+        "significantly better", "significantly worse"]
     pairs = results.compare()
     assert set(pairs["metric"]) == {"ACC", "forgetting"} and len(pairs) == 2
     assert pairs["pair"].tolist() == ["lora minus ewc"] * 2
     few = Results(r for r in results if r.trial.seed < 3).compare("naive", ["ACC"])
-    assert "the paired t test decides in 2 tests against naive" in few.attrs["verdicts"][0]
+    assert few.attrs["verdicts"][0].startswith("ACC: Paired t-tests, Holm-corrected over 2 comparisons with naive")
     with pytest.raises(SpecError, match="no method 'navie'; did you mean 'naive'"):
         results.compare("navie")
     with pytest.raises(SpecError, match="no metric 'AC'"):
@@ -166,7 +168,7 @@ def test_a_baseline_that_one_setting_lacks_is_used_where_it_is():
     found = results.compare("er", "ACC")
     assert found["method"].tolist() == ["lora"] and set(found["setting"]) == {
         "split-mnist-5k, scenario class, mlp"}
-    assert ("split-mnist-5k, scenario task, mlp: ACC: nothing is compared here, because the baseline er was not run in "
+    assert ("split-mnist-5k, scenario task, mlp: ACC: Nothing is compared here, because the baseline er was not run in "
             "this setting") in found.attrs["verdicts"]
 
 
@@ -174,10 +176,10 @@ def test_figures_are_those_of_the_report():
     results = study()
     curves = results.plot()
     axes, = curves.axes
-    assert [t.get_text() for t in axes.texts] == ["lora:rank=1", "lora:rank=4", "ewc (1 seed)", "naive"]
+    assert [t.get_text() for t in axes.texts] == ["LoRA r=1", "LoRA r=4", "EWC (1 seed)", "Fine-tuning"]
     line = next(line for line in axes.lines if len(line.get_xdata()) == 2)
     assert line.get_ydata() == pytest.approx([0.85, 0.65])
-    assert results.plot("cost").axes[0].get_ylabel() == "ACC (%)"
+    assert results.plot("cost").axes[0].get_ylabel() == "accuracy (%)"
     assert len(results.plot("matrix").axes) == 4 + 1
     assert curves._repr_png_().startswith(b"\x89PNG")
     out = io.BytesIO()
@@ -247,7 +249,7 @@ def test_values_of_a_grid_are_in_order():
 
 def test_report_csv_has_a_column_for_each_option():
     results = study()
-    found = list(csv.DictReader(io.StringIO(render(build(results)))))
+    found = list(csv.DictReader(io.StringIO(render(build(results, ids=True)))))
     assert tuple(found[0]) == (*HEADER, "rank", "option.task", "strength")
     for line in found:
         own = {"lora:rank=1": ("1", "first", ""), "lora:rank=4": ("4", "first", ""), "ewc": ("", "", "10.0"),

@@ -70,7 +70,7 @@ def test_folders_made_for_a_probe_that_fails_are_removed(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("clbench.results.store.tempfile.NamedTemporaryFile", full)
-    with pytest.raises(StoreError, match="no space left"):
+    with pytest.raises(StoreError, match="the disk is full"):
         Store(tmp_path / "a" / "b").check_writable()
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +84,7 @@ def test_a_full_disk_keeps_the_old_record_and_no_half_file(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("clbench.results.store.os.fsync", full)
-        with pytest.raises(StoreError, match=r"^no space left for .*run the same command again$"):
+        with pytest.raises(StoreError, match=r"^the disk is full, so .*run the same command again$"):
             store.write(make_record())
     assert store.read() == ([old], [])
     assert len(list(store.records.iterdir())) == 1
@@ -104,7 +104,7 @@ def test_corrupt_and_foreign_files_are_named_and_left_alone(store):
     reasons = {p.path.name: str(p) for p in problems}
     assert f"its name is not that of its trial, {good.key}.json" in reasons["a" * 16 + ".json"]
     assert all("\n" not in reason for reason in reasons.values())
-    with pytest.raises(StoreError, match=r"left alone.*move it away"):
+    with pytest.raises(StoreError, match=r"left alone.*move the file away and run again"):
         store.write(other)
     assert {name: (store.records / name).read_text() for name in contents} == contents
 

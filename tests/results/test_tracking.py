@@ -92,8 +92,8 @@ def test_every_mistake_is_a_line_and_comes_before_anything_is_written(tmp_path, 
     with pytest.raises(SpecError) as caught:
         tracking.start("wandb,mlflow:experimnt=x,tensorbord", discover(), tmp_path)
     assert str(caught.value).splitlines() == [
-        "tracker 'wandb' needs wandb: pip install 'clbench[wandb]'",
-        "mlflow: no option 'experimnt'; did you mean 'experiment'? (clbench trackers lists all)",
+        "tracker 'wandb' needs wandb, which is not installed: pip install 'clbench[wandb]'",
+        "mlflow: no option 'experimnt'; did you mean 'experiment'? (clbench trackers mlflow lists all)",
         "no tracker 'tensorbord'; did you mean 'tensorboard'? (clbench trackers lists all)"]
     assert list(tmp_path.iterdir()) == []
 

@@ -255,7 +255,7 @@ def test_a_head_of_one_layer_is_a_head_of_several_joined():
 
 
 def test_a_realigned_head_is_better_where_features_hardly_move(tmp_path):
-    # The paper's optimiser. Adam moves features by more than the spread of a class; see docs/decisions.md.
+    # The paper's optimiser. Adam moves features by more than the spread of a class; see docs/decisions/strategy.md.
     records = clbench.run(methods=["seq-lora:outputs=own", "seq-lora:outputs=own:align=true"], scenario="class",
                           seeds=1, benchmark="split-mnist-5k", epochs=10, optimizer="sgd", lr=0.01, momentum=0.9,
                           workers=0, out=tmp_path)

@@ -167,6 +167,6 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch)
 
         patch.setattr(EmbeddingProgress, "__call__", interrupted)
         assert call(args) == 130
-    assert f"kept in {tmp_path / 'x.npz'}.parts; the same command goes on" in capsys.readouterr().err
+    assert f"{tmp_path / 'x.npz'}.parts has what is done. Run the same command again" in capsys.readouterr().err
     assert call(args) == 0
     assert "130 samples in" in (said := capsys.readouterr().out) and "30 more from before" in said

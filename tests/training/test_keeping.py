@@ -55,10 +55,10 @@ def planned(registry, methods, **values):
 
 def test_a_line_is_for_more_than_the_data_and_more_than_a_little():
     assert told("ranpac:projections=9", 965_000_000, 3_100_000, "projections=N") == (
-        "ranpac:projections=9 keeps 965 MB beside the model; the training data take 3.1 MB; ranpac:projections=N keeps "
-        "less")
+        "ranpac:projections=9 stores 965 MB in addition to the model; the training data take 3.1 MB; "
+        "ranpac:projections=N keeps less")
     assert told("ewc", 200_000_000, 150_000_000, "") == (
-        "ewc keeps 200 MB beside the model; the training data take 150 MB")
+        "ewc stores 200 MB in addition to the model; the training data take 150 MB")
     assert told("ewc", 200_000_000, 201_000_000, "") is None
     assert told("ewc", keeping.FLOOR, 1000, "") is None
 
@@ -101,8 +101,8 @@ def test_a_run_tells_of_a_method_before_it_runs_and_makes_nothing_large(registry
         patch.setattr(runner.foresight, "left", 60.0)
         notes = runner.prepare(planned(registry, "hoards").trial, "hoards:x=1")
         assert notes[0].startswith("70 optimiser steps a task (")
-        assert notes[-1] == ("hoards:x=1 keeps 1,600 MB beside the model; the training data take 3.1 MB; hoards:size=N "
-                             "keeps less")
+        assert notes[-1] == ("hoards:x=1 stores 1,600 MB in addition to the model; the training data take 3.1 MB; "
+                             "hoards:size=N keeps less")
         assert len(runner.prepare(planned(registry, "asks").trial)) == len(notes) - 1  # left to the run itself
         patch.setattr(runner.foresight, "left", 0.0)
         assert len(runner.prepare(planned(registry, "hoards").trial)) == len(notes) - 1
@@ -125,4 +125,4 @@ def test_what_is_kept_from_the_beginning_needs_no_counting(registry, runner, mon
     stream = runner.stream(one.trial)
     usual, _ = runner.build(one.trial, stream)
     strategy = Large(usual.model, usual.world)
-    assert "keeps 200 MB" in runner.foresight.warning(one.trial, "large", strategy, stream)
+    assert "stores 200 MB" in runner.foresight.warning(one.trial, "large", strategy, stream)

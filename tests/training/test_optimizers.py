@@ -48,7 +48,7 @@ def test_adamw_decays_weights_apart_from_the_gradient():
 
 
 def test_momentum_is_for_sgd():
-    with pytest.raises(SpecError, match="momentum is an option of sgd; adamw has its own"):
+    with pytest.raises(SpecError, match="momentum is an option of sgd, and adamw has its own"):
         build({"methods": "naive", "recipe": {"optimizer": "adamw", "momentum": 0.9}})
 
 
@@ -95,8 +95,9 @@ def test_a_rate_that_falls_in_steps_is_torchs_by_whole_epochs():
 
 
 @pytest.mark.parametrize(("recipe", "message"), [
-    ({"schedule": "steps"}, "goes with milestones"), ({"milestones": [0.5]}, "goes with milestones"),
-    ({"decay": 0.5}, "goes with milestones"), ({"schedule": "steps", "milestones": [0.5, 0.5]}, "milestones rise"),
+    ({"schedule": "steps"}, "which needs milestones"), ({"milestones": [0.5]}, "which needs milestones"),
+    ({"decay": 0.5}, "which needs milestones"), ({"schedule": "steps", "milestones": [0.5, 0.5]}, "milestones must "
+                                                                                                  "rise"),
     ({"schedule": "steps", "milestones": [1.0]}, "less than 1"), ({"repeats": 1}, "greater than or equal to 2")])
 def test_a_schedule_in_steps_and_its_milestones_go_together(recipe, message):
     with pytest.raises(ValueError, match=message):

@@ -176,7 +176,7 @@ def test_the_samples_of_the_stream_cannot_be_had_at_once():
         def after_task(self, task):
             len(task.train)
 
-    with pytest.raises(SpecError, match=r"Task\.train cannot be had"):
+    with pytest.raises(SpecError, match=r"Task\.train is not available"):
         train(StrategyInfo("peeks", Peeks, "", task_free=True), hidden())
 
     class Phases(Strategy):

@@ -52,6 +52,13 @@ class Wide(Strategy):
         Wide.there -= 1
 
 
+class Huge(Strategy):
+    """There is memory for none of it."""
+
+    def loss(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 class Large(Strategy):
     def loss(self, batch):
         if torch._C._functorch.is_batchedtensor(batch.x):
@@ -63,7 +70,7 @@ class Large(Strategy):
 def clbench_strategies():
     return [StrategyInfo("breaks", Breaks, ""), StrategyInfo("diverges", Diverges, ""),
             StrategyInfo("cannot-stack", CannotStack, ""), StrategyInfo("large", Large, ""),
-            StrategyInfo("wide", Wide, "")]
+            StrategyInfo("wide", Wide, ""), StrategyInfo("huge", Huge, "")]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +116,14 @@ def test_every_method_runs_in_every_scenario_and_twice_the_same(runner, method, 
 def test_all_methods_start_from_the_same_weights(runner):
     rows = {m: runner.run(planned(runner, methods=m)[0]).R[0] for m in ("naive", "ewc", "lora", "pnn")}
     assert len({tuple(row) for row in rows.values()}) == 1
+
+
+def test_a_trial_that_runs_out_of_memory_says_what_needs_less(runner):
+    record = runner.run(planned(runner, methods="huge")[0])
+    assert (record.status, record.failure.type) == ("failed", "OutOfMemoryError")
+    assert record.failure.message == (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. To need less memory, use a smaller --batch-size, "
+        "--precision bf16 or fewer --workers")
 
 
 def test_a_stack_gives_each_seed_its_record(runner):

@@ -70,7 +70,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise PluginError(f"{where} needs the library datasets ({EXTRA})") from error
+        raise PluginError(f"{where} needs the library datasets, which is not installed: {EXTRA}") from error
     local, elsewhere = None, ""
     try:
         local = locate(name, data_dir)

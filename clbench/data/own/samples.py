@@ -74,4 +74,5 @@ def locate(name: str, data_dir: Path) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise MissingDataError(f"benchmark {name!r}: there is no {' and no '.join(map(str, places))}")
+    raise MissingDataError(f"benchmark {name!r}: there is no {' and no '.join(map(str, places))}; check the path, "
+                           "which may also be relative to the folder of data sets (--data)")

@@ -110,7 +110,7 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
     if pair[0] is None and pair[1] is None:
         return _task_per_file(place, options, where), None
     if pair[0] is None or pair[1] is None:
-        raise DataError(f"{where}: {place} has no {'train' if pair[0] is None else 'test'} beside its "
+        raise DataError(f"{where}: {place} has no {'train' if pair[0] is None else 'test'} next to its "
                         f"{'test' if pair[0] is None else 'train'}")
     train, test = (read(p, options, where) if p.is_file() else _task_per_file(p, options, where)
                    for p in (pair[0], pair[1]))

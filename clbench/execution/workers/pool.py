@@ -153,8 +153,8 @@ class Pool:
             self._unprepared(link, request, cause)
         elif link.ready is None and not self._once_more(""):
             if not self.links:
-                hint = "" if self.nodes else "; --workers 0 runs in this process and shows more"
-                raise WorkerError(f"no worker could start: {cause}{link.last_stderr_line()}{hint}")
+                hint = "" if self.nodes else ". Run with --workers 0 to see the whole error"
+                raise WorkerError(f"no worker process could start, because {cause}{link.last_stderr_line()}{hint}")
             self.listener.note(f"{cause} before it was ready{link.last_stderr_line()}; "
                                f"going on with {len(self.links)}")
             return
@@ -172,10 +172,10 @@ class Pool:
         if len(group) > 1:
             half = len(group) // 2
             self.again.extend((group[:half], group[half:]))
-            self.listener.note(f"{names}: {cause}; trying again with half the stack")
+            self.listener.note(f"{names}: {cause}. clbench tries again with half as many trials at once")
         elif self._once_more(group[0].trial.key):
             self.again.append(group)
-            self.listener.note(f"{names}: {cause}; trying again")
+            self.listener.note(f"{names}: {cause}. clbench tries again")
         else:
             assert link.ready
             origin = link.ready.provenance.model_copy(

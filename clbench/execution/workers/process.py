@@ -89,4 +89,5 @@ class Process(WorkerHandle):
         if code >= 0:
             return f"the worker process exited with code {code}"
         name = signal.Signals(-code).name
-        return f"the worker process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        hint = " (probably out of memory; fewer --workers need less)" if name == "SIGKILL" else ""
+        return f"the worker process was killed by {name}{hint}"

@@ -36,7 +36,8 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
         found = rival_of(behind, accuracies, setting)
-        pairs[ahead, behind.first] = Beside(found.difference, found.half_width, found.shown, found.needed)
+        pairs[ahead, behind.first] = Beside(found.difference, found.half_width, found.shown, found.needed,
+                                             found.untested)
     return Choosable(
         scenario_rules(setting.records[0].trial.scenario).task_given,
         tuple(Candidate(label, over[label].mean, over[label].half_width,

@@ -30,8 +30,8 @@ class Kind:
     words: str
 
 
-KINDS = (Kind("kept", BYTES, "keeps"), Kind("trainable", TRAINABLE, "trains"), Kind("compute", COMPUTE, "takes"),
-         Kind("inference", INFERENCE, "takes per sample"), Kind("samples", REPLAY, "keeps samples:"))
+KINDS = (Kind("kept", BYTES, "stores"), Kind("trainable", TRAINABLE, "trains"), Kind("compute", COMPUTE, "needs"),
+         Kind("inference", INFERENCE, "needs per sample"), Kind("samples", REPLAY, "stores samples:"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Limit:
     def refusal(self, value: float | None) -> str | None:
         """Return why a method with this value is left out, None if it is not."""
         if value is None:
-            return f"no {self.kind.measure.column.title} on record"
+            return f"{self.kind.measure.column.name} not recorded"
         return None if value <= self.most else f"{self.kind.words} {number(value, self.kind.measure.column.unit)}"
 
 
@@ -121,9 +121,9 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     other = found["method"] or setting.baseline
     value = values_of(setting, kind).get(other or "")
     if other is None or value is None:
-        whom = f"method {other!r}" if other else "plain fine-tuning (naive)"
-        raise SpecError(f"{flag}: {setting.title} has no {whom} with a {kind.measure.column.title}, to which that "
-                        "would be relative; give an amount")
+        whom = f"method {other!r}" if other else "fine-tuning baseline (naive)"
+        raise SpecError(f"{flag}: {setting.title} has no {whom} whose {kind.measure.column.name} is known. Give an "
+                        "amount instead")
     return Limit(kind, flag, amount * value / (100 if found["percent"] else 1))
 
 
@@ -143,7 +143,8 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     """
     counted = {kind: values_of(setting, kind) for kind in KINDS}
     accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
-    refused = {m.label: "not all seeds" for m in setting.methods if not m.reference and m.label not in accuracies}
+    refused = {m.label: "not every seed gave a result" for m in setting.methods
+               if not m.reference and m.label not in accuracies}
     for label in accuracies:
         reasons = [why for one in limits if (why := one.refusal(counted[one.kind].get(label)))]
         if reasons:

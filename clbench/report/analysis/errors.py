@@ -17,13 +17,15 @@ from clbench.report.formatting import number
 from clbench.report.model import Cell, Column, Row, Table, Unit
 from clbench.results.records import ErrorCounts, Probe, Record
 
-TITLE = "Anatomy of the error"
+TITLE = "Error decomposition"
 LOST, PROBE = "points lost", "probe"
 WITHIN, BIAS, CONFUSED = "wrong in its task", "bias of the head", "confusion of tasks"
 MISGUIDED, OUTDONE, UNGUIDED = "wrong task guessed", "another task's output", "right only unguided"
 PARTS = (WITHIN, BIAS, CONFUSED, MISGUIDED, OUTDONE, UNGUIDED)  # in the order of bars
 NAMED = 4  # classes of a task that a table of confusions names
 RARE = (OUTDONE, UNGUIDED)
+HEADINGS = {WITHIN: "within-task error", BIAS: "task-recency bias", CONFUSED: "inter-task confusion",
+            MISGUIDED: "wrong task inferred", OUTDONE: "another task's output", UNGUIDED: "right only without task ID"}
 FEW = 0.005  # of a share: what is less is no part worth a word
 
 
@@ -69,8 +71,9 @@ def _probed(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | 
 
 def measures(setting: Setting) -> list[Measure]:
     """Return the columns of a setting's table; rare parts only where some record has one."""
-    def column(title: str, unit: Unit, value: Callable[[Record, Record | None], float | None]) -> Measure:
-        return Measure(Column(title, unit), value, TITLE, optional=True)
+    def column(title: str, unit: Unit, value: Callable[[Record, Record | None], float | None],
+               heading: str = "") -> Measure:
+        return Measure(Column(title, unit, heading=heading), value, TITLE, optional=True)
 
     there = {name for r in setting.records if (counts := last(r)) for name, part in parts_of(counts).items() if part}
     end, before = _probed(lambda probe: probe.end), _probed(lambda probe: probe.learned)
@@ -80,9 +83,11 @@ def measures(setting: Setting) -> list[Measure]:
         return None if then is None or now is None else then - now
 
     return [column(LOST, "points", _lost),
-            *(column(name, "points", _part(name)) for name in PARTS if name in there or name not in RARE),
+            *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS
+              if name in there or name not in RARE),
             column(PROBE, "percent", _probed(lambda probe: probe.together)),
-            column("probe in its task", "percent", end), column("drift", "points", drift)]
+            column("probe in its task", "percent", end, "probe within the task"),
+            column("drift", "points", drift, "representation drift")]
 
 
 @dataclass(frozen=True)
@@ -117,14 +122,15 @@ class Means:
 
 def sentences(methods: Sequence[MethodRecords]) -> list[str]:
     """Return a sentence for each method: where most of what it loses comes from, and what might help."""
-    return [f"{m.label}: {sentence(means)}" for m in methods if m.done and (means := Means.of(m)) is not None]
+    return [f"{m.label} {sentence(means)}" for m in methods if m.done and (means := Means.of(m)) is not None]
 
 
 def sentence(means: Means) -> str:
-    """Return what the means of a method say.
+    """Return where a method loses most of its accuracy, and what to try.
 
     >>> sentence(Means({WITHIN: 0.07, BIAS: 0.52, CONFUSED: 0.19}, 0.78, None, None, None))
-    '71 of 78 points lost are confusion of tasks, 52 of them bias of the head: align the head, or replay'
+    'loses 78 points, 71 of them by confusing classes of different tasks (52 by task-recency bias). Try to align the \
+head, or replay'
     """
     parts, within = means.parts, means.parts[WITHIN]
     digits = 0 if means.lost >= 0.095 else 1
@@ -133,46 +139,47 @@ def sentence(means: Means) -> str:
         return f"{100 * value + 0.0:.{digits}f}"
 
     between = means.lost - within
+    loses = f"loses {points(means.lost)} points"
     if within >= between:
-        return f"{points(within)} of {points(means.lost)} points lost are wrong even when the task is given: " + (
-            _within(means))
+        return f"{loses}, {points(within)} of them even if the task is given. {_within(means)}"
     if MISGUIDED in parts:
         if parts[MISGUIDED] < parts[OUTDONE]:
-            return (f"{points(parts[OUTDONE])} of {points(means.lost)} points lost go to outputs of other tasks "
-                    "although the task was guessed right: let tasks compete in training")
-        return (f"{points(parts[MISGUIDED])} of {points(means.lost)} points lost are tasks that were guessed wrong: "
-                "infer the task better")
+            return (f"{loses}, {points(parts[OUTDONE])} of them to outputs of other tasks although the task was "
+                    "inferred correctly. Try to let tasks compete in training")
+        return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task. Try another way to infer "
+                "the task")
     bias = parts[BIAS]
-    of_them = f"{points(bias)} of them bias of the head" if bias >= FEW else "none of them bias of the head"
-    return (f"{points(between)} of {points(means.lost)} points lost are confusion of tasks, {of_them}: "
-            f"{_between(means, points)}")
+    of_bias = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
+    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({of_bias}). "
+            f"{_between(means)}")
 
 
 def _within(means: Means) -> str:
+    """Return what may reduce the within-task error."""
     within = means.parts[WITHIN]
     if means.probe_within is None:
-        return "learn each task better, or forget less within it (--probe tells which)"
+        return "Try to learn each task better, or to forget less within it; --probe shows which of them helps"
     held = means.probe_within - (1 - within)
     if held >= within / 2:
-        return f"the features still hold it, a linear probe in the task gets {100 * held:.0f} more: refit the head"
+        return (f"The features still separate its classes: a linear probe within the task has {100 * held:.0f} points "
+                "more. Try to refit the head")
     if means.drift is not None and means.drift >= within / 2:
-        return f"the features have drifted, by {100 * means.drift:.0f} points of a linear probe: protect them"
-    return "learn each task better, with more steps or another model"
+        return (f"Representation drift costs a linear probe {100 * means.drift:.0f} points. Try to protect the "
+                "features")
+    return "Try to learn each task better, with more steps or another model"
 
 
-def _between(means: Means, points: Callable[[float], str]) -> str:
+def _between(means: Means) -> str:
+    """Return what may reduce the confusion of tasks."""
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
     if bias >= confused / 2:
-        return "align the head, or replay"
+        return "Try to align the head, or replay"
     if means.probe is None:
-        rest = points(confused - bias)
-        mended = (f"constants for the tasks' outputs would mend those {points(bias)} and leave {rest}" if bias >= FEW
-                  else "no constants for the tasks' outputs mend them")
-        return f"{mended}; replay, or --probe to see whether the features tell tasks apart"
-    gained = means.probe - (1 - means.lost)
-    if gained >= confused / 2:
-        return f"a linear probe on its features loses only {100 * (1 - means.probe):.0f}, so refit the head, or replay"
-    return "a linear probe hardly does better, so the features must tell tasks apart better"
+        return "Try replay, or --probe to check whether the features separate tasks"
+    if means.probe - (1 - means.lost) >= confused / 2:
+        return (f"A linear probe on its features loses only {100 * (1 - means.probe):.0f} points. Try to refit the "
+                "head, or replay")
+    return "A linear probe is hardly better, so the features must separate tasks better"
 
 
 def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> list[Table]:
@@ -186,7 +193,7 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
         names = [_named(i, named) for i in range(tasks)]
         rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in found]) for j in range(tasks)))
                      for i in range(tasks))
-        what = "task of the winning output" if found[0].corrected else "task that was guessed"
+        what = "task of the winning output" if found[0].corrected else "inferred task"
         tables.append(Table(f"{method.label}: {what}, mean over {len(found)} seed{'s' * (len(found) > 1)}",
                             tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
     return tables
@@ -219,7 +226,7 @@ def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
                 lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
             for seen in zip(*lists, strict=True))
         tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
-            Column(name, "points") for name in (LOST, *names)), rows, corner="row"))
+            Column(name, "points", heading=HEADINGS.get(name, "")) for name in (LOST, *names)), rows, corner="row"))
     return tables
 
 

@@ -13,8 +13,8 @@ def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it comes back."""
     told = [words for method in methods if (words := _gap(method))]
     if told:
-        yield ("after a boundary the mean accuracy on old tasks (stability gap, docs/metrics.md), mean over boundaries "
-               f"and seeds: {'; '.join(told)}")
+        yield ("Stability gap (docs/metrics.md): how the mean accuracy on old tasks changes after a new task begins, "
+               f"averaged over boundaries and seeds. {'; '.join(told)}")
 
 
 def _gap(method: MethodRecords) -> str:
@@ -24,7 +24,7 @@ def _gap(method: MethodRecords) -> str:
     falls = f"{method.label} falls by {100 * fmean(gap.depth for gap in found):.1f} points"
     back = [gap.length for gap in found if gap.length is not None]
     if not back:
-        return f"{falls}, no recovery"
+        return f"{falls} and does not recover"
     rise = 100 * fmean(gap.recovery for gap in found)
-    return (f"{falls}, rises again by {rise:.1f} and is where it ends after {fmean(back):.0f} steps "
-            f"({len(back)} of {len(found)} recover)")
+    return (f"{falls}, rises again by {rise:.1f} and recovers after {fmean(back):.0f} steps "
+            f"({len(back)} of {len(found)} gaps recover)")

@@ -10,10 +10,10 @@ from itertools import accumulate
 from statistics import fmean
 
 from clbench.core.errors import StoreError
-from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.levels import at_chance, underfit
+from clbench.report.analysis.marks import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
@@ -22,30 +22,20 @@ from clbench.report.option_columns import options_of, plain
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 
-INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"
-OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
-MARKS = {
-    INFERS: "was not told the task of a test sample and inferred it; task inference: how often it was right",
-    OUTPUTS["own"]: "in training, new samples competed among the classes of their own task only (outputs = own), not "
-                    "among all so far; older records have no mark",
-    OUTPUTS["all"]: "in training, new samples competed among all outputs of the stream, those of classes still to come "
-                    "too (outputs = all); older records have no mark",
-    STALE: "has results of other code or data than there were when they were kept, or of several states of its code; "
-           "notes say which",
-    RECIPE: "was trained by a recipe of its own, which is part of what its row shows",
-    UNDERFIT: "underfit: it had not learned its tasks when their steps ended, so its row says little about the method",
-    CHANCE: "is not shown to do better than guessing: the 95% interval that its test samples give (Wilson) includes "
-            "chance, or is below it",
-}
-
 
 @dataclass(frozen=True)
 class MethodRecords:
     """The records of one method in one setting."""
 
-    label: str
+    label: str  # what tables call it: its display name, or its id
     records: tuple[Record, ...]  # by seed
     seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
+    id: str = ""  # what `--methods` calls it
+
+    def __post_init__(self) -> None:
+        """Take the label for the id if there is no other one."""
+        if not self.id:
+            object.__setattr__(self, "id", self.label)
 
     @property
     def strategy(self) -> str:
@@ -230,12 +220,16 @@ class Setting:
         """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
-        if self.until and self.values(ACC).get(self.until.baseline or ""):
-            return self.until.baseline
+        if self.until and self.values(ACC).get(named := self.label_of(self.until.baseline or "") or ""):
+            return named
         references = [m for m in self._as_given if m.reference and m.done and not m.joint]
         fine_tuning = [m for m in references if m.fine_tuning]
         only = references if len(references) == sum(bool(m.done) and not m.reference for m in self.methods) == 1 else []
         return next((m.label for m in fine_tuning or only), None)
+
+    def label_of(self, name: str) -> str | None:
+        """Return the label of the method with this label or id, None if there is none."""
+        return next((m.label for m in self.methods if name in (m.label, m.id)), None)
 
     @cached_property
     def _as_given(self) -> list[MethodRecords]:

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from clbench.report.analysis.grouping import MethodRecords
 from clbench.report.analysis.levels import UNDERFIT, underfit
+from clbench.report.formatting import in_words
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record
 
@@ -23,20 +24,21 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
     """
     if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
                 for m in methods if (share := underfit(m.done)) is not None]:
-        yield (f"underfit: when the steps of a task ended, the training loss was still above {100 * UNDERFIT:.0f}% of "
-               f"that of guessing (the log of the number of competing classes): {', '.join(high)}; give these rows "
-               "more steps (--epochs, --iterations) or another learning rate (--lr) before comparing them")
-    rising = [f"{m.label} ({before:.2f} to {last:.2f})" for m in methods
-              if (found := still_falling(m.done)) is not None for before, last in [found]]
+        yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT:.0f}% of that of guessing, "
+               f"the log of the number of competing classes: {in_words(high)}. Give these rows more steps (--epochs, "
+               "--iterations) or another learning rate (--lr) before comparing them")
+    rising = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
+              if (losses := still_falling(m.done)) is not None]
     if rising:
-        yield (f"still learning when the steps of a task ended (training loss in the last tenth but one of them and in "
-               f"the last): {', '.join(rising)}; with more steps (--epochs, --iterations) these rows would be others")
+        yield ("Not converged: the training loss was still falling when a task's steps ended, from the last tenth but "
+               f"one to the last tenth of them: {in_words(rising)}. More steps (--epochs, --iterations) would change "
+               "these rows")
     behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
     if behind:
         best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
-        yield (f"learned their tasks far less well than joint training, whose learning accuracy is {best:.1f}, on "
-               f"every seed: {', '.join(behind)}; what was not learned cannot be forgotten, so read their forgetting "
-               "together with their accuracy")
+        yield (f"Underfit: just after learning a task, accuracy is {FAR:.0f} or more points below that of joint "
+               f"training ({best:.1f}) on every seed: {in_words(behind)}. A method cannot forget what it has not "
+               "learned, so read forgetting together with accuracy")
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:

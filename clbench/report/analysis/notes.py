@@ -10,7 +10,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import clean, listed, number
+from clbench.report.formatting import clean, in_words, listed, number
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 
@@ -31,7 +31,7 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
-    told = (f"{budget} per task, batch {chosen.batch_size}, optimiser state {chosen.optimizer_state} between tasks"
+    told = (f"{budget} per task, batch {chosen.batch_size}, optimizer state {chosen.optimizer_state} between tasks"
             if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
             + told
@@ -52,8 +52,8 @@ def own_recipe(label: str, trial: Trial) -> str:
         return ""
     parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
              for name in trial.own_recipe]
-    budget = "; its budget is another one" if other_budget else ""
-    return f"recipe of its own: {', '.join(parts)}{budget}"
+    budget = ", so it had another budget" if other_budget else ""
+    return f"trained with {', '.join(parts)}{budget}"
 
 
 def title(record: Record) -> str:
@@ -75,10 +75,52 @@ def weights(found: Weights | None) -> str:
     if found is None:
         return "none (from scratch)"
     known = [f"sha256 {found.sha256[:16]}" if not found.named else "",
-             f"licence {found.licence}" if found.licence else "",
+             f"license {found.licence}" if found.licence else "",
              f"trained on {found.training_data}" if found.training_data else ""]
     told = "; ".join(filter(None, known))
     return f"{found.path} ({told})" if told else found.path
+
+
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
+
+def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
+    """Return the setting of a section in a few pairs, for the small table under its comparison."""
+    trial = records[0].trial
+    chosen = trial.recipe
+    pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
+             ("model", trial.model.name + _size(trial)),
+             ("weights", f"{trial.weights.path} ({trial.weights.training_data or 'training data not known'})"
+              if trial.weights else "none; training starts from scratch"),
+             ("optimizer", f"{OPTIMIZERS[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
+              + (f" ({format_value(chosen.head_lr)} for heads)" if chosen.head_lr else "")
+              + (f", {chosen.schedule} schedule" if chosen.schedule != "constant" else "")
+              + (f", {chosen.precision}" if chosen.precision != "fp32" else "")),
+             ("budget", _budget(chosen, trial.arrival)),
+             ("seeds", listed(list(seeds)))]
+    stream = next((r.stream for r in records if r.stream), None)
+    if stream:
+        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks with {_spread(map(len, stream.classes))} classes, "
+                         f"{_spread(stream.train_samples)} training and {_spread(stream.test_samples)} "
+                         f"{'validation' if trial.validation else 'test'} samples each"))
+    if str(trial.arrival):
+        pairs.append(("arrival of samples", str(trial.arrival)))
+    if trial.validation:
+        pairs.append(("accuracy on", held_out(trial)))
+    return tuple((name, clean(value)) for name, value in pairs)
+
+
+def _size(trial: Trial) -> str:
+    size = trial.model.options.get("size")
+    return f" at {size} pixels" if size else ""
+
+
+def _budget(chosen: Recipe, arrival: Arrival) -> str:
+    if arrival.hidden:
+        return f"one pass over the stream, batch size {chosen.batch_size}"
+    steps = (f"{chosen.iterations:,} step{'s' * (chosen.iterations != 1)}" if chosen.iterations
+             else f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}")
+    return f"{steps} per task, batch size {chosen.batch_size}"
 
 
 def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
@@ -146,22 +188,23 @@ def differences(records: Sequence[Record]) -> list[str]:
     for seed in sorted({r.trial.seed for r in records}):
         prints = {r.stream.fingerprint for r in records if r.stream and r.trial.seed == seed}
         if len(prints) > 1:
-            notes.append(f"seed {seed}: the methods did not see the same data (the streams' fingerprints differ), "
-                         "so their figures cannot be compared")
+            notes.append(f"The methods did not see the same data with seed {seed} (the fingerprints of their streams "
+                         "differ), so their results cannot be compared")
     times = "times cannot be compared"
-    found = [("devices", _values(records, lambda r: r.provenance.device), f"{times}, accuracies may differ slightly"),
+    kinds = [("devices", _values(records, lambda r: r.provenance.device),
+              f"{times}, and accuracies may differ slightly"),
              ("machines", _values(records, lambda r: r.provenance.machine), times),
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
-             ("commits of clbench", _values(records, _commit), "the code may not be the same")]
-    found += [(f"versions of {package}", values, "figures may differ for this reason alone")
+             ("commits of clbench", _values(records, _commit), "the code may differ")]
+    kinds += [(f"versions of {package}", values, "results may differ for this reason alone")
               for package, values in package_versions(records).items()]
-    notes += [f"records were made with different {kind} ({', '.join(values)}): {consequence}"
-              for kind, values, consequence in found if len(values) > 1]
+    notes += [f"The records come from different {kind}, so {consequence}: {', '.join(values)}"
+              for kind, values, consequence in kinds if len(values) > 1]
     methods: dict[str, set[str]] = {}
     for r in records:
         if "method" not in r.provenance.code:  # of newer records the code itself is compared
             methods.setdefault(str(r.trial.method), set()).add(r.provenance.plugin)
-    notes += [f"{method}: its seeds were made by different plugin versions ({', '.join(sorted(plugins))})"
+    notes += [f"The seeds of {method} come from different versions of its plugin: {', '.join(sorted(plugins))}"
               for method, plugins in methods.items() if len(plugins) > 1]
     return [clean(n) for n in notes]
 
@@ -177,9 +220,9 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
         if same_on_every_seed(own) and (samples := test_samples(own)) and (found := test_set_interval(own)):
             low, high = (number(end, "percent") for end in found)
             told.setdefault(samples, []).append(f"{label} {number(acc(own[0].R), 'percent')} ({low} to {high})")
-    return [f"every seed gave the same result, so seeds are no evidence, ± 0.00 is no precision, and such rows are not "
-            f"tested against each other: {', '.join(rows)}. In brackets: the 95% interval (Wilson) that {samples:,} "
-            "test samples give" for samples, rows in told.items()]
+    return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
+            "precision, and these methods are not tested against each other. In parentheses is the 95% interval "
+            f"(Wilson) that {samples:,} test samples allow" for samples, rows in told.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:

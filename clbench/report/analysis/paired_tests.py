@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Family, Pair, Values, family, leader
-from clbench.report.analysis.grouping import CHANCE, MARKS, UNDERFIT, Setting
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.marks import CHANCE, MARKS, UNDERFIT
 from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
-from clbench.report.formatting import NONE, interval, named, number
+from clbench.report.formatting import NONE, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test, saturated_rate
 from clbench.results.stats import ALPHA, effect_size, seeds_needed
@@ -84,53 +85,53 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: S
     if pair.untested:
         return UNTESTED
     if not pair.decidable:
-        return "cannot be decided"
+        return "inconclusive"
     if not pair.significant:
-        return "no difference shown"
+        return "no significant difference"
     winner = pair.better(direction)
     mark = setting.cautions.get(pair.second if winner == pair.first else pair.first, "")
     if baseline:
-        return f"{'better' if winner == pair.first else 'worse'} {mark}".strip()
-    return f"{winner} is better {mark}".strip()
+        return f"significantly {'better' if winner == pair.first else 'worse'} {mark}".strip()
+    return f"{winner} is significantly better {mark}".strip()
 
 
 def undecided(tests: Family) -> str | None:
-    """Say that no pair can be decided, since a single seed tells nothing, nor do equal ones; None if some can be."""
+    """Say why no pair can be tested: there is a single seed, or every seed gave the same; None if some can be."""
     if any(pair.decidable for pair in tests.pairs):
         return None
     if any(pair.untested for pair in tests.pairs):
         return f"is {UNTESTED}"
     if (until := tests.until) is not None:
-        return f"cannot be decided before {until.first} seeds"
+        return f"is inconclusive before {until.first} seeds"
     needed = seeds_needed(len(tests.pairs))
-    return f"cannot be decided with 1 seed; {f'about {needed} would do' if needed else 'compare fewer methods'}"
+    return f"is inconclusive with 1 seed; {f'use about {needed} seeds' if needed else 'compare fewer methods'}"
 
 
 def basis(tests: Family, against: str = "") -> str:
-    """Say which test decides in a family, what it supposes, and how often it errs where that does not hold.
+    """Say which test a family uses, what it assumes, and how often it errs if that does not hold.
 
     Args:
         tests: the family.
-        against: of what, where not all pairs are compared.
+        against: what all methods are compared with, if not all pairs are compared.
     """
     size, pairs = len(tests.pairs), tests.pairs
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
-    asked = f"{size} {'test' if size == 1 else 'tests'} " + (f"against {against}" if against else "of all pairs")
-    said = [f"a sequential t test decides in {asked}, Holm's correction: {looks(tests.until)}"] if tests.until else []
+    what = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
+    sentences = ([f"Sequential t-tests, Holm-corrected over {what}, with {looks(tests.until)}"] if tests.until else [])
     if flips:
-        said.append(f"sign flips decide in {asked}, Holm's correction, with {_range(flips)}")
+        sentences.append(f"Exact sign-flip tests, Holm-corrected over {what}, with {_range(flips)}")
     if by_t:
-        said.append(f"the paired t test decides in {asked}, Holm's correction: {_range(by_t)} are too few for sign "
-                    "flips. It supposes normal differences; where a method is close to 100 % it was found to make a "
-                    f"false claim in up to {100 * saturated_rate(min(by_t)):.0f} % of such families, instead of 5 %")
-    return "; ".join(said)
+        sentences.append(f"Paired t-tests, Holm-corrected over {what}, because {_range(by_t)} are too few for "
+                         "sign-flip tests. They assume normally distributed differences. If a method is close to 100%, "
+                         f"up to {100 * saturated_rate(min(by_t)):.0f}% of such families contain a false claim")
+    return ". ".join(sentences)
 
 
 def looks(until: UntilDecided) -> str:
     """Say what a rule by which seeds were added lets one look at."""
-    return (f"a look after each seed from {until.first} to at most {until.most}, valid whenever one stops (Jennison & "
-            "Turnbull 1991)")
+    return (f"an interim analysis after each seed from {until.first} to at most {until.most}, valid whenever one stops "
+            "(Jennison & Turnbull 1991)")
 
 
 def _range(seeds: Sequence[int]) -> str:
@@ -149,22 +150,25 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
         setting: whose methods they are.
     """
     if (why := undecided(tests)) is not None:
-        return f"which method is best {why}"
+        return f"Which method is best {why}"
     pairs = tests.against(best)
     shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
     better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
     if len(better) == len(others):
         cautioned = [setting.marked(name) for name in better if name in setting.cautions]
-        return f"{best} is better than every other method" + (f" ({named(cautioned)})" if cautioned else "")
-    groups = [("better than", list(map(setting.marked, better))), ("worse on shared seeds than", worse),
-              ("equal on every seed to", [p.first for p in pairs if p.equal]),
-              ("no difference shown to", [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
-              ("not tested, because every seed gave the same result, against",
+        return f"{best} is significantly better than every other method" + (
+            f" ({in_words(cautioned)})" if cautioned else "")
+    groups = [("It is significantly better than", list(map(setting.marked, better))),
+              ("On shared seeds, it is significantly worse than", worse),
+              ("On every seed, it equals", [p.first for p in pairs if p.equal]),
+              ("There is no significant difference to",
+               [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
+              ("It is not tested against methods with the same results on every seed:",
                [p.first for p in pairs if p.untested]),
-              ("too few seeds to compare with",
+              ("There are too few seeds to compare it with",
                [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
-              ("no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
-    return f"{best} has {rank}; " + "; ".join(f"{words} {named(names)}" for words, names in groups if names)
+              ("It has no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
+    return ". ".join([f"{best} has {rank}", *(f"{words} {in_words(names)}" for words, names in groups if names)])
 
 
 Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per measure
@@ -189,7 +193,8 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
             best = leader(measure.column, complete or values, tests)
             first = {best: values[best], **values}  # of equal means the first leads
             rank = "the best mean" + ("" if leader(measure.column, first) == best else
-                                      " of those in the running" if setting.until else " of those with all seeds")
+                                      " of the remaining methods" if setting.until else
+                                      " of the methods with all seeds")
             others = [label for label in values if label != best]
             told = verdict(tests, best, others, rank, setting)
             verdicts.append((measure.column.title, told))
@@ -227,10 +232,10 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
             tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
             title_end, opponents = f"{method} minus each reference", "each reference"
         if not tests.pairs:
-            verdicts.append((title, "nothing to compare" + (f" with {baseline}" if baseline else "")))
+            verdicts.append((title, "There is nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        why = undecided(tests) or basis(tests, opponents)
-        verdicts.append((title, "; ".join(filter(None, [why, searches(setting, values)]))))
+        why = f"The comparison {reason}" if (reason := undecided(tests)) else basis(tests, opponents)
+        verdicts.append((title, ". ".join(filter(None, [why, searches(setting, values)]))))
         tables.append(table(f"{title}: {title_end}", tests, tests.pairs, setting, baseline))
     return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
 
@@ -238,7 +243,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
 def _legend(setting: Setting, tables: Sequence[Table]) -> list[str]:
     """Return what the marks in tables of pairs mean, with the methods that have them."""
     cells = "".join(row.cells[-1].text for one in tables for row in one.rows)
-    return [f"{mark} {MARKS[mark]}: {named([label for label, own in setting.cautions.items() if mark in own])}"
+    return [f"{mark} {MARKS[mark]}: {in_words([label for label, own in setting.cautions.items() if mark in own])}"
             for mark in (UNDERFIT, CHANCE) if mark in cells]
 
 
@@ -246,10 +251,10 @@ def _without(setting: Setting, baseline: str) -> str:
     """Say why nothing can be compared with a baseline that has no values of a measure."""
     method = next((m for m in setting.methods if m.label == baseline), None)
     if method is None:
-        return f"nothing is compared here, because the baseline {baseline} was not run in this setting"
+        return f"Nothing is compared here, because the baseline {baseline} was not run in this setting"
     if not method.done:
-        return f"nothing is compared here, because no trial of the baseline {baseline} gave a result"
-    return f"nothing is compared here, because the baseline {baseline} lacks this metric on some seed"
+        return f"Nothing is compared here, because no trial of the baseline {baseline} gave a result"
+    return f"Nothing is compared here, because the baseline {baseline} lacks this metric on some seed"
 
 
 def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:

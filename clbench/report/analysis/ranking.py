@@ -7,7 +7,7 @@ from statistics import fmean
 
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC
-from clbench.report.formatting import number
+from clbench.report.formatting import in_words, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Row, Table
 from clbench.results.stats import ALPHA, Ranks, rank_methods, settings_needed
 
@@ -19,19 +19,22 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
 
     None where they would mean nothing: for fewer than three such methods, for settings with the same benchmark, which
-    are not independent, and for fewer settings than the test needs. Methods are told apart by their labels.
+    are not independent, and for fewer settings than the test needs. Methods are matched by their ids.
     """
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         return None
-    labels = [m.label for m in settings[0].methods if all(m.label in s.eligible for s in settings)]
+    by_id = [{m.id: m.label for m in s.methods if m.label in s.eligible} for s in settings]
+    ids = [id_ for id_ in by_id[0] if all(id_ in there for there in by_id)]
+    labels = [by_id[0][id_] for id_ in ids]
     if len(labels) < LEAST_METHODS or len(settings) < settings_needed(len(labels)):
         return None
-    means = [{label: fmean(found.values()) for label, found in setting.compared(ACC).items()} for setting in settings]
-    found = rank_methods([[by_label[label] for label in labels] for by_label in means])
-    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.label not in labels)
+    means = [{label: fmean(values.values()) for label, values in setting.compared(ACC).items()} for setting in settings]
+    found = rank_methods([[by_label[there[id_]] for id_ in ids]
+                          for by_label, there in zip(means, by_id, strict=True)])
+    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.id not in ids)
     said = list(_verdicts(labels, found, len(settings)))
     if left_out:
-        said.append(f"Not ranked, for want of a full result in every setting: {', '.join(left_out)}")
+        said.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")
     return (_table(settings, labels, found),), tuple(said), (_figure(settings, labels, found),)
 
 
@@ -47,17 +50,18 @@ def _table(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> 
     winners = {i for i in k if all(better(found, i, j) for j in k if j != i)}
     rows.append(Row("average rank", tuple(Cell(number(rank, "number"), rank, n=len(settings), bold=i in winners)
                                           for i, rank in enumerate(found.average))))
-    return Table("Ranks by ACC (1 is the best)", tuple(Column(label, "number") for label in labels), tuple(rows),
+    return Table("Ranks by accuracy (1 is the best)", tuple(Column(label, "number") for label in labels), tuple(rows),
                  corner="setting")
 
 
 def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[str]:
     test = f"Friedman's test of {len(labels)} methods over {settings} settings: p = {found.p:.2g}"
     if found.p > ALPHA:
-        return [f"{test}; no difference between ranks shown"]
+        return [f"{test}. There is no significant difference between the average ranks"]
     behind = [(a, [b for j, b in enumerate(labels) if better(found, i, j)]) for i, a in enumerate(labels)]
-    return [f"{test}; ranks differ. Further apart than the critical difference of {found.critical:.2f} (Nemenyi): "
-            + ("; ".join(f"{a} before {', '.join(others)}" for a, others in behind if others) or "no two")]
+    pairs = "; ".join(f"{a} ranks significantly better than {in_words(others)}" for a, others in behind if others)
+    return [f"{test}. The average ranks differ significantly. With a critical difference of {found.critical:.2f} "
+            f"(Nemenyi), {pairs or 'no pair of methods differs significantly'}"]
 
 
 def _figure(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> FigureData:
@@ -67,8 +71,8 @@ def _figure(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) ->
     told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
     return FigureData(
         "critical-difference", "critical-difference", _TITLE,
-        f"ACC, {len(settings)} settings; Friedman p = {found.p:.2g}",
+        f"Accuracy in {len(settings)} settings; Friedman p = {found.p:.2g}",
         f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
-        "Average rank by ACC over the settings, 1 is the best. A bar joins methods whose ranks are less "
-        f"apart than the critical difference (Nemenyi, {100 * ALPHA:g}%), which the line above shows: those "
-        "cannot be told apart.", tuple(points), critical=found.critical)
+        "Average rank by accuracy over the settings; 1 is the best. A bar joins methods whose ranks are not "
+        f"significantly different (Nemenyi, {100 * ALPHA:g}%). The line at the top is as long as the critical "
+        "difference.", tuple(points), critical=found.critical)

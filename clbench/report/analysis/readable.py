@@ -1,47 +1,58 @@
-"""Settings for readers: methods are called by their labels without recipes, where the rest tells them apart.
+"""Settings for readers: methods by their display names (`LoRA r=4`), or by their ids (`lora`) for files and scripts.
 
-A search gives nearly every method a learning rate of its own. `¶` marks such rows and a note has the recipes, so that
-names stay short: `lora`, not `lora:recipe.lr=3e-3`.
+The id of a row is its label without a recipe, if the rest distinguishes it: a search gives nearly every method a
+learning rate of its own. `¶` marks such rows, and a note has the recipes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE
-from clbench.report.analysis.grouping import Setting, by_setting
+from clbench.core.registry import Registry, discover
+from clbench.experiment.display_names import filled, names_of, option_names, with_options
+from clbench.report.analysis.grouping import MethodRecords, Setting, by_setting
+from clbench.report.formatting import clean
 from clbench.results.records import Record
 
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
 
 
-def readable(records: Sequence[Record], baseline: str | None = None, hint: str = "") -> list[Setting]:
+def readable(records: Sequence[Record], baseline: str | None = None, hint: str = "", *, ids: bool = False,
+             registry: Registry | None = None) -> list[Setting]:
     """Return the settings of records as `by_setting` does, with the names of methods that reports show.
 
     Args:
-        records: all that stand in one report.
-        baseline: what methods are held against, by its name in reports or by its whole label.
+        records: all records of one report.
+        baseline: the method that others are compared with, by its display name, its id or its whole label.
         hint: where its reader finds the names, for an error.
+        ids: whether methods are called by their ids instead of their display names.
+        registry: of the methods, for their display names; None for those that are installed.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline.
     """
-    called = names(records)
+    called = row_ids(records)
     settings = by_setting([record.model_copy(update={"label": called[record.label]}) for record in records])
-    if baseline is not None:
-        known = dict.fromkeys(m.label for setting in settings for m in setting.methods)
-        if (named := baseline if baseline in known else called.get(baseline)) not in known:
-            raise SpecError(unknown("method", baseline, known, hint))
-        baseline = named
-    return [replace(setting, named_baseline=baseline) for setting in settings]
+    if not ids:
+        templates = installed_names() if registry is None else names_of(registry)
+        settings = [_with_display_names(setting, templates) for setting in settings]
+    if baseline is None:
+        return settings
+    wanted = called.get(baseline, baseline)
+    known = dict.fromkeys(name for setting in settings for m in setting.methods for name in (m.label, m.id))
+    if wanted not in known:
+        raise SpecError(unknown("method", baseline, known, hint))
+    return [replace(setting, named_baseline=setting.label_of(wanted) or wanted) for setting in settings]
 
 
-def names(records: Iterable[Record]) -> dict[str, str]:
-    """Return what reports call the method of each label: the same in all settings, distinct in each of them."""
+def row_ids(records: Iterable[Record]) -> dict[str, str]:
+    """Return the id of the method of each label: the same in all settings, distinct in each of them."""
     called: dict[str, str] = {}
     rows: dict[tuple[tuple[str, ...], str], set[str]] = {}  # by setting and short name
     for record in records:
@@ -49,3 +60,50 @@ def names(records: Iterable[Record]) -> dict[str, str]:
         rows.setdefault((record.trial.setting, short), set()).add(record.trial.row)
     shared = {short for (_, short), own in rows.items() if len(own) > 1}
     return {label: label if short in shared else short for label, short in called.items()}
+
+
+@cache
+def installed_names() -> dict[str, str]:
+    """Return the display names of the methods that are installed."""
+    return names_of(discover())
+
+
+def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:
+    """Return the display name of each method by its id; they are distinct.
+
+    If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. A label that somebody chose stays.
+    """
+    names = {m.id: _filled(m, templates.get(m.strategy, "")) for m in methods}
+    sharing: dict[str, list[MethodRecords]] = {}
+    for m in methods:
+        sharing.setdefault(names[m.id], []).append(m)
+    for name, group in sharing.items():
+        if len(group) > 1:
+            options = {m.id: m.id.split(":")[1:] for m in group}
+            for m in group:
+                shown = option_names(templates.get(m.strategy, ""))
+                differing = [option for option in options[m.id] if option.partition("=")[0] not in shown
+                             and not all(option in others for others in options.values())]
+                names[m.id] = with_options(name, differing)
+    taken = list(names.values())
+    return {id_: name if taken.count(name) == 1 else id_ for id_, name in names.items()}
+
+
+def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setting:
+    """Return a setting whose methods and records are called by their display names."""
+    names = display_names(setting.methods, templates)
+    labels = {record.key: names[m.id] for m in setting.methods for record in m.records}
+
+    def renamed(records: Sequence[Record]) -> tuple[Record, ...]:
+        return tuple(record.model_copy(update={"label": labels[record.key]}) for record in records)
+
+    methods = tuple(replace(m, label=names[m.id], id=m.id, records=renamed(m.records)) for m in setting.methods)
+    return replace(setting, methods=methods, records=renamed(setting.records))
+
+
+def _filled(method: MethodRecords, template: str) -> str:
+    """Return a display name with the method's options in it; the id if there is no such name."""
+    options = method.records[0].trial.method.options
+    if not template or method.id.split(":")[0] != method.strategy or not option_names(template) <= options.keys():
+        return method.id
+    return clean(filled(template, options))

@@ -10,21 +10,21 @@ from clbench.results.records import Record
 
 
 def told(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a sentence where a rule has added seeds, and one where seeds were added after a report had been read."""
+    """Yield a sentence if a rule added seeds, and one if seeds were added after a report had been read."""
     until = next((r.until for r in records if r.until), None)
     if until is not None:
-        yield (f"seeds were added where the question was open ({question(until)}): {until.first} to at most "
-               f"{until.most} of a method (--until decided). So means are of different seeds, and differences of those "
-               "that both methods have. Verdicts, p and ± are sequential: they hold whenever one stops. Intervals in "
-               "the figures are the usual ones, which do not hold here")
+        yield (f"Seeds were added until this was decided: {question(until)}. Each method has {until.first} to at most "
+               f"{until.most} seeds (--until decided). Differences are taken over the seeds that both methods have. "
+               "Verdicts, p-values and ± are sequential and hold whenever one stops; the intervals in figures are not")
     added = [r for r in records if r.seen]
     if added:
-        seeds, shown = ({s for r in added for s in found(r)} for found in (lambda r: [r.trial.seed], lambda r: r.seen))
-        rule = "the rule by which seeds are added" if until else "a number of seeds"
+        seeds, shown = ({s for r in added for s in pick(r)} for pick in (lambda r: [r.trial.seed], lambda r: r.seen))
         yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
-               f"{_seeds(shown)}: the intervals and tests suppose {rule} fixed beforehand, and err more often where a "
-               "look decides whether to go on (clbench run --until decided may look after each seed)")
+               f"{_seeds(shown).lower()}. Intervals and tests assume "
+               f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
+               "more often if interim results decide whether to continue. With --until decided, interim analyses are "
+               "allowed")
 
 
-def _seeds(found: set[int]) -> str:
-    return f"seed{'s' * (len(found) > 1)} {listed(sorted(found))}"
+def _seeds(seeds: set[int]) -> str:
+    return f"Seed{'s' * (len(seeds) > 1)} {listed(sorted(seeds))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from clbench.report.analysis.grouping import Setting
+from clbench.report.formatting import in_words
 
 
 def searches(setting: Setting, labels: Iterable[str]) -> str:
@@ -14,6 +15,7 @@ def searches(setting: Setting, labels: Iterable[str]) -> str:
     if not tried or (len(tried) == len(found) and len(set(tried.values())) == 1):
         return ""
     others = [label for label in found if label not in tried]
-    words = ", ".join(f"{label} (best of {number} candidates on validation samples)" for label, number in tried.items())
-    unlike = f"not those of {', '.join(others)}" if others else "with different numbers of candidates"
-    return f"options were searched of {words}, {unlike}: a difference between them is also that of the search"
+    words = in_words([f"{label} ({number} candidates)" for label, number in tried.items()])
+    unlike = (f"{in_words(others)} {'was' if len(others) == 1 else 'were'} not, so" if others
+              else "with different numbers of candidates, so")
+    return f"Tuned on validation samples: {words}; {unlike} differences may reflect the tuning"

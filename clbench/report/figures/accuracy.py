@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -34,17 +35,19 @@ def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
     return colours
 
 
-def wrapped_label(result: Result, most: int = 22) -> str:
-    """Return a method's label in up to two lines of `most` characters; with the number of seeds if some are missing."""
-    first, *options = result.label.split(":")
+def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
+    """Return a method's label in up to `count` lines of `most` characters, broken at spaces and before options.
+
+    It ends with the number of seeds if some are missing.
+    """
+    missing = "" if result.complete else f" ({len(result.seeds)} seed{'s' * (len(result.seeds) > 1)})"
+    first, *rest = re.findall(r"[: ]?[^: ]+", result.label + missing) or [""]
     lines = [first]
-    for option in options:
-        if len(lines) < 2 and len(f"{lines[-1]}:{option}") > most:
-            lines.append(option)
+    for part in rest:
+        if len(lines) < count and len(lines[-1] + part) > most:
+            lines.append(part[1:])
         else:
-            lines[-1] += f":{option}"
-    if not result.complete:
-        lines[-1] += f" ({len(result.seeds)} seed{'s' * (len(result.seeds) > 1)})"
+            lines[-1] += part
     return "\n".join(style.shorten(line, most) for line in lines)
 
 
@@ -84,7 +87,9 @@ def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
     found = _numbers(forgetting_per_task(data.results))
     tasks, count = max(map(len, found)), len(found)
-    below = 0.62 + 0.3 * math.ceil(count / 4)  # inches, for the legend
+    labels = list(map(wrapped_label, data.results))
+    lines = max(2, 1 + max(label.count("\n") for label in labels))
+    below = 0.62 + (0.02 + 0.14 * lines) * math.ceil(count / 4)  # inches, for the legend
     figure, axes = style.canvas(data.subject, height=3.3 + below)
     axes.set_position((0.095, below / (3.3 + below), 0.88, 2.95 / (3.3 + below)))
     axes.set_xlim(0.5, tasks + 0.5)
@@ -102,7 +107,7 @@ def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
         axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
                       linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
-                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=wrapped_label(result),
+                      markersize=max(3.2, min(6.0, 400 * step / tasks)), label=labels[k],
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
                       markerfacecolor="white" if result.reference else colour)
     figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
@@ -130,7 +135,7 @@ def draw_heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         _panel(axes, R, scale, side * 72 / len(R))
-        text = wrapped_label(result, int(side * 12.5))
+        text = wrapped_label(result, int(side * 12.5), 2)
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
         axes.plot([0.08 / side], [first], marker=looks[result.strategy].marker, color=colour, markersize=5,
                   transform=axes.transAxes, clip_on=False)

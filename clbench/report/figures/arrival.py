@@ -12,8 +12,9 @@ from clbench.report.model import FigureData, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CAPTION = ("Down: the classes, or the tasks that samples are of; across: the task during which they arrive; colour: "
-           "the share of a row's training samples; numbers: samples, mean over seeds. Every method saw the same.")
+CAPTION = ("Rows are the classes or tasks that training samples belong to, columns the tasks during which they arrive. "
+           "The darker a cell, the larger its share of the row; numbers are samples, mean over seeds. Every method saw "
+           "the same stream.")
 _CELL, _TALL = 0.62, 0.23  # inches
 _DARK = 0.6  # from here on white reads better
 
@@ -22,8 +23,8 @@ def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:
     """Return the picture of the stream that a table of arrivals is."""
     away = _away(table)
     return FigureData("arrival", f"{slug}-arrival", table.title, subject,
-                      f"Of {len(table.rows)} rows the share of samples that arrives outside of the task with most of "
-                      f"them: {100 * away:.0f} %; the table has all counts.", CAPTION, table=table)
+                      f"On average over {len(table.rows)} rows, {100 * away:.0f}% of the samples arrive outside the "
+                      "task that has most of them. The table has all counts.", CAPTION, table=table)
 
 
 def shares(table: Table) -> list[list[float]]:

@@ -29,7 +29,7 @@ def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     ends = [end for side in sides for p in side.points for end in _span(p)]
     pad = max(0.06 * (max(ends) - min(ends)), 0.002)
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
-    axes[0].set_ylabel("ACC (%)")
+    axes[0].set_ylabel("accuracy (%)")
     for side, on in zip(sides, axes, strict=True):
         _draw_panel(on, side, looks)
     style.percentages(axes[0].yaxis)

@@ -90,9 +90,9 @@ def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureDa
         told.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
                                     if gaps else ""))
     return FigureData(
-        "steps", name, "Accuracy over steps", subject,
-        f"Accuracy on each task while tasks are learned, a panel for each method. On old tasks, after a boundary: "
-        f"{'; '.join(told)}.",
-        "Accuracy on each task, from its own first step on, and in dark the mean over the tasks before the one that is "
-        "learned; means over seeds. Vertical lines: boundaries of tasks, where the next outputs begin to compete.",
+        "steps", name, "Accuracy during training", subject,
+        f"Accuracy on each task while tasks are learned, in one panel per method. Mean accuracy on old tasks after a "
+        f"new task begins: {'; '.join(told)}.",
+        "Accuracy on each task from its first step on; the dark line is the mean over the tasks before the current "
+        "one. Lines are means over seeds. Vertical lines show where a new task begins.",
         results=tuple(results[course.row] for course in found))

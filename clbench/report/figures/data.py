@@ -35,7 +35,7 @@ class Panel(NamedTuple):
     def told(self) -> str:
         """Return what it shows, in words."""
         others = [i for i in range(len(self.points)) if i not in self.best]
-        return f"ACC against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
+        return f"Accuracy against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
 
     def _words(self, which: Sequence[int]) -> str:
         chosen = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
@@ -120,10 +120,11 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
     return FigureData(
         "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.told() for side in sides),
-        f"ACC (mean and 95% interval over seeds) against {' and '.join(side.meaning for side in sides)}. Heavy markers "
-        "and steps: the Pareto front, the best accuracy at each cost; hollow: references, which take no part in it; a "
-        "thin line joins the methods of one strategy."
-        + "".join(f" Without {cost}, so not on that axis: {', '.join(labels)}." for cost, labels in lacking if labels),
+        f"Accuracy against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval over "
+        "seeds. The stepped line and the large markers show the Pareto front: the best accuracy at each cost. "
+        "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
+        + "".join(f" Not on the axis of {cost}, because they have none: {', '.join(labels)}."
+                  for cost, labels in lacking if labels),
         tuple(p for p in points if any(p in side.points for side in sides)))
 
 
@@ -133,30 +134,30 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
         return None
     told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
     return FigureData(
-        "growth", name, "Parameters kept after each task", subject,
-        f"Parameters kept after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
-        "All parameters that a method keeps after each task. Methods that keep the same share a line.",
-        tuple(drawn), axis="parameters kept")
+        "growth", name, "Total parameters after each task", subject,
+        f"Total parameters after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
+        "All parameters that a method holds after each task. Methods with the same number share a line.",
+        tuple(drawn), axis="total parameters")
 
 
 def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
                      for r in results)
     return FigureData(
-        "curves", name, "Accuracy over tasks", subject,
+        "curves", name, "Accuracy after each task", subject,
         f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
-        "Mean accuracy over the tasks seen so far, after each task: mean over seeds, with the 95% interval "
-        "as a band. Dashed: references.", results=results)
+        "Mean accuracy over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
+        "confidence intervals, and dashed lines are references.", results=results)
 
 
 def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
     told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
                      for r in results)
     return FigureData(
-        "forgetting", name, "Forgetting per task", subject,
+        "forgetting", name, "Forgetting of each task", subject,
         f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
-        "Best accuracy on a task after training on it and before the last task, minus the final one: mean "
-        "and 95% interval over seeds; below 0 a task got better. Hollow: references.", results=results)
+        "Best accuracy on a task between its training and the last task, minus the final accuracy: mean and 95% "
+        "confidence interval over seeds. Below 0, a task improved. References have hollow markers.", results=results)
 
 
 def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
@@ -164,8 +165,8 @@ def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureDat
     return FigureData(
         "heatmaps", name, "Accuracy on each task after each task", subject,
         f"A heat map of R for each of {told}; the tables of R hold its numbers.",
-        "R, mean over seeds, on one scale for all methods: rows after training on a task, columns tasks; "
-        "left of the line are the tasks seen so far.", results=results)
+        "Accuracy matrix R, mean over seeds, on one scale for all methods. Rows: after training on a task. Columns: "
+        "the task tested. Left of the line are the tasks seen so far.", results=results)
 
 
 def _mean(values: Sequence[float], unit: Unit = "percent") -> str:
@@ -174,19 +175,19 @@ def _mean(values: Sequence[float], unit: Unit = "percent") -> str:
 
 def accuracy_over_tasks(results: Sequence[Result]) -> Table:
     """Return the mean accuracy over the tasks seen so far, after each task."""
-    return _table("Accuracy over tasks", "after task {}", "percent", results,
+    return _table("Accuracy after each task", "after task {}", "percent", results,
                   lambda r: list(map(metrics.seen, r.R)))
 
 
 def forgetting_per_task(results: Sequence[Result]) -> Table:
     """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`."""
-    return _table("Forgetting per task", "task {}", "points", results,
+    return _table("Forgetting of each task", "task {}", "points", results,
                   lambda r: [metrics.forgetting_per_task(R) for R in r.R])
 
 
 def parameters_over_tasks(results: Sequence[Result]) -> Table:
     """Return the parameters kept after each task."""
-    return _table("Parameters kept after each task", "after task {}", "count", results, lambda r: r.parameters)
+    return _table("Total parameters after each task", "after task {}", "count", results, lambda r: r.parameters)
 
 
 def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
@@ -197,7 +198,7 @@ def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
     rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
             for r, of_seeds, mean in zip(results, found, means, strict=True)]
     titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
-    return Table("ACC of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
+    return Table("Accuracy of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
 
 def _single(value: float | None, unit: Unit) -> Cell:

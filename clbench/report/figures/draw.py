@@ -52,4 +52,5 @@ def draw_figure(data: FigureData, looks: Mapping[str, Look], file_formats: Seque
         return []
     with style.styled():
         figure = KINDS[data.kind](data, looks)
+        style.add_title(figure, data.title)
         return [style.encoded(figure, f"{data.title}: {data.subject}", f) for f in file_formats]

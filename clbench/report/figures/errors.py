@@ -6,7 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clbench.report.analysis.errors import BIAS, CONFUSED, LOST, MISGUIDED, OUTDONE, PARTS, PROBE, UNGUIDED, WITHIN
+from clbench.report.analysis.errors import (
+    BIAS,
+    CONFUSED,
+    HEADINGS,
+    LOST,
+    MISGUIDED,
+    OUTDONE,
+    PARTS,
+    PROBE,
+    UNGUIDED,
+    WITHIN,
+)
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE, PALETTE, Look
 from clbench.report.model import FigureData, Table
@@ -30,12 +41,13 @@ def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
               if title in (column.title for column in table.columns)}
     negative = any(value and value < 0 for title in PARTS for value in values.get(title, ()))
     return FigureData(
-        "errors", name, "Points lost, by part", subject, f"Points lost: {told}.",
-        "Points lost after the last task, mean over seeds, split into parts that sum to the error."
-        + (" What stands left of 0 is negative." if negative else "")
-        + (" Bias of the head: what one constant for each task's outputs mends. The constants are an oracle's: they "
-           "are fitted to test samples and judged on others." if any(values.get(BIAS, ())) else "")
-        + (" Diamond: what a linear probe on the final features loses, fitted to all training samples of all tasks."
+        "errors", name, "Where the errors come from", subject, f"Points lost: {told}.",
+        "Points lost after the last task, mean over seeds, divided into parts that sum to the error."
+        + (" Parts left of 0 are negative." if negative else "")
+        + (" Task-recency bias is what the best constant for each task's outputs would correct; these constants are "
+           "fitted to half of the test samples and evaluated on the others." if any(values.get(BIAS, ())) else "")
+        + (" Diamonds show the points that a linear probe loses: ridge regression on the final features with all "
+           "training samples."
            if any(value is not None for value in values.get(PROBE, ())) else ""), table=table)
 
 
@@ -63,7 +75,7 @@ def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
             if not mean:
                 continue
             axes.barh(y, mean, 0.72, left=ends[mean > 0], color=COLOURS[name], linewidth=0,
-                      alpha=0.75 if row.reference else 1, label=None if name in drawn else name)
+                      alpha=0.75 if row.reference else 1, label=None if name in drawn else HEADINGS[name])
             ends[mean > 0] += mean
             drawn.add(name)
         probe = row.cells[titles.index(PROBE)].mean if PROBE in titles else None

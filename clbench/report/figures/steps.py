@@ -43,7 +43,7 @@ def draw_steps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         if column == 0:
             axes.set_ylabel("accuracy (%)")
         if k + across >= len(found):
-            axes.set_xlabel("optimiser steps")
+            axes.set_xlabel("optimizer steps")
     figure.axes[0].plot([], [], color=INK, linewidth=1.6, label="mean over old tasks")
     lines, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=8, columnspacing=1.2,

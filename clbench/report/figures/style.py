@@ -26,6 +26,7 @@ MARKERS = ("o", "s", "D", "^", "P", "v", "X", "<", ">", "p", "*")
 REFERENCE_MARKERS = ("v", "^", "s", "D")
 INK, PALE, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
 LABEL = 8.5  # size of labels in points
+_TITLE = 0.24  # inches of room for the title of a figure
 PNG_DPI = 300  # what journals ask for
 _STYLE: dict[str, Any] = {
     "figure.dpi": 72, "figure.facecolor": "white", "font.family": ["DejaVu Sans"], "font.size": 9.5,
@@ -91,6 +92,19 @@ def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> t
         axes[k].tick_params(length=3, labelleft=k == 0)
     axes[0].set_title(shorten(title, 100), loc="left", color=PALE, fontsize=LABEL, pad=9)
     return figure, axes
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Add room at the top of a drawn figure and write its title there; everything else keeps its size."""
+    width, height = figure.get_size_inches()
+    share = height / (height + _TITLE)
+    for axes in figure.axes:
+        box = axes.get_position()
+        axes.set_position((box.x0, box.y0 * share, box.width, box.height * share))
+    for text in figure.texts:
+        text.set_y(text.get_position()[1] * share)
+    figure.set_size_inches(width, height + _TITLE)
+    figure.text(0.1 / width, 1 - 0.08 / (height + _TITLE), title, color=INK, fontsize=10, fontweight="bold", va="top")
 
 
 def blank(width: float, height: float) -> Figure:

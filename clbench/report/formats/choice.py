@@ -11,7 +11,7 @@ from clbench.report.model import FigurePoint, Result, Section
 FEW = 6  # methods: with more a reader can choose which are shown
 CLEAR = 16  # lines that a figure can hold apart; of more methods the leading ones are shown first
 BEST = 6  # methods that are leading by their accuracy alone
-ALL, LEADING = "all methods", "the best, the front, references"
+ALL, LEADING = "all methods", "the best, the Pareto fronts, references"
 FEWER, GROWN = 0.1, 1.1  # share of the parameters that is trained; growth of the parameters kept
 
 
@@ -50,10 +50,10 @@ def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
         return
     costs = next((table for table in section.details if table.title == MORE_COSTS), None)
     samples = costs.cells("replay samples")[entry.row].mean if costs else None
-    yield "keep samples" if samples else "keep no samples"
+    yield "storing samples" if samples else "storing no samples"
     if result.trainable[0] and result.trainable[0][-1] < FEWER * result.parameters[0][-1]:
-        yield f"train less than {100 * FEWER:g} % of the parameters"
+        yield f"training under {100 * FEWER:g}% of the parameters"
     if result.parameters[0] and result.parameters[0][-1] > GROWN * result.parameters[0][0]:
-        yield "grow"
+        yield "growing"
     if result.label.startswith("avalanche:"):
-        yield "Avalanche's"
+        yield "from Avalanche"

@@ -12,13 +12,13 @@ from clbench.report.formatting import interval, number
 from clbench.report.model import Section
 
 SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
-SHOWN = -1  # in place of a number of seeds: the difference is shown
+SHOWN, UNTESTED = -1, -2  # in place of a number of seeds: the difference is significant, or it is not tested
 
 
 def packed(sections: Sequence[tuple[str, Section]]) -> str:
     """Return the choice as JSON for a script, empty where no section has one.
 
-    `kinds`: name, title and words of each, then all amounts of it, ascending, as they are typed and as they are read.
+    `kinds`: name, heading and words of each, then all amounts of it, ascending, as they are typed and as they are read.
     `settings`: id, title, whether the task is given, seeds, the methods (label, ACC, whether samples are kept, and of
     each kind the position of its amount; -1: not counted), for each method three numbers for each that follows
     (`_beside`), and who is no choice.
@@ -31,7 +31,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
         return ""
     amounts = {kind.name: sorted({value for *_, one in found for candidate in one.candidates
                                   if (value := candidate.counted[kind.name]) is not None}) for kind in SLIDERS}
-    kinds = [[kind.name, kind.measure.column.title, kind.words, list(map(typed, amounts[kind.name])),
+    kinds = [[kind.name, kind.measure.column.name, kind.words, list(map(typed, amounts[kind.name])),
               [number(value, kind.measure.column.unit) for value in amounts[kind.name]]] for kind in SLIDERS]
     places = {name: {value: i for i, value in enumerate(values)} for name, values in amounts.items()}
 
@@ -62,11 +62,11 @@ def _samples(candidate: Candidate) -> int:
 def _beside(pair: Beside) -> list[int | None]:
     """Return the difference and its half width (None: there is none) in hundredths of a point, and what tells it.
 
-    That is `SHOWN`, or about how many seeds would show it; 0: no number soon.
+    That is `SHOWN` or `UNTESTED`, or about how many seeds would show it; 0: that is not known.
     """
     half = pair.half_width
     return [_hundredths(pair.difference), None if half is None else _hundredths(half),
-            SHOWN if pair.shown else pair.needed or 0]
+            SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0]
 
 
 def _hundredths(value: float) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import zip_longest
 
+from clbench.report.analysis.headline import LEADS
 from clbench.report.figures.data import slugs
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
 
@@ -27,8 +29,8 @@ _HEAD = r"""
 \emergencystretch=3em
 \begin{document}
 """.strip()
-_LEGEND = ("Mean and 95% interval over seeds. Bold: shown to be the best; underlined: second; references stand below "
-           "the line.")
+_ABBREVIATIONS = ("ACC is the mean accuracy over tasks after the last one, BWT backward transfer. The second best mean "
+                  "is underlined. References are below the line.")
 
 
 def render(report: Report) -> str:
@@ -46,9 +48,11 @@ def render(report: Report) -> str:
 
 def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
-    yield _items(rf"\textbf{{{escape(about)}:}} {_prose(text)}" for about, text in section.headline)
-    yield _prose(section.summary)
-    notes = [_LEGEND, *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
+    yield _items((rf"\textbf{{{escape(LEADS[about])}}} " if LEADS[about] else "") + _prose(text)
+                 for about, text in section.headline)
+    yield _items(_prose(f"{name}: {value}") for name, value in section.summary)
+    notes = [*section.footnote, _ABBREVIATIONS, *(f"No result: {problem}" for problem in section.problems),
+             *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
@@ -93,7 +97,7 @@ def _rows(rows: Iterable[Row]) -> Iterator[str]:
 
 def _header(column: Column) -> str:
     """Return a header on its lines."""
-    lines = column.lines
+    lines = replace(column, heading="").lines  # the short title, which _ABBREVIATIONS explains
     if len(lines) == 1:
         return escape(lines[0])
     side = "l" if column.unit == "text" else "r"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from clbench.report.analysis.headline import LEADS, NEXT
 from clbench.report.formatting import brief
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
+MOST_NOTES = 5  # that are shown; the others are folded
 MANY = 20  # methods: with more, what report.html and report.json hold in full is left out here
 
 
@@ -31,15 +33,19 @@ def escape(text: str) -> str:
 def _section(section: Section) -> Iterator[str]:
     many = len(section.results) > MANY
     yield f"## {escape(section.title)}"
-    yield "\n".join(f"- **{escape(about)}:** {escape(text)}" for about, text in section.headline)
+    yield "\n".join(_headline(section))
     if section.problems:
         yield "**Trials without a result**"
         yield _bullets(section.problems)
     yield table(section.comparison)
-    yield escape(section.summary)
+    yield " ".join(map(escape, section.footnote))
+    yield "\n".join(["| setting | |", "| :-- | :-- |", *(f"| {escape(name)} | {escape(value)} |"
+                                                           for name, value in section.summary)])
     if section.notes:
         yield "**Notes**"
-        yield _bullets(section.notes)
+        yield _bullets(section.notes[:MOST_NOTES])
+        if rest := section.notes[MOST_NOTES:]:
+            yield from _folded(f"{len(rest)} more note{'s' * (len(rest) > 1)}", [_bullets(rest)])
     if section.anatomy:
         yield "### Where the errors come from"
         yield _bullets(section.anatomy)
@@ -57,6 +63,15 @@ def _section(section: Section) -> Iterator[str]:
     yield from _folded("Settings, provenance, commands", [
         "**Settings**", _pairs(settings), "**Provenance**", _pairs(section.provenance), "**Command**",
         *map(_code, section.commands)])
+
+
+def _headline(section: Section) -> Iterator[str]:
+    """Yield the first lines as a list; a command at the end of one is code."""
+    for about, text in section.headline:
+        lead = f"**{escape(LEADS[about])}** " if LEADS[about] else ""
+        what, _, command = text.partition(": ")
+        is_code = about == NEXT and command and "`" not in command
+        yield f"- {lead}" + (f"{escape(what)}: `{command}`" if is_code else escape(text))
 
 
 def _folded(summary: str, blocks: Iterable[str]) -> Iterator[str]:

@@ -127,8 +127,8 @@ def ranking_view(report: Report, looks: Mapping[str, Look]) -> RankingView | Non
     legend: list[LegendEntry] = []
     for point in data.points:
         legend.append(_entry(point, report.rankings[0].index(point.label), legend, looks))
-    caption = ("Average rank by ACC over the settings, 1 is the best. Bars reach half the critical difference "
-               f"(Nemenyi, {100 * ALPHA:g}%) to each side: methods whose bars overlap cannot be told apart.")
+    caption = ("Average rank by accuracy over the settings; 1 is the best. Bars reach half the critical difference "
+               f"(Nemenyi, {100 * ALPHA:g}%) to each side. Methods whose bars overlap are not significantly different.")
     return RankingView(legend, FigureView("ranks", data.title, caption, data.alt, ("ranks-1",), data.name, wide=True,
                                           critical=data.critical))
 
@@ -178,34 +178,36 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     accuracy, forgetting, parameters, seeds, *arrival = tables
     comparison = section.comparison
     figures = [*_errors(id_, slug, section),
-        FigureView("lines", "Accuracy over tasks",
-                   "Mean accuracy over the tasks seen so far; bands: 95% interval over seeds.",
-                   f"Accuracy over all tasks after the last: {_after_last_task(tables[accuracy])}.",
+        FigureView("lines", "Accuracy after each task",
+                   "Mean accuracy over the tasks seen so far; bands are 95% confidence intervals over seeds.",
+                   f"Mean accuracy over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
                    (accuracy,), f"{slug}-accuracy", axis="accuracy (%)"),
         FigureView("pareto", "Accuracy against cost",
-                   "Broken line: the Pareto front, the best accuracy at each cost; references (hollow) take no part in "
-                   "it.",
-                   f"Accuracy against a cost. ACC: {_in_words(comparison, comparison.cells(ACC.column.title))}.",
+                   "The stepped line is the Pareto front: the best accuracy at each cost. References are hollow and "
+                   "not part of it.",
+                   f"Accuracy against a cost. Accuracy: {_in_words(comparison, comparison.cells(ACC.column.title))}.",
                    (f"{id_}-comparison",), f"{slug}-pareto", costs=_costs(section)),
-        FigureView("seeds", "Seed by seed", "ACC of each seed; bar and band: mean and 95% interval.",
-                   f"ACC of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
+        FigureView("seeds", "Accuracy of each seed",
+                   "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
+                   f"Accuracy of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
                    (seeds,), f"{slug}-seeds"),
-        FigureView("lines", "Parameters kept",
-                   "All that a method keeps after each task. Methods that keep the same take turns along one line.",
-                   f"Parameters kept after the last task: {_after_last_task(tables[parameters])}.",
+        FigureView("lines", "Total parameters after each task",
+                   "All parameters that a method holds after each task. Methods with the same number share a line of "
+                   "alternating dashes.",
+                   f"Total parameters after the last task: {_after_last_task(tables[parameters])}.",
                    (parameters,), f"{slug}-growth", axis="parameters"),
     ]
     if tables[forgetting].columns:  # there are none with a single task
         figures.append(FigureView(
-            "bars", "Forgetting per task",
-            "Points that a task lost since its best, by task; whiskers: 95% interval over seeds.",
+            "bars", "Forgetting of each task",
+            "Points that a task has lost since its best accuracy; whiskers are 95% confidence intervals over seeds.",
             f"Forgetting (points): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     figures.append(FigureView(
-        "heat", "Accuracy on every task (R)",
-        "Across: the task tested. Down: after how many tasks; 0 is before training. Below the line: tasks that have "
-        "been trained on.",
+        "heat", "Accuracy on each task after each task (R)",
+        "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
+        "tasks that have been learned.",
         f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
         tuple(m.id for m in matrices), f"{slug}-R", wide=True))
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
@@ -257,5 +259,6 @@ def _costs(section: Section) -> tuple[CostAxis, ...]:
         points = {i: (cost, accuracy) for i in ranked
                   if (cost := costs[i]) and (accuracy := accuracies[i]) is not None}  # a log axis has no place for 0
         rows = list(points)
-        axes.append(CostAxis(title, comparison.index(title), [rows[k] for k in front(list(points.values()))]))
+        column = comparison.index(title)
+        axes.append(CostAxis(comparison.columns[column].name, column, [rows[k] for k in front(list(points.values()))]))
     return tuple(axes)

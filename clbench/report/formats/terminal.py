@@ -12,11 +12,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import SEPARATING_LINE, tabulate
 
-from clbench.report.model import Column, Report, Row, Table
+from clbench.report.analysis.headline import LEADS
+from clbench.report.model import Column, Report, Row, Section, Table
 
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(own)", "§": "(all)", "¶": "(recipe)",
           "※": "(stale)", "△": "(underfit)", "○": "(chance)", "\N{EN DASH}": "-"}
 _TITLE_OF_RANKS = "across settings"
+MOST_NOTES = 5  # that are shown; report.md has all
 _PADDING = 3  # characters between two cells, at most
 _BEST = " *"  # behind the best of a column, where there is no bold
 _WIDTH = 120  # characters, where neither a terminal nor COLUMNS says how many there are
@@ -39,16 +41,22 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or standard_output()
     for section in report.sections:
         _line(section.title, console, "bold")
-        _lines("", (f"{about}: {text}" for about, text in section.headline), console, "")
+        _lines("", (f"{LEADS[about]} {text}".strip() for about, text in section.headline), console, "")
         _lines("no result: ", section.problems, console, "bold red")
         show_table(section.comparison, console)
-        _line(section.summary, console, "dim")
-        _lines("", section.notes, console, "dim")
-        best = "bold" if console.is_terminal else "*"
-        _line(f"mean ± 95% interval over seeds; ↑ higher, ↓ lower is better; {best}: shown to be the best, references "
-              "left out", console, "dim")
+        _lines("", notes_to_show(section), console, "dim")
+        _lines("", (f"{name}: {value}" for name, value in section.summary), console, "dim")
+        best = () if console.is_terminal else ("* marks bold.",)
+        _lines("", (*section.footnote, *best), console, "dim")
         console.out()
     show_tables(_TITLE_OF_RANKS, report.rankings, report.ranking_verdicts, console)
+
+
+def notes_to_show(section: Section) -> list[str]:
+    """Return the first notes of a section, and how many more there are."""
+    shown = [f"- {note}" for note in section.notes[:MOST_NOTES]]
+    more = len(section.notes) - len(shown)
+    return [*shown, f"{more} more notes are in report.md."] if more > 1 else [f"- {note}" for note in section.notes]
 
 
 def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError
 from clbench.core.places import place
@@ -14,6 +15,8 @@ from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record,
 from clbench.training.budget import granted_in_words, steps_of
 from clbench.training.trials.costs import PeakMemory
 from clbench.training.trials.state import TrialState
+
+LESS_MEMORY = "To need less memory, use a smaller --batch-size, --precision bf16 or fewer --workers"
 
 
 def describe(stream: Stream) -> StreamFacts:
@@ -33,7 +36,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
     if stream.hidden:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
-                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods are not told where tasks end")
+                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods do not know where tasks end")
     usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return own if own == usual else f"{label}, by a recipe of its own: {own}"
 
@@ -46,6 +49,8 @@ def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
     kind, message = type(error).__name__, str(error)
     if isinstance(error, ClbenchError):
         return Failure(type=kind, message=message)
+    if out_of_memory(error):
+        message = f"{message or 'out of memory'}. {LESS_MEMORY}"
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
     return Failure(type=kind, message=message, traceback=traceback.format_exc(),
                    place=place(error, *map(package_of, parts)))

@@ -31,9 +31,9 @@ def read_state(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor], Tensor]
     try:
         header = checkpoint.read_header(path)
         if header is None:
-            raise StoreError(f"no state was kept to learn on from: {path} is not there; {again}")
+            raise StoreError(f"the state to continue from was not saved ({path} does not exist): {again}")
         if header.problem:
-            raise StoreError(f"no state could be kept to learn on from: {header.problem}")
+            raise StoreError(f"no state was saved from which training could continue: {header.problem}")
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
         state = {n.removeprefix(STRATEGY): t for n, t in tensors.items() if n.startswith(STRATEGY)}
@@ -54,15 +54,16 @@ def grow(header: CheckpointHeader, state: Mapping[str, Tensor], like: Strategy, 
     try:
         put_back(header.model_copy(update={"attributes": _attributes(header, like, larger, label)}), larger, grown)
     except (checkpoint.Unresumable, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SpecError(f"{label} cannot learn on: its state does not fit ({' '.join(str(error).split())[:160]})"
+        raise SpecError(f"{label} cannot continue training: its state does not fit "
+                        f"({' '.join(str(error).split())[:160]})"
                         ) from error
 
 
 def _grown(name: str, tensor: Tensor, before: Tensor | None, after: Tensor | None, like: Strategy, larger: Strategy,
            label: str) -> Tensor:
     """Return a tensor of the state in the size that it has with more outputs and tasks."""
-    problem = SpecError(f"{label} cannot learn on with more outputs: it keeps {name} {list(tensor.shape)}, of which it "
-                        "is not known how it grows")
+    problem = SpecError(f"{label} cannot continue training with more outputs: it stores {name} {list(tensor.shape)}, "
+                        "of which it is not known how it grows")
     if before is None or after is None:
         if like.world.classes != larger.world.classes and like.world.classes in tensor.shape:
             raise problem
@@ -100,7 +101,8 @@ def _attributes(header: CheckpointHeader, like: Strategy, larger: Strategy, labe
             if old == new:
                 continue
             if (decode(old), decode(new)) not in sizes or out.get(where, {}).get(name) != old:
-                raise SpecError(f"{label} cannot learn on: its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for "
-                                f"{like.world.tasks} tasks and {decode(new)} for {larger.world.tasks}")
+                raise SpecError(f"{label} cannot continue training: its {f'{where}.{name}'.lstrip('.')} is "
+                                f"{decode(old)} for {like.world.tasks} tasks and {decode(new)} for "
+                                f"{larger.world.tasks}")
             out[where][name] = new
     return out

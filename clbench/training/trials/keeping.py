@@ -49,7 +49,7 @@ def told(name: str, kept: int, data: int, keeps_less: str) -> str | None:
     if kept <= max(FLOOR, data):
         return None
     way = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
-    return f"{name} keeps {_megabytes(kept)} beside the model; the training data take {_megabytes(data)}{way}"
+    return f"{name} stores {_megabytes(kept)} in addition to the model; the training data take {_megabytes(data)}{way}"
 
 
 def data_bytes(stream: Stream) -> int:

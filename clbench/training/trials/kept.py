@@ -184,7 +184,7 @@ def read_model(path: Path) -> tuple[KeptHeader, dict[str, Tensor]]:
             own = {theirs: name for name, theirs in header.names.items()}
             tensors = {own.get(name, name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise StoreError(f"no model was kept: {path} is not there; {again}") from None
+        raise StoreError(f"the trained model was not saved ({path} does not exist): {again}") from None
     except (OSError, SafetensorError, ValidationError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({type(error).__name__}); remove it and {again}") from None
     if header.problem:

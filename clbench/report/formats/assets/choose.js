@@ -1,6 +1,6 @@
 // A method chosen under constraints. All numbers, texts and tests come with the page; here they are looked up.
 
-const [SHOWN, ROWS] = [-1, 8]; // a difference that is shown; rows and names before the rest is counted
+const [SHOWN, UNTESTED, ROWS] = [-1, -2, 8]; // a significant difference, one that is not tested; rows and names before the rest is counted
 
 function choosing(section) {
   const { kinds, settings } = JSON.parse(section.dataset.choice);
@@ -14,7 +14,7 @@ function choosing(section) {
     return { input, get most() { return Number(input.value); }, get used() { return this.most < amounts.length; },
       tell() { told.textContent = this.used ? texts[this.most] : "any"; input.setAttribute("aria-valuetext", told.textContent); } };
   });
-  const [samples, unknown] = ["No samples kept", "Task id unknown"].map((text) => {
+  const [samples, unknown] = ["No stored samples", "Task ID unknown"].map((text) => {
     const [label, box] = [make("label", { class: "tick" }), make("input", { type: "checkbox" })];
     label.append(box, make("span", {}, text));
     fields.append(label);
@@ -27,8 +27,8 @@ function choosing(section) {
   const limits = () => [ // each tells why a method is left out, or nothing
     ...sliders.map((slider, k) => slider.used && { flag: `--max-${kinds[k][0]} ${kinds[k][3][slider.most]}`,
       name: `${kinds[k][1]} ≤ ${kinds[k][4][slider.most]}`, refuses: (method) => refusal(method[3 + k], slider.most, kinds[k]) }),
-    samples.checked && { flag: "--no-samples-kept", name: "no samples kept",
-      refuses: (method) => [, "keeps samples", "no replay samples on record"].at(method[2]) },
+    samples.checked && { flag: "--no-samples-kept", name: "no stored samples",
+      refuses: (method) => [, "stores samples", "replay samples not recorded"].at(method[2]) },
   ].filter(Boolean);
   const apply = () => {
     for (const slider of sliders) slider.tell();
@@ -37,15 +37,15 @@ function choosing(section) {
     const asked = settings.filter(([, , given]) => !(unknown.checked && given));
     brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[4][bestOf(setting[4], active)]?.[0] ?? "none"}`).join("; ");
     told.replaceChildren(...asked.map((setting) => chosenOf(setting, kinds, active)),
-      ...asked.length ? [] : [make("p", {}, "In every setting here the test says the task: run with --scenario class or domain.")]);
+      ...asked.length ? [] : [make("p", {}, "Every setting here gives the task ID at test time. Run with --scenario class or domain.")]);
   };
   fields.addEventListener("input", apply);
-  section.append(fields, brief, told, make("p", { class: "key" }, "The same as a command, with the run folder for RUN:"), line);
+  section.append(fields, brief, told, make("p", { class: "key" }, "This command does the same; RUN is the run folder:"), line);
   apply();
 }
 
 function refusal(place, most, [, title, words, , texts]) {
-  if (place < 0) return `no ${title} on record`;
+  if (place < 0) return `${title} not recorded`;
   return place > most ? `${words} ${texts[place]}` : undefined;
 }
 
@@ -65,12 +65,12 @@ function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limi
   const made = make("article", { "data-setting": id });
   const heading = make("h3");
   heading.append(make("a", { href: `#${id}` }, title));
-  const within = limits.map(({ name }) => name).join(", ") || "no constraint";
-  made.append(heading, make("p", {}, `${left.length} of ${methods.length + incomplete.length} methods within ${within}.`));
-  if (first < 0) made.append(make("p", { class: "chosen" }, "None keeps to all of it."));
+  const within = limits.length ? `meet the constraints: ${limits.map(({ name }) => name).join(", ")}` : "have all results";
+  made.append(heading, make("p", {}, `${left.length} of ${methods.length + incomplete.length} methods ${within}.`));
+  if (first < 0) made.append(make("p", { class: "chosen" }, "No method meets all constraints."));
   else {
     const text = make("p", { class: "chosen" }, "Choose ");
-    text.append(make("strong", {}, methods[first][0]), `: ACC ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
+    text.append(make("strong", {}, methods[first][0]), `: accuracy ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
     made.append(text, remaining(methods, left, pair, kinds, title));
     if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
   }
@@ -78,12 +78,12 @@ function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limi
   for (const limit of limits) {
     const without = bestOf(methods, limits.filter((other) => other !== limit));
     if (without < 0) continue;
-    const cost = first < 0 ? `without it ${methods[without][0]} would be left, ACC ${methods[without][1]}`
-      : without === first ? `costs nothing: ${methods[first][0]} is the best without it too`
-      : `costs ${pair(without, first)[0]} points of ACC: without it ${methods[without][0]}, ACC ${methods[without][1]}`;
-    list.append(make("li", {}, `${limit.name} ${cost}`));
+    const best = `without it, the best method is ${methods[without][0]}, accuracy ${methods[without][1]}`;
+    const cost = first < 0 ? best : without === first ? `costs nothing: ${methods[first][0]} is the best method without it too`
+      : `costs ${pair(without, first)[0]} points of accuracy: ${best}`;
+    list.append(make("li", {}, `${limit.name}${first < 0 ? ":" : ""} ${cost}`));
   }
-  const out = [...incomplete.map((label) => `${label} (not all seeds)`), ...methods.flatMap((method) => {
+  const out = [...incomplete.map((label) => `${label} (not every seed gave a result)`), ...methods.flatMap((method) => {
     const why = limits.map(({ refuses }) => refuses(method)).filter(Boolean);
     return why.length ? [`${method[0]} (${why.join(", ")})`] : [];
   })];
@@ -97,15 +97,15 @@ function remaining(methods, left, pair, kinds, title) {
   const table = make("table");
   const head = table.createTHead().insertRow();
   const counted = kinds.filter(([, , , amounts]) => amounts.length);
-  for (const text of ["method", "ACC (%)", "the choice has more (points)", "evidence", ...counted.map(([, name]) => name)]) {
+  for (const text of ["method", "accuracy (%)", "lead of the choice (points)", "evidence", ...counted.map(([, name]) => name)]) {
     head.append(make("th", { scope: "col", ...text === "evidence" && { class: "text" } }, text));
   }
   const body = table.createTBody();
   for (const i of left.slice(0, ROWS)) {
     const [label, accuracy, , ...places] = methods[i];
     const [difference, evidence] = i === left[0] ? ["", ""] : pair(left[0], i);
-    const words = evidence === "" ? "the choice" : evidence === SHOWN ? "shown to be worse" : evidence
-      ? `not told apart; about ${evidence.toLocaleString("en")} seeds would tell` : "not told apart; no number of seeds would soon tell";
+    const words = evidence === "" ? "the choice" : evidence === SHOWN ? "significantly worse" : evidence === UNTESTED ? "not tested: every seed gave the same result"
+      : `no significant difference${evidence ? `; about ${evidence.toLocaleString("en")} seeds would be needed` : ""}`;
     const row = body.insertRow();
     row.append(make("th", { scope: "row" }, label), make("td", {}, accuracy), make("td", {}, difference), make("td", { class: "t" }, words),
       ...counted.map((kind) => make("td", {}, kind[4][places[kinds.indexOf(kind)]] ?? "–")));

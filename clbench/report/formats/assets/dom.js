@@ -35,7 +35,7 @@ function numbersOf(td, unit) {
 // A table of the page: its columns, and the cells of each row by the row's number.
 function readTable(id) {
   const table = document.getElementById(id);
-  const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => ({ ...th.dataset, hint: th.title }));
+  const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => ({ ...th.dataset, name: th.dataset.name ?? th.dataset.title, hint: th.dataset.name ? "" : th.title }));
   const seeds = table.dataset.seeds?.split(" ");
   const rows = new Map();
   for (const tr of table.querySelectorAll("tr[data-row]")) {

@@ -14,8 +14,8 @@ function drawPareto(svg, width, figure, methods) {
   const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(1, gain[end])));
   const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
-  frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].title}${unit === "seconds" ? " (s)" : ""}, log`,
-    yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "ACC (%)" });
+  frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].name}${unit === "seconds" ? " (s)" : ""}, log`,
+    yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "accuracy (%)" });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
   const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);
@@ -26,7 +26,7 @@ function drawPareto(svg, width, figure, methods) {
     shape(within, "line", { x1: px, x2: px, y1: span[0], y2: span[1], class: "whisker" });
     marker(within, method, px, py, best.includes(method.row) ? 6 : 4.5);
     return { ...around(px, py, 7), row: method.row, step: i, title: method.label,
-      lines: [`ACC: ${withUnit(gain, "percent")}`, `${columns[column].title}: ${withUnit(cost, unit)}`] };
+      lines: [`accuracy: ${withUnit(gain, "percent")}`, `${columns[column].name}: ${withUnit(cost, unit)}`] };
   });
   nameAll(svg, points, at, best, box, width >= 520);
   return { height, marks };

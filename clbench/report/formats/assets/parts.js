@@ -7,7 +7,7 @@ const PARTS = { // the colour of each part, as clbench/report/figures/errors.py 
 
 function drawParts(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
-  const parts = columns.flatMap(({ title }, j) => (title in PARTS ? [{ title, j }] : []));
+  const parts = columns.flatMap(({ title, name }, j) => (title in PARTS ? [{ title, name, j }] : []));
   const probe = columns.findIndex(({ title }) => title === "probe");
   const found = methods.map((method) => ({ method, cells: rows.get(method.row) }))
     .filter(({ cells }) => parts.some(({ j }) => cells[j].value !== null));
@@ -15,7 +15,7 @@ function drawParts(svg, width, figure, methods) {
   const low = -Math.max(0, ...found.map(({ cells }) => sum(cells, -1)));
   const high = Math.max(0.01, ...found.map(({ cells }) => Math.max(sum(cells, 1), probed(cells, probe) ?? 0)));
   const drawn = parts.filter(({ j }) => found.some(({ cells }) => cells[j].value)); // only these are in the key
-  const key = partsKey(svg, width, drawn.map(({ title }) => title), found.some(({ cells }) => probed(cells, probe) !== null));
+  const key = partsKey(svg, width, drawn, found.some(({ cells }) => probed(cells, probe) !== null));
   const plot = shape(svg, "g", { transform: `translate(0 ${key})` });
   const { x, lanes, height } = laneFrame(plot, width, found.map(({ method }) => method), low, high * 1.02,
     { xText: (v) => tickText(v, "points"), xTitle: "points lost" });
@@ -23,7 +23,7 @@ function drawParts(svg, width, figure, methods) {
   found.forEach(({ method, cells }, i) => {
     const { within, y } = lanes[i];
     const ends = { 1: 0, "-1": 0 };
-    for (const { title, j } of parts) {
+    for (const { title, name, j } of parts) {
       const { value } = cells[j];
       if (!value) continue;
       const from = ends[Math.sign(value)];
@@ -32,7 +32,7 @@ function drawParts(svg, width, figure, methods) {
       const coloured = shape(within, "g", { class: PARTS[title] });
       shape(coloured, "rect", { x: a, width: Math.max(b - a, 0.5), y: y - 9, height: 18, class: method.reference ? "part pale" : "part" });
       marks.push({ x0: a, x1: b, y0: y - 9 + key, y1: y + 9 + key, row: method.row, step: j, title: method.label,
-        lines: [`${title}: ${withUnit(cells[j], "points")}`, `of ${withUnit(cells[columns.findIndex((c) => c.title === "points lost")], "points lost")}`] });
+lines: [`${name}: ${withUnit(cells[j], "points")}`, `of ${withUnit(cells[columns.findIndex((c) => c.title === "points lost")], "points lost")}`] });
     }
     const lost = probed(cells, probe);
     if (lost !== null) {
@@ -50,15 +50,15 @@ function probed(cells, probe) {
 }
 
 // What the colours mean, in as many lines as it takes; returns the height.
-function partsKey(svg, width, titles, probe) {
+function partsKey(svg, width, parts, probe) {
   let [at, line] = [0, 14];
-  for (const title of [...titles, ...(probe ? ["linear probe"] : [])]) {
-    const needs = textWidth(title) + 34;
+  for (const { title, name } of [...parts, ...(probe ? [{ title: "", name: "linear probe" }] : [])]) {
+    const needs = textWidth(name) + 34;
     if (at && at + needs > width) [at, line] = [0, line + 20];
     const within = shape(svg, "g", { class: PARTS[title] ?? "" });
     if (title in PARTS) shape(within, "rect", { x: at, y: line - 10, width: 12, height: 12, class: "part" });
     else shape(within, "path", { d: MARKERS.D(4), transform: `translate(${at + 6} ${line - 4})`, class: "probe" });
-    shape(within, "text", { x: at + 18, y: line }, title);
+    shape(within, "text", { x: at + 18, y: line }, name);
     at += needs;
   }
   return line + 8;

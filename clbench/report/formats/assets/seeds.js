@@ -9,7 +9,7 @@ function drawSeeds(svg, width, figure, methods) {
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
   const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(1, Math.max(...ends)), 0.04);
   const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), Math.max(low, 0), Math.min(high, 1.002),
-    { xText: (v) => tickText(v, "percent"), xTitle: "ACC (%)" });
+    { xText: (v) => tickText(v, "percent"), xTitle: "accuracy (%)" });
   const marks = [];
   found.forEach(({ method, seeds, mean }, i) => {
     const { within, y } = lanes[i];

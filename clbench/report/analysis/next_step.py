@@ -1,0 +1,103 @@
+"""The one command that a reader of a section should run next, if there is one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from functools import cache
+
+from clbench.core.registry import discover
+from clbench.experiment.until import BEST, FIRST, MOST
+from clbench.report.analysis.grouping import Setting
+from clbench.report.decided import Facts
+
+TUNABLE_FILE = re.compile(r"\S+\.toml")
+
+
+def next_step(setting: Setting, facts: Facts) -> str:
+    """Return the first of these that applies, with its command; nothing if none does or the command is not known.
+
+    Add the fine-tuning baseline; tune the methods that were not tuned, if others were or the experiment is a file with
+    search spaces; collect more evidence, so that tests stay valid.
+    """
+    command = _run_command(setting)
+    if command is None:
+        return ""
+    if setting.baseline is None and (naive := _fine_tuning()):
+        return f"add the fine-tuning baseline: {_with(command, {'--methods': naive})}"
+    untuned = [m for m in setting.methods if m.done and not m.reference and not m.searched]
+    if untuned and (file := _file(command)):
+        names = ",".join(dict.fromkeys(m.strategy for m in untuned))
+        every = all(not m.searched for m in setting.methods)
+        return f"tune {'the methods' if every else 'what is untuned'}: clbench tune {file}" + (
+            "" if every else f" --methods {shlex.quote(names)}")
+    if facts.best and facts.best.open:
+        return _more_evidence(setting, command)
+    return ""
+
+
+@cache
+def _fine_tuning() -> str | None:
+    """Return the name of the installed method that is full fine-tuning, None if there is none."""
+    return next((name for name, info in discover().strategies.items() if info.baseline), None)
+
+
+def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
+    """Return the command that runs more seeds: until the question is decided, or fresh ones that are analyzed alone."""
+    if setting.until:
+        return ""
+    out = f"{_value(command, '--out') or 'runs/' + _default_folder(command, setting)}"
+    if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
+        settings = {"--until": "decided", "--baseline": BEST, "--out": f"{out}-decided"}
+        return f"collect seeds until the question is decided, in a new folder: {_with(command, settings)}"
+    first = max(setting.seeds) + 1
+    seeds = ",".join(map(str, range(first, first + min(len(setting.seeds), MOST))))
+    return ("confirm with fresh seeds, analyzed alone: "
+            + _with(command, {"--seeds": seeds, "--out": f"{out}-confirmation"}))
+
+
+def _run_command(setting: Setting) -> list[str] | None:
+    """Return the latest `clbench run` command behind the records, split into words; None if it was another one."""
+    latest = max(setting.records, key=lambda r: r.provenance.started).provenance.command
+    try:
+        words = shlex.split(latest)
+    except ValueError:
+        return None
+    return words if words[:2] == ["clbench", "run"] else None
+
+
+def _file(command: Sequence[str]) -> str | None:
+    return next((word for word in command if TUNABLE_FILE.fullmatch(word)), None)
+
+
+def _default_folder(command: Sequence[str], setting: Setting) -> str:
+    file = _file(command)
+    if file:
+        return file.rpartition("/")[2].removesuffix(".toml")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", setting.records[0].trial.benchmark.name)
+
+
+def _value(command: Sequence[str], flag: str) -> str | None:
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _with(command: Sequence[str], settings: dict[str, str]) -> str:
+    """Return a command with the values of some flags replaced or added."""
+    words: list[str] = []
+    skip = False
+    for word in command:
+        if skip:
+            skip = False
+        elif word in settings:
+            skip = True
+        elif word.partition("=")[0] not in settings:
+            words.append(word)
+    for flag, value in settings.items():
+        words += [flag, value]
+    return shlex.join(words)

@@ -1,0 +1,224 @@
+"""The first lines of a section: answer, cost, trade-offs, cautions, next command."""
+
+import itertools
+
+import pytest
+from helpers import ROOT
+from helpers.records import make_matrix, make_record
+
+from clbench.experiment.search import Searched
+from clbench.report import build
+from clbench.report.analysis.headline import ANSWER, CAUTION, COST, NEXT, TRADE_OFFS
+from clbench.report.formats import markdown
+from clbench.results.store import Store
+
+SEARCH = Searched(candidates=4, validation=0.1, seeds=(0,))
+NOISE = (0.001, -0.002, 0.003, 0.0005, -0.001, 0.002)
+
+
+def study(levels, seeds=3, noise=NOISE, command="clbench run --methods x", **kwargs):
+    """Records of methods by their ACC; the noise of a method is shifted, so that differences vary."""
+    return [make_record(m, s, [*make_matrix(3)[:-1], [level + noise[(s + k) % len(noise)]] * 3], test_samples=50_000,
+                        command=command, **kwargs)
+            for k, (m, level) in enumerate(levels.items()) for s in range(seeds)]
+
+
+def told(records, about):
+    """Return the lines about something."""
+    section, = build(records).sections
+    return [text for kind, text in section.headline if kind == about]
+
+
+def cost(records, label, trainable=1000, stored=4000, flops=None, samples=0):
+    """Return records in which a method has these costs."""
+    changed = []
+    for r in records:
+        if r.trial.method.name == label:
+            costs = r.costs.model_copy(update={
+                "trainable": [trainable] * 3, "bytes": [{"base": stored}] * 3, "replay_samples": [samples] * 3,
+                "train_flops": [flops] * 3 if flops else []})
+            r = r.model_copy(update={"costs": costs})
+        changed.append(r)
+    return changed
+
+
+def tuned(records, *names):
+    return [r.model_copy(update={"searched": SEARCH}) if r.trial.method.name in names else r for r in records]
+
+
+def test_one_method_has_its_accuracy_and_that_of_the_references():
+    assert told(study({"ewc": 0.9, "naive": 0.7, "joint": 0.95}), ANSWER) == [
+        "EWC 90.1%.", "References: Joint training 95.1% and Fine-tuning 70.0%."]
+
+
+def test_of_two_methods_one_is_significantly_better_or_more_seeds_are_needed():
+    assert told(study({"ewc": 0.9, "lora": 0.8}), ANSWER) == ["EWC (90.1%) is significantly better than lora (80.0%)."]
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+    text, = told(study({"ewc": 0.8, "lora": 0.79}, noise=wide), ANSWER)
+    assert text.startswith("EWC 80.0%, lora 78.3%: no significant difference (about ")
+    assert text.endswith(" seeds would be needed).")
+    one, = told(study({"ewc": 0.8, "lora": 0.79}, 1), ANSWER)
+    assert one == "EWC 80.1%, lora 78.8%: inconclusive (about 6 seeds would be needed)."
+
+
+def test_of_two_equal_methods_no_one_leads_alone():
+    same = study({"ewc": 0.8, "lora": 0.8}, noise=(0.001, 0.002) * 3)
+    lora = [r.model_copy(update={"R": next(o.R for o in same if o.label == "ewc" and o.trial.seed == r.trial.seed)})
+            if r.label == "lora" else r for r in same]
+    assert told(lora, ANSWER) == ["EWC (80.1%) leads. It equals lora on every seed."]
+
+
+def test_of_many_methods_those_that_are_not_significantly_worse_are_named():
+    wide = (0.03, -0.04, 0.02, 0.0, 0.03, -0.02)
+    near = [*study({"ewc": 0.91, "er": 0.895, "mas": 0.89, "si": 0.888, "lwf": 0.885}, noise=wide)]
+    text, = told(near, ANSWER)
+    assert text.startswith("EWC (91.3%) leads, but it is not significantly better than any of the 4 other methods")
+    far = [*near, *study({"ncm": 0.2, "slda": 0.21})]
+    text, = told(far, ANSWER)
+    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ "
+                           "and NCM ○. ")
+    assert ". MAS, LwF, SI and 1 more are not significantly worse" in text  # the nearest first
+    text, = told(tuned(far, "ewc", "er", "si"), ANSWER)
+    assert ". MAS (untuned), LwF (untuned), SI and 1 more are not significantly worse" in text
+    decided, = told(study({"ewc": 0.9, "er": 0.8, "mas": 0.7}), ANSWER)
+    assert decided == "EWC (90.1%) is significantly better than both other methods."
+    many, = told(study({"ewc": 0.9, "er": 0.8, "mas": 0.7, "si": 0.6}), ANSWER)
+    assert many == "EWC (90.1%) is significantly better than all other methods."
+
+
+def test_references_say_how_many_methods_are_better_or_worse_than_naive():
+    line = told(study({"ewc": 0.9, "er": 0.8, "mas": 0.6, "naive": 0.7}), ANSWER)[1]
+    assert line == ("References: Fine-tuning 70.0%. Of 3 methods, 2 are significantly better than Fine-tuning and 1 is "
+                    "significantly worse.")
+
+
+def test_a_leader_that_stores_samples_is_compared_with_the_best_that_stores_none():
+    records = study({"er": 0.9, "ewc": 0.85, "lora": 0.8, "naive": 0.5, "joint": 0.99})
+    records = cost(records, "er", stored=10_000, samples=500, flops=10**9)
+    records = cost(records, "lora", trainable=10, stored=100, flops=10**8)
+    records = cost(records, "ewc", trainable=1000, stored=3600, flops=4 * 10**9)
+    assert told(records, COST) == ["Compared with er, EWC (85.0%) stores no samples and stores 64% less, but needs 4.0 "
+                                   "times as much training compute."]
+
+
+def test_a_leader_that_stores_no_samples_is_compared_with_the_best_that_is_cheaper():
+    records = study({"ewc": 0.9, "mas": 0.87, "lora": 0.85, "er": 0.84})
+    records = cost(records, "lora", trainable=18, stored=3600)
+    records = cost(records, "er", trainable=1, stored=1, samples=3)
+    assert told(records, COST) == [f"Compared with EWC, lora (85.1%) trains {1000 / 18:.0f} times fewer parameters per "
+                                   "task and stores 10% less."]
+
+
+@pytest.mark.parametrize("levels", [{"ewc": 0.9, "lora": 0.8}, {"ewc": 0.9}, {"ewc": 0.9, "naive": 0.8}])
+def test_there_is_no_line_on_costs_if_nothing_is_cheaper(levels):
+    records = study(levels)
+    records = cost(records, "naive", trainable=1, stored=1)  # a reference is no alternative
+    records = cost(records, "lora", stored=4100)  # less than a tenth more is called the same
+    assert told(records, COST) == []
+
+
+def test_trade_offs_are_the_pareto_fronts_and_equal_fronts_share_a_line():
+    records = study({"ewc": 0.9, "lora": 0.8, "er": 0.7, "naive": 0.95})
+    records = cost(records, "lora", trainable=10, stored=100)
+    assert told(records, TRADE_OFFS) == ["trainable parameters per task and storage: lora (80.0%), EWC (90.1%)."]
+    both = cost(records, "er", trainable=1000, stored=10)
+    assert told(both, TRADE_OFFS) == ["trainable parameters per task: lora (80.0%), EWC (90.1%).",
+                                      "storage: er (70.1%), lora (80.0%), EWC (90.1%)."]
+    five = study({f"m{k}": 0.5 + k / 20 for k in range(5)})
+    for k in range(5):
+        five = cost(five, f"m{k}", trainable=10 ** k)
+    front, = (line for line in told(five, TRADE_OFFS) if line.startswith("trainable"))
+    assert front.count("%") == 3 and front.endswith(" and 2 more.")
+    assert told(study({"naive": 0.5, "joint": 0.9}), TRADE_OFFS) == []
+
+
+def test_cautions_name_what_limits_the_conclusions():
+    def cautions(records):
+        return told(records, CAUTION)
+
+    plain = {"ewc": 0.9, "er": 0.8, "naive": 0.7}
+    assert cautions(study(plain)) == ["No method was tuned."]
+    assert cautions(tuned(study(plain), "ewc", "er")) == []
+    assert cautions(tuned(study(plain), "ewc")) == ["Untuned, unlike the other method: er."]
+    assert cautions(tuned(study({**plain, "mas": 0.7}), "ewc", "mas")) == ["Untuned, unlike the other 2 methods: er."]
+    assert cautions(tuned(study({"ewc": 0.9, "er": 0.8}), "ewc", "er")) == [
+        "There is no fine-tuning baseline (naive), so it is not known which methods prevent forgetting at all."]
+    seen = [r.model_copy(update={"seen": [0, 1]}) if r.trial.seed == 2 else r for r in study(plain)]
+    assert cautions(seen)[0] == ("Seed 2 was added after an interim analysis; the tests do not account for that.")
+    lost = [r for r in study(plain) if (r.label, r.trial.seed) != ("er", 1)]
+    assert cautions(lost)[0] == "Not every seed gave a result: er."
+    assert cautions(study({**plain, "mas": 0.3}))[0] == "Not better than chance: MAS."
+    mixed = [r.model_copy(update={"provenance": r.provenance.model_copy(update={"machine": r.label, "git": str(s)})})
+             for r, s in zip(study(plain), itertools.cycle("ab"), strict=False)]
+    assert cautions(mixed)[-1] == "The records come from 2 commits and 3 machines."
+
+
+def test_of_more_than_five_cautions_the_rest_is_counted():
+    records = study({"ewc": 0.9, "er": 0.8, "mas": 0.3, "si": 0.7})
+    records = [r for r in records if (r.label, r.trial.seed) != ("er", 1)]
+    losses = [[2.0, 1.0]] * 3
+    records = [r.model_copy(update={
+        "last_losses": losses if r.label == "si" else [], "seen": [0] if r.trial.seed == 2 else [],
+        "provenance": r.provenance.model_copy(update={"machine": r.label})}) for r in records]
+    section, = build(records).sections
+    shown = [text for kind, text in section.headline if kind == CAUTION]
+    assert len(shown) == 5 and shown[-1].endswith(" more; see the notes.")
+    assert 4 + int(shown[-1].split()[0]) == 8  # seeds, results, chance, underfit, untuned, falling, naive, machines
+
+
+@pytest.mark.parametrize(("levels", "command", "expected"), [
+    ({"ewc": 0.9, "er": 0.8}, "clbench run --methods ewc,er --seeds 3 --out runs/x",
+     "add the fine-tuning baseline: clbench run --seeds 3 --out runs/x --methods naive"),
+    ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3",
+     "tune the methods: clbench tune study.toml"),
+    ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run --methods ewc,er,naive", None),
+    ({"ewc": 0.8, "er": 0.79, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
+     "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "
+     "--baseline best --out runs/x-decided"),
+    ({"ewc": 0.9, "naive": 0.5}, "clbench verify lora", None),
+    ({"ewc": 0.9}, "python study.py", None),
+])
+def test_the_next_step_is_the_first_that_applies(levels, command, expected):
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02) if levels.get("er") == 0.79 else NOISE
+    assert told(study(levels, noise=wide, command=command), NEXT) == ([expected] if expected else [])
+
+
+def test_only_what_is_untuned_is_to_be_tuned():
+    records = tuned(study({"ewc": 0.9, "er": 0.8, "naive": 0.5}, command="clbench run study.toml"), "ewc")
+    assert told(records, NEXT) == ["tune what is untuned: clbench tune study.toml --methods er"]
+
+
+def test_fresh_seeds_are_analyzed_alone_if_the_rule_of_adding_seeds_does_not_apply():
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+    records = study({"ewc": 0.8, "er": 0.79, "naive": 0.5}, 2, wide, "clbench run --methods ewc,er,naive --seeds 2")
+    assert told(records, NEXT) == [
+        "confirm with fresh seeds, analyzed alone: clbench run --methods ewc,er,naive --seeds 2,3 --out "
+        "runs/split-mnist-5k-confirmation"]
+
+
+def test_the_command_is_code_in_markdown():
+    text = markdown.render(build(study({"ewc": 0.9, "er": 0.8}, command="clbench run --methods ewc,er")))
+    assert "- **Next:** add the fine-tuning baseline: `clbench run --methods naive`" in text
+
+
+FOLDERS = sorted(path.parent for path in (ROOT / "reports").rglob("records"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT / "reports")))
+def test_no_committed_report_begins_with_more_than_14_lines(folder):
+    records, _ = Store(folder).read()
+    for section in build(records).sections:
+        counts = {kind: sum(about == kind for about, _ in section.headline)
+                  for kind in (ANSWER, COST, TRADE_OFFS, CAUTION, NEXT)}
+        assert sum(counts.values()) == len(section.headline) <= 13  # and the heading
+        assert 1 <= counts[ANSWER] <= 2 and counts[TRADE_OFFS] <= 4 and counts[CAUTION] <= 5
+        assert max(counts[COST], counts[NEXT]) <= 1
+        names = [m.label for m in section.results]
+        assert len(set(names)) == len(names)
+        assert all("  " not in text and text for _, text in section.headline)
+
+
+def test_names_that_end_with_parentheses_get_no_second_pair():
+    records = [r.model_copy(update={"label": "er:capacity=500"} if r.label == "er" else {})
+               for r in study({"ewc": 0.8, "er": 0.9}, options={"capacity": 500})]
+    assert told(records, ANSWER) == ["ER (500) 90.1% is significantly better than EWC (80.1%)."]
