@@ -113,12 +113,16 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
 
 
 def _needed(setting: Setting, facts: Facts) -> str:
-    """Say about how many seeds would show the nearest difference; in parentheses, with a space before."""
+    """Say about how many seeds would show the smallest difference; in parentheses, with a space before."""
     best = facts.best
     if facts.until or best is None:
         return ""
+    several = len(best.beaten) + len(best.equal) + len(best.untested) + len(best.open) > 1
     if best.limited:
-        return f" (more seeds will not help: {best.limited:,} test samples)"
+        return (f" (for the closest one, more seeds will not help: {best.limited:,} test samples)" if several
+                else f" (more seeds will not help: {best.limited:,} test samples)")
+    if several and best.needed:
+        return f" (for the closest one, about {best.needed:,} seeds in total would be needed)"
     if best.needed is None:
         return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(setting.seeds) > 1 else ""
     return f" (about {best.needed:,} seeds would be needed)"
