@@ -176,7 +176,7 @@ class Section:
     """One setting, in which every method had the same stream, model and recipe."""
 
     title: str
-    summary: tuple[tuple[str, str], ...]  # the setting in a few pairs: benchmark, model, optimizer, budget, seeds
+    summary: str  # the setting in a line
     comparison: Table
     details: tuple[Table, ...]
     matrices: tuple[Table, ...]  # R, mean over seeds, of each method
@@ -194,6 +194,7 @@ class Section:
     anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
     confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
     headline: tuple[tuple[str, str], ...] = ()  # the first lines: what each is about, and what it says
+    setting: tuple[tuple[str, str], ...] = ()  # what the summary says, in pairs: benchmark, model, optimizer, ...
     footnote: tuple[str, ...] = ()  # sentences under the comparison: how to read it, the tests, what names stand for
     facts: Facts | None = None  # what the headline says, as data
     choosable: Choosable | None = None  # what a reader can choose a method by; None where there is no choice

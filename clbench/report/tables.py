@@ -79,6 +79,7 @@ def _section(setting: Setting, slug: str) -> Section:
     setting = setting.by_accuracy()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     results = tuple(m.result for m in methods)
+    pairs = notes.summary(records, seeds)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
     verdicts, comparisons = compare_with_best(setting, families)
@@ -101,7 +102,8 @@ def _section(setting: Setting, slug: str) -> Section:
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
-        summary=notes.summary(records, seeds),
+        summary="; ".join(f"{name}: {value}" for name, value in pairs),
+        setting=pairs,
         comparison=comparison,
         details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),

@@ -50,7 +50,7 @@ def test_a_report_says_how_samples_arrived_and_shows_it():
     report = build([blurred(), blurred("naive"), make_record("er", tasks=2, scenario="class")])
     section, plain = report.sections
     assert section.title == "split-mnist-5k, scenario class, mlp, blur 0.1"
-    assert ("arrival of samples", "blur 0.1") in section.summary
+    assert ("arrival of samples", "blur 0.1") in section.setting
     assert ("arrival of training samples", "blur 0.1 (docs/arrival.md)") in section.settings
     figure = section.figures[-1]
     assert figure.kind == "arrival" and figure.brief and "10%" in figure.alt
@@ -65,7 +65,7 @@ def test_a_report_says_how_samples_arrived_and_shows_it():
 def test_hidden_boundaries_are_in_title_and_recipe():
     section, = build([blurred(blur=0.0, boundaries="hidden", counts=())]).sections
     assert section.title.endswith(", boundaries hidden")
-    assert dict(section.summary)["budget"] == "one pass over the stream, batch size 128"
+    assert dict(section.setting)["budget"] == "one pass over the stream, batch size 128"
     assert section.arrivals is None and not any(f.kind == "arrival" for f in section.figures)
 
 

@@ -237,7 +237,7 @@ def test_each_setting_is_a_section_of_its_own():
         "split-mnist-5k, scenario task, mlp, optimizer adam, lr 1e-3, momentum 0",
         "split-mnist-5k, scenario class, mlp",
         "split-mnist-5k, scenario task, mlp, optimizer sgd, lr 0.1, momentum 0.9"]
-    summary = dict(report.sections[2].summary)
+    summary = dict(report.sections[2].setting)
     assert (summary["optimizer"], summary["budget"]) == (
         "SGD, learning rate 0.1", "2,000 steps per task, batch size 128")
     recipe = dict(report.sections[2].settings)["recipe"]
@@ -361,5 +361,5 @@ def test_one_seed_and_one_epoch_are_singular_and_seeds_are_listed_once():
     assert [listed_seeds(seeds) for seeds in ([0], [0, 0, 1, 1, 2, 2], [3, 1])] == ["seed 0", "seeds 0-2", "seeds 1, 3"]
     for epochs, seeds, words in ((1, [4], "1 epoch per task"), (2, [0, 1], "2 epochs per task")):
         section, = build([make_record("ewc", s, recipe=Recipe(epochs=epochs)) for s in seeds]).sections
-        summary = dict(section.summary)
+        summary = dict(section.setting)
         assert summary["budget"].startswith(f"{words}, batch size") and summary["seeds"] == listed(seeds)

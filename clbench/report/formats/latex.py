@@ -50,7 +50,7 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
     yield _items((rf"\textbf{{{escape(LEADS[about])}}} " if LEADS[about] else "") + _prose(text)
                  for about, text in section.headline)
-    yield _items(_prose(f"{name}: {value}") for name, value in section.summary)
+    yield _items(_prose(f"{name}: {value}") for name, value in section.setting)
     notes = [*section.footnote, _ABBREVIATIONS, *(f"No result: {problem}" for problem in section.problems),
              *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)

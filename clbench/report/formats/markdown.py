@@ -40,7 +40,7 @@ def _section(section: Section) -> Iterator[str]:
     yield table(section.comparison)
     yield " ".join(map(escape, section.footnote))
     yield "\n".join(["| setting | |", "| :-- | :-- |", *(f"| {escape(name)} | {escape(value)} |"
-                                                           for name, value in section.summary)])
+                                                           for name, value in section.setting)])
     if section.notes:
         yield "**Notes**"
         yield _bullets(section.notes[:MOST_NOTES])

@@ -45,7 +45,7 @@ def show(report: Report, console: Console | None = None) -> None:
         _lines("no result: ", section.problems, console, "bold red")
         show_table(section.comparison, console)
         _lines("", notes_to_show(section), console, "dim")
-        _lines("", (f"{name}: {value}" for name, value in section.summary), console, "dim")
+        _lines("", (f"{name}: {value}" for name, value in section.setting), console, "dim")
         best = () if console.is_terminal else ("* marks bold.",)
         _lines("", (*section.footnote, *best), console, "dim")
         console.out()
