@@ -196,4 +196,6 @@ def test_the_example_distribution_works(tmp_path):
                  cwd=tmp_path / "source" / example.name)
     assert f"{len(CHECKS) + 3} passed" in out
     for command, name in (("methods", "mean-imm"), ("benchmarks", "noisy-digits")):
-        assert f"{name}  (clbench-plugin-example 0.1.0)" in python(environment, "-m", "clbench", command)
+        shown = python(environment, "-m", "clbench", command, name)
+        assert "package clbench-plugin-example 0.1.0" in " ".join(shown.split())
+        assert f"  {name} " in python(environment, "-m", "clbench", command)
