@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -182,3 +183,12 @@ def locked(path: Path, poll: float = 0.1) -> Iterator[None]:
     finally:
         if held is not None:
             held.release()
+
+
+def run_folder_name(file: Path | None, benchmark: str) -> str:
+    """Return the name of the run folder of an experiment that names none: after its file, else after its benchmark.
+
+    >>> run_folder_name(Path("studies/mine.toml"), "split-mnist"), run_folder_name(None, "arrays:a/b.npz")
+    ('mine', 'arrays-a-b.npz')
+    """
+    return file.stem if file else re.sub(r"[^A-Za-z0-9._-]+", "-", benchmark)

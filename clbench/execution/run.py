@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
+from clbench.core.files import run_folder_name
 from clbench.core.places import said
 from clbench.core.registry import Registry
 from clbench.execution import deciding, interrupts
@@ -299,4 +299,4 @@ def usable_cores() -> int:
 
 def default_out(spec: Spec, source: Path | None) -> Path:
     """Return the run folder of an experiment that names none: after its file, else after its benchmark."""
-    return Path("runs") / (source.stem if source else re.sub(r"[^A-Za-z0-9._-]+", "-", spec.benchmark.name))
+    return Path("runs") / run_folder_name(source, spec.benchmark.name)

@@ -82,7 +82,7 @@ def _answer(setting: Setting, facts: Facts) -> str:
         beaten = (_with_accuracy(facts, best.beaten[0]) if len(others) == 1
                   else _of_others(len(best.beaten), len(others), facts, best.beaten))
         return " ".join([f"{leader} is significantly better than {beaten}.", *same])
-    needed = _needed(setting, facts)
+    needed = _needed(setting, facts, several=len(others) > 1)
     if len(others) == 1:
         return (f"{best.method} {_percent(facts, best.method)}, {best.open[0]} {_percent(facts, best.open[0])}: "
                 f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
@@ -112,12 +112,11 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
     return f"{words}, including {in_words(marked, NAMES)}" if marked else words
 
 
-def _needed(setting: Setting, facts: Facts) -> str:
+def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     """Say about how many seeds would show the smallest difference; in parentheses, with a space before."""
     best = facts.best
     if facts.until or best is None:
         return ""
-    several = len(best.beaten) + len(best.equal) + len(best.untested) + len(best.open) > 1
     if best.limited:
         return (f" (for the closest one, more seeds will not help: {best.limited:,} test samples)" if several
                 else f" (more seeds will not help: {best.limited:,} test samples)")

@@ -6,7 +6,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
+from clbench.core.files import run_folder_name
 from clbench.core.registry import discover
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
@@ -47,7 +49,8 @@ def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
     """Return the command that runs more seeds: until the question is decided, or fresh ones that are analyzed alone."""
     if setting.until:
         return ""
-    out = f"{_value(command, '--out') or 'runs/' + _default_folder(command, setting)}"
+    file, benchmark = _file(command), setting.records[0].trial.benchmark.name
+    out = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
     if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
         settings = {"--until": "decided", "--baseline": BEST, "--out": f"{out}-decided"}
         return f"collect seeds until the question is decided, in a new folder: {_with(command, settings)}"
@@ -69,13 +72,6 @@ def _run_command(setting: Setting) -> list[str] | None:
 
 def _file(command: Sequence[str]) -> str | None:
     return next((word for word in command if TUNABLE_FILE.fullmatch(word)), None)
-
-
-def _default_folder(command: Sequence[str], setting: Setting) -> str:
-    file = _file(command)
-    if file:
-        return file.rpartition("/")[2].removesuffix(".toml")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", setting.records[0].trial.benchmark.name)
 
 
 def _value(command: Sequence[str], flag: str) -> str | None:
