@@ -1,22 +1,10 @@
 import pytest
 import torch
-from torch import nn
+from helpers.with_teacher import WithTeacher
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.strategy.replay import ReplayMemory
 from clbench.testing.checks import NonConforming, check
-
-
-class WithTeacher(ReplayMemory):
-    roles = (("teacher.*", "teacher"),)
-
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options, capacity=10)
-        self.teacher = nn.Linear(3, 2)
-
-    def after_task(self, task):
-        self.offer(task.train)
 
 
 class CountsThemAsTeacher(WithTeacher):

@@ -1,9 +1,9 @@
 import torch
+from helpers.with_teacher import WithTeacher
 from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.strategy.replay import ReplayMemory
 from clbench.testing.checks import bench
 from clbench.training.trials.costs import measure, role
 
@@ -29,17 +29,6 @@ def test_what_is_kept_is_counted_by_role_and_once():
     assert kept.replay_samples == 7
     assert role(b.strategy, "memory_x") == "replay"
     assert role(b.strategy, "model.head.weight") == "base"
-
-
-class WithTeacher(ReplayMemory):
-    roles = (("teacher.*", "teacher"),)
-
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options, capacity=10)
-        self.teacher = nn.Linear(3, 2)
-
-    def after_task(self, task):
-        self.offer(task.train)
 
 
 class Renames(WithTeacher):
