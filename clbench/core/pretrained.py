@@ -31,10 +31,10 @@ class Preprocessing(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    interpolation: Interpolation = "bicubic"
-    antialias: bool = True
-    mean: tuple[float, ...] = Field(min_length=1)
-    std: tuple[float, ...] = Field(min_length=1)
+    interpolation: Interpolation = Field("bicubic", description="Interpolation by which images are resized.")
+    antialias: bool = Field(True, description="Whether pixels are averaged if the image becomes smaller, as PIL does.")
+    mean: tuple[float, ...] = Field(min_length=1, description="Mean of each channel, of inputs scaled to [0, 1].")
+    std: tuple[float, ...] = Field(min_length=1, description="Standard deviation of each channel.")
 
     @model_validator(mode="after")
     def _fits(self) -> Preprocessing:

@@ -1,7 +1,7 @@
 """How a stream's training samples arrive: blurred, returning, long-tailed, with boundaries or without.
 
-docs/arrival.md has the definitions and their sources. Test samples are never changed, and columns of R stay the
-benchmark's own tasks.
+docs/task-free-streams.md has the definitions and their sources. Test samples are never changed, and columns of R stay
+the benchmark's own tasks.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Arrival(Strict):
     blur: float = Field(0.0, ge=0, le=1, description="share of each task's training samples that arrives during the "
                         "other tasks")
     repeat: float = Field(0.0, ge=0, le=1, description="probability with which a class returns in each later task; its "
-                          "samples are shared out among the tasks that have it")
-    imbalance: float = Field(1.0, ge=1, description="how many times more training samples the most frequent class "
-                             "keeps than the rarest: a long tail over classes in random order")
-    boundaries: Boundaries = Field("given", description="given, or hidden: the method gets the stream as one task, in "
-                                   "the order of arrival, in one pass")
+                          "samples are divided among the tasks that have it")
+    imbalance: float = Field(1.0, ge=1, description="ratio of the training samples of the most frequent class to "
+                             "those of the rarest: a long tail over classes in random order")
+    boundaries: Boundaries = Field("given", description="whether the method knows where tasks end; with hidden it "
+                                   "gets the stream as one task, in order of arrival, in one pass")
 
     @property
     def moves(self) -> bool:

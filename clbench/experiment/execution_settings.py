@@ -69,14 +69,14 @@ class ExecutionSettings(Strict):
         "a task that has fewer.")
     anatomy: AnatomyRows = Field(
         "last", description="Tasks after which errors are decomposed, in scenario class: the last one or each "
-        "(docs/metrics.md).")
+        "(docs/error-analysis.md).")
     probe: bool = Field(
         False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
-        "two more passes over all samples, without gradients (docs/metrics.md).")
+        "two more passes over all samples, without gradients (docs/error-analysis.md).")
     keep: Keep = Field(
         "nothing", description="Parts of each trained network to save: models (to predict in Python and for "
         "clbench export) or state (these, and what clbench continue needs to continue training; "
-        "docs/keeping-models.md).")
+        "docs/save-models.md).")
     retries: int = Field(1, ge=0, description="Number of retries of a trial whose worker died.")
 
     @property

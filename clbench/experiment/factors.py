@@ -27,8 +27,8 @@ BUDGET: Place = ("recipe", "budget")
 EVERY_UP_TO = 10  # parts: of so many, all mixtures are planned to find what cannot be mixed
 NAMES: Mapping[Place, str] = {
     ("recipe", "lr"): "learning rate", ("recipe", "head_lr"): "learning rate of the heads",
-    ("recipe", "optimizer"): "optimiser", ("recipe", "max_grad_norm"):
-    "gradient clipping", ("recipe", "optimizer_state"): "optimiser state", ("weights", "name"): "weights",
+    ("recipe", "optimizer"): "optimizer", ("recipe", "max_grad_norm"):
+    "gradient clipping", ("recipe", "optimizer_state"): "optimizer state", ("weights", "name"): "weights",
     ("scenario", "name"): "scenario", ("validation", "share"): "validation", METRIC: "metric"}
 
 

@@ -13,15 +13,15 @@ from clbench.core.scenario import Scenario
 class Axis(Strict):
     """Base of what is searched of one option."""
 
-    scenario: Scenario | None = None  # where the option matters and so is searched; None: in all
+    scenario: Scenario | None = Field(None, description="Scenario in which the option is tuned; all if missing.")
 
 
 class Range(Axis):
     """Numbers from `low` to `high`, both included; with `log`, each order of magnitude is as likely as another."""
 
-    low: int | float
-    high: int | float
-    log: bool = False
+    low: int | float = Field(description="Smallest value.")
+    high: int | float = Field(description="Largest value.")
+    log: bool = Field(False, description="Draw the logarithm of the value uniformly.")
 
     @model_validator(mode="after")
     def _has_room(self) -> Range:
@@ -36,7 +36,7 @@ class Range(Axis):
 class Choices(Axis):
     """Values to choose from; a list stands for `{values = [...]}`."""
 
-    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    values: Annotated[tuple[Any, ...], Field(min_length=1)] = Field(description="Values to choose from.")
 
     @model_validator(mode="before")
     @classmethod
@@ -68,41 +68,42 @@ Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of a 
 class Searched(Strict):
     """By how much a row's options were searched: what a report must know to compare it with others."""
 
-    candidates: int  # that were tried
-    validation: float  # share of the training samples that they were compared on
-    seeds: tuple[int, ...]
+    candidates: int = Field(description="Number of candidates.")
+    validation: float = Field(description="Share of the training samples that candidates were compared on.")
+    seeds: tuple[int, ...] = Field(description="Seeds of the search.")
 
 
 class Tried(Strict):
     """A candidate: a method's options, those of the space among them, in one scenario, and what they gave."""
 
-    method: str  # the label of the row that is tuned
-    scenario: Scenario
-    options: dict[str, Any]  # those that were searched
-    acc: tuple[float, ...] = ()  # ACC on the validation samples, in [0, 1], for each seed
-    failure: str = ""  # instead, if a seed diverged or failed: how
+    method: str = Field(description="Label of the row.")
+    scenario: Scenario = Field(description="Scenario.")
+    options: dict[str, Any] = Field(description="Options that were tuned.")
+    acc: tuple[float, ...] = Field((), description="ACC in [0, 1] on the validation samples, for each seed.")
+    failure: str = Field("", description="How a seed diverged or failed, instead of `acc`.")
 
 
 class Outcome(Strict):
     """What a row's search came to beside its candidates: how far its grid was widened, and what is to be known."""
 
-    method: str  # the label of the row
-    scenario: Scenario
-    widened: dict[str, int] = Field(default_factory=dict)  # values that were added, by option
-    notes: tuple[str, ...] = ()
+    method: str = Field(description="Label of the row.")
+    scenario: Scenario = Field(description="Scenario.")
+    widened: dict[str, int] = Field({}, description="Number of added values, by option.")
+    notes: tuple[str, ...] = Field((), description="Remarks about the search.")
 
 
 class Search(Strict):
     """A search that was made: all that is needed to make it again, and every candidate's result."""
 
-    command: str
-    versions: dict[str, str]
-    validation: float  # share of the training samples, of each class, that was held out and evaluated on
-    budget: dict[str, int] = Field(default_factory=dict)  # epochs or iterations of candidates, if not the experiment's
-    seeds: tuple[int, ...]
-    trials: int  # candidates per method and scenario, at most
-    sampler: str
-    widen: int = 0  # values by which an axis of a grid was extended at most, on each side
-    outcomes: tuple[Outcome, ...] = ()  # of the rows that have something to tell
-    space: dict[str, Space]  # by label of the row; that of all its scenarios
-    tried: tuple[Tried, ...]
+    command: str = Field(description="Command that ran the search.")
+    versions: dict[str, str] = Field(description="Versions of the libraries.")
+    validation: float = Field(description="Share of each class's training samples that was held out and evaluated on.")
+    budget: dict[str, int] = Field(
+        {}, description="Epochs or iterations of the candidates, if they differ from the experiment's.")
+    seeds: tuple[int, ...] = Field(description="Seeds of the search.")
+    trials: int = Field(description="Largest number of candidates per method and scenario.")
+    sampler: str = Field(description="How candidates were proposed.")
+    widen: int = Field(0, description="Largest number of values added on each side of a list.")
+    outcomes: tuple[Outcome, ...] = Field((), description="Rows with remarks or added values.")
+    space: dict[str, Space] = Field(description="Values that were tried, by label of the row.")
+    tried: tuple[Tried, ...] = Field(description="Candidates with their results.")

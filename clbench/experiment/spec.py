@@ -33,8 +33,8 @@ DEFAULT_BENCHMARK = "split-mnist-5k"
 class Named(Strict):
     """A benchmark, model or method by name with its options; as text `name:option=value`."""
 
-    name: str
-    options: dict[str, Any] = Field({})
+    name: str = Field(description="Name.")
+    options: dict[str, Any] = Field({}, description="Options.")
 
     @model_validator(mode="before")
     @classmethod
@@ -51,8 +51,6 @@ class Named(Strict):
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "steps"]
-
-
 DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 
 
@@ -62,25 +60,26 @@ class Recipe(Strict):
     LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr")
 
     model_config = ConfigDict(allow_inf_nan=False)
-    optimizer: Optimizer = Field("adam", description="adam | adamw | sgd")
+    optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
-    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; the same as lr if not given")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; of adamw, decoupled from it")
-    schedule: Schedule = Field("constant", description="learning rate over a task's steps")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; lr if not given")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; decoupled from it with adamw")
+    schedule: Schedule = Field("constant", description="learning rate schedule over a task's steps")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="shares of the steps at which the rate falls (schedule = steps)")
-    decay: float | None = Field(None, gt=0, lt=1, description=f"what it is multiplied by there; {DECAY} if not given")
+        (), description="shares of a task's steps at which the learning rate falls (schedule = steps)")
+    decay: float | None = Field(
+        None, gt=0, lt=1, description=f"factor of the learning rate at each milestone; {DECAY} if not given")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
     epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
-    iterations: int | None = Field(None, ge=1, description="optimiser steps per task, instead of epochs")
-    repeats: int | None = Field(None, ge=2, description="steps on each batch, one after the other, instead of one")
-    batch_size: int = Field(128, ge=1, description="new samples per step (replay comes on top)")
+    iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
+    repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
+    batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
     optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="whether moments are forgotten or kept when a new task begins")
+        "reset", description="reset or keep the optimizer's state when a new task begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of the arithmetic; tf32 on CUDA only, bf16 is mixed precision over float32 weights")
+        "fp32", description="numerical precision; tf32 on CUDA only, bf16 is mixed precision with float32 weights")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
@@ -151,9 +150,10 @@ Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(_listed)]
 class MethodSpec(Named):
     """A method: a strategy's name, its options, and the label of its row (made from them if not given)."""
 
-    label: str | None = None
-    recipe: dict[str, Any] | Literal["published"] = Field({})  # what is other than the experiment's for this method
-    scenario: Scenarios = ()  # in which it is run, as options that suit one may not suit another; empty: in all
+    label: str | None = Field(None, description="Name of the row in tables; made from name and options if missing.")
+    recipe: dict[str, Any] | Literal["published"] = Field(
+        {}, description="Hyperparameters of its own: keys of [recipe] that differ for this method, or \"published\".")
+    scenario: Scenarios = Field((), description="Scenarios in which the method runs; all if empty.")
 
     @model_validator(mode="after")
     def _recipe_apart(self) -> MethodSpec:
@@ -163,7 +163,7 @@ class MethodSpec(Named):
             object.__setattr__(self, "options", apart.options)
             object.__setattr__(self, "recipe", apart.recipe)
         if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - set(Recipe.model_fields)):
-            raise ValueError(unknown("key of a recipe", min(unknown_parts), Recipe.model_fields, "docs/tour.md"))
+            raise ValueError(unknown("key of a recipe", min(unknown_parts), Recipe.model_fields, "docs/toml-keys.md"))
         return self
 
     def with_options(self, given: Mapping[str, Any], fresh: bool = False) -> MethodSpec:
@@ -196,23 +196,30 @@ class MethodSpec(Named):
 class Spec(Strict):
     """An experiment: every combination of its methods, scenarios and seeds is a trial."""
 
-    benchmark: Named = Named(name=DEFAULT_BENCHMARK)
-    scenario: Scenarios = ()  # empty: the benchmark's own default
-    model: Named = Named(name="mlp")
-    weights: str | None = None
-    recipe: Recipe = Recipe()
-    arrival: Arrival = Arrival()
-    online: bool = False  # one pass in batches of 10: what it sets is in recipe and execution
-    execution: ExecutionSettings = ExecutionSettings()
-    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(min_length=1)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0, 1, 2)
-    until: Until | None = None  # decided: seeds are added, after the first ones, where the question is open
-    max_seeds: int = Field(MOST, ge=1, le=100)  # of a method, where they are added
-    baseline: str | None = None  # the question: each method against this one (its label), or "best"
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    validation: float = Field(0.0, ge=0, lt=1)  # share of the training samples that stands in for the test set
-    tune: dict[str, Space] = Field({})  # by method: what `clbench tune` looks through
-    tuning: tuple[Search, ...] = ()  # where the methods' options come from; nothing here changes a run
+    benchmark: Named = Field(Named(name=DEFAULT_BENCHMARK), description="Benchmark.")
+    scenario: Scenarios = Field((), description="task, domain or class, or several; the benchmark's default if empty.")
+    model: Named = Field(Named(name="mlp"), description="Model.")
+    weights: str | None = Field(
+        None, description="Pretrained weights: a file, or a name such as timm or hf-hub:OWNER/NAME.")
+    recipe: Recipe = Field(Recipe(), description="Training configuration of all methods.")
+    arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
+    online: bool = Field(False, description="Train in one pass with batches of 10 samples.")
+    execution: ExecutionSettings = Field(ExecutionSettings(), description="How trials are run.")
+    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(
+        min_length=1, description="Methods; a list of values for an option makes a row for each value.")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = Field(
+        (0, 1, 2), description="Number of seeds, or a list of seeds.")
+    until: Until | None = Field(None, description="\"decided\" adds seeds until each method is decided.")
+    max_seeds: int = Field(
+        MOST, ge=1, le=100, description="Largest number of seeds of a method with until = \"decided\".")
+    baseline: str | None = Field(None, description="Method that until = \"decided\" compares with, or \"best\".")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="Device: auto, cpu, mps, cuda or cuda:N.")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="Share of the training samples that is held out and replaces the test set.")
+    tune: dict[str, Space] = Field({}, description="Values that `clbench tune` tries, by method.")
+    tuning: tuple[Search, ...] = Field(
+        (), description="Searches that chose the methods' options; written by `clbench tune`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -282,7 +289,7 @@ def _explain(item: Any) -> str:
                 return f"{where}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
         if key != loc[-1] and key in part.model_fields:
             return f"{where}: it is called {key} here"
-        return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/tour.md")
+        return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
         example = ', as in methods = ["lora", "ewc"]' if where == "methods" else ""
         return f"{where}: this key is missing: add it{example}"

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from clbench.core import options as opt
 from clbench.core.options import Strict
@@ -23,8 +23,8 @@ class Resolved(BaseModel):
     """A name with all of its options, defaults included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    options: dict[str, Any] = {}
+    name: str = Field(description="Name.")
+    options: dict[str, Any] = Field({}, description="All options, including defaults.")
 
     def __str__(self) -> str:
         """Return `name:option=value` with every option."""
@@ -37,10 +37,11 @@ class Weights(BaseModel):
     DESCRIPTION: ClassVar[set[str]] = {"path", "licence", "training_data"}  # what is no part of a trial's key
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str  # or the name with source and revision, such as IMAGENET1K_V1 or hf-hub:OWNER/NAME@COMMIT
-    sha256: str  # of the content, or of the name
-    licence: str = ""  # as their publisher says; empty: not known
-    training_data: str = ""  # likewise
+    path: str = Field(
+        description="Path of the file, or name with source and revision, such as hf-hub:OWNER/NAME@COMMIT.")
+    sha256: str = Field(description="SHA-256 of the content, or of the name.")
+    licence: str = Field("", description="License as the publisher states it; empty if unknown.")
+    training_data: str = Field("", description="Training data as the publisher states it; empty if unknown.")
 
     @property
     def named(self) -> bool:
@@ -58,29 +59,31 @@ class Continued(Strict):
 
     LATER = ("same_classes",)
 
-    parent: str  # its key
-    benchmarks: list[Resolved]  # that were learned before, in this order
-    tasks: int  # of them, together
-    outputs: int  # of the model before it grew
-    same_classes: bool = False  # whether classes with the names of old ones are these, and train their outputs
+    parent: str = Field(description="Key of the trial that is continued.")
+    benchmarks: list[Resolved] = Field(description="Benchmarks learned before, in order.")
+    tasks: int = Field(description="Number of tasks of these benchmarks.")
+    outputs: int = Field(description="Outputs of the model before it grew.")
+    same_classes: bool = Field(False, description="Whether classes with the names of old ones train the old outputs.")
 
 
 class Trial(BaseModel):
     """One training to be done: everything that defines its result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
-    benchmark: Resolved
-    scenario: Scenario
-    model: Resolved
-    weights: Weights | None = None
-    preprocessing: Preprocessing | None = None  # of the images, as the weights bring it
-    recipe: Recipe
-    own_recipe: dict[str, Any] = {}  # what this method is trained by instead, as far as it differs
-    method: Resolved
-    seed: int
-    validation: float = 0.0  # share of the training samples held out and evaluated on; 0: the test set is
-    arrival: Arrival = Arrival()  # how its training samples arrive
-    continues: Continued | None = None  # what it learned before its benchmark, as another trial
+    benchmark: Resolved = Field(description="Benchmark with all options.")
+    scenario: Scenario = Field(description="Scenario.")
+    model: Resolved = Field(description="Model with all options.")
+    weights: Weights | None = Field(None, description="Pretrained weights.")
+    preprocessing: Preprocessing | None = Field(None, description="Preprocessing of images that the weights ask for.")
+    recipe: Recipe = Field(description="Training configuration of the experiment.")
+    own_recipe: dict[str, Any] = Field(
+        {}, description="Parts of the training configuration that differ for this method.")
+    method: Resolved = Field(description="Method with all options.")
+    seed: int = Field(description="Seed.")
+    validation: float = Field(
+        0.0, description="Share of the training samples that was held out and replaces the test set; 0: none.")
+    arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
+    continues: Continued | None = Field(None, description="Trial that this one continues.")
 
     @model_serializer(mode="wrap")
     def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

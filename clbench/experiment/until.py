@@ -22,9 +22,10 @@ class UntilDecided(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    baseline: str | None = None  # a label, or `BEST`; None: plain fine-tuning where there is one, else the best
-    first: int = Field(FIRST, ge=FIRST)  # seeds of every method before the first look
-    most: int = Field(MOST, ge=FIRST)
+    baseline: str | None = Field(
+        None, description="Label of the baseline, or \"best\"; if missing, naive, or the best method without naive.")
+    first: int = Field(FIRST, ge=FIRST, description="Seeds of every method before the first interim analysis.")
+    most: int = Field(MOST, ge=FIRST, description="Largest number of seeds of a method.")
 
     def __str__(self) -> str:
         """Return the rule as flags."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 Numbers = Annotated[  # long lists, which are written on one line: "0 1 2 3"
     list[int], BeforeValidator(lambda value: list(map(int, value.split())) if isinstance(value, str) else value),
@@ -22,11 +22,13 @@ class Curve(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    every: int  # what was asked for
-    samples: list[int]  # of each task of the stream: test samples that are asked at each point
-    steps: list[Numbers] = []  # of each point: optimiser steps taken on the task
-    right: list[list[Numbers]] = []  # for each task up to the trained one: right answers at each point
-    after: list[Numbers] = []  # right answers on each task up to the trained one, once that is consolidated
+    every: int = Field(description="Requested number of steps between points.")
+    samples: list[int] = Field(description="Test samples of each task that are evaluated at each point.")
+    steps: list[Numbers] = Field([], description="Optimizer steps taken on the task at each point.")
+    right: list[list[Numbers]] = Field(
+        [], description="Right answers at each point, for each task up to the trained one.")
+    after: list[Numbers] = Field(
+        [], description="Right answers on each task up to the trained one, after consolidation.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Curve:

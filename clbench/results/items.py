@@ -26,10 +26,12 @@ class ItemResults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ids: str  # hash of the benchmark's name and the images' rows in the test part: equal where the images are the same
-    count: int = Field(ge=1)  # of different images
-    tasks: int = Field(1, ge=1)  # that each image is in
-    right: str  # base64 of numpy.packbits of [tasks, images], row by row
+    ids: str = Field(
+        description="Hash of the benchmark's name and the rows of the images in the test data; equal if the images "
+        "are the same.")
+    count: int = Field(ge=1, description="Number of different images.")
+    tasks: int = Field(1, ge=1, description="Number of tasks that each image belongs to.")
+    right: str = Field(description="base64 of numpy.packbits of a [tasks, images] array, row by row.")
 
     @model_validator(mode="after")
     def _whole(self) -> ItemResults:

@@ -42,19 +42,25 @@ class StreamFacts(RecordPart):
 
     LATER = ("data", "class_names", "mean", "std", "arrivals")
 
-    classes: list[list[int]]  # of each task, as outputs of the model
-    train_samples: list[int]  # of each task
-    test_samples: list[int]
-    input_shape: list[int]  # of one prepared sample
-    fingerprint: str  # hash of all its tensors
-    data: str = ""  # hash of the benchmark before scenario and validation split; empty in older records
-    notes: list[str] = []
-    class_names: list[list[str]] = []  # of `classes`, in their order; empty where they have none
-    mean: list[float] = []  # of each column of rows that are standardised, else empty: subtracted from the inputs
-    std: list[float] = []  # likewise: by which they are then divided
-    # [arriving task][class, as output; in scenario domain original task]: training samples, where they arrive otherwise
-    # than the benchmark has them, else empty.
-    arrivals: list[list[int]] = []
+    classes: list[list[int]] = Field(description="Classes of each task, as outputs of the model.")
+    train_samples: list[int] = Field(description="Training samples of each task.")
+    test_samples: list[int] = Field(description="Test samples of each task.")
+    input_shape: list[int] = Field(description="Shape of one prepared sample.")
+    fingerprint: str = Field(description="Hash of all tensors of the stream.")
+    data: str = Field(
+        "", description="Hash of the benchmark's data, before the scenario and a validation split; empty in older "
+        "records.")
+    notes: list[str] = Field([], description="Remarks about the stream that reports repeat.")
+    class_names: list[list[str]] = Field(
+        [], description="Names of `classes`, in their order; empty if the classes have no names.")
+    mean: list[float] = Field(
+        [], description="Mean that was subtracted from each column of a table; empty if nothing was standardized.")
+    std: list[float] = Field(
+        [], description="Standard deviation by which each column of a table was divided; empty if nothing was "
+        "standardized.")
+    arrivals: list[list[int]] = Field(
+        [], description="Training samples by [task in which they arrive][class]; in scenario domain by original task "
+        "instead of class. Empty if they arrive as the benchmark has them.")
 
     @model_validator(mode="after")
     def _named(self) -> StreamFacts:
@@ -67,15 +73,21 @@ class StreamFacts(RecordPart):
 class Costs(RecordPart):
     """What a method cost, per task: a list has one entry for each task that was trained."""
 
-    trainable: list[int] = []  # parameters with requires_grad while the task was trained (the largest phase)
-    steps: list[int] = []  # optimiser steps
-    parameters: list[dict[str, int]] = []  # kept after the task, by role: numbers
-    bytes: list[dict[str, int]] = []  # kept after the task, by role: parameters and buffers
-    replay_samples: list[int] = []  # stored inputs kept after the task
-    train_flops: list[int] = []  # of training on the task, what comes before and after its steps included
-    inference_flops: list[int] = []  # of predicting one test sample after the task, mean over the tasks learned so far
-    peak_host_bytes: int | None = None  # of the process while the trial ran
-    peak_device_bytes: int | None = None  # allocated by torch on the accelerator
+    trainable: list[int] = Field(
+        [], description="Parameters with `requires_grad` while the task was trained, in its largest phase.")
+    steps: list[int] = Field([], description="Optimizer steps.")
+    parameters: list[dict[str, int]] = Field(
+        [], description="Numbers stored as parameters and buffers after the task, by role.")
+    bytes: list[dict[str, int]] = Field(
+        [], description="Bytes of parameters and buffers stored after the task, by role.")
+    replay_samples: list[int] = Field([], description="Samples in the buffer after the task.")
+    train_flops: list[int] = Field(
+        [], description="FLOPs of training on the task, including the work before its first and after its last step.")
+    inference_flops: list[int] = Field(
+        [], description="FLOPs of predicting one test sample after the task; the mean over the tasks learned so far.")
+    peak_host_bytes: int | None = Field(None, description="Peak memory of the process, in bytes.")
+    peak_device_bytes: int | None = Field(
+        None, description="Peak memory that torch allocated on the accelerator, in bytes.")
 
 
 class Timings(RecordPart):
@@ -87,56 +99,66 @@ class Timings(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("curve", "curve_cpu")
 
-    train: list[float] = []
-    consolidate: list[float] = []  # before_task and after_task
-    evaluate: list[float] = []  # one more: the row before training
-    train_cpu: list[float] = []
-    consolidate_cpu: list[float] = []
-    evaluate_cpu: list[float] = []
-    curve: list[float] = []  # evaluations while the task was learned (`Curve`), which no other time includes
-    curve_cpu: list[float] = []
+    train: list[float] = Field([], description="Seconds of training steps.")
+    consolidate: list[float] = Field(
+        [], description="Seconds of the work before the first and after the last step of a task.")
+    evaluate: list[float] = Field([], description="Seconds of evaluation; one more entry for the row before training.")
+    train_cpu: list[float] = Field([], description="Processor seconds of training steps.")
+    consolidate_cpu: list[float] = Field(
+        [], description="Processor seconds of the work before the first and after the last step.")
+    evaluate_cpu: list[float] = Field([], description="Processor seconds of evaluation.")
+    curve: list[float] = Field(
+        [], description="Seconds of evaluations during training (`curve`), which no other time includes.")
+    curve_cpu: list[float] = Field([], description="Processor seconds of evaluations during training.")
 
 
 class ErrorCounts(RecordPart):
     """Where the errors of one row of R come from, in test samples: lists have an entry for each of its learned tasks.
 
-    `clbench.training.anatomy` counts them, docs/metrics.md defines the parts that reports make of them. `corrected` is
-    empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the others.
+    `clbench.training.anatomy` counts them, docs/error-analysis.md defines the parts that reports make of them.
+    `corrected` is empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the
+    others.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("corrected", "misguided", "outdone", "only_unguided")
 
-    learned: int  # tasks: the row of R
-    samples: list[int]
-    right: list[int]  # as R has it
-    given: list[int]  # right when the task is given
-    tasks: list[list[int]]  # [i][j]: samples of task i whose winning output, or whose guessed task, is of task j
-    corrected: list[int] = []  # right with the best constant for each task's outputs, found on the other half
-    misguided: list[int] = []  # right when the task is given, else wrong, and the task was guessed wrong
-    outdone: list[int] = []  # likewise, but the task was guessed right: an output of another task won
-    only_unguided: list[int] = []  # wrong when the task is given, else right
+    learned: int = Field(description="Number of tasks learned, which is the row of R.")
+    samples: list[int] = Field(description="Test samples.")
+    right: list[int] = Field(description="Right answers, as in R.")
+    given: list[int] = Field(description="Right answers if the task is given.")
+    tasks: list[list[int]] = Field(
+        description="[i][j]: samples of task i whose highest output, or whose inferred task, belongs to task j.")
+    corrected: list[int] = Field(
+        [], description="Right answers with the best constant added to each task's outputs, fitted on the other half.")
+    misguided: list[int] = Field(
+        [], description="Wrong answers that are right if the task is given, with a wrong inferred task.")
+    outdone: list[int] = Field(
+        [], description="Wrong answers that are right if the task is given, although the inferred task was right.")
+    only_unguided: list[int] = Field([], description="Right answers that are wrong if the task is given.")
 
 
 class Probe(RecordPart):
     """What a linear (ridge) classifier reads from the features, in right test samples of each task.
 
-    `clbench.training.probe` counts them, docs/metrics.md says how.
+    `clbench.training.probe` counts them, docs/error-analysis.md says how.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("missing",)
 
-    own: bool = False  # features are of the true task's part (adapter, column), so there is none for all tasks together
-    learned: list[int] = []  # within the task, just after it was learned
-    end: list[int] = []  # within the task, after the last one
-    together: list[int] = []  # among the classes of all tasks, after the last one
-    missing: str = ""  # why there is none
+    own: bool = Field(
+        False, description="Whether features come from the true task's part (adapter, column); `together` is then "
+        "missing.")
+    learned: list[int] = Field([], description="Right answers within the task, just after it was learned.")
+    end: list[int] = Field([], description="Right answers within the task, after the last task.")
+    together: list[int] = Field([], description="Right answers among the classes of all tasks, after the last task.")
+    missing: str = Field("", description="Why there is no result.")
 
 
 class Earlier(RecordPart):
     """Accuracy in [0, 1] on the tasks that a continued trial had learned as another, its parent."""
 
-    before: list[float]  # on each of them, before it went on
-    after: list[list[float]]  # after each new task
+    before: list[float] = Field(description="Accuracy on each earlier task, before training continued.")
+    after: list[list[float]] = Field(description="Accuracy on each earlier task, after each new task.")
 
 
 class Failure(RecordPart):
@@ -144,33 +166,35 @@ class Failure(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("place",)
 
-    type: str
-    message: str
-    traceback: str = ""
-    place: str = ""  # where in the plugin's own code: "file:line in function"
+    type: str = Field(description="Class of the exception.")
+    message: str = Field(description="Message of the exception.")
+    traceback: str = Field("", description="Traceback.")
+    place: str = Field("", description="Place in the plugin's own code: `file:line in function`.")
 
 
 class Code(RecordPart):
     """The code of a trial's method, benchmark or model, as far as it is not clbench's own."""
 
-    packages: list[str]  # or modules, or a file
-    hash: str  # of what they say: `clbench.core.identity`
-    release: str = ""  # the installed distribution that brought it, with its version; a file's path and hash
+    packages: list[str] = Field(description="Packages, modules or a file.")
+    hash: str = Field(description="Hash of their code without comments, docstrings and layout.")
+    release: str = Field("", description="Installed distribution with its version; for a file, its path and hash.")
 
 
 class Provenance(RecordPart):
     """Where and with what a record was made."""
 
-    versions: dict[str, str]
-    plugin: str  # the distribution that brought the strategy, with its version
-    git: str | None = None  # commit of clbench's own checkout, `+dirty` behind it if its code changed
-    device: str
-    machine: str
-    threads: int
-    started: datetime.datetime
-    command: str
-    code: dict[str, Code] = {}  # of method, benchmark and model; empty where not known, as in older records
-    weights: str = ""  # SHA-256 of the content of published weights, which a trial knows by their name only
+    versions: dict[str, str] = Field(description="Versions of Python and of the libraries that a result depends on.")
+    plugin: str = Field(description="Distribution that brought the method, with its version.")
+    git: str | None = Field(
+        None, description="Commit of clbench's checkout, followed by `+dirty` if its code had changed.")
+    device: str = Field(description="Device that the trial ran on.")
+    machine: str = Field(description="Processor, usable cores, system and preloaded libraries.")
+    threads: int = Field(description="Number of torch threads.")
+    started: datetime.datetime = Field(description="Time at which the trial started.")
+    command: str = Field(description="Command that ran the trial.")
+    code: dict[str, Code] = Field(
+        {}, description="Code of method, benchmark and model; empty if unknown, as in older records.")
+    weights: str = Field("", description="SHA-256 of the content of published weights that the trial names.")
 
 
 class Record(RecordPart):
@@ -178,32 +202,41 @@ class Record(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items")
 
-    schema_version: int = Field(SCHEMA, alias="schema")
-    key: str
-    label: str  # how the method is called in tables; not part of the key
-    reference: bool = False
-    searched: Searched | None = None  # the search that the method's options come from; no part of the key either
-    status: Literal["done", "diverged", "failed"]
-    trial: Trial
-    stream: StreamFacts | None = None  # None where the trial failed before its stream was there
-    R: list[list[float]] = []  # R[i][j]: accuracy in [0, 1] on task j in row i; T + 1 rows when done
-    outputs: Outputs | None = None  # which competed with a new sample's label in training; None but in scenario class
-    task_inference: list[list[float]] | None = None  # share of test samples whose task was inferred right, like R
-    last_losses: list[list[float]] = []  # of each task: mean training loss in the last tenth but one of its steps (of
-    # its last phase), and in the last; [] for a task without steps
-    curve: Curve | None = None  # where it was asked for: accuracy while tasks were learned
-    errors: list[ErrorCounts] = []  # of the last row, or of each row after a task, where a run asks for it
-    probe: Probe | None = None  # where a run asks for it
-    items: ItemResults | None = None  # which test images the last row has right; None where that is not known
-    earlier: Earlier | None = None  # of a trial that continues another, where the tests of that one's tasks are there
-    costs: Costs = Costs()
-    timings: Timings = Timings()
-    failure: Failure | None = None
-    notes: list[str] = []
-    stale: list[str] = []  # what of its code and data had changed when a later run kept it all the same
-    until: UntilDecided | None = None  # the rule by which its seed was added, where there was one
-    seen: list[int] = []  # seeds that a report had shown before this one was asked for: see `clbench.results.looks`
-    provenance: Provenance
+    schema_version: int = Field(SCHEMA, alias="schema", description="Version of this schema.")
+    key: str = Field(description="Hash of `trial`, and the record's file name.")
+    label: str = Field(description="Name of the method in tables; not part of the key.")
+    reference: bool = Field(
+        False, description="Whether the method is a reference, such as `joint`, which tests and ranks leave out.")
+    searched: Searched | None = Field(None, description="Search that chose the method's options; not part of the key.")
+    status: Literal["done", "diverged", "failed"] = Field(description="How the trial ended.")
+    trial: Trial = Field(description="Everything that defines the result.")
+    stream: StreamFacts | None = Field(
+        None, description="Stream that the trial ran on; null if the trial failed before.")
+    R: list[list[float]] = Field(
+        [], description="R[i][j]: accuracy in [0, 1] on task j in row i. Row 0 is measured before training, row i "
+        "after task i.")
+    outputs: Outputs | None = Field(
+        None, description="Outputs that competed with a new sample's label in training; null except in scenario class.")
+    task_inference: list[list[float]] | None = Field(
+        None, description="Share of test samples whose task was inferred correctly, in the shape of R.")
+    last_losses: list[list[float]] = Field(
+        [], description="Mean training loss of each task in the ninth and in the last tenth of its steps; "
+        "empty for a task without steps.")
+    curve: Curve | None = Field(None, description="Accuracy during training, if requested.")
+    errors: list[ErrorCounts] = Field(
+        [], description="Error decomposition of the last row of R, or of each row after a task.")
+    probe: Probe | None = Field(None, description="What a linear classifier reads from the features, if requested.")
+    items: ItemResults | None = Field(
+        None, description="Which test samples the last row answers correctly; null if unknown.")
+    earlier: Earlier | None = Field(None, description="Accuracy on the tasks of the trial that this one continues.")
+    costs: Costs = Field(Costs(), description="Costs of the method, per task.")
+    timings: Timings = Field(Timings(), description="Times, per task.")
+    failure: Failure | None = Field(None, description="Why the trial has no complete R.")
+    notes: list[str] = Field([], description="Remarks that reports repeat.")
+    stale: list[str] = Field([], description="Code and data that had changed when a later run kept the record.")
+    until: UntilDecided | None = Field(None, description="Rule by which the seed was added.")
+    seen: list[int] = Field([], description="Seeds that a report had shown before this one was requested.")
+    provenance: Provenance = Field(description="Where, when and with which versions the record was made.")
 
     # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")

@@ -4,8 +4,8 @@ The tolerance of a cell is the half width of Welch's interval (docs/verify.md) o
 both spreads and both numbers of seeds, plus the rounding of the published figure and the cell's stated allowance. Where
 the spread was not published, the half width of Student's interval of our mean is used instead.
 
-Verdicts: `reproduced` (the difference is within the tolerance), `missed` (it is not, or a seed diverged), `cannot tell`
-(the difference is within a tolerance so wide that it says nothing, or there are too few seeds), `not run`.
+Verdicts: `reproduced` (the difference is within the tolerance), `not reproduced` (it is not, or a seed diverged),
+`inconclusive` (the tolerance is so wide that agreement says nothing, or there are too few seeds), `not run`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
-Verdict = Literal["reproduced", "missed", "cannot tell", "not run"]
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 METRICS = {"ACC": metrics.acc, "AIA": metrics.aia}
 MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
 
@@ -87,14 +87,14 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
     tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
     verdict: Verdict = "not run"
     if any(r.status == "diverged" for r in records):
-        verdict = "missed"
+        verdict = "not reproduced"
     elif tolerance is None and accuracies:
-        verdict = "cannot tell"
+        verdict = "inconclusive"
         remarks.append("one seed has no spread")
     elif tolerance is not None and abs(fmean(accuracies) - cell.published) > tolerance:
-        verdict = "missed"
+        verdict = "not reproduced"
     elif tolerance is not None and tolerance > reference.widest(cell):
-        verdict = "cannot tell"
+        verdict = "inconclusive"
         enough = seeds_needed(reference, cell, accuracies)
         remarks.append(f"a difference of up to {tolerance:.1f} points would pass; "
                        + (f"about {enough} seeds would do" if enough else "more seeds would not do"))
