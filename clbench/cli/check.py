@@ -27,7 +27,7 @@ EXAMPLES = (
 @click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
 @plugin_option
 def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
-    """Lead methods through a tiny stream and say in words which rules they break; exit with 1 if there are any."""
+    """Run methods on a tiny stream and report broken rules; exit with 1 if there are any."""
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
     from clbench.core.registry import discover

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,10 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.core.scenario import scenario_rules
     from clbench.report.analysis.choosing import choose, limit
     from clbench.report.analysis.grouping import by_setting
+    from clbench.report.analysis.readable import readable
 
-    settings = [s for s in by_setting(read_records(directories)) if task_id is None
+    records = read_records(directories)
+    settings = [s for s in by_setting(records) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]
     if not settings:
         raise SpecError(f"no results in which the task ID is {task_id} at test time: run with --scenario "
@@ -62,7 +64,9 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     if form == "json":
         click.echo(json.dumps([written(choice) for choice in choices], indent=2))
     else:
-        click.echo("\n\n".join("\n".join(told(choice)) for choice in choices))
+        shown = {r.key: m.label for setting in readable(records) for m in setting.methods for r in m.records}
+        names = [{m.label: shown[m.records[0].key] for m in setting.methods} for setting in settings]
+        click.echo("\n\n".join("\n".join(lines(*pair)) for pair in zip(choices, names, strict=True)))
     return int(any(choice.best is None for choice in choices))
 
 
@@ -72,8 +76,8 @@ def written(choice: Choice) -> dict[str, Any]:
     return {**asdict(choice), "limits": limits}
 
 
-def told(choice: Choice) -> Iterator[str]:
-    """Yield the lines on a choice."""
+def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines on a choice; `names` are the display names of its methods."""
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.formatting import interval, named, number
     from clbench.results.paired import MOST_SEEDS
@@ -87,7 +91,7 @@ def told(choice: Choice) -> Iterator[str]:
     else:
         counts = [f"{kind.words} {number(value, kind.measure.column.unit)}" for kind in KINDS
                   if (value := choice.costs[kind.name]) is not None]
-        yield (f"  choose {choice.best}: accuracy {interval(choice.accuracy, choice.half_width, 'percent')}; "
+        yield (f"  choose {names[choice.best]}: accuracy {interval(choice.accuracy, choice.half_width, 'percent')}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
             why = ("every seed gave the same result" if rival.untested
@@ -96,24 +100,24 @@ def told(choice: Choice) -> Iterator[str]:
                    else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
                    else "")
             verdict = "not tested" if rival.untested else _OPEN
-            yield (f"  {verdict}: {rival.method} {number(rival.accuracy, 'percent')}, "
+            yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, 'percent')}, "
                    f"{interval(rival.difference, rival.half_width, 'points')} points less"
                    + (f" ({why})" if why else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
-        if shown := [f"{rival.method} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
+        if shown := [f"{names[rival.method]} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
             yield f"  significantly worse: {named(shown, SHOWN)}"
     for price in choice.prices:
         if price.method == choice.best:
-            yield f"  {price.flag} costs nothing: {price.method} is the best method without it too"
+            yield f"  {price.flag} costs nothing: {names[price.method]} is the best method without it too"
         elif price.difference is None:
-            yield (f"  without {price.flag}, the best method is {price.method}, accuracy "
+            yield (f"  without {price.flag}, the best method is {names[price.method]}, accuracy "
                    f"{number(price.accuracy, 'percent')}")
         else:
             yield (f"  {price.flag} costs {interval(price.difference, price.half_width, 'points')} points: without it, "
-                   f"the best method is {price.method}")
+                   f"the best method is {names[price.method]}")
     if choice.refused:
-        yield "  left out: " + named([f"{label} ({why})" for label, why in choice.refused.items()], SHOWN)
+        yield "  left out: " + named([f"{names[label]} ({why})" for label, why in choice.refused.items()], SHOWN)
     needed = [rival.needed for rival in choice.open if rival.needed]
     if needed and choice.best is not None:
         rivals = ",".join([choice.best, *(rival.method for rival in choice.open if rival.needed)][:SHOWN])

@@ -89,7 +89,7 @@ RECIPE = (
 
 ARRIVAL = (
     click.option("--blur", type=float, metavar="SHARE", help="Share of each task's training samples that arrives "
-                 "during the other tasks (docs/arrival.md).  [default: 0]"),
+                 "during the other tasks (docs/task-free-streams.md).  [default: 0]"),
     click.option("--repeat", type=float, metavar="P", help="Probability with which a class returns in each later "
                  "task.  [default: 0]"),
     click.option("--imbalance", type=float, metavar="RATIO", help="Ratio of the training samples that the most "

@@ -24,12 +24,12 @@ EXAMPLES = (
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
               help="Format of the output.")
 def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
-    """Compare the methods of a run folder: for each pair the difference over the seeds that both have.
+    """Compare the methods of a run folder over the seeds that both have.
 
-    With its 95% interval, the p-value, that corrected for all pairs (Holm), the effect size (Hedges' g) and a verdict.
-    Exact sign flips decide where there are seeds enough for them, else the paired t test. All methods see the same
-    batches from the same weights, so seeds are pairs. References (naive, frozen, joint, ...) are not compared without
-    --baseline; if there is only one method beside them, it is compared with each of them.
+    For each pair, clbench prints the difference with its 95% interval, the p-value, the p-value with Holm's
+    correction, the effect size (Hedges' g) and a verdict. It uses exact sign-flip tests if there are enough seeds,
+    else paired t-tests. References (naive, frozen, joint, ...) are compared only with --baseline, or if there is
+    only one other method.
     """
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare

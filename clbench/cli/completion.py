@@ -67,7 +67,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 @click.argument("shell", type=click.Choice(list(FILES)))
 @click.option("--install", is_flag=True, help="Write the script where the shell finds it, instead of printing it.")
 def command(shell: str, install: bool) -> None:
-    """Print the script that lets a shell complete `clbench` with the Tab key: names, options and their values."""
+    """Print the script with which a shell completes names, options and values of `clbench`."""
     found = get_completion_class(shell)
     assert found is not None
     script = found(click.get_current_context().find_root().command, {}, "clbench", COMPLETING).source()

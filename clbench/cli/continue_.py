@@ -41,12 +41,12 @@ COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_si
 @plugin_option
 def command(run: Path, trial: str | None, benchmark: str, out: Path | None, classes: Classes | None,
             device: str | None, data: Path | None, plugins: tuple[Path, ...], **flags: Any) -> int:
-    """Let TRIAL (label/seed, or the beginning of a key) of the run folder RUN learn the tasks of another benchmark.
+    """Continue TRIAL (label/seed, or the beginning of a key) of the run folder RUN on another benchmark.
 
-    It goes on from where it ended, without the samples of the old tasks but those that its method keeps, by its own
-    recipe but for what is given here. In scenarios task and class the model gets outputs for the new classes. The
-    result is a new record, which names its parent and says what became of the old tasks. The run has kept the state by
-    --keep state. docs/keeping-models.md says more.
+    The method keeps its training configuration, unless you change it here. It has no samples of the old tasks
+    except those that it stores. In scenarios task and class, the model gets outputs for the new classes. The result
+    is a new record that names its parent and has the accuracy on the old tasks. The run must have used --keep
+    state. See docs/save-models.md.
     """
     import shlex
     import sys

@@ -25,11 +25,11 @@ EXAMPLES = (("clbench diff runs/before runs/after", "exit code 1 where results d
 def command(before: Path, after: Path) -> int:
     """Show what changed between the run folders A and B.
 
-    Trials that only one of them holds; trials of both whose facts differ, and in what; each method's means in A and B
-    over the seeds that both have, where they differ, with the 95% interval of the change; versions, machines, devices.
-    Methods are compared across settings too, where their label and the benchmark's, scenario's and model's names agree.
+    clbench lists trials that only one folder has, and trials with different facts. It lists each method's means in
+    A and B over the shared seeds, with the 95% interval of the change, and differences in versions, machines and
+    devices.
 
-    Exit codes: 0 the same trials with the same facts, whatever made them and however long it took; 1 they differ; 2 a
+    Exit codes: 0 if trials and facts are the same; times and provenance do not count. 1 if they differ. 2 if a
     folder has no records.
     """
     from clbench.execution.progress import plural

@@ -39,10 +39,10 @@ EXAMPLES = (
 @plugin_option
 def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None, device: str | None,
             plugins: tuple[Path, ...], **flags: Any) -> int:
-    """Send all samples of a benchmark through a frozen network once and keep its features, before the head.
+    """Compute the features of a frozen network for all samples of a benchmark, and write them to a file.
 
-    The file holds X_train (float32), y_train (the benchmark's own labels), task_train, and the same for the test.
-    Interrupted, the same command goes on from there.
+    The file has X_train (float32), y_train (the benchmark's labels), task_train, and the same for the test samples.
+    After an interruption, run the same command again.
     """
     from rich.console import Console
 

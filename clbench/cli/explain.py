@@ -48,12 +48,11 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
               "compute; train nothing and write no records.")
 def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
             stale: OnStale, dry_run: bool, **flags: Any) -> int:
-    """Say what makes the number of experiment A into that of experiment B.
+    """Explain why the results of experiments A and B differ.
 
-    Lists in what the two differ, runs their mixtures, and divides the difference among the factors: the Shapley value
-    of each, with its interval over seeds. Parts sum to the difference. DIR has the table and the waterfall in
-    explain.md and explain.html, and every trial as an ordinary record: the same command goes on where it was
-    interrupted. Settings of how trials are run are A's.
+    clbench lists what differs between the two files, runs mixtures of both, and divides the difference among the
+    factors (Shapley values, with intervals over seeds). DIR gets explain.md, explain.html and all records. After an
+    interruption, run the same command again. Execution settings are those of A.
     """
     from clbench.cli.run import note, run_missing
     from clbench.core.registry import discover

@@ -30,8 +30,8 @@ EXAMPLES = (
 def command(run: Path, trial: str | None, to: Path, form: Format, task: int | None) -> None:
     """Write the final model of TRIAL (label/seed, or the beginning of a key) of the run folder RUN.
 
-    The run has kept it by --keep models. Beside it stands model.json: inputs, preprocessing, names of the classes, and
-    the accuracy that the record has. docs/keeping-models.md says more.
+    The run must have used --keep models. model.json describes inputs, preprocessing, class names and accuracy. See
+    docs/save-models.md.
     """
     from clbench.execution.exporting import export
 

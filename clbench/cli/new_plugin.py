@@ -62,7 +62,7 @@ EXAMPLES = (
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the plugin.  [default: "
               "clbench-NAME]")
 def command(name: str, kind: str, out: Path | None) -> None:
-    """Write a small distribution with a working method, benchmark or model, its test and its entry point."""
+    """Write a small package with a working method, benchmark or model, its test and its entry point."""
     from clbench.core.registry import discover
 
     written = write_plugin(name, out, discover(), kind)

@@ -81,9 +81,9 @@ EXAMPLES = (
 @click.pass_context
 def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list[int], form: str,
             **whole: Any) -> None:
-    """Count parameters, bytes and FLOPs of methods on one layer (--layer) or on a whole network (--model).
+    """Count parameters, bytes and FLOPs of methods on one layer (--layer) or a whole network (--model).
 
-    They are counted from the methods' own code on weights without values, and are what a run records.
+    clbench counts them from the methods' own code on weights without values. A run records the same numbers.
     """
     given = {p.name: p.opts[0] for p in context.command.params
              if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}

@@ -31,9 +31,9 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
               help="File that the weights are written to.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
-    """Train a model on classes that a stream leaves out, and keep its weights for `clbench run --weights`.
+    """Train a model on the classes that a stream leaves out, and save its weights for `clbench run --weights`.
 
-    A benchmark that holds no classes out is trained on whole: all tasks at once.
+    If the benchmark leaves no classes out, the model is trained on all tasks at once.
     """
     from clbench.core.errors import SpecError
     from clbench.core.options import format_value, parse_named

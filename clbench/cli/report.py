@@ -39,10 +39,9 @@ EXAMPLES = (
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
             baseline: str | None, plugins: Sequence[Path]) -> None:
-    """Render the report of a run folder again, from its records alone.
+    """Write the report of a run folder again, from its records.
 
-    Several folders make one report, their records merged by trial. Records of a trial that differ are named and nothing
-    is written.
+    Several folders make one report. If their records of a trial differ, clbench names them and writes nothing.
     """
     from clbench import report
     from clbench.core.errors import SpecError, unknown

@@ -89,8 +89,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
             **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
-    clbench skips the trials that the run folder already holds, and runs failed ones again. If results are stale (the
-    code or the data have changed since), it lists them and trains nothing.
+    clbench skips finished trials of the run folder and runs failed ones again. If results are stale (code or data
+    have changed), it lists them and trains nothing.
     """
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover

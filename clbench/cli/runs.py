@@ -28,9 +28,9 @@ HOUR, DAY = 60, 60 * 24  # minutes
 ))
 @PLACES
 def runs(places: tuple[Path, ...]) -> None:
-    """List run folders: what was run, how far it is, how old it is and how much room it takes.
+    """List run folders with their content, progress, age and size.
 
-    They are looked for in the folders that are named, and up to three folders below.  [default: runs]
+    clbench searches the given folders and up to three levels of subfolders.  [default: runs]
     """
     from tabulate import tabulate
 
@@ -58,10 +58,10 @@ def runs(places: tuple[Path, ...]) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) -> None:
-    """Remove what nothing refers to: checkpoints of trials that are over, files of trials without a record, old caches.
+    """Delete unused files: checkpoints of finished trials, files of trials without a record, and old caches.
 
-    A cached stream is kept if a record in the run folders that are named, or below them, was made of it by the code
-    that is installed; any other can be built again. Records and reports are never touched.  [default: runs]
+    A cached stream is kept if a record in the given folders or below was made from it by the installed code.
+    Records and reports are never deleted.  [default: runs]
     """
     from clbench.core.files import default_data_dir
     from clbench.core.registry import discover

@@ -68,15 +68,14 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @stale_options
 def command(source: Path, methods: str | None, trials: int, widen: int, out: Path | None,
             plugins: tuple[Path, ...], stale: OnStale, **flags: Any) -> int:
-    """Search the options of an experiment's methods, each by itself and with the same number of candidates.
+    """Tune the options of each method with the same number of candidates.
 
-    The file says what is searched, in a table [tune.METHOD] for each method (docs/tuning.md). Without any such table,
-    every method is tuned by what its options declare (clbench methods NAME) and by its learning rate. Candidates are
-    compared by their mean ACC on training samples that are held out; the test set is not used. A list of numbers is
-    widened while its best value is at an end. Of candidates within one standard error of the best, the one with the
-    lowest learning rate is chosen. DIR/tuned.toml is the experiment with the chosen options and the whole search in it,
-    ready for clbench run; DIR/candidates.md is the table of all candidates. The same command goes on with a search that
-    was interrupted.
+    The file names what to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables, every
+    method is tuned by the values that its options declare (clbench methods NAME) and by its learning rate.
+    Candidates are compared by mean ACC on held-out training samples; the test set is not used. A list of numbers is
+    widened while its best value is at an edge. Among candidates within one standard error of the best, the lowest
+    learning rate wins. DIR/tuned.toml is the experiment with the chosen options, for clbench run. DIR/candidates.md
+    lists all candidates. After an interruption, run the same command again.
     """
     from importlib.metadata import version
 

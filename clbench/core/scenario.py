@@ -28,8 +28,8 @@ class ScenarioRules:
 
     @property
     def title(self) -> str:
-        """Return what tables call it."""
-        return f"scenario {self.name}"
+        """Return what tables call it: Task-IL, Class-IL or Domain-IL."""
+        return f"{self.name.capitalize()}-IL"
 
     def outputs(self, orders: Sequence[Sequence[int]], benchmark: str) -> list[dict[int, int]]:
         """Return, for each task, the output of each of its classes, in the order of the stream.

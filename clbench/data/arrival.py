@@ -1,7 +1,7 @@
 """Training samples rearranged among the tasks of a stream: a long tail, classes that return, blurred boundaries.
 
-docs/arrival.md defines the three and says whose they are. All draws are of the data-order axis of the seed. Test
-samples stay as they are, and the outputs of classes too. A task's training samples are those that arrive while it
+docs/task-free-streams.md defines the three and says whose they are. All draws are of the data-order axis of the seed.
+Test samples stay as they are, and the outputs of classes too. A task's training samples are those that arrive while it
 lasts, so for a method it is a task like any other, some of whose classes are those of other tasks.
 """
 

@@ -77,7 +77,7 @@ def table(told: Explanation) -> Table:
     """Return the table of factors, the largest part first, and their sums."""
     found, unit = told.found, told.unit
     columns = (Column("A -> B", "text"), Column("alone in A", unit), Column("alone in B", unit),
-               Column("part (Shapley)", unit))
+               Column("contribution", unit))
     rows = [Row(clean(factor.name), (Cell(clean(factor.change)), *(
         _cell(series[i], unit) for series in (found.from_a, found.from_b, found.parts)))) for factor, i in told.ranked]
     total = [Cell("")] + [_cell(summed(series), unit) for series in (found.from_a, found.from_b)]

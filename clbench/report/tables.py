@@ -19,7 +19,7 @@ from clbench.report.analysis.gaps import stability_gaps
 from clbench.report.analysis.grouping import MethodRecords, Setting
 from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import unlearned
-from clbench.report.analysis.marks import MARKS
+from clbench.report.analysis.marks import MARKS, RECIPE
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.analysis.readable import readable
@@ -109,10 +109,10 @@ def _section(setting: Setting, slug: str) -> Section:
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
-        notes=tuple([*rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
-                      *notes.same_results({m.label: m.done for m in methods}),
-                      *_notes(methods), *notes.differences(records), *notes.remarks(records),
-                      *([named.note] if named else [])]),
+        notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
+            *rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+            *notes.same_results({m.label: m.done for m in methods}), *_notes(methods), *notes.differences(records),
+            *notes.remarks(records), *([named.note] if named else []))),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
@@ -246,7 +246,8 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Return what the comparison table alone would hide."""
-    yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in m.marks for m in methods))
+    yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items()
+                if mark != RECIPE and any(mark in m.marks for m in methods))
     recipes: dict[str, list[str]] = {}
     for m in methods:
         if said := notes.own_recipe(m.label, m.records[0].trial):

@@ -33,7 +33,8 @@ class FixedOutputsOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("outputs",)
 
-    outputs: Outputs | None = Field(None, description="what the method's loss fixes, or none; see docs/footguns.md")
+    outputs: Outputs | None = Field(
+        None, description="what the method's loss fixes, or none; see docs/fair-comparison.md")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -1,4 +1,6 @@
-"""Where a method's errors come from, counted beside a row of R from the same logits; docs/metrics.md has the algebra.
+"""Where a method's errors come from, counted for a row of R from the same logits.
+
+docs/error-analysis.md defines the parts.
 
 A method that does not guess the task is judged by its logits three times: as they are, among the true task's outputs
 alone, and with the best constant for each task's outputs. One that infers the task is asked once more, with the task

@@ -11,7 +11,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
 
-FEW = 50  # steps: with fewer, tasks of split-mnist-5k and of its rotations were not learned (docs/footguns.md)
+FEW = 50  # steps: with fewer, tasks of split-mnist-5k and of its rotations were not learned (docs/fair-comparison.md)
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -56,7 +56,7 @@ def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
     steps = [steps_of(recipe, own) for own in samples]
     passes = _amount([recipe.epochs], "epoch") if recipe.epochs else _amount([recipe.iterations or 0], "iteration")
     few = ": few; --epochs N or --iterations N gives more" if min(steps) < FEW else ""
-    return (f"{_amount(steps, 'optimiser step')} a task ({_amount(samples, 'sample')}, batch {recipe.batch_size:,}, "
+    return (f"{_amount(steps, 'optimizer step')} a task ({_amount(samples, 'sample')}, batch {recipe.batch_size:,}, "
             f"{passes}){few}")
 
 

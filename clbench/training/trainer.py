@@ -265,6 +265,7 @@ def stackable(samples: list[Samples]) -> list[Samples]:
     if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
         raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
     if len(samples) > 1 and samples[0].is_stochastic:
-        raise Unstackable("its samples are drawn anew for every batch, in a stack from one generator for all")
+        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
+                          "generator")
     return samples
 

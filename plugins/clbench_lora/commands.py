@@ -50,11 +50,11 @@ def floats(text: str) -> list[float]:
 
 
 @click.group("adapters", cls=Group, examples=EXAMPLES,
-             short_help="Look at, export, merge, combine, remove and add the adapters of a run.")
+             short_help="Show, export, merge, combine, remove and add the adapters of a run.")
 def adapters_group() -> None:
-    """Work with the adapters that trials of lora keep in a run folder.
+    """Manage the adapters that trials of lora save in a run folder.
 
-    TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key; it may be left out where only one trial kept
+    TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key. You can omit it if only one trial saved
     adapters.
     """
 
@@ -62,7 +62,7 @@ def adapters_group() -> None:
 @adapters_group.command("list")
 @click.argument("run", type=FOLDER, metavar="RUN")
 def list_(run: Path) -> None:
-    """List the trials of a run folder that kept adapters, and the tasks they have."""
+    """List the trials of a run folder with saved adapters, and their tasks."""
     from tabulate import tabulate
 
     from clbench_lora.adapters import trials_with_adapters
@@ -102,7 +102,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 @task
 @to("Empty or new folder to write to.", "DIR")
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, its base and a model card (README.md) to a folder."""
+    """Write a task's adapter in PEFT's format, with its backbone and a model card (README.md), to a folder."""
     from clbench_lora import adapters
 
     adapters.export(adapters.find(run, trial), task, to)
@@ -114,7 +114,7 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
 @task
 @to("File of weights to write.", "FILE.safetensors")
 def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
-    """Write W + s BA as the weights of a plain model, which costs nothing more to run, with the task's head."""
+    """Write W + s BA as the weights of a plain model with the task's head, which has no extra inference cost."""
     from clbench_lora import adapters
 
     adapters.merge(adapters.find(run, trial), task, to)
@@ -125,7 +125,7 @@ def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
 @trial_arguments
 @task
 def remove(run: Path, trial: str | None, task: int) -> None:
-    """Delete a task's adapter; the others answer as before, bit for bit."""
+    """Delete a task's adapter; the outputs of other tasks stay the same, bit for bit."""
     from clbench_lora import adapters
 
     source = adapters.find(run, trial)
@@ -141,7 +141,7 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 @data
 @device
 def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
-    """Train one more task onto the kept base by the trial's recipe; base and other adapters stay as they are."""
+    """Train an adapter for one more task; the backbone and other adapters stay the same."""
     from clbench.core.registry import discover
     from clbench.experiment.plan import resolved_benchmark
     from clbench_lora.adapters import find
@@ -158,7 +158,7 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 @data
 @device
 def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
-    """Test adapters on the test samples of their tasks; a task that is not given is inferred among those named."""
+    """Test adapters on their tasks; if the scenario gives no task IDs, infer them among the chosen tasks."""
     from tabulate import tabulate
 
     from clbench_lora.adapters import find
@@ -178,10 +178,9 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
 @click.option("--weights", type=floats, required=True, metavar="LIST", help="Weight of each, as in 0.5,0.5.")
 @to("Empty or new folder to write to.", "DIR")
 def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
-    """Write the weighted sum of adapters as one, exactly: their ranks add up.
+    """Write the weighted sum of adapters as one adapter, exactly: their ranks add up.
 
-    In its head each class has its own task's row; where several of the tasks have a class, its row is their mean by
-    weight.
+    The head has the row of each class's own task. If several tasks have a class, its row is their weighted mean.
     """
     from clbench_lora import adapters
 
@@ -191,7 +190,7 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
 
 @click.group("lora", cls=Group, short_help="Measure how low the rank of fine-tuning is.")
 def lora_group() -> None:
-    """Look into runs of lora and of its references."""
+    """Analyze runs of lora and of its references."""
 
 
 @lora_group.command(examples=(

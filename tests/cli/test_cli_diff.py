@@ -50,14 +50,14 @@ def test_what_differs_is_named_and_weighed(diff):
 def test_trials_of_one_run_only_are_listed(diff):
     code, out = diff(study(), study()[1:] + study(methods=("er",)))
     assert code == 1
-    assert "only in A:\n  lora, split-mnist-5k, scenario task, mlp: seed 0\n" in out
-    assert "only in B:\n  er, split-mnist-5k, scenario task, mlp: seeds 0-2\n" in out
+    assert "only in A:\n  lora, split-mnist-5k, Task-IL, mlp: seed 0\n" in out
+    assert "only in B:\n  er, split-mnist-5k, Task-IL, mlp: seeds 0-2\n" in out
 
 
 def test_another_recipe_is_compared_by_label(diff):
     code, out = diff(study(), study(0.05, recipe=Recipe(lr=0.01)))
     assert code == 1
-    assert "  split-mnist-5k, scenario task, mlp: recipe.lr: 0.001 -> 0.01 (" in out
+    assert "  split-mnist-5k, Task-IL, mlp: recipe.lr: 0.001 -> 0.01 (" in out
     assert "85.00 ± 0.00" in out and "5.00 ± 0.00" in out
 
 

@@ -49,7 +49,7 @@ def test_a_difference_is_divided_and_what_changes_nothing_has_exactly_nothing(ca
     values = {(lr, metric): [100 * of(records[lr, "reset", seed].R) for seed in (0, 1)]
               for lr in (0.1, 0.002) for metric, of in (("ACC", metrics.acc), ("AIA", metrics.aia))}
     rows = {cells[0]: cells for line in text.splitlines() if len(cells := re.split(r"  +", line.strip())) == 5}
-    assert rows["optimiser state"][1:] == ["reset -> keep", "0", "0", "0"]
+    assert rows["optimizer state"][1:] == ["reset -> keep", "0", "0", "0"]
     rate = [(b - a + d - c) / 2 for a, b, c, d in zip(values[0.1, "ACC"], values[0.002, "ACC"], values[0.1, "AIA"],
                                                       values[0.002, "AIA"], strict=True)]
     metric = [(b - a + d - c) / 2 for a, b, c, d in zip(values[0.1, "ACC"], values[0.1, "AIA"], values[0.002, "ACC"],
@@ -58,7 +58,7 @@ def test_a_difference_is_divided_and_what_changes_nothing_has_exactly_nothing(ca
         assert float(rows[name][-1].split()[0]) == pytest.approx(fmean(parts), abs=0.006)
     report = (out / "explain.md").read_text()
     assert f"ACC {fmean(values[0.1, 'ACC']):.2f} -&gt; AIA {fmean(values[0.002, 'AIA']):.2f}" in report
-    assert "Changes nothing, in no seed: optimiser state." in report
+    assert "Changes nothing, in no seed: optimizer state." in report
     page = (out / "explain.html").read_text()
     assert "<script" not in page and 'src="data:image/svg+xml;base64,' in page
     assert (out / "figures" / "waterfall.svg").read_bytes().startswith(b"<?xml")
@@ -74,11 +74,11 @@ def test_a_dry_run_counts_and_writes_nothing(capsys, tmp_path, files):
     code, text, err = call(capsys, *files, "--method", "naive", "--out", out, "--dry-run", "--seeds", 3)
     assert code == 0 and not out.exists()
     lines = text.splitlines()
-    assert lines[:3] == ["learning rate: 0.1 -> 2e-3", "optimiser state: reset -> keep",
+    assert lines[:3] == ["learning rate: 0.1 -> 2e-3", "optimizer state: reset -> keep",
                          "2 factors, all 4 combinations: 4 x 3 seeds = 12 trials"]
     assert [line.split("  ")[1].strip() for line in lines[6:10]] == [
-        "naive, A", "naive, A + learning rate", "naive, A + optimiser state", "naive, B"]
-    assert err.startswith("Note: 4 optimiser steps a task")
+        "naive, A", "naive, A + learning rate", "naive, A + optimizer state", "naive, B"]
+    assert err.startswith("Note: 4 optimizer steps a task")
 
 
 def test_a_seed_without_an_outcome_is_left_out(capsys, tmp_path, files):

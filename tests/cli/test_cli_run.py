@@ -40,7 +40,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
     planned = plan(spec, discover())
     args = ("--methods", "lora:rank=2,naive", "--seeds", "0,4", "--epochs", "1", "--out", out, "--dry-run")
     code, text, err = call(capsys, *args)
-    assert (code, err) == (0, "Note: 7 optimiser steps a task (800 samples, batch 128, 1 epoch): few; --epochs N or "
+    assert (code, err) == (0, "Note: 7 optimizer steps a task (800 samples, batch 128, 1 epoch): few; --epochs N or "
                               "--iterations N gives more\n"
                               "Note: lora:rank=2: trains 475,202 in task 1, 4,770 in tasks 2-5\n")
     trainable = {"lora:rank=2": 2 * (784 + 400 + 400 + 400) + 401 * 2, "naive": 785 * 400 + 401 * 400 + 401 * 10}

@@ -49,7 +49,7 @@ def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_t
 def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsys, tmp_path):
     out = tmp_path / "run"
     code, text, err = call(capsys, write(tmp_path), "--out", out, "--methods", "er-20", "--seeds", "0,7", "--dry-run")
-    assert code == 0 and err.startswith("Note: 15 optimiser steps a task")
+    assert code == 0 and err.startswith("Note: 15 optimizer steps a task")
     assert [line.split()[1:6] for line in text.splitlines()[2:4]] == [
         ["er-20", "class", "0", "missing", "12,730"], ["er-20", "class", "7", "missing", "12,730"]]
     assert not out.exists()

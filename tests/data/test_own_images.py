@@ -66,7 +66,7 @@ def test_train_and_test_are_used_as_they_are(tmp_path):
     read = stream("p", tmp_path, tasks=2)  # found in the data folder
     assert [(len(task.train), len(task.test)) for task in read.tasks] == [(6, 2), (6, 2)]
     assert "the test part is the folder 'val'" in read.notes
-    assert "folders beside 'train' that were not used: extra" in read.notes
+    assert "folders next to 'train' that were not used: extra" in read.notes
     assert any(note.startswith("8 of") or "exact copies" in note for note in read.notes)
 
 

@@ -40,7 +40,7 @@ def test_what_is_prefetched_is_what_would_be_drawn(method, options, monkeypatch)
 
 
 def test_seeds_of_such_samples_are_not_stacked(monkeypatch):
-    with pytest.raises(Unstackable, match="drawn anew for every batch"):
+    with pytest.raises(Unstackable, match="change randomly with every batch"):
         ends(discover().strategy("naive"), {}, [0, 1], monkeypatch, here=True)
 
 

@@ -101,8 +101,8 @@ def test_all_methods_of_a_seed_have_the_same_split_and_each_seed_its_own(tmp_pat
                                    plain.stream.train_samples, strict=True):
         assert held + train == before and held == pytest.approx(before / 10, abs=2)
     whole = report.build([*records, plain])
-    assert [s.title for s in whole.sections] == ["split-mnist-5k, scenario task, mlp, validation",
-                                                 "split-mnist-5k, scenario task, mlp"]
+    assert [s.title for s in whole.sections] == ["split-mnist-5k, Task-IL, mlp, validation",
+                                                 "split-mnist-5k, Task-IL, mlp"]
     summary = dict(whole.sections[0].setting)
     assert summary["accuracy on"].startswith("10% of the training samples, held out")
     assert summary["budget"].startswith("1 step per task")

@@ -130,7 +130,7 @@ def test_mistakes_in_the_table_are_named_with_their_place():
         "x.toml: execution.executor: no executor 'rya'; did you mean 'ray'? (clbench run --help lists all)",
         "x.toml: execution.gpus: should be a finite number, got inf",
         "x.toml: execution.retries: expected a number, got true",
-        "x.toml: execution.worker: no key 'worker'; did you mean 'workers'? (docs/tour.md lists all)"]
+        "x.toml: execution.worker: no key 'worker'; did you mean 'workers'? (docs/toml-keys.md lists all)"]
 
 
 @pytest.mark.parametrize(("values", "words"), [

@@ -50,7 +50,7 @@ def test_the_ends_of_the_mixtures_are_the_experiments_themselves(registry, a, b)
 def test_every_mixture_of_the_factors_can_be_planned(registry):
     found = pair(registry, {"recipe": {"optimizer": "sgd", "momentum": 0.9, "lr": 0.1, "weight_decay": 1e-4}},
                  {"recipe": {"optimizer": "adam"}})
-    assert told(found) == {"optimiser and momentum": "sgd, 0.9 -> adam, 0", "learning rate": "0.1 -> 1e-3",
+    assert told(found) == {"optimizer and momentum": "sgd, 0.9 -> adam, 0", "learning rate": "0.1 -> 1e-3",
                            "weight decay": "1e-4 -> 0"}
     kinds = factors(found.parts, found.refusal)
     keys = {found.mixture(frozenset().union(*(f.places for f in some)))[0].trial.key

@@ -63,7 +63,7 @@ class Log(Listener):
         self.lines.append(f"{workers} workers x {threads} on {device}, {nodes} nodes")
 
     def note(self, text):
-        if "optimiser steps a task" not in text:
+        if "optimizer steps a task" not in text:
             self.lines.append(text)
 
     def started(self, planned):

@@ -13,7 +13,7 @@ class Notes(Listener):
         self.notes = []
 
     def note(self, text):
-        if "optimiser steps a task" not in text:
+        if "optimizer steps a task" not in text:
             self.notes.append(text)
 
 

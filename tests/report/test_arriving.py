@@ -49,9 +49,9 @@ def test_seeds_with_other_classes_in_a_task_are_shown_by_task():
 def test_a_report_says_how_samples_arrived_and_shows_it():
     report = build([blurred(), blurred("naive"), make_record("er", tasks=2, scenario="class")])
     section, plain = report.sections
-    assert section.title == "split-mnist-5k, scenario class, mlp, blur 0.1"
+    assert section.title == "split-mnist-5k, Class-IL, mlp, blur 0.1"
     assert ("arrival of samples", "blur 0.1") in section.setting
-    assert ("arrival of training samples", "blur 0.1 (docs/arrival.md)") in section.settings
+    assert ("arrival of training samples", "blur 0.1 (docs/task-free-streams.md)") in section.settings
     figure = section.figures[-1]
     assert figure.kind == "arrival" and figure.brief and "10%" in figure.alt
     drawn = draw_report(report)

@@ -86,7 +86,7 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert cli.call(["choose", run, "--no-samples-kept", "--task-id", "known"]) == 0
     out = capsys.readouterr().out
     assert "3 of 4 methods meet --no-samples-kept" in out and "choose lora: accuracy 8" in out
-    assert "no significant difference: lwf" in out and "significantly worse: ewc" in out
+    assert "no significant difference: LwF" in out and "significantly worse: EWC" in out
     assert "--no-samples-kept costs 10." in out and "left out: er (stores samples: 200)" in out
     assert "the same run with --methods lora,lwf --seeds" in out
     assert cli.call(["choose", run, "--max-kept", "1MB", "--format", "json"]) == 0

@@ -86,13 +86,14 @@ def test_a_named_baseline_takes_the_place_of_naive():
 
 def test_the_footnote_names_the_tests_their_correction_and_their_assumption():
     by_t, = (section.footnote for section in build(study(SHIFTS)).sections)
-    assert by_t[1].startswith(
+    assert by_t[1] == "Marks: ○ not better than guessing."
+    assert by_t[2].startswith(
         "Paired t-tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning, 3 comparisons with Joint "
         "training and 3 comparisons between pairs of methods. They assume normally distributed differences. ")
-    assert f"up to {100 * saturated_rate(3):.0f}% of such families contain a false claim" in by_t[1]
-    assert by_t[2] == "Names for --methods: EWC = ewc; Joint training = joint; Fine-tuning = naive."
+    assert f"up to {100 * saturated_rate(3):.0f}% of such sets of comparisons contain a false claim" in by_t[2]
+    assert by_t[3] == "Names for --methods: EWC = ewc; Joint training = joint; Fine-tuning = naive."
     by_flips, = (section.footnote for section in build(study({"ewc": -0.2, "naive": 0.0}, range(6))).sections)
-    assert by_flips[1] == ("Exact sign-flip tests over seeds, Holm-corrected over 1 comparison with Fine-tuning. They "
+    assert by_flips[2] == ("Exact sign-flip tests over seeds, Holm-corrected over 1 comparison with Fine-tuning. They "
                            "assume that a difference is as likely as its opposite.")
     assert all("±" in footnote[0] and "Bold" in footnote[0] for footnote in (by_t, by_flips))
     with_ids, = (section.footnote for section in build(study(SHIFTS), ids=True).sections)

@@ -113,7 +113,7 @@ def test_each_setting_has_files_of_its_own():
                for r in study(("lora", 10, 0.6), ("ewc", 90, 0.8), scenario=scenario)]
     names = [p.name for section in build(records).sections for p in section.figures if p.kind == "pareto"]
     assert names == ["split-mnist-5k-task-mlp-pareto", "split-mnist-5k-class-mlp-pareto"]
-    assert slugs(["a b", "a-b", "../x:y, scenario task", "é", "c"]) == [
+    assert slugs(["a b", "a-b", "../x:y, Task-IL", "é", "c"]) == [
         "a-b-1", "a-b-2", "x-y-task", "setting-4", "c"]
     assert len(slugs(["x" * 500])[0]) == 80
 

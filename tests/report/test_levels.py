@@ -80,7 +80,7 @@ def test_a_row_that_is_underfit_is_marked_and_loses_no_comparison_without_the_ma
     assert against["NCM"].text == "+14.9 (better △)"
     assert section.headline[0] == ("Answer", "NCM (81.0%) is significantly better than er (66.1%, △).")
     assert ("Caution", "Underfit (the training loss stayed high): er and Fine-tuning.") in section.headline
-    assert section.verdicts[0] == "ACC: NCM is significantly better than every other method (er △)"
+    assert section.verdicts[0] == "Accuracy: NCM is significantly better than every other method (er △)"
     assert any(note.startswith("△ Underfit: the method had not learned its tasks") for note in section.notes)
     assert any("er (94%) and Fine-tuning (94%)" in note and "--epochs" in note for note in section.notes)
     assert [row.cells[-1].text for row in section.comparisons[0].rows] == [
@@ -123,7 +123,8 @@ def test_seeds_that_repeat_one_result_are_no_evidence(seeds, samples, tmp_path, 
     assert section.headline[0][1].endswith(" leads. It is not tested against SLDA because every seed gave the same "
                                            "results.")
     assert "significant" not in section.headline[0][1] and "tests over seeds" not in " ".join(section.footnote)
-    assert section.verdicts[0] == "ACC, forgetting: Which method is best is not tested: every seed gave the same result"
+    assert section.verdicts[0] == (
+        "Accuracy, forgetting: Which method is best is not tested: every seed gave the same result")
     assert not any(cell.bold for cell in section.comparison.cells("ACC"))
     note, = (note for note in section.notes if note.startswith("Every seed gave the same result"))
     assert f"{3 * samples:,} test samples" in note and "NCM 92.60 (" in note and "SLDA 91.00 (" in note
@@ -132,7 +133,7 @@ def test_seeds_that_repeat_one_result_are_no_evidence(seeds, samples, tmp_path, 
     out = capsys.readouterr().out
     assert "not tested: every seed gave the same result" in out and "significantly better" not in out
     assert cli.call(["choose", run]) == 0
-    assert "not tested: slda" in (out := capsys.readouterr().out) and "(every seed gave the same result)" in out
+    assert "not tested: SLDA" in (out := capsys.readouterr().out) and "(every seed gave the same result)" in out
 
 
 def test_the_interval_of_such_a_row_is_that_of_its_test_samples():

@@ -49,8 +49,8 @@ def test_every_part_of_a_report_has_the_same_names():
     noted = noted.model_copy(update={"notes": ("keeps two networks",)})
     section, = build([noted, own("mas:recipe.lr=3e-5", 3e-5), make_record("naive", 0)]).sections
     assert [row.label for row in section.comparison.rows][:2] == ["EWC", "MAS"]
-    assert "EWC: keeps two networks" in section.notes
-    assert "EWC, MAS: trained with lr 3e-5 instead of 1e-3" in section.notes
+    assert "EWC: keeps two networks." in section.notes
+    assert "EWC, MAS: trained with lr 3e-5 instead of 1e-3." in section.notes
     assert not any("recipe.lr" in text for _, text in section.headline)
 
 

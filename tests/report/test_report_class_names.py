@@ -48,9 +48,9 @@ def test_notes_settings_and_columns_tell_the_classes():
     report = build([with_names(method="ewc", seed=s) for s in range(2)])
     section, = report.sections
     told = "task 1 cat, dog; task 2 hen, cow; task 3 <b>ox</b>, pig"
-    assert section.notes[-1] == f"classes: {told}" and dict(section.settings)["classes"] == told
+    assert section.notes[-1] == f"classes: {told}." and dict(section.settings)["classes"] == told
     assert section.task_classes == ("cat, dog", "hen, cow", "<b>ox</b>, pig")
-    assert f"\n- classes: {markdown.escape(told)}\n" in markdown.render(report)
+    assert f"\n- classes: {markdown.escape(told)}.\n" in markdown.render(report)
     page = html.render(report)
     assert page.count(' title="hen, cow"') == 4  # R, and accuracy, forgetting, parameters by task
     assert ' title="&lt;b&gt;ox&lt;/b&gt;, pig"' in page and "<b>ox" not in page

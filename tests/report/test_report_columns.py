@@ -73,7 +73,7 @@ def test_a_new_column_anywhere_changes_nothing_else(place, direction, monkeypatc
         assert len(after.comparison.columns) == len(before.comparison.columns) + (table == COMPARISON)
         assert {title: cells for title, cells in by_title(after).items() if title != "new"} == by_title(before)
         assert (after.verdicts, after.comparisons) == (before.verdicts, before.comparisons)
-        assert [t.title.partition(":")[0] for t in after.comparisons] == ["ACC", "forgetting"]
+        assert [t.title.partition(":")[0] for t in after.comparisons] == ["Accuracy", "Forgetting"]
         assert after.figures == before.figures
         assert pareto_costs(after) == pareto_costs(before)
         assert {m.column.title for m in find_tested(sorted(tested))} == tested
@@ -84,7 +84,7 @@ def test_a_new_column_anywhere_changes_nothing_else(place, direction, monkeypatc
 def test_what_is_tested_is_what_its_measure_says(monkeypatch):
     new = Measure(Column("new", "percent", "up"), lambda r, _: r.R[-1][0], MORE_COSTS, tested=True, in_report=True)
     patch(monkeypatch, (new, *(replace(m, in_report=False) for m in MEASURES)))
-    assert [t.title.partition(":")[0] for t in studied().comparisons] == ["new"]
+    assert [t.title.partition(":")[0] for t in studied().comparisons] == ["New"]
     assert find_tested(["NEW", "acc"])[0] is new
     assert find_tested(["acc"])[0].column == ACC.column
 

@@ -27,7 +27,7 @@ def test_every_number_of_every_trial_has_a_row_with_all_its_digits():
     assert tuple(found[0]) == HEADER
     acc, = pick(found, method="lora", metric="ACC")
     assert float(acc["value"]) == metrics.acc(R) and acc["unit"] == "fraction" and acc["seed"] == "3"
-    assert (acc["setting"], acc["scenario"]) == ("split-mnist-5k, scenario task, mlp", "task")
+    assert (acc["setting"], acc["scenario"]) == ("split-mnist-5k, Task-IL, mlp", "task")
     assert acc["reference"] == "false"
     assert {(int(a["after_task"]), int(a["task"])): float(a["value"])
             for a in pick(found, method="lora", metric="accuracy")} == {

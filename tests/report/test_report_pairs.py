@@ -84,7 +84,7 @@ def test_a_baseline_makes_a_smaller_family_and_may_be_a_reference(run, capsys):
     folder = run(study({"lora": 0.0, "ewc": -0.05, "naive": -0.1}, range(7)))
     assert cli.call(["compare", folder, "--baseline", "naive", "--metric", "acc", "--format", "md"]) == 0
     out = capsys.readouterr().out
-    assert "**ACC: each method minus Fine-tuning**" in out and "p, corrected for 2" in out
+    assert "**Accuracy: each method minus Fine-tuning**" in out and "p, corrected for 2" in out
     assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith(("| lora", "| EWC"))] == [
         "significantly better"] * 2
 
@@ -93,19 +93,19 @@ def test_a_baseline_that_a_setting_lacks_is_said_there_and_used_elsewhere(run, c
     records = [*study({"lora": 0.0, "ewc": -0.05}, range(7)),
                *study({"er": 0.0, "lora": -0.1, "naive": -0.2}, range(7), benchmark="rotated-mnist")]
     assert cli.call(["compare", run(records), "--baseline", "er", "--metric", "ACC"]) == 0
-    with_er, without = capsys.readouterr().out.split("split-mnist-5k, scenario")
-    assert "ACC: each method minus er" in with_er and "significantly worse" in with_er
-    assert ("ACC: Nothing is compared here, because the baseline er was not run in this setting"
+    with_er, without = capsys.readouterr().out.split("split-mnist-5k, Task-IL")
+    assert "Accuracy: each method minus er" in with_er and "significantly worse" in with_er
+    assert ("Accuracy: Nothing is compared here, because the baseline er was not run in this setting"
             in " ".join(without.split()))
     failed = [*study({"lora": 0.0, "ewc": -0.05}, range(2)), make_record("er", 0, status="diverged")]
     setting, = readable(failed, "er")
     assert compare(setting, [MEASURE["forgetting"], ACC], "er") == (
-("forgetting, ACC: Nothing is compared here, because no trial of the baseline er gave a result",), ())
+        ("Forgetting, accuracy: Nothing is compared here, because no trial of the baseline er gave a result",), ())
     told = [make_record(m, s, task_inference=make_matrix(3) if m == "lora" else None) for m in ("lora", "er")
             for s in range(2)]
     setting, = by_setting(told)
     assert compare(setting, [MEASURE["task inference"]], "er")[0] == (
-        "task inference: Nothing is compared here, because the baseline er lacks this metric on some seed",)
+        "Task-ID accuracy: Nothing is compared here, because the baseline er lacks this metric on some seed",)
 
 
 def test_the_test_that_decides_is_said_with_what_it_assumes(run, capsys):
@@ -124,7 +124,7 @@ def test_one_seed_and_one_method_are_no_comparison(run, capsys):
     assert "is inconclusive with 1 seed; use about 6 seeds" in out and "± n/a" in out
     alone = build(study({"lora": 0.0, "naive": -0.1}, range(6))).sections[0]
     assert alone.verdicts == () and [t.title for t in alone.comparisons] == [
-        "ACC: each method minus Fine-tuning", "forgetting: each method minus Fine-tuning"]
+        "Accuracy: each method minus Fine-tuning", "Forgetting: each method minus Fine-tuning"]
 
 
 def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said():
@@ -142,8 +142,9 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
 def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
     section = build([r for r in records if r.label != "er" or r.trial.seed < 1]).sections[0]
-    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than EWC. There are too "
-                                   "few seeds to compare it with er")
+    assert section.verdicts[0] == (
+        "Accuracy: lora has the best mean. It is significantly better than EWC. There are too few seeds to compare it "
+        "with er")
     assert texts(section.comparisons[0], "er")["verdict"] == "inconclusive"
 
 
@@ -152,9 +153,10 @@ def test_the_best_mean_is_not_claimed_where_a_method_that_lost_a_seed_has_a_bett
                if (r.label, r.trial.seed) != ("er", 3)]
     section = build(records).sections[0]
     said = "has the best mean of the methods with all seeds"
-    assert section.verdicts[0] == (f"ACC: lora {said}. It is significantly better than EWC. On shared seeds, it is "
-                                   "significantly worse than er")
-    assert section.comparisons[0].title == f"ACC: each method minus lora, which {said}"
+    assert section.verdicts[0] == (
+        f"Accuracy: lora {said}. It is significantly better than EWC. On shared seeds, it is significantly worse than "
+        "er")
+    assert section.comparisons[0].title == f"Accuracy: each method minus lora, which {said}"
     worse = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
              if (r.label, r.trial.seed) != ("er", 3)]
     assert build(worse).sections[0].comparisons[0].title.endswith("which has the best mean")
@@ -165,11 +167,11 @@ def test_methods_without_a_common_seed_are_not_compared():
     section = build(apart).sections[0]
     assert section.verdicts == () and section.comparisons == ()
     section = build([*apart, *study({"er": -0.1}, range(6))]).sections[0]
-    assert section.verdicts[0] == ("ACC: lora has the best mean. It is significantly better than er. It has no seed in "
-                                   "common with EWC")
+    assert section.verdicts[0] == (
+        "Accuracy: lora has the best mean. It is significantly better than er. It has no seed in common with EWC")
     section = build([*study({"lora": -0.2, "er": -0.3}, range(6)), *study({"ewc": 0.0}, range(6, 9))]).sections[0]
-    assert section.verdicts[0] == "ACC: EWC has the best mean. It has no seed in common with lora and er"
-    assert [t.title.partition(":")[0] for t in section.comparisons] == ["forgetting"]  # there lora is the best
+    assert section.verdicts[0] == "Accuracy: EWC has the best mean. It has no seed in common with lora and er"
+    assert [t.title.partition(":")[0] for t in section.comparisons] == ["Forgetting"]  # there lora is the best
 
 
 def test_unknown_baselines_and_metrics_are_errors_that_name_near_ones(run, capsys):
@@ -186,14 +188,14 @@ def test_a_metric_that_a_setting_does_not_have_is_said(run, capsys):
     folder = run([make_record(m, s, tasks=1) for m in ("lora", "ewc") for s in range(2)])
     assert cli.call(["compare", folder, "--metric", "forgetting"]) == 0
     title, said = capsys.readouterr().out.split("\n", 1)
-    assert title == "split-mnist-5k, scenario task, mlp" and said.startswith("forgetting: There is nothing to compare")
+    assert title == "split-mnist-5k, Task-IL, mlp" and said.startswith("Forgetting: There is nothing to compare")
 
 
 def test_differences_stand_in_the_markdown_report():
     text = render(build(study({"lora": 0.0, "ewc": -0.05}, range(6))))
     part = text[text.index("<summary>Differences, paired by seed"):text.index("<summary>More metrics")]
-    assert "- ACC: lora is significantly better than every other method" in part
-    assert "**ACC: each method minus lora, which has the best mean**" in part and "| EWC " in part
+    assert "- Accuracy: lora is significantly better than every other method" in part
+    assert "**Accuracy: each method minus lora, which has the best mean**" in part and "| EWC " in part
 
 
 def settings(count, shifts, seeds=range(2)):
@@ -267,7 +269,7 @@ def test_a_single_method_is_compared_with_each_reference(run, capsys, monkeypatc
     lines = capsys.readouterr().out.splitlines()
     pairs = {re.split(r"\s{2,}", line)[0].removeprefix("er minus "): line for line in lines
              if line.startswith("er minus ")}
-    assert set(pairs) == {"Fine-tuning", "Joint training"} and "ACC: er minus each reference" in lines
+    assert set(pairs) == {"Fine-tuning", "Joint training"} and "Accuracy: er minus each reference" in lines
     assert float(re.split(r"\s{2,}", pairs["Fine-tuning"])[2].split()[0]) == pytest.approx(20, abs=1)
     assert pairs["Fine-tuning"].endswith("er is significantly better ○")  # two classes, and an accuracy of about 50%
     assert pairs["Joint training"].endswith("Joint training is significantly better")

@@ -60,13 +60,14 @@ def test_the_best_is_bold_among_the_methods_where_the_test_shows_it_and_never_a_
     assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"EWC"}
     assert {r.label for r in section.comparison.rows if r.cells[1].second} == {"er"}
     assert cell(section, "Joint training", "ACC").mean > cell(section, "EWC", "ACC").mean
-    assert section.verdicts[0] == "ACC: EWC is significantly better than every other method"
+    assert section.verdicts[0] == "Accuracy: EWC is significantly better than every other method"
 
 
 def test_a_winner_that_the_test_does_not_support_is_not_bold():
     few = only(shifted({"lora": -0.03, "ewc": 0.0, "er": -0.02}, seeds=range(1)))
     assert not any(r.cells[1].bold or r.cells[1].second for r in few.comparison.rows)
-    assert few.verdicts == ("ACC, forgetting: Which method is best is inconclusive with 1 seed; use about 7 seeds",)
+    assert few.verdicts == (
+        "Accuracy, forgetting: Which method is best is inconclusive with 1 seed; use about 7 seeds",)
     close = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}))
     assert not any(r.cells[1].bold for r in close.comparison.rows)
 
@@ -74,8 +75,8 @@ def test_a_winner_that_the_test_does_not_support_is_not_bold():
 def test_methods_that_are_equal_on_every_seed_are_the_best_together():
     section = only(shifted({"lora": -0.03, "ewc": 0.0, "er": 0.0}, noise=0.0))
     assert {r.label for r in section.comparison.rows if r.cells[1].bold} == {"EWC", "er"}
-    assert section.verdicts[0] == ("ACC: EWC has the best mean. It is significantly better than lora. On every seed, "
-                                   "it equals er")
+    assert section.verdicts[0] == (
+        "Accuracy: EWC has the best mean. It is significantly better than lora. On every seed, it equals er")
 
 
 def test_a_count_that_differs_over_seeds_needs_the_test_as_well():
@@ -113,7 +114,7 @@ def test_one_seed_shows_that_it_has_no_interval():
     section = only([make_record("lora", 0)])
     assert cell(section, "lora", "ACC").text == "80.00 ± n/a"
     assert cell(section, "lora", "ACC").half_width is None
-    assert "n/a means that one seed gives no interval" in section.notes
+    assert "n/a means that one seed gives no interval." in section.notes
 
 
 def test_a_method_that_lost_a_seed_says_so_and_is_not_bold():
@@ -234,9 +235,9 @@ def test_each_setting_is_a_section_of_its_own():
     records += [make_record("lora", 0, recipe=Recipe(lr=0.1, optimizer="sgd", momentum=0.9, iterations=2000))]
     report = build(records)
     assert [s.title for s in report.sections] == [
-        "split-mnist-5k, scenario task, mlp, optimizer adam, lr 1e-3, momentum 0",
-        "split-mnist-5k, scenario class, mlp",
-        "split-mnist-5k, scenario task, mlp, optimizer sgd, lr 0.1, momentum 0.9"]
+        "split-mnist-5k, Task-IL, mlp, optimizer adam, lr 1e-3, momentum 0",
+        "split-mnist-5k, Class-IL, mlp",
+        "split-mnist-5k, Task-IL, mlp, optimizer sgd, lr 0.1, momentum 0.9"]
     summary = dict(report.sections[2].setting)
     assert (summary["optimizer"], summary["budget"]) == (
         "SGD, learning rate 0.1", "2,000 steps per task, batch size 128")
@@ -280,13 +281,13 @@ def test_what_makes_records_hard_to_compare_is_noted(change, expected):
 
 def test_seeds_of_one_method_from_two_plugin_versions_are_noted():
     section = only([make_record("lora", 0), make_record("lora", 1, plugin="clbench 0.2.0")])
-    assert ("The seeds of lora come from different versions of its plugin: clbench 0.1.0, clbench 0.2.0"
+    assert ("The seeds of lora come from different versions of its plugin: clbench 0.1.0, clbench 0.2.0."
             in section.notes)
 
 
 def test_notes_of_records_and_streams_stand_once():
     records = [make_record("lora", s, make_matrix(3, 0.01 * s), notes=["own"], stream_notes=["stream"]) for s in (0, 1)]
-    assert only(records).notes == ("stream", "lora: own")
+    assert only(records).notes == ("stream.", "lora: own.")
 
 
 def test_seeds_with_streams_of_different_lengths_have_no_mean_matrix():
@@ -332,10 +333,10 @@ def test_a_hundred_records_take_well_under_half_a_second():
 
 
 def test_a_note_that_all_methods_have_is_said_once_without_a_name():
-    both = [make_record(label, notes=["the head starts untrained"], tasks=2) for label in ("lora", "ewc")]
-    assert [n for n in only(both).notes if "untrained" in n] == ["the head starts untrained"]
-    one = [make_record("lora", notes=["the head starts untrained"]), make_record("ewc")]
-    assert "lora: the head starts untrained" in only(one).notes
+    both = [make_record(label, notes=["the head starts untrained."], tasks=2) for label in ("lora", "ewc")]
+    assert [n for n in only(both).notes if "untrained" in n] == ["the head starts untrained."]
+    one = [make_record("lora", notes=["the head starts untrained."]), make_record("ewc")]
+    assert "lora: the head starts untrained." in only(one).notes
 
 
 def test_growth_of_what_is_trained_names_the_largest_where_it_is_not_an_end():

@@ -65,7 +65,7 @@ def test_a_pipe_gets_a_plain_table():
     assert "Caution: Not every seed gave a result: er." in first and "Caution: No method was tuned." in first
     below = out[out.index("\nmethod"):]
     assert "Names for --methods: EWC = ewc:a=1; Fine-tuning = naive:a=1." in below and "* marks bold." in below
-    assert "benchmark: split-mnist-5k, scenario task" in below and "seeds: 0, 1" in below
+    assert "benchmark: split-mnist-5k, Task-IL" in below and "seeds: 0, 1" in below
 
 
 def test_references_stand_behind_a_line():

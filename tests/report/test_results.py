@@ -153,7 +153,7 @@ def test_a_comparison_is_that_of_the_command():
     assert set(pairs["metric"]) == {"ACC", "forgetting"} and len(pairs) == 2
     assert pairs["pair"].tolist() == ["lora minus ewc"] * 2
     few = Results(r for r in results if r.trial.seed < 3).compare("naive", ["ACC"])
-    assert few.attrs["verdicts"][0].startswith("ACC: Paired t-tests, Holm-corrected over 2 comparisons with naive")
+    assert few.attrs["verdicts"][0].startswith("Accuracy: Paired t-tests, Holm-corrected over 2 comparisons with naive")
     with pytest.raises(SpecError, match="no method 'navie'; did you mean 'naive'"):
         results.compare("navie")
     with pytest.raises(SpecError, match="no metric 'AC'"):
@@ -167,8 +167,8 @@ def test_a_baseline_that_one_setting_lacks_is_used_where_it_is():
                       for scenario, names in made.items() for name in names for seed in range(3))
     found = results.compare("er", "ACC")
     assert found["method"].tolist() == ["lora"] and set(found["setting"]) == {
-        "split-mnist-5k, scenario class, mlp"}
-    assert ("split-mnist-5k, scenario task, mlp: ACC: Nothing is compared here, because the baseline er was not run in "
+        "split-mnist-5k, Class-IL, mlp"}
+    assert ("split-mnist-5k, Task-IL, mlp: Accuracy: Nothing is compared here, because the baseline er was not run in "
             "this setting") in found.attrs["verdicts"]
 
 
@@ -194,10 +194,10 @@ def test_what_cannot_be_drawn_is_said():
     with pytest.raises(SpecError, match="nothing to draw for 'growth': no method grows"):
         results.plot("growth")
     two = Results([*results, make_record("ewc", 0, R, scenario="class")])
-    with pytest.raises(SpecError, match=r"several settings here, name one .*scenario task, mlp; .*scenario class, mlp"):
+    with pytest.raises(SpecError, match=r"several settings here, name one .*Task-IL, mlp; .*Class-IL, mlp"):
         two.plot()
-    assert two.plot(setting="class").axes[0].get_title(loc="left") == "split-mnist-5k, scenario class, mlp"
-    assert two.plot(setting="split-mnist-5k, scenario task, mlp").axes
+    assert two.plot(setting="class").axes[0].get_title(loc="left") == "split-mnist-5k, Class-IL, mlp"
+    assert two.plot(setting="split-mnist-5k, Task-IL, mlp").axes
     with pytest.raises(SpecError, match="no settings that fit 'tas'"):
         two.plot(setting="tas")
     with pytest.raises(StoreError, match="no records"):

@@ -19,7 +19,7 @@ def test_settings_of_one_title_are_told_apart_by_what_differs():
 
 def test_what_differs_alone_in_the_scenario_needs_no_more_words():
     domain = make_record("ewc", 0, scenario="domain")
-    assert titles([make_record("ewc", 0), domain])[1].endswith("scenario domain, mlp")
+    assert titles([make_record("ewc", 0), domain])[1].endswith("Domain-IL, mlp")
 
 
 def test_more_differences_than_a_title_names_are_numbered():

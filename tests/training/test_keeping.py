@@ -100,7 +100,7 @@ def test_a_run_tells_of_a_method_before_it_runs_and_makes_nothing_large(registry
         patch.setattr(keeping, "room", lambda strategy, size: 2 * keeping.FLOOR)
         patch.setattr(runner.foresight, "left", 60.0)
         notes = runner.prepare(planned(registry, "hoards").trial, "hoards:x=1")
-        assert notes[0].startswith("70 optimiser steps a task (")
+        assert notes[0].startswith("70 optimizer steps a task (")
         assert notes[-1] == ("hoards:x=1 stores 1,600 MB in addition to the model; the training data take 3.1 MB; "
                              "hoards:size=N keeps less")
         assert len(runner.prepare(planned(registry, "asks").trial)) == len(notes) - 1  # left to the run itself

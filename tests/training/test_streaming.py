@@ -261,7 +261,7 @@ def test_a_record_says_how_samples_arrived(runner):
     assert type(record).model_validate_json(record.model_dump_json(by_alias=True)) == record
     plain = runner.run(planned(runner, "er")[0])
     assert "arrivals" not in plain.model_dump_json() and "arrival" not in plain.trial.model_dump_json()
-    assert "9 optimiser steps" in runner.prepare(planned(runner, "er", **HIDDEN)[0].trial)[0]
+    assert "9 optimizer steps" in runner.prepare(planned(runner, "er", **HIDDEN)[0].trial)[0]
 
 
 def test_seeds_have_streams_of_their_own_and_methods_share_them(runner):

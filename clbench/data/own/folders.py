@@ -36,12 +36,12 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
     notes: list[str] = []
     if not any(_folders(root / TRAIN)):
         if parts := [n for n in TESTS if any(_folders(root / n))]:
-            notes.append(f"folder {parts[0]!r} was taken for a class, since there is no folder 'train' beside it")
+            notes.append(f"folder {parts[0]!r} was read as a class, because there is no folder 'train' next to it")
         return _part(root, options, where, notes), None, notes
     tests = [n for n in TESTS if any(_folders(root / n))]
     strange = [f.name for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
     if strange:
-        notes.append(f"folders beside {TRAIN!r} that were not used: {some(strange)}")
+        notes.append(f"folders next to {TRAIN!r} that were not used: {some(strange)}")
     if tests and tests[0] != TESTS[0]:
         notes.append(f"the test part is the folder {tests[0]!r}")
     train = _part(root / TRAIN, options, where, notes)

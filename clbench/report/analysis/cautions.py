@@ -18,7 +18,7 @@ def cautions(setting: Setting) -> list[str]:
     if len(every) <= SHOWN:
         return every
     more = len(every) - SHOWN + 1
-    return [*every[:SHOWN - 1], f"{more} more; see the notes."]
+    return [*every[:SHOWN - 1], f"The notes below the table have {more} further cautions."]
 
 
 def _every(setting: Setting) -> Iterator[str]:

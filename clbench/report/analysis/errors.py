@@ -1,7 +1,7 @@
 """Where the errors of methods come from: columns, a sentence for each method, and which tasks are taken for which.
 
 Parts are shares of a task's test samples, averaged over tasks like ACC, so that they sum to what ACC lacks to 1.
-docs/metrics.md defines them.
+docs/error-analysis.md defines them.
 """
 
 from __future__ import annotations

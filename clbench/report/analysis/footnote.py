@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.marks import SHORT
 from clbench.report.analysis.paired_tests import looks
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
@@ -13,7 +14,14 @@ READING = ("Values are means over seeds Â± half of a 95% confidence interval. â†
 
 def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
     """Return the sentences under a comparison table: how to read it, the test, and what the names stand for."""
-    return tuple(filter(None, [READING, test_sentence(facts), legend(setting)]))
+    return tuple(filter(None, [READING, marks(setting), test_sentence(facts), legend(setting)]))
+
+
+def marks(setting: Setting) -> str:
+    """Return what the marks of the rows mean, in a few words; notes say more."""
+    used = "".join(m.marks for m in setting.methods)
+    meanings = [f"{mark} {words}" for mark, words in SHORT.items() if mark in used]
+    return f"Marks: {'; '.join(meanings)}." if meanings else ""
 
 
 def test_sentence(facts: Facts) -> str:
@@ -23,7 +31,7 @@ def test_sentence(facts: Facts) -> str:
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
     rate = facts.false_claims
-    near = (f" If a method is close to 100%, up to {100 * rate:.0f}% of such families contain a false claim."
+    near = (f" If a method is close to 100%, up to {100 * rate:.0f}% of such sets of comparisons contain a false claim."
             if rate else "")
     if facts.until:
         return (f"Sequential t-tests over seeds, {looks(facts.until)}; Holm-corrected over "

@@ -18,6 +18,7 @@ Line = tuple[str, str]  # what it is about, and what it says
 ANSWER, COST, TRADE_OFFS, CAUTION, NEXT = "Answer", "Cost", "Best trade-offs", "Caution", "Next"
 LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs by", CAUTION: "Caution:", NEXT: "Next:"}
 NAMES = 3  # that a line names; of more it says how many
+REFERENCES = 4  # likewise, for the line of references
 FRONTS = 4  # lines of trade-offs
 HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
 ALIKE = 0.1  # two costs that differ by less are called the same
@@ -133,7 +134,7 @@ def _references(facts: Facts) -> str:
         return ""
     compared = [c.other for c in (facts.joint, facts.baseline) if c and c.other in facts.references]
     rest = [label for label in facts.accuracy if label in facts.references and label not in compared]
-    text = f"References: {in_words([f'{label} {_percent(facts, label)}' for label in [*compared, *rest]], NAMES)}."
+    text = f"References: {in_words([f'{label} {_percent(facts, label)}' for label in [*compared, *rest]], REFERENCES)}."
     baseline = facts.baseline
     if baseline and len(baseline.pairs) > 1:
         better, worse, of = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)

@@ -30,15 +30,15 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
     rising = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
               if (losses := still_falling(m.done)) is not None]
     if rising:
-        yield ("Not converged: the training loss was still falling when a task's steps ended, from the last tenth but "
-               f"one to the last tenth of them: {in_words(rising)}. More steps (--epochs, --iterations) would change "
+        yield ("Not converged: the training loss was still falling when a task's steps ended. It fell from the ninth "
+               f"to the last tenth of the steps: {in_words(rising)}. More steps (--epochs, --iterations) would change "
                "these rows")
     behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
     if behind:
         best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
-        yield (f"Underfit: just after learning a task, accuracy is {FAR:.0f} or more points below that of joint "
-               f"training ({best:.1f}) on every seed: {in_words(behind)}. A method cannot forget what it has not "
-               "learned, so read forgetting together with accuracy")
+        yield (f"Underfit: just after a task was learned, its accuracy is {FAR:.0f} or more points below that of joint "
+               f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {in_words(behind)}. A method "
+               "cannot forget what it has not learned, so read forgetting together with accuracy")
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:

@@ -6,6 +6,11 @@ from clbench.core.scenario import Outputs
 
 INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
+SHORT = {  # in the footnote of a table
+    INFERS: "task ID inferred", OUTPUTS["own"]: "outputs = own in training",
+    OUTPUTS["all"]: "outputs = all in training", STALE: "stale results",
+    RECIPE: "trained with hyperparameters of its own (see the notes)", UNDERFIT: "underfit",
+    CHANCE: "not better than guessing"}
 MARKS = {
     INFERS: "The method was not given the task ID of a test sample and inferred it. Task-ID accuracy is how often it "
             "was right",

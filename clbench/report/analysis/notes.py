@@ -132,7 +132,7 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     if trial.preprocessing:
         pairs.insert(4, ("trained with inputs", str(trial.preprocessing)))
     if str(trial.arrival):
-        pairs.append(("arrival of training samples", f"{trial.arrival} (docs/arrival.md)"))
+        pairs.append(("arrival of training samples", f"{trial.arrival} (docs/task-free-streams.md)"))
     if trial.validation:
         pairs.append(("accuracies on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)

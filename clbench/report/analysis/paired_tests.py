@@ -197,10 +197,10 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
                                       " of the methods with all seeds")
             others = [label for label in values if label != best]
             told = verdict(tests, best, others, rank, setting)
-            verdicts.append((measure.column.title, told))
+            verdicts.append((measure.column.name, told))
             if against := tests.against(best):
-                tables.append(table(f"{measure.column.title}: each method minus {best}, which has {rank}", tests,
-                                    against, setting, best))
+                title = f"{_sentence(measure.column.name)}: each method minus {best}, which has {rank}"
+                tables.append(table(title, tests, against, setting, best))
     return _by_verdict(verdicts), tuple(tables)
 
 
@@ -219,7 +219,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
     verdicts: list[tuple[str, str]] = []
     tables = []
     for measure in measures:
-        title = measure.column.title
+        title = measure.column.name
         values = setting.compared(measure, [baseline] if baseline else [])
         if baseline is not None and baseline not in values:
             verdicts.append((title, _without(setting, baseline)))
@@ -236,7 +236,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
             continue
         why = f"The comparison {reason}" if (reason := undecided(tests)) else basis(tests, opponents)
         verdicts.append((title, ". ".join(filter(None, [why, searches(setting, values)]))))
-        tables.append(table(f"{title}: {title_end}", tests, tests.pairs, setting, baseline))
+        tables.append(table(f"{_sentence(title)}: {title_end}", tests, tests.pairs, setting, baseline))
     return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
 
 
@@ -262,4 +262,9 @@ def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     titles: dict[str, list[str]] = {}
     for title, text in verdicts:
         titles.setdefault(text, []).append(title)
-    return tuple(f"{', '.join(sharing)}: {text}" for text, sharing in titles.items())
+    return tuple(f"{_sentence(', '.join(sharing))}: {text}" for text, sharing in titles.items())
+
+
+def _sentence(text: str) -> str:
+    """Return a text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]

@@ -80,10 +80,11 @@ def sweeps(results: Sequence[Result]) -> list[str]:
 def slugs(titles: Sequence[str]) -> list[str]:
     """Return a distinct name of small letters, digits, dots and hyphens for each title, for files and labels.
 
-    >>> slugs(["MNIST, scenario task", "mnist: task", "CIFAR"])
+    >>> slugs(["MNIST, Task-IL", "mnist: task", "CIFAR"])
     ['mnist-task-1', 'mnist-task-2', 'cifar']
     """
-    names = [re.sub(r"[^a-z0-9.]+", "-", title.lower().replace("scenario ", ""))[:80].strip("-.") for title in titles]
+    plain = [re.sub(r"\b(task|class|domain)-il\b", r"\1", title.lower()) for title in titles]
+    names = [re.sub(r"[^a-z0-9.]+", "-", title)[:80].strip("-.") for title in plain]
     return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
             for i, name in enumerate(names, start=1)]
 

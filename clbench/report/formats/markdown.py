@@ -54,11 +54,12 @@ def _section(section: Section) -> Iterator[str]:
     if section.verdicts and not many:
         yield from _folded("Differences, paired by seed", [_bullets(section.verdicts), *_titled(section.comparisons)])
     if many:
-        yield ("Each difference with its p-value, more metrics and costs, R, and the options of each method: "
-               "report.html and report.json; every number: report.csv (`clbench report RUN --format html,json,csv`).")
+        yield ("Each difference with its p-value, more metrics and costs, accuracy matrices, and the options of each "
+               "method are in report.html and report.json. Every number is in report.csv (`clbench report RUN --format "
+               "html,json,csv`).")
     else:
         yield from _folded("More metrics and costs", _titled(section.details))
-        yield from _folded("Accuracy on every task after every task (R)", _titled(section.matrices))
+        yield from _folded("Accuracy on every task after each task (accuracy matrix R)", _titled(section.matrices))
     settings = [pair for pair in section.settings if not (many and pair[0].startswith("method "))]
     yield from _folded("Settings, provenance, commands", [
         "**Settings**", _pairs(settings), "**Provenance**", _pairs(section.provenance), "**Command**",

@@ -205,7 +205,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     figures.append(FigureView(
-        "heat", "Accuracy on each task after each task (R)",
+        "heat", "Accuracy on every task after each task (accuracy matrix R)",
         "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
         "tasks that have been learned.",
         f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from tabulate import tabulate
 
@@ -12,7 +13,7 @@ from clbench.experiment.references import Cell, Reference
 from clbench.report.analysis import notes
 from clbench.report.formats.markdown import escape
 from clbench.report.formatting import NONE, clean
-from clbench.results.verification import Checked
+from clbench.results.verification import Checked, Verdict
 
 
 def plain(reference: Reference, checked: Sequence[Checked]) -> str:
@@ -25,8 +26,7 @@ def plain(reference: Reference, checked: Sequence[Checked]) -> str:
 def summary(checked: Sequence[Checked]) -> str:
     """Return the number of cells with each verdict."""
     counts = Counter(one.verdict for one in checked)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "missed", "cannot tell", "not run")
-                     if counts[verdict])
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict])
 
 
 def markdown(reference: Reference, checked: Sequence[Checked]) -> str:

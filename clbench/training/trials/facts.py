@@ -36,7 +36,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
     if stream.hidden:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
-                f"{steps_of(recipe, sum(samples)):,} optimiser steps; methods do not know where tasks end")
+                f"{steps_of(recipe, sum(samples)):,} optimizer steps; methods do not know where tasks end")
     usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return own if own == usual else f"{label}, by a recipe of its own: {own}"
 
@@ -50,7 +50,7 @@ def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
     if isinstance(error, ClbenchError):
         return Failure(type=kind, message=message)
     if out_of_memory(error):
-        message = f"{message or 'out of memory'}. {LESS_MEMORY}"
+        message = f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
     return Failure(type=kind, message=message, traceback=traceback.format_exc(),
                    place=place(error, *map(package_of, parts)))
