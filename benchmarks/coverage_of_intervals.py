@@ -1,4 +1,4 @@
-"""How often the 95 % interval of a mean over seeds holds the true mean, by simulation: the table of docs/metrics.md.
+"""How often the 95 % interval of a mean over seeds holds the true mean, by simulation: the table of docs/statistics.md.
 
 `python benchmarks/coverage_of_intervals.py` takes a minute.
 """

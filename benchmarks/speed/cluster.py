@@ -1,4 +1,4 @@
-"""Measure what a trial costs beside itself on a Ray cluster: `python benchmarks/speed/cluster.py --help`.
+"""Measure the overhead of a trial on a Ray cluster: `python benchmarks/speed/cluster.py --help`.
 
 The cluster is one node on this machine. Its trials mostly sleep (half a second, and some milliseconds of work), so
 that more workers than cores can run and what is measured is not their training but the way to it and back. The same is
@@ -69,8 +69,8 @@ class Rate:
         return self.trials / self.seconds
 
     @property
-    def beside(self) -> float:
-        """Return the seconds of a worker that go by for each trial, beside what the trial's own clock shows."""
+    def overhead(self) -> float:
+        """Return the seconds of a worker for each trial that are not in the trial's own time."""
         return self.workers / self.throughput - self.own
 
 
@@ -144,9 +144,9 @@ def extrapolation(rates: Sequence[Rate], growth: dict[str, float]) -> dict[str, 
     The leading process does one thing after the other: besides its CPU time, it waits for each record to be on disk.
     """
     ray = [r for r in rates if r.executor == "ray"]
-    beside = max(r.beside for r in ray)
+    overhead = max(r.overhead for r in ray)
     leading = max(r.leading for r in ray) + growth["given out"] + growth["record written"]
-    return {"hours": MANY * (60 * MINUTES + beside) / GPUS / 3600, "lost on the way (%)": 100 * beside / (60 * MINUTES),
+    return {"hours": MANY * (60 * MINUTES + overhead) / GPUS / 3600, "overhead (%)": 100 * overhead / (60 * MINUTES),
             "leading process, busy (%)": 100 * leading * GPUS / (60 * MINUTES),
             "trials per second that keep it busy": 1 / leading,
             "shortest trial that keeps the GPUs busy (s)": GPUS * leading,
@@ -155,14 +155,14 @@ def extrapolation(rates: Sequence[Rate], growth: dict[str, float]) -> dict[str, 
 
 def render(rates: Sequence[Rate], growth: dict[str, float], far: dict[str, float], machine: dict[str, Any]) -> str:
     """Return the report."""
-    rows = [[r.executor, r.workers, r.trials, f"{r.throughput:.2f}", f"{1000 * r.own:.0f}", f"{1000 * r.beside:.0f}",
+    rows = [[r.executor, r.workers, r.trials, f"{r.throughput:.2f}", f"{1000 * r.own:.0f}", f"{1000 * r.overhead:.0f}",
              f"{1000 * r.leading:.1f}"] for r in rates]
-    head = ["executor", "workers", "trials", "trials/s", "a trial's own time (ms)", "beside it, per trial (ms)",
+    head = ["executor", "workers", "trials", "trials/s", "a trial's own time (ms)", "overhead per trial (ms)",
             "leading process, CPU per trial (ms)"]
     parts = [["each of 10,000 trials " + name, f"{1000 * value:.2f} ms"] for name, value in growth.items()]
     more = [[name, f"{value:.3g}"] for name, value in far.items()]
     return "\n".join([
-        "# A Ray cluster: what a trial costs beside itself", "",
+        "# Overhead of a trial on a Ray cluster", "",
         f"Trials that sleep {SLEEP:g} s and train five steps, on one node; `local` is the same without Ray. "
         f"{machine['machine']}; "
         f"Ray {machine['ray']}, Python {machine['python']}, commit {machine['commit']}.", "",
