@@ -27,6 +27,7 @@ stale:  ## list the committed records under reports/ that other code gave than i
 
 docs-pages:  ## write what in docs/ is made from code and records: commands, methods, results, the figure of the architecture
 	python docs/pages.py
+	python docs/schema_pages.py
 	python docs/results_pages.py
 	python docs/readme_table.py
 	python docs/architecture_figure.py

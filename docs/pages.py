@@ -11,6 +11,7 @@ import click
 from clbench.cli import group
 from clbench.cli.help import WithExamples, grouped
 from clbench.cli.listing import METHOD_FIELDS, by_family, default, describe, written
+from clbench.core.compat import tomllib
 from clbench.core.registry import Registry, discover
 from clbench.experiment import references
 from clbench.report.formats.markdown import escape
@@ -18,16 +19,22 @@ from clbench.report.formats.markdown import escape
 HERE = Path(__file__).parent
 MADE = "<!-- Made by `make docs-pages` from the code; what is written here is lost. -->"
 COMMANDS = """\
-What `clbench COMMAND --help` says, for every command. Exit codes: 0 all done; 1 a trial failed or diverged, a number
-was missed, runs differ, a rule is broken; 2 the input is wrong, with a line for each mistake; 130 interrupted by Ctrl-C
-or SIGTERM."""
+Look up every command and option. `clbench COMMAND --help` prints the same.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | everything succeeded |
+| 1 | a trial failed or diverged, a published number was not reproduced, two runs differ, or a check failed |
+| 2 | the input is wrong; a line for each mistake |
+| 130 | interrupted by Ctrl-C or SIGTERM |"""
 METHODS = """\
-What comes with clbench, with every option; `clbench methods`, `clbench benchmarks`, `clbench models` and `clbench
-trackers` list all that is installed, and show everything about what you name. Options are set as in
-`ewc:strength=1e4`, by `--set ewc.strength=1e4`, or in a file. `--benchmark package.module:function` or
-`path/to/file.py:function` takes any function that returns an Avalanche benchmark; `--model torchvision:NAME`,
-`timm:NAME` (extra `clbench[timm]`) and `hf:NAME` (extra `clbench[text]`) take the models of these libraries. Where a
-name below has a `*`, something of your own stands there, as in `images:photos`."""
+Look up every method, benchmark and model that comes with clbench, with all options. `clbench methods`,
+`clbench benchmarks`, `clbench models` and `clbench trackers` list everything that is installed. Set an option with
+`ewc:strength=1e4`, with `--set ewc.strength=1e4`, or in a [study file](study-files.md).
+
+`--benchmark package.module:function` or `path/to/file.py:function` takes any function that returns an Avalanche
+benchmark. `--model torchvision:NAME`, `timm:NAME` (extra `clbench[timm]`) and `hf:NAME` (extra `clbench[text]`) take
+the models of these libraries. A `*` in a name stands for a name of your own, as in `images:photos`."""
 KINDS = (  # (heading, kind, attribute of the registry, fields that are shown besides the summary)
     ("Methods", "method", "strategies", METHOD_FIELDS),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
@@ -107,19 +114,26 @@ def overview(registry: Registry, kind: str, attribute: str) -> Iterator[str]:
     """Yield tables of all that there is of one kind, a line for each, as the list commands group them."""
     listed = registry.listed(kind, getattr(registry, attribute))
     known = {name: info for name, info in listed.items() if ours(registry, kind, name)}
+    stored = tomllib.loads((HERE / "stored_and_trained.toml").read_text(encoding="utf-8"))["methods"]
+    headers = [kind, "what it is"]
     for heading, infos in by_family(kind, known).items():
-        years = [[info.year] for info in infos] if kind == "method" else [[]] * len(infos)
         yield f"{heading}:"
-        yield table([kind, "what it is", *["year"] * (kind == "method")],
-                    ([code(info.name), escape(info.summary), *year] for info, year in zip(infos, years, strict=True)))
+        if kind == "method" and infos[0].name in stored:
+            yield table([*headers, "stores about earlier tasks", "trains", "year"], (
+                [code(i.name), escape(i.summary), *map(escape, stored[i.name]), i.year] for i in infos))
+        elif kind == "method":  # of Avalanche
+            yield table([*headers, "year"], ([code(i.name), escape(i.summary), i.year] for i in infos))
+        else:
+            yield table(headers, ([code(i.name), escape(i.summary)] for i in infos))
 
 
 def published(name: str) -> str:
-    """Return which references (docs/verify.md) have numbers of a method, and how many."""
+    """Return which references (docs/verify.md) have published numbers of a method, and how many."""
     cells = {key: sum(cell.method.name == name for cell in references.read_reference(path).cells)
              for key, path in references.shipped().items()}
     if not any(cells.values()):
-        return "Published numbers: none could be sourced ([why](verify.md#methods-without-a-published-number))."
+        return ("Published numbers: none could be found "
+                "([why](paper-vs-code.md#methods-without-a-published-number)).")
     return "Published numbers that `clbench verify` repeats: " + ", ".join(
         f"{code(key)} ({count})" for key, count in cells.items() if count) + "."
 

@@ -64,9 +64,14 @@ class Study:
         return FIRST in self.folder.parts
 
     @property
+    def slug(self) -> str:
+        """Return the name of its page in docs/results."""
+        return self.name.replace("/", "-").replace("_", "-")
+
+    @property
     def page(self) -> str:
         """Return the file name of its interactive page."""
-        return f"{self.name.replace('/', '-')}.html"
+        return f"{self.slug}-report.html"
 
     @cached_property
     def records(self) -> list[Record]:
@@ -143,17 +148,17 @@ def rows(found: Sequence[Record]) -> list[tuple[str, list[Value]]]:
         ("benchmark", _distinct(clean(r.trial.benchmark) for r in found)),
         ("model", _distinct(clean(r.trial.model) for r in found)),
         ("weights", _distinct(clean(weights(r.trial.weights)) for r in found)),
-        ("recipe", _distinct(notes.recipe(r.trial.recipe, r.trial.arrival) for r in found)),
+        ("training configuration", _distinct(notes.recipe(r.trial.recipe, r.trial.arrival) for r in found)),
         ("methods", _plain(f"{len(labels)} in scenario {scenario}" for scenario, labels in by_scenario.items())),
         ("seeds", _plain([seeds(found)])),
         ("trials", _plain([trials(found)])),
-        ("when", _plain([when(found)])),
-        ("where", _counted(f"{r.provenance.machine}; {r.provenance.device}, {_threads(r.provenance.threads)}"
+        ("date", _plain([when(found)])),
+        ("machine", _counted(f"{r.provenance.machine}; {r.provenance.device}, {_threads(r.provenance.threads)}"
                            for r in found)),
-        ("took", _plain([took(found)])),
-        ("with", _plain([versions(found)])),
+        ("time", _plain([took(found)])),
+        ("versions", _plain([versions(found)])),
         ("commit", _counted(commit(r.provenance.git) for r in found)),
-        ("made by", _counted(OUT.sub("", r.provenance.command) for r in found)),
+        ("command", _counted(OUT.sub("", r.provenance.command) for r in found)),
     ]
     if lacking := [_lacking(name, sum(map(lacks, found)), len(found)) for name, lacks in LATER
                    if any(map(lacks, found))]:
@@ -188,14 +193,14 @@ def when(found: Iterable[Record]) -> str:
     """Return when the first and the last trial started."""
     times = sorted(r.provenance.started.astimezone(datetime.timezone.utc) for r in found)
     first, last = f"{times[0]:%Y-%m-%d %H:%M}", f"{times[-1]:%Y-%m-%d %H:%M}"
-    return f"{first} to {last[11:] if first[:10] == last[:10] else last} UTC (starts of trials)"
+    return f"{first} to {last[11:] if first[:10] == last[:10] else last} UTC"
 
 
 def took(found: Iterable[Record]) -> str:
     """Return the time that training, consolidation and evaluation took in all trials together."""
     seconds = sum(sum((*r.timings.train, *r.timings.consolidate, *r.timings.evaluate, *r.timings.curve)) for r in found)
     told = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
-    return f"{told}, the times of all trials added up"
+    return f"{told}, summed over trials"
 
 
 def versions(found: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import results_speed
@@ -21,66 +21,74 @@ from clbench.report.model import Section
 from clbench.results import verification
 
 HERE = Path(__file__).parent / "results"
-MADE = "<!-- Made by `make docs-pages` from reports/ and benchmarks/; what is written here is lost. -->"
-AS_CODE = ("benchmark", "model", "made by")  # values that are code
+GENERATED = "<!-- Made by `make docs-pages` from reports/ and benchmarks/; what is written here is lost. -->"
+AS_CODE = ("benchmark", "model", "command")  # values that are code
 INDEX = """\
-What was run, when, where, by which command, and how to repeat it. Every figure here comes from the records in
-`reports/`, by a script. *The report* of a study is `report.md` on GitHub; in the documentation that
-`make docs` builds, it is a page with tables to sort and figures to point at."""
+Find the answer, the report and the commands of every committed study. A script makes these pages from the records in
+`reports/`."""
+MORE = """\
+More results: [published numbers](verify.md), [why two results differ](explain.md), [speed](speed.md)."""
 REPEAT = """\
-Each study below has the commands that repeat it; they need a checkout. `clbench diff` then says what differs from the
-committed records. On another processor, or with another version of torch, the last digits may differ."""
+The commands need a checkout of clbench. `clbench diff` shows what differs from the committed records. On another
+processor, or with another version of torch, the last digits may differ."""
 VERIFY = """\
-Published tables, repeated: for each of their numbers ours, the tolerance that was fixed before the first run, and a
-verdict. [How that is decided](../verify.md)."""
-EXPLAIN = "Two experiments whose numbers differ, and what each of their differences contributes. [How](../explain.md)."
-WORDS = ("reproduced", "missed", "cannot tell", "not run")
+Find how our results compare with published numbers. Each number has a verdict and a tolerance that was fixed before
+the first run. [Reproduce published numbers](../verify.md) has the rule."""
+EXPLAIN = """\
+Find how much each difference between two experiments contributes to the difference of their results.
+[Explain why two results differ](../explain.md) says how to do this."""
+FAULTS = """\
+Processes were killed at random while trials ran, and the results were compared with those of undisturbed runs. [Run and
+resume long studies](../scaling.md) describes what clbench does after a fault."""
+TOCTREE = "```{{toctree}}\n:hidden:\n\n{}\n```"
+WORDS = ("reproduced", "not reproduced", "inconclusive", "not run")
 
 
 def main() -> None:
     """Write all pages, and remove those that are no longer made."""
     HERE.mkdir(exist_ok=True)
+    written = pages()
     for path in HERE.glob("*.md"):
-        if path.name not in PAGES:
+        if path.name not in written:
             path.unlink()
-    for name, make in PAGES.items():
-        (HERE / name).write_text(make(), encoding="utf-8")
+    for name, text in written.items():
+        (HERE / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every page by its file name."""
+    return {"index.md": index(), "verify.md": verify(), "explain.md": explain(), "speed.md": results_speed.page(),
+            **{f"{one.slug}.md": study_page(one) for one in studies()}}
 
 
 def index() -> str:
-    """Return index.md: every study, what it was run with, and how to repeat it."""
+    """Return index.md: a table of all studies."""
     every = studies()
-    overview = [[f"[{escape(s.head.title)}](#{anchor(s.head.title)})",
+    overview = [[f"[{escape(s.head.title)}]({s.slug}.md)",
                  "<br>".join(dict.fromkeys(f"{r.trial.benchmark.name}, {r.trial.model.name}" for r in s.records)),
                  ", ".join(dict.fromkeys(r.trial.scenario for r in s.records)), _methods(s), count(s.records),
                  str(len(s.records)), days(s.records)] for s in every]
-    blocks = [MADE, "# Results", INDEX,
-              table(["study", "benchmark, model", "scenarios", "methods", "seeds", "trials", "when"], overview),
-              "Beside them: [published numbers, repeated](verify.md), [why two numbers differ](explain.md), "
-              "[speed](speed.md).", REPEAT]
-    for one in every:
-        blocks += section(one)
-    blocks += others()
+    blocks = [GENERATED, "# Results", INDEX,
+              table(["study", "benchmark, model", "scenarios", "methods", "seeds", "trials", "date"], overview), MORE,
+              "## Faults", FAULTS, *faults(), TOCTREE.format("\n".join(one.slug for one in every))]
     return "\n\n".join(blocks) + "\n"
 
 
-def section(one: Study) -> Iterator[str]:
-    """Yield the blocks of one study."""
-    yield f"## {escape(one.head.title)}"
-    yield from map(escape, one.head.text)
-    beside = [path for path in sorted(one.folder.glob("*.md")) if path.name != "report.md"]
-    more = "".join(f"; see also [{heading(path)}]({_link(path)})" for path in beside)
-    yield f"[**The report**]({_link(one.folder / 'report.md')}) begins{f' ({more[2:]})' if more else ''}:"
-    yield "\n".join(_found(s) for s in one.report.sections)
+def study_page(one: Study) -> str:
+    """Return the page of one study: what its report answers, its setting, and the commands that repeat it."""
+    attached = [path for path in sorted(one.folder.glob("*.md")) if path.name != "report.md"]
+    links = [f"[**Report**]({_link(one.folder / 'report.md')})",
+             *(f"[{heading(path)}]({_link(path)})" for path in attached)]
     facts = [[name, "<br>".join((code(value) if name in AS_CODE else escape(value)) + note for value, note in values)]
              for name, values in rows(one.records)]
     if one.file:
-        facts.insert(0, ["file", f"[{code(one.file.relative_to(ROOT).as_posix())}]({_link(one.file)})"])
-    facts.append(["needs", escape(one.head.needs.rstrip(".:")) or "its file does not say"])
-    yield table(["", ""], facts)
-    yield "To repeat it:"
-    yield block([*repeat(one), f"clbench diff reports/{one.name} runs/{one.name}"])
-    yield from (shown(path, 2) for path in beside)
+        facts.insert(0, ["study file", f"[{code(one.file.relative_to(ROOT).as_posix())}]({_link(one.file)})"])
+    facts.append(["requirements", escape(one.head.needs.rstrip(".:")) or "not stated in the file"])
+    blocks = [GENERATED, f"# {escape(one.head.title)}", *map(escape, one.head.text), "## Answer",
+              "\n".join(map(_answer, one.report.sections)), " · ".join(links), "## Setting", table(["", ""], facts),
+              "## Repeat the study", REPEAT, block([*repeat(one), f"clbench diff reports/{one.name} runs/{one.name}"]),
+              *(shown(path, 1) for path in attached)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def repeat(one: Study) -> list[str]:
@@ -112,8 +120,8 @@ def verify() -> str:
         if records:
             whole += [shown(folder / "verify.md")]
         assert path.stem == name
-    return "\n\n".join([MADE, "# Published numbers, with verdicts", VERIFY,
-                        table(["reference", "paper", *WORDS, "seeds", "when"], lines), "To repeat them:",
+    return "\n\n".join([GENERATED, "# Published numbers", VERIFY,
+                        table(["reference", "paper", *WORDS, "seeds", "when"], lines), "## Repeat the comparison",
                         block(commands), *whole]) + "\n"
 
 
@@ -128,20 +136,17 @@ def explain() -> str:
                       days(records), escape(versions(records).split(",")[0])])
         commands.append(f"clbench explain {a} {b} --seeds {len({r.trial.seed for r in records})}")
         whole.append(shown(path))
-    return "\n\n".join([MADE, "# Two numbers, explained", EXPLAIN,
-                        table(["from, to", "result", "seeds", "trials", "when", "with"], lines), "To repeat it:",
+    return "\n\n".join([GENERATED, "# Why two results differ", EXPLAIN,
+                        table(["from, to", "result", "seeds", "trials", "when", "with"], lines), "## Repeat the study",
                         block(commands), *whole]) + "\n"
 
 
-def others() -> Iterator[str]:
-    """Yield the blocks of what is measured by a script and is no study."""
-    yield "## Faults"
-    yield ("Processes killed at random while trials run, and the results compared with those of undisturbed runs "
-           "([how](../scaling.md)).")
+def faults() -> Iterator[str]:
+    """Yield a table for each test in which processes were killed."""
     for path in sorted(REPORTS.glob("faults/*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        measured = json.loads(path.read_text(encoding="utf-8"))
         facts = [["file", f"[{code(path.relative_to(ROOT).as_posix())}]({_link(path)})"]]
-        facts += [[escape(name), results_speed.told(name, value)] for name, value in found.items()]
+        facts += [[escape(name), results_speed.fact_cell(name, value)] for name, value in measured.items()]
         yield table(["", ""], facts)
 
 
@@ -160,11 +165,6 @@ def shown(path: Path, below: int = 1) -> str:
     return results_speed.mark(path, heading(path), below)
 
 
-def anchor(title: str) -> str:
-    """Return how a link names a heading, on GitHub and in the documentation."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
 def _link(path: Path) -> str:
     return f"../../{path.relative_to(ROOT).as_posix()}"
 
@@ -174,13 +174,10 @@ def _methods(one: Study) -> str:
     return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
-def _found(of: Section) -> str:
-    """Return the answer of a section's report and the accuracies of its references."""
-    return f"- {escape(of.title)}: {escape(' '.join(text for about, text in of.headline if about == ANSWER))}"
+def _answer(section: Section) -> str:
+    """Return the answer of a section's report."""
+    return f"- {escape(section.title)}: {escape(' '.join(text for about, text in section.headline if about == ANSWER))}"
 
-
-PAGES: dict[str, Callable[[], str]] = {
-    "index.md": index, "verify.md": verify, "explain.md": explain, "speed.md": results_speed.page}
 
 if __name__ == "__main__":
     sys.exit(main())

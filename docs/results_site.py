@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 from posixpath import join, normpath, relpath
 from typing import Any
 
-from results_facts import ROOT, studies
+from results_facts import ROOT, studies, study
 
 from clbench.report.formats import html
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)\)")
 MARK = re.compile(r"<!-- shown here: (#+) (.+): (\S+) -->")
-BACK = ("index.html", "Results")
 
 
 def lead(app: Any, page: str, source: list[str]) -> None:
@@ -31,9 +30,9 @@ def write_pages(app: Any, failure: Exception | None) -> None:
     """Write the interactive page of every committed study beside the pages that Sphinx has built."""
     if failure or app.builder.format != "html":
         return
-    for study in studies():
-        page = html.render(replace(study.report, title=study.head.title), back=BACK)
-        (Path(app.outdir) / "results" / study.page).write_text(page, encoding="utf-8")
+    for one in studies():
+        page = html.render(replace(one.report, title=one.head.title), back=(f"{one.slug}.html", "Results"))
+        (Path(app.outdir) / "results" / one.page).write_text(page, encoding="utf-8")
 
 
 def _link(text: str, target: str, folder: str) -> str:
@@ -41,8 +40,8 @@ def _link(text: str, target: str, folder: str) -> str:
     if path.startswith("docs/"):
         return f"[{text}]({target})"
     if path.startswith("reports/") and path.endswith("/report.md"):
-        name = PurePosixPath(path).parent.relative_to("reports").as_posix().replace("/", "-")
-        return f'<a class="reference" href="{relpath(f"docs/results/{name}.html", folder)}">{text}</a>'
+        name = study(ROOT / PurePosixPath(path).parent).page
+        return f'<a class="reference" href="{relpath(f"docs/results/{name}", folder)}">{text}</a>'
     if path in _shown():
         return f"[{text}](#{_anchor(path)})"
     return f"[{text}](path:{target})"

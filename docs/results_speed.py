@@ -14,18 +14,16 @@ from results_facts import OUT, REPORTS, commit
 
 from clbench.report.formats.markdown import escape
 
-MADE = "<!-- Made by `make docs-pages` from reports/speed/; what is written here is lost. -->"
+GENERATED = "<!-- Made by `make docs-pages` from reports/speed/; what is written here is lost. -->"
 PAGE = """\
-Every table is measured in one run of a script in `benchmarks/speed/`, side by side, never against numbers of another
-machine. What is fast on one
-processor need not be on another."""
+Find how fast clbench trains, compared with Avalanche and plain torch. One run of a script in `benchmarks/speed/`
+measures each table. Numbers of different machines are never compared."""
 STOCK = """\
-New training samples a second over a whole trial (training, consolidation, all evaluations), divided by those of
-Avalanche with its defaults; medians over repeats. It depends on the processor: where Python is faster and arithmetic is
-most of a step, there is less to win. *clbench* trains one seed, *several seeds* is the fastest way of training five of
-them; *plain torch* is the fastest loop written by hand, *bf16* is `--precision bf16`, which is slow where the processor
-has no instructions for it."""
-SCALING = "Seconds against what grows; the numbers are in [scaling.json](../../reports/speed/scaling.json)."
+The table shows new training samples per second, divided by those of Avalanche with its defaults (medians over repeats).
+Training, consolidation and all evaluations count. *plain torch* is the fastest loop written by hand. *clbench* trains
+one seed, and *several seeds* is the fastest way to train five. *bf16* is `--precision bf16`, which is slow on
+processors without instructions for it."""
+SCALING = "The numbers behind the figure are in [scaling.json](../../reports/speed/scaling.json)."
 CONTENDERS = {"plain torch": r"torch .*", "clbench": r"clbench", "clbench bf16": r"clbench bf16",
               "clbench, several seeds": r"clbench (?!exact|bf16).+"}
 
@@ -40,9 +38,9 @@ def page() -> str:
         one["machine"].get("date", "not recorded"), commit(one["machine"]["commit"])))]
         for path, one in found.items()]
     commands = "\n".join(command for one in found.values() for command in _commands(one))
-    blocks = [MADE, "# Speed", PAGE,
-              table(["what", "machine", "vector instructions", "when", "commit"], measured), "To repeat it:",
-              f"<!-- not run: some take an hour -->\n```bash\n{commands}\n```",
+    blocks = [GENERATED, "# Speed", PAGE,
+              table(["measurement", "machine", "vector instructions", "date", "commit"], measured),
+              "## Repeat the measurements", f"<!-- not run: some take an hour -->\n```bash\n{commands}\n```",
               "## Against stock Avalanche", STOCK,
               table(["processor", "model, method, batch", *CONTENDERS],
                     [row for path, one in comparisons.items() for row in _ratios(path, one)]),
@@ -56,7 +54,7 @@ def title(path: Path) -> str:
     """Return what a measurement is called."""
     if path.stem == "compare":
         model, vector = path.parent.name.split("-")
-        return f"Beside Avalanche and plain torch: {model.upper()} on a CPU with {vector.upper()}"
+        return f"Compared with Avalanche and plain torch: {model.upper()} on a CPU with {vector.upper()}"
     if beside(path).suffix != ".md":
         return "How the cost grows"
     return beside(path).read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
@@ -77,7 +75,7 @@ def mark(path: Path, title: str, below: int = 1) -> str:
     return f"<!-- shown here: {'#' * (below + 1)} {title}: {link(path)} -->"
 
 
-def told(name: str, value: object) -> str:
+def fact_cell(name: str, value: object) -> str:
     """Return a fact of a JSON file as a cell."""
     if isinstance(value, Mapping):
         return escape(", ".join(f"{key} {text}" for key, text in value.items()))

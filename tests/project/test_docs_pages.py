@@ -1,5 +1,6 @@
 """The documentation as Sphinx builds it, and its pages that are made from the code."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -23,9 +24,11 @@ def pages():
     return module
 
 
-@pytest.mark.parametrize("name", ["commands", "methods"])
-def test_a_page_made_from_the_code_is_current(pages, name):
-    made = getattr(pages, name)()
+@pytest.mark.parametrize(("script", "name"), [("pages", "commands"), ("pages", "methods"),
+                                              ("schema_pages", "toml-keys"), ("schema_pages", "record-schema")])
+def test_a_page_made_from_the_code_is_current(script, name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = getattr(importlib.import_module(script), name.replace("-", "_"))()
     assert made == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), f"make docs-pages: {name}.md is old"
 
 
@@ -49,18 +52,21 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
                     info.options.model_fields)
 
 
-def test_families_md_has_every_method_under_its_family():
+def test_the_tables_of_methods_say_what_each_stores_and_trains(pages):
     registry = discover()
-    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     listed = {}
-    for part in text.split("\n## ")[1:]:
-        family, table = part.split("\n", 1)
-        for row in table.splitlines():
-            if row.startswith("| `"):
-                listed.update(dict.fromkeys(re.findall("`([^`]+)`", row.split("|")[1]), family.lower()))
-    declared = {name: info.family.lower() for name, info in registry.strategies.items()
-                if registry.origins["method", name].distribution == "clbench" and not name.startswith("avalanche:")}
-    assert listed == {**declared, "avalanche:NAME": "avalanche strategies"}
+    text = pages.methods().split("## Benchmarks")[0]
+    for heading, rows in re.findall(r"^([A-Z].*):\n\n((?:\|.*\n)+)", text, re.MULTILINE):
+        if not rows.startswith("| method |"):
+            continue
+        for row in rows.splitlines()[2:]:
+            cells = [cell.strip() for cell in row.strip("|").split("|")]
+            listed[cells[0].strip("`")] = heading.lower()
+            assert all(cells[:-1]) and len(cells) == (3 if heading == "Avalanche strategies" else 5)
+    assert listed == {name: info.family.lower() for name, info in registry.strategies.items()
+                      if pages.ours(registry, "method", name)}
+    stored = tomllib.loads((ROOT / "docs" / "stored_and_trained.toml").read_text())["methods"]
+    assert set(stored) == {name for name in listed if not name.startswith("avalanche:")}
 
 
 def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages):
@@ -69,11 +75,11 @@ def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_non
     for path in (ROOT / "benchmarks" / "reference").glob("*.toml"):
         for cell in tomllib.loads(path.read_text())["cells"]:
             held[cell["method"]["name"]].add(path.stem)
-    without = (ROOT / "docs" / "verify.md").read_text().split("## Methods without a published number")[1]
+    without = (ROOT / "docs" / "paper-vs-code.md").read_text().split("## Methods without a published number")[1]
     for name, references in held.items():
         line, = [line for line in sections[name].splitlines() if line.startswith("Published numbers")]
         assert set(re.findall(r"`([\w-]+)` \(\d+\)", line)) == references
-        assert ("none could be sourced" in line) == (not references)
+        assert ("none could be found" in line) == (not references)
         assert references or name.startswith("avalanche:") or f"`{name}`" in without
 
 
@@ -95,17 +101,17 @@ def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
 
 def assert_committed_reports_are_pages(results):
     """Check that each report has an interactive page, and that tables of other reports are shown."""
-    index = (results / "index.html").read_text()
     for path in ROOT.glob("reports/**/report.md"):
-        name = "-".join(path.parent.relative_to(ROOT / "reports").parts) + ".html"
-        assert f'href="{name}"' in index
-        page = (results / name).read_text()
-        assert '<a href="index.html">' in page and "<script>" in page
+        slug = "-".join(path.parent.relative_to(ROOT / "reports").parts).replace("_", "-")
+        assert f'href="{slug}.html"' in (results / "index.html").read_text()
+        assert f'href="{slug}-report.html"' in (results / f"{slug}.html").read_text()
+        page = (results / f"{slug}-report.html").read_text()
+        assert f'<a href="{slug}.html">' in page and "<script>" in page
         first = re.search(r"^\| (\w[^|†‡§¶※△○]*?)(?: [†‡§¶※△○]+)? \| \d+ \| \**([\d.]+ ± [\w./]+)",
                           path.read_text(), re.MULTILINE)
         assert first[1].replace("\\", "") in page.replace("<wbr>", "") and first[2] in page
     for page, pattern in (("verify", "verify/*/verify.md"), ("speed", "speed/**/*.md"), ("explain", "explain/*/*.md"),
-                          ("index", "stability_gap/gap.md")):
+                          ("stability-gap", "stability_gap/gap.md")):
         shown = (results / f"{page}.html").read_text()
         for source in ROOT.glob(f"reports/{pattern}"):
             row = [line for line in source.read_text().splitlines() if line.startswith("|")][-1]

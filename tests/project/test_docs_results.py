@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from helpers import ROOT
 
-PAGES = ["index", "verify", "explain", "speed"]
+OVERVIEWS = ["index", "verify", "explain", "speed"]
 REPORTS = ROOT / "reports"
 
 
@@ -33,35 +33,41 @@ def sections(text):
     return dict(part.split("\n", 1) for part in re.split("^## ", text, flags=re.MULTILINE)[1:])
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_of_results_is_current(made, name):
-    assert made.PAGES[f"{name}.md"]() == page(name), f"make docs-pages: {name}.md is old"
-    assert len(made.PAGES) == len(PAGES)
+def test_the_pages_of_results_are_current(made, facts):
+    pages = made.pages()
+    assert set(pages) == {f"{name}.md" for name in OVERVIEWS} | {f"{one.slug}.md" for one in facts.studies()}
+    assert set(pages) == {path.name for path in (ROOT / "docs" / "results").glob("*.md")}
+    assert [name for name, text in pages.items() if text != page(name.removesuffix(".md"))] == [], "make docs-pages"
 
 
-def test_every_folder_with_records_is_on_a_page():
-    text = "".join(map(page, PAGES))
+def test_every_folder_with_records_is_on_a_page(facts):
+    text = "".join(map(page, [*OVERVIEWS, *(one.slug for one in facts.studies())]))
     for folder in REPORTS.rglob("records"):
         assert f"](../../{folder.parent.relative_to(ROOT)}/" in text
 
 
+def test_the_index_links_every_study(facts):
+    rows = re.findall(r"^\| \[(.+?)\]\((\S+)\.md\) \|", page("index"), re.MULTILINE)
+    assert [slug for _, slug in rows] == [one.slug for one in facts.studies()]
+    assert len({title for title, _ in rows}) == len(rows) > 25
+
+
 def test_a_study_says_what_its_records_say(facts):
-    told = sections(page("index"))
     for one in facts.studies():
         records = [json.loads(path.read_text()) for path in one.folder.glob("records/*.json")]
-        text = told[one.head.title]
+        text = page(one.slug)
         done = sum(record["status"] == "done" for record in records)
         assert f"| trials | {len(records)}, {'all' if done == len(records) else done} done" in text
         came = [record["provenance"] for record in records]
         starts = sorted(p["started"][:16].replace("T", " ") for p in came)
-        assert re.search(rf"^\| when \| {starts[0]} to ({starts[-1]}|{starts[-1][11:]}) UTC ", text, re.MULTILINE)
+        assert re.search(rf"^\| date \| {starts[0]} to ({starts[-1]}|{starts[-1][11:]}) UTC ", text, re.MULTILINE)
         row = re.search(r"^\| commit \| (.*) \|$", text, re.MULTILINE)[1]
         assert {found[:10] for found in re.findall(r"[0-9a-f]{10}", row)} == {p["git"][:10] for p in came if p["git"]}
         assert all(p["machine"] in text for p in came)
         assert all(re.sub(r" --.*", "", p["command"]) in text for p in came)
         seconds = sum(sum(record["timings"].get(kind, ())) for record in records
                       for kind in ("train", "consolidate", "evaluate", "curve"))
-        took = re.search(r"^\| took \| ([\d.]+) (hours|minutes),", text, re.MULTILINE)
+        took = re.search(r"^\| time \| ([\d.]+) (hours|minutes),", text, re.MULTILINE)
         assert float(took[1]) == pytest.approx(seconds / {"hours": 3600, "minutes": 60}[took[2]], abs=0.51)
         without = [not p.get("code") for p in came]
         assert ("hash of the method's code" in text) == any(without)
@@ -86,10 +92,10 @@ def test_every_file_behind_a_study_says_what_it_is_and_what_it_needs(facts):
 def test_verdicts_are_those_of_the_reports():
     for path in REPORTS.glob("verify/*/verify.md"):
         table = path.read_text().split("\n## ")[0]
-        counts = Counter(re.findall(r"\| (reproduced|missed|cannot tell|not run) +\|$", table, re.MULTILINE))
+        counts = Counter(re.findall(r"\| (reproduced|not reproduced|inconclusive|not run) +\|$", table, re.MULTILINE))
         row, = (line for line in page("verify").splitlines() if f"/{path.parent.name}/verify.md) |" in line)
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[2:6] == [str(counts[word]) for word in ("reproduced", "missed", "cannot tell", "not run")]
+        assert cells[2:6] == [str(counts[word]) for word in ("reproduced", "not reproduced", "inconclusive", "not run")]
 
 
 def test_speeds_against_avalanche_are_those_of_the_reports():
