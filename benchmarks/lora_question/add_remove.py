@@ -1,7 +1,8 @@
-"""Remove each task's adapter from a run, train it anew, and see whether all answers are the same bit for bit.
+"""Remove each task's adapter from a run, train it again, and check that all logits are the same bit for bit.
 
-`python benchmarks/lora_question/add_remove.py RUN --out FILE.json`, where RUN is a run folder with trials of lora. The
-folder is copied first. The first task is left alone where it trains the base, since what is added later does not.
+`python benchmarks/lora_question/add_remove.py RUN --out FILE.json`, with a run folder that has trials of lora. The
+script works on a copy of the folder. It skips the first task if that task trains the backbone, because a task that is
+added later does not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from clbench_lora import reload
 from clbench_lora.evaluate import add
 from clbench_lora.run_adapters import TrialAdapters, trials_with_adapters
-from keeping import keep
+from json_results import merge_results
 from torch import Tensor
 
 from clbench.core.artifacts import task_folder
@@ -27,19 +28,19 @@ from clbench.training.trials.runner import TrialRunner
 
 
 def logits(source: TrialAdapters, stream: Stream) -> dict[int, Tensor]:
-    """Return the logits [N, C] that each kept adapter gives for the test samples of its task."""
+    """Return the logits [N, C] of each saved adapter for the test samples of its task."""
     strategy = reload.load(source, source.tasks, stream.prepare).eval()
-    found = {}
+    outputs = {}
     with torch.no_grad():
         for place, task in enumerate(source.tasks):
             x = stream.tasks[task].test
             batches = stream.tests.batches(len(x), task)
-            found[task] = torch.cat([strategy.predict(batch[0], place).logits for batch in batches])
-    return found
+            outputs[task] = torch.cat([strategy.predict(batch[0], place).logits for batch in batches])
+    return outputs
 
 
-def tried(source: TrialAdapters, runner: TrialRunner) -> list[dict[str, Any]]:
-    """Remove and add each task but one whose training made the base; return what became of all logits."""
+def remove_and_add(source: TrialAdapters, runner: TrialRunner) -> list[dict[str, Any]]:
+    """Remove and add each task that did not train the backbone; return which logits stayed the same."""
     stream = runner.stream(source.record.trial)
     before, rows = logits(source, stream), []
     first = int(source.record.trial.method.options["base"] in ("auto", "task1")
@@ -58,21 +59,21 @@ def tried(source: TrialAdapters, runner: TrialRunner) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Try all trials of a run."""
+    """Check all trials of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json",
-                        help="findings on other benchmarks and models that it has stay in it")
-    given = parser.parse_args()
+                        help="file of the results; results on other benchmarks and models in it stay")
+    arguments = parser.parse_args()
     runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "add_remove.py")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
-        shutil.copytree(given.run, copy)
-        rows = [row for source in trials_with_adapters(copy) for row in tried(source, runner)]
-    first = trials_with_adapters(given.run)[0].record
-    keep([{"benchmark": first.trial.benchmark.name, "model": first.trial.model.name, "method": first.label,
-           "pretrained": first.trial.weights is not None, "versions": first.provenance.versions, "rows": rows}],
-         given.out, by=("benchmark", "model"))
+        shutil.copytree(arguments.run, copy)
+        rows = [row for source in trials_with_adapters(copy) for row in remove_and_add(source, runner)]
+    first = trials_with_adapters(arguments.run)[0].record
+    result = {"benchmark": first.trial.benchmark.name, "model": first.trial.model.name, "method": first.label,
+              "pretrained": first.trial.weights is not None, "versions": first.provenance.versions, "rows": rows}
+    merge_results([result], arguments.out, by=("benchmark", "model"))
     print(json.dumps(rows, indent=1))
 
 

@@ -1,284 +1,194 @@
-"""What a claim is tested by: committed studies, their methods' results, and differences that are paired by seed."""
+"""Committed studies with LoRA, their rows, and the row that represents a method in a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
-from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.readable import row_ids
-from clbench.report.formatting import number
+from clbench.core.errors import ClbenchError
+from clbench.experiment.trial import Trial
+from clbench.report.analysis.readable import readable
 from clbench.results import metrics
 from clbench.results.records import Record
-from clbench.results.sequential import interval_of
-from clbench.results.stats import Interval
 from clbench.results.store import Store
 
-MARGIN = 0.02  # ACC that a method may be worse and still be called as good
-Verdict = Literal["holds", "does not hold", "not decided"]
-PRETRAINED, NOT_PRETRAINED = "on pretrained bases", "on bases that are not pretrained"
-MEANINGS = {"task": "with the task id", "class": "without the task id", "domain": "where tasks share their classes"}
-NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
-         "timm:efficientnet_lite0": "EfficientNet-Lite0", "hf:all-MiniLM-L6-v2": "MiniLM"}
-BASES = {"task1": "trained on task 1", "random": "random weights"}
+ROOT = Path(__file__).resolve().parents[2]
+LORA, DEFAULT_RANK = "lora", 4
+MODEL_NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_dinov2": "ViT-S/14",
+               "timm:efficientnet_lite0": "EfficientNet-Lite0", "hf:all-MiniLM-L6-v2": "MiniLM"}
+BENCHMARK_NAMES = {"split-cifar100": "Split-CIFAR-100", "split-mnist": "Split-MNIST", "split-newsgroups":
+                   "Split-Newsgroups", "permuted-mnist": "Permuted-MNIST", "split-mnist-5k": "Split-MNIST-5k"}
+SCENARIO_NAMES = {"task": "Task-IL", "class": "Class-IL", "domain": "Domain-IL"}
+Measure = Callable[[Record], float]
+
+
+def accuracy(record: Record) -> float:
+    """Return the final average accuracy in percent."""
+    return 100 * metrics.acc(record.R)
+
+
+def accuracy_with_ids(record: Record) -> float | None:
+    """Return the final average accuracy in percent if the task ID is given; None if the record does not have it."""
+    if not record.errors:
+        return None
+    counts = record.errors[-1]
+    return 100 * fmean(right / samples for right, samples in zip(counts.given, counts.samples, strict=True))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's finished trials in one study, by seed."""
+    """The finished trials of one method in one study, by seed."""
 
     label: str
     trials: Mapping[int, Record]
-    searched_there: bool = False  # whether a study that trains the same, and is tested on other samples, searched it
-
-    @property
-    def searched(self) -> bool:
-        """Tell whether its options come from a search."""
-        return self.searched_there or self.first.searched is not None
-
-    @property
-    def name(self) -> str:
-        """Return the strategy's name."""
-        return self.first.trial.method.name
+    tuned_elsewhere: bool = False  # in a study that differs only in its test samples
 
     @property
     def first(self) -> Record:
         """Return the trial of the first seed."""
         return self.trials[min(self.trials)]
 
-    def option(self, name: str) -> Any:
-        """Return the value of an option; None if the method has no such."""
-        return self.first.trial.method.options.get(name)
-
-    def but(self, *names: str) -> dict[str, Any]:
-        """Return all other options."""
-        return {name: value for name, value in self.first.trial.method.options.items() if name not in names}
+    @property
+    def name(self) -> str:
+        """Return the name of the method."""
+        return self.first.trial.method.name
 
     @property
-    def lr(self) -> float:
-        """Return the learning rate that it was trained with."""
+    def tuned(self) -> bool:
+        """Tell whether a search chose the options or the training configuration."""
+        return self.tuned_elsewhere or self.first.searched is not None
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate of training."""
         return self.first.trial.trained_by.lr
 
     @property
     def trainable(self) -> int:
-        """Return what the last task trained."""
+        """Return the number of parameters that the last task trains."""
         return self.first.costs.trainable[-1]
 
-    def values(self, of: Callable[[Record], float]) -> dict[int, float]:
-        """Return a figure of each seed."""
-        return {seed: of(record) for seed, record in self.trials.items()}
+    @property
+    def storage(self) -> int:
+        """Return the bytes that the method stores after the last task."""
+        return sum(self.first.costs.bytes[-1].values())
 
-    def mean(self, of: Callable[[Record], float]) -> float:
-        """Return a figure's mean over seeds."""
-        return fmean(self.values(of).values())
+    @property
+    def parameters(self) -> list[int]:
+        """Return the number of stored parameters after each task."""
+        return [sum(roles.values()) for roles in self.first.costs.parameters]
+
+    def option(self, name: str) -> Any:
+        """Return the value of an option; None if the method has no such option."""
+        return self.first.trial.method.options.get(name)
+
+    def options_except(self, *names: str) -> dict[str, Any]:
+        """Return all other options."""
+        return {name: value for name, value in self.first.trial.method.options.items() if name not in names}
+
+    def mean(self, measure: Measure = accuracy, seeds: Iterable[int] | None = None) -> float:
+        """Return the mean of a measure over the seeds, or over some of them."""
+        return fmean(measure(self.trials[seed]) for seed in (self.trials if seeds is None else seeds))
 
 
 @dataclass(frozen=True)
 class Study:
-    """A section of a committed report: one benchmark, scenario, model and recipe, and its methods."""
+    """A section of a committed report: one stream, scenario, backbone and training configuration, with its methods."""
 
     folder: str  # under reports/
     rows: tuple[Row, ...]
 
     @property
-    def first(self) -> Record:
-        """Return some trial."""
-        return self.rows[0].first
+    def trial(self) -> Trial:
+        """Return the definition of some trial."""
+        return self.rows[0].first.trial
 
     @property
     def scenario(self) -> str:
         """Return the scenario."""
-        return self.first.trial.scenario
+        return self.trial.scenario
 
     @property
-    def stream(self) -> tuple[str, ...]:
-        """Return what it shares with a study of another scenario on the same benchmark, model and recipe."""
-        benchmark, _, *rest = self.first.trial.setting
-        return benchmark, *rest
-
-    @property
-    def training(self) -> tuple[str, ...]:
-        """Return what it shares with a study that is tested on other samples: its setting without their number."""
-        benchmark = self.first.trial.benchmark
-        options = {name: value for name, value in benchmark.options.items() if name != "test_per_class"}
-        return benchmark.name, str(sorted(options.items())), *self.first.trial.setting[1:]
+    def setting(self) -> tuple[str, ...]:
+        """Return what studies of the same setting share: stream, scenario, backbone and number of training steps."""
+        trial = self.trial
+        options = {name: value for name, value in trial.benchmark.options.items() if name != "test_per_class"}
+        return (trial.benchmark.name, str(sorted(options.items())), *trial.setting[1:4],
+                f"epochs={trial.recipe.epochs} iterations={trial.recipe.iterations}")
 
     @property
     def pretrained(self) -> bool:
-        """Tell whether the network comes with weights."""
-        return self.first.trial.weights is not None
+        """Tell whether the network starts from published weights or a pretrained backbone."""
+        return self.trial.weights is not None
 
     @property
-    def base(self) -> str:
-        """Return what trained the weights that LoRA keeps frozen."""
-        if self.pretrained:
-            return "pretrained"
-        bases = {row.option("base") for row in self.named("lora")}
-        return " or ".join(words for base, words in BASES.items() if base in bases)
+    def name(self) -> str:
+        """Return the study's folder and scenario, which identify it."""
+        return f"{self.folder.removeprefix('lora_question/')} ({SCENARIO_NAMES[self.scenario]})"
 
     @property
-    def model(self) -> str:
-        """Return the network's name, with what tells two studies of one network apart."""
-        model = self.first.trial.model
-        size = model.options.get("size")
-        return NAMES.get(model.name, model.name) + (f" at {size} px" if size else "")
+    def description(self) -> str:
+        """Return the stream and the backbone."""
+        trial = self.trial
+        size = trial.model.options.get("size")
+        backbone = MODEL_NAMES.get(trial.model.name, trial.model.name) + (f" at {size} px" if size else "")
+        backbone += ", not pretrained" if size and not self.pretrained else ""
+        all_images = ", all test images" if trial.benchmark.options.get("test_per_class", "all") is None else ""
+        return f"{BENCHMARK_NAMES.get(trial.benchmark.name, trial.benchmark.name)}, {backbone}{all_images}"
 
     @property
-    def where(self) -> str:
-        """Return the setting in a few words, with a link to its report."""
-        benchmark = self.first.trial.benchmark
-        tested = ", all test images" if benchmark.options.get("test_per_class", "all there are") is None else ""
-        name = f"{benchmark.name}, {self.model}, {self.scenario}{tested}"
-        return f"[{name}](../reports/{self.folder}/report.md)"
+    def report(self) -> str:
+        """Return the path of the report, from the project's root."""
+        return f"reports/{self.folder}/report.md"
 
-    @property
-    def facts(self) -> tuple[str, ...]:
-        """Return what the table of settings says of it."""
-        trial = self.first.trial
-        recipe = trial.recipe
-        seeds = {len(row.trials) for row in self.rows}
-        count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        steps = {row.first.costs.steps[0] for row in self.rows if row.name in ("naive", "lora")}
-        searched = [row for row in self.rows if row.searched]
-        return (self.where, str(len(self.first.R[0])), self.base, count,
-                f"{recipe.optimizer}, lr {recipe.lr:g}", " or ".join(f"{n:,}" for n in sorted(steps)),
-                "all" if len(searched) == len(self.rows) else f"{len(searched)} of {len(self.rows)} rows")
+    def rows_of(self, *names: str) -> list[Row]:
+        """Return the rows of some methods, in the order of the names."""
+        return [row for name in names for row in self.rows if row.name == name]
 
-    def named(self, name: str, **options: Any) -> list[Row]:
-        """Return the rows of a strategy, those with these options."""
-        return [row for row in self.rows if row.name == name
-                and all(row.option(key) == value for key, value in options.items())]
+    def variants(self, *names: str) -> list[Row]:
+        """Return the rows of some methods; of rows that differ only in the training configuration, the best one.
 
+        In Task-IL, rows that differ only in how they would infer the task are one row, too.
+        """
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows_of(*names):
+            options = row.options_except("infer") if self.scenario == "task" else row.options_except()
+            groups.setdefault((row.name, str(options)), []).append(row)
+        return [best_row(rows) for rows in groups.values()]
 
-@dataclass(frozen=True)
-class Finding:
-    """What one study says of a claim."""
+    def main_row(self, *names: str) -> Row | None:
+        """Return the row that represents some methods: the one with the highest mean accuracy.
 
-    setting: str
-    text: str
-    verdict: Verdict
-    traits: Mapping[str, str] = field(default_factory=dict)  # of the setting, by which settings can be told apart
+        LoRA is represented by a row of rank 4 if the study has one.
+        """
+        rows = self.variants(*names)
+        if names == (LORA,):
+            rows = [row for row in rows if row.option("rank") == DEFAULT_RANK] or rows
+        return best_row(rows) if rows else None
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, the rule that it is judged by, and the test that applies the rule to all studies."""
-
-    sentence: str
-    rule: str
-    test: Callable[[Sequence[Study]], Iterable[Finding]]
-    planned: tuple[str, ...] = ()  # experiments beside this file that will test it
-    remark: str = ""
+def best_row(rows: Iterable[Row]) -> Row:
+    """Return the row with the highest mean accuracy."""
+    return max(rows, key=lambda row: row.mean())
 
 
-def studies(reports: Path) -> list[Study]:
-    """Return the sections of the committed reports that have `lora` in them, in the order of their folders.
-
-    Of sections that share benchmark, scenario, model, recipe and a row, the one with most methods.
-    """
-    found: list[Study] = []
+def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
+    """Return the sections of the committed reports that have LoRA, in the order of their folders."""
+    studies: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
-        assert not problems, problems
-        called = row_ids(records)
-        for setting in by_setting(records):
-            rows = tuple(Row(called.get(m.label, m.label), {r.trial.seed: r for r in m.done})
-                         for m in sorted(setting.methods, key=lambda m: m.label) if m.done)
-            if any(row.name == "lora" for row in rows):
-                found.append(Study(str(folder.relative_to(reports)), rows))
-    known = {(study.training, row.first.trial.row) for study in found for row in study.rows if row.searched}
-    found = [replace(study, rows=tuple(replace(row, searched_there=(study.training, row.first.trial.row) in known)
-                                       for row in study.rows)) for study in found]
-    kept: list[Study] = []
-    for study in sorted(found, key=lambda study: -len(study.rows)):
-        if not any(repeats(study, other) for other in kept):
-            kept.append(study)
-    return sorted(kept, key=found.index)
-
-
-def repeats(study: Study, other: Study) -> bool:
-    """Tell whether two sections have a setting and a row in common."""
-    return study.first.trial.setting == other.first.trial.setting and bool(
-        {row.first.trial.row for row in study.rows} & {row.first.trial.row for row in other.rows})
-
-
-def gaps(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> dict[int, float]:
-    """Return the difference first - second for each seed of both."""
-    one, other = first.values(of), second.values(of)
-    return {seed: round(one[seed] - other[seed], 12) for seed in sorted(one.keys() & other.keys())}
-
-
-def paired(first: Row, second: Row, of: Callable[[Record], float] = lambda r: metrics.acc(r.R)) -> Interval | None:
-    """Return the mean difference first - second over the seeds of both, with its interval; None without such seeds."""
-    differences = list(gaps(first, second, of).values())
-    return interval_of(differences, first.first.until or second.first.until) if differences else None
-
-
-def points(over: Interval) -> str:
-    """Write a difference in points with the ends of its interval."""
-    mean = f"{100 * over.mean:+.1f}"
-    if over.low is None or over.high is None:
-        return f"{mean} (one seed)"
-    return f"{mean} [{100 * over.low:+.1f}, {100 * over.high:+.1f}]"
-
-
-def percent(value: float) -> str:
-    """Write an accuracy."""
-    return f"{number(value, 'percent')} %"
-
-
-def times(ratio: float) -> str:
-    """Write a ratio."""
-    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
-
-
-def above(over: Interval, bound: float) -> Verdict:
-    """Judge whether a difference is above a bound: all of its interval, none, or part of it."""
-    if over.low is None or over.high is None or over.low <= bound <= over.high:
-        return "not decided"
-    return "holds" if over.low > bound else "does not hold"
-
-
-def within(over: Interval, bound: float) -> Verdict:
-    """Judge whether a difference is within a bound to both sides: all of its interval, none, or part of it."""
-    if over.low is None or over.high is None:
-        return "not decided"
-    if -bound < over.low and over.high < bound:
-        return "holds"
-    return "does not hold" if over.low > bound or over.high < -bound else "not decided"
-
-
-def traits(study: Study) -> dict[str, str]:
-    """Return by what settings can be told apart."""
-    return {"id": MEANINGS[study.scenario], "base": PRETRAINED if study.pretrained else NOT_PRETRAINED}
-
-
-def told(findings: Sequence[Finding]) -> str:
-    """Return the verdict over some settings with the counts behind it, as in `does not hold (3 no, 1 open)`."""
-    words: dict[Verdict, str] = {"holds": "yes", "does not hold": "no", "not decided": "open"}
-    counts = {word: sum(f.verdict == verdict for f in findings) for verdict, word in words.items()}
-    return f"{summary(findings)} ({', '.join(f'{n} {word}' for word, n in counts.items() if n)})"
-
-
-def summary(findings: Sequence[Finding]) -> str:
-    """Return the verdict over the decided settings: all, none, those with one trait, or how many of each kind."""
-    yes = [f for f in findings if f.verdict == "holds"]
-    no = [f for f in findings if f.verdict == "does not hold"]
-    if not findings:
-        return "not tested yet"
-    if not yes and not no:
-        return "not decided"
-    if not yes or not no:
-        return "holds" if yes else "does not hold"
-    for trait in yes[0].traits:
-        kinds = {f.traits[trait] for f in yes}
-        if len(kinds) == 1 and not kinds & {f.traits[trait] for f in no}:
-            return f"holds only {kinds.pop()}"
-    counts: dict[str, list[bool]] = {where: [] for where in MEANINGS.values()}
-    for finding in findings:
-        if finding.verdict != "not decided":
-            counts.setdefault(finding.traits.get("id", "decided"), []).append(finding.verdict == "holds")
-    return "holds in " + ", ".join(f"{sum(held)} of {len(held)} {where}" for where, held in counts.items() if held)
+        if problems:
+            raise ClbenchError(f"{folder} has unreadable records: {problems}")
+        for setting in readable(records):
+            rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done})
+                         for methods in sorted(setting.methods, key=lambda methods: methods.label) if methods.done)
+            if any(row.name == LORA for row in rows):
+                studies.append(Study(str(folder.relative_to(reports)), rows))
+    if any(row.first.until for study in studies for row in study.rows):
+        raise ClbenchError("the intervals of these pages do not account for `--until decided`")
+    tuned = {(study.setting, row.first.trial.row) for study in studies for row in study.rows if row.tuned}
+    return [replace(study, rows=tuple(replace(row, tuned_elsewhere=(study.setting, row.first.trial.row) in tuned)
+                                      for row in study.rows)) for study in studies]

@@ -1,180 +1,166 @@
-"""The tests behind the sentences that have an experiment of their own beside this file."""
+"""The comparisons of claims that have a study or a script of their own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from evidence import (
+from comparisons import Studies
+from evidence import BENCHMARK_NAMES, LORA, MODEL_NAMES, ROOT, Row, Study, accuracy, best_row
+from verdicts import (
     MARGIN,
-    NAMES,
-    NOT_PRETRAINED,
-    PRETRAINED,
-    Finding,
-    Row,
-    Study,
-    Verdict,
-    above,
-    gaps,
-    paired,
-    percent,
-    points,
-    traits,
-    within,
+    Comparison,
+    Source,
+    by_seed,
+    describe_accuracy,
+    difference,
+    is_above,
+    is_exactly,
+    is_within,
+    t_interval,
 )
-from tested import Studies, acc, best, kept, usual
 
 from clbench.report.formatting import number
-from clbench.results.stats import mean_interval
 
-FOUND = Path(__file__).resolve().parents[2] / "reports" / "lora_question"
-REMOVED = {"others same without it": "without a task, the logits of the others are the same bit for bit",
-           "others same with it again": "with it trained anew, they still are",
-           "it is the same again": "the task trained anew gives the logits that it gave"}
-TWICE = 2.0
-TENTH, MOST = 0.1, "0.9"  # of a layer's ranks, of the energy of its change
+CHECKS = ("others same without it", "others same with it again", "it is the same again")
+MOST_GROWTH, MOST_RANKS, ENERGY = 2.0, 10.0, "0.9"
 
 
 def in_folder(studies: Studies, name: str) -> Iterator[Study]:
-    """Return the studies of one of the experiments beside this file."""
+    """Return the studies of one of the experiments in this folder."""
     return (study for study in studies if study.folder == f"lora_question/{name}")
 
 
-def usual_alpha(studies: Studies) -> Iterator[Finding]:
-    """Compare, at each learning rate, the better of alpha = r and alpha = 2r with the best row of all."""
+def read_results(name: str) -> Any:
+    """Return the committed results of a script in this folder."""
+    return json.loads((ROOT / "reports" / "lora_question" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def compare_alphas(studies: Studies) -> Iterator[Comparison]:
+    """Compare the better of alpha = r and alpha = 2r with the best alpha, over all learning rates and at each."""
     for study in in_folder(studies, "alpha"):
-        rows = study.named("lora")
-        top = best(rows)
-        for lr in sorted({row.lr for row in rows}):
-            here = [row for row in rows if row.lr == lr]
-            good = best([row for row in here if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))])
-            if top and good and (over := paired(good, top)) is not None:
-                first = best(here) or good
-                yield Finding(study.where, f"learning rate {lr:g}: {good.label} {percent(good.mean(acc))}, best at "
-                              f"this rate alpha {first.option('alpha'):g} with {percent(first.mean(acc))}, best "
-                              f"of all ({top.label}) {percent(top.mean(acc))}: {points(over)}", above(over, -MARGIN),
-                              traits(study))
+        rows = study.rows_of(LORA)
+        best = best_row(rows)
+        usual = [row for row in rows if row.option("alpha") in (row.option("rank"), 2 * row.option("rank"))]
+        main = best_row(usual)
+        yield difference(study, main, best, is_above(-MARGIN), main=True)
+        for rate in sorted({row.learning_rate for row in usual} - {main.learning_rate}):
+            yield difference(study, best_row(row for row in usual if row.learning_rate == rate), best,
+                             is_above(-MARGIN))
 
 
-def some_layers(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA on some layers with LoRA on all of them, each at the better of its learning rates."""
+def compare_layers(studies: Studies) -> Iterator[Comparison]:
+    """Compare LoRA on some layers with LoRA on all layers, each with its best training configuration."""
     for study in in_folder(studies, "layers"):
-        everywhere = best([row for row in study.named("lora", layers="all") if not row.option("targets")])
-        where: dict[str, list[Row]] = {}
-        for row in study.named("lora"):
-            where.setdefault(str(row.first.trial.method), []).append(row)
-        for rows in where.values() if everywhere else ():
-            row = best(rows)
-            if row and everywhere not in rows and (over := paired(row, everywhere)) is not None:
-                yield Finding(study.where, f"{row.label} ({row.trainable:,} parameters) {percent(row.mean(acc))}, "
-                              f"{everywhere.label} ({everywhere.trainable:,}) {percent(everywhere.mean(acc))}: "
-                              f"{points(over)}", above(over, -MARGIN), traits(study))
+        variants = study.variants(LORA)
+        on_all = best_row(row for row in variants if row.option("layers") == "all" and not row.option("targets"))
+        on_some = [row for row in variants if row is not on_all]
+        main = best_row(row for row in on_some if row.option("rank") == on_all.option("rank"))
+        for row in on_some:
+            yield difference(study, row, on_all, is_above(-MARGIN), main=row is main)
 
 
-def many_tasks(studies: Studies) -> Iterator[Finding]:
-    """Compare what LoRA holds after the last of many tasks with what it held after the first, and its accuracy."""
+def measure_growth(studies: Studies) -> Iterator[Comparison]:
+    """Compare the parameters after the last of many tasks with those after the first."""
     for study in in_folder(studies, "many_tasks"):
-        for row in usual(study):
-            costs = row.first.costs
-            held = [sum(parameters.values()) for parameters in costs.parameters]
-            growth, slower = held[-1] / held[0], costs.inference_flops[-1] / costs.inference_flops[0]
-            rivals = "; ".join(f"{other.label} {percent(other.mean(acc))}" for other in study.rows if other is not row)
-            text = (f"{len(held)} tasks: {held[-1]:,} parameters, {growth:.2f} times those after the first, "
-                    f"{number(kept(row), 'bytes')}; predicting takes {slower:.2f} times the FLOPs; ACC "
-                    f"{percent(row.mean(acc))} ({rivals})")
-            yield Finding(study.where, text, "holds" if growth <= TWICE else "does not hold", traits(study))
+        row = study.main_row(LORA)
+        if row:
+            growth = row.parameters[-1] / row.parameters[0]
+            flops = row.first.costs.inference_flops
+            details = (f"{len(row.parameters)} tasks: {row.parameters[-1]:,} parameters, "
+                       f"{number(row.storage, 'bytes')}; prediction needs {flops[-1] / flops[0]:.2f} times the FLOPs; "
+                       f"{describe_accuracy(row, row.trials)}")
+            yield Comparison(Source.of(study), row.label, "itself, after the first task",
+                             dict.fromkeys(row.trials, growth),
+                             is_exactly("supported" if growth <= MOST_GROWTH else "contradicted"), details, "times",
+                             main=True, exact=True)
 
 
-def written(name: str) -> Any:
-    """Return what a script beside this file has found."""
-    return json.loads((FOUND / f"{name}.json").read_text(encoding="utf-8"))
+def read_removals(studies: Studies) -> Iterator[Comparison]:
+    """Read what `add_remove.py` saw: it removed each task's adapter and trained it again."""
+    for result in read_results("add_remove"):
+        benchmark, model, rows = result["benchmark"], result["model"], result["rows"]
+        source = Source(f"add_remove ({benchmark})", f"{BENCHMARK_NAMES[benchmark]}, {MODEL_NAMES[model]}",
+                        "reports/lora_question/add_remove.json", "task", result["pretrained"], (benchmark, model))
+        same = [all(row[check] for check in CHECKS) for row in rows]
+        shares = {int(trial.rpartition("/")[2]): 100 * fmean(
+            good for good, row in zip(same, rows, strict=True) if row["trial"] == trial)
+            for trial in dict.fromkeys(row["trial"] for row in rows)}
+        yield Comparison(source, "LoRA r=4", "itself, before", shares,
+                         is_exactly("supported" if all(same) else "contradicted"),
+                         f"{sum(same)} of {len(same)} removals", "percent", main=True, exact=True)
 
 
-def added_and_removed(studies: Studies) -> Iterator[Finding]:
-    """Read what `add_remove.py` found: it removed each task's adapter from finished runs and trained it anew."""
-    for found in written("add_remove"):
-        setting = f"{found['benchmark']}, {NAMES.get(found['model'], found['model'])}, task"
-        rows, base = found["rows"], {"base": PRETRAINED if found["pretrained"] else NOT_PRETRAINED}
-        for what, text in REMOVED.items():
-            good = sum(row[what] for row in rows)
-            yield Finding(setting, f"{text}: {good} of {len(rows)} removals",
-                          "holds" if good == len(rows) else "does not hold", base)
+def compare_with_no_pretraining(studies: Studies) -> Iterator[Comparison]:
+    """Compare LoRA on a pretrained ViT with LoRA on the same network without it, and on another pretrained backbone."""
+    for study, pretrained in product(in_folder(studies, "base"), in_folder(studies, "vision_task")):
+        good, main = pretrained.main_row(LORA), study.main_row(LORA)
+        for row in study.variants(LORA) if good else ():
+            yield compare_studies(study, pretrained.description, good, row, f"{row.label}, no published weights",
+                                  main=row is main)
+    for study, other in product(in_folder(studies, "efficientnet_class"), in_folder(studies, "vision_class")):
+        first, second = other.main_row(LORA), study.main_row(LORA)
+        if first and second:
+            yield compare_studies(study, other.description, first, second, f"{second.label}, EfficientNet-Lite0")
 
 
-def base_decides(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA on bases that no data, or the first task alone, trained with LoRA on the pretrained one."""
-    good = next((row for study in in_folder(studies, "vision_task") for row in usual(study)), None)
-    for study in in_folder(studies, "base"):
-        for row in study.named("lora"):
-            if good is not None and (over := paired(good, row)) is not None:
-                text = f"pretrained {beside(row, good)}, {row.label} {percent(row.mean(acc))}: {points(over)}"
-                yield Finding(study.where, text, above(over, 0.0), {"base": PRETRAINED})
-    yield from bases_differ(studies, "vision_class", "efficientnet_class")
+def compare_studies(study: Study, where: str, row: Row, rival: Row, label: str, *, main: bool = False) -> Comparison:
+    """Return the difference of two rows of two studies, with Welch's interval over the seeds of each."""
+    values, second = ({seed: accuracy(record) for seed, record in side.trials.items()} for side in (row, rival))
+    details = f"{describe_accuracy(row, row.trials)}, {describe_accuracy(rival, rival.trials)}"
+    return Comparison(Source.of(study), f"{row.label}, {where}", label, values, is_above(0), details, main=main,
+                      second=second)
 
 
-def bases_differ(studies: Studies, one: str, other: str) -> Iterator[Finding]:
-    """Compare LoRA on two pretrained bases, the same stream for each seed, and say what heads alone have on each."""
-    for first, second in product(in_folder(studies, one), in_folder(studies, other)):
-        for row, there in product(usual(first), usual(second)):
-            if (over := paired(row, there)) is not None:
-                text = f"{with_heads(first, row, there)}, {with_heads(second, there, row)}: {points(over)}"
-                verdict: Verdict = "not decided" if above(over, 0.0) == "not decided" else "holds"
-                yield Finding(f"{first.where} and {second.where}", text, verdict, traits(second))
-
-
-def more_test_images(studies: Studies) -> Iterator[Finding]:
-    """Compare LoRA's leads on all test images with those on the part that a study was tested on."""
+def compare_test_sets(studies: Studies) -> Iterator[Comparison]:
+    """Compare LoRA's differences to other methods on all test images with those on a part of them, by seed."""
     for part, whole in product(in_folder(studies, "vision_task"), in_folder(studies, "vision_task_full")):
-        yield from leads_differ(part, whole)
+        yield from compare_differences(part, whole)
 
 
-def leads_differ(part: Study, whole: Study) -> Iterator[Finding]:
-    """Compare LoRA's lead over each other row in two studies that train the same, over the seeds of both."""
-    before = {row.first.trial.row: row for row in part.rows}
-    for row, other in product(usual(whole), whole.rows):
-        first, second = (before.get(one.first.trial.row) for one in (row, other))
-        if other is not row and first and second:
-            now, then = gaps(row, other), gaps(first, second)
-            seeds = sorted(now.keys() & then.keys())
-            over = mean_interval([round(now[seed] - then[seed], 12) for seed in seeds])
-            text = (f"{row.label} {beside(first, row)}, {other.label} {beside(second, other)}: a lead of "
-                    f"{100 * fmean(now[s] for s in seeds):+.1f}, on a part of the images "
-                    f"{100 * fmean(then[s] for s in seeds):+.1f}; it changes by {points(over)}")
-            yield Finding(whole.where, text, within(over, MARGIN), traits(whole))
+def compare_differences(part: Study, whole: Study) -> Iterator[Comparison]:
+    """Compare LoRA's difference to each other row in two studies that train the same, over the seeds of both."""
+    on_part = {row.first.trial.row: row for row in part.rows}
+    row = whole.main_row(LORA)
+    first = on_part.get(row.first.trial.row) if row else None
+    rivals = [rival for rival in whole.rows if rival is not row and rival.first.trial.row in on_part]
+    for rival in rivals if row and first else ():
+        all_images = by_seed(row, rival, lambda one, other: one - other, accuracy)
+        some = by_seed(first, on_part[rival.first.trial.row], lambda one, other: one - other, accuracy)
+        changes = {seed: round(all_images[seed] - some[seed], 10) for seed in all_images.keys() & some.keys()}
+        means = [t_interval([side[seed] for seed in changes]).mean for side in (all_images, some)]
+        yield Comparison(Source.of(whole), row.label, rival.label, changes, is_within(MARGIN),
+                         "difference {:+.1f} on all images, {:+.1f} on a part".format(*means),
+                         main=rival is best_row(rivals))
 
 
-def with_heads(study: Study, row: Row, other: Row) -> str:
-    """Return what a row and heads alone reach on a base, over the seeds that another row has too."""
-    heads = "".join(f" (heads alone {beside(other, frozen)})" for frozen in study.named("frozen"))
-    return f"{study.model} {beside(other, row)}{heads}"
+def read_spectra(studies: Studies) -> Iterator[Comparison]:
+    """Read what `low_rank.py` saw of the change of weights by full fine-tuning."""
+    results = read_results("low_rank")
+    for study in studies:
+        of_study = [(spectrum, row) for spectrum in results
+                    for row in study.rows_of("independent") if is_of(spectrum, study, row)]
+        main = max(of_study, key=lambda pair: pair[1].mean(), default=None)
+        for pair in of_study:
+            yield describe_spectrum(study, *pair, main=pair is main)
 
 
-def beside(other: Row, row: Row) -> str:
-    """Return what a row reaches over the seeds that another has too."""
-    return percent(fmean(value for seed, value in row.values(acc).items() if seed in other.trials))
+def is_of(spectrum: Any, study: Study, row: Row) -> bool:
+    """Tell whether a spectrum is that of a row, by folder and learning rate."""
+    _, _, rate = spectrum["method"].partition(":recipe.lr=")
+    return study.folder == f"lora_question/{spectrum['folder']}" and (not rate or float(rate) == row.learning_rate)
 
 
-def low_rank(studies: Studies) -> Iterator[Finding]:
-    """Read what `low_rank.py` found of full fine-tuning's change, and set what LoRA reaches at low ranks beside it."""
-    for found in written("low_rank"):
-        share = median(layer["rank for"][MOST] / layer["full rank"] for layer in found["layers"])
-        for study in in_folder(studies, found["folder"]):
-            full = next((row for row in study.named("independent") if row.first.label == found["method"]), None)
-            if full is not None:
-                text = (f"{full.label}: {percent(share)} of the ranks hold 90 % of the change (median of "
-                        f"{len(found['layers'])} layers); {percent(full.mean(acc))}. {at_low_rank(study, found)}")
-                yield Finding(study.where, text, "holds" if share <= TENTH else "does not hold", traits(study))
-
-
-def at_low_rank(study: Study, found: Any) -> str:
-    """Say of each rank of LoRA what the best change of that rank holds, and what LoRA reaches with it."""
-    said = []
-    for rank, energy in found["energy"].items():
-        row = best([row for row in study.named("lora") if row.option("rank") == int(rank)])
-        if row is not None:
-            said.append(f"rank {rank} holds {percent(energy)}, LoRA reaches {percent(row.mean(acc))}")
-    return "; ".join(said)
+def describe_spectrum(study: Study, spectrum: Any, row: Row, *, main: bool) -> Comparison:
+    """Return how many of the ranks hold most of the change, and what LoRA reaches at some ranks."""
+    share = 100 * median(layer["rank for"][ENERGY] / layer["full rank"] for layer in spectrum["layers"])
+    ranks = {rank: [lora for lora in study.rows_of(LORA) if lora.option("rank") == int(rank)]
+             for rank in spectrum["energy"]}
+    reached = [f"rank {rank} holds {spectrum['energy'][rank]:.0%}, LoRA reaches {best_row(rows).mean():.1f}%"
+               for rank, rows in ranks.items() if rows]
+    return Comparison(Source.of(study), row.label, "all possible ranks", dict.fromkeys(range(spectrum["seeds"]), share),
+                      is_exactly("supported" if share <= MOST_RANKS else "contradicted"),
+                      "; ".join([describe_accuracy(row, row.trials), *reached]), "percent", main=main, exact=True)

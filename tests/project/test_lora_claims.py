@@ -1,150 +1,308 @@
-"""The page of claims about LoRA says what the committed records give, by rules that can be wrong."""
+"""The pages of claims about LoRA show what the committed records give, by rules that can fail."""
 
+import csv
 import json
+import re
 import sys
+from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import ROOT
 from helpers.records import make_record
+from scipy import stats as scipy_stats
 
+from clbench.core.compat import tomllib
 from clbench.core.options import format_value
-from clbench.results.metrics import acc
 from clbench.results.stats import Interval
-from clbench.results.store import Store
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "lora_question"))
+import claim_list
 import claims
+import comparisons
 import evidence
 import experiments
-import keeping
+import json_results
 import low_rank
-import tested
+import verdicts
+from claim_pages import ClaimResult
 from clbench_lora.spectrum import Change, Spectrum
-from evidence import Finding
+
+DOCS = ROOT / "docs"
+ALL_VERDICTS = {"supported", "contradicted", "inconclusive"}
 
 
 @pytest.fixture(scope="module")
-def found():
-    return evidence.studies(ROOT / "reports")
+def studies():
+    return evidence.read_studies()
 
 
-def test_the_page_is_current(found):
-    assert (ROOT / "docs" / "lora-claims.md").read_text(encoding="utf-8") == claims.page(found), (
-        "python benchmarks/lora_question/claims.py --write makes it anew")
+@pytest.fixture(scope="module")
+def tested(studies):
+    return {claim.slug: ClaimResult.of(claim, studies) for claim in claim_list.CLAIMS}
 
 
-def test_a_difference_is_paired_and_of_the_committed_records(found):
-    study = next(s for s in found if s.folder == "split_mnist" and s.scenario == "task")
-    row, = tested.usual(study)
-    ewc, = study.named("ewc")
-    records, _ = Store(ROOT / "reports" / "split_mnist").read()
-    by = {(r.label, r.trial.seed): acc(r.R) for r in records if r.trial.scenario == "task"}
-    gaps = [by[row.label, seed] - by[ewc.label, seed] for seed in range(6)]
-    over = evidence.paired(row, ewc)
-    assert over.n == 6 and over.mean == pytest.approx(sum(gaps) / 6, abs=1e-12)
-    finding, = tested.against("ewc")([study])
-    assert finding.verdict == "holds" and f"{100 * over.mean:+.1f} [" in finding.text
+@pytest.fixture(scope="module")
+def csv_rows():
+    with open(DOCS / "claims" / "rows.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [
-    (-0.019, 0.1, "holds"), (-0.1, -0.021, "does not hold"), (-0.03, -0.01, "not decided"),
-    (None, None, "not decided")])
-def test_a_verdict_needs_the_whole_interval(low, high, verdict):
-    assert evidence.above(Interval(0.0, low, high, 3), -evidence.MARGIN) == verdict
+def raw_accuracies(folder, method, scenario, rank=None):
+    """Return the final average accuracy in percent by seed and learning rate, from the JSON files of a study."""
+    by_rate = {}
+    for path in (ROOT / "reports" / folder / "records").rglob("*.json"):
+        record = json.loads(path.read_text())
+        trial = record["trial"]
+        if (trial["method"]["name"], trial["scenario"], record["status"]) == (method, scenario, "done") and (
+                rank is None or trial["method"]["options"]["rank"] == rank):
+            rate = {**trial["recipe"], **trial.get("own_recipe", {})}["lr"]
+            by_rate.setdefault(rate, {})[trial["seed"]] = 100 * float(np.mean(record["R"][-1]))
+    return by_rate
 
 
-@pytest.mark.parametrize(("verdicts", "said"), [
-    ([], "not tested yet"),
-    ([("holds", "a"), ("not decided", "b")], "holds"),
-    ([("does not hold", "a")], "does not hold"),
-    ([("not decided", "a")], "not decided"),
-    ([("holds", "a"), ("does not hold", "b")], "holds only a"),
-    ([("holds", "a"), ("holds", "b"), ("does not hold", "b")], "holds in 1 of 1 a, 1 of 2 b"),
-    ([("holds", "a"), ("does not hold", "a")], "holds in 1 of 2 a")])
-def test_a_condition_is_named_where_it_tells_settings_apart(verdicts, said):
-    assert evidence.summary([Finding("", "", verdict, {"id": trait}) for verdict, trait in verdicts]) == said
+# --- the pages ---
+
+def test_the_pages_are_current(studies):
+    pages = claims.render_pages(studies)
+    assert [str(path) for path, text in pages.items() if not path.exists() or path.read_text() != text] == [], (
+        "python benchmarks/lora_question/claims.py --write writes them")
+    assert {path for path in (DOCS / "claims").iterdir()} == {path for path in pages if path.parent.name == "claims"}
 
 
-def test_bases_stand_apart_and_open_comparisons_are_counted():
-    one, other, third = (Finding("", "", verdict, {"id": trait, "base": base}) for verdict, trait, base in (
-        ("holds", "a", evidence.PRETRAINED), ("not decided", "a", evidence.PRETRAINED),
-        ("does not hold", "a", evidence.NOT_PRETRAINED)))
-    apart = claims.Tested(claims.CLAIMS[0], (one, other, third)).by_base
-    assert [evidence.told(found) for found in apart.values()] == ["holds (1 yes, 1 open)", "does not hold (1 no)"]
+def test_the_overview_is_short():
+    text = re.sub(r"^```.*?^```$", "", (DOCS / "lora-claims.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)", "]", "\n".join(line for line in text.splitlines() if not line.startswith("|")))
+    assert len(prose.split()) <= 1500
 
 
-def test_every_finding_is_of_one_of_the_bases(found):
-    for claim in claims.CLAIMS:
-        tested_one = claims.Tested(claim, tuple(claim.test(found)))
-        assert sum(map(len, tested_one.by_base.values())) == len(tested_one.findings)
+def test_every_claim_has_a_page_with_a_permanent_anchor_and_links_that_resolve():
+    overview = (DOCS / "lora-claims.md").read_text()
+    assert len({claim.slug for claim in claim_list.CLAIMS}) == len(claim_list.CLAIMS)
+    for claim in claim_list.CLAIMS:
+        page = DOCS / "claims" / f"{claim.slug}.md"
+        assert f'<a id="claim-{claim.slug}"></a>' in page.read_text()
+        assert f"](claims/{claim.slug}.md)" in overview and f"\nclaims/{claim.slug}\n" in overview
+    for page in (DOCS / "lora-claims.md", *(DOCS / "claims").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_what_changes_is_interference(found):
-    study = next(s for s in found if s.folder == "split_mnist" and s.scenario == "task")
-    still, = tested.no_interference([study])
-    row, = tested.usual(study)
-    changed = row.first.model_copy(update={"R": [[*values] for values in row.first.R]})
-    changed.R[-1][0] -= 0.001
-    moved, = tested.no_interference([evidence.Study("x", (evidence.Row(row.label, {0: changed}),))])
-    assert (still.verdict, moved.verdict) == ("holds", "does not hold")
-    assert "1 of 10 later accuracies" in moved.text
+def test_the_slugs_of_published_claims_stay():
+    assert {"ewc", "er", "pnn", "shared-private", "shared-adapters", "analytic-classifiers", "joint", "linear-probe",
+            "task-ids", "interference", "add-and-remove", "parameters", "compute", "training-time", "many-tasks",
+            "pnn-cost", "ewc-weights", "er-buffer", "pretraining", "permuted-inputs", "low-rank-change", "rank-8",
+            "rank-32", "alpha", "layers", "test-images"} <= {claim.slug for claim in claim_list.CLAIMS}
 
 
-def test_nothing_follows_from_a_rival_whose_recipe_ruins_the_base(found):
-    study = next(s for s in found if s.folder == "pretrained_vit")
-    finding, = tested.against("er")([study])
-    assert finding.verdict == "not decided" and "its recipe ruins the base" in finding.text
-    alone = evidence.Study(study.folder, tuple(row for row in study.rows if row.name != "frozen"))
-    assert next(tested.against("er")([alone])).verdict == "holds"
+def test_the_summary_counts_studies_and_no_study_or_setting_twice(tested):
+    overview = (DOCS / "lora-claims.md").read_text()
+    for claim in tested.values():
+        assert all(row.main for row in claim.counted)
+        for counts in (Counter(row.source.name for row in claim.counted),
+                       Counter(row.source.setting for row in claim.counted)):
+            assert max(counts.values(), default=0) <= 1, claim.slug
+        line, = [line for line in overview.splitlines() if line.startswith(f"| [{claim.claim.sentence}](claims/")]
+        numbers = [int(number) for cell in line.split("|")[2:] for number in re.findall(r"\d+", cell)]
+        assert sum(numbers) == len(claim.counted)
 
 
-def test_with_the_task_id_rows_that_would_infer_it_differently_are_one(found):
-    given, hidden = (next(s for s in found if s.folder == "all_methods" and s.scenario == name)
-                     for name in ("task", "class"))
-    assert [row.label for row in given.named("lora")] == [row.label for row in hidden.named("lora")]
-    assert (len(tested.usual(given)), len(tested.usual(hidden))) == (1, 2)
+def test_rows_csv_agrees_with_the_pages(tested, csv_rows):
+    for slug, claim in tested.items():
+        of_claim = [row for row in csv_rows if row["claim"] == slug]
+        assert len(of_claim) == len(claim.rows) and {row["verdict"] for row in of_claim} <= ALL_VERDICTS
+        page = (DOCS / "claims" / f"{slug}.md").read_text()
+        verdict_part, _, sensitivity = page.partition("## Sensitivity")
+        for part, counted in ((verdict_part, "true"), (sensitivity, "false")):
+            on_page = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| [")]
+            in_csv = [row for row in of_claim if row["counted"] == counted]
+            assert [(cells[1], cells[2], cells[-2], cells[-1].partition(" (")[0]) for cells in on_page] == [
+                (row["method"], row["rival"], row["seeds"], row["verdict"]) for row in in_csv], slug
+            for cells, row in zip(on_page, in_csv, strict=True):
+                if row["unit"] == "points":
+                    ends = [float(row[end]) for end in ("low", "high") if row[end]]
+                    shown = [float(cells[4]), *map(float, cells[-3].split(" to ") if ends else [])]
+                    assert shown == pytest.approx([float(row["effect"]), *ends], abs=0.0501)
+        totals = Counter(row["verdict"] for row in of_claim if row["counted"] == "true")
+        words = re.findall(r"(\d+) supported, (\d+) contradicted, (\d+) inconclusive", verdict_part)
+        assert [sum(map(int, column)) for column in zip(*words, strict=True)] == [
+            totals[verdict] for verdict in verdicts.VERDICTS]
 
 
-def test_one_of_several_rivals_is_named(found):
-    study = next(s for s in found if s.folder == "all_methods" and s.scenario == "class")
-    texts = [finding.text for finding in tested.against("ncm", "slda")([study])]
-    assert [name in text for text in texts for name in ("against ncm ", "against slda ")] == 2 * [
-        True, False] + 2 * [False, True]
+def test_the_headlines_are_counted_studies_with_individual_intervals(csv_rows):
+    lines = [line for line in (DOCS / "lora-claims.md").read_text().splitlines() if re.match(r"\| (With|If) ", line)]
+    assert len(lines) == 5
+    for line in lines:
+        slug, study = re.search(r"\(claims/(.+?)\.md\)", line)[1], re.search(r"\| \[([^\]]+)\][^|]*\|$", line)[1]
+        row, = [row for row in csv_rows if row["claim"] == slug and row["counted"] == "true"
+                and row["study"] == study.replace("\\", "")]
+        assert float(line.split(" | ")[1]) == pytest.approx(float(row["effect"]), abs=0.0501)
+        assert f": {row['verdict']} |" in line
 
 
-def test_rows_of_one_rival_are_told_apart_where_there_are_several(found):
-    several, one = (next(s for s in found if s.folder == folder) for folder in ("lora_question/memory", "split_mnist"))
-    texts = [finding.text for finding in tested.against("er")([several])]
-    labels = [row.label for row in several.named("er")]
-    assert len(labels) > 1 and all(any(f"against {label} " in text for text in texts) for label in labels)
-    assert not any("against er" in finding.text for finding in tested.against("er")([one]))
+def test_the_citation_has_the_version_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == project["version"]
+    assert re.search(r"^license: (.+)$", citation, re.MULTILINE)[1] == project["license"]
+    assert f"version {project['version']}" in (DOCS / "lora-claims.md").read_text()
 
 
-def test_heads_are_compared_with_adapters_on_their_own_base(found):
-    study = next(s for s in found if s.folder == "lora_question/base")
-    texts = [finding.text for finding in tested.general_features([study])]
-    assert len(texts) == 2, "two bases, LoRA on each at the better of two learning rates"
-    assert all(text.count("base=task1") in (0, 2) for text in texts)
+# --- independent recomputation from raw JSON records ---
+
+@pytest.mark.parametrize(("slug", "folder", "scenario", "rival"), [
+    ("ewc", "split_mnist", "task", "ewc"), ("er", "lora_question/vision_task", "task", "er"),
+    ("ewc", "lora_question/vision_class", "class", "ewc"), ("er", "lora_question/vision_task_full", "task", "er")])
+def test_a_difference_is_paired_over_the_seeds_of_both_and_of_the_committed_records(tested, slug, folder, scenario,
+                                                                                    rival):
+    of_lora, = raw_accuracies(folder, "lora", scenario, rank=4).values()
+    of_rival, = raw_accuracies(folder, rival, scenario).values()
+    seeds = sorted(of_lora.keys() & of_rival.keys())
+    gaps = np.array([of_lora[seed] - of_rival[seed] for seed in seeds])
+    row, = [row for row in tested[slug].rows if row.source.report == f"reports/{folder}/report.md" and row.main
+            and row.source.scenario == scenario]
+    assert sorted(row.values) == seeds and row.counted == (folder != "lora_question/vision_task_full")
+    for level in (0.95, tested[slug].level):
+        low, high = scipy_stats.t.interval(level, len(seeds) - 1, gaps.mean(), gaps.std(ddof=1) / len(seeds) ** 0.5)
+        interval = row.interval(level)
+        assert (interval.mean, interval.low, interval.high) == pytest.approx((gaps.mean(), low, high))
+    assert row.details.startswith(f"{np.mean([of_lora[seed] for seed in seeds]):.1f}%")
 
 
-def row(accuracy, scenario="class", lr=1e-3, **options):
+def test_the_level_is_bonferronis_over_the_counted_studies(tested):
+    claim = tested["ewc"]
+    assert claim.level == pytest.approx(1 - 0.05 / len(claim.counted)) and len(claim.counted) > 10
+    assert all(claim.level_of(row) == (claim.level if row.counted else 0.95) for row in claim.rows)
+
+
+def test_two_studies_are_compared_by_welchs_interval(tested):
+    row, = tested["pretraining"].counted
+    pretrained, = raw_accuracies("lora_question/vision_task", "lora", "task", rank=4).values()
+    first, second = list(pretrained.values()), list(row.second.values())
+    interval = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert (row.interval().low, row.interval().high) == pytest.approx((interval.low, interval.high))
+    assert row.seeds == "5 and 3"
+
+
+def test_the_accuracy_with_given_ids_is_that_of_the_same_trials(tested):
+    row, = [row for row in tested["task-ids"].counted if row.source.name.startswith("vision_class")]
+    losses = {}
+    for path in (ROOT / "reports" / "lora_question" / "vision_class" / "records").rglob("*.json"):
+        record = json.loads(path.read_text())
+        if record["label"].startswith("lora") and record["trial"]["method"]["options"]["rank"] == 4:
+            counts = record["errors"][-1]
+            given = np.mean(np.array(counts["given"]) / counts["samples"])
+            losses[record["trial"]["seed"]] = 100 * (np.mean(record["R"][-1]) - given)
+    assert row.values == pytest.approx(losses) and len(losses) == 5
+    assert "% with IDs)" in row.details
+
+
+def test_every_counted_difference_is_over_equal_seed_sets(tested, studies):
+    by_name = {study.name: study for study in studies}
+    checked = 0
+    for claim in tested.values():
+        for row in claim.rows:
+            study = by_name.get(row.source.name)
+            labels = {r.label: r for r in study.rows} if study else {}
+            if row.unit == "points" and row.second is None and {row.method, row.rival} <= labels.keys():
+                assert set(row.values) <= labels[row.method].trials.keys() & labels[row.rival].trials.keys()
+                if claim.slug != "test-images":
+                    expected = {s: evidence.accuracy(labels[row.method].trials[s])
+                                - evidence.accuracy(labels[row.rival].trials[s]) for s in row.values}
+                    assert row.values == pytest.approx(expected)
+                checked += 1
+    assert checked > 300
+
+
+# --- rules, with values by hand ---
+
+@pytest.mark.parametrize(("rule", "low", "high", "verdict"), [
+    (verdicts.is_above(-2), -1.9, 10, "supported"), (verdicts.is_above(-2), -10, -2.1, "contradicted"),
+    (verdicts.is_above(-2), -3, -1, "inconclusive"), (verdicts.is_above(-2), None, None, "inconclusive"),
+    (verdicts.is_below(1), 0.2, 0.9, "supported"), (verdicts.is_below(1), 1.1, 1.2, "contradicted"),
+    (verdicts.is_below(1), 0.9, 1.1, "inconclusive"),
+    (verdicts.is_within(2), -1.9, 1.9, "supported"), (verdicts.is_within(2), 2.1, 10, "contradicted"),
+    (verdicts.is_within(2), -10, -2.1, "contradicted"), (verdicts.is_within(2), -3, 1, "inconclusive"),
+    (verdicts.is_within(2), 0, 3, "inconclusive"), (verdicts.is_within(2), None, None, "inconclusive")])
+def test_a_verdict_needs_the_whole_interval(rule, low, high, verdict):
+    assert rule(Interval(0.0, low, high, 3)) == verdict
+
+
+def row(accuracy, scenario="class", lr=1e-3, seeds=3, **options):
     label = ":".join(["lora", *(f"{k}={format_value(v)}" for k, v in {**options, "recipe.lr": lr}.items())])
     return evidence.Row(label, {seed: make_record(
         "lora", seed, [[0.5, 0.5], [accuracy, 0.5], [accuracy, accuracy]], label=label, scenario=scenario,
-        own_recipe={"lr": lr}, options=options) for seed in range(3)})
+        own_recipe={"lr": lr}, options=options) for seed in range(seeds)})
 
 
-def heads(*accuracies):
-    return evidence.Row("frozen", {seed: make_record("frozen", seed, [[0.5, 0.5], [value, 0.5], [value, value]],
-                                                     scenario="class") for seed, value in enumerate(accuracies)})
+def rival(*accuracies, name="frozen", scenario="class"):
+    return evidence.Row(name, {seed: make_record(name, seed, [[0.5, 0.5], [value, 0.5], [value, value]],
+                                                 scenario=scenario) for seed, value in enumerate(accuracies)})
 
 
-def test_a_method_stands_in_a_study_by_its_best_recipe():
+def test_seeds_that_only_one_row_has_do_not_count():
+    compared = verdicts.difference(evidence.Study("x", (row(0.9),)), row(0.9, seeds=5), rival(0.8, 0.7, 0.6),
+                                   verdicts.is_above(-2))
+    assert compared.values == {0: 10.0, 1: 20.0, 2: 30.0} and compared.details == "90.0%, 70.0%"
+
+
+def test_accuracies_near_100_percent_are_inconclusive():
+    study = evidence.Study("x", (row(0.9),))
+    near = verdicts.difference(study, row(0.9), rival(0.99, 0.97, 0.98), verdicts.is_above(-2))
+    assert near.verdict() == "inconclusive" and near.reason == verdicts.NEAR_100
+    assert verdicts.difference(study, row(0.9), rival(0.8, 0.81, 0.82), verdicts.is_above(-2)).verdict() == "supported"
+
+
+def test_an_untuned_rival_below_the_linear_probe_is_inconclusive(studies):
+    study = next(s for s in studies if s.folder == "pretrained_vit")
+    compare = comparisons.compare_accuracy(verdicts.is_above(-2), "er")
+    main = next(compare([study]))
+    assert main.main and main.verdict() == "inconclusive" and main.reason == comparisons.UNSUITABLE
+    alone = evidence.Study(study.folder, tuple(row for row in study.rows if row.name != "frozen"))
+    assert next(compare([alone])).verdict() == "supported"
+
+
+def test_the_main_row_is_the_best_of_rank_4_and_variants_have_their_best_training_configuration():
     study = evidence.Study("x", (row(0.9, rank=4, lr=0.1), row(0.91, rank=4, lr=0.2), row(0.3, rank=4, lr=0.3),
                                  row(0.5, rank=4, alpha=8, lr=0.1), row(0.99, rank=8)))
-    assert [r.label for r in tested.usual(study)] == ["lora:rank=4:recipe.lr=0.2", "lora:rank=4:alpha=8:recipe.lr=0.1"]
-    assert [r.label for r in tested.by_best_recipe(study, "lora")][2:] == ["lora:rank=8:recipe.lr=1e-3"]
-    assert tested.by_best_recipe(study, "ewc") == []
+    assert study.main_row("lora").label == "lora:rank=4:recipe.lr=0.2"
+    assert [r.label for r in study.variants("lora")] == [
+        "lora:rank=4:recipe.lr=0.2", "lora:rank=4:alpha=8:recipe.lr=0.1", "lora:rank=8:recipe.lr=1e-3"]
+    assert study.variants("ewc") == [] and study.main_row("ewc") is None
+
+
+def test_in_task_il_rows_that_would_infer_the_task_differently_are_one():
+    rows = (row(0.9, "task", rank=4), row(0.9, "task", rank=4, infer="gaussian"))
+    assert len(evidence.Study("x", rows).variants("lora")) == 1
+    assert len(evidence.Study("x", (row(0.9, rank=4), row(0.9, rank=4, infer="gaussian"))).variants("lora")) == 2
+
+
+def test_the_best_of_several_rivals_decides_and_the_others_are_sensitivity_rows():
+    study = evidence.Study("x", (row(0.9, rank=4), row(0.8, rank=8), rival(0.7, 0.7, 0.7, name="ncm"),
+                                 rival(0.6, 0.6, 0.6, name="slda")))
+    compared = list(comparisons.compare_accuracy(verdicts.is_above(-2), "slda", "ncm")([study]))
+    assert [(c.rival, c.main, c.method.split(":")[1]) for c in compared] == [
+        ("ncm", True, "rank=4"), ("slda", False, "rank=4"), ("ncm", False, "rank=8")]
+
+
+def test_of_studies_of_one_setting_the_designed_one_counts_else_that_with_most_seeds(tested):
+    base = next(row for row in tested["ewc"].rows if row.main)
+    rows = [replace(base, source=replace(base.source, name=name, report=f"reports/{name}/report.md"),
+                    values=dict.fromkeys(range(seeds), 1.0)) for name, seeds in (("a", 3), ("b", 5), ("c", 3))]
+    assert [r.counted for r in verdicts.mark_counted(rows)] == [False, True, False]
+    assert [r.counted for r in verdicts.mark_counted(rows, designed=("c",))] == [False, False, True]
+    assert [r.counted for r in verdicts.mark_counted([replace(row, main=False) for row in rows])] == [False] * 3
+
+
+def test_a_single_changed_accuracy_contradicts_no_interference(studies):
+    study = next(s for s in studies if s.folder == "split_mnist" and s.scenario == "task")
+    main = study.main_row("lora")
+    changed = main.first.model_copy(update={"R": [[*values] for values in main.first.R]})
+    changed.R[-1][0] -= 0.001
+    before, = comparisons.compare_with_just_learned([study])
+    after, = comparisons.compare_with_just_learned([evidence.Study("x", (evidence.Row("lora", {0: changed}),))])
+    assert (before.verdict(), after.verdict(), after.values) == ("supported", "contradicted", {0: 1.0})
 
 
 def test_ranks_are_compared_best_with_best_among_rows_that_infer_the_task_alike():
@@ -152,94 +310,69 @@ def test_ranks_are_compared_best_with_best_among_rows_that_infer_the_task_alike(
                                  row(0.7, rank=4, infer="gaussian"), row(0.3, rank=16, infer="gaussian", lr=0.1),
                                  row(0.5, rank=4, infer="entropy"), row(0.4, rank=8, infer="entropy"),
                                  row(0.8, rank=32, infer="gaussian")))
-    compare = tested.rank_matters(range(1, 5), range(8, 17))
-    assert [(finding.text.rpartition(": ")[2], finding.verdict) for finding in compare([study])] == [
-        ("+1.0 [+1.0, +1.0]", "holds"), ("-10.0 [-10.0, -10.0]", "does not hold")]
+    compared = list(comparisons.compare_ranks(range(1, 5), range(8, 17))([study]))
+    assert [(round(c.interval().mean, 6), c.verdict(), c.main) for c in compared] == [
+        (1.0, "supported", True), (-10.0, "contradicted", False)]
 
 
-def test_what_is_lost_without_the_task_id_is_told_of_the_same_adapters_wherever_the_runs_lie():
-    given = evidence.Study("x", (row(0.9, "task", rank=4), row(0.8, "task", rank=4, layers="last")))
-    hidden = evidence.Study("y", (row(0.4, rank=4, infer="gaussian"),))
-    finding, = tested.without_id([given, hidden])
-    assert "40.00 % without, 90.00 % with: -50.0" in finding.text and "reports/y/" in finding.setting
+def test_layers_are_compared_at_their_best_training_configuration():
+    study = evidence.Study("lora_question/layers", (
+        row(0.8, layers="all", rank=4), row(0.5, layers="all", rank=4, lr=3e-3), row(0.6, layers="attention", rank=4),
+        row(0.79, layers="attention", rank=4, lr=3e-3)))
+    compared, = experiments.compare_layers([study])
+    assert compared.details == "79.0%, 80.0%" and compared.main and compared.verdict() == "supported"
 
 
-@pytest.mark.parametrize(("lower", "verdict"), [(0.6, "holds"), (0.9, "not decided"), (0.95, "holds")])
-def test_lora_on_two_pretrained_bases_is_told_beside_heads_alone(lower, verdict):
-    vit = evidence.Study("lora_question/vision_class", (row(0.9, rank=4, infer="gaussian"),))
-    other = evidence.Study("lora_question/efficientnet_class", (heads(*[lower] * 3),
-                                                                row(lower, rank=4, infer="gaussian")))
-    finding, = experiments.bases_differ([vit, other], "vision_class", "efficientnet_class")
-    assert f"90.00 %, MLP {100 * lower:.2f} % (heads alone {100 * lower:.2f} %): " in finding.text
-    assert finding.verdict == verdict
+@pytest.mark.parametrize(("whole", "change", "verdict"), [
+    (0.8, 0.0, "supported"), (0.75, 5.0, "contradicted"), (0.785, 1.5, "supported")])
+def test_differences_on_more_test_images_are_compared_seed_by_seed(whole, change, verdict):
+    part = evidence.Study("lora_question/vision_task", (row(0.9, rank=4), rival(0.8, 0.8, 0.8, 0.1), row(0.5, rank=1)))
+    compared, = experiments.compare_differences(part, evidence.Study("x", (row(0.9, rank=4), rival(*[whole] * 4))))
+    assert (round(compared.interval().mean, 6), len(compared.values), compared.verdict()) == (change, 3, verdict)
 
 
-def test_a_study_repeated_in_part_by_a_larger_one_is_left_out():
-    small, other = evidence.Study("a", (row(0.5, rank=1),)), evidence.Study("c", (row(0.5, rank=2),))
-    large = evidence.Study("b", (row(0.5, rank=1), row(0.5, rank=4)))
-    assert evidence.repeats(small, large) and not evidence.repeats(other, large)
-
-
-def test_a_row_that_was_searched_in_a_study_that_trains_the_same_counts_as_searched(found):
-    whole, fewer = (next(s for s in found if s.folder == f"lora_question/{name}")
-                    for name in ("vision_task_full", "many_tasks"))
-    ewc, = whole.named("ewc")
-    assert ewc.first.searched is None and ewc.searched
-    assert not any(row.searched for row in fewer.rows)
-
-
-@pytest.mark.parametrize(("whole", "changed", "verdict"), [
-    (0.8, "changes by +0.0 [+0.0, +0.0]", "holds"), (0.75, "changes by +5.0 [+5.0, +5.0]", "does not hold"),
-    (0.785, "changes by +1.5 [+1.5, +1.5]", "holds")])
-def test_leads_on_more_samples_are_compared_seed_by_seed(whole, changed, verdict):
-    part = evidence.Study("lora_question/vision_task", (row(0.9, rank=4), heads(0.8, 0.8, 0.8, 0.1), row(0.5, rank=1)))
-    finding, = experiments.leads_differ(part, evidence.Study("x", (row(0.9, rank=4), heads(*[whole] * 4))))
-    assert "a lead of " in finding.text and changed in finding.text
-    assert finding.verdict == verdict
-
-
-@pytest.mark.parametrize(("low", "high", "verdict"), [
-    (-0.019, 0.019, "holds"), (0.021, 0.1, "does not hold"), (-0.1, -0.021, "does not hold"),
-    (-0.03, 0.01, "not decided"), (0.0, 0.03, "not decided"), (None, None, "not decided")])
-def test_a_change_is_within_a_bound_to_both_sides(low, high, verdict):
-    assert evidence.within(Interval(0.0, low, high, 3), evidence.MARGIN) == verdict
-
-
-def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(found, monkeypatch):
+def test_the_rank_of_a_change_is_that_of_its_layers_and_the_median_decides(studies):
     # Of the first layer one direction in 20 holds nine tenths of the energy, in the others 10 and 20 of 20 equal ones.
     singular = {"a": (3.0, *[0.2] * 19), "b": (*[1.0] * 10, *[1e-9] * 10), "c": (1.0,) * 20}
     spectrum = Spectrum("a setting", "independent", [Change("key", 0, 0, layer, (20, 30), values)
                                                      for layer, values in singular.items()])
-    summed = low_rank.summed_up(spectrum, "permuted_ranks")
-    assert [layer["rank for"]["0.9"] for layer in summed["layers"]] == [1, 9, 18]
-    assert summed["energy"]["1"] == pytest.approx(11 / (9 + 19 * 0.04 + 10 + 20), abs=1e-5)
-    study = next(s for s in found if s.folder == "lora_question/permuted_ranks")
-    monkeypatch.setattr(experiments, "written", lambda name: [summed])
-    finding, = experiments.low_rank([study])
-    assert finding.verdict == "does not hold" and "45.00 % of the ranks hold 90 %" in finding.text
-    assert "rank 4 holds" in finding.text and "LoRA reaches 89.67 %" in finding.text
-    summed["layers"] = summed["layers"][:1]
-    assert next(experiments.low_rank([study])).verdict == "holds"
+    summary = low_rank.summarize_spectrum(spectrum, "permuted_ranks")
+    assert [layer["rank for"]["0.9"] for layer in summary["layers"]] == [1, 9, 18]
+    assert summary["energy"]["1"] == pytest.approx(11 / (9 + 19 * 0.04 + 10 + 20), abs=1e-5)
+    study = next(s for s in studies if s.folder == "lora_question/permuted_ranks")
+    independent, = study.rows_of("independent")
+    described = experiments.describe_spectrum(study, summary, independent, main=True)
+    assert described.verdict() == "contradicted" and described.interval().mean == pytest.approx(45)
+    assert "LoRA reaches 89.7%" in described.details
+    summary["layers"] = summary["layers"][:1]
+    assert experiments.describe_spectrum(study, summary, independent, main=True).verdict() == "supported"
 
 
-def test_every_experiment_that_a_claim_waits_for_is_there():
-    names = {name for claim in claims.CLAIMS for name in claim.planned}
-    begun = {"answer"}  # its claims come with its records (PROTOCOL.md)
-    assert names | begun == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}
+def test_a_row_that_a_study_with_the_same_training_tuned_is_tuned(studies):
+    whole, fewer = (next(s for s in studies if s.folder == f"lora_question/{name}")
+                    for name in ("vision_task_full", "many_tasks"))
+    ewc, = whole.rows_of("ewc")
+    assert ewc.first.searched is None and ewc.tuned
+    assert not any(row.tuned for row in fewer.rows)
 
 
-def test_findings_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path):
-    file = tmp_path / "new" / "found.json"
-    keeping.keep([{"folder": "a", "n": 1}, {"folder": "b", "n": 2}], file, by=("folder",))
-    keeping.keep([{"folder": "a", "n": 3}], file, by=("folder",))
+def test_every_experiment_is_of_a_claim():
+    names = {name for claim in claim_list.CLAIMS for name in claim.designed}
+    assert names == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}
+
+
+def test_a_study_is_on_the_pages_as_soon_as_it_has_records(tmp_path, studies):
+    if not (ROOT / "reports" / "lora_question" / "answer").exists():
+        source = ROOT / "reports" / "lora_question" / "vision_task" / "records"
+        (tmp_path / "lora_question" / "answer").mkdir(parents=True)
+        (tmp_path / "lora_question" / "answer" / "records").symlink_to(source)
+        studies = evidence.read_studies(tmp_path)
+    claim = next(claim for claim in claim_list.CLAIMS if claim.slug == "er")
+    assert any(row.source.name == "answer (Task-IL)" and row.counted for row in ClaimResult.of(claim, studies).rows)
+
+
+def test_results_of_other_runs_stay_and_those_of_the_same_are_replaced(tmp_path):
+    file = tmp_path / "new" / "results.json"
+    json_results.merge_results([{"folder": "a", "n": 1}, {"folder": "b", "n": 2}], file, by=("folder",))
+    json_results.merge_results([{"folder": "a", "n": 3}], file, by=("folder",))
     assert json.loads(file.read_text()) == [{"folder": "b", "n": 2}, {"folder": "a", "n": 3}]
-
-
-def test_layers_are_compared_at_the_better_of_their_learning_rates():
-    study = evidence.Study("lora_question/layers", (
-        row(0.8, layers="all"), row(0.5, layers="all", lr=3e-3), row(0.6, layers="attention"),
-        row(0.79, layers="attention", lr=3e-3)))
-    finding, = experiments.some_layers([study])
-    assert finding.text.startswith("lora:layers=attention:recipe.lr=3e-3 (1,000 parameters) 79.00 %, ")
-    assert "lora:layers=all:recipe.lr=1e-3 (1,000) 80.00 %: -1.0 [-1.0, -1.0]" in finding.text
-    assert finding.verdict == "holds"
