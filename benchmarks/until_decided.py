@@ -3,17 +3,16 @@
     python benchmarks/until_decided.py [--experiments 10000]
 
 False claims: methods that are alike on average get all seeds up to the most, and every look at every pair is asked, so
-that no rule of stopping could claim more. Noise is that of `benchmarks/false_claims.py`: normal, symmetric with heavy
-tails, and with one method close to 100 % (`saturated`). Seeds: normal differences with the effect that the paired t
+that no rule of stopping could claim more. Noise is normal, symmetric with heavy tails, or of one method close to 100 %
+(`saturated`), which reports do not test. Seeds: normal differences with the effect that the paired t
 test of 20 seeds finds with 90 % power in the same family, with the same correction; one method with the effect beside
 others without, or all with it. `clbench`'s own tests decide (`clbench.results.sequential`). Writes
-benchmarks/until_decided.md, and the rate that reports print beside verdicts into clbench/results/until_decided.json.
+benchmarks/until_decided.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from itertools import combinations, product
@@ -21,7 +20,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from false_claims import noise
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
@@ -42,6 +40,18 @@ SIZES = (1.0, 1.5, 2.0)  # of the effect that the fixed number of seeds finds
 GOALS = {1.0: 0.8, 1.5: 0.55, 2.0: 0.4}  # share of the fixed number of seeds that the median is to take at most
 AT_ONCE = 2_000_000  # differences in memory
 Case = tuple[str, int, UntilDecided, str, int]
+
+
+def noise(kind: str, shape: tuple[int, int, int], draws: np.random.Generator) -> NDArray[np.float64]:
+    """Return the accuracies (experiment, method, seed) of methods that are alike on average."""
+    experiments, methods, _ = shape
+    if kind == "normal, unlike sizes":
+        return draws.standard_normal(shape) * 10 ** draws.uniform(-1, 1, (experiments, methods, 1))
+    if kind in SATURATED:
+        found = float(kind.rsplit(maxsplit=1)[1]) * draws.standard_normal(shape) - 1
+        found[:, 0] = -draws.exponential(1.0, (experiments, shape[2]))
+        return found
+    return draws.standard_normal(shape) if kind == "normal" else draws.standard_t(3, shape)
 
 
 def size_of(asked: str, methods: int) -> int:
@@ -163,8 +173,6 @@ def main() -> None:
         + " | ".join(f"x{size:g}: seeds | decided" for size in SIZES) + " |",
         "|--:|:--|:--|--:|" + "--:|" * 2 * len(SIZES), *seeds]
     (ROOT / "benchmarks/until_decided.md").write_text("\n".join(told) + "\n")
-    found = {"experiments": experiments, "symmetric": symmetric, "saturated": saturated}
-    (ROOT / "clbench/results/until_decided.json").write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(told))
 
 

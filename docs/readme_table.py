@@ -28,7 +28,7 @@ NAMES = {  # display names of the rows of README's table, by label
     "ranpac:ridge=1e6": "RanPAC (closed form)",
     "er:capacity=500:recipe.lr=3e-5": "ER (500 stored images)",
     "lora:recipe.lr=3e-3": "LoRA r=4",
-    "pnn:start=base:recipe.lr=3e-5": "PNN (linked networks)",
+    "pnn:start=base:recipe.lr=3e-5": "PNN (starts at the backbone)",
     "shared-private:private_width=128:recipe.lr=3e-3": "Shared-private",
     "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=3e-5": "EWC (penalty on weights)",
 }

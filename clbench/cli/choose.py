@@ -94,8 +94,8 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
         yield (f"  choose {names[choice.best]}: accuracy {interval(choice.accuracy, choice.half_width, 'percent')}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
-            why = ("every seed gave the same result" if rival.untested
-                   else f"more seeds will not help: {rival.limited:,} test samples" if rival.limited
+            why = (rival.untested if rival.untested
+                   else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
                    else f"about {rival.needed} seeds would be needed" if rival.needed
                    else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
                    else "")

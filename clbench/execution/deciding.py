@@ -10,9 +10,8 @@ from clbench.core.errors import SpecError, unknown
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
-from clbench.report.analysis.families import Pair, family
+from clbench.report.analysis.families import SAME, Pair, family
 from clbench.report.analysis.grouping import Setting, by_setting
-from clbench.report.analysis.paired_tests import UNTESTED
 from clbench.report.columns import ACC
 from clbench.report.formatting import listed
 from clbench.results.records import Record
@@ -101,35 +100,46 @@ def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator
 
 
 def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
-    """Return what is decided and what is open in each setting, by the tests that a report makes."""
-    return [_state(setting, rule) for setting in by_setting(records)]
+    """Return what is decided and what is open in each setting, by the tests that a report makes.
+
+    Raises:
+        SpecError: all seeds share their test samples, and it is not known which were answered correctly.
+    """
+    settings = by_setting(records)
+    for setting in settings:
+        if not setting.own_tests and not setting.answers(ACC):
+            raise SpecError(f"--until decided cannot be used for {setting.title}: all seeds share the test samples, "
+                            "and the records do not say which of them were answered correctly. Run a fixed number of "
+                            "seeds without --until, or rerun older records with --rerun")
+    return [_state(setting, rule) for setting in settings]
 
 
 def _state(setting: Setting, rule: UntilDecided) -> State:
     scenario, baseline = setting.records[0].trial.scenario, None if rule.baseline == BEST else setting.baseline
     if baseline is None:
-        tests = family(ACC.column, setting.compared(ACC), until=rule)
+        tests = family(ACC.column, setting.compared(ACC), until=rule, answers=setting.answers(ACC))
         running = [label for label in setting.compared(ACC) if label not in tests.beaten]
         apart = {frozenset((p.first, p.second)) for p in tests.pairs if not _closed(p)}
         left = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
         decided = {label: "worse than another" for label in setting.compared(ACC) if label in tests.beaten}
         if not left:
-            untested = any(p.untested and {p.first, p.second} <= set(running) for p in tests.pairs)
-            decided |= dict.fromkeys(running, "the best" if len(running) == 1 else UNTESTED if untested
+            untested = next((p.untested for p in tests.pairs if p.untested and {p.first, p.second} <= set(running)), "")
+            decided |= dict.fromkeys(running, "the best" if len(running) == 1 else f"not tested: {untested}" if untested
                                      else "the best, equal on every seed")
         return State(scenario, "which is best", decided, tuple(left), None)
-    tests = family(ACC.column, setting.compared(ACC, [baseline]), baseline, until=rule)
+    tests = family(ACC.column, setting.compared(ACC, [baseline]), baseline, until=rule,
+                   answers=setting.answers(ACC))
     return State(scenario, f"against {baseline}", {p.first: _verdict(p) for p in tests.pairs if _closed(p)},
                  tuple(p.first for p in tests.pairs if not _closed(p)), baseline)
 
 
 def _closed(pair: Pair) -> bool:
-    return pair.significant or ((pair.equal or pair.untested) and len(pair.differences) >= EQUAL)
+    return pair.significant or ((pair.equal or pair.untested == SAME) and len(pair.differences) >= EQUAL)
 
 
 def _verdict(pair: Pair) -> str:
     if pair.untested:
-        return UNTESTED
+        return f"not tested: {pair.untested}"
     return "equal" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"
 
 

@@ -18,7 +18,7 @@ from clbench.results import curve_metrics, metrics
 from clbench.results.curve import Curve
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of
-from clbench.results.stats import ALPHA, BOOTSTRAP_FROM
+from clbench.results.stats import ALPHA, FEW, Interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
@@ -148,7 +148,7 @@ DEFINITIONS = (
     "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
     "2017). Points are percentage points. docs/metrics.md has the formulas.",
     "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
-    f"{BOOTSTRAP_FROM} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
+    f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
     "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
     "that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
@@ -223,7 +223,12 @@ def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return Cell(NONE, values=tuple(values))
-    over = interval_of(known, until)
+    return cell_of(interval_of(known, until), unit, values)
+
+
+def cell_of(over: Interval, unit: Unit, values: Sequence[float | None]) -> Cell:
+    """Return the cell of a mean with its interval, behind which are some values, none of them missing."""
+    known = [value for value in values if value is not None]
     exact = unit in COUNTED and len(set(known)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
     return Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(values))

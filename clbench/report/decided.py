@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clbench.experiment.until import UntilDecided
-from clbench.results.paired import Test, saturated_rate
-from clbench.results.sequential import excess_when_saturated
+from clbench.results.paired import Test
 
-# equal: on every seed; not tested: each gave one result on every seed; open: not decided
+# equal: on every seed; not tested: the same result on every seed, or near 100%; open: not decided
 Verdict = Literal["better", "worse", "equal", "not tested", "open"]
 
 
@@ -31,6 +30,7 @@ class Against:
     every_seed: Literal["above", "below"] | None  # whether it is so on every seed, shown or not
     needed: int | None  # about how many seeds would decide, where it is open and that can be reckoned
     limited: int | None = None  # test samples, where it is open and they are too few for more seeds to help
+    untested: str = ""  # why it is not tested
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Compared:
         return [pair.method for pair in self.pairs if pair.verdict == verdict]
 
     @property
-    def by_t(self) -> int | None:
-        """Return the fewest seeds of a pair on which the paired t test decides, None where none does."""
-        return min((pair.seeds for pair in self.pairs if pair.test == "t"), default=None)
+    def test(self) -> Test | None:
+        """Return the test of its pairs, None if none is tested."""
+        return next((pair.test for pair in self.pairs if pair.test), None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Best:
     equal: tuple[str, ...]  # on every seed
     open: tuple[str, ...]  # not told apart, the nearest first
     needed: int | None  # about how many seeds would tell it from the nearest of those
-    untested: tuple[str, ...] = ()  # those that, like the best, gave one result on every seed
+    untested: Mapping[str, str] = field(default_factory=dict)  # why a method is not tested against the best
     limited: int | None = None  # test samples, where they are too few for more seeds to tell it from the nearest
 
     @property
@@ -101,16 +101,6 @@ class Facts:
         """Return the methods that are not told from the baseline, with about how many seeds would do."""
         return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
 
-    @property
-    def false_claims(self) -> float | None:
-        """Return the rate of false claims where a method is saturated, None where no verdict rests on t."""
-        if self.until:
-            return excess_when_saturated()
-        families = (self.baseline, self.joint)
-        seeds = [found.by_t for found in families if found and found.by_t]
-        seeds += [self.best.seeds] if self.best and self.best.test == "t" else []
-        return max(map(saturated_rate, seeds), default=None)
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -131,7 +121,7 @@ class Beside:
     half_width: float | None
     shown: bool
     needed: int | None  # about how many seeds would show it, where it is not shown
-    untested: bool = False  # both gave one result on every seed
+    untested: str = ""  # why there is no test
 
 
 @dataclass(frozen=True)

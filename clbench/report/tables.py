@@ -16,10 +16,11 @@ from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.footnote import footnote
 from clbench.report.analysis.gaps import stability_gaps
-from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import unlearned
 from clbench.report.analysis.marks import MARKS, RECIPE
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.ranking import ranking
 from clbench.report.analysis.readable import readable
@@ -36,6 +37,7 @@ from clbench.report.columns import (
     WHILE_LEARNED,
     Measure,
     bytes_in_role,
+    cell_of,
     cells,
     definitions,
     fewest,
@@ -176,7 +178,9 @@ def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    found = cells(values, column.unit, setting.until)
+    found = (cells(values, column.unit, setting.until) if not setting.answers(measure) else
+             [cell_of(setting.interval(measure, m.label), column.unit, own) if m.done else cells([own], column.unit)[0]
+              for m, own in zip(setting.methods, values, strict=True)])
     if column.direction is None:
         return found
     eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
@@ -184,7 +188,8 @@ def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
         return mark(column, found, fewest(found, column.unit, eligible), eligible)
     compared = setting.compared(measure)
-    best = winners(column, compared, setting.eligible, families.get(measure), setting.until)
+    best = winners(column, compared, setting.eligible, families.get(measure), setting.until,
+                   setting.answers(measure))
     return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 

@@ -1,36 +1,46 @@
-"""Which test decides on paired differences, fixed before they are looked at, and what is known of its mistakes.
+"""Which test compares two methods seed by seed, and how many seeds would be needed.
 
-Sign flips suppose only that a difference is as likely as its negative, but with n seeds their p is at least 2^(1 - n):
-in a family of m tests they can show something only where m * 2^(1 - n) is at most 5 %. Elsewhere the paired t test
-decides, which supposes normal differences. Numbers of seeds and tests alone choose, never the results.
-`benchmarks/false_claims.py` simulates how often either claims a difference that is not there.
+With fewer than `FEW` seeds it is the paired t-test, which assumes normal differences. With more it is the sign-flip
+test, which assumes only that a difference is as likely as its negative, if its smallest p-value can be significant in a
+family of that size, else the t-test. The numbers of seeds and tests choose, never the results. If all seeds share their
+test samples and records say which were answered correctly, `clbench.results.crossed` replaces both. Close to 100%
+differences are skewed and t-tests err too often, so methods there are not tested. `benchmarks/error_rates.py` simulates
+all of it.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from statistics import fmean, stdev
 from typing import Literal
 
-from clbench.results.stats import ALPHA, ROUNDING, seeds_needed, sign_flip_p, smallest_p
+from clbench.results.crossed import Crossed
+from clbench.results.stats import ALPHA, FEW, ROUNDING, sign_flip_p, smallest_p
 
-Test = Literal["flips", "t", "sequential"]  # the last where seeds were added until decided: `sequential`
+Test = Literal["flips", "t", "crossed", "sequential"]  # the last if seeds were added until decided: `sequential`
 MOST_SEEDS = 100  # more are not worth naming
+NEAR_LIMIT = 3  # standard deviations over seeds; a mean accuracy that is closer to 100% is not tested
 
 
 def deciding_test(seeds: int, family: int) -> Test | None:
-    """Return the test that decides on a pair with so many seeds in a family of so many tests; None for one seed.
+    """Return the test of a pair with so many seeds in a family of so many tests; None for one seed.
 
-    >>> deciding_test(6, 1), deciding_test(6, 36), deciding_test(1, 1)
-    ('flips', 't', None)
+    >>> deciding_test(8, 1), deciding_test(6, 1), deciding_test(8, 36), deciding_test(1, 1)
+    ('flips', 't', 't', None)
     """
     if seeds < 2:
         return None
-    return "flips" if family * smallest_p(seeds) <= ALPHA else "t"
+    return "flips" if seeds >= FEW and family * smallest_p(seeds) <= ALPHA else "t"
+
+
+def near_limit(accuracies: Sequence[float]) -> bool:
+    """Return whether the mean of accuracies, one per seed, is too close to 100% for a test.
+
+    >>> near_limit([0.99, 0.97, 0.98]), near_limit([0.9, 0.91, 0.92]), near_limit([1.0, 1.0])
+    (True, False, False)
+    """
+    return len(accuracies) > 1 and 1 - fmean(accuracies) < NEAR_LIMIT * stdev(accuracies) - ROUNDING
 
 
 def paired_t_p(differences: Sequence[Sequence[float]]) -> list[float]:
@@ -63,38 +73,32 @@ def p_values(differences: Sequence[Sequence[float]], family: int) -> list[float]
     return sign_flip_p(differences) if test == "flips" else paired_t_p(differences)
 
 
-def seeds_to_show(differences: Sequence[float], family: int) -> int | None:
-    """Return about how many seeds would show a difference in its family if mean and deviation stay as they are.
+def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | None = None) -> int | None:
+    """Return about how many seeds would show a difference in its family if mean and variance stay as they are.
 
-    At least one more than there are. Where there is no deviation to reckon with (a single seed, or differences that are
-    all equal) as many as sign flips need. None where no `MOST_SEEDS` would do.
+    At least one more than there are. None if `MOST_SEEDS` would not be enough, or if there is no deviation to estimate
+    it from (a single seed, or equal differences).
+
+    Args:
+        differences: by seed.
+        family: the number of tests.
+        crossed: the estimate over seeds and test samples, whose variance has a part that seeds do not lower.
     """
     from scipy.special import stdtr
 
     n = len(differences)
     if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
-        return None if n > 1 and abs(differences[0]) <= ROUNDING else seeds_needed(family)
-    effect = abs(fmean(differences)) / deviation
-    if stdtr(MOST_SEEDS - 1, -effect * math.sqrt(MOST_SEEDS)) * 2 * family > ALPHA:
+        return None
+    mean = abs(fmean(differences))
+
+    def shown(seeds: int) -> bool:
+        variance = crossed.variance_with(seeds) if crossed else deviation**2 / seeds
+        return 2 * family * float(stdtr(seeds - 1, -mean / math.sqrt(variance))) <= ALPHA
+
+    if not shown(MOST_SEEDS):
         return None
     low, high = n, MOST_SEEDS  # more seeds show more
     while high - low > 1:
         middle = (low + high) // 2
-        shown = 2 * family * float(stdtr(middle - 1, -effect * math.sqrt(middle))) <= ALPHA
-        low, high = (low, middle) if shown else (middle, high)
+        low, high = (low, middle) if shown(middle) else (middle, high)
     return high
-
-
-def saturated_rate(seeds: int) -> float:
-    """Return how often a family decided by t made a false claim in simulation where one method was saturated.
-
-    The worst family of those simulated with so many seeds, or with the next fewer of which there are any.
-    """
-    rates = {int(n): float(rate) for n, rate in _simulated()["saturated"].items()}
-    return rates[max((n for n in rates if n <= seeds), default=min(rates))]
-
-
-@functools.cache
-def _simulated() -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = json.loads((files("clbench.results") / "false_claims.json").read_text())
-    return found

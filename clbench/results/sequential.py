@@ -15,14 +15,13 @@ at all looks together. `benchmarks/until_decided.py` simulates what it claims fa
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from clbench.experiment.until import UntilDecided
+from clbench.results.crossed import Crossed
 from clbench.results.stats import ALPHA, LEVEL, ROUNDING, Interval, mean_interval, smallest_p
 
 if TYPE_CHECKING:
@@ -89,14 +88,22 @@ def least(differences: Sequence[Sequence[float]] | Floats, rule: UntilDecided) -
     return result
 
 
-def look(differences: Sequence[float], rule: UntilDecided) -> Look | None:
+def look(differences: Sequence[float], rule: UntilDecided, ps: Sequence[float] | None = None) -> Look | None:
     """Return the look that tells most of a series of differences in the order of the seeds; None before the first.
 
     What comes after `most` seeds is left out.
+
+    Args:
+        differences: by seed.
+        rule: which looks there are.
+        ps: p-value after each look, if it is not that of the paired t test.
     """
     if len(differences) < rule.first:
         return None
-    found = least([differences], rule)[0]
+    import numpy as np
+
+    found = (least([differences], rule)[0] if ps is None
+             else np.array([p / weight(rule.first + i, rule.most) for i, p in enumerate(ps)]))
     at = int(found.argmin())
     return Look(rule.first + at, chance(float(found[at]), rule))
 
@@ -123,47 +130,49 @@ def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
     return -float(stdtrit(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2))
 
 
-def repeated_interval(values: Sequence[float], rule: UntilDecided) -> Interval:
-    """Return the mean of values, one per seed, with its 95 % repeated interval; without one before the first look.
+def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Crossed | None = None) -> Interval:
+    """Return the mean of values, one per seed, with its 95% repeated interval; without one before the first look.
 
     The intervals of all looks hold the true mean together with that probability, so it does not matter when one stops.
-    What comes after `rule.most` seeds is left out.
+    What comes after `rule.most` seeds is left out. With an estimate over seeds and samples, its variance is used.
     """
     values = values[:rule.most]
     n, mean = len(values), fmean(values)
     if n < rule.first:
         return Interval(mean, None, None, n)
-    half = critical(n, rule, 1 - LEVEL) * stdev(values) / math.sqrt(n)
+    if crossed:
+        half = -_quantile(crossed.df, threshold(1 - LEVEL, rule) * weight(n, rule.most) / 2) * crossed.variance**0.5
+    else:
+        half = critical(n, rule, 1 - LEVEL) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
-def interval_of(values: Sequence[float], rule: UntilDecided | None) -> Interval:
-    """Return the mean of values with its repeated interval, or with the usual one where no rule has added seeds."""
-    return repeated_interval(values, rule) if rule else mean_interval(values)
+def interval_of(values: Sequence[float], rule: UntilDecided | None, crossed: Crossed | None = None) -> Interval:
+    """Return the mean of values with its repeated interval, or with the usual one if no rule has added seeds."""
+    if rule:
+        return repeated_interval(values, rule, crossed)
+    return crossed.interval if crossed else mean_interval(values)
 
 
-def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: int) -> int | None:
-    """Return about how many seeds would show a difference in its family if mean and deviation stay as they are.
+def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: int,
+                    crossed: Crossed | None = None) -> int | None:
+    """Return about how many seeds would show a difference in its family if mean and variance stay as they are.
 
-    At least one more than there are; None where `rule.most` would not do, or nothing can be reckoned.
+    At least one more than there are; None if `rule.most` would not be enough, or nothing can be estimated.
     """
     n = len(differences)
     if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
         return None
-    effect = abs(fmean(differences)) / deviation
+    mean = abs(fmean(differences))
     return next((more for more in range(max(n + 1, rule.first), rule.most + 1)
-                 if effect * math.sqrt(more) >= critical(more, rule, ALPHA / family)), None)
+                 if mean >= critical(more, rule, ALPHA / family) * math.sqrt(
+                     crossed.variance_with(more) if crossed else deviation**2 / more)), None)
 
 
-def excess_when_saturated() -> float:
-    """Return how often a family made a false claim in simulation where one method was saturated: the worst one."""
-    return float(_simulated()["saturated"])
+def _quantile(df: float, p: float) -> float:
+    from scipy.special import stdtrit
 
-
-@functools.cache
-def _simulated() -> dict[str, float]:
-    found: dict[str, float] = json.loads((files("clbench.results") / "until_decided.json").read_text())
-    return found
+    return float(stdtrit(df, p))
 
 
 def threshold(level: float, rule: UntilDecided) -> float:

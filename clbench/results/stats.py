@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95  # of the intervals of means
 ALPHA = 0.05  # a difference is shown where its corrected p is not above this
-BOOTSTRAP_FROM = 5  # seeds; fewer have a Student t interval
+FEW = 8  # seeds; below, intervals and tests are Student's t
 RESAMPLES = 9999  # at most
 EXACT_TO = 16  # seeds: up to here all 2^n sign flips are counted, beyond as many random ones as for this number
 IN_CACHE = 1 << 18  # numbers in one step of the sign flips
@@ -57,8 +57,8 @@ class Ranks:
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values (one per seed) with its 95 % confidence interval.
 
-    Fewer than 5 values: Student t, half width = t(n - 1, 0.975) * s / sqrt(n), with s the sample deviation (divisor
-    n - 1). From 5 on: the BCa bootstrap at an expanded level, see `_bca`. Values that are all equal have an interval of
+    Fewer than 8 values: Student t, half width = t(n - 1, 0.975) * s / sqrt(n), with s the sample deviation (divisor
+    n - 1). From 8 on: the BCa bootstrap at an expanded level, see `_bca`. Values that are all equal have an interval of
     width 0 (BCa is not defined there).
 
     Raises:
@@ -68,7 +68,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
         raise ClbenchError("a mean needs at least one value")
     if not all(map(math.isfinite, values)):
         raise ClbenchError("a mean over seeds needs finite values; leave out trials that diverged")
-    if len(values) >= BOOTSTRAP_FROM and max(values) - min(values) > ROUNDING:
+    if len(values) >= FEW and max(values) - min(values) > ROUNDING:
         return _bca(values)
     return _student(values)
 
@@ -77,12 +77,13 @@ def _student(values: Sequence[float]) -> Interval:
     n, mean = len(values), fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1)
-    half = _t_quantile(n - 1, (1 + LEVEL) / 2) * stdev(values) / math.sqrt(n)
+    half = t_quantile(n - 1, (1 + LEVEL) / 2) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
 @functools.cache
-def _t_quantile(df: float, p: float) -> float:
+def t_quantile(df: float, p: float) -> float:
+    """Return a quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, p))
@@ -90,7 +91,7 @@ def _t_quantile(df: float, p: float) -> float:
 
 def half_width(error: float, df: float) -> float:
     """Return half the width of the 95 % interval of an estimate with a standard error on `df` degrees of freedom."""
-    return _t_quantile(df, (1 + LEVEL) / 2) * error
+    return t_quantile(df, (1 + LEVEL) / 2) * error
 
 
 def welch_half_width(first: tuple[float, int], second: tuple[float, int], level: float = 0.95) -> float:
@@ -112,7 +113,7 @@ def welch_half_width(first: tuple[float, int], second: tuple[float, int], level:
     if variance == 0:
         return 0.0
     df = variance**2 / sum(error**4 / (n - 1) for error, n in (first, second))
-    return _t_quantile(df, (1 + level) / 2) * math.sqrt(variance)
+    return t_quantile(df, (1 + level) / 2) * math.sqrt(variance)
 
 
 def _bca(values: Sequence[float]) -> Interval:
@@ -134,7 +135,7 @@ def _bca(values: Sequence[float]) -> Interval:
     close = 1e-9 * np.abs(off).max()  # means no further from the mean are equal to it, half of them count as below
     bias = ndtri(weights[means < -close].sum() + weights[np.abs(means) <= close].sum() / 2)
     acceleration = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
-    expanded = math.sqrt(n / (n - 1)) * _t_quantile(n - 1, (1 + LEVEL) / 2)
+    expanded = math.sqrt(n / (n - 1)) * t_quantile(n - 1, (1 + LEVEL) / 2)
     z = bias + np.array([-expanded, expanded])
     wanted = ndtr(bias + z / (1 - acceleration * z))
     if len(weights) == RESAMPLES:  # all weigh the same, so no order of all is needed
@@ -217,15 +218,6 @@ def smallest_p(n: int) -> float:
     (0.25, 0.03125)
     """
     return 2.0 ** (1 - min(n, EXACT_TO))
-
-
-def seeds_needed(family: int) -> int | None:
-    """Return how many seeds can show a difference in a family of so many tests (Holm's first step); None: none can.
-
-    >>> seeds_needed(1), seeds_needed(10)
-    (6, 9)
-    """
-    return next((n for n in range(2, EXACT_TO + 1) if family * smallest_p(n) <= ALPHA), None)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
+from clbench.results.items import ItemResults
 from helpers.records import make_record
 
 ACC: dict[str, Callable[[int], float | None]] = {}  # by label; None fails
 RUN: list[tuple[str, int]] = []  # what has been run: label and seed
+SAMPLES = np.arange(100_000)  # so many that they add next to nothing to the variance
 
 
 def execute(todo, plan, listener):
@@ -20,5 +24,6 @@ def execute(todo, plan, listener):
         R = [[0.5] * tasks] * tasks + [[found or 0.5] * tasks]
         record = make_record(planned.trial.method.name, R=R, reference=planned.reference)
         listener.finished(record.model_copy(update={
+            "items": ItemResults.of(SAMPLES, round((found or 0.5) * len(SAMPLES)) > SAMPLES, "pretended"),
             "trial": planned.trial, "key": planned.trial.key, "label": label, "until": planned.until,
             "seen": list(planned.seen), **({} if found is not None else {"status": "failed", "R": []})}))

@@ -59,7 +59,7 @@ def test_of_two_methods_one_is_significantly_better_or_more_seeds_are_needed():
     assert text.startswith("EWC 80.0%, lora 78.3%: no significant difference (about ")
     assert text.endswith(" seeds would be needed).")
     one, = told(study({"ewc": 0.8, "lora": 0.79}, 1), ANSWER)
-    assert one == "EWC 80.1%, lora 78.8%: inconclusive (about 6 seeds would be needed)."
+    assert one == "EWC 80.1%, lora 78.8%: inconclusive."
 
 
 def test_of_two_equal_methods_no_one_leads_alone():
@@ -71,12 +71,12 @@ def test_of_two_equal_methods_no_one_leads_alone():
 
 def test_of_many_methods_those_that_are_not_significantly_worse_are_named():
     wide = (0.03, -0.04, 0.02, 0.0, 0.03, -0.02)
-    near = [*study({"ewc": 0.91, "er": 0.895, "mas": 0.89, "si": 0.888, "lwf": 0.885}, noise=wide)]
+    near = [*study({"ewc": 0.81, "er": 0.795, "mas": 0.79, "si": 0.788, "lwf": 0.785}, noise=wide)]
     text, = told(near, ANSWER)
-    assert text.startswith("EWC (91.3%) leads, but it is not significantly better than any of the 4 other methods")
+    assert text.startswith("EWC (81.3%) leads, but it is not significantly better than any of the 4 other methods")
     far = [*near, *study({"ncm": 0.2, "slda": 0.21})]
     text, = told(far, ANSWER)
-    assert text.startswith("EWC (91.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ "
+    assert text.startswith("EWC (81.3%) leads; it is significantly better than 2 of 6 other methods, including SLDA ○ "
                            "and NCM ○. ")
     assert ". MAS, LwF, SI and 1 more are not significantly worse" in text  # the nearest first
     text, = told(tuned(far, "ewc", "er", "si"), ANSWER)

@@ -160,10 +160,10 @@ def test_more_seeds_are_not_advised_where_the_test_set_limits(tmp_path, capsys):
     setting, = by_setting(near(4))
     assert len(setting.methods) == 3
     told = build(near(4)).sections[0].headline[0][1]
-    assert told.endswith("no significant difference (more seeds will not help: 12 test samples).")
+    assert told.endswith("no significant difference (12 test samples are too few, and more seeds will not help).")
     run = str(folder(tmp_path, *near(4)))
     assert cli.call(["choose", run]) == 0
     out = capsys.readouterr().out
-    assert "(more seeds will not help: 12 test samples)" in out and "--seeds" not in out
+    assert "(12 test samples are too few, and more seeds will not help)" in out and "--seeds" not in out
     many = build(near(100_000)).sections[0].headline[0][1]
     assert many.endswith("no significant difference (more than 100 seeds would be needed).")

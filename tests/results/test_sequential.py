@@ -1,9 +1,7 @@
 """Looks after each seed: probabilities against simulation and closed forms, and what is committed of simulations."""
 
-import json
 import math
 import re
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -77,8 +75,8 @@ def test_a_sequential_p_only_falls_and_reaches_the_level_where_t_is_critical():
 
 def verdicts(differences, rule):
     """The report's own verdicts on a method against a baseline without noise."""
-    values = {"naive": dict.fromkeys(range(differences.shape[1]), 0.0)}
-    values |= {f"m{i}": dict(enumerate(row)) for i, row in enumerate(differences)}
+    values = {"naive": dict.fromkeys(range(differences.shape[1]), 0.5)}  # far from 100%
+    values |= {f"m{i}": dict(enumerate(0.5 + row / 100)) for i, row in enumerate(differences)}
     return family(ACC.column, values, "naive", until=rule).pairs
 
 
@@ -113,9 +111,7 @@ def test_repeated_intervals_hold_the_mean_at_all_looks_together():
 
 
 def test_what_is_committed_of_the_simulations_keeps_what_is_promised():
-    found = json.loads((Path(sequential.__file__).parent / "until_decided.json").read_text())
-    assert found["experiments"] >= 10_000 and found["symmetric"] <= 0.055
-    assert sequential.excess_when_saturated() == found["saturated"]
-    assert f"symmetric noise at most {100 * found['symmetric']:.2f} %" in MD
+    assert int(re.search(r"([\d,]+) experiments", MD)[1].replace(",", "")) >= 10_000
+    assert float(re.search(r"symmetric noise at most ([\d.]+) %", MD)[1]) <= 5.5
     rows = [line for line in MD.splitlines() if re.match(r"\| (1|4|9) \| one \| 3 to 30 ", line)]
     assert len(rows) == 3 and not any("(above)" in row for row in rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.learning import far_below, still_falling
 from clbench.report.analysis.marks import CHANCE, UNDERFIT
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words, listed
 
 SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
@@ -35,8 +36,8 @@ def _every(setting: Setting) -> Iterator[str]:
             yield f"{words}: {in_words(marked, NAMES)}."
     if behind := [m.label for m in methods if far_below(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
         yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
-    if untuned := [m.label for m in own if not m.searched]:
-        tuned = len(own) - len(untuned)
+    if untuned := [m.label for m in setting.untuned]:
+        tuned = sum(bool(m.searched) for m in own)
         others = "the other method" if tuned == 1 else f"the other {tuned} methods"
         yield f"Untuned, unlike {others}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
     if falling := [m.label for m in methods if still_falling(m.done)]:

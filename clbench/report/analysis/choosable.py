@@ -10,7 +10,6 @@ from clbench.report.analysis.families import Family, family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC
 from clbench.report.decided import Beside, Candidate, Choosable
-from clbench.results.sequential import interval_of
 
 
 def choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
@@ -25,10 +24,10 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
     if len(accuracies) < 2:
         return None
-    over = {label: interval_of([*by_seed.values()], setting.until) for label, by_seed in accuracies.items()}
+    over = {label: setting.interval(ACC, label) for label in accuracies}
     counted = {kind.name: values_of(setting, kind) for kind in KINDS}
     known = everything if _same(everything, [*accuracies]) else None
-    tests = known or family(ACC.column, accuracies, until=setting.until)
+    tests = known or family(ACC.column, accuracies, until=setting.until, answers=setting.answers(ACC))
     # Of equal ones the first leads, as in `leader`; what a rule has dropped leads none that it has not.
     order = sorted(accuracies, key=lambda label: (label in tests.dropped, -over[label].mean))
     pairs = {}

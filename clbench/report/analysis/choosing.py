@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.core.errors import SpecError
-from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.facts import limiting_test_samples
 from clbench.report.analysis.families import Pair, family, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.formatting import number
-from clbench.results.sequential import interval_of
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
@@ -60,7 +58,7 @@ class Rival:
     shown: bool  # to be worse than the chosen one, among all pairs of the setting
     needed: int | None  # about how many seeds would show it, where it is not shown
     caution: str = ""  # marks of a method that is underfit or at chance
-    untested: bool = False  # both gave one result on every seed
+    untested: str = ""  # why there is no test
     limited: int | None = None  # test samples, where they are too few for more seeds to show it
 
 
@@ -150,18 +148,18 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in accuracies if label not in refused]
-    tests = family(ACC.column, accuracies, until=setting.until)
+    tests = family(ACC.column, accuracies, until=setting.until, answers=setting.answers(ACC))
     best = leader(ACC.column, {label: accuracies[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
-                      None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting.until)), refused)
+                      None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting)), refused)
     pairs = {pair.first: pair for pair in tests.against(best)}
     rivals = sorted((rival_of(pairs[label], accuracies, setting) for label in allowed if label != best),
                     key=lambda rival: -rival.accuracy)
-    over = interval_of([*accuracies[best].values()], setting.until)
+    over = setting.interval(ACC, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
                   over.half_width, {kind.name: counted[kind].get(best) for kind in KINDS}, tuple(rivals),
-                  tuple(_prices(limits, counted, accuracies, best, setting.until)), refused)
+                  tuple(_prices(limits, counted, accuracies, best, setting)), refused)
 
 
 def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
@@ -170,7 +168,7 @@ def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting:
     over = own.interval
     shown = own.significant and over.mean > 0
     is_open = not (shown or pair.equal or pair.untested)
-    limited = limiting_test_samples(setting, pair.first, pair.second) if is_open else None
+    limited = limiting_test_samples(setting, pair) if is_open else None
     return Rival(pair.first, fmean(accuracies[pair.first].values()), over.mean, over.half_width, shown,
                  pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
                  pair.untested, limited)
@@ -178,7 +176,7 @@ def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting:
 
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
             accuracies: Mapping[str, Mapping[int, float]], best: str | None,
-            until: UntilDecided | None) -> list[Price]:
+            setting: Setting) -> list[Price]:
     """Return what each constraint costs where the others stay."""
     found = []
     for one in limits:
@@ -192,7 +190,10 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
         if best is None:
             found.append(Price(one.flag, without, accuracy, None, None))
             continue
-        both = accuracies[without].keys() & accuracies[best].keys()
-        over = interval_of([accuracies[without][s] - accuracies[best][s] for s in sorted(both)], until)
-        found.append(Price(one.flag, without, accuracy, over.mean, over.half_width))
+        if without == best:
+            found.append(Price(one.flag, without, accuracy, 0.0, 0.0))
+            continue
+        pair, = family(ACC.column, {label: accuracies[label] for label in (without, best)}, best, until=setting.until,
+                       answers=setting.answers(ACC)).pairs
+        found.append(Price(one.flag, without, accuracy, pair.interval.mean, pair.interval.half_width))
     return found

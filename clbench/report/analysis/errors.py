@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.report.analysis.class_names import NamedTasks
-from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.columns import Measure
 from clbench.report.formatting import number
 from clbench.report.model import Cell, Column, Row, Table, Unit

@@ -26,7 +26,8 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
              if (known := [v for v in by_seed.values() if v is not None])}
     ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
-                 _best(setting, everything or family(ACC.column, setting.compared(ACC), until=setting.until)),
+                 _best(setting, everything or family(
+                     ACC.column, setting.compared(ACC), until=setting.until, answers=setting.answers(ACC))),
                  _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
                  setting.until, setting.cautions)
 
@@ -37,7 +38,7 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
     values = setting.compared(ACC, [other])
     if other not in values:
         return None
-    tests = family(ACC.column, values, other, until=setting.until)
+    tests = family(ACC.column, values, other, until=setting.until, answers=setting.answers(ACC))
     return Compared(other, fmean(values[other].values()), len(tests.pairs),
                     tuple(_told(pair, setting) for pair in tests.pairs))
 
@@ -47,22 +48,25 @@ def _told(pair: Pair, setting: Setting) -> Against:
     verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
                         else "better" if pair.better("up") == pair.first else "worse")
     same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
-    limited = limiting_test_samples(setting, pair.first, pair.second) if verdict == "open" else None
+    limited = limiting_test_samples(setting, pair) if verdict == "open" else None
     return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
                    pair.test, verdict, ("above" if same == {True} else "below") if len(same) == 1 else None,
-                   pair.needed if verdict == "open" and not limited else None, limited)
+                   pair.needed if verdict == "open" and not limited else None, limited, pair.untested)
 
 
-def limiting_test_samples(setting: Setting, first: str, second: str) -> int | None:
+def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
     """Return the number of test samples if they are too few for more seeds to show a difference in ACC, else None.
 
-    They are if the standard error that they alone give the difference is as large as the difference. That error is of
-    independent test sets, and about twice that of two methods on one test set; so a difference that is smaller is
-    within two standard errors of 0, however many seeds there are.
+    If it is known which samples are right, see `Pair.limited`. Otherwise they are too few if the standard error that
+    they alone give the difference is as large as the difference. That error is of independent test sets, and about
+    twice that of two methods on one test set; so a difference that is smaller is within two standard errors of 0,
+    however many seeds there are.
     """
+    if pair.crossed or setting.own_tests:
+        return pair.limited
     values = setting.values(ACC)
-    a, b = (fmean(v for v in values[label].values() if v is not None) for label in (first, second))
-    samples = test_samples([r for m in setting.methods if m.label in (first, second) for r in m.done])
+    a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
+    samples = test_samples([r for m in setting.methods if m.label in (pair.first, pair.second) for r in m.done])
     return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
 
 
@@ -75,13 +79,13 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
     still = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
                    key=lambda p: -fmean(p.differences))
-    limited = limiting_test_samples(setting, still[0].first, best) if still else None
+    limited = limiting_test_samples(setting, still[0]) if still else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 next((p.test for p in pairs if p.test), None),
                 tuple(p.first for p in pairs if p.first in worse),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
                 still[0].needed if still and not limited else None,
-                tuple(p.first for p in pairs if p.untested and p.first not in worse), limited)
+                {p.first: p.untested for p in pairs if p.untested and p.first not in worse}, limited)
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.model import Column
 from clbench.results import sequential
-from clbench.results.paired import Test, deciding_test, p_values, seeds_to_show
+from clbench.results.crossed import Crossed, cross, stacked
+from clbench.results.paired import Test, deciding_test, near_limit, p_values, seeds_to_show
 from clbench.results.stats import ALPHA, ROUNDING, Interval, holm
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 Values = Mapping[str, Mapping[int, float]]  # a measure by method and seed
+Answers = Mapping[str, Mapping[int, "npt.NDArray[np.float32]"]]  # by method and seed: [N], score of each test sample
+SAME, NEAR = "every seed gave the same result", "near 100%"  # why a pair is not tested
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,12 @@ class Pair:
     differences: tuple[float, ...]  # first minus second, by seed; at least one
     p: float
     corrected: float  # p, corrected over the family
-    test: Test | None  # what p comes from; None: a single seed decides nothing, nor do seeds that all give the same
+    test: Test | None  # what p comes from; None: not tested
     family: int  # the number of tests
     until: UntilDecided | None = None  # the rule by which seeds were added, which its p and interval take into account
     look: int | None = None  # by such a rule: after how many seeds it is told best
-    untested: bool = False  # both methods gave one value each on every seed: more of the same seeds are no evidence
+    untested: str = ""  # why there is no test although there are several seeds: `SAME` or `NEAR`
+    crossed: Crossed | None = None  # over seeds and test samples, if all seeds share the samples and answers are known
 
     @property
     def equal(self) -> bool:
@@ -52,18 +61,30 @@ class Pair:
         if self.untested:
             return None
         if self.until:
-            return sequential.seeds_to_decide(self.differences, self.until, self.family)
-        return seeds_to_show(self.differences, self.family)
+            return sequential.seeds_to_decide(self.differences, self.until, self.family, self.crossed)
+        return seeds_to_show(self.differences, self.family, self.crossed)
+
+    @property
+    def limited(self) -> int | None:
+        """Return the number of test samples if they are too few for more seeds to show the difference, else None.
+
+        They are if the difference is below two of the standard errors that the samples alone give it.
+        """
+        if self.crossed is None or abs(self.crossed.mean) > 2 * self.crossed.of_samples**0.5:
+            return None
+        return self.crossed.samples
 
     @property
     def interval(self) -> Interval:
-        """Return the mean difference with its 95 % interval, for this pair alone; a repeated one after looks."""
-        return sequential.interval_of(self.differences, self.until)
+        """Return the mean difference with its 95% interval, for this pair alone; a repeated one after looks."""
+        return sequential.interval_of(self.differences, self.until, self.crossed)
 
     @property
     def swapped(self) -> Pair:
         """Return the pair as second minus first."""
-        return replace(self, first=self.second, second=self.first, differences=tuple(-d for d in self.differences))
+        crossed = self.crossed and replace(self.crossed, mean=-self.crossed.mean)
+        return replace(self, first=self.second, second=self.first, differences=tuple(-d for d in self.differences),
+                       crossed=crossed)
 
     def better(self, direction: str | None) -> str:
         """Return the method that is better by its mean, when it was told best."""
@@ -99,7 +120,7 @@ class Family:
 
 
 def family(column: Column, values: Values, baseline: str | None = None, of: int | None = None,
-           until: UntilDecided | None = None) -> Family:
+           until: UntilDecided | None = None, answers: Answers | None = None) -> Family:
     """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share.
 
     Args:
@@ -108,42 +129,66 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         baseline: with which each of the others is compared; by default all pairs are.
         of: the size of a larger family that these tests are of, which decides on the test.
         until: the rule by which seeds were added, if they were; then sequential tests decide, in the seeds' order.
+        answers: of the test samples that all seeds share, if they are known; then tests are over seeds and samples.
 
-    Two methods that each gave the same value on every seed are not tested: such seeds are repetitions of one result,
-    and not a sample of results. The pair counts in the size of the family all the same.
+    Two kinds of pairs are not tested, although they count in the size of the family: methods that each gave the same
+    value on every seed (without answers, such seeds are repetitions of one result), and accuracies near 100%.
     """
     chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
-    found = [(a, b, tuple(values[a][s] - values[b][s] for s in sorted(values[a].keys() & values[b].keys())))
-             for a, b in chosen]
-    found = [pair for pair in found if pair[2]]
-    size = of or len(found)
-    constant = {label for label, by_seed in values.items() if _constant(by_seed)}
-    untested = {(a, b) for a, b, d in found if len(d) > 1 and abs(d[0]) > ROUNDING and {a, b} <= constant}
+    shared = [(a, b, sorted(values[a].keys() & values[b].keys())) for a, b in chosen]
     if until is not None:
-        return Family(column, _sequential([(a, b, d[:until.most]) for a, b, d in found], until, size, untested))
-    by_length: dict[int, dict[tuple[float, ...], float]] = {}
-    for n in {len(d) for *_, d in found}:
-        same = list(dict.fromkeys(d for *_, d in found if len(d) == n))
-        by_length[n] = dict(zip(same, p_values(same, size), strict=True))
-    ps = [1.0 if (a, b) in untested else by_length[len(d)][d] for a, b, d in found]
+        shared = [(a, b, seeds[:until.most]) for a, b, seeds in shared]
+    shared = [pair for pair in shared if pair[2]]
+    size = of or len(shared)
+    estimates = [_estimates(values, answers, *pair, until) for pair in shared]
+    differences = [tuple(values[a][s] - values[b][s] for s in seeds) for a, b, seeds in shared]
+    reasons = [_reason(column, values, *pair, bool(found)) for pair, found in zip(shared, estimates, strict=True)]
+    if until is not None:
+        looks = [None if reason else sequential.look(d, until, [one.p for one in found] or None)
+                 for d, reason, found in zip(differences, reasons, estimates, strict=True)]
+        tests: list[Test | None] = [look and "sequential" for look in looks]
+        ps = [look.p if look else 1.0 for look in looks]
+    else:
+        looks = [None] * len(shared)
+        tests = [None if reason else "crossed" if found else deciding_test(len(d), size)
+                 for d, reason, found in zip(differences, reasons, estimates, strict=True)]
+        by_seeds = _p_values([d for d, found in zip(differences, estimates, strict=True) if not found], size)
+        ps = [1.0 if reason else found[-1].p if found else by_seeds[d]
+              for d, reason, found in zip(differences, reasons, estimates, strict=True)]
     return Family(column, tuple(
-        Pair(a, b, d, p, corrected, None if (a, b) in untested else deciding_test(len(d), size), size,
-             untested=(a, b) in untested)
-        for (a, b, d), p, corrected in zip(found, ps, holm(ps), strict=True)))
+        Pair(a, b, d, p, corrected, test, size, until, look and look.seeds, reason, found[-1] if found else None)
+        for (a, b, _), d, p, corrected, test, look, reason, found in zip(
+            shared, differences, ps, holm(ps), tests, looks, reasons, estimates, strict=True)))
 
 
-def _constant(by_seed: Mapping[int, float]) -> bool:
-    """Tell whether two or more seeds gave the same value."""
-    return len(by_seed) > 1 and max(by_seed.values()) - min(by_seed.values()) <= ROUNDING
+def _p_values(differences: Sequence[tuple[float, ...]], size: int) -> dict[tuple[float, ...], float]:
+    """Return the p-value of each series of differences over seeds; those of one length are tested together."""
+    found: dict[tuple[float, ...], float] = {}
+    for n in {len(d) for d in differences}:
+        same = list(dict.fromkeys(d for d in differences if len(d) == n))
+        found |= zip(same, p_values(same, size), strict=True)
+    return found
 
 
-def _sequential(found: Sequence[tuple[str, str, tuple[float, ...]]], until: UntilDecided,
-                size: int, untested: Collection[tuple[str, str]]) -> tuple[Pair, ...]:
-    looks = [None if (a, b) in untested else sequential.look(d, until) for a, b, d in found]
-    ps = [told.p if told else 1.0 for told in looks]
-    return tuple(Pair(a, b, d, p, corrected, told and "sequential", size, until, told and told.seeds,
-                      (a, b) in untested)
-                 for (a, b, d), told, p, corrected in zip(found, looks, ps, holm(ps), strict=True))
+def _estimates(values: Values, answers: Answers | None, first: str, second: str, seeds: Sequence[int],
+               until: UntilDecided | None) -> list[Crossed]:
+    """Return the estimate over seeds and samples of a pair; by a rule, after each look. Empty without answers."""
+    if not answers or len(seeds) < 2:
+        return []
+    scores = stacked([answers[first][s] - answers[second][s] for s in seeds])
+    means = [values[first][s] - values[second][s] for s in seeds]
+    numbers = range(until.first, len(seeds) + 1) if until else [len(seeds)]
+    return [cross(means[:n], scores[:n]) for n in numbers]
+
+
+def _reason(column: Column, values: Values, first: str, second: str, seeds: Sequence[int], answers: bool) -> str:
+    """Return why a pair is not tested although it has several seeds; empty if it is, or if the two are equal."""
+    sides = [[values[label][s] for s in seeds] for label in (first, second)]
+    if len(seeds) < 2 or all(abs(a - b) <= ROUNDING for a, b in zip(*sides, strict=True)):
+        return ""
+    if not answers and all(max(side) - min(side) <= ROUNDING for side in sides):
+        return SAME
+    return NEAR if (column.unit, column.direction) == ("percent", "up") and any(map(near_limit, sides)) else ""
 
 
 def leader(column: Column, values: Values, tests: Family | None = None) -> str:

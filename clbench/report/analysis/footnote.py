@@ -5,16 +5,17 @@ from __future__ import annotations
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.marks import SHORT
 from clbench.report.analysis.paired_tests import looks
+from clbench.report.columns import ACC
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
 
 READING = ("Values are means over seeds ± half of a 95% confidence interval. ↑ means that higher is better, ↓ that "
-           "lower is better. Bold marks what is significantly best, references excluded.")
+           "lower is better. Bold marks what is significantly best, or the smallest count; references excluded.")
 
 
 def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
     """Return the sentences under a comparison table: how to read it, the test, and what the names stand for."""
-    return tuple(filter(None, [READING, marks(setting), test_sentence(facts), legend(setting)]))
+    return tuple(filter(None, [READING, marks(setting), test_sentence(facts), condition(setting), legend(setting)]))
 
 
 def marks(setting: Setting) -> str:
@@ -26,25 +27,33 @@ def marks(setting: Setting) -> str:
 
 def test_sentence(facts: Facts) -> str:
     """Return which tests decide, over how many comparisons they are corrected, and what they assume."""
-    families = [(c.tests, f"with {c.other}", "t" if c.by_t else "flips" if any(p.test for p in c.pairs) else None)
-                for c in (facts.baseline, facts.joint) if c]
+    families = [(c.tests, f"with {c.other}", c.test) for c in (facts.baseline, facts.joint) if c]
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
-    rate = facts.false_claims
-    near = (f" If a method is close to 100%, up to {100 * rate:.0f}% of such sets of comparisons contain a false claim."
-            if rate else "")
     if facts.until:
         return (f"Sequential t-tests over seeds, {looks(facts.until)}; Holm-corrected over "
                 f"{_counts([(tests, words) for tests, words, _ in families])}. They assume normally distributed "
-                f"differences.{near}")
+                "differences.")
     sentences = []
     for test, name, assumption in (
-            ("flips", "Exact sign-flip tests", "They assume that a difference is as likely as its opposite."),
-            ("t", "Paired t-tests", "They assume normally distributed differences." + near)):
+            ("flips", "Exact sign-flip tests over seeds",
+             "They assume that a difference is as likely as its opposite."),
+            ("t", "Paired t-tests over seeds", "They assume normally distributed differences."),
+            ("crossed", "T-tests over seeds and test samples", "They assume normally distributed effects.")):
         chosen = [(tests, words) for tests, words, by in families if by == test and tests]
         if chosen:
-            sentences.append(f"{name} over seeds, Holm-corrected over {_counts(chosen)}. {assumption}")
+            sentences.append(f"{name}, Holm-corrected over {_counts(chosen)}. {assumption}")
     return " ".join(sentences)
+
+
+def condition(setting: Setting) -> str:
+    """Return which samples all seeds share, so that intervals and tests do not cover the choice of them."""
+    if len(setting.seeds) < 2:
+        return ""
+    tests = not setting.own_tests and not setting.answers(ACC)
+    shared = in_words([*(["training"] if not setting.own_training else []), *(["test"] if tests else [])], 2)
+    covered = "Intervals and tests of accuracy also cover the choice of test samples. " if setting.answers(ACC) else ""
+    return covered + (f"All results are conditional on the {shared} samples, which all seeds share." if shared else "")
 
 
 def _counts(families: list[tuple[int, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from clbench.report.analysis.grouping import MethodRecords
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.results.curve_metrics import gaps
 
 

@@ -6,146 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from statistics import fmean
 
 from clbench.core.errors import StoreError
-from clbench.experiment.search import Searched
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.levels import at_chance, underfit
-from clbench.report.analysis.marks import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT
+from clbench.report.analysis.families import Answers
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
-from clbench.report.model import Result
-from clbench.report.option_columns import options_of, plain
+from clbench.results.crossed import cross, stacked
 from clbench.results.metrics import acc
 from clbench.results.records import Record
-
-
-@dataclass(frozen=True)
-class MethodRecords:
-    """The records of one method in one setting."""
-
-    label: str  # what tables call it: its display name, or its id
-    records: tuple[Record, ...]  # by seed
-    seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
-    id: str = ""  # what `--methods` calls it
-
-    def __post_init__(self) -> None:
-        """Take the label for the id if there is no other one."""
-        if not self.id:
-            object.__setattr__(self, "id", self.label)
-
-    @property
-    def strategy(self) -> str:
-        """Return the name of the method's strategy."""
-        return self.records[0].trial.method.name
-
-    @property
-    def reference(self) -> bool:
-        """Tell whether the method is a reference, which the tables set apart."""
-        return self.records[0].reference
-
-    @cached_property
-    def done(self) -> list[Record]:
-        """Return the records with a result."""
-        return [r for r in self.records if r.status == "done"]
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether every one of `seeds` gave a result."""
-        return len(self.done) == len(self.seeds)
-
-    @property
-    def missing(self) -> list[int]:
-        """Return the seeds without a record."""
-        return sorted(set(self.seeds) - {r.trial.seed for r in self.records})
-
-    @property
-    def infers(self) -> bool:
-        """Tell whether the method had to infer the task of a test sample."""
-        return any(r.task_inference for r in self.records)
-
-    @property
-    def marks(self) -> str:
-        """Return the marks of the method's row, which `MARKS` explains."""
-        own = {r.outputs for r in self.records}
-        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
-                        STALE if self.stale or len(self.codes) > 1 else "",
-                        RECIPE if self.records[0].trial.own_recipe else "", self.cautions])
-
-    @cached_property
-    def cautions(self) -> str:
-        """Return the marks without which the method must not appear as worse than another."""
-        return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
-
-    @property
-    def stale(self) -> dict[str, list[int]]:
-        """Return what had changed when results were kept all the same, with the seeds of each."""
-        found: dict[str, list[int]] = {}
-        for record in self.done:
-            if record.stale:
-                found.setdefault(" and ".join(record.stale), []).append(record.trial.seed)
-        return found
-
-    @property
-    def codes(self) -> dict[str, list[int]]:
-        """Return the states of the method's own code that gave its results, as far as known, with the seeds of each."""
-        found: dict[str, list[int]] = {}
-        for record in self.done:
-            code = record.provenance.code.get("method")
-            if code and code.hash:
-                found.setdefault(code.hash, []).append(record.trial.seed)
-        return found
-
-    @property
-    def searched(self) -> Searched | None:
-        """Return the search that the method's options come from, None where they come from none."""
-        return self.records[0].searched
-
-    @property
-    def joint(self) -> bool:
-        """Tell whether the method is joint training: a reference that kept every training sample of all tasks so far.
-
-        The records alone show it, so that reports do not depend on the plugins that are installed.
-        """
-        return self.reference and all(
-            r.stream is not None and r.costs.replay_samples == list(accumulate(r.stream.train_samples))
-            for r in self.done)
-
-    @property
-    def fine_tuning(self) -> bool:
-        """Tell whether the method is plain fine-tuning: a reference that trains all it has and keeps nothing else.
-
-        As with `joint`, the records alone show it.
-        """
-        sizes = [{*r.costs.trainable, *(sum(roles.values()) for roles in r.costs.parameters)} for r in self.done]
-        return (self.reference and not any(any(r.costs.replay_samples) for r in self.done)
-                and all(len(own) == 1 for own in sizes))
-
-    @property
-    def state(self) -> str:
-        """Return how many seeds gave a result: `3`, or `1/3; 1 diverged, 1 missing`."""
-        if self.complete:
-            return str(len(self.seeds))
-        counts = [(sum(r.status == s for r in self.records), s) for s in ("diverged", "failed")]
-        counts.append((len(self.missing), "missing"))
-        return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
-
-    @cached_property
-    def result(self) -> Result:
-        """Return the raw numbers of the records with a result."""
-        done = self.done
-        return Result(
-            label=self.label, strategy=self.strategy, reference=self.reference, complete=self.complete,
-            seeds=tuple(r.trial.seed for r in done), R=tuple(tuple(map(tuple, r.R)) for r in done),
-            trainable=tuple(tuple(r.costs.trainable) for r in done),
-            parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
-            bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
-            curves=tuple(r.curve for r in done if r.curve),
-            options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
-            seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
+from clbench.results.sequential import interval_of
+from clbench.results.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -170,6 +44,47 @@ class Setting:
     def _values(self) -> dict[Measure, dict[str, dict[int, float | None]]]:
         """Return the values that were asked for before: each is asked for by several tables."""
         return {}
+
+    def answers(self, measure: Measure) -> Answers:
+        """Return which test samples each method and seed has right, if all seeds share them; only for ACC, else empty.
+
+        The score of a sample that belongs to several tasks is the mean over these.
+        """
+        return self._answers if measure is ACC else {}
+
+    @cached_property
+    def _answers(self) -> Answers:
+        done = [r for m in self.methods for r in m.done]
+        if not done or any(r.items is None for r in done) or len({r.items.ids for r in done if r.items}) > 1:
+            return {}
+        return {m.label: {r.trial.seed: r.items.matrix().mean(axis=0, dtype="float32") for r in m.done if r.items}
+                for m in self.methods}
+
+    @property
+    def own_tests(self) -> bool:
+        """Return whether each seed has its own test samples."""
+        ids = {r.trial.seed: r.items.ids for m in self.methods for r in m.done if r.items}
+        trial = self.records[0].trial
+        return (len(set(ids.values())) == len(ids) > 1 or trial.validation > 0
+                or trial.benchmark.options.get("test_draw") == "seed")
+
+    @property
+    def own_training(self) -> bool:
+        """Return whether each seed has its own training samples."""
+        return self.records[0].trial.benchmark.options.get("train_draw") == "seed"
+
+    def interval(self, measure: Measure, label: str) -> Interval:
+        """Return the mean of a method over its seeds with its interval, over seeds and test samples if these are known.
+
+        A repeated interval if seeds were added by a rule.
+        """
+        values = {seed: value for seed, value in self.values(measure)[label].items() if value is not None}
+        answers = self.answers(measure).get(label)
+        if not answers or len(values) < 2:
+            return interval_of([*values.values()], self.until)
+        seeds = sorted(values)[:self.until.most if self.until else None]
+        crossed = cross([values[s] for s in seeds], stacked([answers[s] for s in seeds]))
+        return interval_of([values[s] for s in seeds], self.until, crossed)
 
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
         """Return the values of the methods that can be compared: those that have one for each seed with a result.
@@ -242,6 +157,13 @@ class Setting:
         def key(method: MethodRecords) -> tuple[bool, float]:
             return method.reference, -fmean(acc(r.R) for r in method.done) if method.done else math.inf
         return replace(self, methods=tuple(sorted(self.methods, key=key)))
+
+    @property
+    def untuned(self) -> list[MethodRecords]:
+        """Return the methods with results that were not tuned, references and variants of tuned methods left out."""
+        own = [m for m in self.methods if m.done and not m.reference]
+        tuned = {m.strategy for m in own if m.searched}
+        return [m for m in own if not m.searched and m.strategy not in tuned]
 
     @cached_property
     def eligible(self) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from clbench.report.analysis.cautions import cautions
+from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.next_step import next_step
 from clbench.report.columns import BYTES, COMPUTE, MEASURES, REPLAY, TRAINABLE, Measure
@@ -21,13 +22,15 @@ NAMES = 3  # that a line names; of more it says how many
 REFERENCES = 4  # likewise, for the line of references
 FRONTS = 4  # lines of trade-offs
 HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
+WHY = {SAME: "because every seed gave the same results.",
+       NEAR: "because accuracies within three standard deviations of 100% are too skewed for a test."}
 ALIKE = 0.1  # two costs that differ by less are called the same
 
 
 def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
     """Return the first lines of a section, 13 at most; those about nothing are left out."""
     lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(facts)), (COST, _cost(setting, facts)),
-             *((TRADE_OFFS, text) for text in _trade_offs(facts)),
+             *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
              *((CAUTION, text) for text in cautions(setting)),
              (NEXT, next_step(setting, facts))]
     return tuple((about, text) for about, text in lines if text)
@@ -74,9 +77,10 @@ def _answer(setting: Setting, facts: Facts) -> str:
         return f"{methods[0]} {_percent(facts, methods[0])}." if methods else ""
     others = [*best.beaten, *best.equal, *best.untested, *best.open]
     leader = _with_accuracy(facts, best.method)
+    untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
     same = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
         (best.equal, "It equals", "on every seed."),
-        (best.untested, "It is not tested against", "because every seed gave the same results.")) if labels]
+        *((untested[why], "It is not tested against", words) for why, words in WHY.items())) if labels]
     if not best.open:
         if not best.beaten:
             return " ".join([f"{leader} leads.", *same])
@@ -119,8 +123,8 @@ def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     if facts.until or best is None:
         return ""
     if best.limited:
-        return (f" (for the closest one, more seeds will not help: {best.limited:,} test samples)" if several
-                else f" (more seeds will not help: {best.limited:,} test samples)")
+        return (f" (for the closest one, {best.limited:,} test samples are too few, and more seeds will not help)"
+                if several else f" ({best.limited:,} test samples are too few, and more seeds will not help)")
     if several and best.needed:
         return f" (for the closest one, about {best.needed:,} seeds in total would be needed)"
     if best.needed is None:
@@ -216,12 +220,20 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def _trade_offs(facts: Facts) -> Iterator[str]:
+def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
     """Yield the Pareto front of accuracy against each cost, cheapest first; costs with the same front share a line."""
     costs: dict[tuple[str, ...], list[str]] = {}
     for title, labels in facts.fronts.items():
         if labels:
-            costs.setdefault(labels, []).append(HEADINGS[title])
+            costs.setdefault(labels, []).append(HEADINGS[title] + _without_zeros(setting, title))
     for labels, titles in list(costs.items())[:FRONTS]:
         shown = [_with_accuracy(facts, label) for label in labels]
         yield f"{in_words(titles, len(titles))}: {named(shown, NAMES)}."
+
+
+def _without_zeros(setting: Setting, title: str) -> str:
+    """Return a remark if methods are not on the Pareto front of a cost because they have none of it."""
+    measure = next(m for m in MEASURES if m.column.title == title)
+    if measure.zero_competes or all(_mean(setting, measure, label) for label in setting.eligible):
+        return ""
+    return " (of methods that train any)"

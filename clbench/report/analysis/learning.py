@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from clbench.report.analysis.grouping import MethodRecords
 from clbench.report.analysis.levels import UNDERFIT, underfit
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record
@@ -24,9 +24,9 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
     """
     if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
                 for m in methods if (share := underfit(m.done)) is not None]:
-        yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT:.0f}% of that of guessing, "
-               f"the log of the number of competing classes: {in_words(high)}. Give these rows more steps (--epochs, "
-               "--iterations) or another learning rate (--lr) before comparing them")
+        yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT:.0f}% of the loss of "
+               f"guessing: {in_words(high)}. Give these rows more steps (--epochs, --iterations) or another learning "
+               "rate (--lr) before comparing them")
     rising = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
               if (losses := still_falling(m.done)) is not None]
     if rising:

@@ -28,7 +28,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
         return ""
     if setting.baseline is None and (naive := _fine_tuning()):
         return f"add the fine-tuning baseline: {_with(command, {'--methods': naive})}"
-    untuned = [m for m in setting.methods if m.done and not m.reference and not m.searched]
+    untuned = setting.untuned
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
         every = all(not m.searched for m in setting.methods)

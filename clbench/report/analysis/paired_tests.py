@@ -6,19 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import Family, Pair, Values, family, leader
+from clbench.report.analysis.families import NEAR, SAME, Answers, Family, Pair, Values, family, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.marks import CHANCE, MARKS, UNDERFIT
 from clbench.report.analysis.searched import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.paired import Test, saturated_rate
-from clbench.results.stats import ALPHA, effect_size, seeds_needed
+from clbench.results.paired import Test
+from clbench.results.stats import ALPHA, effect_size
 
 
 def winners(column: Column, values: Values, eligible: Collection[str], tests: Family | None = None,
-            until: UntilDecided | None = None) -> set[str]:
+            until: UntilDecided | None = None, answers: Answers | None = None) -> set[str]:
     """Return the methods that are shown to be better than all others: the best one and its equals, or none.
 
     Args:
@@ -27,16 +27,17 @@ def winners(column: Column, values: Values, eligible: Collection[str], tests: Fa
         eligible: labels of those that may win.
         tests: of all pairs, if they are known already.
         until: the rule by which seeds were added, if they were.
+        answers: of the test samples that all seeds share, if they are known.
     """
     running = {label: found for label, found in values.items() if label in eligible}
     if len(running) < 2:
         return set()
     best = leader(column, running, tests)
     if tests is None:
-        alone = family(column, values, best, len(values) * (len(values) - 1) // 2, until)
+        alone = family(column, values, best, len(values) * (len(values) - 1) // 2, until, answers)
         if until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
             return set()  # what is not shown by itself is not shown by a corrected p either
-        tests = family(column, values, until=until)
+        tests = family(column, values, until=until, answers=answers)
         best = leader(column, running, tests)
     others = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in others if pair.equal}
@@ -69,21 +70,21 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
             Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
                  high=over.high),
             Cell(TESTS[pair.test] if pair.test else NONE),
-            Cell(f"{pair.p:.2g}", pair.p, n=n), Cell(f"{pair.corrected:.2g}", pair.corrected, n=n),
+            *(Cell(NONE, n=n) if pair.untested else Cell(f"{p:.2g}", p, n=n) for p in (pair.p, pair.corrected)),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
             Cell(_verdict(pair, tests.column.direction, baseline, setting)))))
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
 
 
-UNTESTED = "not tested: every seed gave the same result"
-TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "sequential": "sequential t"}
+TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "crossed": "t, seeds and samples",
+                             "sequential": "sequential t"}
 
 
 def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: Setting) -> str:
     if pair.equal:
         return "equal on every seed"
     if pair.untested:
-        return UNTESTED
+        return f"not tested: {pair.untested}"
     if not pair.decidable:
         return "inconclusive"
     if not pair.significant:
@@ -99,16 +100,15 @@ def undecided(tests: Family) -> str | None:
     """Say why no pair can be tested: there is a single seed, or every seed gave the same; None if some can be."""
     if any(pair.decidable for pair in tests.pairs):
         return None
-    if any(pair.untested for pair in tests.pairs):
-        return f"is {UNTESTED}"
+    if reasons := dict.fromkeys(pair.untested for pair in tests.pairs if pair.untested):
+        return f"is not tested: {', or '.join(reasons)}"
     if (until := tests.until) is not None:
         return f"is inconclusive before {until.first} seeds"
-    needed = seeds_needed(len(tests.pairs))
-    return f"is inconclusive with 1 seed; {f'use about {needed} seeds' if needed else 'compare fewer methods'}"
+    return "is inconclusive with 1 seed; use several seeds"
 
 
 def basis(tests: Family, against: str = "") -> str:
-    """Say which test a family uses, what it assumes, and how often it errs if that does not hold.
+    """Say which test a family uses and what it assumes.
 
     Args:
         tests: the family.
@@ -116,6 +116,7 @@ def basis(tests: Family, against: str = "") -> str:
     """
     size, pairs = len(tests.pairs), tests.pairs
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
+    crossed = [len(pair.differences) for pair in pairs if pair.test == "crossed"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
     what = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
     sentences = ([f"Sequential t-tests, Holm-corrected over {what}, with {looks(tests.until)}"] if tests.until else [])
@@ -123,8 +124,12 @@ def basis(tests: Family, against: str = "") -> str:
         sentences.append(f"Exact sign-flip tests, Holm-corrected over {what}, with {_range(flips)}")
     if by_t:
         sentences.append(f"Paired t-tests, Holm-corrected over {what}, because {_range(by_t)} are too few for "
-                         "sign-flip tests. They assume normally distributed differences. If a method is close to 100%, "
-                         f"up to {100 * saturated_rate(min(by_t)):.0f}% of such families contain a false claim")
+                         "sign-flip tests. They assume normally distributed differences")
+    if crossed:
+        sentences.append(f"t-tests over {_range(crossed)} and the test samples that they share, Holm-corrected over "
+                         f"{what}. They assume normally distributed effects")
+    if any(pair.untested == NEAR for pair in pairs):
+        sentences.append("Accuracies near 100% are not tested")
     return ". ".join(sentences)
 
 
@@ -164,7 +169,9 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
               ("There is no significant difference to",
                [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
               ("It is not tested against methods with the same results on every seed:",
-               [p.first for p in pairs if p.untested]),
+               [p.first for p in pairs if p.untested == SAME]),
+              ("Because of accuracies near 100%, it is not tested against",
+               [p.first for p in pairs if p.untested == NEAR]),
               ("There are too few seeds to compare it with",
                [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
               ("It has no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
@@ -176,7 +183,8 @@ Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per me
 
 def all_pairs(setting: Setting) -> dict[Measure, Family]:
     """Return the tests of all pairs of methods, of each measure whose differences reports test."""
-    return {m: family(m.column, setting.compared(m), until=setting.until) for m in MEASURES if m.in_report}
+    return {m: family(m.column, setting.compared(m), until=setting.until, answers=setting.answers(m))
+            for m in MEASURES if m.in_report}
 
 
 def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
@@ -224,11 +232,11 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if baseline is not None and baseline not in values:
             verdicts.append((title, _without(setting, baseline)))
             continue
-        tests = family(measure.column, values, baseline, until=setting.until)
+        tests = family(measure.column, values, baseline, until=setting.until, answers=setting.answers(measure))
         title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
         if baseline is None and len(values) == 1:
             (method,), values = values, setting.compared(measure, [m.label for m in setting.methods])
-            tests = family(measure.column, values, method, until=setting.until)
+            tests = family(measure.column, values, method, until=setting.until, answers=setting.answers(measure))
             tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
             title_end, opponents = f"{method} minus each reference", "each reference"
         if not tests.pairs:

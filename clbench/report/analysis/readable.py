@@ -15,7 +15,8 @@ from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE
 from clbench.core.registry import Registry, discover
 from clbench.experiment.display_names import filled, names_of, option_names, with_options
-from clbench.report.analysis.grouping import MethodRecords, Setting, by_setting
+from clbench.report.analysis.grouping import Setting, by_setting
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
 from clbench.results.records import Record
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import format_value
-from clbench.report.analysis.grouping import MethodRecords, Setting
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.columns import MEASURES, Measure, cells
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE

@@ -104,7 +104,7 @@ function remaining(methods, left, pair, kinds, title) {
   for (const i of left.slice(0, ROWS)) {
     const [label, accuracy, , ...places] = methods[i];
     const [difference, evidence] = i === left[0] ? ["", ""] : pair(left[0], i);
-    const words = evidence === "" ? "the choice" : evidence === SHOWN ? "significantly worse" : evidence === UNTESTED ? "not tested: every seed gave the same result"
+    const words = evidence === "" ? "the choice" : evidence === SHOWN ? "significantly worse" : evidence === UNTESTED ? "not tested"
       : `no significant difference${evidence ? `; about ${evidence.toLocaleString("en")} seeds would be needed` : ""}`;
     const row = body.insertRow();
     row.append(make("th", { scope: "row" }, label), make("td", {}, accuracy), make("td", {}, difference), make("td", { class: "t" }, words),

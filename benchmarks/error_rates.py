@@ -1,0 +1,187 @@
+"""Simulate how often reports claim a difference that does not exist, and how often intervals contain the true mean.
+
+    python benchmarks/error_rates.py [--experiments 4000]
+
+Each experiment draws the accuracies of methods that are equal on average, seed by seed, and applies the tests and
+intervals of clbench. A family has 1 or 10 comparisons with a baseline. The nulls:
+
+- normal; t with 2 degrees of freedom: differences with normal and with very heavy tails.
+- near 100%, one method or all: errors are exponential, so accuracies are skewed. The others are normal with the same
+  mean and a tenth of the deviation.
+- one seed in ten collapses: each method loses 30 points in a tenth of its seeds.
+- one method collapses: only the baseline does, and it is better otherwise, so that all means are equal.
+- shared test samples: every seed is tested on the same 200 samples, which favor some methods by chance, by a standard
+  deviation of 0.5 points. Tests and intervals know which samples are right, or only the accuracy of each seed.
+
+Power is the share of experiments that find a difference of two standard deviations over seeds, of one method from the
+baseline. "lost" is the power that a test which knows no limit near 100% or no samples would have in addition. Writes
+benchmarks/error_rates.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.report.analysis.families import family
+from clbench.report.columns import ACC
+from clbench.results.crossed import cross
+from clbench.results.paired import p_values
+from clbench.results.stats import ALPHA, holm, mean_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS, SIZES = (3, 5, 6, 8, 10), (1, 10)
+SD, OFFSET, SAMPLES = 0.02, 0.005, 200
+Floats = NDArray[np.float64]
+
+
+def normal(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies (method, seed) with normal noise."""
+    return 0.5 + SD * draws.standard_normal(shape)
+
+
+def heavy(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies with noise of 2 degrees of freedom, within [0, 1]."""
+    return np.clip(0.5 + SD * draws.standard_t(2, shape), 0, 1)
+
+
+def one_near_limit(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies whose first method is skewed, close to 100%."""
+    found = 1 - SD + SD / 10 * draws.standard_normal(shape)
+    found[0] = 1 - SD * draws.exponential(1.0, shape[1])
+    return found
+
+
+def all_near_limit(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies that are all skewed, close to 100%."""
+    return 1 - SD * draws.exponential(1.0, shape)
+
+
+def collapsing(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies of methods that lose 30 points in a tenth of their seeds."""
+    return normal(draws, shape) - 0.3 * (draws.random(shape) < 0.1)
+
+
+def one_collapsing(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Return accuracies whose first method alone collapses; all means are equal."""
+    found = normal(draws, shape)
+    found[0] += 0.03 - 0.3 * (draws.random(shape[1]) < 0.1)
+    return found
+
+
+NULLS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
+    "normal": normal, "t with 2 df": heavy, "one near 100%": one_near_limit, "all near 100%": all_near_limit,
+    "one seed in ten collapses": collapsing, "one method collapses": one_collapsing}
+SHARED = "shared test samples"
+
+
+def shared(draws: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, NDArray[np.float32]]:
+    """Return accuracies (method, seed) and scores (method, seed, sample) on samples that all seeds share."""
+    methods, seeds = shape
+    by_sample = OFFSET * np.sqrt(SAMPLES) * draws.standard_normal((methods, 1, SAMPLES))
+    rest = 0.3 * draws.standard_normal((methods, seeds, SAMPLES))
+    scores = (normal(draws, shape)[:, :, None] + by_sample + rest).astype(np.float32)
+    return scores.mean(axis=2, dtype=np.float64), scores
+
+
+def values_of(accuracies: Floats) -> dict[str, dict[int, float]]:
+    """Return accuracies by method and seed, as reports have them; the first method is the baseline."""
+    return {str(method): dict(enumerate(map(float, row))) for method, row in enumerate(accuracies)}
+
+
+def claims(accuracies: Floats, scores: NDArray[np.float32] | None = None) -> bool:
+    """Return whether clbench finds a significant difference to the first method."""
+    answers = None if scores is None else {str(m): dict(enumerate(of)) for m, of in enumerate(scores)}
+    return any(pair.significant for pair in family(ACC.column, values_of(accuracies), "0", answers=answers).pairs)
+
+
+def claims_untold(accuracies: Floats) -> bool:
+    """Return whether the usual tests over seeds find a difference, without the rule near 100%."""
+    differences = [tuple(row - accuracies[0]) for row in accuracies[1:]]
+    return min(holm(p_values(differences, len(differences)))) <= ALPHA
+
+
+def covers(accuracies: Floats, truth: float) -> bool:
+    """Return whether the interval of the first method contains the true mean."""
+    over = mean_interval([float(value) for value in accuracies[0]])
+    return over.low is not None and over.high is not None and over.low <= truth <= over.high
+
+
+def share(found: list[bool]) -> str:
+    """Return a share in percent."""
+    return f"{100 * sum(found) / len(found):.1f}"
+
+
+def rows(experiments: int) -> list[list[str]]:
+    """Return a row for each null, size of the family and number of seeds."""
+    found = []
+    for name, null in NULLS.items():
+        truth = {"normal": 0.5, "t with 2 df": 0.5, "one seed in ten collapses": 0.47,
+                 "one method collapses": 0.5}.get(name, 1 - SD)
+        for size in SIZES:
+            for seeds in SEEDS:
+                draws = np.random.default_rng([len(name), size, seeds])
+                drawn = [null(draws, (size + 1, seeds)) for _ in range(experiments)]
+                better = [np.concatenate([one[:1], one[1:2] + 2 * SD, one[2:]]) for one in drawn]
+                if name.endswith("100%"):
+                    better = [np.concatenate([one[:1], one[1:2] - 2 * SD, one[2:]]) for one in drawn]
+                with_rule, without = [claims(one) for one in better], [claims_untold(one) for one in better]
+                found.append([name, str(size), str(seeds), share([claims(one) for one in drawn]),
+                              share([claims_untold(one) for one in drawn]),
+                              share([covers(one, truth) for one in drawn]), share(with_rule),
+                              f"{100 * (sum(without) - sum(with_rule)) / experiments:.1f}"])
+                print(*found[-1], sep=" | ", flush=True)
+    return [*found, *shared_rows(experiments)]
+
+
+def shared_rows(experiments: int) -> list[list[str]]:
+    """Return the rows of shared test samples."""
+    found = []
+    for size in SIZES:
+        for seeds in SEEDS:
+            draws = np.random.default_rng([1, size, seeds])
+            told, untold, inside, power, lost = ([] for _ in range(5))
+            for _ in range(experiments):
+                accuracies, scores = shared(draws, (size + 1, seeds))
+                told.append(claims(accuracies, scores))
+                untold.append(claims_untold(accuracies))
+                over = cross([float(value) for value in accuracies[0]], scores[0]).interval
+                inside.append(over.low <= 0.5 <= over.high)
+                accuracies[1] += 2 * SD
+                scores[1] += 2 * SD
+                power.append(claims(accuracies, scores))
+                lost.append(claims_untold(accuracies))
+            found.append([SHARED, str(size), str(seeds), share(told), share(untold), share(inside), share(power),
+                          f"{100 * (sum(lost) - sum(power)) / experiments:.1f}"])
+            print(*found[-1], sep=" | ", flush=True)
+    return found
+
+
+def main() -> None:
+    """Simulate all of it and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiments", type=int, default=4000)
+    experiments = parser.parse_args().experiments
+    head = ["null", "comparisons", "seeds", "false claims (%)", "of usual tests (%)", "coverage (%)", "power (%)",
+            "lost (points)"]
+    table = rows(experiments)
+    error = 100 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5
+    text = [f"# Error rates, simulated\n\n`python benchmarks/error_rates.py`: {experiments:,} experiments in each row, "
+            "in which all methods are equal on average. *False claims* is the share of experiments in which clbench "
+            "finds some significant difference of the family at 5%. *Of usual tests* is the same for tests over seeds "
+            "that do not know test samples and that test accuracies near 100%. *Coverage* is the share of 95% "
+            "intervals of one mean that contain the true mean. *Power* is for one method that differs by two standard "
+            "deviations over seeds; *lost* is what usual tests have in addition. The docstring of the script describes "
+            "each null. "
+            f"One standard error is {error:.1f} points at 5%.\n",
+            "| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1),
+            *("| " + " | ".join(row) + " |" for row in table)]
+    (ROOT / "benchmarks/error_rates.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Recompute accuracies, intervals and p-values over seeds of a report from its records, without clbench.
+
+    python benchmarks/recompute.py reports/lora_question/vision_task [FOLDER ...]
+
+Prints each cell of the first section of report.md that differs, and how many agree; for any number of seeds but 8.
+"""
+
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+
+def interval(values):
+    """Return the cell of a mean with its 95% interval: Student's t below 8 seeds, else BCa at the expanded level."""
+    x, n, t = 100 * np.asarray(values), len(values), stats.t.ppf(0.975, len(values) - 1)
+    if n < 8 or np.ptp(x) <= 1e-10:
+        return f"{x.mean():.2f} ± {t * x.std(ddof=1) / n**0.5:.2f}"
+    counts, weights = np.random.default_rng(0).multinomial(n, [1 / n] * n, 9999), np.full(9999, 1 / 9999)
+    off = x - x.mean()
+    means, close = counts @ off / n, 1e-9 * abs(off).max()
+    bias = stats.norm.ppf(weights[means < -close].sum() + weights[abs(means) <= close].sum() / 2)
+    a = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
+    z = bias + np.array([-1, 1]) * (n / (n - 1)) ** 0.5 * t
+    order = np.argsort(means)
+    places = np.searchsorted(weights[order].cumsum(), stats.norm.cdf(bias + z / (1 - a * z)))
+    low, high = means[order[np.minimum(places, len(order) - 1)]]
+    return f"{x.mean():.2f} ± {(high - low) / 2:.2f}"
+
+
+def differences(first, second):
+    """Return the differences of two methods on the seeds that both have, and their accuracies there."""
+    both = np.array([[x[s] for s in first if s in second] for x in (first, second)])
+    return both[0] - both[1], both
+
+
+def p_value(first, second, family):
+    """Return the p-value of two methods in a family of so many tests; above 1 if one is near 100% and not tested."""
+    d, (first, second) = differences(first, second)
+    n = len(d)
+    if np.ptp(d) + abs(d[0]) > 1e-12 and any(1 - np.mean(x) < 3 * np.std(x, ddof=1) - 1e-12 for x in (first, second)):
+        return 2.0
+    if np.ptp(d) <= 1e-12:  # without a deviation, that of sign flips
+        return 1.0 if abs(d[0]) <= 1e-12 else 2.0 ** (1 - n)
+    if n < 8 or family * 2.0 ** (1 - n) > 0.05:
+        return stats.ttest_1samp(d, 0).pvalue
+    return (abs(np.array(list(itertools.product((-1, 1), repeat=n))) @ d) >= abs(d.sum()) - 1e-10 * abs(d).sum()).mean()
+
+
+def holm(ps):
+    """Return p-values corrected by Holm's rule."""
+    stepped = np.maximum.accumulate(np.minimum(1, np.sort(ps) * np.arange(len(ps), 0, -1)))
+    return stepped[np.argsort(np.argsort(ps, kind="stable"))]
+
+
+def check(folder):
+    """Return an entry for each cell of a report: empty if it agrees, else what it should be."""
+    section = re.split(r"^## ", (folder / "report.md").read_text().replace("\\", ""), flags=re.M)[1]
+    legend = re.search(r"Names for --methods: (.*)\.", section)[1]
+    ids = dict(entry.split(" = ", 1) for entry in legend.split("; "))
+    records = [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+    short = {r["label"]: re.sub(r":recipe\.[^:]*", "", r["label"]) for r in records}
+    labels = {s if list(short.values()).count(s) == 1 else label: label for label, s in short.items()}
+    acc = {}
+    for r in records:
+        acc.setdefault(r["label"], {})[r["trial"]["seed"]] = np.mean(r["R"][-1])
+    series = {name: dict(sorted(acc[labels[id_]].items())) for name, id_ in ids.items()}
+    cells = []
+
+    def compare(where, shown, expected):
+        cells.append("" if shown == expected else f"{where}: report {shown}, recomputed {expected}")
+
+    blocks = section.split("\n\n")
+    for before, table in zip(["", *blocks], blocks, strict=False):
+        rows = [[c.strip(" *") for c in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+        named = [(name, row) for row in rows if (name := re.sub(r" [†‡§¶※△○]+$", "", row[0])) in series]
+        for name, row in named if rows and rows[0][2:3] == ["accuracy (%) ↑"] else []:
+            compare(f"{name}, accuracy", row[2], interval([*series[name].values()]))
+        if title := re.fullmatch(r"\*\*Accuracy: each method minus (.*?)(, which .*)?\*\*", before):
+            family, names = int(re.search(r"corrected for (\d+)", table)[1]), [name for name, _ in named]
+            pairs = [(name, title[1]) for name in names]
+            pairs += itertools.combinations(names, 2) if family > len(pairs) else []  # of all pairs
+            ps = [p_value(series[first], series[second], family) for first, second in pairs]
+            for (name, row), p, corrected in zip(named, ps, holm(ps), strict=False):
+                x, where = differences(series[name], series[title[1]])[0], f"{name} minus {title[1]}"
+                compare(where, row[2], interval(x))
+                for value, cell in zip((p, corrected), row[4:6], strict=True):
+                    compare(f"{where}, p", cell, f"{value:.2g}" if p <= 1 else "\N{EN DASH}")
+    return cells
+
+
+if __name__ == "__main__":
+    for folder in map(Path, sys.argv[1:]):
+        cells = check(folder)
+        print(f"{folder}: {cells.count('')} of {len(cells)} cells agree", *filter(None, cells), sep="\n  ")

@@ -1,0 +1,139 @@
+"""The records of one method in one setting, and what they say of the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from clbench.experiment.search import Searched
+from clbench.report.analysis.levels import at_chance, underfit
+from clbench.report.analysis.marks import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT
+from clbench.report.model import Result
+from clbench.report.option_columns import options_of, plain
+from clbench.results.records import Record
+
+
+@dataclass(frozen=True)
+class MethodRecords:
+    """The records of one method in one setting."""
+
+    label: str  # what tables call it: its display name, or its id
+    records: tuple[Record, ...]  # by seed
+    seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
+    id: str = ""  # what `--methods` calls it
+
+    def __post_init__(self) -> None:
+        """Take the label for the id if there is no other one."""
+        if not self.id:
+            object.__setattr__(self, "id", self.label)
+
+    @property
+    def strategy(self) -> str:
+        """Return the name of the method's strategy."""
+        return self.records[0].trial.method.name
+
+    @property
+    def reference(self) -> bool:
+        """Tell whether the method is a reference, which the tables set apart."""
+        return self.records[0].reference
+
+    @cached_property
+    def done(self) -> list[Record]:
+        """Return the records with a result."""
+        return [r for r in self.records if r.status == "done"]
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether every one of `seeds` gave a result."""
+        return len(self.done) == len(self.seeds)
+
+    @property
+    def missing(self) -> list[int]:
+        """Return the seeds without a record."""
+        return sorted(set(self.seeds) - {r.trial.seed for r in self.records})
+
+    @property
+    def infers(self) -> bool:
+        """Tell whether the method had to infer the task of a test sample."""
+        return any(r.task_inference for r in self.records)
+
+    @property
+    def marks(self) -> str:
+        """Return the marks of the method's row, which `MARKS` explains."""
+        own = {r.outputs for r in self.records}
+        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
+                        STALE if self.stale or len(self.codes) > 1 else "",
+                        RECIPE if self.records[0].trial.own_recipe else "", self.cautions])
+
+    @cached_property
+    def cautions(self) -> str:
+        """Return the marks without which the method must not appear as worse than another."""
+        return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
+
+    @property
+    def stale(self) -> dict[str, list[int]]:
+        """Return what had changed when results were kept all the same, with the seeds of each."""
+        found: dict[str, list[int]] = {}
+        for record in self.done:
+            if record.stale:
+                found.setdefault(" and ".join(record.stale), []).append(record.trial.seed)
+        return found
+
+    @property
+    def codes(self) -> dict[str, list[int]]:
+        """Return the states of the method's own code that gave its results, as far as known, with the seeds of each."""
+        found: dict[str, list[int]] = {}
+        for record in self.done:
+            code = record.provenance.code.get("method")
+            if code and code.hash:
+                found.setdefault(code.hash, []).append(record.trial.seed)
+        return found
+
+    @property
+    def searched(self) -> Searched | None:
+        """Return the search that the method's options come from, None where they come from none."""
+        return self.records[0].searched
+
+    @property
+    def joint(self) -> bool:
+        """Tell whether the method is joint training: a reference that kept every training sample of all tasks so far.
+
+        The records alone show it, so that reports do not depend on the plugins that are installed.
+        """
+        return self.reference and all(
+            r.stream is not None and r.costs.replay_samples == list(accumulate(r.stream.train_samples))
+            for r in self.done)
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Tell whether the method is plain fine-tuning: a reference that trains all it has and keeps nothing else.
+
+        As with `joint`, the records alone show it.
+        """
+        sizes = [{*r.costs.trainable, *(sum(roles.values()) for roles in r.costs.parameters)} for r in self.done]
+        return (self.reference and not any(any(r.costs.replay_samples) for r in self.done)
+                and all(len(own) == 1 for own in sizes))
+
+    @property
+    def state(self) -> str:
+        """Return how many seeds gave a result: `3`, or `1/3; 1 diverged, 1 missing`."""
+        if self.complete:
+            return str(len(self.seeds))
+        counts = [(sum(r.status == s for r in self.records), s) for s in ("diverged", "failed")]
+        counts.append((len(self.missing), "missing"))
+        return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
+
+    @cached_property
+    def result(self) -> Result:
+        """Return the raw numbers of the records with a result."""
+        done = self.done
+        return Result(
+            label=self.label, strategy=self.strategy, reference=self.reference, complete=self.complete,
+            seeds=tuple(r.trial.seed for r in done), R=tuple(tuple(map(tuple, r.R)) for r in done),
+            trainable=tuple(tuple(r.costs.trainable) for r in done),
+            parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
+            bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
+            curves=tuple(r.curve for r in done if r.curve),
+            options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
+            seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))

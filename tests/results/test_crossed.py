@@ -1,0 +1,145 @@
+"""The mean over seeds and shared test samples: its variance, its test, and what reports make of it."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers.records import make_record
+from scipy import stats
+
+from clbench import report
+from clbench.report.analysis.families import NEAR, SAME
+from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.paired_tests import all_pairs
+from clbench.report.columns import ACC, MEASURES
+from clbench.results.crossed import cross
+from clbench.results.items import ItemResults
+
+SCORES = (np.random.default_rng(0).normal(size=(4, 50)) + np.random.default_rng(1).normal(size=50)
+          + np.array([[-1.0], [0.0], [0.5], [1.0]]))
+
+
+def by_hand(scores):
+    """Return the mean squares of seeds, samples and rest, from sums over all cells in plain Python."""
+    seeds, samples = scores.shape
+    grand = sum(map(sum, scores.tolist())) / scores.size
+    rows = [sum(row) / samples for row in scores.tolist()]
+    columns = [sum(column) / seeds for column in scores.T.tolist()]
+    ms_seed = samples * sum((r - grand) ** 2 for r in rows) / (seeds - 1)
+    ms_sample = seeds * sum((c - grand) ** 2 for c in columns) / (samples - 1)
+    rest = sum((scores[i, j] - rows[i] - columns[j] + grand) ** 2 for i in range(seeds) for j in range(samples))
+    return ms_seed, ms_sample, rest / ((seeds - 1) * (samples - 1))
+
+
+def test_the_variance_is_that_of_the_two_way_layout():
+    found = cross(SCORES.mean(axis=1).tolist(), SCORES)
+    ms_seed, ms_sample, rest = by_hand(SCORES)
+    assert found.mean == pytest.approx(SCORES.mean())
+    assert found.variance == pytest.approx((ms_seed + ms_sample - rest) / SCORES.size)
+    df = (ms_seed + ms_sample - rest) ** 2 / (ms_seed**2 / 3 + ms_sample**2 / 49 + rest**2 / (3 * 49))
+    assert found.df == pytest.approx(max(df, 3))
+    half = stats.t.ppf(0.975, found.df) * math.sqrt(found.variance)
+    assert found.interval.half_width == pytest.approx(half)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.mean) / math.sqrt(found.variance), found.df))
+
+
+def test_without_an_effect_of_samples_it_is_at_least_the_t_test_over_seeds():
+    scores = np.repeat(np.array([[0.1], [0.3], [0.2]]), 20, axis=1)  # samples are all alike
+    found = cross(scores.mean(axis=1).tolist(), scores)
+    assert found.variance == pytest.approx(np.var([0.1, 0.3, 0.2], ddof=1) / 3) and found.of_samples == 0
+    assert found.p == pytest.approx(stats.ttest_1samp([0.1, 0.3, 0.2], 0).pvalue)
+
+
+def test_equal_seeds_are_a_t_test_over_samples():
+    row = np.random.default_rng(2).normal(0.2, 1, 30)
+    found = cross([row.mean()] * 3, np.stack([row] * 3))
+    assert found.variance == pytest.approx(np.var(row, ddof=1) / 30)
+    assert found.p == pytest.approx(stats.ttest_1samp(row, 0).pvalue, rel=1e-6)
+
+
+def test_more_seeds_lower_only_their_part_of_the_variance():
+    found = cross(SCORES.mean(axis=1).tolist(), SCORES)
+    assert found.variance_with(4) == pytest.approx(found.by_seed + found.of_samples)
+    assert found.variance_with(10**9) == pytest.approx(found.of_samples, rel=1e-6)
+
+
+def records(right, own_samples=False):
+    """Return records of two methods, with which of 200 test samples in two tasks each seed has right."""
+    made = []
+    for method, by_seed in right.items():
+        for seed, answers in enumerate(by_seed):
+            accuracy = [float(answers[:100].mean()), float(answers[100:].mean())]
+            record = make_record(method, seed, [[0.5, 0.5], [accuracy[0], 0.5], accuracy], test_samples=100)
+            items = ItemResults.of(np.arange(200), answers, f"samples{seed}" if own_samples else "samples")
+            made.append(record.model_copy(update={"items": items}))
+    return made
+
+
+def drawn(seeds=4):
+    """Return answers of two methods: one is right where the other is wrong, for the same samples in every seed."""
+    draws = np.random.default_rng(3)
+    hard = draws.random(200) < 0.3
+    return {"ewc": [~hard ^ (draws.random(200) < 0.02) for _ in range(seeds)],
+            "lora": [(draws.random(200) < 0.78) for _ in range(seeds)]}
+
+
+def test_reports_use_the_samples_if_all_seeds_share_them():
+    made = records(drawn())
+    setting, = by_setting(made)
+    pair, = all_pairs(setting)[ACC].pairs
+    scores = np.stack([a.items.matrix()[0].astype(float) - b.items.matrix()[0] for a, b in zip(
+        made[:4], made[4:], strict=True)])
+    expected = cross(scores.mean(axis=1).tolist(), scores)
+    assert pair.test == "crossed" and pair.p == pytest.approx(expected.p, rel=1e-4)
+    over_seeds = stats.ttest_1samp(scores.mean(axis=1), 0).pvalue
+    assert pair.p > over_seeds  # the samples are part of what might have been otherwise
+    section, = report.build(made).sections
+    assert "also cover the choice of test samples" in " ".join(section.footnote)
+    assert "conditional on the training samples" in " ".join(section.footnote)
+    cell = next(row.cells[section.comparison.index("ACC")] for row in section.comparison.rows if row.label == "EWC")
+    one = np.stack([r.items.matrix()[0].astype(float) for r in made[:4]])
+    assert cell.half_width == pytest.approx(cross(one.mean(axis=1).tolist(), one).interval.half_width, rel=1e-4)
+
+
+def test_seeds_with_samples_of_their_own_are_tested_over_seeds():
+    made = records(drawn(), own_samples=True)
+    setting, = by_setting(made)
+    pair, = all_pairs(setting)[ACC].pairs
+    assert pair.test == "t" and not setting.answers(ACC) and setting.own_tests
+    section, = report.build(made).sections
+    assert "conditional on the training samples" in " ".join(section.footnote)
+
+
+def test_records_without_samples_are_conditional_on_them():
+    made = [r.model_copy(update={"items": None}) for r in records(drawn())]
+    section, = report.build(made).sections
+    assert "conditional on the training and test samples, which all seeds share" in " ".join(section.footnote)
+
+
+def test_only_the_final_accuracy_is_known_by_sample():
+    setting, = by_setting(records(drawn()))
+    assert [m.column.title for m in MEASURES if setting.answers(m)] == ["ACC"]
+
+
+def test_a_deterministic_method_is_tested_over_samples():
+    same = drawn(1)["ewc"][0]
+    other = same.copy()
+    other[:40] = ~other[:40]
+    setting, = by_setting(records({"ewc": [same] * 3, "lora": [other] * 3}))
+    pair, = all_pairs(setting)[ACC].pairs
+    assert pair.test == "crossed" and not pair.untested
+    without, = by_setting([r.model_copy(update={"items": None}) for r in setting.records])
+    assert all_pairs(without)[ACC].pairs[0].untested == SAME
+
+
+def test_accuracies_near_100_percent_are_not_tested():
+    found = [make_record(method, seed, [[0.5], [accuracy]]) for method, own in (
+        ("ewc", (0.99, 0.97, 0.98)), ("lora", (0.90, 0.91, 0.92)), ("er", (0.80, 0.82, 0.81)))
+        for seed, accuracy in enumerate(own)]
+    setting, = by_setting(found)
+    pairs = {(p.first, p.second): p for p in all_pairs(setting)[ACC].pairs}
+    assert pairs["ewc", "lora"].untested == pairs["ewc", "er"].untested == NEAR
+    assert pairs["lora", "er"].significant and pairs["lora", "er"].family == 3
+    section, = report.build(found).sections
+    assert section.headline[0][1].endswith(
+        "because accuracies within three standard deviations of 100% are too skewed for a test.")
