@@ -251,6 +251,7 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
     assert explained.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
 
 
+@pytest.mark.slow
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
     from clbench.report.figures.draw import draw_report

@@ -1,0 +1,26 @@
+"""A script without clbench recomputes the committed tables from the records, and every cell agrees."""
+
+import importlib
+
+import pytest
+from helpers import ROOT
+
+FOLDERS = sorted(path.parent for path in ROOT.glob("reports/lora_question/*/records"))
+
+
+@pytest.fixture(scope="module")
+def check():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("recompute").check
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_every_cell_of_a_study_agrees(check, folder):
+    cells = check(folder)
+    assert len(cells) > 5 and [cell for cell in cells if cell] == []
+
+
+def test_it_is_short_and_uses_nothing_of_clbench():
+    text = (ROOT / "benchmarks/recompute.py").read_text()
+    assert len(text.splitlines()) <= 100 and "import clbench" not in text and "from clbench" not in text
