@@ -12,9 +12,8 @@ data order, the optimiser, the budget, the evaluation and the clock. For each ta
     after_task(task)                        consolidate: Fisher, memory, prototypes
     export(folder, task)                    write files that outlive the run: adapters, say
 
-A strategy with its own training loop (one from another library, say) overrides `fit`, which replaces the steps.
-
-The defaults are naive fine-tuning, so that a strategy only defines what it does differently.
+A strategy with its own training loop (one from another library, say) overrides `fit`, which replaces the steps. The
+defaults are naive fine-tuning, so that a strategy only defines what it does differently.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from clbench.strategy.outputs import FixedOutputsOptions, OutputsOptions
 
 @dataclass(frozen=True)
 class World:
-    """What a strategy is told about its surroundings: the stream, the scenario, the inputs, the random generator."""
+    """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
     classes: int  # C, the number of outputs
     tasks: int  # T, the length of the stream
@@ -255,8 +254,8 @@ class Strategy(OldNames, nn.Module):
 
     @property
     def owns_loop(self) -> bool:
-        """Tell whether the strategy trains by its own `fit` instead of the harness's steps."""
-        return type(self).fit is not Strategy.fit
+        """Return whether the strategy trains by its own `fit` instead of the harness's steps."""
+        return overrides(self, "fit")
 
     def after_task(self, task: Task) -> None:
         """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing.
@@ -299,3 +298,8 @@ class Strategy(OldNames, nn.Module):
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
         """Return what the evaluation uses, also between steps, without changing any state; the inferred task too."""
         return Prediction(self(x, task))
+
+
+def overrides(strategy: Strategy, name: str) -> bool:
+    """Return whether a strategy replaces a method of `Strategy`."""
+    return getattr(type(strategy), name) is not getattr(Strategy, name)

@@ -23,7 +23,7 @@ from clbench.core import tokens
 from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Strategy
+from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training.flops import FlopCount
 from clbench.training.lookup import cache_frozen_outputs, enabled
 from clbench.training.stacking import Loss
@@ -108,7 +108,7 @@ def precompute_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples]
     """
     budget = BYTES if budget is None else budget
     raw = TrainingInputs(list(samples), start=0, prepared=False)
-    looks_at_raw = type(strategies[0]).augment_batch is not Strategy.augment_batch
+    looks_at_raw = overrides(strategies[0], "augment_batch")
     if looks_at_raw or any(part.is_stochastic for part in samples) or seen < len(samples[0]):
         return raw
     repeats = seen >= 2 * len(samples[0])

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Batch, Strategy
+from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import numerics
 from clbench.training.attention import FoldedAttention
 from clbench.training.numerics import Compiler
@@ -89,7 +89,7 @@ class SingleStep:
         self.trained = {n: own[n] for n in rates}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
-        self.edits = type(strategy).edit_gradients is not Strategy.edit_gradients
+        self.edits = overrides(strategy, "edit_gradients")
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on the only batch."""
@@ -172,7 +172,7 @@ class StackedStep:
         self._find_sources()
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
         self.untried = True
-        self.edits = type(self.members[0]).edit_gradients is not Strategy.edit_gradients
+        self.edits = overrides(self.members[0], "edit_gradients")
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one step on a batch per member."""

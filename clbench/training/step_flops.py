@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from clbench.core import seeds
 from clbench.data.samples import Samples
-from clbench.strategy.base import Batch, Strategy
+from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training.flops import FlopCount
 from clbench.training.lookup import CachedSamples
 from clbench.training.precompute import TrainingInputs, with_lookups
@@ -44,8 +44,8 @@ class PhaseFlops:
     def __init__(self, strategies: Sequence[Strategy], given: TrainingInputs, compiled: bool, batch_size: int) -> None:
         self.totals = [given.flops] * len(strategies)
         self.strategies = strategies
-        self.augments = type(strategies[0]).augment_batch is not Strategy.augment_batch
-        self.edits = type(strategies[0]).edit_gradients is not Strategy.edit_gradients
+        self.augments = overrides(strategies[0], "augment_batch")
+        self.edits = overrides(strategies[0], "edit_gradients")
         in_place = len(strategies) == 1 and not compiled
         self.alone = None if in_place else Alone(strategies[0], given, batch_size)
         self.samples = given.samples[0]

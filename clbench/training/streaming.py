@@ -30,7 +30,7 @@ from clbench.data.augmentation import Augmentation
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.base import Batch, Strategy, Task, overrides
 from clbench.training.budget import whole_phase
 from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
@@ -93,7 +93,7 @@ class Flow(Order):
         """Return the next batch, raw, after the strategy has observed it, and what that computed."""
         self.activate(strategy, self.step, self.step + 1)
         batch = self.batch(self.parts[0])
-        if type(strategy).observe is Strategy.observe:
+        if not overrides(strategy, "observe"):
             return batch, 0
         with FlopCount() as spent:
             strategy.observe(batch)

@@ -22,7 +22,7 @@ from clbench.core.registry import Registry
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Strategy, overrides
 from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.lifecycle import Learner, begin_phase
 from clbench.training.streaming import in_one_task
@@ -91,8 +91,7 @@ class Foresight:
 
 def grows(strategy: Strategy) -> bool:
     """Tell whether a strategy may keep more after a task than before, and whether that can be counted."""
-    cls = type(strategy)
-    changes = cls.before_task is not Strategy.before_task or cls.after_task is not Strategy.after_task
+    changes = overrides(strategy, "before_task") or overrides(strategy, "after_task")
     return changes and not strategy.owns_loop
 
 

@@ -29,7 +29,7 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.trial import Trial
 from clbench.models.network import Network
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Strategy, overrides
 from clbench.training.evaluation import batch_size, offered_outputs
 from clbench.training.lifecycle import Learner, retrace
 from clbench.training.trials.building import build_model, build_strategy, channels_last, world_of
@@ -119,8 +119,8 @@ def names_of(stream: Stream) -> list[str]:
 
 def plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> Network | None:
     """Return the network that answers for a strategy, if that is the trial's model as it was built; else None."""
-    cls, network = type(strategy), strategy.model
-    if cls.forward is not Strategy.forward or cls.predict is not Strategy.predict:
+    network = strategy.model
+    if overrides(strategy, "forward") or overrides(strategy, "predict"):
         return None
     with torch.device("meta"):
         fresh, _ = build_model(trial.model, None, strategy.world.input_shape, strategy.world.classes, registry)
