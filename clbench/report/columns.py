@@ -65,6 +65,14 @@ def _training_cpu(record: Record) -> float | None:
     return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else None
 
 
+def _with_task_ids(record: Record) -> float | None:
+    """Return the final accuracy if each test sample's task were given, mean over tasks; None if it is not known."""
+    last = record.errors[-1] if record.errors else None
+    if last is None or last.learned != len(record.R) - 1:
+        return None
+    return fmean(given / samples for given, samples in zip(last.given, last.samples, strict=True))
+
+
 def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
@@ -98,6 +106,8 @@ INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.c
                     optional=True)
 MEASURES = (  # in the order of the tables' columns
     ACC,
+    Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: _with_task_ids(r),
+            COMPARISON, tested=True, optional=True),
     FORGETTING,
     Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
     Measure(Column("task inference", "percent", "up", "task-ID accuracy"),
@@ -153,9 +163,11 @@ DEFINITIONS = (
     "that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
     "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
-    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. The exact sign-flip test "
-    "is used if the number of seeds lets it reach this level, else the paired t-test, which assumes normally "
-    "distributed differences. The effect size is Hedges' g. Intervals of differences are not corrected.",
+    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
+    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
+    "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
+    "right, accuracies are tested over seeds and samples. Accuracies within 3 standard deviations of 100% are not "
+    "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
     "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
     "evaluation.",

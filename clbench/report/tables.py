@@ -113,7 +113,8 @@ def _section(setting: Setting, slug: str) -> Section:
         problems=tuple(_problems(methods)),
         notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
             *rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
-            *notes.same_results({m.label: m.done for m in methods}), *_notes(methods), *notes.differences(records),
+            *(() if setting.answers(ACC) else notes.same_results({m.label: m.done for m in methods})),
+            *_notes(methods), *notes.differences(records),
             *notes.remarks(records), *([named.note] if named else []))),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import clbench
 from clbench.report import build
 from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.paired_tests import all_pairs
+from clbench.report.columns import ACC
 
 CLASSES, TRAIN = 6, 40  # training samples of each class
 
@@ -56,12 +59,21 @@ def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
             loser = {"significantly better": table.title.split(" minus ")[1].split(",")[0],
                      "significantly worse": row.label}.get(" ".join(verdict.split()[:2]))
             assert loser not in setting.cautions or "△" in verdict
-    # both closed forms give one result whatever the seed: two numbers, and no test
-    ncm, slda = (facts.accuracy[label] for label in ("ncm", "slda"))
-    if ncm != slda:
+    # both closed forms give one result whatever the seed: it is tested over the test samples, which seeds share
+    right = {label: next(r for r in records if r.label == label).items.matrix()[0].astype(float)
+             for label in ("ncm", "slda")}
+    pair, = (p for p in all_pairs(setting)[ACC].pairs if {p.first, p.second} == right.keys())
+    assert pair.test == "crossed" or pair.equal
+    if not pair.equal:
+        difference = right["ncm"] - right["slda"]
+        t = (facts.accuracy["ncm"] - facts.accuracy["slda"]) / stats.sem(difference)  # ACC weights tasks equally
+        assert pair.p == pytest.approx(2 * stats.t.sf(abs(t), test - 1), rel=1e-3)
+    # without knowing them there are two numbers, and no test
+    section, = build([r.model_copy(update={"items": None}) for r in records], ids=True).sections
+    if section.facts.accuracy["ncm"] != section.facts.accuracy["slda"]:
         answer = next(text for about, text in section.headline if about == "Answer")
         assert "significantly better than all" not in answer and "not tested" in answer
-        assert facts.best.untested and not facts.best.decided
+        assert section.facts.best.untested and not section.facts.best.decided
     assert any(note.startswith("Every seed gave the same result") and f"{test:,} test samples" in note
                for note in section.notes)
 

@@ -195,3 +195,12 @@ def test_the_figure_explains_only_the_marks_that_it_has():
     assert "left of 0" in with_all and "Task-recency bias" in with_all and "Diamond" in with_all
     assert caption([with_errors(made("lora", s), {**INFERS, "only_unguided": [0, 0, 0]}) for s in (0, 1)]) == (
         "Points lost after the last task, mean over seeds, divided into parts that sum to the error.")
+
+
+def test_the_comparison_has_the_accuracy_with_task_ids_next_to_that_without():
+    records = [with_errors(make_record("er", 0, scenario="class")), make_record("ewc", 0, scenario="class")]
+    table = build(records).sections[0].comparison
+    cells = {row.label: row.cells[table.index("ACC with task IDs")] for row in table.rows}
+    assert table.index("ACC with task IDs") == table.index("ACC") + 1
+    assert cells["er"].mean == (180 + 190 + 198) / 600
+    assert cells["EWC"].mean is None  # its record has no counts
