@@ -97,8 +97,10 @@ November, when all runs except those of `answer` were known.
 Cite clbench as `CITATION.cff` says, with the version, and name the claim's page. Its name and its anchor never change,
 even if the sentence does. Give the date, because new studies can change the numbers. For example:
 
-    the clbench authors. clbench, version {version}, {date}.
-    Claim "{sentence}", docs/claims/{slug}.md#claim-{slug}
+```text
+the clbench authors. clbench, version {version}, {date}.
+Claim "{sentence}", docs/claims/{slug}.md#claim-{slug}
+```
 """
 
 
