@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -91,21 +92,25 @@ def train(cell: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     from clbench.core.registry import discover
 
     torch.set_num_threads(1)
+    os.chdir(HERE.parents[1])  # keys have the path of the benchmark
     name = " ".join(f"{key}={value}" for key, value in cell.items())
     method, hidden = cell["method"], cell.get("boundaries") == "hidden"
     info = discover().strategies.get(method.split(":")[0])
     seeds = cell.get("seeds", 1)
+    plugin = Path(tempfile.gettempdir()) / "clbench_matrix" / "clbench_decay.py"
     with tempfile.TemporaryDirectory() as folder:
-        plugin = Path(folder) / "clbench_decay.py"
-        plugin.write_text(METHOD)
-        settings: dict[str, Any] = {"plugins": [plugin]} if method == "decay" else {}
+        settings: dict[str, Any] = {"epochs": 3}
+        if method == "decay":
+            plugin.parent.mkdir(exist_ok=True)
+            plugin.write_text(METHOD)
+            settings |= {"plugins": [plugin]}
         if hidden:
-            settings |= {"boundaries": "hidden"}
+            settings = {"boundaries": "hidden"}
             method += ":base=random" if info and "base" in info.options.model_fields else ""
         try:
             results = clbench.run(
-                benchmark=f"{HERE}:images", methods=[method], scenario=cell["scenario"],
-                model=MODELS[info.check_model if info else "mlp"], seeds=seeds, stack=seeds, epochs=3, batch_size=8,
+                benchmark="benchmarks/matrix.py:images", methods=[method], scenario=cell["scenario"],
+                model=MODELS[info.check_model if info else "mlp"], seeds=seeds, stack=seeds, batch_size=8,
                 lr=0.01, precision=cell.get("precision", "fp32"), device="cpu", workers=0, threads=1,
                 out=Path(folder) / "run", progress=False, **settings)
         except ClbenchError as error:
