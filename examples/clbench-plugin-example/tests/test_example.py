@@ -33,7 +33,7 @@ def test_all_three_in_one_run(tmp_path):
     assert records[0].R[-1][0] > 0.5  # ten digits: chance is 0.1
     subprocess.run([sys.executable, "-m", "clbench", "report", tmp_path, "--format", "rst"], check=True)
     text = (tmp_path / "report.rst").read_text()
-    assert "\n" + heading("noisy-digits, scenario domain, mlp", "-") in text
+    assert "\n" + heading("noisy-digits, Domain-IL, mlp", "-") in text
     assert "mean-imm" in text
 
 
