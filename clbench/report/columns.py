@@ -65,7 +65,7 @@ def _training_cpu(record: Record) -> float | None:
     return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else None
 
 
-def _with_task_ids(record: Record) -> float | None:
+def with_task_ids(record: Record) -> float | None:
     """Return the final accuracy if each test sample's task were given, mean over tasks; None if it is not known."""
     last = record.errors[-1] if record.errors else None
     if last is None or last.learned != len(record.R) - 1:
@@ -106,7 +106,7 @@ INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.c
                     optional=True)
 MEASURES = (  # in the order of the tables' columns
     ACC,
-    Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: _with_task_ids(r),
+    Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: with_task_ids(r),
             COMPARISON, tested=True, optional=True),
     FORGETTING,
     Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
@@ -240,8 +240,7 @@ def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None
 
 def cell_of(over: Interval, unit: Unit, values: Sequence[float | None]) -> Cell:
     """Return the cell of a mean with its interval, behind which are some values, none of them missing."""
-    known = [value for value in values if value is not None]
-    exact = unit in COUNTED and len(set(known)) == 1
+    exact = unit in COUNTED and len(set(values)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
     return Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(values))
 

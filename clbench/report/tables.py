@@ -180,17 +180,15 @@ def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
     found = (cells(values, column.unit, setting.until) if not setting.answers(measure) else
-             [cell_of(setting.interval(measure, m.label), column.unit, own) if m.done else cells([own], column.unit)[0]
-              for m, own in zip(setting.methods, values, strict=True)])
+             [cell_of(setting.interval(measure, m.label), column.unit, by_seed) if m.done
+              else cells([by_seed], column.unit)[0] for m, by_seed in zip(setting.methods, values, strict=True)])
     if column.direction is None:
         return found
     eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
                 and (found[i].mean or measure.zero_competes)}
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
         return mark(column, found, fewest(found, column.unit, eligible), eligible)
-    compared = setting.compared(measure)
-    best = winners(column, compared, setting.eligible, families.get(measure), setting.until,
-                   setting.answers(measure))
+    best = winners(setting, measure, families.get(measure))
     return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis.choosing import KINDS, rival_of, values_of
-from clbench.report.analysis.families import Family, family
+from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC
 from clbench.report.decided import Beside, Candidate, Choosable
@@ -27,7 +27,7 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     over = {label: setting.interval(ACC, label) for label in accuracies}
     counted = {kind.name: values_of(setting, kind) for kind in KINDS}
     known = everything if _same(everything, [*accuracies]) else None
-    tests = known or family(ACC.column, accuracies, until=setting.until, answers=setting.answers(ACC))
+    tests = known or setting.tests(ACC, accuracies)
     # Of equal ones the first leads, as in `leader`; what a rule has dropped leads none that it has not.
     order = sorted(accuracies, key=lambda label: (label in tests.dropped, -over[label].mean))
     pairs = {}

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from clbench.core.errors import SpecError
 from clbench.report.analysis.facts import limiting_test_samples
-from clbench.report.analysis.families import Pair, family, leader
+from clbench.report.analysis.families import Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.formatting import number
@@ -148,7 +148,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in accuracies if label not in refused]
-    tests = family(ACC.column, accuracies, until=setting.until, answers=setting.answers(ACC))
+    tests = setting.tests(ACC, accuracies)
     best = leader(ACC.column, {label: accuracies[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
@@ -193,7 +193,6 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
         if without == best:
             found.append(Price(one.flag, without, accuracy, 0.0, 0.0))
             continue
-        pair, = family(ACC.column, {label: accuracies[label] for label in (without, best)}, best, until=setting.until,
-                       answers=setting.answers(ACC)).pairs
+        pair, = setting.tests(ACC, {label: accuracies[label] for label in (without, best)}, best).pairs
         found.append(Price(one.flag, without, accuracy, pair.interval.mean, pair.interval.half_width))
     return found

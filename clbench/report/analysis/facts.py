@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from clbench.report.analysis.families import Family, Pair, family, leader
+from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import test_samples
 from clbench.report.columns import ACC, MEASURES
@@ -26,8 +26,7 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
              if (known := [v for v in by_seed.values() if v is not None])}
     ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
-                 _best(setting, everything or family(
-                     ACC.column, setting.compared(ACC), until=setting.until, answers=setting.answers(ACC))),
+                 _best(setting, everything or setting.tests(ACC, setting.compared(ACC))),
                  _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
                  setting.until, setting.cautions)
 
@@ -38,7 +37,7 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
     values = setting.compared(ACC, [other])
     if other not in values:
         return None
-    tests = family(ACC.column, values, other, until=setting.until, answers=setting.answers(ACC))
+    tests = setting.tests(ACC, values, other)
     return Compared(other, fmean(values[other].values()), len(tests.pairs),
                     tuple(_told(pair, setting) for pair in tests.pairs))
 

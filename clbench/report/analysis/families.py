@@ -36,7 +36,7 @@ class Pair:
     test: Test | None  # what p comes from; None: not tested
     family: int  # the number of tests
     until: UntilDecided | None = None  # the rule by which seeds were added, which its p and interval take into account
-    look: int | None = None  # by such a rule: after how many seeds it is told best
+    strongest: int | None = None  # by such a rule: the number of seeds after which the result was most significant
     untested: str = ""  # why there is no test although there are several seeds: `SAME` or `NEAR`
     crossed: Crossed | None = None  # over seeds and test samples, if all seeds share the samples and answers are known
 
@@ -87,8 +87,8 @@ class Pair:
                        crossed=crossed)
 
     def better(self, direction: str | None) -> str:
-        """Return the method that is better by its mean, when it was told best."""
-        return self.first if (sum(self.differences[:self.look]) > 0) == (direction == "up") else self.second
+        """Return the method with the better mean; by a rule, after the seeds with the strongest result."""
+        return self.first if (sum(self.differences[:self.strongest]) > 0) == (direction == "up") else self.second
 
 
 @dataclass(frozen=True)
@@ -140,34 +140,38 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         shared = [(a, b, seeds[:until.most]) for a, b, seeds in shared]
     shared = [pair for pair in shared if pair[2]]
     size = of or len(shared)
-    estimates = [_estimates(values, answers, *pair, until) for pair in shared]
     differences = [tuple(values[a][s] - values[b][s] for s in seeds) for a, b, seeds in shared]
-    reasons = [_reason(column, values, *pair, bool(found)) for pair, found in zip(shared, estimates, strict=True)]
+    over_seeds = {} if until or answers else _p_values(differences, size)
+    pairs = []
+    for (first, second, seeds), by_seed in zip(shared, differences, strict=True):
+        estimates = _estimates(values, answers, first, second, seeds, until)
+        untested = _reason(column, values, first, second, seeds, bool(estimates))
+        test, p, strongest = (None, 1.0, None) if untested else _test(by_seed, size, until, estimates, over_seeds)
+        pairs.append(Pair(first, second, by_seed, p, p, test, size, until, strongest, untested,
+                          estimates[-1] if estimates else None))
+    corrected = holm([pair.p for pair in pairs])
+    return Family(column, tuple(replace(pair, corrected=p) for pair, p in zip(pairs, corrected, strict=True)))
+
+
+def _test(differences: tuple[float, ...], size: int, until: UntilDecided | None, estimates: Sequence[Crossed],
+          over_seeds: Mapping[tuple[float, ...], float]) -> tuple[Test | None, float, int | None]:
+    """Return which test decides on a pair, its p-value, and by a rule the number of seeds with the strongest result."""
     if until is not None:
-        looks = [None if reason else sequential.look(d, until, [one.p for one in found] or None)
-                 for d, reason, found in zip(differences, reasons, estimates, strict=True)]
-        tests: list[Test | None] = [look and "sequential" for look in looks]
-        ps = [look.p if look else 1.0 for look in looks]
-    else:
-        looks = [None] * len(shared)
-        tests = [None if reason else "crossed" if found else deciding_test(len(d), size)
-                 for d, reason, found in zip(differences, reasons, estimates, strict=True)]
-        by_seeds = _p_values([d for d, found in zip(differences, estimates, strict=True) if not found], size)
-        ps = [1.0 if reason else found[-1].p if found else by_seeds[d]
-              for d, reason, found in zip(differences, reasons, estimates, strict=True)]
-    return Family(column, tuple(
-        Pair(a, b, d, p, corrected, test, size, until, look and look.seeds, reason, found[-1] if found else None)
-        for (a, b, _), d, p, corrected, test, look, reason, found in zip(
-            shared, differences, ps, holm(ps), tests, looks, reasons, estimates, strict=True)))
+        analysis = sequential.look(differences, until, [estimate.p for estimate in estimates] or None)
+        return ("sequential", analysis.p, analysis.seeds) if analysis else (None, 1.0, None)
+    if estimates:
+        return "crossed", estimates[-1].p, None
+    test = deciding_test(len(differences), size)
+    return test, over_seeds[differences] if test else 1.0, None
 
 
 def _p_values(differences: Sequence[tuple[float, ...]], size: int) -> dict[tuple[float, ...], float]:
     """Return the p-value of each series of differences over seeds; those of one length are tested together."""
-    found: dict[tuple[float, ...], float] = {}
+    by_series: dict[tuple[float, ...], float] = {}
     for n in {len(d) for d in differences}:
         same = list(dict.fromkeys(d for d in differences if len(d) == n))
-        found |= zip(same, p_values(same, size), strict=True)
-    return found
+        by_series |= zip(same, p_values(same, size), strict=True)
+    return by_series
 
 
 def _estimates(values: Values, answers: Answers | None, first: str, second: str, seeds: Sequence[int],

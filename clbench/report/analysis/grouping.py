@@ -10,7 +10,7 @@ from statistics import fmean
 
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import Answers
+from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
@@ -98,6 +98,10 @@ class Setting:
                 for label, by_seed in self.values(measure).items()
                 if label in included and by_seed and None not in by_seed.values()}
 
+    def tests(self, measure: Measure, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
+        """Return the tests of values that `compared` gave, as `family` does, by the setting's rule and answers."""
+        return family(measure.column, values, baseline, of, self.until, self.answers(measure))
+
     @cached_property
     def cautions(self) -> dict[str, str]:
         """Return the marks `MethodRecords.cautions` of the methods that have any, by label."""
@@ -161,9 +165,9 @@ class Setting:
     @property
     def untuned(self) -> list[MethodRecords]:
         """Return the methods with results that were not tuned, references and variants of tuned methods left out."""
-        own = [m for m in self.methods if m.done and not m.reference]
-        tuned = {m.strategy for m in own if m.searched}
-        return [m for m in own if not m.searched and m.strategy not in tuned]
+        methods = [m for m in self.methods if m.done and not m.reference]
+        tuned = {m.strategy for m in methods if m.searched}
+        return [m for m in methods if not m.searched and m.strategy not in tuned]
 
     @cached_property
     def eligible(self) -> set[str]:

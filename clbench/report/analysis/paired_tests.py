@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import NEAR, SAME, Answers, Family, Pair, Values, family, leader
+from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.marks import CHANCE, MARKS, UNDERFIT
 from clbench.report.analysis.searched import searches
@@ -17,27 +17,24 @@ from clbench.results.paired import Test
 from clbench.results.stats import ALPHA, effect_size
 
 
-def winners(column: Column, values: Values, eligible: Collection[str], tests: Family | None = None,
-            until: UntilDecided | None = None, answers: Answers | None = None) -> set[str]:
+def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> set[str]:
     """Return the methods that are shown to be better than all others: the best one and its equals, or none.
 
     Args:
-        column: its direction says which is better.
-        values: of all methods that are compared, those too that cannot win.
-        eligible: labels of those that may win.
+        setting: whose methods are compared; only those with a result for every seed may win.
+        measure: its direction says which is better.
         tests: of all pairs, if they are known already.
-        until: the rule by which seeds were added, if they were.
-        answers: of the test samples that all seeds share, if they are known.
     """
-    running = {label: found for label, found in values.items() if label in eligible}
+    column, values = measure.column, setting.compared(measure)
+    running = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
     if len(running) < 2:
         return set()
     best = leader(column, running, tests)
     if tests is None:
-        alone = family(column, values, best, len(values) * (len(values) - 1) // 2, until, answers)
-        if until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
+        alone = setting.tests(measure, values, best, len(values) * (len(values) - 1) // 2)
+        if setting.until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
             return set()  # what is not shown by itself is not shown by a corrected p either
-        tests = family(column, values, until=until, answers=answers)
+        tests = setting.tests(measure, values)
         best = leader(column, running, tests)
     others = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in others if pair.equal}
@@ -183,8 +180,7 @@ Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per me
 
 def all_pairs(setting: Setting) -> dict[Measure, Family]:
     """Return the tests of all pairs of methods, of each measure whose differences reports test."""
-    return {m: family(m.column, setting.compared(m), until=setting.until, answers=setting.answers(m))
-            for m in MEASURES if m.in_report}
+    return {m: setting.tests(m, setting.compared(m)) for m in MEASURES if m.in_report}
 
 
 def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
@@ -232,11 +228,11 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if baseline is not None and baseline not in values:
             verdicts.append((title, _without(setting, baseline)))
             continue
-        tests = family(measure.column, values, baseline, until=setting.until, answers=setting.answers(measure))
+        tests = setting.tests(measure, values, baseline)
         title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
         if baseline is None and len(values) == 1:
             (method,), values = values, setting.compared(measure, [m.label for m in setting.methods])
-            tests = family(measure.column, values, method, until=setting.until, answers=setting.answers(measure))
+            tests = setting.tests(measure, values, method)
             tests = replace(tests, pairs=tuple(pair.swapped for pair in tests.pairs))
             title_end, opponents = f"{method} minus each reference", "each reference"
         if not tests.pairs:
