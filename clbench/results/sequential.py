@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from clbench.experiment.until import UntilDecided
 from clbench.results.crossed import Crossed
-from clbench.results.stats import ALPHA, LEVEL, ROUNDING, Interval, mean_interval, smallest_p
+from clbench.results.stats import ALPHA, LEVEL, ROUNDING, Interval, mean_interval, smallest_p, t_quantile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,9 +125,7 @@ def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
         rule: which looks there are.
         level: of all looks together.
     """
-    from scipy.special import stdtrit
-
-    return -float(stdtrit(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2))
+    return -t_quantile(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2)
 
 
 def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Crossed | None = None) -> Interval:
@@ -141,7 +139,7 @@ def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Cros
     if n < rule.first:
         return Interval(mean, None, None, n)
     if crossed:
-        half = -_quantile(crossed.df, threshold(1 - LEVEL, rule) * weight(n, rule.most) / 2) * crossed.variance**0.5
+        half = -t_quantile(crossed.df, threshold(1 - LEVEL, rule) * weight(n, rule.most) / 2) * crossed.variance**0.5
     else:
         half = critical(n, rule, 1 - LEVEL) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
@@ -167,12 +165,6 @@ def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: in
     return next((more for more in range(max(n + 1, rule.first), rule.most + 1)
                  if mean >= critical(more, rule, ALPHA / family) * math.sqrt(
                      crossed.variance_with(more) if crossed else deviation**2 / more)), None)
-
-
-def _quantile(df: float, p: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, p))
 
 
 def threshold(level: float, rule: UntilDecided) -> float:
@@ -203,9 +195,7 @@ def _table(first: int, most: int) -> Callable[[float], Floats]:
 
 
 def _t(seeds: int, p: float) -> float:
-    from scipy.special import stdtrit
-
-    return -float(stdtrit(seeds - 1, p / 2))
+    return -t_quantile(seeds - 1, p / 2)
 
 
 def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: int = GRID) -> float:

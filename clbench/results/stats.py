@@ -70,14 +70,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
         raise ClbenchError("a mean over seeds needs finite values; leave out trials that diverged")
     if len(values) >= FEW and max(values) - min(values) > ROUNDING:
         return _bca(values)
-    return _student(values)
+    return t_interval(values)
 
 
-def _student(values: Sequence[float]) -> Interval:
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Return the mean of independent values with its Student t interval; a single value has none."""
     n, mean = len(values), fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1)
-    half = t_quantile(n - 1, (1 + LEVEL) / 2) * stdev(values) / math.sqrt(n)
+    half = t_quantile(n - 1, (1 + level) / 2) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
