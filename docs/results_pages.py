@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import results_speed
 from pages import code, table
@@ -41,7 +42,6 @@ FAULTS = """\
 Processes were killed at random while trials ran, and the results were compared with those of undisturbed runs. [Run and
 resume long studies](../scaling.md) describes what clbench does after a fault."""
 TOCTREE = "```{{toctree}}\n:hidden:\n\n{}\n```"
-WORDS = ("reproduced", "not reproduced", "inconclusive", "not run")
 
 
 def main() -> None:
@@ -113,7 +113,8 @@ def verify() -> str:
         counts = Counter([one.verdict for one in checked] or ["not run"] * len(reference.cells))
         title = escape(reference.title)
         lines.append([f"[{title}]({_link(folder / 'verify.md')})" if records else title,
-                      f"[{escape(reference.paper)}]({reference.url})", *(str(counts[word]) for word in WORDS),
+                      f"[{escape(reference.paper)}]({reference.url})",
+                      *(str(counts[verdict]) for verdict in get_args(verification.Verdict)),
                       *((count(records), days(records)) if records else ("", "no records are committed"))])
         commands.append(f"clbench verify {name}" + (" --weights vit_b16.safetensors" if reference.weights else "")
                         + (f" --seeds {len({r.trial.seed for r in records})}" if records else ""))
@@ -121,7 +122,8 @@ def verify() -> str:
             whole += [shown(folder / "verify.md")]
         assert path.stem == name
     return "\n\n".join([GENERATED, "# Published numbers", VERIFY,
-                        table(["reference", "paper", *WORDS, "seeds", "when"], lines), "## Repeat the comparison",
+                        table(["reference", "paper", *get_args(verification.Verdict), "seeds", "when"], lines),
+                        "## Repeat the comparison",
                         block(commands), *whole]) + "\n"
 
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from claim_list import Claim
-from evidence import SCENARIO_NAMES, Study
+from evidence import Study
 from verdicts import LEVEL, Comparison, count_verdicts, mark_counted, simultaneous_level
+
+from clbench.core.scenario import scenario_rules
+from clbench.report.formats.markdown import escape
 
 CSV_COLUMNS = ("claim", "study", "setting", "scenario", "method", "rival", "effect", "low", "high", "unit", "level",
                "seeds", "counted", "verdict")
@@ -107,11 +110,6 @@ def start_of(row: Comparison) -> str:
             f"{format_effect(row.interval().mean, row.unit)} |")
 
 
-def escape(name: str) -> str:
-    """Write a name for Markdown."""
-    return name.replace("_", "\\_")
-
-
 def format_effect(value: float, unit: str) -> str:
     """Write an effect."""
     if unit == "points":
@@ -148,8 +146,8 @@ def rows_csv(claims: Iterable[ClaimResult]) -> str:
             level = claim.level_of(row)
             interval = row.interval(level)
             low, high = ("" if end is None else f"{end:.4f}" for end in (interval.low, interval.high))
-            writer.writerow([claim.slug, row.source.name, row.source.description, SCENARIO_NAMES[row.source.scenario],
-                             row.method, row.rival, f"{interval.mean:.4f}", low, high, row.unit,
-                             "" if row.exact else f"{level:.5f}", row.seeds, str(row.counted).lower(),
-                             row.verdict(level)])
+            scenario = scenario_rules(row.source.scenario).title
+            writer.writerow([claim.slug, row.source.name, row.source.description, scenario, row.method, row.rival,
+                             f"{interval.mean:.4f}", low, high, row.unit, "" if row.exact else f"{level:.5f}",
+                             row.seeds, str(row.counted).lower(), row.verdict(level)])
     return file.getvalue()

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from claim_pages import ClaimResult, escape, format_effect, format_interval, format_verdict
-from evidence import ROOT, SCENARIO_NAMES, Study
+from claim_pages import ClaimResult, format_effect, format_interval, format_verdict
+from evidence import ROOT, Study
 from verdicts import LEVEL
+
+from clbench.report.formats.markdown import escape
 
 INTRODUCTION = """\
 # Claims about LoRA and what the studies show
@@ -184,6 +186,6 @@ def study_table(studies: Sequence[Study]) -> Iterable[str]:
         steps = sorted({row.first.costs.steps[0] for row in study.rows_of("naive", "lora")})
         tuned = sum(row.tuned for row in study.rows)
         seed_range = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        yield (f"| [{escape(study.name.partition(' (')[0])}](../{study.report}) | {SCENARIO_NAMES[study.scenario]} | "
+        yield (f"| [{escape(study.name.partition(' (')[0])}](../{study.report}) | {study.scenario_title} | "
                f"{study.description} | {len(study.rows[0].first.R[0])} | {seed_range} | "
                f"{' or '.join(f'{count:,}' for count in steps)} | {tuned} of {len(study.rows)} |")

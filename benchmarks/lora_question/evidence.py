@@ -9,8 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from clbench.core.errors import ClbenchError
+from clbench.core.scenario import scenario_rules
 from clbench.experiment.trial import Trial
 from clbench.report.analysis.readable import readable
+from clbench.report.columns import with_task_ids
 from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.store import Store
@@ -21,7 +23,6 @@ MODEL_NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_di
                "timm:efficientnet_lite0": "EfficientNet-Lite0", "hf:all-MiniLM-L6-v2": "MiniLM"}
 BENCHMARK_NAMES = {"split-cifar100": "Split-CIFAR-100", "split-mnist": "Split-MNIST", "split-newsgroups":
                    "Split-Newsgroups", "permuted-mnist": "Permuted-MNIST", "split-mnist-5k": "Split-MNIST-5k"}
-SCENARIO_NAMES = {"task": "Task-IL", "class": "Class-IL", "domain": "Domain-IL"}
 Measure = Callable[[Record], float]
 
 
@@ -32,10 +33,8 @@ def accuracy(record: Record) -> float:
 
 def accuracy_with_ids(record: Record) -> float | None:
     """Return the final average accuracy in percent if the task ID is given; None if the record does not have it."""
-    if not record.errors:
-        return None
-    counts = record.errors[-1]
-    return 100 * fmean(right / samples for right, samples in zip(counts.given, counts.samples, strict=True))
+    known = with_task_ids(record)
+    return None if known is None else 100 * known
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,11 @@ class Study:
                 f"epochs={trial.recipe.epochs} iterations={trial.recipe.iterations}")
 
     @property
+    def scenario_title(self) -> str:
+        """Return the scenario as it is written in prose, such as Class-IL."""
+        return scenario_rules(self.scenario).title
+
+    @property
     def pretrained(self) -> bool:
         """Tell whether the network starts from published weights or a pretrained backbone."""
         return self.trial.weights is not None
@@ -127,7 +131,7 @@ class Study:
     @property
     def name(self) -> str:
         """Return the study's folder and scenario, which identify it."""
-        return f"{self.folder.removeprefix('lora_question/')} ({SCENARIO_NAMES[self.scenario]})"
+        return f"{self.folder.removeprefix('lora_question/')} ({self.scenario_title})"
 
     @property
     def description(self) -> str:

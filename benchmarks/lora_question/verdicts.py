@@ -11,23 +11,13 @@ from typing import Literal
 from evidence import Measure, Row, Study, accuracy, accuracy_with_ids
 
 from clbench.results.paired import near_limit
-from clbench.results.stats import Interval, t_quantile, welch_half_width
+from clbench.results.stats import LEVEL, Interval, t_interval, welch_half_width
 
 MARGIN = 2.0  # points of accuracy that a method may be worse and still be "not much worse"
-LEVEL = 0.95
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "inconclusive")
 Rule = Callable[[Interval], Verdict]
 NEAR_100 = "near 100%: not tested"
-
-
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of independent values with its Student t interval."""
-    n, mean = len(values), fmean(values)
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    half = t_quantile(n - 1, (1 + level) / 2) * stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
 
 
 def is_above(bound: float) -> Rule:
