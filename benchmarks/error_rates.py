@@ -99,7 +99,7 @@ def claims(accuracies: Floats, scores: NDArray[np.float32] | None = None) -> boo
     return any(pair.significant for pair in family(ACC.column, values_of(accuracies), "0", answers=answers).pairs)
 
 
-def claims_untold(accuracies: Floats) -> bool:
+def claims_by_usual_tests(accuracies: Floats) -> bool:
     """Return whether the usual tests over seeds find a difference, without the rule near 100%."""
     differences = [tuple(row - accuracies[0]) for row in accuracies[1:]]
     return min(holm(p_values(differences, len(differences)))) <= ALPHA
@@ -129,9 +129,9 @@ def rows(experiments: int) -> list[list[str]]:
                 better = [np.concatenate([one[:1], one[1:2] + 2 * SD, one[2:]]) for one in drawn]
                 if name.endswith("100%"):
                     better = [np.concatenate([one[:1], one[1:2] - 2 * SD, one[2:]]) for one in drawn]
-                with_rule, without = [claims(one) for one in better], [claims_untold(one) for one in better]
+                with_rule, without = [claims(one) for one in better], [claims_by_usual_tests(one) for one in better]
                 found.append([name, str(size), str(seeds), share([claims(one) for one in drawn]),
-                              share([claims_untold(one) for one in drawn]),
+                              share([claims_by_usual_tests(one) for one in drawn]),
                               share([covers(one, truth) for one in drawn]), share(with_rule),
                               f"{100 * (sum(without) - sum(with_rule)) / experiments:.1f}"])
                 print(*found[-1], sep=" | ", flush=True)
@@ -144,19 +144,19 @@ def shared_rows(experiments: int) -> list[list[str]]:
     for size in SIZES:
         for seeds in SEEDS:
             draws = np.random.default_rng([1, size, seeds])
-            told, untold, inside, power, lost = ([] for _ in range(5))
+            claimed, by_usual_tests, inside, power, lost = ([] for _ in range(5))
             for _ in range(experiments):
                 accuracies, scores = shared(draws, (size + 1, seeds))
-                told.append(claims(accuracies, scores))
-                untold.append(claims_untold(accuracies))
+                claimed.append(claims(accuracies, scores))
+                by_usual_tests.append(claims_by_usual_tests(accuracies))
                 over = cross([float(value) for value in accuracies[0]], scores[0]).interval
                 inside.append(over.low <= 0.5 <= over.high)
                 accuracies[1] += 2 * SD
                 scores[1] += 2 * SD
                 power.append(claims(accuracies, scores))
-                lost.append(claims_untold(accuracies))
-            found.append([SHARED, str(size), str(seeds), share(told), share(untold), share(inside), share(power),
-                          f"{100 * (sum(lost) - sum(power)) / experiments:.1f}"])
+                lost.append(claims_by_usual_tests(accuracies))
+            found.append([SHARED, str(size), str(seeds), share(claimed), share(by_usual_tests), share(inside),
+                          share(power), f"{100 * (sum(lost) - sum(power)) / experiments:.1f}"])
             print(*found[-1], sep=" | ", flush=True)
     return found
 
