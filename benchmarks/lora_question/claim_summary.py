@@ -24,8 +24,10 @@ and all comparisons. [rows.csv](claims/rows.csv) has the same rows as data. For 
 
 ## Five findings
 
-Effects are differences in final average accuracy, in points. The wording of a finding follows its own 95% interval.
-The verdict uses the wider simultaneous interval of the claim's page, so it can be inconclusive.
+Effects are differences in final average accuracy, in points. The last effect is LoRA's accuracy with a pretrained
+backbone minus that without. The wording of a finding says whether its own 95% interval is above or below 0. The verdict
+is about the claim, which can ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval
+of the claim's page. So the verdict can be inconclusive although the finding is clear.
 """
 SUMMARY = """
 ## All claims
@@ -38,11 +40,13 @@ RULES = """
 
 - **Study:** one section of a committed report, with one stream, scenario and backbone. It has one verdict per claim.
 - **Main comparison:** the verdict comes from LoRA's main row against the rival's main row. A main row is the row with
-  the highest mean accuracy; for LoRA, only rows of rank 4 qualify if the study has any. The same rule holds for all
-  methods and all claims. If a claim names several rivals, the best of them is the rival.
+  the highest mean accuracy. For LoRA, only rows of rank 4 qualify if the study has any. If a claim names several
+  rivals, the best of them is the rival. In Class-IL, LoRA's rows also differ in how they infer the task ID; `infer` in
+  [the options of LoRA](methods.md) explains this.
 - **Sensitivity:** other ranks, variants and rivals are shown on the claim's page and do not count.
 - **No setting counts twice:** studies with the same stream, scenario, backbone and number of steps share a setting. Of
-  these, the first study that was designed for the claim counts, otherwise the one with most seeds.
+  these, the first study that was designed for the claim counts, otherwise the one with most seeds, or the first of
+  them by name. `designed` in `benchmarks/lora_question/claim_list.py` lists the studies that were designed for a claim.
 - **Differences** are paired by seed, over the seeds that both rows have in the same study. Only the claim about
   pretraining compares two studies; its intervals are Welch's.
 - **Intervals** are Student's t intervals over seeds. Sensitivity rows have individual 95% intervals. A verdict uses
@@ -51,17 +55,19 @@ RULES = """
 - **Not much worse** means less than 2 points worse. A claim is *supported* if the whole interval satisfies it,
   *contradicted* if the whole interval violates it, and *inconclusive* otherwise.
 - **Exact quantities**, such as numbers of parameters, have no interval.
-- **Inconclusive in any case:** accuracies that are less than three standard deviations below 100%. The same holds for
-  an untuned rival that is significantly worse than a linear probe on the same pretrained backbone.
+- **Inconclusive in any case:** comparisons in which the mean accuracy of one side is within three of its standard
+  deviations over seeds of 100%. The same holds for an untuned rival that is significantly worse than a linear probe on
+  the same pretrained backbone.
 
 The verdict rules were written on 26 November 2026, after the first runs. The counting rules were written on 28
-November, when all runs except those of `answer` were known.
+November, when the results of all studies on this page were known.
 
 ## Corrections
 
-- **27 November 2026:** four rules were narrowed after the runs that they concern. Rivals count as badly configured only
-  if they are untuned. A linear probe is compared only with adapters on the same backbone. Ranks are compared best with
-  best. Rows that differ only in the training configuration are represented by the best one.
+- **27 November 2026:** four rules were narrowed after the runs that they concern. A comparison with a rival that is
+  worse than the linear probe is inconclusive only if the rival is untuned. A linear probe is compared only with
+  adapters on the same backbone. Ranks are compared best with best. Rows that differ only in the training configuration
+  are represented by the best one.
 - **28 November 2026:**
   - The summary counts studies. Before, it counted rows, and one study with three seeds counted up to 24 times.
   - Each difference and the two accuracies next to it use the same seeds. Before, some accuracies were means over five
@@ -96,8 +102,9 @@ November, when all runs except those of `answer` were known.
 
 ## How to cite a claim
 
-Cite clbench as `CITATION.cff` says, with the version, and name the claim's page. Its name and its anchor never change,
-even if the sentence does. Give the date, because new studies can change the numbers. For example:
+Cite clbench as `CITATION.cff` says, with the version, and name the claim's page. The page's file name and its anchor
+never change, even if the claim is worded differently. Give the date, because new studies can change the numbers. For
+example:
 
 ```text
 the clbench authors. clbench, version {version}, {date}.

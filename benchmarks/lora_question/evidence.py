@@ -139,7 +139,7 @@ class Study:
         trial = self.trial
         size = trial.model.options.get("size")
         backbone = MODEL_NAMES.get(trial.model.name, trial.model.name) + (f" at {size} px" if size else "")
-        backbone += ", not pretrained" if size and not self.pretrained else ""
+        backbone += ", pretrained" if self.pretrained else ""
         all_images = ", all test images" if trial.benchmark.options.get("test_per_class", "all") is None else ""
         return f"{BENCHMARK_NAMES.get(trial.benchmark.name, trial.benchmark.name)}, {backbone}{all_images}"
 
