@@ -1,7 +1,7 @@
 """Measure what it saves to run a frozen base once on the test samples: `python benchmarks/speed/frozen_base.py`.
 
 Closed forms on a vision transformer that is not trained, ten tasks of 28 x 28 pixels, evaluated before the first task
-and after each. A trial as it is and one in which nothing is kept take turns; R must be the same.
+and after each. A trial with the cache of predictions and one in which nothing is stored take turns; R must be the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from turns import in_turns
 
 from clbench import Record
 from clbench.experiment.spec import build
-from clbench.training import kept_blocks
+from clbench.training import prediction_cache
 
 METHODS = ("ncm", "slda", "ranpac")
 
 
 def main() -> None:
-    """Print seconds of evaluation and of the whole trial, kept and not."""
+    """Print seconds of evaluation and of the whole trial, without and with the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit-tiny:patch=4:width=96:depth=6:heads=3")
     parser.add_argument("--threads", type=int, default=1)
@@ -31,14 +31,14 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     spec = build({"benchmark": "synthetic:tasks_10", "model": given.model, "scenario": "class", "seeds": given.repeats,
                   "methods": [f"{name}:base=random" for name in METHODS]})
-    pairs = in_turns(spec, given.threads, "frozen_base.py", lambda: patch.object(kept_blocks, "BYTES", 0))
+    pairs = in_turns(spec, given.threads, "frozen_base.py", lambda: patch.object(prediction_cache, "BYTES", 0))
     rows = []
     for label, found in pairs.items():
         assert all(before.R == after.R for before, after in found), label
         (old, whole), (new, less) = (map(statistics.median, zip(*map(seconds, side), strict=True))
                                      for side in zip(*found, strict=True))
         rows.append([label, old, new, old / new, whole, less, whole / less])
-    print(tabulate(rows, ["method", "evaluation (s)", "kept (s)", "ratio", "trial (s)", "kept (s)", "ratio"],
+    print(tabulate(rows, ["method", "evaluation (s)", "cached (s)", "ratio", "trial (s)", "cached (s)", "ratio"],
                    floatfmt=".2f"))
 
 

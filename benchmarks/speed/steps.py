@@ -21,7 +21,7 @@ from clbench.core.registry import discover
 from clbench.data import default_data_dir
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
-from clbench.training import precompute
+from clbench.training import cache
 from clbench.training.stacking import make_engine
 from clbench.training.trainer import Order
 from clbench.training.trials.runner import TrialRunner
@@ -43,7 +43,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     member = runner._member(planned)
     task = member.learner.begin(0)
     member.strategy.train()
-    samples = precompute.precompute_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
+    samples = cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
     order = Order(len(samples), setting.batch_size, seed=0, task=0)
     engine = make_engine([member.strategy], planned.trial.recipe, None)
     model, losses = model_of(setting), list[Tensor]()

@@ -24,7 +24,7 @@ from clbench.core.registry import discover
 from clbench.data import default_data_dir
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
-from clbench.training import precompute
+from clbench.training import cache
 from clbench.training.stacking import make_engine
 from clbench.training.trainer import Order
 from clbench.training.trials.runner import TrialRunner
@@ -44,7 +44,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     for member in members:
         member.strategy.train()
     strategies = [member.strategy for member in members]
-    given = precompute.precompute_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
+    given = cache.phase_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
     orders = [Order(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
     engine = make_engine(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []

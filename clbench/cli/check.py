@@ -56,7 +56,7 @@ def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
 def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
     """Print what each check of a method says; return 1 if one failed."""
     from clbench.core.options import validate
-    from clbench.testing.checks import CHECKS, check
+    from clbench.testing.checks import CHECKS, check, suggest
 
     validate(info.options, options, info.name, "clbench methods")
     click.echo(text)
@@ -69,6 +69,8 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
         else:
             says = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
         click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {says}")
+    for line in [] if problems else suggest(info, options):
+        click.echo(f"  note  {line}")
     total = len(CHECKS)
     click.echo(f"{text} breaks {len(problems)} of {total} rules" if problems else f"{text} keeps all {total} rules")
     return int(bool(problems))

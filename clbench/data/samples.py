@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,11 @@ class Samples(OldNames):
     def __len__(self) -> int:
         """Return N."""
         return len(self.y)
+
+    @property
+    def frozen(self) -> Mapping[str, Tensor] | None:
+        """Return the outputs of frozen modules that are stored for them, [N, ...] by name; None if there are none."""
+        return None
 
     @property
     def index_device(self) -> torch.device:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -67,14 +68,14 @@ class Tests:
     sizes: tuple[int, ...]
     prepare: Prepare | None
 
-    def batches(self, size: int, task: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
 
-        Tokens are cut off behind the longest sample of a batch.
+        `first` is the number of the batch to begin with. Tokens are cut off behind the longest sample of a batch.
         """
         begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
-        for x, y, tasks in zip(*parts, strict=True):
+        for x, y, tasks in islice(zip(*parts, strict=True), first, None):
             x = x if self.prepare is None else self.prepare(x)
             yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 

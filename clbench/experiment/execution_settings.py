@@ -58,6 +58,9 @@ class ExecutionSettings(Strict):
     verify_data: bool = Field(
         False, description="Read all data files to check whether a cached stream was made from them, not only those "
         "whose size or time has changed.")
+    verify_caches: bool = Field(
+        False, description="Compute everything that clbench caches a second time and compare it, in every phase and "
+        "evaluation. This tests what a method declares about itself (docs/writing-a-strategy.md).")
     cache_mb: int = Field(
         1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may store prepared inputs and outputs of "
         "frozen layers, instead of computing them again in every pass.")

@@ -1,4 +1,4 @@
-"""Strategy, Task, Batch, World: all that the author of a strategy needs to read.
+"""Strategy, the interface of methods; what it is given (World, Task, Batch) is in `clbench.strategy.granted`.
 
 A strategy is an `nn.Module`, and everything it remembers is a parameter or a buffer. The harness owns the stream, the
 data order, the optimiser, the budget, the evaluation and the clock. For each task in turn it calls:
@@ -18,10 +18,9 @@ defaults are naive fine-tuning, so that a strategy only defines what it does dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,84 +28,13 @@ from torch import Tensor, nn
 
 from clbench.core.moved import OldNames, Renamed
 from clbench.core.options import NoOptions, Options
-from clbench.core.scenario import Outputs, Scenario, scenario_rules
+from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.granted import Budget, Phase
+from clbench.strategy.granted import Batch, Budget, Phase, Prediction, Task, World
 from clbench.strategy.outputs import FixedOutputsOptions, OutputsOptions
 
-
-@dataclass(frozen=True)
-class World:
-    """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
-
-    classes: int  # C, the number of outputs
-    tasks: int  # T, the length of the stream
-    scenario: Scenario
-    input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
-    generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialisation
-    pretrained: bool = False  # whether the model came with weights
-    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
-    is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
-    boundaries: bool = True  # whether it is told where tasks end; if not, the stream is one task without `Task.train`
-
-    @property
-    def task_given(self) -> bool:
-        """Tell whether the test says which task a sample comes from."""
-        return scenario_rules(self.scenario).task_given
-
-    @property
-    def shared_outputs(self) -> bool:
-        """Tell whether all tasks use the same outputs."""
-        return scenario_rules(self.scenario).shared_outputs
-
-    @property
-    def seen_compete(self) -> bool:
-        """Tell whether the classes of all tasks so far compete at the test."""
-        return scenario_rules(self.scenario).seen_compete
-
-
-@dataclass(frozen=True)
-class Task:
-    """The current task: its index, its classes (outputs, in stream order) and its training samples.
-
-    `class_names` are those of `classes`, in their order; empty where they have none.
-    """
-
-    index: int
-    classes: tuple[int, ...]
-    train: Samples
-    class_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
-
-    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Text is tokens in
-    both, int32 [N, L] with -1 behind the last token of a sample; in `loss` L is the batch's longest.
-    `task` is the task being trained; `first_pass` tells whether these samples of the task are seen for the first time;
-    the last `replayed` samples were added by `extended`.
-    """
-
-    x: Tensor
-    y: Tensor
-    tasks: Tensor
-    task: int
-    first_pass: bool = True
-    replayed: int = 0
-
-    def extended(self, extra: Samples) -> Batch:
-        """Return this batch with more samples (replay) appended to its own."""
-        both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
-        return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
-
-
-class Prediction(NamedTuple):
-    """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
-
-    logits: Tensor
-    task: Tensor | None = None
+__all__ = ["Batch", "Prediction", "Strategy", "Task", "World", "declares", "overrides"]
 
 
 class Strategy(OldNames, nn.Module):
@@ -129,6 +57,13 @@ class Strategy(OldNames, nn.Module):
     not_resumable: ClassVar[str] = ""
     # What makes it keep less, as it is written behind its name: `projections=N`. Empty if no option does.
     keeps_less: ClassVar[str] = ""
+    # Whether `loss` and `predict` do nothing with their inputs but give them to the model (`model(x)`,
+    # `model.features(x)`) and to `frozen_outputs`. clbench then computes the model's frozen first blocks once.
+    inputs_only_through_model: bool = True
+    # Whether what is predicted for a task never changes once the task is learned (`clbench.strategy.per_task`).
+    # Predictions for test samples are then computed once. Both may be properties. A subclass that overrides `loss`,
+    # `predict`, `forward` or `forward_task` declares them anew: what is inherited does not count there.
+    parts_final: bool = False
     extra_steps = 0  # taken in `after_task` of the latest task
     active: Tensor
     starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
@@ -180,10 +115,24 @@ class Strategy(OldNames, nn.Module):
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the modules that do not learn in the current phase of the current task. Default: none.
 
-        Parameters in them with requires_grad do learn. Nothing may change the others until the phase is over, so the
-        harness may compute their outputs once. They stay in eval mode.
+        They stay in eval mode. Parameters in them with requires_grad do learn.
         """
         return ()
+
+    def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return outputs [N, ...] by name that the current phase does not change, for inputs x [N, *input_shape].
+
+        clbench computes them once per phase if it can, without gradients. `loss` gets those of its batch from
+        `frozen_outputs_of`. The output for a sample must not depend on the other samples. Default: none.
+        """
+        return {}
+
+    def frozen_outputs_of(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the `frozen_outputs` of a prepared batch: stored ones, or computed now."""
+        if batch.frozen is not None:
+            return batch.frozen
+        with torch.no_grad():
+            return self.frozen_outputs(batch.x)
 
     def trainable(self) -> int:
         """Return how many numbers the current phase can change. Default: all of each parameter that requires_grad.
@@ -303,3 +252,16 @@ class Strategy(OldNames, nn.Module):
 def overrides(strategy: Strategy, name: str) -> bool:
     """Return whether a strategy replaces a method of `Strategy`."""
     return getattr(type(strategy), name) is not getattr(Strategy, name)
+
+
+def declares(strategy: Strategy, fact: str) -> bool:
+    """Return whether a strategy declares a fact, `inputs_only_through_model` or `parts_final`.
+
+    It holds for the class that makes it and for subclasses that keep how losses and predictions are computed.
+    """
+    for cls in type(strategy).__mro__:
+        if fact in vars(cls):
+            return bool(getattr(strategy, fact))
+        if any(name in vars(cls) for name in ("loss", "predict", "forward", "forward_task")):
+            return False
+    return False

@@ -1,14 +1,92 @@
-"""What the harness grants a strategy for a task: a phase of the steps, or the whole budget for a loop of its own."""
+"""What the harness gives a strategy: its world, tasks and batches, and phases or a budget of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
+
+
+@dataclass(frozen=True)
+class World:
+    """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
+
+    classes: int  # C, the number of outputs
+    tasks: int  # T, the length of the stream
+    scenario: Scenario
+    input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
+    generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialisation
+    pretrained: bool = False  # whether the model came with weights
+    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
+    is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
+    boundaries: bool = True  # whether it is told where tasks end; if not, the stream is one task without `Task.train`
+
+    @property
+    def task_given(self) -> bool:
+        """Tell whether the test says which task a sample comes from."""
+        return scenario_rules(self.scenario).task_given
+
+    @property
+    def shared_outputs(self) -> bool:
+        """Tell whether all tasks use the same outputs."""
+        return scenario_rules(self.scenario).shared_outputs
+
+    @property
+    def seen_compete(self) -> bool:
+        """Tell whether the classes of all tasks so far compete at the test."""
+        return scenario_rules(self.scenario).seen_compete
+
+
+@dataclass(frozen=True)
+class Task:
+    """The current task: its index, its classes (outputs, in stream order) and its training samples.
+
+    `class_names` are those of `classes`, in their order; empty where they have none.
+    """
+
+    index: int
+    classes: tuple[int, ...]
+    train: Samples
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
+
+    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Text is tokens in
+    both, int32 [N, L] with -1 behind the last token of a sample; in `loss` L is the batch's longest.
+    `task` is the task being trained; `first_pass` tells whether these samples of the task are seen for the first time;
+    the last `replayed` samples were added by `extended`. `frozen` are the batch's rows of `Strategy.frozen_outputs`
+    where these are stored; `Strategy.frozen_outputs_of` returns them in any case.
+    """
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+    task: int
+    first_pass: bool = True
+    replayed: int = 0
+    frozen: Mapping[str, Tensor] | None = None
+
+    def extended(self, extra: Samples) -> Batch:
+        """Return this batch with more samples (replay) appended to its own."""
+        both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
+        return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
+
+
+class Prediction(NamedTuple):
+    """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
+
+    logits: Tensor
+    task: Tensor | None = None
 
 
 @dataclass(frozen=True)

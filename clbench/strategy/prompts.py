@@ -7,7 +7,7 @@ second half prompts. The head is trained with both and has all outputs.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -85,6 +85,10 @@ class PromptedStrategy(FrozenBase):
     def query(self, x: Tensor) -> Tensor:
         """Return the frozen network's features [N, D] of inputs x, of length 1."""
         return F.normalize(self.model.features(x), dim=1)
+
+    def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return the query of each sample once prompts are in use."""
+        return {"query": self.query(x)} if self.prompted else {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss with prompts once they are in use, before that plain cross-entropy."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from clbench.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from clbench.testing.checks import CHECKS, check
+    from clbench.testing.checks import CHECKS, check, suggest
     from clbench.testing.tiny import MODELS, Bench, NonConforming, bench, tiny_stream
 
-__all__ = ["CHECKS", "MODELS", "Bench", "NonConforming", "bench", "check", "tiny_stream"]
+__all__ = ["CHECKS", "MODELS", "Bench", "NonConforming", "bench", "check", "suggest", "tiny_stream"]
 __getattr__, __dir__ = lazy(__name__, {
-    "clbench.testing.checks": ("CHECKS", "check"),
+    "clbench.testing.checks": ("CHECKS", "check", "suggest"),
     "clbench.testing.tiny": ("MODELS", "Bench", "NonConforming", "bench", "tiny_stream"),
 })

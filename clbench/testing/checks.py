@@ -30,6 +30,7 @@ from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
 from clbench.results.records import Costs, Timings
 from clbench.strategy.base import Batch, Strategy
+from clbench.testing.declarations import check_declarations, suggested_declarations
 from clbench.testing.hidden import check_task_free
 from clbench.testing.stored import check_stored_samples
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
@@ -40,7 +41,8 @@ from clbench.training.trainer import Trainer
 from clbench.training.trials import checkpoint
 from clbench.training.trials.resume import take_up
 
-__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "tiny_stream"]
+__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "suggest",
+           "tiny_stream"]
 
 
 def check_logits(make: Make) -> None:
@@ -237,6 +239,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "trains": check_trains,
     "checkpoint": check_checkpoint,
     "learning-rates": check_learning_rates,
+    "declarations": check_declarations,
     "task-free": check_task_free,
     "stored-samples": check_stored_samples,
 }
@@ -251,8 +254,18 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     """
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
+    CHECKS[name](maker(method, options))
+
+
+def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
+    """Return what a method, by its name or its declaration, could declare to be evaluated faster, a line each."""
+    return suggested_declarations(maker(method, options))
+
+
+def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None) -> Make:
+    """Return what makes a `Bench` of a method, given a scenario, and perhaps a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    CHECKS[name](lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream))
+    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ from clbench.strategy.base import Strategy
 from clbench.training import numerics
 from clbench.training.budget import steps_of
 from clbench.training.evaluation import batch_size, offered_outputs
-from clbench.training.kept_answers import predictions
+from clbench.training.prediction_cache import predictions
 from clbench.training.stacking import Engine, StackedStep
 from clbench.training.trials.costs import Clock
 
@@ -136,7 +136,7 @@ class Watched:
         size = batch_size(self.stream, offered.device)
         with numerics.forward(self.recipe, offered.device, self.strategy):
             for given in given_tasks(self.strategy, learned):
-                for prediction, y, tasks in predictions(self.strategy, tests, size, given, None):
+                for prediction, y, tasks in predictions(self.strategy, tests, size, given):
                     right.index_add_(0, tasks, (answered(prediction.logits, offered[tasks]) == y).long())
         return list(map(int, right.tolist()))
 

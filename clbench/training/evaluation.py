@@ -20,7 +20,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream, Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.training.flops import FlopCount
-from clbench.training.kept_answers import KeptAnswers, predictions
+from clbench.training.prediction_cache import PredictionCache, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
@@ -63,11 +63,11 @@ def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             kept: KeptAnswers | None = None, on_batch: OnBatch | None = None) -> Row:
+             cache: PredictionCache | None = None, on_batch: OnBatch | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
-    Where the task is not given, batches run across tasks. `kept` are the answers of earlier evaluations of the same
-    strategy on the same stream: what has not changed since is not computed again. `on_batch` sees every batch.
+    Where the task is not given, batches run across tasks. `cache` has predictions of earlier evaluations of the same
+    strategy on the same stream. `on_batch` sees every batch.
     """
     training = strategy.training
     strategy.eval()
@@ -79,13 +79,12 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     flops: list[Fraction] = []  # of a sample of each task that is learned
-    if kept is not None:
-        kept.begin(strategy)
+    predict = predictions if cache is None else cache.predictions
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
             if learned > (given or 0):
                 flops.append(flops_of(strategy, tests, given, size))
-            for prediction, y, tasks in predictions(strategy, tests, size, given, kept):
+            for prediction, y, tasks in predict(strategy, tests, size, given):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
                 if on_batch is not None:
@@ -93,6 +92,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                 if prediction.task is not None:
                     infers = True
                     own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))
+    if cache is not None:
+        cache.evaluations += 1
     strategy.train(training)
     shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
     return Row(shares[0], shares[1] if infers else None, round(mean(flops)) if flops else None)

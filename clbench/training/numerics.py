@@ -133,7 +133,6 @@ class Bfloat16(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Round what goes into a product, if autocast would do so only now, or not at all."""
-        # Plain inputs only: a tensor that defers products (`clbench.training.lookup`) knows weights by their address.
         kwargs = kwargs or {}
         if func in PRODUCTS and type(args[0]) is Tensor:
             args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]

@@ -2,9 +2,8 @@
 
 Steps of a phase are of one kind if their batches have the same shape; where gradients are edited, the strategy's own
 buffers too. What a member of a stack computes is what it would compute alone, and a compiled loss counts as the
-uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. Outputs of frozen
-modules that are looked up (`clbench.training.lookup`) are counted where their tables are made, in the first step
-(tables that prove useless are our trial, and no method's cost); a stack counts as if it looked them up too.
+uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. What is cached
+for a phase (`clbench.training.cache`) is counted once, where it is computed.
 
 What draws replay (`augment_batch`) can compute more or less from step to step. There the calls of modules are told
 apart by the shapes of their arguments, the rest by the sizes of the strategy's own buffers.
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +21,9 @@ from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from clbench.core import seeds
-from clbench.data.samples import Samples
 from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training.cache import PhaseInputs
 from clbench.training.flops import FlopCount
-from clbench.training.lookup import CachedSamples
-from clbench.training.precompute import TrainingInputs, with_lookups
 from clbench.training.stacking import Engine, Loss
 
 
@@ -38,18 +34,14 @@ class PhaseFlops:
         strategies: the members, as the phase trains them.
         given: the phase's inputs, whose own FLOPs are where the totals begin.
         compiled: whether their loss is compiled.
-        batch_size: of the recipe.
     """
 
-    def __init__(self, strategies: Sequence[Strategy], given: TrainingInputs, compiled: bool, batch_size: int) -> None:
+    def __init__(self, strategies: Sequence[Strategy], given: PhaseInputs, compiled: bool) -> None:
         self.totals = [given.flops] * len(strategies)
         self.strategies = strategies
         self.augments = overrides(strategies[0], "augment_batch")
         self.edits = overrides(strategies[0], "edit_gradients")
-        in_place = len(strategies) == 1 and not compiled
-        self.alone = None if in_place else Alone(strategies[0], given, batch_size)
-        self.samples = given.samples[0]
-        self.looks_up = self.alone.looks_up if self.alone else isinstance(self.samples, CachedSamples)
+        self.in_place = len(strategies) == 1 and not compiled
         self.steps: dict[Hashable, list[int]] = {}
         self.draws = Draws()
 
@@ -80,19 +72,18 @@ class PhaseFlops:
 
     def _kind(self, batches: Sequence[Batch]) -> Hashable:
         sizes = sizes_of(self.strategies[0]) if self.edits else ()
-        return batches[0].x.shape, batches[0].replayed, self.looks_up and not self.steps, sizes
+        return batches[0].x.shape, batches[0].replayed, sizes
 
     def _add(self, flops: Sequence[int]) -> None:
         self.totals = [total + more for total, more in zip(self.totals, flops, strict=True)]
 
     def _counted(self, engine: Engine, batches: Sequence[Batch]) -> tuple[Tensor, list[int]]:
         """Take a step and return its losses, and what it costs each member."""
-        if self.alone is None:
+        if self.in_place:
             with FlopCount() as count:
                 losses = engine.step(batches)
-            first = not self.steps
-            return losses, [count.total - (wasted_flops(self.samples) if first else 0)]
-        loss = self.alone.flops(engine, batches[0], first=not self.steps)
+            return losses, [count.total]
+        loss = flops_alone(self.strategies[0], engine, batches[0])
         with counted_edits(self.strategies) as counts:
             losses = engine.step(batches)
         return losses, [loss + count.total for count in counts]
@@ -101,11 +92,6 @@ class PhaseFlops:
 def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
     """Return the shapes of a strategy's own buffers."""
     return tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
-
-
-def wasted_flops(samples: Samples) -> int:
-    """Return what was spent, in the first step, on tables of the samples that could not be kept."""
-    return samples.cache.wasted_flops if isinstance(samples, CachedSamples) else 0
 
 
 @contextmanager
@@ -128,47 +114,21 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
             vars(strategy).pop("edit_gradients", None)
 
 
-class Alone:
-    """What the loss and the gradients of a strategy cost where it trains alone, uncompiled, with look-ups.
+def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
+    """Return the FLOPs of the loss and its gradients where a strategy trains alone, uncompiled.
 
-    Tables are made for about a batch of samples only: their cost is in proportion to the samples.
+    It leaves no trace: no running statistics, no draws.
     """
-
-    def __init__(self, strategy: Strategy, given: TrainingInputs, batch_size: int) -> None:
-        self.strategy = strategy
-        whole = given.samples[0]
-        self.samples = len(whole)
-        few = min(batch_size + 1, len(whole))  # no batch's size: what works on the first batch alone gets no table
-        self.few = whole if not (given.prepared and given.repeats) else with_lookups(
-            strategy, whole.take(torch.arange(few, device=whole.index_device)), given.budget * few // len(whole))
-
-    @property
-    def looks_up(self) -> bool:
-        """Tell whether it would look outputs up."""
-        return isinstance(self.few, CachedSamples)
-
-    def flops(self, engine: Engine, batch: Batch, first: bool) -> int:
-        """Return the FLOPs of a step on a batch: of the phase's first one, with the tables, or of a later one."""
-        if not self.looks_up:
-            return self._run(engine, batch)
-        there = torch.arange(len(batch.y), device=self.few.index_device)
-        looked_up = self._run(engine, replace(batch, x=self.few.take(there).x))
-        if not first:
-            return looked_up
-        plain = self._run(engine, batch)
-        return plain + (looked_up - wasted_flops(self.few) - plain) * self.samples // len(self.few)
-
-    def _run(self, engine: Engine, batch: Batch) -> int:
-        """Return the FLOPs of the loss and its gradients, and leave no trace: no running statistics, no draws."""
-        buffers = {".".join(filter(None, ("strategy", where, name))): buffer.clone()
-                   for where, module in self.strategy.named_modules() if module.training
-                   for name, buffer in module.named_buffers(recurse=False)}
-        trained = [p for p in self.strategy.parameters() if p.requires_grad]
-        with seeds.scope(0, "flops"), FlopCount() as count:
-            with engine.forward:
-                loss: Tensor = functional_call(Loss(self.strategy), buffers, (batch, batch.x, batch.y, batch.tasks))
-            torch.autograd.grad(loss, trained, allow_unused=True)
-        return int(count.total)
+    buffers = {".".join(filter(None, ("strategy", where, name))): buffer.clone()
+               for where, module in strategy.named_modules() if module.training
+               for name, buffer in module.named_buffers(recurse=False)}
+    trained = [p for p in strategy.parameters() if p.requires_grad]
+    with seeds.scope(0, "flops"), FlopCount() as count:
+        with engine.forward:
+            loss: Tensor = functional_call(Loss(strategy), buffers,
+                                           (batch, batch.x, batch.y, batch.tasks, batch.frozen))
+        torch.autograd.grad(loss, trained, allow_unused=True)
+    return int(count.total)
 
 
 class Draws:

@@ -32,13 +32,13 @@ from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, Task, overrides
 from clbench.training.budget import whole_phase
+from clbench.training.cache import PhaseInputs
 from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.numerics import Compiler
 from clbench.training.optimizers import make_schedule
-from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Unstackable, make_engine
 from clbench.training.step_flops import PhaseFlops
 from clbench.training.trainer import Order, Trainer, stackable
@@ -146,7 +146,7 @@ class StreamTrainer(Trainer):
                 begin_phase(strategy, task, phase)
             strategy.train()
         losses: list[Tensor] = []
-        given = TrainingInputs(samples, start=0, prepared=False)
+        given = PhaseInputs(samples, samples)
         engine = self.engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
         schedule = make_schedule(self.recipe, engine.optimizer, phase.steps)
         if schedule is not None:
@@ -154,7 +154,7 @@ class StreamTrainer(Trainer):
                 warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # those are over
                 for _ in range(steps.start):
                     schedule.step()
-        count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)
+        count = PhaseFlops(self.strategies, given, self.compiler is not None)
         look = self._look(self.learned - 1, len(steps), engine, steps.start)
         look(steps.start)
         self._take_steps(steps, engine, count, self.flows, samples, False, schedule, losses, look)
@@ -189,11 +189,11 @@ def in_one_task(stream: Stream) -> Stream:
 
 def trainer_of(strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int], streams: Sequence[Stream],
                learned: int = 0, compiler: Compiler | None = None, cache_bytes: int | None = None,
-               watch: Watch | None = None) -> Trainer:
+               watch: Watch | None = None, verify_caches: bool = False) -> Trainer:
     """Return the trainer for strategies on their streams, which have hidden boundaries or not; see `Trainer`.
 
     `learned` says after how many tasks it goes on.
     """
     if streams[0].hidden:
         return StreamTrainer(strategies, recipe, seeds, streams, learned, compiler, watch)
-    return Trainer(strategies, recipe, seeds, streams[0].augment, compiler, cache_bytes, watch)
+    return Trainer(strategies, recipe, seeds, streams[0].augment, compiler, cache_bytes, watch, verify_caches)

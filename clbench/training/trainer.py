@@ -20,15 +20,15 @@ from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, Task
 from clbench.strategy.granted import Budget
-from clbench.training import numerics, precompute
+from clbench.training import cache, numerics
 from clbench.training.budget import phases_of, steps_of
+from clbench.training.cache import PhaseInputs
 from clbench.training.curve import Watch
 from clbench.training.flops import FlopCount
 from clbench.training.lifecycle import Trained, begin_phase
 from clbench.training.loop_flops import LoopFlops
 from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
-from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import Engine, Unstackable, make_engine
 from clbench.training.step_flops import PhaseFlops
 
@@ -69,7 +69,8 @@ class Order:
     def batch(self, samples: Samples) -> Batch:
         """Return the next batch of samples, which may be raw or prepared."""
         part = samples.take(self.following(samples.index_device))
-        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh)
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh,
+                     frozen=part.frozen)
 
     def augmented(self, x: Tensor, replayed: bool) -> Tensor:
         """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
@@ -100,14 +101,15 @@ class Trainer:
         seeds: the seed of each member, for its data order.
         augment: how training images are augmented, None for not at all.
         compiler: what compiles the losses, None for not at all.
+        cache_bytes: bytes that a phase may store; None for the default.
+        watch: evaluates the strategies between steps, None for nobody.
+        verify_caches: whether all that a phase stores is computed again when it ends.
     """
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, seeds: Sequence[int],
                  augment: Augmentation | None = None, compiler: numerics.Compiler | None = None,
-                 cache_bytes: int | None = None, watch: Watch | None = None) -> None:
-        """Train `strategies` by `recipe`, each in the data order of its seed; keep so many bytes of prepared inputs.
-
-        `watch` looks at them between steps, None: nobody does.
+                 cache_bytes: int | None = None, watch: Watch | None = None, verify_caches: bool = False) -> None:
+        """Train `strategies` by `recipe`, each in the data order of its seed.
 
         Raises:
             Unstackable: several that train by a loop of their own.
@@ -116,6 +118,7 @@ class Trainer:
             raise Unstackable(f"{type(strategies[0]).__name__} trains by a loop of its own, one seed at a time")
         self.compiler = compiler
         self.cache_bytes = cache_bytes
+        self.verify_caches = verify_caches
         self.watch = watch
         self.augment = augment
         self.strategies = list(strategies)
@@ -160,18 +163,17 @@ class Trainer:
                 samples = stackable(chosen)
                 order = self._orders(samples, tasks, phase)
             drawn = phase.steps * self.recipe.batch_size
-            given = (TrainingInputs(samples, start=0, prepared=False) if self.augment
-                     else precompute.precompute_inputs(self.strategies, samples, tasks[0].index, drawn,
-                                                       self.compiler is None, self.recipe.batch_size,
-                                                       numerics.forward(self.recipe, self.strategies[0].active.device),
-                                                       self.cache_bytes))
+            forward = numerics.forward(self.recipe, self.strategies[0].active.device)
+            given = (PhaseInputs(samples, samples) if self.augment else
+                     cache.phase_inputs(self.strategies, samples, index, drawn, self.recipe.batch_size, forward,
+                                        self.cache_bytes))
             engine = make_engine(self.strategies, self.recipe, self.engine, self.compiler)
             self.engine = engine
-            count = PhaseFlops(self.strategies, given, self.compiler is not None, self.recipe.batch_size)
+            count = PhaseFlops(self.strategies, given, self.compiler is not None)
             most = max(most, self.strategies[0].trainable())
             schedule = make_schedule(self.recipe, engine.optimizer, phase.steps)
             indices = [partial(o.following, torch.device("cpu")) for o in order]
-            with (precompute.starting_at(self.strategies, given.start),
+            with (cache.starting_at(self.strategies, given.start),
                   prefetched(given.samples, indices, phase.steps) as ready):
                 look = self._look(index, steps, engine)
                 if not done:
@@ -180,6 +182,7 @@ class Trainer:
                                  losses, look)
             done += phase.steps
             engine.close()
+            given.verify(self.strategies, seeds.derive(self.seeds[0], "phase", index, phase), self.verify_caches)
             for spent, total in zip(flops, count.totals, strict=True):
                 spent.total += total
         last = phases[-1].steps

@@ -80,17 +80,19 @@ class CodaPrompt(PromptedStrategy):
         """Return the components of the task at hand."""
         return self.prompts[-1], self.keys[-1], self.attention[-1]
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the weight [N, B, M] of each component for each sample."""
-        query, keys, attention = self.query(x), torch.cat(list(self.keys), 1), torch.cat(list(self.attention), 1)
+    def weights(self, query: Tensor) -> Tensor:
+        """Return the weight [N, B, M] of each component for samples with queries [N, D]."""
+        keys, attention = torch.cat(list(self.keys), 1), torch.cat(list(self.attention), 1)
         products = torch.einsum("nd,bmd->nbm", query, attention * F.normalize(keys, dim=2))
         return products / torch.einsum("nd,bmd->nbm", query.square(), attention.square()).sqrt()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C], with prompts once they are in use."""
-        if not self.prompted:
-            return super().forward(x, task)
-        prompts = torch.einsum("nbm,bmld->nbld", self.weights(x), torch.cat(list(self.prompts), 1))
+        return self.answer(x, self.query(x)) if self.prompted else super().forward(x, task)
+
+    def answer(self, x: Tensor, query: Tensor) -> Tensor:
+        """Return logits [N, C] with prompts for inputs x with queries [N, D]."""
+        prompts = torch.einsum("nbm,bmld->nbld", self.weights(query), torch.cat(list(self.prompts), 1))
         keys, values = prompts.chunk(2, 2)
         logits: Tensor = self.model.head(self.prefixed_features(x, {
             block: Prefix(keys[:, block], values[:, block]) for block in range(self.count)}))
@@ -100,7 +102,8 @@ class CodaPrompt(PromptedStrategy):
         """Return the cross-entropy plus the penalty on components that are not orthogonal."""
         penalty = sum((overlap(torch.cat(list(part), 1).flatten(2)) for part in (
             self.prompts, self.keys, self.attention)), batch.x.new_zeros(()))
-        return self.cross_entropy(self(batch.x, batch.task), batch) + self.options.ortho * penalty
+        logits = self.answer(batch.x, self.frozen_outputs_of(batch)["query"])
+        return self.cross_entropy(logits, batch) + self.options.ortho * penalty
 
 
 def overlap(vectors: Tensor) -> Tensor:

@@ -78,9 +78,9 @@ class DualPrompt(PromptedStrategy):
         """Return the G-Prompt, and the E-Prompt and key of the task at hand."""
         return self.g_prompts, self.e_prompts[-1], self.keys[-1]
 
-    def similarity(self, x: Tensor) -> Tensor:
-        """Return the cosine [N, tasks] of each sample's query and each task's key."""
-        return self.query(x) @ F.normalize(torch.stack(list(self.keys)), dim=1).T
+    def similarity(self, query: Tensor) -> Tensor:
+        """Return the cosine [N, tasks] of each sample's query [N, D] and each task's key."""
+        return query @ F.normalize(torch.stack(list(self.keys)), dim=1).T
 
     def answer(self, x: Tensor, e_prompts: Tensor) -> Tensor:
         """Return logits [N, C] with the E-Prompts [N, 2, blocks, L_e, D] of each sample."""
@@ -93,7 +93,7 @@ class DualPrompt(PromptedStrategy):
     def prompted_loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy with the task's own prompt plus the pull on its key."""
         logits = self.forward(batch.x, batch.task)
-        pull = (1 - self.similarity(batch.x)[:, batch.task]).mean()
+        pull = (1 - self.similarity(self.frozen_outputs_of(batch)["query"])[:, batch.task]).mean()
         return self.cross_entropy(logits, batch) + self.options.pull * pull
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
@@ -103,7 +103,7 @@ class DualPrompt(PromptedStrategy):
                               torch.full((len(x),), -1, device=x.device))
         if task is not None and task < len(self.keys):
             return Prediction(self.answer(x, self.e_prompts[task].expand(len(x), -1, -1, -1, -1)))
-        chosen = self.similarity(x).argmax(1)
+        chosen = self.similarity(self.query(x)).argmax(1)
         return Prediction(self.answer(x, torch.stack(list(self.e_prompts))[chosen]), chosen)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

@@ -87,6 +87,7 @@ class EASE(FrozenBase):
     """
 
     head_parameters = ("head.*",)
+    inputs_only_through_model = True
     roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
              ("plain", "prototypes"), ("labels", "prototypes"))
     options: EASEOptions
@@ -181,7 +182,7 @@ class EASE(FrozenBase):
 
     def subspaces(self, x: Tensor, tasks: int) -> Tensor:
         """Return features [N, T, D] by the adapters of the first T tasks; with `beta` also, last, those without."""
-        hidden = self.model.run(x, 0, self.first)  # what adapters do not change runs once
+        hidden = self.model.run(x, self.model.start, self.first)  # what adapters do not change runs once
         found = []
         for task in [*range(tasks), *([None] if self.options.beta else [])]:
             with self.using(task):

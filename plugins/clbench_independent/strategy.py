@@ -34,6 +34,7 @@ class Independent(FrozenBase, PerTaskStrategy):
     """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head."""
 
     roles = (("copies.*", "copies"), *PerTaskStrategy.roles)
+    parts_final = True
     options: IndependentOptions
 
     def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:

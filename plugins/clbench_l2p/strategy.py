@@ -57,9 +57,12 @@ class L2P(PromptedStrategy):
         """Return prompts and keys: all tasks train all of them."""
         return self.prompts, self.keys
 
-    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [N, C] with prompts, and the similarities [N, top] of those that were chosen."""
-        similarity, chosen = (self.query(x) @ F.normalize(self.keys, dim=1).T).topk(self.options.top, dim=1)
+    def answer(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [N, C] with prompts for inputs x with queries [N, D].
+
+        The second result is the similarities [N, top] of the prompts that were chosen.
+        """
+        similarity, chosen = (query @ F.normalize(self.keys, dim=1).T).topk(self.options.top, dim=1)
         prompts = self.prompts[chosen].flatten(1, 2)
         tokens = self.model.encode(torch.cat([prompts, self.model.embed(x)], 1))
         logits: Tensor = self.model.head(tokens[:, :prompts.shape[1]].mean(1))
@@ -67,9 +70,9 @@ class L2P(PromptedStrategy):
 
     def prompted_loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy plus the pull on the keys."""
-        logits, similarity = self.answer(batch.x)
+        logits, similarity = self.answer(batch.x, self.frozen_outputs_of(batch)["query"])
         return self.cross_entropy(logits, batch) + self.options.pull * (1 - similarity).sum(1).mean()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C], with prompts once they are in use."""
-        return self.answer(x)[0] if self.prompted else super().forward(x, task)
+        return self.answer(x, self.query(x))[0] if self.prompted else super().forward(x, task)

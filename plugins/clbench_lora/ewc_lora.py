@@ -54,6 +54,7 @@ class EWCLoRA(JoinedHeadsLoRA):
     """
 
     method = "ewc-lora"
+    inputs_only_through_model = True
     roles = (("importance__*", "importance"), *JoinedHeadsLoRA.roles)
     options: EWCLoRAOptions
 

@@ -27,6 +27,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
     """
 
     heads_named = "heads.*"
+    inputs_only_through_model = True
     roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
 
     def __init__(self, model: Network, world: World, options: SummedOptions) -> None:

@@ -98,6 +98,7 @@ class LoRALayer(nn.Module):
         self.lora_bias = bias
         self.lora_magnitude_vector = nn.ParameterList() if dora else None
         self.active: tuple[int, ...] = ()
+        self.output: Tensor | None = None  # W x, where it is known (`first_layer`)
         for name in GEOMETRY:  # which modules around a layer may read
             if hasattr(base_layer, name):
                 setattr(self, name, getattr(base_layer, name))
@@ -187,7 +188,7 @@ class LoRALayer(nn.Module):
         """
         if out is None:
             assert not isinstance(self.base_layer, Rows)
-            out = cast(Tensor, self.base_layer(x))
+            out = cast(Tensor, self.base_layer(x)) if self.output is None else self.output
         if not self.active:
             return out
         x = self.lora_dropout(x)

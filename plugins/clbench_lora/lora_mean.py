@@ -40,6 +40,7 @@ class LoRAMean(SummedLoRA):
 
     method = "lora-mean"
     heads_named = "heads.*"
+    inputs_only_through_model = True
     roles = (("heads.*", "heads"), *SummedLoRA.roles)
     options: LoRAMeanOptions
 
@@ -67,7 +68,8 @@ class LoRAMean(SummedLoRA):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the task's own adapters and head."""
-        return self.cross_entropy(self.heads[batch.task](self.model.features(batch.x)), batch)
+        with self.known_first_layer(batch):
+            return self.cross_entropy(self.heads[batch.task](self.model.features(batch.x)), batch)
 
     def after_task(self, task: Task) -> None:
         """Let the task's adapters and head take part in the answers."""

@@ -60,6 +60,7 @@ class LoRASub(SummedLoRA):
     """
 
     method = "lora-sub"
+    inputs_only_through_model = True
     roles = (("means", "prototypes"), ("counts", "prototypes"), *SummedLoRA.roles)
     options: LoRASubOptions
     means: Tensor
@@ -124,7 +125,8 @@ class LoRASub(SummedLoRA):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy over the active outputs, plus the triplet loss once W is frozen."""
-        features = self.model.features(batch.x, self.projected())
+        with self.known_first_layer(batch):
+            features = self.model.features(batch.x, self.projected())
         loss = self.cross_entropy(self.model.head(features), batch)
         return loss if self.base_learns else loss + self.options.strength * self.triplet(features, batch.y)
 

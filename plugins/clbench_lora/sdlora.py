@@ -47,6 +47,7 @@ class SDLoRA(SummedLoRA):
     """
 
     method = "sd-lora"
+    inputs_only_through_model = True
     roles = (("magnitudes.*", "magnitudes"), ("lengths", "magnitudes"), *SummedLoRA.roles)
     options: SDLoRAOptions
     lengths: Tensor

@@ -20,11 +20,12 @@ from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import check_base
 from clbench.strategy.subspace import input_moments
 from clbench_lora import AdapterOptions, LowRankOptions, SummedOptions
+from clbench_lora.first_layer import FirstLayerOnce
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, remarks
 
 
-class SummedLoRA(FrozenBase):
+class SummedLoRA(FirstLayerOnce, FrozenBase):
     """A frozen base W with adapters on each selected layer of the blocks, all active, and the model's own head.
 
     Subclasses define when adapters are added, what part of them learns, and what else they need. `adapted` maps the

@@ -23,18 +23,20 @@ from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.activation import activated
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base
+from clbench_lora.first_layer import FirstLayerOnce
 from clbench_lora.layers import LoRALayer
 from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
 from clbench_lora.selection import adapt, remarks
 
 
-class LoRA(FrozenBase, PerTaskStrategy):
+class LoRA(FirstLayerOnce, FrozenBase, PerTaskStrategy):
     """A frozen base W; per task one adapter on each selected layer of the blocks, and a head.
 
     `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
     """
 
     roles = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"), *PerTaskStrategy.roles)
+    inputs_only_through_model = parts_final = True
     options: LoRAOptions
 
     def __init__(self, model: Network, world: World, options: LoRAOptions | None = None) -> None:

@@ -44,10 +44,12 @@ distilled, in every form.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Options, World
+from clbench import Batch, Network, Options, Task, World
 from clbench.strategy.distillation import Distilled, distillation
 from clbench_lwf import LwFOptions
 
@@ -55,19 +57,31 @@ from clbench_lwf import LwFOptions
 class LwF(Distilled):
     """Fine-tuning with the distillation loss."""
 
+    inputs_only_through_model = True
     options: LwFOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with no task learned."""
         super().__init__(model, world, options or LwFOptions())
+        self.distils = False  # whether there is an old task
+
+    def before_task(self, task: Task) -> None:
+        """Distil from the second task on."""
+        super().before_task(task)
+        self.distils = task.index > 0
+
+    def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return the old network's logits [N, C]."""
+        return {"old": self.old_logits(x)} if self.distils else {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the label loss plus the old tasks' distillation losses, a scalar."""
         logits = self(batch.x, batch.task)
         loss = self.label_loss(logits, batch)
-        if not batch.task:
+        if not self.distils:
             return loss
-        old, strength, groups = self.old_logits(batch.x), self.options.strength, self.old_outputs(batch.task)
+        old, strength = self.frozen_outputs_of(batch)["old"], self.options.strength
+        groups = self.old_outputs(batch.task)
         if self.options.weights != "constant":
             share = 1 / (batch.task + 1)
             loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2 / len(groups)

@@ -45,6 +45,7 @@ class PackNet(PerTaskStrategy):
     """
 
     roles = (("owner__*", "masks"), *PerTaskStrategy.roles)
+    parts_final = True
     options: PackNetOptions
 
     def __init__(self, model: Network, world: World, options: PackNetOptions | None = None) -> None:

@@ -19,12 +19,13 @@ first column's starting weights, a copy of which is kept; laterals start as ever
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Batch, Network, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench_pnn import PNNOptions
@@ -101,6 +102,21 @@ class PNN(PerTaskStrategy):
         kept = [] if self.start is None else [self.start]
         return kept + [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
 
+    @property
+    def parts_final(self) -> bool:  # type: ignore[override]
+        """Return whether the task is given; else the newest column computes all earlier ones anyway."""
+        return self.world.task_given
+
+    def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return the outputs of all blocks in the columns before the newest."""
+        return {output_name(block, column): out for block, outputs in enumerate(self._blocks(x, len(self.heads) - 1))
+                for column, out in enumerate(outputs)}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the newest column."""
+        features = self._features(batch.x, batch.task + 1, self.frozen_outputs_of(batch))
+        return self.cross_entropy(self._answer(features, batch.task), batch)
+
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the task's column, which reads all earlier ones."""
         return self._answer(self._features(x, task + 1), task)
@@ -114,16 +130,30 @@ class PNN(PerTaskStrategy):
         """Return the features [N, D] of the first column."""
         return self.model.features(x)
 
-    def _features(self, x: Tensor, count: int) -> list[Tensor]:
-        """Return the outputs of the last block in the first `count` columns."""
-        columns = [self.model.blocks, *(column.get_submodule("blocks") for column in self.columns[:count - 1])]
-        hidden = [x] * count
-        for i, blocks in enumerate(zip(*columns, strict=True)):
-            before = [block.body(h) for block, h in zip(blocks, hidden, strict=True)]
-            if i > 0:
-                before[1:] = [out + self._lateral(k, i - 1, hidden) for k, out in enumerate(before) if k > 0]
-            hidden = [block.activation(out) for block, out in zip(blocks, before, strict=True)]
-        return hidden
+    def _features(self, x: Tensor, count: int, known: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Return the outputs of the last block in the first `count` columns; see `_blocks`."""
+        return self._blocks(x, count, known)[-1]
+
+    def _blocks(self, x: Tensor, count: int, known: Mapping[str, Tensor] | None = None) -> list[list[Tensor]]:
+        """Return the outputs of each block in the first `count` columns.
+
+        `known` are those of the columns before, by `output_name`.
+        """
+        columns = [self.model.blocks, *(column.get_submodule("blocks") for column in self.columns[:count - 1])][:count]
+        outputs: list[list[Tensor]] = []
+        for number in range(len(self.model.blocks)):
+            before = outputs[-1] if outputs else [x] * count
+            outputs.append([])
+            for column, blocks in enumerate(columns):
+                if known is not None and output_name(number, column) in known:
+                    outputs[-1].append(known[output_name(number, column)])
+                    continue
+                block: Any = blocks.get_submodule(str(number))
+                out = block.body(before[column])
+                if number > 0 and column > 0:
+                    out = out + self._lateral(column, number - 1, before)
+                outputs[-1].append(block.activation(out))
+        return outputs
 
     def _answer(self, features: list[Tensor], task: int) -> Tensor:
         """Return the logits [N, C] of a task's head on the features of the columns up to the task's own."""
@@ -137,3 +167,8 @@ class PNN(PerTaskStrategy):
         assert isinstance(laterals, nn.ModuleList)
         added: Tensor = laterals[place](hidden[:column])
         return added
+
+
+def output_name(block: int, column: int) -> str:
+    """Return the name of a block's output in a column, in `PNN.frozen_outputs`."""
+    return f"block {block}, column {column}"

@@ -80,6 +80,11 @@ class ClosedForm(Strategy, ABC):
         self.register_buffer("counts", self.sums.new_zeros(world.classes))
         self.train(self.training)
 
+    @property
+    def inputs_only_through_model(self) -> bool:  # type: ignore[override]
+        """Return whether the inputs run through the model as it is: not where its adapters are switched off, too."""
+        return not self.options.both
+
     @abstractmethod
     def score(self, mapped: Tensor) -> Tensor:
         """Return logits [N, C] of mapped features [N, K], float64; those of classes not met do not matter."""

@@ -25,6 +25,7 @@ class SharedPrivate(PerTaskStrategy):
     """
 
     roles = (("private.*", "heads"), *PerTaskStrategy.roles)
+    inputs_only_through_model = parts_final = True
     options: SharedPrivateOptions
 
     def __init__(self, model: Network, world: World, options: SharedPrivateOptions | None = None) -> None:

@@ -2,13 +2,12 @@ from fractions import Fraction
 
 import pytest
 
-from clbench.training import evaluation, kept_answers
+from clbench.training import evaluation
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Look at 5 samples where 16 are looked at, and evaluate in batches of 7 images [1, 8, 8]."""
-    monkeypatch.setattr(kept_answers, "PROBE", 5)
+    """Evaluate in batches of 7 images [1, 8, 8]."""
     monkeypatch.setattr(evaluation, "BATCH_BYTES", {"cpu": 7 * 4 * 64})
     monkeypatch.setattr(evaluation, "SMALLEST", 1)
-    monkeypatch.setattr(evaluation, "flops_of", lambda *_: Fraction(0))  # whose few samples are not kept
+    monkeypatch.setattr(evaluation, "flops_of", lambda *_: Fraction(0))  # whose few samples are not stored

@@ -13,7 +13,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.checks import bench
-from clbench.training import evaluation, lifecycle, lookup, numerics, precompute, step_flops, trainer
+from clbench.training import cache, evaluation, lifecycle, numerics, step_flops, trainer
 from clbench.training.flops import OWN, FlopCount
 from clbench.training.loop_flops import EVERY, LoopFlops
 from clbench.training.step_flops import Draws, PhaseFlops
@@ -178,7 +178,7 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
     assert len(record.costs.train_flops) == len(record.costs.inference_flops) == tasks_of(model)
     assert min(record.costs.train_flops) > 0 < min(record.costs.inference_flops)
     monkeypatch.setattr(trainer, "PhaseFlops", Nothing)
-    for module in (evaluation, lifecycle, lookup, precompute, trainer):
+    for module in (cache, evaluation, lifecycle, trainer):
         monkeypatch.setattr(module, "FlopCount", Nothing)
     bare = runner.run(one)
     assert sum(bare.costs.train_flops) == 0

@@ -2,8 +2,7 @@
 
 Every kind of step (batch shape and phase) is run once on torch's meta device, loss, gradients and all, and counted; its
 FLOPs are added for each such step of the recipe. From the third pass over a task on, a step is taken to cost what the
-step at its place in the pass before did: a replay memory is filled in the first pass. What a run decides by comparing
-values is taken to come out well: that frozen blocks can be run once, that outputs of frozen modules can be looked up.
+step at its place in the pass before did: a replay memory is filled in the first pass.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from clbench.data.samples import Held, PermutedSamples, Samples, StochasticSampl
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
-from clbench.training import precompute
+from clbench.training import cache
 from clbench.training.attention import KNOWN
+from clbench.training.cache import PhaseInputs
 from clbench.training.flops import ORDINARY
-from clbench.training.precompute import TrainingInputs
 from clbench.training.stacking import make_engine
 from clbench.training.step_flops import PhaseFlops
 from clbench.training.trainer import Order
@@ -190,14 +189,14 @@ def phase_flops(strategy: Strategy, task: Task, samples: Samples, order: Order, 
     Raises:
         RuntimeError: the loss asks for values.
     """
-    given = (TrainingInputs([samples], start=0, prepared=False) if augment or not strategy.world.boundaries else
-             precompute.precompute_inputs([strategy], [samples], task.index, steps * recipe.batch_size))
+    given = (PhaseInputs([samples], [samples]) if augment or not strategy.world.boundaries else
+             cache.phase_inputs([strategy], [samples], task.index, steps * recipe.batch_size))
     engine = make_engine([strategy], recipe.model_copy(update=CHEAP), None)
-    count = PhaseFlops([strategy], given, False, recipe.batch_size)
+    count = PhaseFlops([strategy], given, False)
     period = -(-len(samples) // recipe.batch_size)
     settled: dict[int, int] = {}  # FLOPs of steps by their place in a pass
     done = 0
-    with precompute.starting_at([strategy], given.start):
+    with cache.starting_at([strategy], given.start):
         while done < steps:
             if len(settled) == period and not order.left and steps - done >= period:
                 whole = (steps - done) // period

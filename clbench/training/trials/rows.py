@@ -28,7 +28,7 @@ def record_row(member: TrialState, learned: int) -> None:
             if right is not None:
                 right.append(logits.argmax(1) == y)
 
-        row = evaluate(member.strategy, member.stream, scenario, learned, member.answers, watch)
+        row = evaluate(member.strategy, member.stream, scenario, learned, member.predictions, watch)
         ended = Clock.now()
         member.anatomy.look(member.strategy, member.stream, tally, learned)
     if right is not None:

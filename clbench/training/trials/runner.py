@@ -23,6 +23,7 @@ from clbench.training.anatomy import Anatomy
 from clbench.training.curve import Watch
 from clbench.training.lifecycle import Trained, learn_task
 from clbench.training.numerics import Compiler
+from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sharing import share_equal
 from clbench.training.stacking import Unstackable
 from clbench.training.streaming import trainer_of
@@ -132,7 +133,8 @@ class TrialRunner:
             with numerics.products(planned[0].trial.trained_by):
                 compiler = Compiler(self.device) if self.settings.compile else None
                 run_members(members, on_progress, self.artifacts, checkpoints, compiler, self.settings.cache_bytes,
-                            Keeper.wanted(self.settings.keep, self.artifacts, origin, self.registry))
+                            Keeper.wanted(self.settings.keep, self.artifacts, origin, self.registry),
+                            self.settings.verify_caches)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
@@ -176,6 +178,7 @@ class TrialRunner:
             strategy, notes = self.build(planned.trial, stream)
             return TrialState(planned, strategy, stream, notes,
                               watched=watched(planned.trial, strategy, stream, self.settings),
+                              predictions=PredictionCache(planned.trial.seed, self.settings.verify_caches),
                               anatomy=Anatomy.wanted(self.settings, planned.trial.scenario))
 
         stream = self.stream(planned.trial)
@@ -225,16 +228,17 @@ class TrialRunner:
 
 def run_members(members: Sequence[TrialState], on_progress: Callable[[Progress], None], artifacts: Path | None = None,
                 checkpoints: Checkpoints | None = None, compiler: Compiler | None = None,
-                cache_bytes: int | None = None, keeper: Keeper | None = None) -> None:
+                cache_bytes: int | None = None, keeper: Keeper | None = None, verify_caches: bool = False) -> None:
     """Lead the members of a stack through their streams together, task by task; one that diverges drops out.
 
     After each task the strategies export what is to outlive the run to `artifacts`, if there is such a folder. Losses
-    are compiled if there is a compiler. `cache_bytes` of prepared inputs may be kept. A keeper keeps the final models.
+    are compiled if there is a compiler. A phase may store `cache_bytes`, which are all verified if `verify_caches`. A
+    keeper keeps the final models.
     """
     first = members[0]
     trainer = trainer_of([m.strategy for m in members], first.trial.trained_by, [m.trial.seed for m in members],
                          [m.stream for m in members], first.learned, compiler, cache_bytes,
-                         Watch.over([m.watched for m in members]))
+                         Watch.over([m.watched for m in members]), verify_caches)
     for member in members:
         on_progress(member.progress)
         if not member.R:

@@ -14,8 +14,8 @@ from clbench.results.records import Costs, Failure, Timings
 from clbench.strategy.base import Strategy
 from clbench.training.anatomy import Anatomy
 from clbench.training.curve import Watched
-from clbench.training.kept_answers import KeptAnswers
 from clbench.training.lifecycle import Learner
+from clbench.training.prediction_cache import PredictionCache
 from clbench.training.trials.costs import Footprint
 
 
@@ -39,7 +39,7 @@ class TrialState:
     started: datetime.datetime | None = None  # by an earlier process, where the trial goes on from a checkpoint
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
     watched: Watched | None = None  # where its accuracy while learning is asked for
-    answers: KeptAnswers = field(default_factory=KeptAnswers)
+    predictions: PredictionCache = field(default_factory=PredictionCache)
     anatomy: Anatomy = field(default_factory=Anatomy)
     items: ItemResults | None = None  # of the last row
 

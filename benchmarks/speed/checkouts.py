@@ -1,0 +1,107 @@
+"""Compare the speed of two checkouts of clbench: `python benchmarks/speed/checkouts.py ../base`.
+
+Each checkout has a process. The two take turns with the same trial, so that other work on the machine affects both. The
+table shows processor seconds in the other checkout divided by those in this one, for training, evaluation and the whole
+trial: above 1, this one is faster. The interval is a 95% interval of the geometric mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+HERE = Path(__file__).resolve().parents[2]
+PARTS = ("train", "evaluate", "all")
+SETTINGS = {  # method -> benchmark, model, epochs
+    **{method: ("split-mnist-5k", "mlp", 10) for method in ("naive", "lora", "lwf", "pnn", "ewc", "er")},
+    **{method: ("synthetic:tasks_10", "vit-tiny:patch=4:width=96:depth=6:heads=3", 3) for method in (
+        "lora:layers=blocks\\.[56]\\..*:base=random", "ncm:base=random", "slda:base=random", "ranpac:base=random",
+        "frozen:base=random")},
+}
+
+
+def work() -> None:
+    """Run the trials that are asked for, a line of JSON each, and print their seconds."""
+    import torch
+
+    from clbench.core.registry import discover
+    from clbench.experiment.execution_settings import ExecutionSettings
+    from clbench.experiment.plan import plan
+    from clbench.experiment.spec import build
+    from clbench.training.trials.runner import TrialRunner
+
+    torch.set_num_threads(1)
+    runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "checkouts.py", discover())
+    for line in sys.stdin:
+        one, = plan(build(json.loads(line)), runner.registry)
+        record = runner.run(one)
+        assert record.status == "done", record.failure
+        times = record.timings
+        train, evaluate = sum(times.train_cpu), sum(times.evaluate_cpu)
+        print(json.dumps([train, evaluate, train + evaluate + sum(times.consolidate_cpu)]), flush=True)
+
+
+def start(checkout: Path) -> subprocess.Popen[str]:
+    """Return a process that runs trials with the code of a checkout."""
+    paths = os.pathsep.join(map(str, (checkout, checkout / "plugins")))
+    return subprocess.Popen([sys.executable, __file__, "--work"], cwd=checkout, env={**os.environ, "PYTHONPATH": paths},
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen[str], spec: str) -> list[float]:
+    """Return the seconds of a trial in a process."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(spec + "\n")
+    process.stdin.flush()
+    seconds: list[float] = json.loads(process.stdout.readline())
+    return seconds
+
+
+def interval(ratios: list[float]) -> str:
+    """Return the geometric mean of ratios and its interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = sum(logs) / len(logs)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / max(1, len(logs) - 1) / len(logs))
+    t = {2: 12.71, 3: 4.30, 5: 2.78, 7: 2.45, 9: 2.31}.get(len(logs), 2.0)
+    return f"{math.exp(mean):.2f} [{math.exp(mean - t * spread):.2f}, {math.exp(mean + t * spread):.2f}]"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, nargs="?", help="the other checkout, such as a git worktree")
+    parser.add_argument("--methods", default=",".join(SETTINGS), help="comma-separated (default: all)")
+    parser.add_argument("--pairs", type=int, default=9, help="pairs of trials (default: 9)")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        work()
+        return
+    other, this = start(given.checkout.resolve()), start(HERE)
+    rows = []
+    for method in given.methods.split(","):
+        benchmark, model, epochs = SETTINGS[method]
+        spec = json.dumps({"benchmark": benchmark, "model": model, "methods": [method], "seeds": [1000],
+                           "recipe": {"epochs": epochs}})
+        for process in (other, this):
+            ask(process, spec)  # the first one imports and caches
+        pairs = []
+        for number in range(given.pairs):
+            turns = (other, this) if number % 2 else (this, other)
+            found = {process.pid: ask(process, spec) for process in turns}
+            pairs.append((found[other.pid], found[this.pid]))
+        rows.append([method, *(interval([max(a[i], 1e-3) / max(b[i], 1e-3) for a, b in pairs]) for i in range(3)),
+                     f"{sum(b[2] for _, b in pairs) / len(pairs):.2f}"])
+        print(tabulate(rows[-1:], tablefmt="plain"), flush=True)
+    print(tabulate(rows, ["method", *PARTS, "seconds"]))
+
+
+if __name__ == "__main__":
+    main()

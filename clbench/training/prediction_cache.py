@@ -1,0 +1,160 @@
+"""Test predictions that are computed once: of final parts, and from the outputs of frozen first blocks.
+
+What may be cached is declared, and each evaluation tests the declaration, as in training (`clbench.training.cache`).
+Outputs are stored for the batches in which they were computed, so that a batch that is computed again is the same bit
+for bit. Frozen blocks, and the model that answers for tasks that are not learned yet, may change between evaluations:
+what was stored for them is then dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clbench.core import seeds
+from clbench.core.errors import PluginError
+from clbench.data.stream import Tests
+from clbench.strategy.base import Prediction, Strategy, declares
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench.training.cache import enabled, frozen_blocks, misuse, starting_at
+
+BYTES = 2**28  # of the outputs of one trial
+Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How predictions follow from outputs that may be cached.
+
+    Args:
+        parts: what computes each output from inputs [N, ...], by name.
+        predict: what makes a prediction of them.
+        final: whether the outputs may never change.
+    """
+
+    parts: Mapping[str, Callable[[Tensor], Tensor]]
+    predict: Callable[[list[Tensor]], Prediction]
+    final: bool
+
+
+@dataclass
+class PredictionCache:
+    """Outputs of one trial's strategy for its test samples.
+
+    Args:
+        seed: of the trial.
+        everything: whether every batch is computed again and compared.
+    """
+
+    seed: int = 0
+    everything: bool = False
+    evaluations: int = 0
+    stored: dict[tuple[int | None, str], list[Tensor]] = field(default_factory=dict)  # by given task and part
+
+    def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+        """Yield what `predictions` does.
+
+        Raises:
+            PluginError: a final part answers otherwise than before, or the strategy uses its inputs in another way
+                than it declares.
+        """
+        samples = len(tests.y) if given is None else tests.sizes[given]
+        batches = math.ceil(samples / size)
+        source = self._source(strategy, given) if batches > 1 and enabled() else None
+        if source is None:
+            yield from predictions(strategy, tests, size, given)
+            return
+        for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
+            del self.stored[key]  # of the starting model, or of another number of blocks
+        chosen = seeds.derive(self.seed, "cache", self.evaluations) % batches
+        for number in range(batches) if self.everything else (chosen,):
+            self._verify(strategy, source, tests, size, given, number)
+        for number, (x, y, tasks) in enumerate(tests.batches(size, given)):
+            outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
+            yield source.predict(outputs), y, tasks
+
+    def _source(self, strategy: Strategy, given: int | None) -> Source | None:
+        """Return how predictions for a task's samples (None: of any) are computed, None if nothing may be cached."""
+        if isinstance(strategy, PerTaskStrategy):
+            own_predict = type(strategy).predict is not PerTaskStrategy.predict
+            if not declares(strategy, "parts_final") or own_predict or (given is None and not strategy.learned):
+                return None
+            if given is not None:
+                final = given < strategy.learned
+                name = f"part {given}" if final else "starting model"
+                return Source({name: lambda x: strategy.predict(x, given).logits}, lambda out: Prediction(out[0]),
+                              final)
+            learned = strategy.learned
+            parts: dict[str, Callable[[Tensor], Tensor]] = {
+                f"part {task}": partial(strategy.forward_task, task=task) for task in range(learned)}
+            if strategy.options.from_features:
+                parts["features"] = strategy.inference_features
+            return Source(parts, lambda out: strategy.chosen(torch.stack(out[:learned]),
+                                                             out[learned] if len(out) > learned else None), True)
+        if not declares(strategy, "inputs_only_through_model"):
+            return None
+        count = frozen_blocks(strategy)
+        if not any(True for block in list(strategy.model.blocks)[:count] for _ in block.parameters()):
+            return None
+        return Source({f"{count} blocks": lambda x: strategy.model.run(x, 0, count)},
+                      lambda out: predict_from(strategy, out[0], count, given), False)
+
+    def _verify(self, strategy: Strategy, source: Source, tests: Tests, size: int, given: int | None,
+                number: int) -> None:
+        """Compute a batch again and compare it with what is stored; drop what may have changed and has."""
+        x, _, _ = next(tests.batches(size, given, number))
+        outputs = []
+        for name, compute in source.parts.items():
+            known = self.stored.get((given, name), [])
+            outputs.append(compute(x))
+            if number < len(known) and not torch.equal(known[number], outputs[-1]):
+                if source.final:
+                    raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
+                                      "than after an earlier task; set parts_final = False in "
+                                      f"{type(strategy).__name__}")
+                del self.stored[given, name]
+        if not isinstance(strategy, PerTaskStrategy):
+            try:
+                found = source.predict(outputs)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
+            if not same(strategy.predict(x, given), found):
+                raise PluginError(misuse(strategy, "predict returns another prediction"))
+
+    def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
+                ) -> Tensor:
+        """Return an output for a batch: the one that is stored, or a new one, which is stored if there is room."""
+        known = self.stored.setdefault(key, [])
+        if number < len(known):
+            return known[number]
+        output = compute(x)
+        taken = sum(part.nbytes for parts in self.stored.values() for part in parts)
+        if number == len(known) and taken + output.nbytes <= BYTES:
+            known.append(output)
+        return output
+
+
+def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+    """Yield predictions, labels and task indices of a task's test samples, or of all (None), in batches of a size.
+
+    The strategy is in eval mode, without gradients.
+    """
+    for x, y, tasks in tests.batches(size, given):
+        yield strategy.predict(x, given), y, tasks
+
+
+def predict_from(strategy: Strategy, outputs: Tensor, blocks: int, given: int | None) -> Prediction:
+    """Return the prediction from the outputs of the model's first blocks."""
+    with starting_at([strategy], blocks):
+        return strategy.predict(outputs, given)
+
+
+def same(one: Prediction, other: Prediction) -> bool:
+    """Return whether two predictions are equal bit for bit."""
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b))
+               for a, b in zip(one, other, strict=True))

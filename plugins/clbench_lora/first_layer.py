@@ -1,0 +1,69 @@
+"""W x of the first adapted layer, which a frozen W gives anew in every step: computed once per phase.
+
+It is known beforehand where nothing that learns comes before the layer: in a network whose first adapted block begins
+with it, such as a multilayer perceptron. On split-mnist-5k this saves a fifth of the training time of `lora`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Strategy
+from clbench_lora.layers import LoRALayer
+
+NAME = "first adapted layer"
+
+
+class FirstLayerOnce(Strategy):
+    """Base of strategies on adapted layers; it stands before other bases."""
+
+    inputs_only_through_model = True
+    base_learns: bool
+
+    def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return W x of the first adapted layer, once W is frozen."""
+        found = None if self.base_learns else first_layer(self.model)
+        if found is None:
+            return {}
+        block, before, layer = found
+        hidden = self.model.run(x, 0, block)
+        for module in before:
+            hidden = module(hidden)
+        base: Any = layer.base_layer
+        return {NAME: base(hidden)}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the other bases, with the first layer's output known."""
+        with self.known_first_layer(batch):
+            return super().loss(batch)
+
+    @contextmanager
+    def known_first_layer(self, batch: Batch) -> Iterator[None]:
+        """Give the first adapted layer its W x inside the block, if that is stored for the batch."""
+        found = first_layer(self.model) if batch.frozen else None
+        if found is None or batch.frozen is None:
+            yield
+            return
+        layer = found[2]
+        layer.output = batch.frozen[NAME]
+        try:
+            yield
+        finally:
+            layer.output = None
+
+
+def first_layer(model: Network) -> tuple[int, list[nn.Module], LoRALayer] | None:
+    """Return the first adapted block, what its body runs before its adapted layer, and the layer; None if neither."""
+    block = model.first_with(LoRALayer)
+    body: Any = model.blocks[block].body
+    parts = list(body) if isinstance(body, nn.Sequential) else [body]
+    for number, part in enumerate(parts):
+        if isinstance(part, LoRALayer):
+            return block, parts[:number], part
+        if any(isinstance(module, LoRALayer) for module in part.modules()):
+            return None
+    return None
