@@ -37,7 +37,7 @@ DECLARATION = """
 """
 STRATEGIES = """
     import time
-    from clbench.training.trials import checkpoint
+    from clbench.persistence import checkpoint
     from clbench_er.strategy import ER
 
     checkpoint.SECONDS = 0.0

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from clbench.core.artifacts import task_folder
 from clbench.data.stream import Stream
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.training.trials.runner import TrialRunner
 
 
 def logits(source: TrialAdapters, stream: Stream) -> dict[int, Tensor]:

@@ -32,10 +32,10 @@ def work() -> None:
     import torch
 
     from clbench.core.registry import discover
+    from clbench.execution.trial_runner import TrialRunner
     from clbench.experiment.execution_settings import ExecutionSettings
     from clbench.experiment.plan import plan
     from clbench.experiment.spec import build
-    from clbench.training.trials.runner import TrialRunner
 
     torch.set_num_threads(1)
     runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "checkouts.py", discover())

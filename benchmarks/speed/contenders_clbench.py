@@ -17,14 +17,15 @@ from work import EVAL_BATCH, MEMORY, device_bytes, peak_bytes, spec_of, summary
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.execution import run as experiment
+from clbench.execution.trial_runner import TrialRunner, run_replicas
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Record
-from clbench.training.trials.runner import TrialRunner, run_members
-from clbench.training.trials.state import TrialState
+from clbench.training.callbacks.evaluation import EvaluationCallback
+from clbench.training.replica import Replica
 
 COMMAND = "benchmarks/speed"
 
@@ -116,7 +117,7 @@ def warm_up(runner: TrialRunner, planned: Sequence[PlannedTrial]) -> None:
     stream = runner.stream(planned[0].trial)
     few = replace(stream, tasks=tuple(replace(t, train=first(t.train, 2 * EVAL_BATCH), test=first(t.test, EVAL_BATCH))
                                       for t in stream.tasks))
-    run_members([TrialState(one, runner.build(one.trial, few)[0], few, []) for one in planned], lambda _: None)
+    run_replicas([Replica.of(one, runner.build(one.trial, few)[0], few) for one in planned], [EvaluationCallback()])
 
 
 def first(samples: Samples, count: int) -> Samples:

@@ -19,12 +19,12 @@ from clbench.core.pretrained import beside
 from clbench.core.registry import discover
 from clbench.data import datasets
 from clbench.data.datasets import Images, few
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec, build
 from clbench.models.weights import read_weights
 from clbench.results.records import Record
-from clbench.training.trials.runner import TrialRunner
 
 CLASSES, RANK, LR = 10, 8, 1e-3  # classes of a task
 TEST_BATCH = 64

@@ -25,9 +25,9 @@ from tabulate import tabulate
 import clbench
 from clbench.core.files import default_data_dir
 from clbench.core.registry import discover
+from clbench.execution import trial_runner as runner
 from clbench.results import metrics
 from clbench.results.records import Record
-from clbench.training.trials import runner
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "speed"
 LIMIT = 540  # seconds for all of it

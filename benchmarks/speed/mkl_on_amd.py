@@ -36,11 +36,11 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     import torch
 
     from clbench.core.registry import discover
+    from clbench.execution.trial_runner import TrialRunner
     from clbench.experiment.execution_settings import ExecutionSettings
     from clbench.experiment.plan import plan
     from clbench.experiment.spec import build
     from clbench.results.metrics import acc
-    from clbench.training.trials.runner import TrialRunner
 
     torch.set_num_threads(1)
     x, w = torch.randn(128, 1000), torch.randn(1000, 1000)

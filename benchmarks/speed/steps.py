@@ -19,12 +19,13 @@ from work import model_of, optimizer_of, spec_of
 
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import cache
-from clbench.training.stacking import make_engine
-from clbench.training.trainer import Order
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.loop import take_step
+from clbench.training.sampling import BatchSampler
+from clbench.training.steps import make_engine
 
 BLOCKS, STEPS = 60, 25
 
@@ -41,10 +42,10 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     planned = plan(spec_of(setting), registry)[0]
     runner = TrialRunner(ExecutionSettings(data=Path(setting.data_dir)), setting.device, "benchmarks/speed", registry)
     member = runner._member(planned)
-    task = member.learner.begin(0)
+    task = member.begin(0)
     member.strategy.train()
     samples = cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
-    order = Order(len(samples), setting.batch_size, seed=0, task=0)
+    order = BatchSampler(len(samples), setting.batch_size, seed=0, task=0)
     engine = make_engine([member.strategy], planned.trial.recipe, None)
     model, losses = model_of(setting), list[Tensor]()
     optimizer = optimizer_of(setting, model)
@@ -63,7 +64,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
         loss.backward()
         optimizer.step()
 
-    return {"by hand": by_hand, "clbench": lambda: losses.append(engine.step([order.batch(samples)]))}
+    return {"by hand": by_hand, "clbench": lambda: losses.append(take_step(engine, [order.batch(samples)]))}
 
 
 def main() -> None:

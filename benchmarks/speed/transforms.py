@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 STEPS, BATCH, IMAGES = 40, 64, 1000
@@ -40,8 +41,9 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     from clbench.experiment.spec import Recipe
     from clbench.experiment.trial import Resolved
     from clbench.strategy.base import Strategy, Task, World
-    from clbench.training import trainer as training
-    from clbench.training.trials.building import build_model
+    from clbench.training.building import build_model
+    from clbench.training.loop import TrainingLoop
+    from clbench.training.replica import Replica
 
     torch.set_num_threads(request["threads"])
     samples, registry = picture_samples(), discover()
@@ -56,8 +58,9 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
                 strategy = Strategy(model, World(10, 1, "class", (3, 32, 32), torch.Generator()))
                 strategy.active[:] = True
                 prefetch.core_to_spare = lambda device, how=how: how == "ahead"
-                trainer = training.Trainer([strategy], Recipe(optimizer="sgd", lr=0.01, batch_size=BATCH,
-                                                              iterations=STEPS), [0])
+                stream = SimpleNamespace(augment=None, hidden=False)  # of which the loop needs no more
+                trainer = TrainingLoop([Replica(strategy, stream, 0)], Recipe(
+                    optimizer="sgd", lr=0.01, batch_size=BATCH, iterations=STEPS))
                 began = time.perf_counter()
                 trainer.fit([Task(0, tuple(range(10)), samples)])
             found[how].append(time.perf_counter() - began)

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 
 from clbench import Record
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec
-from clbench.training.trials.runner import TrialRunner
 
 
 def in_turns(spec: Spec, threads: int, script: str,

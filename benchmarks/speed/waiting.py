@@ -22,12 +22,13 @@ from work import spec_of
 from clbench.core.device import synchronize
 from clbench.core.registry import discover
 from clbench.data import default_data_dir
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import cache
-from clbench.training.stacking import make_engine
-from clbench.training.trainer import Order
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.loop import take_step
+from clbench.training.sampling import BatchSampler
+from clbench.training.steps import make_engine
 
 STEPS = 50
 
@@ -40,18 +41,19 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     planned = plan(spec_of(setting), registry)
     runner = TrialRunner(ExecutionSettings(data=data), device, "benchmarks/speed", registry)
     members = [runner._member(one) for one in planned]
-    tasks = [member.learner.begin(0) for member in members]
+    tasks = [member.begin(0) for member in members]
     for member in members:
         member.strategy.train()
     strategies = [member.strategy for member in members]
     given = cache.phase_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
-    orders = [Order(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
+    orders = [BatchSampler(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
     engine = make_engine(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []
 
     def step() -> None:
-        losses.append(engine.step([order.batch(part) if given.prepared else order.ready(strategy, part)
-                                   for strategy, order, part in zip(strategies, orders, given.samples, strict=True)]))
+        batches = [order.batch(part) if given.prepared else order.ready(strategy, part)
+                   for strategy, order, part in zip(strategies, orders, given.samples, strict=True)]
+        losses.append(take_step(engine, batches))
 
     return step
 

@@ -21,7 +21,7 @@ from clbench.data import datasets
 from clbench.data.datasets import STATISTICS, Images
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Spec, build
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
                      {**flags, "benchmark": benchmark, "model": model}, ())
     trial = plan(spec, registry)[0].trial
     check_data(trial.benchmark, spec.execution.data_dir, registry)
-    from clbench.training.trials.embedding import embed, prepare
+    from clbench.execution.embedding import embed, prepare
 
     job = prepare(trial, spec.execution, device or "auto", registry, batch)
     for note in job.notes:

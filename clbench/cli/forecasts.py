@@ -16,10 +16,10 @@ from clbench.report.formatting import NONE, by_task
 from clbench.results.staleness import by_reason
 
 if TYPE_CHECKING:
+    from clbench.accounting.counting import Count
     from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
     from clbench.results.records import Record
-    from clbench.training.trials.counting import Count
 
 HEADERS = ("key", "method", "scenario", "seed", "state", "trainable", "training FLOPs", "FLOPs per sample")
 
@@ -148,13 +148,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     except MissingDataError as error:
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
+    from clbench.accounting.counting import forecast
+    from clbench.accounting.foreseeing import work_of
+    from clbench.accounting.keeping import data_bytes, told
+    from clbench.accounting.rehearsal import stream_without_values
     from clbench.data.datasets import without_downloads
-    from clbench.training.trials.counting import forecast
-    from clbench.training.trials.foreseeing import work_of
-    from clbench.training.trials.keeping import data_bytes, told
-    from clbench.training.trials.rehearsal import stream_without_values
-    from clbench.training.trials.runner import TrialRunner
-    from clbench.training.trials.watching import words
+    from clbench.execution.trial_runner import TrialRunner, describe_steps
 
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
     found: dict[Kind, Forecast] = {}
@@ -172,7 +171,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
-            notes |= dict.fromkeys([*words(planned.trial, planned.label, stream, runner.settings), *stream.notes])
+            steps = describe_steps(planned.trial, planned.label, stream, runner.settings)
+            notes |= dict.fromkeys([*steps, *stream.notes])
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
@@ -201,9 +201,9 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
     """Return how fast a trial's model is trained here, with the threads of a worker; None where that fails."""
     import torch
 
+    from clbench.accounting.foreseeing import pilot
     from clbench.core.device import pick_device
     from clbench.execution.run import plan_workers
-    from clbench.training.trials.foreseeing import pilot
 
     before = torch.get_num_threads()
     try:

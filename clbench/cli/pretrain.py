@@ -52,7 +52,7 @@ def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
     spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed], "scenario": "class"},
                      {**flags, "benchmark": text}, ())
     trial = plan(spec, registry)[0].trial
-    from clbench.training.trials.pretraining import pretrain
+    from clbench.execution.pretraining import pretrain
 
     began = time.monotonic()
     click.echo(f"training {trial.model.name} on {text}", err=True)

@@ -15,9 +15,9 @@ from typing import Any
 import pluggy
 
 from clbench.core.errors import PluginError, unknown
-from clbench.core.moved import Renamed, old_keywords
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
+from clbench.core.renamed import Renamed, old_keywords
 from clbench.core.scenario import SCENARIOS, Scenario
 
 FAMILIES = ("references", "replay", "regularization", "distillation", "parts per task", "adapters and prompts",

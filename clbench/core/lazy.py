@@ -7,11 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clbench.core import moved
-
 
 def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__` (PEP 562); the former knows the package's old names, too.
+    """Return a package's `__getattr__` and `__dir__` (PEP 562).
 
     Args:
         package: its `__name__`.
@@ -21,7 +19,7 @@ def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
 
     def get(name: str) -> Any:
         if name not in home:
-            return moved.find(package, name)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(home[name]), name)
         setattr(sys.modules[package], name, value)
         return value

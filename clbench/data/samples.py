@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clbench.core.device import send
 from clbench.core.errors import SpecError
-from clbench.core.moved import OldNames, Renamed
+from clbench.core.renamed import OldNames, Renamed
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:

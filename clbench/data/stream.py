@@ -95,7 +95,7 @@ class Stream:
         data: hash of the benchmark, before scenario and validation split.
         arrivals: training samples that arrive during each task, by class, or where tasks share outputs by the task that
             they are of; empty where they arrive as the benchmark has them.
-        hidden: whether a method gets it as one task (`clbench.training.streaming`).
+        hidden: whether a method gets it as one task (`clbench.training.stream_loop`).
     """
 
     tasks: tuple[StreamTask, ...]

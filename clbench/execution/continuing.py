@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from clbench.accounting.step_flops import FlopsCallback
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.registry import Registry, discover
@@ -17,27 +18,27 @@ from clbench.core.scenario import scenario_rules
 from clbench.data.samples import PermutedSamples, Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import Recipe, changed
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
+from clbench.persistence import checkpoint
+from clbench.persistence.growing import grow, read_state
+from clbench.persistence.keeper import SaveCallback
+from clbench.persistence.kept import KeptHeader, names_of, read_model, stand_in
 from clbench.results import provenance
-from clbench.results.records import Earlier, Failure, Record
+from clbench.results.records import Earlier, Record
 from clbench.results.staleness import code_of
 from clbench.results.store import MODEL, STATE, Store
 from clbench.strategy.base import Strategy
-from clbench.training import numerics
+from clbench.training import precision
+from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.costs import PeakMemory, measure
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import Learner, retrace
-from clbench.training.trainer import Trainer
-from clbench.training.trials import checkpoint
-from clbench.training.trials.costs import PeakMemory, measure
-from clbench.training.trials.facts import record_of
-from clbench.training.trials.growing import grow, read_state
-from clbench.training.trials.keeper import Keeper
-from clbench.training.trials.kept import KeptHeader, names_of, read_model, stand_in
-from clbench.training.trials.runner import TrialRunner, train_task
-from clbench.training.trials.state import TrialState
+from clbench.training.facts import record_of
+from clbench.training.loop import TrainingLoop
+from clbench.training.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,18 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     strategy = grown(parent, header, state, generator, runner, whole, ours, notes)
     notes.append(f"continues {record.name} ({record.key}), which had learned {parent.learned} tasks of "
                  f"{' and '.join(b.name for b in ours.continues.benchmarks)}" if ours.continues else "")
-    member = TrialState(PlannedTrial(ours, record.label, record.reference), strategy, whole, [*notes])
+    replica = Replica.of(PlannedTrial(ours, record.label, record.reference), strategy, whole, notes)
+    save = SaveCallback(target.artifacts, True, origin, runner.registry)
     memory = PeakMemory(runner.device)
-    with numerics.products(ours.trained_by):
-        rows = learn(member, parent.learned, settings)
-    made = record_of(replace_stream(member, parent.learned), origin, memory, record.provenance.weights)
+    with precision.products(ours.trained_by):
+        earlier_tasks = EarlierTasks(parent.learned)
+        loop = TrainingLoop([replica], ours.trained_by, [FlopsCallback(), earlier_tasks, save],
+                            cache_bytes=settings.cache_bytes)
+        loop.run(parent.learned)
+    made = record_of(replace_stream(replica, parent.learned), origin, memory, record.provenance.weights)
     if earlier is not None:
+        rows = earlier_tasks.rows
         made = made.model_copy(update={"earlier": Earlier(before=rows[0], after=rows[1:])})
-    if made.status == "done":
-        Keeper(target.artifacts, True, origin, runner.registry).keep([member], None)
-        made = made.model_copy(update={"notes": member.notes})
     target.write(made)
     return made
 
@@ -253,7 +256,7 @@ def grown(parent: Parent, header: checkpoint.CheckpointHeader, state: dict[str, 
     for stream in (old, whole):
         strategy, _ = runner.build(trial, stream)
         try:
-            retrace(Learner(strategy, stream, trial.seed), parent.learned, recipe)
+            Replica(strategy, stream, trial.seed).retrace(parent.learned, recipe)
         except Exception as error:  # of a method, which may not expect more tasks
             raise SpecError(f"{parent.record.label} cannot continue training: {type(error).__name__}: {error}"
                             ) from error
@@ -266,32 +269,34 @@ def grown(parent: Parent, header: checkpoint.CheckpointHeader, state: dict[str, 
     return larger
 
 
-def learn(member: TrialState, learned: int, settings: ExecutionSettings) -> list[list[float]]:
-    """Train on the tasks from `learned` on; return the accuracies on those before, at first and after each new one."""
-    trial, stream = member.trial, member.stream
-    trainer = Trainer([member.strategy], trial.trained_by, [trial.seed], stream.augment, None, settings.cache_bytes)
-    before = []
+class EarlierTasks(Callback):
+    """Evaluates a replica at first and after each new task, and keeps the accuracies on the tasks before apart."""
 
-    def look(tasks: int) -> None:
-        with numerics.forward(trial.trained_by, member.strategy.active.device, member.strategy):
-            row = evaluate(member.strategy, stream, trial.scenario, tasks)
-        before.append(row.accuracy[:learned])
-        member.R.append(row.accuracy[learned:])
+    def __init__(self, learned: int) -> None:
+        """Begin after so many tasks."""
+        self.learned = learned
+        self.rows: list[list[float]] = []  # on the tasks before: at first, and after each new one
+
+    def on_start(self, training: Training) -> None:
+        """Evaluate before the first new task."""
+        self._evaluate(training, self.learned)
+
+    def on_task(self, training: Training, task: int) -> None:
+        """Add the footprint, and evaluate."""
+        for replica in training.replicas:
+            replica.add_footprint(measure(replica.strategy))
+        self._evaluate(training, task + 1)
+
+    def _evaluate(self, training: Training, tasks: int) -> None:
+        replica, = training.replicas
+        with precision.forward(training.recipe, replica.strategy.active.device, replica.strategy):
+            row = evaluate(replica.strategy, replica.stream, replica.trial.scenario, tasks)
+        self.rows.append(row.accuracy[:self.learned])
+        replica.R.append(row.accuracy[self.learned:])
         if row.task_inference is not None:
-            member.task_inference.append(row.task_inference[learned:])
-        if row.flops is not None and tasks > learned:
-            member.costs.inference_flops.append(row.flops)
-
-    look(learned)
-    for index in range(learned, len(stream.tasks)):
-        if not train_task([member], trainer, index):
-            member.failure = member.failure or Failure(type="DivergedError", message="training diverged")
-            break
-        member.add_kept(measure(member.strategy))
-        look(index + 1)
-    return before
+            replica.task_inference.append(row.task_inference[self.learned:])
 
 
-def replace_stream(member: TrialState, learned: int) -> TrialState:
+def replace_stream(replica: Replica, learned: int) -> Replica:
     """Return a trial as its record has it: with the new tasks only."""
-    return replace(member, stream=replace(member.stream, tasks=member.stream.tasks[learned:]))
+    return replace(replica, stream=replace(replica.stream, tasks=replica.stream.tasks[learned:]))

@@ -144,7 +144,7 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
 def _unbuildable(pair: Pair, planned: PlannedTrial) -> str:
     """Return why a trial cannot be built; empty if it can, or if its data are not there."""
     from clbench.data.datasets import without_downloads
-    from clbench.training.trials.runner import TrialRunner
+    from clbench.execution.trial_runner import TrialRunner
 
     try:
         with without_downloads():

@@ -20,9 +20,9 @@ from clbench.core.files import write_atomically
 from clbench.execution.kept_model import KeptModel, kept_model
 from clbench.execution.loading import find_record, load_model
 from clbench.models.network import Network
+from clbench.persistence.kept import stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
-from clbench.training.trials.kept import stand_in
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"

@@ -13,15 +13,15 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
+from clbench.persistence.kept import read_model, rebuilt
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Prediction
-from clbench.training import numerics
+from clbench.training import precision
 from clbench.training.evaluation import evaluate
-from clbench.training.trials.kept import read_model, rebuilt
-from clbench.training.trials.runner import TrialRunner
 
 
 class Answers(NamedTuple):
@@ -103,7 +103,7 @@ class KeptModel(nn.Module):
         """
         raw, recipe = self._raw(images), self.record.trial.trained_by
         device, parts = self.offered.device, []
-        with numerics.products(recipe), numerics.forward(recipe, device, self.strategy):
+        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
             for part in torch.split(raw, batch or self.header.batch):
                 x = self.prepare(part.to(device))
                 parts.append(self.answer(tokens.shortened([x])[0] if tokens.is_text(x) else x, task))
@@ -145,7 +145,7 @@ class KeptModel(nn.Module):
         """Return the accuracy in [0, 1] on the test samples of each task: the last row of the trial's R once more."""
         recipe, device = self.record.trial.trained_by, self.offered.device
         stream = self.stream(data_dir).to(device)
-        with numerics.products(recipe), numerics.forward(recipe, device, self.strategy):
+        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
             return evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks)).accuracy
 
 

@@ -5,12 +5,10 @@ Text is one line of printable characters, not escaped: each format escapes for i
 
 from __future__ import annotations
 
-import functools
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from clbench.core import moved
 from clbench.results.curve import Curve
 
 if TYPE_CHECKING:
@@ -239,5 +237,3 @@ def _old_pictures(owner: str, figures: tuple[FigureData, ...]) -> tuple[FigureDa
     return figures
 
 
-if not TYPE_CHECKING:
-    __getattr__ = functools.partial(moved.find, __name__)  # old names, until 0.3

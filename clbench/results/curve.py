@@ -16,8 +16,9 @@ class Curve(BaseModel):
     """Accuracy while tasks were learned: right answers among the same test samples of each task, point by point.
 
     Lists have an entry for each task that was trained. Its points are before its first step, after each of the first
-    ones, then after every `every`-th and the last (`clbench.training.curve`). Each tells of the tasks up to that one,
-    whose outputs compete. A task without steps, or with a loop that cannot be watched, has the first point only.
+    ones, then after every `every`-th and the last (`clbench.training.callbacks.curve`). Each tells of the tasks up to
+    that one, whose outputs compete. A task without steps, or with a loop that cannot be watched, has the first point
+    only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -115,7 +115,7 @@ class Timings(RecordPart):
 class ErrorCounts(RecordPart):
     """Where the errors of one row of R come from, in test samples: lists have an entry for each of its learned tasks.
 
-    `clbench.training.anatomy` counts them, docs/error-analysis.md defines the parts that reports make of them.
+    `clbench.training.callbacks.error_decomposition` counts them, docs/error-analysis.md defines what reports show.
     `corrected` is empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the
     others.
     """
@@ -140,7 +140,7 @@ class ErrorCounts(RecordPart):
 class Probe(RecordPart):
     """What a linear (ridge) classifier reads from the features, in right test samples of each task.
 
-    `clbench.training.probe` counts them, docs/error-analysis.md says how.
+    `clbench.training.callbacks.probe` counts them, docs/error-analysis.md says how.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("missing",)

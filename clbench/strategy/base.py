@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.core.moved import OldNames, Renamed
 from clbench.core.options import NoOptions, Options
+from clbench.core.renamed import OldNames, Renamed
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import PluginError
-from clbench.core.moved import Renamed
 from clbench.core.options import Options
+from clbench.core.renamed import Renamed
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, Task, World
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
-from clbench.core.moved import Renamed
 from clbench.core.options import Options
+from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, World

@@ -28,6 +28,8 @@ from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
+from clbench.persistence import checkpoint
+from clbench.persistence.resume import take_up
 from clbench.results.records import Costs, Timings
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.declarations import check_declarations, suggested_declarations
@@ -36,10 +38,8 @@ from clbench.testing.stored import check_stored_samples
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import begin_phase
-from clbench.training.trainer import Trainer
-from clbench.training.trials import checkpoint
-from clbench.training.trials.resume import take_up
+from clbench.training.loop import TrainingLoop
+from clbench.training.replica import begin_phase
 
 __all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "suggest",
            "tiny_stream"]
@@ -110,10 +110,10 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
     b = make("task")
     for earlier in range(index):
         b.learn(earlier)
-    task = b.learner.begin(index)
+    task = b.replica.begin(index)
     if not b.strategy.phases(task):
         return None
-    with b.learner.training(index):
+    with b.replica.training(index):
         begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
     return b, b.batch(index)
 
@@ -136,9 +136,9 @@ def check_given_generator(make: Make) -> None:
     b = make("task")
     b.learn(0)
     index = 1
-    task = b.learner.begin(index)
-    with b.learner.training(index):
-        Trainer([b.strategy], RECIPE, [b.seed]).fit([task])
+    task = b.replica.begin(index)
+    with b.replica.training(index):
+        TrainingLoop([b.replica], RECIPE).fit([task])
     for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
                        ("after_task", lambda: b.strategy.after_task(task))):
         before = seeds.state()
@@ -199,7 +199,7 @@ def check_checkpoint(make: Make) -> None:
                 task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
             header = checkpoint.read_header(path)
             assert header is not None
-            take_up(path, header, fresh.learner, RECIPE)
+            take_up(path, header, fresh.replica, RECIPE)
     except checkpoint.Unresumable as error:
         if killed.strategy.not_resumable:
             return

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
+from clbench.accounting.flops import FlopCount
 from clbench.core.errors import PluginError
 from clbench.core.scenario import Scenario
 from clbench.strategy.base import Strategy, declares
 from clbench.testing.tiny import RECIPE, TASKS, Bench, Make, NonConforming
-from clbench.training.flops import FlopCount
-from clbench.training.lifecycle import learn_task
+from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
-from clbench.training.trainer import Trainer
 
 SCENARIOS: tuple[Scenario, ...] = ("task", "class")
 BATCH = 8  # test samples that are predicted at once
@@ -90,7 +89,7 @@ def evaluation_flops(b: Bench) -> int:
 def train_tasks(b: Bench) -> Iterator[int]:
     """Train on each task and yield its index; what training caches is verified."""
     for index in range(TASKS):
-        learn_task([b.learner], index, Trainer([b.strategy], RECIPE, [b.seed], verify_caches=True).fit)
+        TrainingLoop([b.replica], RECIPE, verify_caches=True).train_task(index)
         yield index
 
 

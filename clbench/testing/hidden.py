@@ -14,8 +14,8 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Make, NonConforming, tiny_stream
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import learn_task
-from clbench.training.streaming import Flow, StreamTrainer
+from clbench.training.sampling import StreamSampler
+from clbench.training.stream_loop import StreamLoop
 
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks in streams of the same samples; batches have 8
 
@@ -46,7 +46,7 @@ def check_task_free(make: Make) -> None:
 
 def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     """Return a stream with hidden boundaries whose samples pass in the same order as in `stream`, in other tasks."""
-    order = Flow([task.train for task in stream.tasks], 1, seed)
+    order = StreamSampler([task.train for task in stream.tasks], 1, seed)
     passing = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
     tasks = []
     for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
@@ -59,9 +59,9 @@ def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
 def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor], Tensor]:
     """Return the state in which a stream leaves a strategy, and that of its generator."""
     b = make(scenario, stream=stream)
-    trainer = StreamTrainer([b.strategy], RECIPE.model_copy(update={"epochs": 1}), [b.seed], [stream])
+    loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))
     for index in range(len(stream.tasks)):
-        learn_task([b.learner], index, trainer.fit)
+        loop.train_task(index)
         evaluate(b.strategy, stream, b.scenario, index + 1)
     active = {"active": b.strategy.active}  # which is no memory, and not kept
     return {**b.strategy.state_dict(), **active}, b.strategy.world.generator.get_state()

@@ -8,7 +8,7 @@ from torch import Tensor
 from clbench.data.stream import Stream
 from clbench.strategy.replay import SampleMemory
 from clbench.testing.tiny import TASKS, Make, NonConforming
-from clbench.training.trials.costs import role
+from clbench.training.costs import role
 
 SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`, whatever form it stores samples in
 

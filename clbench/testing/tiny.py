@@ -26,9 +26,9 @@ from clbench.models.network import Network
 from clbench.models.resnet import resnet18, resnet20
 from clbench.models.vit import vit
 from clbench.strategy.base import Batch, Strategy, Task
-from clbench.training.lifecycle import Learner, learn_task
-from clbench.training.trainer import Trainer
-from clbench.training.trials.building import channels_last, world_of
+from clbench.training.building import channels_last, world_of
+from clbench.training.loop import TrainingLoop
+from clbench.training.replica import Replica
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
@@ -60,16 +60,16 @@ class Bench:
     task_free: bool = False  # whether the method is declared so
 
     @property
-    def learner(self) -> Learner:
-        """Return the learner: strategy, stream and seed."""
-        return Learner(self.strategy, self.stream, self.seed)
+    def replica(self) -> Replica:
+        """Return a replica of the strategy on the stream."""
+        return Replica(self.strategy, self.stream, self.seed)
 
     def learn(self, index: int) -> Task:
         """Train on one task as the harness does and return it."""
-        trained, = learn_task([self.learner], index, Trainer([self.strategy], RECIPE, [self.seed]).fit)
+        trained, = TrainingLoop([self.replica], RECIPE).train_task(index)
         if trained.diverged is not None:
             raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
-        return self.learner.task(index)
+        return self.replica.task(index)
 
     def batch(self, index: int) -> Batch:
         """Return the first raw samples of a task as a batch."""

@@ -36,8 +36,7 @@ from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, declares, overrides
-from clbench.training.flops import FlopCount
-from clbench.training.stacking import Loss
+from clbench.training.steps import Loss
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
 BYTES = 2**30  # for what a phase stores, all members together, unless the execution settings say otherwise
@@ -79,7 +78,6 @@ class PhaseInputs:
         raw: the same samples as the stream stores them.
         start: the block of the network that they go to.
         prepared: whether they are inputs of the network; else they are raw.
-        flops: what computing the samples of one member took.
         forward: the arithmetic in which they were computed.
     """
 
@@ -87,7 +85,6 @@ class PhaseInputs:
     raw: list[Samples]
     start: int = 0
     prepared: bool = False
-    flops: int = 0
     forward: Forward = field(default_factory=nullcontext)
 
     @property
@@ -154,7 +151,8 @@ def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
 
 
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, drawn: int, batch: int = 0,
-                 forward: Forward | None = None, budget: int | None = None) -> PhaseInputs:
+                 forward: Forward | None = None, budget: int | None = None,
+                 around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
     """Return the inputs of a phase, with work that every pass would repeat already done.
 
     Args:
@@ -165,6 +163,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         batch: number of new samples of a step.
         forward: the arithmetic of the loss (`numerics.forward`).
         budget: bytes for what is stored, all members together; by default `BYTES`.
+        around: contexts in which outputs of anything frozen are computed, one for each member.
 
     Raises:
         PluginError: the method declares `inputs_only_through_model`, and its loss is another from frozen blocks.
@@ -183,13 +182,13 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     while (blocks or frozen) and not fits(strategies, samples, blocks, frozen, budget):
         blocks, frozen = 0, frozen and blocks > 0
     if blocks:
-        require_same_loss(first, samples[0], task, blocks, batch, forward)
+        require_same_loss(first, samples[0], task, blocks, forward)
     if blocks or frozen:
-        with forward:
-            with FlopCount() as count:
-                kept = [stored(first, samples[0], blocks, frozen)]
-            kept += [stored(s, part, blocks, frozen) for s, part in zip(strategies[1:], samples[1:], strict=True)]
-        return PhaseInputs(kept, raw.raw, blocks, True, count.total, forward)
+        kept = []
+        for strategy, part, context in zip(strategies, samples, around or [nullcontext()] * len(samples), strict=True):
+            with forward, context:
+                kept.append(stored(strategy, part, blocks, frozen))
+        return PhaseInputs(kept, raw.raw, blocks, True, forward)
     if prepared_in_batches(strategies, samples, drawn, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
     ready = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
@@ -254,16 +253,15 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
             and not any(True for _ in strategies[0].frozen_modules()))
 
 
-def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, batch: int,
-                      forward: Forward) -> None:
-    """Check that a batch's loss is the same from the outputs of the first blocks as from its inputs, bit for bit.
+def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, forward: Forward) -> None:
+    """Check that the loss of a few samples is the same from the outputs of the first blocks as from their inputs.
 
-    What is trained is moved a little first: a term that starts at zero would say nothing.
+    Every bit counts. What is trained is moved a little first: a term that starts at zero would say nothing.
 
     Raises:
         PluginError: it is not.
     """
-    raw = samples.take(torch.arange(min(batch or SMALLEST_CHUNK, len(samples)), device=samples.index_device))
+    raw = samples.take(torch.arange(min(SMALLEST_CHUNK, len(samples)), device=samples.index_device))
     if raw.x.is_meta:
         return
     generator = torch.Generator().manual_seed(0)

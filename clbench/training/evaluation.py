@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from statistics import mean
 
 import torch
 from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.scenario import Scenario, scenario_rules
-from clbench.data.stream import Stream, Tests
+from clbench.data.stream import Stream
 from clbench.strategy.base import Prediction, Strategy
-from clbench.training.flops import FlopCount
 from clbench.training.prediction_cache import PredictionCache, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
@@ -34,15 +31,10 @@ OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy on each task, and the share of its samples whose task was inferred right (None: nothing to infer).
-
-    `flops` are those of predicting one sample: of an unknown task, or the mean over the tasks learned so far, None
-    before any is learned.
-    """
+    """Accuracy on each task, and the share of its samples whose task was inferred right (None: nothing to infer)."""
 
     accuracy: list[float]
     task_inference: list[float] | None
-    flops: int | None = None
 
 
 def batch_size(stream: Stream, device: torch.device) -> int:
@@ -78,12 +70,9 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     offered = offered_outputs(stream, scenario, learned)
     right, own = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
-    flops: list[Fraction] = []  # of a sample of each task that is learned
     predict = predictions if cache is None else cache.predictions
     with torch.no_grad():
         for given in range(len(stream.tasks)) if rules.task_given else (None,):
-            if learned > (given or 0):
-                flops.append(flops_of(strategy, tests, given, size))
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
@@ -96,20 +85,4 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
         cache.evaluations += 1
     strategy.train(training)
     shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
-    return Row(shares[0], shares[1] if infers else None, round(mean(flops)) if flops else None)
-
-
-def flops_of(strategy: Strategy, tests: Tests, given: int | None, size: int) -> Fraction:
-    """Return the FLOPs of predicting one test sample in batches of `size`, whatever of it is kept from before.
-
-    Part of a batch's cost does not depend on its size (dora's weights), so batches of one and of two are counted.
-    """
-    x = next(tests.batches(2, given))[0]
-    totals = []
-    for part in (x[:1], x):
-        with FlopCount() as count:
-            strategy.predict(part, given)
-        totals.append(count.total)
-    each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
-    whole = len(tests.y) if given is None else tests.sizes[given]
-    return Fraction(each) + Fraction(totals[0] - each, min(size, whole))
+    return Row(shares[0], shares[1] if infers else None)

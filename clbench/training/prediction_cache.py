@@ -24,6 +24,8 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, misuse, starting_at
 
 BYTES = 2**28  # of the outputs of one trial
+BATCHES = 8  # into which samples are divided at least, so that computing one of them again costs little
+SMALLEST = 32  # samples in such a batch
 Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
 
 
@@ -64,11 +66,13 @@ class PredictionCache:
                 than it declares.
         """
         samples = len(tests.y) if given is None else tests.sizes[given]
-        batches = math.ceil(samples / size)
+        smaller = min(size, max(SMALLEST, math.ceil(samples / BATCHES)))
+        batches = math.ceil(samples / smaller)
         source = self._source(strategy, given) if batches > 1 and enabled() else None
         if source is None:
             yield from predictions(strategy, tests, size, given)
             return
+        size = smaller
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
             del self.stored[key]  # of the starting model, or of another number of blocks
         chosen = seeds.derive(self.seed, "cache", self.evaluations) % batches

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Options, Samples, Strategy, Task, World
 from clbench.strategy.granted import Budget
-from clbench.training import numerics
+from clbench.training import precision
 from clbench_avalanche import driver
 from clbench_avalanche.experience import Experience, Items
 from clbench_avalanche.models import Columns, MultiHead, adapted, forget_features
@@ -115,7 +115,7 @@ class Avalanche(Strategy):
             "GSS_greedy": {"input_size": self.world.input_shape}}
         options = {**self.options.model_dump(), **follow.get(name, {})}
         device = self.active.device
-        forward = numerics.forward(budget.recipe, device)
+        forward = precision.forward(budget.recipe, device)
         return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
 
     def _keep(self, state: AgentState, new: Samples) -> None:

@@ -24,7 +24,7 @@ from clbench.core.registry import discover
 from clbench.models.weights import load_weights
 from clbench.strategy.frozen_base import FrozenBase
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 from clbench_independent import IndependentOptions
 
 MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
-from clbench.core import moved
 from clbench.core.scenario import Outputs
 from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.outputs import MEANING, FixedOutputsOptions, OutputsOptions
@@ -20,13 +19,6 @@ Criterion = Literal["moment", "inputs"]
 Target = Literal["q", "k", "v", "proj", "mlp"]
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
-
-moved.declare(__name__, {"library": "run_adapters", "rerun": "evaluate", "summed": "shared_adapters"}, {
-    "library.Kept": "run_adapters.TrialAdapters", "library.kept": "run_adapters.trials_with_adapters",
-    "adapters.Kept": "run_adapters.TrialAdapters", "adapters.kept": "run_adapters.trials_with_adapters",
-    "adapters.LayerFacts": "adapters.LayerSummary", "adapters.layer_facts": "adapters.layer_summaries",
-})
-
 
 class LowRankOptions(Options):
     """Which layers have adapters, of which rank and scale."""

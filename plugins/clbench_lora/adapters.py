@@ -10,22 +10,19 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from clbench.core import moved
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.registry import Registry, discover
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.card import CARD, card
 from clbench_lora.files import write_adapter, write_base
@@ -34,8 +31,6 @@ from clbench_lora.run_adapters import TrialAdapters, find, trials_with_adapters
 
 __all__ = ["LayerSummary", "TrialAdapters", "combine", "export", "find", "layer_summaries", "merge", "refuse_foreign",
            "remove", "trials_with_adapters"]
-if not TYPE_CHECKING:
-    __getattr__ = functools.partial(moved.find, __name__)  # old names, until 0.3
 
 
 @dataclass(frozen=True)

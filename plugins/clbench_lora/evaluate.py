@@ -10,13 +10,13 @@ from clbench import Task
 from clbench.core.artifacts import task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.data.stream import Stream
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.trial import PlannedTrial, Resolved
-from clbench.training import numerics
+from clbench.experiment.trial import Resolved
+from clbench.training import precision
 from clbench.training.evaluation import evaluate
-from clbench.training.trainer import Trainer
-from clbench.training.trials.runner import TrialRunner, train_task
-from clbench.training.trials.state import TrialState
+from clbench.training.loop import TrainingLoop
+from clbench.training.replica import Replica
 from clbench_lora import reload
 from clbench_lora.files import write_adapter
 from clbench_lora.peft_format import Origin
@@ -57,7 +57,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
         same_data(stream, homes[members[0]])
         part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
         strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
-        with numerics.products(trial.trained_by), numerics.forward(trial.trained_by, runner.device):
+        with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         found.update(zip(members, row.accuracy, strict=True))
     return {n: found[n] for n in numbers}
@@ -114,11 +114,11 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     # So that the task has its index in the benchmark, on which data order and draws depend.
     for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)
-    member = TrialState(PlannedTrial(trial, source.record.label, False), strategy, stream, [])
-    with numerics.products(trial.trained_by):
-        alive = train_task([member], Trainer([strategy], trial.trained_by, [trial.seed], stream.augment), task)
-    if not alive:
-        raise SpecError(f"training diverged: {member.failure.message if member.failure else ''}; nothing was added")
+    replica = Replica(strategy, stream, trial.seed)
+    with precision.products(trial.trained_by):
+        result, = TrainingLoop([replica], trial.trained_by).train_task(task)
+    if result.diverged is not None:
+        raise SpecError(f"training diverged: {result.diverged}; nothing was added")
     known = stream.tasks[task]
     learned = Task(task, known.classes, known.train, known.class_names)
     write_adapter(task_folder(source.folder, number), strategy.adapter(

@@ -18,7 +18,7 @@ from clbench.core.registry import Registry, discover
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.strategy.per_task import TaskHead
-from clbench.training.trials.building import build_model, build_strategy, channels_last
+from clbench.training.building import build_model, build_strategy, channels_last
 from clbench_lora.arithmetic import merged
 from clbench_lora.layers import LoRALayer, Rows
 from clbench_lora.peft_format import Adapter, by_module, separated, stored

@@ -8,9 +8,9 @@ from helpers import ROOT
 
 import clbench
 from clbench import cli
+from clbench.accounting.counting import Count
 from clbench.cli.counts import ratio, scaled, size
 from clbench.report.formatting import NONE
-from clbench.training.trials.counting import Count
 
 
 def call(capsys, *args):

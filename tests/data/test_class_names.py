@@ -14,8 +14,8 @@ from clbench.data.class_names import CLASS_NAMES
 from clbench.data.contents import Contents
 from clbench.data.raw import hold_out
 from clbench.data.stream import present
-from clbench.training.lifecycle import Learner
-from clbench.training.trials.facts import describe
+from clbench.training.facts import describe
+from clbench.training.replica import Replica
 
 ANIMALS = ("cat", "dog", "hen", "cow")
 
@@ -40,7 +40,7 @@ def test_a_name_stands_beside_the_output_of_its_class(orders, scenario, outputs,
     assert of_tasks(found.to("cpu")) == names
     facts = describe(found)
     assert facts.class_names == [list(part) for part in names]
-    assert [Learner(None, found, 0).task(i).class_names for i in range(len(names))] == names
+    assert [Replica(None, found, 0).task(i).class_names for i in range(len(names))] == names
 
 
 def test_names_change_neither_hash_nor_fingerprint():

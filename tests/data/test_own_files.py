@@ -20,7 +20,7 @@ from clbench.data.stream import load_stream
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
 from clbench.experiment.trial import Resolved
-from clbench.training.trials.facts import describe
+from clbench.training.facts import describe
 
 RNG = np.random.default_rng(0)
 OPTIONS = {"arrays": ArraysOptions, "table": TableOptions, "hf": HubOptions}

@@ -13,8 +13,8 @@ from clbench.data.samples import StochasticSamples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import tiny
-from clbench.training import trainer
-from clbench.training.stacking import Unstackable
+from clbench.training.sampling import BatchSampler
+from clbench.training.steps import Unstackable
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 
@@ -67,14 +67,14 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
     samples = stochastic("task").tasks[0].train
 
     def run(taken):
-        order = trainer.Order(24, 10, 0, 0)
+        order = BatchSampler(24, 10, 0, 0)
         with seeds.scope(0):
             with prefetch.prefetched([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
-                twin = trainer.Order(24, 10, 0, 0)
+                twin = BatchSampler(24, 10, 0, 0)
                 batches = [twin.batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
 
-    (batches, after), order = run(3), trainer.Order(24, 10, 0, 0)
+    (batches, after), order = run(3), BatchSampler(24, 10, 0, 0)
     with seeds.scope(0):
         assert run(0)[1] == seeds.state()
         assert all(torch.equal(x, order.batch(samples).x) for x in batches)

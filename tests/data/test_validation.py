@@ -11,11 +11,11 @@ from clbench.core.errors import DataError
 from clbench.core.registry import discover
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.stream import load_stream, present
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved, Trial
-from clbench.training.trials.runner import TrialRunner
 
 TINY = {"benchmark": "split-mnist-5k", "model": "mlp:width=8", "recipe": {"iterations": 1}, "seeds": 1}
 

@@ -11,13 +11,13 @@ from clbench.core.errors import SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.execution.continuing import changed_recipe, continue_trial, outputs_of, refuse_samples
 from clbench.execution.loading import find_record
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved, Trial
+from clbench.persistence.kept import read_model
 from clbench.report.analysis.notes import title
 from clbench.results.store import MODEL, STATE, Store
-from clbench.training.trials.kept import read_model
-from clbench.training.trials.runner import TrialRunner
 
 SHIFTING, PICTURES = "helpers.tiny_benchmarks:shifting", "helpers.tiny_benchmarks:pictures"
 METHODS = "naive,ewc,er,lora"

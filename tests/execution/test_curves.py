@@ -8,12 +8,12 @@ from clbench import cli
 from clbench.core.registry import discover
 from clbench.execution import reuse
 from clbench.execution.asked import renewed
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint
 from clbench.results.store import Store
-from clbench.training.trials import checkpoint
-from clbench.training.trials.runner import TrialRunner
 
 SMALL = {"methods": "er:capacity=20,naive", "benchmark": "helpers.tiny_benchmarks:shifting", "scenario": "domain",
          "model": "mlp:width=16", "epochs": 1, "batch_size": 5, "seeds": 1, "device": "cpu", "threads": 1, "workers": 0}

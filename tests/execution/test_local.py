@@ -143,7 +143,7 @@ def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tm
 @pytest.mark.parametrize(("device", "alone", "threads"), [("cpu", 5, 2), ("meta", 5, 5), ("meta", None, 2)])
 def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypatch, tmp_path, device, alone, threads):
     said, given = [], torch.get_num_threads()
-    monkeypatch.setattr("clbench.training.trials.runner.pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr("clbench.execution.trial_runner.pick_device", lambda _: torch.device(device))
     try:
         worker = Worker(start(tmp_path, alone), said.append)
         assert said[0].provenance.threads == torch.get_num_threads() == threads

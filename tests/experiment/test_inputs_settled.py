@@ -18,7 +18,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.models import hf_files, published
 from clbench.models.weights import hash_tensors
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 TIMM = pytest.mark.extra("timm")
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}

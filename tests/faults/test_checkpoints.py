@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from clbench.core import identity
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint, resume
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import NonConforming, bench, check
-from clbench.training.trials import checkpoint, resume
-from clbench.training.trials.runner import TrialRunner
 
 
 class Killed(BaseException):

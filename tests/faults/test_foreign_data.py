@@ -16,9 +16,9 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, read_record
-from clbench.training.trials import checkpoint
 
 SOURCES = sorted([*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "marshal.load", "shelve.open",

@@ -10,7 +10,7 @@ from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
 from clbench.results.records import Record
 from clbench.results.store import Store
-from clbench.training.trials.building import build_model, channels_last
+from clbench.training.building import build_model, channels_last
 from helpers.per_task import TASKS, learn, make_task, make_world
 from helpers.records import make_record
 

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from clbench.testing.checks import bench
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.loop import TrainingLoop
 
 
 def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model=None, double=False):
@@ -13,8 +12,8 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model=None, do
     benches = [bench(info, own, scenario, seed, model) for own, seed in zip(each, seeds_, strict=True)]
     for b in benches if double else ():
         b.strategy.double().world = replace(b.strategy.world, prepare=lambda x, b=b: b.stream.prepare(x).double())
-    trainer = Trainer([b.strategy for b in benches], recipe, list(seeds_))
+    trainer = TrainingLoop([b.replica for b in benches], recipe)
     for index in range(tasks):
-        results = learn_task([b.learner for b in benches], index, trainer.fit)
+        results = trainer.train_task(index)
         assert all(r.diverged is None for r in results)
     return benches

@@ -13,7 +13,7 @@ from clbench.models.network import Network, TokenNetwork
 from clbench.models.self_attention import SelfAttention
 from clbench.models.splitting import Stage, chain, cut
 from clbench.models.weights import fill, load_weights
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 TIMM = pytest.mark.extra("timm")
 # name, pixels, blocks, whether lateral connections can be attached to them

@@ -10,7 +10,7 @@ from clbench.experiment.trial import Resolved, Weights
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.weights import load_weights
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 
 def test_the_mlp_is_the_published_one():

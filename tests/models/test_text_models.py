@@ -13,7 +13,7 @@ from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved, Weights
 from clbench.models.hf_files import weights_of
 from clbench.models.network import Prefix, TokenNetwork
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 pytestmark = pytest.mark.extra("text")
 KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2"]

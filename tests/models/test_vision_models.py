@@ -18,7 +18,7 @@ from clbench.models.published import TORCHVISION
 from clbench.models.resnet import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
 from clbench.models.weights import load_weights
-from clbench.training.trials.building import build_model
+from clbench.training.building import build_model
 
 IMAGE = (3, 32, 32)
 

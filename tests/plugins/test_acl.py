@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from clbench.testing.checks import MODELS
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def learned(options, tasks=2, scenario="task"):

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
+from clbench.execution.trial_runner import TrialRunner, run_replicas
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.training.trainer import Order
-from clbench.training.trials.runner import TrialRunner, run_members
-from clbench.training.trials.state import TrialState
+from clbench.training.callbacks.evaluation import EvaluationCallback
+from clbench.training.replica import Replica
+from clbench.training.sampling import BatchSampler
 
 SEED, EPOCHS, BATCH = 3, 2, 16
 
@@ -31,8 +32,8 @@ def ours(optimizer, folder):
     stream = runner.stream(planned.trial)
     strategy, notes = runner.build(planned.trial, stream)
     before = copy.deepcopy(strategy.model)
-    member = TrialState(planned, strategy, stream, notes)
-    run_members([member], lambda _: None)
+    member = Replica.of(planned, strategy, stream, notes)
+    run_replicas([member], [EvaluationCallback()])
     return member.R, strategy.model, before, recipe
 
 
@@ -67,11 +68,11 @@ def theirs(model, recipe):
 
 
 class Passes:
-    """The batches of clbench's `Order`, pass after pass, as places in the data."""
+    """The batches of clbench's `BatchSampler`, pass after pass, as places in the data."""
 
     def __init__(self, count, task):
         self.places = Samples(*[torch.arange(count)] * 3)
-        self.order = Order(count, BATCH, SEED, task)
+        self.order = BatchSampler(count, BATCH, SEED, task)
 
     def __len__(self):
         return -(-len(self.places) // BATCH)

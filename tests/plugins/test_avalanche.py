@@ -9,24 +9,23 @@ import pytest
 import torch
 from clbench_avalanche import UNUSABLE, USABLE, load
 from clbench_avalanche import options as o
+from helpers.training import loop
 from torch import nn
 
+from clbench.accounting.counting import count, stream_of_shapes
 from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.data.augmentation import CropFlip
 from clbench.data.avalanche.build import import_avalanche
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
+from clbench.training.costs import measure
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
-from clbench.training.trials.costs import measure
-from clbench.training.trials.counting import count, stream_of_shapes
-from clbench.training.trials.runner import TrialRunner
 
 NAMES = [options.strategy for options, _ in USABLE]
 PARAMETERS, PIXELS = 64 * 12 + 12 + 12 * 12 + 12 + 12 * 6 + 6, 64
@@ -56,9 +55,9 @@ def methods():
 def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="mlp", augment=None):
     """Return a strategy after some tasks, with its accuracy on each right after it was learned, and what was done."""
     b = bench(info, options or {}, scenario, model=model)
-    trainer, right, done = Trainer([b.strategy], recipe, [0], augment), [], []
+    trainer, right, done = loop([b.strategy], recipe, [0], augment), [], []
     for index in range(tasks):
-        trained, = learn_task([b.learner], index, trainer.fit)
+        trained, = trainer.train_task(index)
         done.append(trained)
         right.append(evaluate(b.strategy, b.stream, scenario, index + 1).accuracy[index])
     return b.strategy, right, done
@@ -208,8 +207,8 @@ def test_progressive_columns(methods):
 
 def test_memories_keep_augmented_samples_as_they_are_stored(methods):
     b = bench(methods["avalanche:Replay"], {"mem_size": 6}, "task", model="cnn")
-    trainer = Trainer([b.strategy], Recipe(batch_size=8, epochs=2), [0], CropFlip())
-    assert trainer.fit([b.learner.begin(0)])[0].steps == 6
+    trainer = loop([b.strategy], Recipe(batch_size=8, epochs=2), [0], CropFlip())
+    assert trainer.fit([b.replica.begin(0)])[0].steps == 6
     kept = b.strategy.get_buffer("replay__x")
     assert all(any(torch.equal(x, raw) for raw in b.stream.tasks[0].train.x) for x in kept), "kept as they are stored"
 
@@ -285,8 +284,8 @@ def test_counting_without_training_says_why_not():
 
 def test_divergence_is_noticed(methods):
     b = bench(methods["avalanche:Naive"], {}, "domain")
-    trained, = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e30, epochs=1, batch_size=8), [0]).fit(
-        [b.learner.begin(0)])
+    trained, = loop([b.strategy], Recipe(optimizer="sgd", lr=1e30, epochs=1, batch_size=8), [0]).fit(
+        [b.replica.begin(0)])
     assert trained.diverged is not None and trained.steps == 3
 
 

@@ -16,8 +16,7 @@ from clbench.results.metrics import acc
 from clbench.strategy.base import Task
 from clbench.strategy.granted import Phase
 from clbench.testing.checks import bench
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.loop import TrainingLoop
 
 OPTIONS = {"capacity": 24, "validation": 0.25}
 
@@ -126,8 +125,8 @@ def test_the_validation_samples_are_balanced_of_the_task_itself_and_never_traine
 
 def test_in_a_run_the_second_phase_moves_its_two_numbers_and_nothing_else():
     b = bench(discover().strategy("bic"), {"capacity": 20}, "class")
-    trainer = Trainer([b.strategy], Recipe(lr=1e-2, batch_size=8, epochs=2), [0])
-    learn_task([b.learner], 0, trainer.fit)
+    trainer = TrainingLoop([b.replica], Recipe(lr=1e-2, batch_size=8, epochs=2))
+    trainer.train_task(0)
     kept, plain = {}, b.strategy.before_phase
 
     def noted(task, phase):
@@ -136,7 +135,7 @@ def test_in_a_run_the_second_phase_moves_its_two_numbers_and_nothing_else():
         plain(task, phase)
 
     b.strategy.before_phase = noted
-    task1 = b.learner.begin(1)
+    task1 = b.replica.begin(1)
     trainer.fit([task1])
     now = b.strategy.state_dict()
     assert {n for n, v in now.items() if not torch.equal(v, kept[n])} == {"correction.alpha", "correction.beta"}

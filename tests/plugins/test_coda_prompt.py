@@ -13,7 +13,7 @@ from clbench.models.builtin import ViTOptions
 from clbench.models.network import Prefix
 from clbench.models.vit import vit
 from clbench.strategy.base import World
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 D, C, L, EACH = 8, 6, 4, 2
 

@@ -7,7 +7,7 @@ from clbench_der import DEROptions, DERPPOptions
 from clbench_der.strategy import DER, DERPP
 from helpers.methods import batch, deep_model, make, move, task
 
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def offer(strategy, rounds):

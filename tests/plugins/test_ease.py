@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from clbench.core.errors import SpecError
 from clbench.testing.tiny import MODELS
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 D, C, W = 8, 6, 3
 

@@ -12,7 +12,7 @@ from clbench.data.samples import Samples
 from clbench.models.builtin import MLPOptions
 from clbench.models.mlp_cnn import mlp
 from clbench.strategy.base import Batch, Task, World
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def make(seed=0, **options):

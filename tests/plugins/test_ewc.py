@@ -18,8 +18,7 @@ from clbench.models.mlp_cnn import mlp
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch, Strategy, Task, World
 from clbench.strategy.fisher import diagonal_fisher
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.loop import TrainingLoop
 
 SHAPE, CLASSES, TASKS = (1, 3, 3), 6, 3
 
@@ -162,11 +161,11 @@ def test_old_heads_stay_exactly_where_they_are_under_adam(strength):
     info, recipe = discover().strategy("ewc"), Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=3)
     for double in (False, True):
         b = lead(info, {"strength": strength}, [0], recipe, model="mlp", double=double, tasks=1)[0]
-        trainer = Trainer([b.strategy], recipe, [0])
+        trainer = TrainingLoop([b.replica], recipe)
         head = b.strategy.model.head
         for index in (1, 2):
             before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
-            learn_task([b.learner], index, trainer.fit)
+            trainer.train_task(index)
             for name, now in (("weight", head.weight), ("bias", head.bias)):
                 was = before[f"model.head.{name}"]
                 assert torch.equal(now[:2 * index], was[:2 * index])

@@ -29,7 +29,7 @@ from clbench.core.options import validate
 from clbench.data.samples import Samples
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 DOUBLE = torch.float64
 METHODS = {"ewc-lora": (EWCLoRA, EWCLoRAOptions), "lora-mean": (LoRAMean, LoRAMeanOptions)}

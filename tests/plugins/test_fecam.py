@@ -17,7 +17,7 @@ from clbench.experiment.spec import build
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task
 from clbench.testing.checks import MODELS
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 D, C = 64, 6
 CLASSES = [(4, 1), (0,), (3, 2, 5)]

@@ -22,14 +22,14 @@ from pydantic import ValidationError
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.models.builtin import MLPOptions
 from clbench.models.mlp_cnn import mlp
 from clbench.testing.checks import CHECKS, bench, check
-from clbench.training.trials.costs import measure
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.costs import measure
 
 KINDS = {"ncm": (NCM, NCMOptions), "simplecil": (SimpleCIL, SimpleCILOptions), "slda": (SLDA, SLDAOptions),
          "ranpac": (RanPAC, RanPACOptions), "fecam": (FeCAM, FeCAMOptions), "seq-lora": (SeqLoRA, SeqLoRAOptions)}
@@ -69,7 +69,7 @@ def test_the_network_is_seq_loras_after_the_first_task_and_does_not_change_any_m
     first = ours.strategy.sums.clone()
     for index in (1, 2):
         ours.learn(index)
-        assert ours.strategy.phases(ours.learner.task(index)) == 0
+        assert ours.strategy.phases(ours.replica.task(index)) == 0
     assert after.keys() == network(ours).keys()
     assert all(torch.equal(after[n], t) for n, t in network(ours).items())
     assert torch.equal(ours.strategy.sums[:2], first[:2])

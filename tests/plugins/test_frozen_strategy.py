@@ -10,7 +10,7 @@ from helpers.per_task import answer, check_stacking, inputs, learn, make_model, 
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -5,6 +5,7 @@ import torch
 from clbench_gdumb import GDumbOptions
 from clbench_gdumb.strategy import GDumb, greedy_slots
 from helpers.methods import FEATURES, deep_model, make, move, task
+from helpers.training import loop
 
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
@@ -14,7 +15,7 @@ from clbench.strategy.base import Task
 from clbench.strategy.granted import Phase
 from clbench.testing import tiny
 from clbench.testing.checks import bench
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def sampled(stream, capacity, draws):
@@ -103,7 +104,7 @@ def test_running_statistics_begin_anew_too():
     b.learn(0)
     now = b.strategy.model.state_dict()
     assert not any(torch.equal(now[n], start[n]) for n in now if "running_mean" in n)
-    b.learner.begin(1)
+    b.replica.begin(1)
     assert all(torch.equal(t, start[n]) for n, t in b.strategy.model.state_dict().items())
 
 
@@ -114,13 +115,13 @@ def test_what_is_learned_depends_on_the_memory_alone(other):
     for scale in (1.0, 50.0):
         b = bench(discover().strategy("gdumb"), {"capacity": 12}, "class", seed=other)
         for index in range(3):
-            task_ = b.learner.begin(index)
+            task_ = b.replica.begin(index)
             if index < 2:
                 for p in b.strategy.parameters():
                     p.data += scale
-                b.learner.finish(task_)
-        with b.learner.training(2):
-            tiny.Trainer([b.strategy], tiny.RECIPE, [other]).fit([task_])
+                b.replica.finish(task_)
+        with b.replica.training(2):
+            loop([b.strategy], tiny.RECIPE, [other]).fit([task_])
         ends.append(b.strategy.state_dict())
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from clbench_hat import HATOptions
 from clbench_hat.strategy import HAT, spread
 from helpers.per_task import IMAGE, answer, as_batch, begin, check_stacking, make_model, make_task, make_world, steps
+from helpers.training import loop
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -16,7 +17,7 @@ from clbench.models.network import Block, Network
 from clbench.strategy.granted import Phase
 from clbench.testing import tiny
 from clbench.testing.checks import bench
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def make(kind="mlp", scenario="task", **options):
@@ -160,13 +161,13 @@ def test_saturated_tasks_answer_bit_for_bit_the_same(kind, optimizer, monkeypatc
     x = b.stream.prepare(b.stream.tasks[0].test.x)
     answers, weights = [], []
     for index in range(3):
-        task = b.learner.begin(index)
-        with b.learner.training(index):
-            tiny.Trainer([b.strategy], recipe, [0]).fit([task])
+        task = b.replica.begin(index)
+        with b.replica.training(index):
+            loop([b.strategy], recipe, [0]).fit([task])
         for number, e in enumerate(b.strategy.embedding(index)):  # every third unit, exactly
             on = torch.arange(len(e)) % 3 == (index + number) % 3
             e.data = torch.where(on, 6.0, -6.0)
-        b.learner.finish(task)
+        b.replica.finish(task)
         assert all(set(mask.tolist()) == {0.0, 1.0} for mask in b.strategy.masks(index))
         with torch.no_grad():
             answers.append([b.strategy.eval()(x, t) for t in range(index + 1)])

@@ -11,7 +11,7 @@ from clbench.core.errors import SpecError
 from clbench.data.samples import StochasticSamples
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.herding import herding
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def algorithm_4(features, count):

@@ -14,8 +14,8 @@ from torch import nn
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
-from clbench.training.trials.building import build_model, build_strategy
-from clbench.training.trials.costs import measure
+from clbench.training.building import build_model, build_strategy
+from clbench.training.costs import measure
 
 BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -8,7 +8,7 @@ from clbench.data.samples import Samples, StochasticSamples
 from clbench.strategy.base import Task
 from clbench.testing import tiny
 from clbench.testing.checks import check
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def drawing(index, drawn):

@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from clbench_l2 import L2Options
 from clbench_l2.strategy import L2
 from helpers.methods import deep_model, linear_model, make, move, task
+from helpers.training import loop
 
 from clbench.experiment.spec import Recipe
-from clbench.training.trainer import Trainer
 
 
 def fit(strategy, index, **recipe):
     one = task(index)
     strategy.before_task(one)
-    Trainer([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
     strategy.after_task(one)
 
 

@@ -14,8 +14,8 @@ from clbench.experiment.trial import Resolved
 from clbench.models.network import TokenNetwork
 from clbench.strategy.base import World
 from clbench.testing.tiny import MODELS
-from clbench.training.trials.building import build_model
-from clbench.training.trials.costs import measure
+from clbench.training.building import build_model
+from clbench.training.costs import measure
 
 D, C = 8, 6
 

@@ -17,7 +17,7 @@ from clbench.core.registry import discover
 from clbench.models.network import Block, Network
 from clbench.strategy.base import World
 from clbench.testing.checks import TASKS, bench
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 CONVOLUTIONS = [
     {},

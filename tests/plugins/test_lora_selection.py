@@ -15,9 +15,11 @@ from helpers.adapters import enlarge
 from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
 from torch import nn
 
+from clbench.accounting.counting import count, stream_of_shapes
 from clbench.cli import counts
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
@@ -26,9 +28,7 @@ from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network
 from clbench.models.vit import vit
 from clbench.strategy.subspace import rows
-from clbench.training.trials.building import build_model
-from clbench.training.trials.counting import count, stream_of_shapes
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.building import build_model
 
 WHY = "which has no low-rank adapter"
 

@@ -27,7 +27,7 @@ from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network
 from clbench.models.vit import vit
 from clbench.strategy.base import World
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 WIDTH = 12
 OPTIONS = [{}, {"alpha": 5.0}, {"scaling": "rslora", "alpha": 5.0}, {"bias": True, "alpha": 5.0}, {"dora": True},

@@ -25,6 +25,7 @@ from helpers.per_task import (
 )
 from torch import nn
 
+from clbench.accounting.counting import count, stream_of_shapes
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
@@ -35,10 +36,9 @@ from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task, World
 from clbench.strategy.subspace import grown, packed, rows, unpacked
+from clbench.training.building import build_model, build_strategy
+from clbench.training.costs import measure
 from clbench.training.optimizers import rates_of
-from clbench.training.trials.building import build_model, build_strategy
-from clbench.training.trials.costs import measure
-from clbench.training.trials.counting import count, stream_of_shapes
 
 VARIANTS = {"seq-lora": (SeqLoRA, SeqLoRAOptions), "o-lora": (OLoRA, OLoRAOptions),
             "inflora": (InfLoRA, InfLoRAOptions)}

@@ -15,7 +15,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.results.metrics import acc
 from clbench.strategy.distillation import distillation
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 FORMS = ["new-classes", "all-seen", "zero-padded", "lwf-mc"]
 

@@ -54,7 +54,7 @@ def test_what_is_refused_are_methods_that_there_are():
                                   "shared-private"])
 def test_no_step_goes_to_a_base_that_does_not_exist(name, base):
     b = bench(discover().strategy(name), {"base": base}, "task", model="linear")
-    task = b.learner.begin(0)
+    task = b.replica.begin(0)
     closed = name in ("ncm", "simplecil", "slda", "ranpac", "fecam")
     assert b.strategy.phases(task) == (0 if closed else 1)
     if not closed:
@@ -78,7 +78,7 @@ def test_ncm_on_a_head_alone_sums_up_the_inputs():
     strategy = NCM(b.strategy.model, World(6, TASKS, "class", b.stream.input_shape, torch.Generator(),
                                            prepare=b.stream.prepare), NCMOptions())
     for index in range(2):
-        strategy.after_task(b.learner.task(index))
+        strategy.after_task(b.replica.task(index))
     for index in range(2):
         train = b.stream.tasks[index].train
         x = b.stream.prepare(train.x).flatten(1).double()

@@ -9,8 +9,8 @@ from clbench.experiment.trial import Resolved
 from clbench.strategy.base import World
 from clbench.testing import tiny
 from clbench.testing.checks import bench
+from clbench.training.building import build_model
 from clbench.training.evaluation import evaluate
-from clbench.training.trials.building import build_model
 
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 

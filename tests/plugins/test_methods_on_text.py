@@ -15,8 +15,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.per_sample_gradients import mean_gradients
 from clbench.testing import tiny
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.loop import TrainingLoop
 
 REFUSE = {"hat": "hat masks the units", "ease": "model has no such block", "dualprompt": "no known place for them",
           "coda-prompt": "no known place for them",
@@ -47,9 +46,9 @@ def test_a_stack_of_texts_learns_as_each_seed_alone(method):
         benches = [text_bench(info, {}, "class", seed) for seed in seeds]
         for b in benches:
             b.strategy.double()
-        trainer = Trainer([b.strategy for b in benches], recipe, seeds)
+        trainer = TrainingLoop([b.replica for b in benches], recipe)
         for index in range(2):
-            learn_task([b.learner for b in benches], index, trainer.fit)
+            trainer.train_task(index)
         x = tiny_texts("class").tests.x
         with torch.no_grad():
             return [b.strategy.eval()(x) for b in benches]

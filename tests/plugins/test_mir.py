@@ -72,7 +72,7 @@ def test_the_imagined_step_depends_on_the_learning_rate_and_leaves_no_trace():
 def test_running_statistics_and_modes_are_left_alone():
     b = bench(discover().strategy("mir"), {"capacity": 20, "replayed": 3}, "class", model="resnet20")
     b.learn(0)
-    b.learner.begin(1)
+    b.replica.begin(1)
     b.strategy.train()
     before = {n: t.clone() for n, t in b.strategy.model.state_dict().items()}
     assert b.strategy.augment_batch(b.batch(1)).replayed == 3

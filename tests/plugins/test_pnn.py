@@ -11,7 +11,7 @@ from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.models.network import Block, Network
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 
 def pnn(kind="mlp", scenario="task", dtype=torch.float32, seed=0, **options):

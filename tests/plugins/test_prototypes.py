@@ -15,17 +15,17 @@ from clbench_prototypes.ranpac import RIDGES, RanPAC
 from clbench_prototypes.simplecil import SimpleCIL
 from clbench_prototypes.slda import SLDA
 from helpers.per_task import answer, inputs, learn, make_model, make_task, make_world
+from helpers.training import loop
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import bench
+from clbench.training.costs import measure
 from clbench.training.evaluation import evaluate
-from clbench.training.trainer import Trainer
-from clbench.training.trials.costs import measure
-from clbench.training.trials.runner import TrialRunner
 
 KINDS = {"ncm": (NCM, NCMOptions), "simplecil": (SimpleCIL, SimpleCILOptions), "slda": (SLDA, SLDAOptions),
          "ranpac": (RanPAC, RanPACOptions), "fecam": (FeCAM, FeCAMOptions)}
@@ -189,7 +189,7 @@ def test_the_first_task_trains_the_network_as_naive_does_and_nothing_is_trained_
     ours.learn(1)
     assert all(torch.equal(network[n], p) for n, p in ours.strategy.model.state_dict().items())
     assert not any(p.requires_grad for p in ours.strategy.parameters())
-    done, = Trainer([ours.strategy], Recipe(iterations=1), [0]).fit([ours.learner.task(2)])
+    done, = loop([ours.strategy], Recipe(iterations=1), [0]).fit([ours.replica.task(2)])
     assert (done.steps, done.trainable, done.diverged) == (0, 0, None)
 
 

@@ -13,7 +13,7 @@ from clbench.core.options import validate
 from clbench.data.samples import Samples
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 FORMS = [{}, {"norm": "product"}, {"magnitudes": "layer"}, {"magnitudes": "layer", "norm": "product", "alpha": 3.0}]
 

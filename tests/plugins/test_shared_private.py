@@ -8,7 +8,7 @@ from helpers.per_task import answer, check_stacking, inputs, learn, make_model, 
 from torch import nn
 
 from clbench.core.errors import SpecError
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 ENCODER, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 

@@ -8,15 +8,15 @@ from clbench_mas.strategy import MAS
 from clbench_si import SIOptions
 from clbench_si.strategy import SI
 from helpers.methods import CLASSES, deep_model, linear_model, make, move, task
+from helpers.training import loop
 
 from clbench.experiment.spec import Recipe
-from clbench.training.trainer import Trainer
 
 
 def fit(strategy, index, **recipe):
     one = task(index)
     strategy.before_task(one)
-    Trainer([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
     strategy.after_task(one)
 
 
@@ -64,7 +64,7 @@ def test_the_path_of_small_steps_adds_up_to_the_fall_of_the_loss():
     one = task(0)
     strategy.before_task(one)
     loss = [F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item()]
-    Trainer([strategy], Recipe(batch_size=12, optimizer="sgd", lr=0.01, iterations=200), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=12, optimizer="sgd", lr=0.01, iterations=200), [0]).fit([one])
     loss.append(F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item())
     for name, p in strategy.named_parameters():
         strategy._account(name, p)

@@ -25,11 +25,11 @@ from clbench import cli
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import StoreError
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.store import Store
-from clbench.training.trials.runner import TrialRunner
 
 SHAPES = {"blocks.0.body.1": (12, 30), "blocks.1.body": (8, 3, 3, 3)}
 RANKS = {"blocks.0.body.1": 3, "blocks.1.body": 2}

@@ -10,16 +10,15 @@ from torch import nn
 
 import clbench
 from clbench.core.registry import discover
+from clbench.persistence import checkpoint
+from clbench.persistence.resume import take_up
 from clbench.results.records import Costs, Timings
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalised, realigned
 from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.outputs import OutputsOptions
 from clbench.testing.checks import RECIPE, TASKS, bench
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
-from clbench.training.trials import checkpoint
-from clbench.training.trials.costs import measure
-from clbench.training.trials.resume import take_up
+from clbench.training.costs import measure
+from clbench.training.loop import TrainingLoop
 
 METHODS = [("slca", {}), ("seq-lora", {"align": True, "rank": 2}), ("o-lora", {"align": True, "rank": 2}),
            ("inflora", {"align": True, "rank": 2}), ("ewc-lora", {"align": True, "rank": 2, "strength": 10.0})]
@@ -174,8 +173,7 @@ def test_steps_are_counted_and_what_is_kept_has_sizes_known_beforehand(method, o
     for index in range(TASKS):
         steps = []
         for one in (b, plain):
-            fit = Trainer([one.strategy], RECIPE, [0]).fit
-            steps.append(learn_task([one.learner], index, fit)[0].steps)
+            steps.append(TrainingLoop([one.replica], RECIPE).train_task(index)[0].steps)
         classes = 2 * (index + 1)
         assert steps[0] - steps[1] == (3 * classes if index else 0)
         assert measure(b.strategy).bytes["class statistics"] == 4 * classes * (12 + 12 * 13 // 2)
@@ -190,7 +188,7 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_numbers(method, options
     checkpoint.write(path, checkpoint.CheckpointHeader(
         key="", code="", versions={}, device="cpu", threads=1, started=datetime.datetime.now(datetime.timezone.utc),
         learned=2, R=[], task_inference=[], costs=Costs(), timings=Timings(), notes=[]), whole.strategy, {})
-    take_up(path, checkpoint.read_header(path), fresh.learner, RECIPE)
+    take_up(path, checkpoint.read_header(path), fresh.replica, RECIPE)
     whole.learn(2)
     fresh.learn(2)
     ours, theirs = whole.strategy.state_dict(), fresh.strategy.state_dict()
@@ -205,7 +203,7 @@ def test_draws_are_the_trials_own_and_another_seed_has_others():
         heads.append(taught("slca", {}, seed=seed).strategy.model.head.weight.detach())
     assert torch.equal(*heads)
     b = taught("slca", {}, tasks=1)
-    task, before = b.learner.begin(1), torch.get_rng_state()
+    task, before = b.replica.begin(1), torch.get_rng_state()
     drawn = b.strategy.world.generator.get_state()
     b.strategy.after_task(task)
     assert torch.equal(torch.get_rng_state(), before)

@@ -19,8 +19,8 @@ def begun(method, options, scenario="class", model=None, learned=1):
     b = bench(discover().strategy(method), options, scenario, model=model)
     for index in range(learned):
         b.learn(index)
-    b.learner.begin(learned)
-    b.strategy.before_phase(b.learner.task(learned), 0)
+    b.replica.begin(learned)
+    b.strategy.before_phase(b.replica.task(learned), 0)
     return b, b.batch(learned)
 
 

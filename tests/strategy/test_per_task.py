@@ -12,7 +12,7 @@ from torch import nn
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, conv_like, infer_task
 from clbench.strategy.per_task_options import InferOptions
-from clbench.training.trials.costs import measure
+from clbench.training.costs import measure
 
 INF = float("inf")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.checks import bench
-from clbench.training.anatomy import Anatomy, divides, halves
-from clbench.training.correction import best_constants, corrected, rights
+from clbench.training.callbacks.correction import best_constants, corrected, rights
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition, divides, halves
 from clbench.training.evaluation import evaluate
 
 TASKS = [[0, 1], [2, 3], [4, 5]]
@@ -40,11 +40,11 @@ def told(logits, guess=None, own=None):
 
 def take_apart(b, learned=3):
     """Return the counts of a row of R."""
-    anatomy = Anatomy(each=True)
+    anatomy, replica = ErrorDecomposition(each=True), b.replica
     tally = anatomy.tally(b.stream, "class", learned)
     row = evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add)
-    anatomy.look(b.strategy, b.stream, tally, learned)
-    counts, = anatomy.rows
+    anatomy.add(replica, tally, learned)
+    counts, = replica.errors
     assert [r / n for r, n in zip(counts.right, counts.samples, strict=True)] == row.accuracy[:learned]
     return counts
 

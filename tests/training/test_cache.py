@@ -7,13 +7,13 @@ from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, Strategy, declares
 from clbench.testing.checks import bench
 from clbench.training import cache
-from clbench.training.trials.runner import TrialRunner
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 
@@ -155,7 +155,7 @@ class DriftsForOneSample(FrozenBlocks):
 @pytest.mark.parametrize("everything", [False, True])
 def test_every_batch_is_compared_on_demand(everything):
     b = bench(StrategyInfo("x", DriftsForOneSample, ""), {}, "task")
-    task = b.learner.begin(0)
+    task = b.replica.begin(0)
     b.strategy.train()
     x = torch.arange(40 * 64).reshape(40, 1, 8, 8) % 251  # all differ
     samples = Samples(x.to(torch.uint8), task.train.y[:1].expand(40), task.train.tasks[:1].expand(40))
@@ -191,7 +191,7 @@ def test_an_inherited_declaration_does_not_survive_another_loss():
 def test_frozen_outputs_are_computed_where_they_are_not_stored():
     b = bench(discover().strategy("lwf"), {}, "task")
     b.learn(0)
-    b.learner.begin(1)
+    b.replica.begin(1)
     batch = b.batch(1)
     batch = Batch(b.stream.prepare(batch.x), batch.y, batch.tasks, 1)
     found = b.strategy.frozen_outputs_of(batch)["old"]
@@ -221,7 +221,7 @@ class Both(FrozenBlocks):
 
 def test_blocks_are_not_cached_without_the_outputs_that_need_the_inputs():
     b = bench(StrategyInfo("x", Both, ""), {}, "task")
-    b.learner.begin(0)
+    b.replica.begin(0)
     b.strategy.train()
     samples = b.stream.tasks[0].train
     both, neither = (cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), budget=budget)
@@ -267,6 +267,6 @@ def test_what_is_stored_is_each_chunk_as_it_would_be_joined(shape):
 
 def test_a_learned_module_beside_the_network_does_not_make_blocks_learn():
     b = bench(StrategyInfo("x", FrozenBlocks, ""), {}, "task")
-    b.learner.begin(0)
+    b.replica.begin(0)
     b.strategy.extra = nn.Linear(2, 2)
     assert cache.frozen_blocks(b.strategy.train()) == 2

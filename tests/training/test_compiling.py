@@ -8,21 +8,21 @@ from helpers.stacks import lead
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.execution import trial_runner as trial
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
-from clbench.training.numerics import Compiler
-from clbench.training.trainer import Trainer
-from clbench.training.trials import runner as trial
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.loop import TrainingLoop
+from clbench.training.precision import Compiler
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
 def compiled(compiler, monkeypatch, *args, **kwargs):
     """Train as `lead` does, with a compiler."""
     with monkeypatch.context() as patch:
-        patch.setattr(stacks, "Trainer", partial(Trainer, compiler=compiler))
+        patch.setattr(stacks, "TrainingLoop", partial(TrainingLoop, compiler=compiler))
         return lead(*args, **kwargs)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
-from clbench.training.trials.costs import measure, role
+from clbench.training.costs import measure, role
 
 
 class Keeps(Strategy):

@@ -6,16 +6,16 @@ import types
 import pytest
 import torch
 
+from clbench.accounting.counting import count, count_layer, stream_of_shapes
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.strategy.base import Strategy
-from clbench.training.trials.counting import count, count_layer, stream_of_shapes
-from clbench.training.trials.runner import TrialRunner
 
 REGISTRY = discover()
 MNIST = (1, 28, 28)

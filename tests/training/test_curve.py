@@ -10,10 +10,9 @@ from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.checks import SAMPLES, TASKS, bench, tiny_stream
-from clbench.training import curve as curve_module
-from clbench.training.curve import Watch, Watched, cost_in_words, points, some_tests
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.callbacks import curve as curve_module
+from clbench.training.callbacks.curve import CurveCallback, cost_in_words, points, some_tests
+from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=3)  # 9 steps a task
@@ -31,16 +30,16 @@ def early(monkeypatch):
 def lead(info, options, scenario="class", members=(0,), watch=True, model=None, samples=SAMPLES, recipe=RECIPE):
     """Train members together as a run does; return them, their curves, and what training told and left to be drawn."""
     benches = [bench(info, options, scenario, seed, model) for seed in members]
-    watched = [Watched.begin(b.strategy, b.stream, recipe, 3, samples) for b in benches]
-    trainer = Trainer([b.strategy for b in benches], recipe, list(members), watch=Watch(watched) if watch else None)
+    curve = CurveCallback(3, samples)
+    trainer = TrainingLoop([b.replica for b in benches], recipe, [curve] if watch else [])
     told = []
     with seeds.scope(0, "test"):
         for index in range(TASKS):
-            told.append(learn_task([b.learner for b in benches], index, trainer.fit))
-            for one in watched if watch else ():
-                one.consolidated(index)
+            told.append(trainer.train_task(index))
+            if watch:
+                curve.on_task(trainer, index)
         told.append(seeds.state())
-    return benches, [one.curve for one in watched], told
+    return benches, [replica.curve for replica in trainer.replicas], told
 
 
 def assert_same(one, other):
@@ -84,7 +83,7 @@ def test_neither_running_statistics_nor_dropout_notice(name, options, model):
 def test_a_stack_is_the_same_and_predicts_as_its_members_do(name, options, monkeypatch):
     info = REGISTRY.strategy(name)
     together = watched_and_not(info, options, members=(0, 1))
-    monkeypatch.setattr(Watch, "_as_one", lambda *_: None)
+    monkeypatch.setattr(CurveCallback, "_as_one", lambda *_: None)
     assert together == lead(info, options, members=(0, 1))[1]
 
 
@@ -110,8 +109,8 @@ class Looks(Strategy):
 @pytest.mark.parametrize(("cls", "as_one"), [(Strategy, True), (Stateful, False), (Looks, False)])
 def test_members_that_do_not_predict_as_one_are_asked_one_by_one(cls, as_one, monkeypatch):
     asked = []
-    monkeypatch.setattr(Watched, "right", lambda self, learned, inner=Watched.right: asked.append(1) or inner(
-        self, learned))
+    inner = CurveCallback.right
+    monkeypatch.setattr(CurveCallback, "right", lambda *args: asked.append(1) or inner(*args))
     info = StrategyInfo("x", cls, "")
     together = lead(info, {}, members=(0, 1))[1]
     assert len(asked) == (0 if as_one else 2 * 3 * len(POINTS)) + 2 * TASKS  # once more when it is consolidated
@@ -123,8 +122,8 @@ def test_the_numbers_are_those_of_training_so_many_steps():
     (_,), (curve,), _ = lead(REGISTRY.strategy("naive"), {}, "task")
     for steps in (1, 3, 6):
         b = bench(REGISTRY.strategy("naive"), {}, "task")
-        trainer = Trainer([b.strategy], Recipe(lr=0.01, batch_size=8, iterations=steps), [0])
-        learn_task([b.learner], 0, trainer.fit)
+        trainer = TrainingLoop([b.replica], Recipe(lr=0.01, batch_size=8, iterations=steps))
+        trainer.train_task(0)
         part = b.stream.tasks[0].test
         logits = b.strategy.eval()(b.stream.prepare(part.x))[:, :2]
         assert curve.right[0][0][POINTS.index(steps)] == int((logits.argmax(1) == part.y).sum())
@@ -133,7 +132,7 @@ def test_the_numbers_are_those_of_training_so_many_steps():
 def test_classes_so_far_compete_before_the_first_step_of_their_task():
     (_,), (curve,), _ = lead(REGISTRY.strategy("naive"), {}, "class")
     b = bench(REGISTRY.strategy("naive"), {}, "class")
-    learn_task([b.learner], 0, Trainer([b.strategy], RECIPE, [0]).fit)
+    TrainingLoop([b.replica], RECIPE).train_task(0)
     part = b.stream.tasks[0].test
     logits = b.strategy.eval()(b.stream.prepare(part.x))
     assert curve.after[0][0] == int((logits[:, :2].argmax(1) == part.y).sum())

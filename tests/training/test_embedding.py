@@ -5,11 +5,11 @@ from safetensors.torch import load_file, save_file
 from clbench.cli import call
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.registry import discover
+from clbench.execution.embedding import embed, prepare
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.training.trials.embedding import embed, prepare
-from clbench.training.trials.runner import TrialRunner
 
 RULES = ["ncm", "simplecil", "slda", "ranpac:projections=40", "fecam"]
 

@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -6,18 +7,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clbench.accounting import step_flops
+from clbench.accounting.flops import OWN, FlopCount
+from clbench.accounting.loop_flops import EVERY, LoopFlops
+from clbench.accounting.step_flops import Draws, FlopsCallback
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.execution import trial_runner
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.checks import bench
-from clbench.training import cache, evaluation, lifecycle, numerics, step_flops, trainer
-from clbench.training.flops import OWN, FlopCount
-from clbench.training.loop_flops import EVERY, LoopFlops
-from clbench.training.step_flops import Draws, PhaseFlops
-from clbench.training.trials.runner import TrialRunner
+from clbench.training import precision
+from clbench.training.callbacks.interface import Callback
 
 REGISTRY = discover()
 RECIPE = {"iterations": 11, "batch_size": 192}  # 800 samples of a task: five batches a pass, the last one of 32
@@ -99,20 +103,21 @@ def runner(data):
     return TrialRunner(ExecutionSettings(data=data), "cpu", "a test", REGISTRY)
 
 
-class EveryStep(PhaseFlops):
+class EveryStep(FlopsCallback):
     """Counts every step and every draw of replay, by torch's counter."""
 
-    def _add(self, run):
+    @contextmanager
+    def _every(self, replica):
         with FlopCounterMode(display=False, custom_mapping=OWN) as count:
-            result = run()
-        self.totals[0] += count.get_total_flops()
-        return result
+            yield
+        self.totals[id(replica)] += count.get_total_flops()
 
-    def augment(self, strategy, batch):
-        return self._add(lambda: strategy.augment_batch(batch))
+    def around_prepare(self, replica, batch=None):
+        return super().around_prepare(replica) if batch is None else self._every(replica)
 
-    def step(self, engine, batches):
-        return self._add(lambda: engine.step(batches))
+    def around_step(self, training, batches):
+        replica, = training.replicas
+        return self._every(replica)
 
 
 class Whole(LoopFlops):
@@ -133,27 +138,6 @@ class Whole(LoopFlops):
         return self.whole.total
 
 
-class Nothing:
-    """Counts nothing, in place of any of the counters."""
-
-    total = flops = 0
-
-    def __init__(self, strategies=(), *_):
-        self.totals = [0] * len(strategies) if isinstance(strategies, list) else []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def augment(self, strategy, batch):
-        return strategy.augment_batch(batch)
-
-    def step(self, engine, batches):
-        return engine.step(batches)
-
-
 SLOW = pytest.mark.slow
 METHODS = [
     *((method, "mlp:width=16", "class") for method in (
@@ -172,16 +156,14 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
     one, = planned(method, model, scenario)
     record = runner.run(one)
     assert record.status == "done", record.failure
-    monkeypatch.setattr(trainer, "PhaseFlops", EveryStep)
+    monkeypatch.setattr(trial_runner, "FlopsCallback", EveryStep)
     every = runner.run(one)
     assert record.costs.train_flops == every.costs.train_flops
     assert len(record.costs.train_flops) == len(record.costs.inference_flops) == tasks_of(model)
     assert min(record.costs.train_flops) > 0 < min(record.costs.inference_flops)
-    monkeypatch.setattr(trainer, "PhaseFlops", Nothing)
-    for module in (cache, evaluation, lifecycle, trainer):
-        monkeypatch.setattr(module, "FlopCount", Nothing)
+    monkeypatch.setattr(trial_runner, "FlopsCallback", Callback)
     bare = runner.run(one)
-    assert sum(bare.costs.train_flops) == 0
+    assert not bare.costs.train_flops
     assert record.R == every.R == bare.R  # to count changes nothing
 
 
@@ -213,7 +195,7 @@ def test_an_mlp_costs_what_its_layers_do(runner):
 @pytest.mark.parametrize("method", ["lora", pytest.param("a-gem", marks=SLOW)])
 def test_a_compiled_loss_counts_as_the_uncompiled_one(runner, data, monkeypatch, method):
     # What its graphs are run by makes no difference, and to compile them to code would take most of a minute.
-    monkeypatch.setattr("clbench.training.trials.runner.Compiler", partial(numerics.Compiler, backend="eager"))
+    monkeypatch.setattr("clbench.execution.trial_runner.Compiler", partial(precision.Compiler, backend="eager"))
     one, = planned(method)
     compiled = TrialRunner(ExecutionSettings(data=data, compile=True), "cpu", "a test", REGISTRY)
     found = compiled.run(one)
@@ -228,7 +210,7 @@ def test_a_loop_of_its_own_is_counted_as_if_whole(runner, monkeypatch, method):
     one, = planned(f"avalanche:{method}")
     record = runner.run(one)
     assert record.status == "done", record.failure
-    monkeypatch.setattr(trainer, "LoopFlops", Whole)
+    monkeypatch.setattr(step_flops, "LoopFlops", Whole)
     whole = runner.run(one)
     assert record.costs.train_flops == whole.costs.train_flops
     assert record.R == whole.R
@@ -273,9 +255,9 @@ def test_draws_of_replay_are_counted_by_what_they_run():
     sample = sum(2 * p.numel() for p in one.strategy.model.parameters() if p.dim() == 2)
     draws, runs = Draws(), []
     for _ in range(12):
-        result, flops = draws.augment(one.strategy, batch)
-        assert isinstance(result, Batch)
-        runs.append(flops)
+        with draws.counted(one.strategy, batch) as flops:
+            assert isinstance(one.strategy.augment_batch(batch), Batch)
+        runs += flops
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
 

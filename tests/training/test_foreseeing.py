@@ -3,16 +3,16 @@
 import pytest
 import torch
 
+from clbench.accounting import foreseeing
+from clbench.accounting.counting import forecast
+from clbench.accounting.rehearsal import stream_without_values
 from clbench.core.registry import discover
 from clbench.execution.pace import recorded
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.workload import Foreseen
-from clbench.training.trials import foreseeing
-from clbench.training.trials.counting import forecast
-from clbench.training.trials.rehearsal import stream_without_values
-from clbench.training.trials.runner import TrialRunner
 
 REGISTRY = discover()
 RECIPES = {"epochs": {"epochs": 5, "batch_size": 10}, "iterations": {"iterations": 8, "batch_size": 8}}

@@ -7,12 +7,12 @@ import torch
 from clbench.core.registry import discover
 from clbench.data import datasets
 from clbench.data.datasets import Images
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint
 from clbench.results.records import Record
-from clbench.training.trials import checkpoint
-from clbench.training.trials.runner import TrialRunner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
 

@@ -3,17 +3,17 @@ import types
 import pytest
 import torch
 
+from clbench.accounting import keeping
+from clbench.accounting.counting import count, stream_of_shapes
+from clbench.accounting.keeping import data_bytes, expected, extended, told
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.samples import Held, PermutedSamples
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
-from clbench.training.trials import keeping
-from clbench.training.trials.counting import count, stream_of_shapes
-from clbench.training.trials.keeping import data_bytes, expected, extended, told
-from clbench.training.trials.runner import TrialRunner
 
 
 class Hoards(Strategy):

@@ -5,17 +5,16 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.testing.checks import bench
-from clbench.training.lifecycle import learn_task
+from clbench.training.loop import TrainingLoop
 from clbench.training.losses import diverged, last_tenths
-from clbench.training.trainer import Trainer
 
 RECIPE = Recipe(iterations=20, batch_size=16)
 
 
 def trained(method, seeds, recipe=RECIPE, **options):
     benches = [bench(discover().strategy(method), options, "task", seed) for seed in seeds]
-    trainer = Trainer([b.strategy for b in benches], recipe, list(seeds))
-    return [learn_task([b.learner for b in benches], index, trainer.fit) for index in range(2)]
+    trainer = TrainingLoop([b.replica for b in benches], recipe)
+    return [trainer.train_task(index) for index in range(2)]
 
 
 def test_the_tenths_are_those_of_the_last_phase():
@@ -58,11 +57,11 @@ def test_a_loop_of_its_own_has_them_too():
 
     own = bench(discover().strategy("naive"), {}, "task", 0)
     own.strategy.__class__ = Own
-    trainer = Trainer([own.strategy], RECIPE, [0])
-    (result,) = learn_task([own.learner], 0, trainer.fit)
+    trainer = TrainingLoop([own.replica], RECIPE)
+    (result,) = trainer.train_task(0)
     assert result.last_losses == pytest.approx((1.0 + 2.5 / 19, 1.0 + 0.5 / 19))
-    repeated = Trainer([own.strategy], RECIPE.model_copy(update={"repeats": 2}), [0])
+    repeated = TrainingLoop([own.replica], RECIPE.model_copy(update={"repeats": 2}))
     with pytest.raises(SpecError, match="Own trains by a loop of its own: repeats does not go with it"):
-        learn_task([own.learner], 1, repeated.fit)
+        repeated.train_task(1)
 
 

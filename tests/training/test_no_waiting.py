@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from helpers.training import loop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.core import seeds
@@ -12,16 +13,15 @@ from clbench.data.augmentation import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench
-from clbench.training import cache, numerics, stacking
-from clbench.training import trainer as training
-from clbench.training.trainer import Trainer
+from clbench.training import cache, precision, steps
+from clbench.training import loop as training
 
 META = torch.device("meta")
 
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    monkeypatch.setattr(numerics, "forward", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
+    monkeypatch.setattr(precision, "forward", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
 
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
@@ -70,14 +70,14 @@ def on_meta(method, options, seed):
 @pytest.mark.parametrize(("method", "options"), METHODS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
-    monkeypatch.setattr(stacking, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
+    monkeypatch.setattr(steps, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
     if count > 1 and "dropout" in options:
         options = {**options, "dropout": 0.0}  # what draws in its loss is not stacked
     members = [on_meta(method, options, seed) for seed in range(count)]
     # Reads the losses when the task is over.
     monkeypatch.setattr(training, "on_host", lambda losses: torch.zeros(losses.shape))
     monkeypatch.setattr(cache, "require_same_loss", lambda *_: None)  # reads a loss before the first step
-    trainer = Trainer([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
+    trainer = loop([s for s, _ in members], Recipe(batch_size=8, iterations=9), list(range(count)), CropFlip())
     with Copies() as copies:
         trained = trainer.fit([task for _, task in members])
     assert [t.steps for t in trained] == [9] * count
@@ -90,7 +90,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
 def test_what_trains_nothing_does_not_wait_for_the_device_either(method, options):
     strategy, task = on_meta(method, options, 0)
     with Copies() as copies:
-        assert Trainer([strategy], Recipe(iterations=9), [0]).fit([task])[0].steps == 0
+        assert loop([strategy], Recipe(iterations=9), [0]).fit([task])[0].steps == 0
         strategy.after_task(task)
     assert copies.waited == []
 
@@ -107,7 +107,7 @@ def test_a_step_that_waits_would_be_seen(monkeypatch):
     strategy.__class__ = Peeks
     task = Task(0, b.stream.tasks[0].classes, b.stream.to(META).tasks[0].train)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        Trainer([strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([strategy], Recipe(iterations=1), [0]).fit([task])
     with Copies() as copies:
         torch.zeros(2).to(META), torch.ones(3).to(META, non_blocking=True)
     assert copies.waited == [(2,)]

@@ -16,7 +16,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.training.budget import steps_of
 from clbench.training.optimizers import OPTIMIZERS, SCHEDULES, clip_gradients, make_optimizer, make_schedule
-from clbench.training.trainer import Order
+from clbench.training.sampling import BatchSampler
 
 
 def test_every_name_of_a_recipe_is_there_and_an_unknown_one_is_an_error():
@@ -106,7 +106,7 @@ def test_a_schedule_in_steps_and_its_milestones_go_together(recipe, message):
 
 def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
     assert steps_of(Recipe(epochs=2, batch_size=4, repeats=3), 10) == 18
-    once, thrice = Order(10, 4, 0, 0), Order(10, 4, 0, 0, repeats=3)
+    once, thrice = BatchSampler(10, 4, 0, 0), BatchSampler(10, 4, 0, 0, repeats=3)
     fresh = []
     for _ in range(2 * 3):
         rows = once.following(torch.device("cpu"))

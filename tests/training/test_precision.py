@@ -7,27 +7,27 @@ from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
-from clbench.training import attention, numerics
+from clbench.training import attention, precision
 from clbench.training.attention import FoldedAttention
-from clbench.training.trials.runner import TrialRunner
 
 
 def test_bf16_rounds_products_and_keeps_weights():
     x, w = torch.rand(8, 64), torch.rand(64, 8)
-    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu")):
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
         assert (x @ w).dtype == torch.bfloat16
-    with numerics.forward(Recipe(), torch.device("cpu")):
+    with precision.forward(Recipe(), torch.device("cpu")):
         assert (x @ w).dtype == torch.float32
 
 
 def rounded_once():
     """Return the context that keeps rounded weights, as a large module that is frozen gets it."""
     many = nn.Linear(1024, 1025).requires_grad_(False)
-    return numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), many)
+    return precision.forward(Recipe(precision="bf16"), torch.device("cpu"), many)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 1)])
@@ -54,9 +54,9 @@ def test_a_stack_is_rounded_like_one_alone(layer):
     """Autocast alone leaves convolutions in float32 under vmap, and adds biases in float32."""
     x = torch.rand(4, 3, 6, *[1] * (layer.weight.dim() - 2))
     weights = {n: torch.stack([p.detach() * (k + 1) for k in range(4)]) for n, p in layer.named_parameters()}
-    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=True):
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=True):
         found = torch.func.vmap(lambda w, x: torch.func.functional_call(layer, w, (x,)))(weights, x)
-    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu")):
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
         expected = torch.stack([torch.func.functional_call(layer, {n: w[k] for n, w in weights.items()}, (x[k],))
                                 for k in range(4)])
     assert found.dtype == torch.bfloat16
@@ -99,7 +99,7 @@ def test_other_attention_is_left_as_it_is(tokens, learns):
 
 def test_short_attention_in_a_stack_is_that_of_its_members():
     inputs = [torch.rand(4, 2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    with numerics.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True), FoldedAttention() as folding:
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True), FoldedAttention() as folding:
         found = torch.func.vmap(F.scaled_dot_product_attention)(*inputs)
     with rounded_once():
         expected = torch.stack([F.scaled_dot_product_attention(*(t[k] for t in inputs)) for k in range(4)])
@@ -110,7 +110,7 @@ def test_short_attention_in_a_stack_is_that_of_its_members():
 
 def test_tf32_is_switched_on_inside_only():
     before = torch.get_float32_matmul_precision()
-    with numerics.products(Recipe(precision="tf32")):
+    with precision.products(Recipe(precision="tf32")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 

@@ -7,18 +7,18 @@ from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint
 from clbench.results.records import Probe
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
-from clbench.training import probe
-from clbench.training.anatomy import Anatomy
+from clbench.training.callbacks import probe
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition
+from clbench.training.callbacks.probe import STRENGTHS, Moments
 from clbench.training.evaluation import evaluate
-from clbench.training.probe import STRENGTHS, Moments
-from clbench.training.trials import checkpoint
-from clbench.training.trials.runner import TrialRunner
 
 
 def by_hand(x, labels):
@@ -73,14 +73,14 @@ def trained():
 
 def seen(b, after=lambda _: None):
     """Return the anatomy of a network that has learned everything, changed after the first two tasks were looked at."""
-    anatomy = Anatomy(probed=True)
+    anatomy, replica = ErrorDecomposition(probed=True), b.replica
     for learned in (1, 2, 3):
         if learned == 3:
             after(b.strategy)
         tally = anatomy.tally(b.stream, "class", learned)
         evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add if tally else None)
-        anatomy.look(b.strategy, b.stream, tally, learned)
-    return anatomy.rows[0], anatomy.probe
+        anatomy.add(replica, tally, learned)
+    return replica.errors[0], replica.probe
 
 
 def lost_to(counts):

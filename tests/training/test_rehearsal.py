@@ -4,17 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clbench.accounting.counting import forecast
+from clbench.accounting.flops import FlopCount
+from clbench.accounting.rehearsal import on_shapes, stream_without_values
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.training import numerics
-from clbench.training.flops import FlopCount
-from clbench.training.lifecycle import Learner
-from clbench.training.trials.counting import forecast
-from clbench.training.trials.rehearsal import on_shapes, stream_without_values
-from clbench.training.trials.runner import TrialRunner
+from clbench.training import precision
+from clbench.training.replica import Replica
 
 REGISTRY = discover()
 PICTURES = "helpers.tiny_benchmarks:pictures"  # two tasks of 24 images
@@ -34,14 +34,14 @@ def planned(method, model, recipe=EPOCHS, scenario="task", benchmark=PICTURES):
 @pytest.fixture
 def consolidated(monkeypatch):
     """Note what each task's consolidation computes."""
-    found, finish = [], Learner.finish
+    found, finish = [], Replica.finish
 
     def counted(self, task):
         with FlopCount() as count:
             finish(self, task)
         found.append(count.total)
 
-    monkeypatch.setattr(Learner, "finish", counted)
+    monkeypatch.setattr(Replica, "finish", counted)
     return found
 
 
@@ -77,7 +77,7 @@ def test_a_forecast_is_what_a_run_records(runner, consolidated, method, model, r
 
 
 def test_a_forecast_in_bf16_counts_copies_that_learn_beside_frozen_ones(runner, consolidated, monkeypatch):
-    monkeypatch.setattr(numerics, "MANY", 1)
+    monkeypatch.setattr(precision, "MANY", 1)
     ahead, recorded, *_ = both(runner, consolidated, planned(
         "independent", "cnn:channels=4", {**EPOCHS, "precision": "bf16"}))
     assert ahead == recorded

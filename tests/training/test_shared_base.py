@@ -15,9 +15,8 @@ from clbench.strategy import Strategy
 from clbench.testing import bench
 from clbench.testing.tiny import MODELS
 from clbench.training.attention import FoldedAttention
-from clbench.training.lifecycle import learn_task
+from clbench.training.loop import TrainingLoop
 from clbench.training.sharing import share_equal
-from clbench.training.trainer import Trainer
 
 SEEDS = [0, 1, 2, 3]
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
@@ -61,9 +60,9 @@ def members(monkeypatch, model, info=None, options=None, seeds=SEEDS):
 
 
 def learn(benches, tasks=2, recipe=RECIPE):
-    trainer = Trainer([b.strategy for b in benches], recipe, [b.seed for b in benches])
+    trainer = TrainingLoop([b.replica for b in benches], recipe)
     for index in range(tasks):
-        learn_task([b.learner for b in benches], index, trainer.fit)
+        trainer.train_task(index)
     return benches
 
 

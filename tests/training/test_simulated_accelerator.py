@@ -12,12 +12,13 @@ from helpers.simulated_accelerator import DEVICE, Simulated, waits
 
 from clbench.core.registry import discover
 from clbench.data.inputs import as_inputs
+from clbench.execution import trial_runner as runner
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.persistence import checkpoint
 from clbench.testing import tiny_stream
-from clbench.training.trials import checkpoint, runner
-from clbench.training.trials.runner import TrialRunner
 
 TASKS = 3
 MODELS = {"mlp": "mlp:width=16", "cnn": "cnn", "resnet20": "resnet20:width=4",

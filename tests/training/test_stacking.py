@@ -9,8 +9,7 @@ from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Trainer
+from clbench.training.loop import TrainingLoop
 
 SEEDS = [0, 1, 2]
 
@@ -174,14 +173,14 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
         benches = [bench(StrategyInfo("explodes", Explodes, ""), {}, "task", seed) for seed in group]
         for b, seed in zip(benches, group, strict=True):
             b.strategy.explode = seed == 1
-        trainer = Trainer([b.strategy for b in benches], recipe, group)
+        trainer = TrainingLoop([b.replica for b in benches], recipe)
         for index in range(3):
-            results = learn_task([b.learner for b in benches], index, trainer.fit)
+            results = trainer.train_task(index)
             alive = [b for b, r in zip(benches, results, strict=True) if r.diverged is None]
             if len(alive) < len(benches):
                 assert index == 1
                 assert "NaN or infinite in task 2, step 0" in str(results[1].diverged)
-            trainer.keep([b.strategy for b in alive])
+            assert [replica.seed for replica in trainer.replicas] == [b.seed for b in alive]
             benches = alive
         ends[tuple(group)] = [b.strategy for b in benches]
     for member, seed in zip(ends[tuple(SEEDS)], (0, 2), strict=True):

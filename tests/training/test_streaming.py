@@ -7,27 +7,27 @@ import torch
 import torch.nn.functional as F
 from helpers.streams import stochastic
 
+from clbench.accounting.step_flops import FlopsCallback
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.augmentation import CropFlip
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
+from clbench.persistence import checkpoint
+from clbench.persistence.optimizer_state import optimizer_state, restore_optimizer_state
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.checks import bench, snapshot
 from clbench.testing.hidden import divided
 from clbench.testing.tiny import tiny_stream
+from clbench.training.building import require_no_parts
 from clbench.training.evaluation import evaluate
-from clbench.training.lifecycle import learn_task, retrace
-from clbench.training.stacking import Unstackable
-from clbench.training.streaming import Flow, StreamTrainer
-from clbench.training.trainer import Order
-from clbench.training.trials import checkpoint
-from clbench.training.trials.building import require_no_parts
-from clbench.training.trials.optimizer_state import optimizer_state, restore_optimizer_state
-from clbench.training.trials.runner import TrialRunner
+from clbench.training.sampling import BatchSampler, StreamSampler
+from clbench.training.steps import Unstackable
+from clbench.training.stream_loop import StreamLoop
 
 RECIPE = Recipe(lr=0.01, batch_size=7, epochs=1)
 UNEVEN = (30, 31, 11)  # no multiples of the batch
@@ -64,8 +64,8 @@ def hidden(sizes=UNEVEN, scenario="class", seed=0):
 
 def train(info, stream, options=None, seed=0, scenario="class", recipe=RECIPE, until=None):
     b = bench(info, options or {}, scenario, seed, stream=stream)
-    trainer = StreamTrainer([b.strategy], recipe, [seed], [stream])
-    done = [learn_task([b.learner], index, trainer.fit)[0] for index in range(until or len(stream.tasks))]
+    trainer = StreamLoop([b.replica], recipe, [FlopsCallback()])
+    done = [trainer.train_task(index)[0] for index in range(until or len(stream.tasks))]
     return b, done, trainer
 
 
@@ -79,15 +79,15 @@ def test_a_strategy_gets_one_task_in_batches_that_run_across_boundaries():
     assert b.strategy.calls == [("before", 0, tuple(range(6))), ("phase", 0, 11), ("after", 0, tuple(range(6)))]
     assert [len(y) for y in b.strategy.seen] == [7] * 10 + [2]
     assert [r.steps for r in done] == [5, 4, 2]  # 35 samples for a task of 30, 63 for 61, 72 for 72
-    order = Flow([t.train for t in stream.tasks], 1, 0)
+    order = StreamSampler([t.train for t in stream.tasks], 1, 0)
     assert [y for batch in b.strategy.seen for y in batch] == order.y.tolist()
 
 
 def test_samples_of_a_task_come_before_those_of_the_next_in_the_order_of_its_first_pass():
     stream = tiny_stream("class")
-    flow = Flow([t.train for t in stream.tasks], 24, 5)
+    flow = StreamSampler([t.train for t in stream.tasks], 24, 5)
     for index, task in enumerate(stream.tasks):
-        usual = Order(24, 24, 5, index).batch(task.train)
+        usual = BatchSampler(24, 24, 5, index).batch(task.train)
         assert torch.equal(flow.batch(task.train).x, usual.x)
 
 
@@ -105,7 +105,7 @@ def test_plain_training_on_the_same_batches_gives_the_same_weights():
     stream = hidden()
     b, *_ = train(method("naive"), stream)
     other = bench(method("naive"), {}, "class", stream=stream).strategy
-    flow = Flow([t.train for t in stream.tasks], 7, 0)
+    flow = StreamSampler([t.train for t in stream.tasks], 7, 0)
     optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
     met = torch.zeros(6, dtype=torch.bool)
     for _ in range(11):
@@ -130,13 +130,13 @@ def test_the_rate_falls_over_the_whole_stream():
 @pytest.mark.parametrize("name", ["ncm", "simplecil", "slda"])
 def test_what_is_learned_as_it_passes_is_what_is_learned_at_once(name):
     """Sums do not depend on batches: the rule in the end is that of given boundaries."""
-    passing, done, _ = train(method(name), hidden(), {"base": "random"})
+    passing, done, loop = train(method(name), hidden(), {"base": "random"})
     given = bench(method(name), {"base": "random"}, "class")
     for index in range(3):
         given.learn(index)
     torch.testing.assert_close(passing.strategy.weight, given.strategy.weight, rtol=1e-6, atol=1e-6)
     assert torch.equal(passing.strategy.counts, given.strategy.counts)
-    assert [r.steps for r in done] == [0, 0, 0] and done[0].flops > 0
+    assert [r.steps for r in done] == [0, 0, 0] and loop.replicas[0].costs.train_flops[0] > 0
     rows = [evaluate(b.strategy, b.stream, "class", 3).accuracy for b in (passing, given)]
     assert sum(rows[0]) / 3 == pytest.approx(sum(rows[1]) / 3)
 
@@ -163,7 +163,7 @@ def test_the_reference_of_a_gem_is_drawn_before_the_batch_is_offered():
     b, *_ = train(method("a-gem"), hidden(), {"capacity": 20}, until=1)
     strategy = b.strategy
     before = [strategy.memory_x.clone(), strategy.memory_y.clone()]
-    batch = Flow([b.stream.tasks[1].train], 7, 0).batch(b.stream.tasks[1].train)
+    batch = StreamSampler([b.stream.tasks[1].train], 7, 0).batch(b.stream.tasks[1].train)
     strategy.observe(batch)
     assert len(strategy.drawn_y) == 20
     rows = {x.numpy().tobytes() for x in before[0]}
@@ -194,13 +194,13 @@ def test_it_goes_on_in_the_middle_as_if_nothing_had_happened():
     half, _, trainer = train(method("er"), stream, {"capacity": 20}, recipe=recipe, until=1)
     moments = optimizer_state(trainer.engine, 0, 1)
     fresh = bench(method("er"), {"capacity": 20}, "class", stream=stream)
-    retrace(fresh.learner, 1, recipe)
+    fresh.replica.retrace(1, recipe)
     fresh.strategy.load_state_dict(copy.deepcopy(half.strategy.state_dict()))
     fresh.strategy.world.generator.set_state(half.strategy.world.generator.get_state())
-    on = StreamTrainer([fresh.strategy], recipe, [0], [stream], learned=1)
+    on = StreamLoop([fresh.replica], recipe, learned=1)
     on.engine = restore_optimizer_state([fresh.strategy], recipe, [moments])
     for index in (1, 2):
-        learn_task([fresh.learner], index, on.fit)
+        on.train_task(index)
     for name, value in snapshot(whole.strategy).items():
         assert torch.equal(value, fresh.strategy.state_dict()[name]), name
 
@@ -210,9 +210,9 @@ def test_a_stack_trains_as_its_members_do(name):
     streams = [hidden(seed=s) for s in (0, 1)]
     alone = [train(method(name), stream, {"capacity": 20}, s)[0] for s, stream in enumerate(streams)]
     benches = [bench(method(name), {"capacity": 20}, "class", s, stream=stream) for s, stream in enumerate(streams)]
-    trainer = StreamTrainer([b.strategy for b in benches], RECIPE, [0, 1], streams)
+    trainer = StreamLoop([b.replica for b in benches], RECIPE)
     for index in range(3):
-        learn_task([b.learner for b in benches], index, trainer.fit)
+        trainer.train_task(index)
         for b in benches:  # in the middle, too
             evaluate(b.strategy, b.stream, "class", index + 1)
     for one, b in zip(alone, benches, strict=True):
@@ -220,7 +220,8 @@ def test_a_stack_trains_as_its_members_do(name):
             torch.testing.assert_close(dict(b.strategy.named_parameters())[n], p, rtol=1e-3, atol=1e-4)
         assert torch.equal(one.strategy.memory_y, b.strategy.memory_y)
     with pytest.raises(Unstackable, match="other numbers of samples"):
-        StreamTrainer([b.strategy for b in benches], RECIPE, [0, 1], [hidden(), hidden((24, 24, 24))])
+        StreamLoop([replace(b.replica, stream=stream) for b, stream in zip(
+            benches, (hidden(), hidden((24, 24, 24))), strict=True)], RECIPE)
 
 
 def test_random_transforms_are_drawn_from_the_seed():

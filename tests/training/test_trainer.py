@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.training import loop
 
 from clbench.core.errors import PluginError, SpecError
 from clbench.core.hookspecs import StrategyInfo
@@ -9,8 +10,8 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import RECIPE, bench, tiny_stream
 from clbench.training.budget import steps_of
-from clbench.training.lifecycle import learn_task
-from clbench.training.trainer import Order, Trainer
+from clbench.training.loop import TrainingLoop
+from clbench.training.sampling import BatchSampler
 
 REFUSES_HEAD_LR = {"lucir", "slca"}  # which set the rate of their heads themselves
 NAIVE = StrategyInfo("naive", Strategy, "")
@@ -18,11 +19,11 @@ NAIVE = StrategyInfo("naive", Strategy, "")
 
 def prepared(cls=Strategy, index=0, scenario="task"):
     b = bench(StrategyInfo("x", cls, ""), {}, scenario)
-    return b, b.learner.begin(index)
+    return b, b.replica.begin(index)
 
 
 def drawn(samples, batch_size, seed, count):
-    order = Order(len(samples), batch_size, seed, 0)
+    order = BatchSampler(len(samples), batch_size, seed, 0)
     return [order.batch(samples) for _ in range(count)]
 
 
@@ -43,7 +44,7 @@ def test_a_pass_meets_every_sample_once_and_the_order_is_the_seeds():
 def test_the_budget(recipe, steps):
     b, task = prepared()
     assert steps_of(recipe, len(task.train)) == steps
-    assert Trainer([b.strategy], recipe, [0]).fit([task])[0].steps == steps
+    assert loop([b.strategy], recipe, [0]).fit([task])[0].steps == steps
 
 
 def test_a_step_is_the_plain_gradient_step():
@@ -64,14 +65,14 @@ def test_a_step_is_the_plain_gradient_step():
         for (n, p), g in zip(theirs.items(), gradients, strict=True):
             moments[n] = 0.9 * moments[n] + g + 0.01 * p.detach()
             theirs[n] = p.detach() - 0.1 * moments[n]
-    Trainer([b.strategy], recipe, [0]).fit([task])
+    loop([b.strategy], recipe, [0]).fit([task])
     for n, p in b.strategy.model.named_parameters():
         torch.testing.assert_close(p.detach().double(), theirs[n], rtol=1e-4, atol=1e-6)
 
 
 def first_step_of_second_task(state):
     b, task = prepared()
-    trainer = Trainer([b.strategy], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state), [0])
+    trainer = TrainingLoop([b.replica], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state))
     trainer.fit([task])
     trainer.fit([task])
     return trainer.engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
@@ -98,7 +99,7 @@ def test_phases_share_the_steps_and_train_different_things():
     b, task = prepared(TwoPhases)
     calls = []
     b.strategy.loss, plain = lambda batch: (calls.append(b.strategy.seen), plain(batch))[1], b.strategy.loss
-    result = Trainer([b.strategy], Recipe(iterations=5, batch_size=8), [0]).fit([task])[0]
+    result = loop([b.strategy], Recipe(iterations=5, batch_size=8), [0]).fit([task])[0]
     assert [c[-1] for c in calls] == [0, 0, 1, 1, 1] or [c[-1] for c in calls] == [0, 0, 0, 1, 1]
     body = sum(p.numel() for n, p in b.strategy.model.named_parameters() if not n.startswith("head"))
     assert (result.steps, result.trainable) == (5, body)
@@ -126,18 +127,18 @@ def test_phases_have_shares_and_samples_of_their_own_and_know_their_steps():
     sizes = []
     b.strategy.loss, plain = lambda batch: (sizes.append(len(batch.y)), plain(batch))[1], b.strategy.loss
     recipe = Recipe(iterations=8, batch_size=8, lr=0.02)
-    trainer = Trainer([b.strategy], recipe, [0])
+    trainer = TrainingLoop([b.replica], recipe)
     result = trainer.fit([task])[0]
     assert result.steps == 8 and sizes == [8] * 6 + [4] * 2
     assert b.strategy.told == [(0, 6, 0.02), (1, 2, 0.02)]
-    assert learn_task([b.learner], 1, trainer.fit)[0].steps == 15  # those taken in `after_task` count
+    assert trainer.train_task(1)[0].steps == 15  # those taken in `after_task` count
 
 
 def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
     b, task = prepared()
     b.strategy.learning_rates = lambda: {"*.bias": 10.0, "model.head.*": 0.5}
     before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
-    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e-3, iterations=1), [0])
+    trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=1e-3, iterations=1))
     trainer.fit([task])
     assert [g["lr"] for g in trainer.engine.optimizer.param_groups] == [5e-4, 1e-3, 1e-2]
     for name, parameter in b.strategy.named_parameters():
@@ -151,7 +152,7 @@ def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
 def test_head_lr_is_the_rate_of_the_heads_and_lr_that_of_all_else():
     b, task = prepared()
     before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
-    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=1e-3, head_lr=0.05, iterations=1), [0])
+    trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=1e-3, head_lr=0.05, iterations=1))
     trainer.fit([task])
     for name, parameter in b.strategy.named_parameters():
         rate = 0.05 if name.startswith("model.head.") else 1e-3
@@ -165,7 +166,7 @@ def test_head_lr_is_refused_where_it_would_do_nothing_or_contradict_the_method()
         b, task = prepared()
         setattr(b.strategy, *change)
         with pytest.raises(SpecError, match=message):
-            Trainer([b.strategy], recipe, [0]).fit([task])
+            loop([b.strategy], recipe, [0]).fit([task])
 
 
 @pytest.mark.parametrize("name", sorted(discover().strategies))
@@ -173,26 +174,19 @@ def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
     info = discover().strategy(name)
     b = bench(info, {}, "task")
     recipe = RECIPE.model_copy(update={"head_lr": 0.04})
-    trainer = Trainer([b.strategy], recipe, [0])
-    rates = set()
-
-    def fit(tasks):
-        trained = trainer.fit(tasks)
-        if trainer.engine is not None:
-            rates.update(round(group["lr"], 9) for group in trainer.engine.optimizer.param_groups)
-        return trained
+    trainer = TrainingLoop([b.replica], recipe)
 
     if name in REFUSES_HEAD_LR or b.strategy.owns_loop:
         with pytest.raises(SpecError, match="head_lr cannot be used with"):
-            learn_task([b.learner], 0, fit)
-    elif learn_task([b.learner], 0, fit)[0].steps:
-        assert 0.04 in rates
+            trainer.train_task(0)
+    elif trainer.train_task(0)[0].steps:
+        assert 0.04 in {round(group["lr"], 9) for group in trainer.engine.optimizer.param_groups}
 
 
 def test_a_budget_too_small_for_the_phases_is_refused():
     b, task = prepared(TwoPhases)
     with pytest.raises(ValueError, match="1 steps cannot be split into 2 phases"):
-        Trainer([b.strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([b.strategy], Recipe(iterations=1), [0]).fit([task])
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 12])
@@ -201,7 +195,7 @@ def test_tasks_of_different_sizes_do_not_train_as_one(batch_size):
     smaller = Task(0, task.classes, task.train.take(torch.arange(12)))
     before = [p.clone() for p in one.strategy.parameters()]
     with pytest.raises(ValueError, match="tasks of 12 to 24 training samples do not go in one stack"):
-        Trainer([one.strategy, two.strategy], Recipe(epochs=1, batch_size=batch_size), [0, 1]).fit([task, smaller])
+        loop([one.strategy, two.strategy], Recipe(epochs=1, batch_size=batch_size), [0, 1]).fit([task, smaller])
     assert all(map(torch.equal, before, one.strategy.parameters()))
 
 
@@ -209,12 +203,12 @@ def test_nothing_to_train_is_refused():
     b, task = prepared()
     b.strategy.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        Trainer([b.strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([b.strategy], Recipe(iterations=1), [0]).fit([task])
 
 
 def test_cosine_goes_from_the_rate_to_nothing():
     b, task = prepared()
-    trainer = Trainer([b.strategy], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"), [0])
+    trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"))
     trainer.fit([task])
     assert trainer.engine.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
@@ -223,7 +217,7 @@ def test_cosine_goes_from_the_rate_to_nothing():
 def test_divergence_names_the_task_and_the_step():
     b, task = prepared()
     recipe = Recipe(optimizer="sgd", lr=1e30, iterations=600, batch_size=8)
-    trained = Trainer([b.strategy], recipe, [0]).fit([task])[0]
+    trained = loop([b.strategy], recipe, [0]).fit([task])[0]
     assert "NaN or infinite in task 1, step" in str(trained.diverged)
 
 
@@ -231,6 +225,6 @@ def test_divergence_names_the_task_and_the_step():
     ("task", [[0, 1], [2, 3], []]), ("class", [[0, 1, 2, 3], [0, 1, 2, 3], []]), ("domain", [[0, 1], [0, 1], []])])
 def test_the_outputs_in_the_loss(scenario, active):
     b = bench(NAIVE, {}, scenario)
-    b.learner.begin(0)
-    b.learner.begin(1)
+    b.replica.begin(0)
+    b.replica.begin(1)
     assert [row.nonzero().flatten().tolist() for row in b.strategy.active] == active

@@ -8,12 +8,12 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Strategy
 from clbench.testing.tiny import tiny_stream
-from clbench.training.trials.runner import TrialRunner
 
 RECIPE = {"iterations": 8, "batch_size": 32}
 
@@ -199,7 +199,7 @@ def test_data_are_verified_once_for_each_benchmark_and_only_if_asked(tmp_path, m
         asked.append(args[-1])
         return tiny_stream(args[1])
 
-    monkeypatch.setattr("clbench.training.trials.runner.load_stream", loaded)
+    monkeypatch.setattr("clbench.execution.trial_runner.load_stream", loaded)
     for verify in (False, True):
         one = TrialRunner(ExecutionSettings(data=tmp_path, verify_data=verify), "cpu", "pytest")
         for scenario in ("task", "class", "task"):

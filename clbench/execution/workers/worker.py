@@ -45,9 +45,9 @@ class Worker:
         """
         import torch
 
+        from clbench.accounting.foreseeing import Foreseer
+        from clbench.execution.trial_runner import TrialRunner
         from clbench.results import provenance
-        from clbench.training.trials.foreseeing import Foreseer
-        from clbench.training.trials.runner import TrialRunner
 
         # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
@@ -77,7 +77,7 @@ class Worker:
     def run(self, group: Sequence[PlannedTrial]) -> None:
         """Answer `Run`; an exception that escapes the trials becomes a failed record of each."""
         started = datetime.datetime.now(datetime.timezone.utc)
-        from clbench.training.trials.facts import failure_of
+        from clbench.training.facts import failure_of
 
         try:
             records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))

@@ -1,0 +1,1 @@
+"""What methods cost: FLOPs of training and prediction, and estimates made before anything is trained."""

@@ -1,0 +1,81 @@
+"""Old names of members that plugins call or override: they work until clbench 0.3, with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from typing import Any, TypeVar
+
+REMOVED_IN = "0.3"
+BETWEEN = {__name__, "abc"}  # modules between the line that uses an old name and the warning about it
+Class = TypeVar("Class", bound=type)
+
+
+def warn(old: str, new: str) -> None:
+    """Warn the code that uses an old name, by its own line and once for each such line."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__") in BETWEEN:
+        frame = frame.f_back
+    warnings.warn_explicit(f"{old} is {new} now; the old name is to be removed in clbench {REMOVED_IN}",
+                           DeprecationWarning, frame.f_code.co_filename, frame.f_lineno,
+                           frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {}))
+
+
+class Renamed:
+    """A class's member under its old name, as in `frozen = Renamed("frozen_modules")`."""
+
+    def __init__(self, new: str) -> None:
+        """Keep the new name."""
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Take the name that it is assigned to as the old one."""
+        self.old = name
+
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        """Return the member that has the new name.
+
+        If a class overrides the old name, it gets here by `super()`; the search then starts after that class.
+        """
+        warn(f"{owner.__name__}.{self.old}", self.new)
+        found: Any = owner if instance is None else instance
+        overriding = [cls for cls in owner.__mro__ if vars(cls).get(self.old, self) is not self]
+        return getattr(super(overriding[-1], found) if overriding else found, self.new)
+
+
+def renamed(cls: type) -> dict[str, str]:
+    """Return the new name of each member that has an old one."""
+    return {old: member.new for base in cls.__mro__ for old, member in vars(base).items()
+            if isinstance(member, Renamed)}
+
+
+class OldNames:
+    """Base of classes with `Renamed` members: a subclass that overrides one by its old name overrides the new one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Copy what a class defines under an old name to the new name."""
+        super().__init_subclass__(**kwargs)
+        for old, new in renamed(cls).items():
+            for members in map(vars, cls.__mro__):
+                if new in members:
+                    break
+                if old in members and not isinstance(members[old], Renamed):
+                    warn(f"{cls.__name__}.{old}", new)
+                    setattr(cls, new, members[old])
+                    break
+
+
+def old_keywords(cls: Class) -> Class:
+    """Let a class's constructor take its `Renamed` members by their old names."""
+    construct, names = cls.__init__, renamed(cls)  # type: ignore[misc]
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        for old in names.keys() & kwargs.keys():
+            warn(f"{cls.__name__}({old}=...)", names[old])
+            kwargs[names[old]] = kwargs.pop(old)
+        construct(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls

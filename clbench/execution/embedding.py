@@ -1,0 +1,218 @@
+"""A frozen network's features of all samples of a benchmark, computed once and kept in a file for heads to be tried on.
+
+They are what `network.features` gives, in eval mode, of inputs as a trial prepares them. Batches never run across
+tasks, and what an interrupted command left is cut to whole batches, so the file that a resumed one writes has the same
+bytes as that of one which was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clbench.core import seeds, tokens
+from clbench.core.device import pick_device, send
+from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import Registry
+from clbench.data.feature_file import Array, Parts, check_suffix, write_features
+from clbench.data.raw import RawStream
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream, present, read_benchmark
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.trial import Trial
+from clbench.models.network import Network
+from clbench.models.weights import hash_tensors
+from clbench.training import precision
+from clbench.training.building import build_model, channels_last, check_model, for_model, require_kind
+from clbench.training.evaluation import batch_size
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A benchmark's samples and the network that they are sent through; it does not change."""
+
+    raw: RawStream
+    stream: Stream
+    network: Network
+    trial: Trial
+    batch: int
+    device: torch.device
+    notes: tuple[str, ...]  # for whoever runs it
+
+    @property
+    def width(self) -> int:
+        """Return D, the number of features."""
+        return self.network.head.in_features
+
+    def samples(self, part: str) -> list[Samples]:
+        """Return the samples of each task; `part` is train or test."""
+        return [getattr(task, part) for task in self.stream.tasks]
+
+    def count(self, part: str) -> int:
+        """Return N, the number of samples of a part."""
+        return sum(map(len, self.samples(part)))
+
+    @property
+    def samples_in_all(self) -> int:
+        """Return the number of samples of both parts."""
+        return sum(map(self.count, PARTS))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides on the features, to the last bit."""
+        body = {n: t for n, t in self.network.state_dict().items() if not n.startswith("head.")}
+        return {"stream": self.stream.fingerprint, "weights": hash_tensors(body), "model": str(self.trial.model),
+                "precision": self.trial.recipe.precision, "batch": self.batch, "device": self.device.type,
+                "torch": torch.__version__, "clbench": version("clbench")}
+
+    def facts(self) -> dict[str, str]:
+        """Return what a file tells of its features."""
+        weights = self.trial.weights
+        known = {"weights": "none"} if weights is None else {
+            "weights": weights.path, "weights_sha256": self.network.weights_hash if weights.named else weights.sha256}
+        return {"benchmark": str(self.trial.benchmark), "model": str(self.trial.model), **known,
+                "features": str(self.width), "precision": self.trial.recipe.precision, "clbench": version("clbench")}
+
+    def arrays(self, parts: Parts) -> dict[str, Array]:
+        """Return what a file holds: features, the benchmark's own labels and the task of each sample."""
+        found: dict[str, Array] = {}
+        for part in PARTS:
+            splits = getattr(self.raw, part)
+            found |= {f"X_{part}": parts.array(part), f"y_{part}": np.concatenate([s.y.numpy() for s in splits]),
+                      f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
+        return found
+
+
+def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Registry,
+            batch: int | None = None) -> Job:
+    """Return what is to be done: the benchmark is read and the network built.
+
+    Args:
+        trial: its benchmark, model, weights, seed (of untrained weights, and of orders of classes that follow it) and
+            recipe's precision.
+        settings: the folder of data sets.
+        device: where the network runs (auto | cpu | cuda[:i] | mps).
+        registry: what is installed.
+        batch: samples at once; None: as many as suit the device.
+
+    Raises:
+        ClbenchError: the data are absent, the model does not fit them, or it is a head alone.
+    """
+    where = pick_device(device)
+    raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
+    stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
+    require_kind(trial.model, stream, registry)
+    with seeds.scope(trial.seed, "init"):
+        # Its notes are of the head, which takes no part.
+        network, _ = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, registry)
+    if not network.has_body:
+        raise SpecError(f"model {trial.model} is a head alone, which has no features but its inputs; choose another "
+                        "--model")
+    check_model(network, trial.model, stream.input_shape, registry)
+    network = channels_last(network.to(where)).requires_grad_(False)
+    network.eval()
+    notes = [*stream.notes]
+    if trial.weights is None:
+        notes.append("no --weights: these are the features of an untrained network")
+    if raw.is_stochastic:
+        notes.append("training transforms are random: the features are those of one draw of each sample")
+    if stream.augment:
+        notes.append(f"training samples are embedded as they are, without the benchmark's augmentation ({raw.augment})")
+    return Job(raw, stream, network, trial, batch or batch_size(stream, where), where, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """How many samples were sent through the network, how many were found from before, and the seconds it took."""
+
+    computed: int
+    found: int
+    seconds: float
+
+
+def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda done, found: None) -> Embedded:
+    """Write the features of all samples to a file, safetensors or npz by its suffix.
+
+    Interrupted, it leaves parts in a folder beside the file, from which the next call with the same job goes on.
+
+    Args:
+        job: what `prepare` gives.
+        out: the file.
+        on_progress: is told, after each batch, how many samples are done and how many of these were found from before.
+
+    Raises:
+        SpecError: a suffix of no kind that is written.
+        StoreError: another process writes the same file, or nothing can be written there.
+        DataError: features are not finite.
+    """
+    check_suffix(out)
+    parts = Parts(out, job.identity(), job.width)
+    began = time.monotonic()
+    done = found = 0
+    with parts.held():
+        for part in PARTS:
+            sizes = [len(samples) for samples in job.samples(part)]
+            whole = whole_batches(sizes, job.batch, parts.rows(part))
+            done, found = done + whole, found + whole
+            on_progress(done, found)
+            with parts.appending(part, whole) as append:
+                for features in batches(job, part, whole):
+                    append(features)
+                    done += len(features)
+                    on_progress(done, found)
+        names: tuple[str, ...] = job.raw.class_names
+        write_features(out, job.arrays(parts), job.facts(), names)
+    return Embedded(done - found, found, time.monotonic() - began)
+
+
+def whole_batches(sizes: list[int], batch: int, rows: int) -> int:
+    """Return how many of the first `rows` samples make whole batches; these end where a task ends, too.
+
+    >>> whole_batches([5, 5], 2, 4), whole_batches([5, 5], 2, 5), whole_batches([5, 5], 2, 6)
+    (4, 5, 5)
+    """
+    before = 0
+    for size in sizes:
+        if rows < before + size:
+            return before + (rows - before) // batch * batch
+        before += size
+    return before
+
+
+@torch.no_grad()
+def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
+    """Yield the features [n, D] of a part's batches, float32 and in order, after the first `skip` samples.
+
+    Raises:
+        DataError: some are not finite.
+    """
+    recipe, network = job.trial.recipe, job.network
+    forward = precision.forward(recipe, job.device, network)
+    with precision.products(recipe):
+        for index, samples in enumerate(job.samples(part)):
+            begin = min(skip, len(samples))
+            skip -= begin
+            if begin == len(samples):
+                continue
+            for number, chunk in enumerate(samples.chunks(job.batch)):
+                if number < math.ceil(begin / job.batch):
+                    continue
+                x = job.stream.prepare(send(chunk.x, job.device))
+                x = tokens.shortened([x])[0] if job.stream.is_text else x
+                with forward:
+                    features = network.features(x)
+                features = features.float().cpu()
+                if not bool(torch.isfinite(features).all()):
+                    mended = "" if recipe.precision == "fp32" else ", and does --precision fp32 mend it"
+                    raise DataError(f"features of task {index + 1}'s {part} samples are not finite; are the weights "
+                                    f"whole{mended}?")
+                yield features.numpy()

@@ -1,0 +1,278 @@
+"""Run one trial: stream, model, strategy, training, evaluation -> Record."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clbench.accounting.keeping import Foresight
+from clbench.accounting.step_flops import FlopsCallback
+from clbench.core import identity, seeds
+from clbench.core.device import out_of_memory, pick_device, room_for_samples
+from clbench.core.registry import Registry, discover
+from clbench.data import cache
+from clbench.data.arrival import arrive
+from clbench.data.stream import Stream, load_stream
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.trial import PlannedTrial, Progress, Trial
+from clbench.persistence.checkpoint import Unresumable
+from clbench.persistence.keeper import SaveCallback
+from clbench.persistence.optimizer_state import restore_optimizer_state
+from clbench.persistence.resume import CheckpointCallback
+from clbench.results import provenance
+from clbench.results.records import Provenance, Record
+from clbench.results.staleness import code_of, packages_of
+from clbench.strategy.base import Strategy
+from clbench.training import precision
+from clbench.training.building import (
+    build_model,
+    build_strategy,
+    channels_last,
+    check_model,
+    for_model,
+    require_kind,
+    require_no_parts,
+    world_of,
+)
+from clbench.training.callbacks import probe
+from clbench.training.callbacks.curve import CurveCallback, cost_in_words
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition
+from clbench.training.callbacks.evaluation import EvaluationCallback
+from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.costs import PeakMemory
+from clbench.training.facts import failure_of, record_of, steps_in_words
+from clbench.training.precision import Compiler
+from clbench.training.replica import Replica
+from clbench.training.sharing import share_equal
+from clbench.training.steps import Unstackable
+from clbench.training.stream_loop import loop_for
+
+
+class TrialRunner:
+    """Runs trials in this process, one after the other; streams stay loaded between them."""
+
+    def __init__(self, settings: ExecutionSettings, device: str, command: str, registry: Registry | None = None,
+                 artifacts: Path | None = None, checkpoints: Path | None = None) -> None:
+        """Run on `device` (auto | cpu | cuda[:i] | mps), as the settings say; records keep `command`.
+
+        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
+        trials' checkpoints to `checkpoints`; trials that have one there go on from it. SpecError where losses are to be
+        compiled and there is no compiler.
+        """
+        self.settings = settings
+        self.artifacts = artifacts
+        self.checkpoints = checkpoints
+        self.device = pick_device(device)
+        self.command = command
+        self.registry = registry or discover()
+        self.foresight = Foresight(self.registry)
+        self._streams: dict[tuple[object, ...], Stream] = {}
+        self._verified: set[object] = set()  # benchmarks whose data files were read, if they are to be
+        self._weights_hash = ""  # of the published weights that the last trial started from
+        if settings.compile:
+            Compiler(self.device).probe()
+
+    def prepare(self, trial: Trial, label: str = "") -> list[str]:
+        """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
+
+        They say how many steps its tasks have, what the stream has to say, and what it will keep if that is much. They
+        call the method by its label, or else by its name.
+
+        Raises:
+            ClbenchError: the data are absent, or the benchmark, model or options do not go together.
+        """
+        self.note_code(trial)
+        stream = self.stream(trial)
+        strategy, _ = self.build(trial, stream, check=True)
+        name = label or trial.method.name
+        warning = self.foresight.warning(trial, name, strategy, stream)
+        cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
+        return [*describe_steps(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
+
+    def note_code(self, trial: Trial) -> None:
+        """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
+        for names in packages_of(trial, self.registry).values():
+            for name in names:
+                identity.note(name)
+
+    def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
+        """Run one trial and return its record, whose status tells whether it went through.
+
+        Raises:
+            ClbenchError: bad input, as in `prepare`.
+        """
+        return self.run_stack([planned], on_progress)[0]
+
+    def run_stack(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None] = lambda _: None,
+                  ) -> list[Record]:
+        """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
+
+        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks. One
+        that finds no memory, to be built or to train, is halved.
+
+        Raises:
+            ClbenchError: bad input, as in `prepare`.
+        """
+        plugin = str(self.registry.origin("method", planned[0].trial.method.name))
+        self.note_code(planned[0].trial)
+        code = code_of(planned[0].trial, self.registry, identity.running)
+        origin = provenance.collect(plugin, self.device, self.command, code)
+        checkpoints = None if self.checkpoints is None else CheckpointCallback(
+            self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario))
+        members = self._members(planned, checkpoints)
+        if members is None:
+            return self._halved(planned, on_progress)
+        if len(levels := sorted({member.learned for member in members})) > 1:
+            parts = [[one for one, member in zip(planned, members, strict=True) if member.learned == level]
+                     for level in levels]
+            del members
+            found = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
+            return [found[one.trial.key] for one in planned]
+        memory = PeakMemory(self.device)
+        try:
+            with precision.products(planned[0].trial.trained_by):
+                compiler = Compiler(self.device) if self.settings.compile else None
+                callbacks = self._callbacks(members[0].trial, on_progress, checkpoints, origin)
+                for member in members:
+                    on_progress(member.progress)
+                run_replicas(members, callbacks, compiler, self.settings.cache_bytes, self.settings.verify_caches)
+        except Unstackable as reason:
+            starved, note = False, f"ran alone: {reason}"
+        except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
+            if len(members) == 1:
+                members[0].failure = failure_of(error, planned[0].trial, self.registry)
+                return [record_of(members[0], origin, memory, self._weights_hash)]
+            # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
+            starved = out_of_memory(error)
+            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
+        else:
+            return [record_of(member, origin, memory, self._weights_hash) for member in members]
+        del members
+        if starved:
+            return self._halved(planned, on_progress)
+        records = [self.run(one, on_progress) for one in planned]
+        return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
+
+    def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
+        """Run trials as two stacks, after collecting what reference cycles still hold of the whole one."""
+        gc.collect()
+        half = len(planned) // 2
+        return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+
+    def _callbacks(self, trial: Trial, on_progress: Callable[[Progress], None], checkpoints: CheckpointCallback | None,
+                   origin: Provenance) -> list[Callback]:
+        """Return what watches the training of a trial and those stacked with it."""
+        decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
+        found = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
+                 ProgressCallback(on_progress, self.artifacts), checkpoints,
+                 SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
+        return [callback for callback in found if callback is not None]
+
+    def _curve(self) -> CurveCallback | None:
+        """Return what evaluates trials while they learn, None if that is not asked for."""
+        every = self.settings.evaluate_every
+        return None if every is None else CurveCallback(every, self.settings.evaluate_samples)
+
+    def _members(self, planned: Sequence[PlannedTrial], checkpoints: CheckpointCallback | None
+                 ) -> list[Replica] | None:
+        """Return trials ready to train, None if there is not enough memory for all of them."""
+        try:
+            members: list[Replica] = []
+            for one in planned:
+                members.append(self._member(one, checkpoints))
+                if len(members) > 1:  # a pretrained base is in memory once
+                    share_equal([members[0].strategy, members[-1].strategy])
+            return members
+        except Exception as error:
+            if len(planned) == 1 or not out_of_memory(error):
+                raise
+        return None
+
+    def _member(self, planned: PlannedTrial, checkpoints: CheckpointCallback | None = None) -> Replica:
+        """Return a trial with its stream and strategy, restored from its checkpoint if there is one, else untrained."""
+        def untrained() -> Replica:
+            strategy, notes = self.build(planned.trial, stream)
+            replica = Replica.of(planned, strategy, stream, notes)
+            if (curve := self._curve()) is not None:
+                replica.curve = curve.new_curve(stream)
+            return replica
+
+        stream = self.stream(planned.trial)
+        member = untrained()
+        try:
+            if checkpoints is not None:
+                checkpoints.restore(member)
+        except Unresumable as error:
+            member = untrained()
+            member.add_note(f"started over after an interruption: {error}")
+        return member
+
+    def stream(self, trial: Trial) -> Stream:
+        """Return a trial's stream on the device."""
+        seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
+        seed = trial.seed if seeded else 0
+        size, channels = trial.model.options.get("size"), self.registry.model(trial.model.name).channels
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing,
+               trial.arrival)
+        if key not in self._streams:
+            self._streams.clear()  # one at a time: trials come sorted, and streams are large
+            verify = self.settings.verify_data and key[0] not in self._verified
+            loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
+                                 trial.validation, verify)
+            loaded = arrive(loaded, trial.arrival, trial.scenario, seed, trial.benchmark.name)
+            self._verified.add(key[0])
+            self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
+        return self._streams[key]
+
+    def build(self, trial: Trial, stream: Stream, check: bool = False) -> tuple[Strategy, list[str]]:
+        """Return a trial's strategy, untrained and on the device, and notes on how it was made.
+
+        With `check` the model is run on one sample first.
+        """
+        with seeds.scope(trial.seed, "init"):
+            require_kind(trial.model, stream, self.registry)
+            model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
+        if check:
+            check_model(model, trial.model, stream.input_shape, self.registry)
+        self._weights_hash = model.weights_hash
+        world = world_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+        with seeds.scope(trial.seed, "strategy"):
+            strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
+        require_no_parts(trial, strategy)
+        return strategy.to(self.device), [*notes, *strategy.notes]
+
+
+class ProgressCallback(Callback):
+    """Reports progress after each task, and lets strategies export what is to outlive the run."""
+
+    def __init__(self, on_progress: Callable[[Progress], None], artifacts: Path | None) -> None:
+        """Report to a function; export to a folder, if there is one, with a folder for each trial by its key."""
+        self.on_progress = on_progress
+        self.artifacts = artifacts
+
+    def on_task(self, training: Training, task: int) -> None:
+        """Export, then report."""
+        for replica in training.replicas:
+            if self.artifacts is not None and (not replica.stream.hidden or task + 1 == len(replica.stream.tasks)):
+                replica.strategy.export(self.artifacts / replica.trial.key, replica.task(task))
+            self.on_progress(replica.progress)
+
+
+def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], compiler: Compiler | None = None,
+                 cache_bytes: int | None = None, verify_caches: bool = False) -> None:
+    """Train replicas on their streams together, from the task on that they have not learned; see `TrainingLoop`."""
+    first = replicas[0]
+    recipe = first.trial.trained_by
+    loop = loop_for(replicas, recipe, callbacks, first.learned, compiler, cache_bytes, verify_caches)
+    if first.learned:
+        loop.engine = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
+                                              [replica.optimizer_state for replica in replicas])
+    loop.run(first.learned)
+
+
+def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
+    """Return lines on how many steps a trial has, and on what evaluating meanwhile costs if that is asked for."""
+    steps, every = steps_in_words(trial, label, stream), settings.evaluate_every
+    cost = [] if every is None else [cost_in_words(trial.trained_by, stream, every, settings.evaluate_samples)]
+    return [steps, *cost]

@@ -1,0 +1,1 @@
+"""What watches training: accuracy while learning, evaluations after tasks, error decomposition."""

@@ -1,0 +1,162 @@
+"""Where a method's errors come from, counted for a row of R from the same logits.
+
+docs/error-analysis.md defines the parts.
+
+A method that does not guess the task is judged by its logits three times: as they are, among the true task's outputs
+alone, and with the best constant for each task's outputs. One that infers the task is asked once more, with the task
+given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.stream import Stream
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.results.records import ErrorCounts, Probe
+from clbench.strategy.base import Prediction, Strategy
+from clbench.strategy.per_sample_gradients import evaluating
+from clbench.training.callbacks import probe
+from clbench.training.callbacks.correction import corrected
+from clbench.training.evaluation import batch_size
+from clbench.training.replica import Replica
+
+
+@dataclass
+class Batches:
+    """What was seen of the test samples of learned tasks, batch by batch; each tensor is [n] or [n, T]."""
+
+    y: list[Tensor] = field(default_factory=list)
+    tasks: list[Tensor] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+    sure: list[Tensor] = field(default_factory=list)  # right among the outputs of the true task
+    won: list[Tensor] = field(default_factory=list)  # the task of the winning output, or the one that was guessed
+    scores: list[Tensor] = field(default_factory=list)  # the largest logit of each task
+
+
+class Tally:
+    """Counts the errors of one row of R; its `add` watches the evaluation."""
+
+    def __init__(self, stream: Stream, learned: int) -> None:
+        """Count the errors on the first `learned` tasks, whose classes must be their own (`divides`)."""
+        self.stream = stream
+        self.learned = learned
+        self.infers = False
+        self.seen = Batches()
+        device = stream.tests.y.device
+        self.own = torch.zeros(len(stream.tasks), stream.classes, dtype=torch.bool, device=device)
+        self.task_of = torch.zeros(stream.classes, dtype=torch.int64, device=device)
+        for index, task in enumerate(stream.tasks):
+            self.own[index, list(task.classes)] = True
+            self.task_of[list(task.classes)] = index
+
+    def add(self, prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
+        """Take in a batch, see `evaluation.OnBatch`."""
+        known = tasks < self.learned
+        logits, y, tasks = logits[known], y[known], tasks[known]
+        best = logits.argmax(1)
+        self.seen.y.append(y)
+        self.seen.tasks.append(tasks)
+        self.seen.right.append(best == y)
+        if prediction.task is not None:
+            self.infers = True
+            self.seen.won.append(prediction.task[known])
+            return
+        self.seen.won.append(self.task_of[best])
+        self.seen.sure.append(self._among_own(logits, tasks) == y)
+        empty = logits.new_full((len(y), len(self.own)), float("-inf"))
+        self.seen.scores.append(empty.scatter_reduce(1, self.task_of.expand(len(y), -1), logits, "amax"))
+
+    def _among_own(self, logits: Tensor, tasks: Tensor) -> Tensor:
+        """Return the winner [n] among the true task's outputs."""
+        return logits.masked_fill(~self.own[tasks], float("-inf")).argmax(1)
+
+    @torch.no_grad()
+    def counts(self, strategy: Strategy) -> ErrorCounts:
+        """Return the counts; a strategy that infers the task, in eval mode, is asked with each task given."""
+        y, tasks, right, won = (torch.cat(parts).cpu() for parts in (
+            self.seen.y, self.seen.tasks, self.seen.right, self.seen.won))
+        sure = self._told(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
+
+        def count(which: Tensor) -> list[int]:
+            return torch.bincount(tasks[which], minlength=self.learned).tolist()
+
+        pairs = torch.bincount(tasks * self.learned + won.clamp(0, self.learned - 1), minlength=self.learned**2)
+        facts = ErrorCounts(learned=self.learned, samples=count(torch.ones_like(right)), right=count(right),
+                            given=count(sure), tasks=pairs.view(self.learned, self.learned).tolist())
+        if self.infers:
+            lost = sure & ~right
+            return facts.model_copy(update={"misguided": count(lost & (won != tasks)),
+                                            "outdone": count(lost & (won == tasks)),
+                                            "only_unguided": count(right & ~sure)})
+        scores = torch.cat(self.seen.scores)[:, :self.learned].cpu()
+        return facts.model_copy(update={"corrected": count(corrected(scores, tasks, sure, halves(y)))})
+
+    def _told(self, strategy: Strategy) -> Tensor:
+        """Return which samples are right when the task is given, bool [N]."""
+        tests = self.stream.tests
+        size = batch_size(self.stream, tests.y.device)
+        return torch.cat([self._among_own(strategy.predict(x, task).logits, tasks) == y
+                          for task in range(self.learned) for x, y, tasks in tests.batches(size, task)]).cpu()
+
+
+def halves(y: Tensor) -> Tensor:
+    """Return for each sample 0 or 1, in turn within each class: the halves for cross-fitting, int64 [N].
+
+    >>> halves(torch.tensor([3, 3, 5, 3, 5]))
+    tensor([0, 1, 0, 0, 1])
+    """
+    order = y.argsort(stable=True)
+    first = torch.searchsorted(y[order], y[order])
+    half = torch.empty_like(order)
+    half[order] = (torch.arange(len(y)) - first) % 2
+    return half
+
+
+def divides(stream: Stream, scenario: Scenario) -> bool:
+    """Tell whether errors can be laid to tasks: those of all tasks compete at the test, and no class is in two."""
+    classes = list(chain.from_iterable(task.classes for task in stream.tasks))
+    return scenario_rules(scenario).seen_compete and len(classes) == len(set(classes))
+
+
+@dataclass(frozen=True)
+class ErrorDecomposition:
+    """What is counted of a replica's errors, row by row.
+
+    Args:
+        each: whether each row after a task is decomposed, or the last one alone.
+        probed: whether the features are probed.
+    """
+
+    each: bool = False
+    probed: bool = False
+
+    @classmethod
+    def wanted(cls, settings: ExecutionSettings, scenario: Scenario) -> ErrorDecomposition:
+        """Return what the settings of a run want in a scenario."""
+        return cls(settings.anatomy == "each", settings.probe and not scenario_rules(scenario).task_given)
+
+    def tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
+        """Return what is to watch the evaluation after `learned` tasks, None if nothing is."""
+        due = learned == len(stream.tasks) or (self.each and learned > 0)
+        return Tally(stream, learned) if due and divides(stream, scenario) else None
+
+    def add(self, replica: Replica, tally: Tally | None, learned: int) -> None:
+        """Add what the evaluation after `learned` tasks has shown, and probe the features; nothing else changes."""
+        if tally is not None:
+            with evaluating(replica.strategy):
+                replica.errors.append(tally.counts(replica.strategy))
+        if self.probed and learned:
+            replica.probe = probe.look(replica.strategy, replica.stream, learned, replica.probe or Probe())
+
+    def covers(self, replica: Replica, learned: int) -> bool:
+        """Tell whether all is there that is due after `learned` tasks, the last one not among them."""
+        rows = learned if self.each and divides(replica.stream, replica.strategy.world.scenario) else 0
+        found = replica.probe
+        probed = found is not None and (bool(found.missing) or len(found.learned) == learned)
+        return len(replica.errors) >= rows and (probed or not self.probed)

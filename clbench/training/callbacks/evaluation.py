@@ -1,0 +1,82 @@
+"""Evaluation after each task: a row of R, with what is counted of its errors, and the footprint of the strategy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clbench.data.stream import Stream
+from clbench.experiment.spec import Recipe
+from clbench.results.items import ItemResults
+from clbench.strategy.base import Prediction
+from clbench.training import precision
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition
+from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.costs import Clock, measure
+from clbench.training.evaluation import evaluate
+from clbench.training.prediction_cache import PredictionCache
+from clbench.training.replica import Replica
+
+
+class EvaluationCallback(Callback):
+    """Evaluates replicas on all tasks, before the first one and after each.
+
+    Args:
+        decomposition: what is counted of errors.
+        verify_caches: whether all cached predictions are computed again.
+    """
+
+    def __init__(self, decomposition: ErrorDecomposition | None = None, verify_caches: bool = False) -> None:
+        """Begin with nothing cached."""
+        self.decomposition = decomposition or ErrorDecomposition()
+        self.verify_caches = verify_caches
+        self.caches: dict[int, PredictionCache] = {}  # by id of a replica
+
+    def on_start(self, training: Training) -> None:
+        """Add the row of R before the first task, unless the replica has it from a checkpoint."""
+        for replica in training.replicas:
+            if not replica.R:
+                self.add_row(replica, training.recipe, 0)
+
+    def on_task(self, training: Training, task: int) -> None:
+        """Add the footprint, and a row of R."""
+        for replica in training.replicas:
+            replica.add_footprint(measure(replica.strategy))
+            self.add_row(replica, training.recipe, task + 1)
+
+    def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
+        """Evaluate on all tasks and add the row; decomposing its errors is no part of the time of evaluation."""
+        scenario, last = replica.strategy.world.scenario, learned == len(replica.stream.tasks)
+        cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
+        began = Clock.now()
+        with precision.forward(recipe, replica.strategy.active.device, replica.strategy):
+            tally = self.decomposition.tally(replica.stream, scenario, learned)
+            right: list[Tensor] = []
+
+            def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
+                if tally is not None:
+                    tally.add(prediction, logits, y, tasks)
+                if last:
+                    right.append(logits.argmax(1) == y)
+
+            row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch)
+            spent = Clock.now().since(began)
+            self.decomposition.add(replica, tally, learned)
+        if last and replica.planned is not None:
+            replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
+        replica.timings.evaluate.append(spent.wall)
+        replica.timings.evaluate_cpu.append(spent.cpu)
+        replica.R.append(row.accuracy)
+        if row.task_inference is not None:
+            replica.task_inference.append(row.task_inference)
+
+
+def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | None:
+    """Return by image what is right, bool [N] in the order of `stream.tests`; None where the images are not known.
+
+    `source` is the benchmark's name.
+    """
+    rows = [task.test_rows for task in stream.tasks if task.test_rows is not None]
+    if len(rows) < len(stream.tasks):
+        return None
+    return ItemResults.of(torch.cat(rows).numpy(), right.cpu().numpy(), source)

@@ -1,0 +1,119 @@
+"""What a strategy keeps, counted from its parameters and buffers rather than declared by it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clbench.strategy.base import Strategy
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters (numbers) and bytes (parameters and buffers) by role, and stored inputs of earlier tasks."""
+
+    parameters: dict[str, int]
+    bytes: dict[str, int]
+    replay_samples: int
+
+
+def measure(strategy: Strategy) -> Footprint:
+    """Count what a strategy keeps; tensors shared under several names count once, non-persistent buffers not at all.
+
+    Replay samples are the length of the longest buffer in the role "replay".
+    """
+    parameters: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    replay = 0
+    kept = strategy.state_dict().keys()
+    for name, parameter in strategy.named_parameters():
+        parameters[role(strategy, name)] += parameter.numel()
+        sizes[role(strategy, name)] += nbytes(parameter)
+    for name, buffer in strategy.named_buffers():
+        if name not in kept:
+            continue
+        sizes[role(strategy, name)] += nbytes(buffer)
+        if role(strategy, name) == "replay" and buffer.dim():
+            replay = max(replay, len(buffer))
+    return Footprint(dict(sorted(parameters.items())), {k: v for k, v in sorted(sizes.items()) if v}, replay)
+
+
+def role(strategy: Strategy, name: str) -> str:
+    """Return the role of a parameter or buffer: that of the first pattern of `roles` that fits its name, else "base".
+
+    A class adds to the roles of its bases: its own patterns come first, then those of its bases in Python's method
+    resolution order. So a replay buffer stays "replay" in a subclass that gives roles to what it adds.
+    """
+    declared = [strategy.roles, *(vars(cls).get("roles", ()) for cls in type(strategy).__mro__[1:])]
+    return next((kind for roles in declared for pattern, kind in roles if fnmatchcase(name, pattern)), "base")
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
+    return sum(map(nbytes, [*model.parameters(), *model.buffers()]))
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor's elements take."""
+    return tensor.numel() * tensor.element_size()
+
+
+class Clock(NamedTuple):
+    """A moment, in seconds since an arbitrary one: on the wall's clock, and of the processor in this process."""
+
+    wall: float
+    cpu: float  # of all threads
+
+    @classmethod
+    def now(cls) -> Clock:
+        """Return the present moment."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def share(self, parts: int) -> Clock:
+        """Return seconds divided by a number."""
+        return Clock(self.wall / parts, self.cpu / parts)
+
+    def plus(self, other: Clock) -> Clock:
+        """Return the sum of seconds."""
+        return Clock(self.wall + other.wall, self.cpu + other.cpu)
+
+    def since(self, earlier: Clock) -> Clock:
+        """Return the seconds since an earlier moment."""
+        return Clock(self.wall - earlier.wall, self.cpu - earlier.cpu)
+
+
+class PeakMemory:
+    """The peak memory since it was made: of the process, and of torch on an accelerator."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Reset the peak, where the system allows it (Linux, CUDA)."""
+        self.device = device
+        self.reset = True
+        if sys.platform == "linux":
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                self.reset = False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def host(self) -> int | None:
+        """Return the peak resident bytes of the process; None where the system cannot tell it for this trial alone."""
+        if sys.platform != "linux" or not self.reset:
+            return None
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def accelerator(self) -> int | None:
+        """Return the peak bytes that torch allocated on the accelerator; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None

@@ -1,0 +1,76 @@
+"""What is said of a trial: its steps before it runs, and its record with its stream and what ended it."""
+
+from __future__ import annotations
+
+import traceback
+
+from clbench.core.device import out_of_memory
+from clbench.core.entry_points import package_of
+from clbench.core.errors import ClbenchError
+from clbench.core.places import place
+from clbench.core.registry import Registry
+from clbench.data.stream import Stream
+from clbench.experiment.trial import Trial
+from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
+from clbench.training.budget import granted_in_words, steps_of
+from clbench.training.costs import PeakMemory
+from clbench.training.replica import Replica
+
+LESS_MEMORY = "To need less memory, use a smaller --batch-size, --precision bf16 or fewer --workers"
+
+
+def describe(stream: Stream) -> StreamFacts:
+    """Return the facts of a stream that a record keeps."""
+    mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
+    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+                       train_samples=[len(t.train) for t in stream.tasks],
+                       test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
+                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
+                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
+                       arrivals=list(map(list, stream.arrivals)))
+
+
+def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
+    """Return how many steps a trial's tasks have, in words: one line for all methods that share a recipe."""
+    samples = [len(task.train) for task in stream.tasks]
+    if stream.hidden:
+        recipe = trial.trained_by
+        return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
+                f"{steps_of(recipe, sum(samples)):,} optimizer steps; methods do not know where tasks end")
+    usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
+    return own if own == usual else f"{label}, by a recipe of its own: {own}"
+
+
+def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
+    """Return what a record keeps of an exception that ended a trial, while it is handled.
+
+    An error of the user says itself what is wrong.
+    """
+    kind, message = type(error).__name__, str(error)
+    if isinstance(error, ClbenchError):
+        return Failure(type=kind, message=message)
+    if out_of_memory(error):
+        message = f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
+    parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
+    return Failure(type=kind, message=message, traceback=traceback.format_exc(),
+                   place=place(error, *map(package_of, parts)))
+
+
+def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights: str) -> Record:
+    """Return the record of a finished trial; `weights` is the hash of published weights that it started from."""
+    planned, stream, failure = replica.planned, replica.stream, replica.failure
+    assert planned is not None
+    status = "done" if failure is None else "diverged" if failure.type == "DivergedError" else "failed"
+    return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
+                  searched=planned.searched, until=planned.until, seen=list(planned.seen), status=status,
+                  trial=planned.trial, stream=describe(stream),
+                  R=replica.R, task_inference=replica.task_inference or None,
+                  outputs=replica.strategy.outputs if planned.trial.scenario == "class" else None,
+                  curve=replica.curve,
+                  last_losses=replica.last_losses if any(replica.last_losses) else [],
+                  items=replica.items, errors=replica.errors, probe=replica.probe,
+                  costs=replica.costs.model_copy(update={"peak_host_bytes": memory.host(),
+                                                        "peak_device_bytes": memory.accelerator()}),
+                  timings=replica.timings, failure=failure, notes=replica.notes,
+                  provenance=origin.model_copy(update={"started": replica.started or origin.started,
+                                                       "weights": weights}))

@@ -1,0 +1,254 @@
+"""The training loop: it trains one replica, or several as one stack, and knows no method.
+
+    for each task:
+        strategy.before_task
+        for each phase:
+            strategy.before_phase; new optimizer
+            for each step:
+                batch: drawn, replay added (augment_batch), images augmented, prepared
+                loss, gradients, edit_gradients, optimizer step
+        strategy.after_task
+
+What each of before_task, training and after_task draws from the global generators of torch, NumPy and Python comes from
+a seed of its own ("strategy", "training", "consolidation"), so that none depends on what another drew. Costs, curves,
+evaluations and checkpoints are callbacks (`clbench.training.callbacks`). Streams with hidden boundaries have
+`clbench.training.stream_loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from clbench.core import seeds, tokens
+from clbench.core.device import synchronize
+from clbench.core.errors import SpecError
+from clbench.data.prefetch import prefetched
+from clbench.data.samples import Samples
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Batch, Task
+from clbench.strategy.granted import Budget, Phase
+from clbench.training import cache, precision
+from clbench.training.budget import phases_of, steps_of
+from clbench.training.cache import PhaseInputs
+from clbench.training.callbacks.interface import Callback, Callbacks
+from clbench.training.costs import Clock
+from clbench.training.losses import diverged, last_tenths, on_host
+from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
+from clbench.training.replica import Replica, TaskResult, begin_phase
+from clbench.training.sampling import BatchSampler, stackable
+from clbench.training.steps import Engine, Unstackable, make_engine
+
+CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
+
+
+def take_step(engine: Engine, batches: Sequence[Batch]) -> Tensor:
+    """Take one optimizer step on a prepared batch for each replica; return the losses [S], left on the device."""
+    losses = engine.losses(batches)
+    for parameter in engine.trained.values():
+        parameter.grad = None
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    engine.edit_gradients()
+    engine.optimizer.step()
+    return losses.detach()
+
+
+class TrainingLoop:
+    """Trains replicas task by task; one that diverges drops out.
+
+    Args:
+        replicas: alike in everything but their seed and `Scalar` options.
+        recipe: how they are trained.
+        callbacks: what watches them.
+        compiler: what compiles the losses, None for not at all.
+        cache_bytes: bytes that a phase may store; None for the default.
+        verify_caches: whether all that a phase stores is computed again when it ends.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
+                 compiler: precision.Compiler | None = None, cache_bytes: int | None = None,
+                 verify_caches: bool = False) -> None:
+        """Train nothing yet.
+
+        Raises:
+            Unstackable: several that train by a loop of their own.
+        """
+        if len(replicas) > 1 and replicas[0].strategy.owns_loop:
+            raise Unstackable(f"{type(replicas[0].strategy).__name__} trains by a loop of its own, one seed at a time")
+        self.replicas = list(replicas)
+        self.recipe = recipe
+        self.callbacks = Callbacks(callbacks)
+        self.compiler = compiler
+        self.compiled = compiler is not None
+        self.cache_bytes = cache_bytes
+        self.verify_caches = verify_caches
+        self.augment = replicas[0].stream.augment
+        self.engine: Engine | None = None  # the last one, for optimizer state that is kept
+
+    def run(self, first: int = 0) -> None:
+        """Train on all tasks from `first` on."""
+        self.callbacks.on_start(self)
+        for index in range(first, len(self.replicas[0].stream.tasks)):
+            self.train_task(index)
+            if not self.replicas:
+                return
+            self.callbacks.on_task(self, index)
+        self.callbacks.on_end(self)
+
+    def train_task(self, index: int) -> list[TaskResult]:
+        """Train on a task, note on each replica what it cost, and return a result for each."""
+        device = self.replicas[0].strategy.active.device
+        began = Clock.now()
+        tasks = []
+        for replica in self.replicas:
+            with self.callbacks.around_prepare(replica):
+                tasks.append(replica.begin(index))
+        with self.replicas[0].training(index):
+            ready = Clock.now()
+            results = self.fit(tasks)
+            synchronize(device)
+            done = Clock.now()
+        for replica, task, result in zip(self.replicas, tasks, results, strict=True):
+            if result.diverged is None and (not replica.stream.hidden or index + 1 == len(replica.stream.tasks)):
+                with self.callbacks.around_prepare(replica):
+                    replica.finish(task)
+                result.steps += replica.strategy.extra_steps
+        synchronize(device)
+        ended = Clock.now()
+        training, whole = done.since(ready).share(len(self.replicas)), ended.since(began).share(len(self.replicas))
+        for replica, result in zip(self.replicas, results, strict=True):
+            for note in self.compiler.notes if self.compiler else ():
+                replica.add_note(note)
+            replica.add_result(result, training, whole.since(training))
+        self.callbacks.on_trained(self, results)
+        self._keep([position for position, result in enumerate(results) if result.diverged is None])
+        return results
+
+    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+        """Spend the budget of a task, each replica on its own view of the task; without phases, take no step.
+
+        Raises:
+            Unstackable: replicas have tasks of different sizes, or what they draw would depend on each other.
+            ValueError: there are fewer steps than phases.
+        """
+        first, index = self.replicas[0].strategy, tasks[0].index
+        if first.owns_loop:
+            return [self._fit_by_itself(self.replicas[0], tasks[0])]
+        if not first.phases(tasks[0]):
+            self.callbacks.on_step(self, index, 0, 0)
+            return [TaskResult(steps=0) for _ in tasks]
+        usual = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
+        usual_samplers = self._samplers(usual, tasks)
+        steps = steps_of(self.recipe, len(usual[0]))
+        phases = phases_of(first, tasks[0], self.recipe, steps)
+        # What a replica draws between steps goes on from where that replica stopped, as if it were alone.
+        draws: list[AbstractContextManager[None]] = [nullcontext()]
+        if len(usual) > 1:
+            draws = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
+        trainable, losses = 0, list[Tensor]()
+        for phase in phases:
+            for replica, task, own_draws in zip(self.replicas, tasks, draws, strict=True):
+                with own_draws, self.callbacks.around_prepare(replica):
+                    begin_phase(replica.strategy, task, phase)
+            own = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
+            samples, samplers = usual, usual_samplers
+            if (chosen := [part for part in own if part is not None]):
+                samples = stackable(chosen)
+                samplers = self._samplers(samples, tasks, phase)
+            self._train_phase(phase, samples, samplers, losses, index, steps)
+            trainable = max(trainable, first.trainable())
+        last = phases[-1].steps
+        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last))
+                for column in on_host(torch.stack(losses)).unbind(1)]
+
+    def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
+                     index: int, steps: int) -> None:
+        """Take the steps of a phase of task `index`, which has so many steps, and append their losses [S]."""
+        strategies = [replica.strategy for replica in self.replicas]
+        inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
+        self.engine = make_engine(strategies, self.recipe, self.engine, self.compiler)
+        self.callbacks.on_phase(self, inputs)
+        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps)
+        indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
+        with (cache.starting_at(strategies, inputs.start),
+              prefetched(inputs.samples, indices, phase.steps) as ready):
+            if not losses:
+                self.callbacks.on_step(self, index, 0, steps)
+            self._take_steps(phase.steps, replace(inputs, samples=ready), samplers, schedule, losses, index, steps)
+        self.engine.close()
+        inputs.verify(strategies, seeds.derive(self.replicas[0].seed, "phase", index, phase), self.verify_caches)
+
+    def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, first: int = 0) -> None:
+        """Take steps and append the losses [S] of each, none after all replicas have diverged.
+
+        `first` is the number of steps before those of the task.
+        """
+        assert self.engine is not None
+        for _ in range(count):
+            batches = self._shortened([
+                sampler.batch(part) if inputs.prepared else
+                sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
+                for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)])
+            with self.callbacks.around_step(self, batches):
+                losses.append(take_step(self.engine, batches))
+            if schedule is not None:
+                schedule.step()
+            self.callbacks.on_step(self, index, len(losses), steps)
+            if (first + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
+                break
+
+    def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
+        """Return what the batches of a phase are drawn from: prepared or cached as far as that saves work."""
+        if self.augment:
+            return PhaseInputs(samples, samples)
+        forward = precision.forward(self.recipe, self.replicas[0].strategy.active.device)
+        around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
+        return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, drawn,
+                                  self.recipe.batch_size, forward, self.cache_bytes, around)
+
+    def _shortened(self, batches: list[Batch]) -> list[Batch]:
+        """Return batches of text cut off behind the longest sample of all replicas, others as they are."""
+        if not self.replicas[0].strategy.world.is_text:
+            return batches
+        return [replace(b, x=x) for b, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
+
+    def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
+                  ) -> list[BatchSampler]:
+        """Return what draws each replica's batches; `phase` if samples are that phase's own."""
+        return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
+                             self.recipe.repeats)
+                for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
+
+    def _fit_by_itself(self, replica: Replica, task: Task) -> TaskResult:
+        """Train a strategy that has its own loop (`Strategy.fit`)."""
+        strategy = replica.strategy
+        self.callbacks.on_step(self, task.index, 0, 0)
+        if self.recipe.head_lr is not None:
+            require_head_rate(strategy)
+        if self.recipe.repeats:
+            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: repeats does not go with it")
+        sampler = BatchSampler(len(task.train), self.recipe.batch_size, replica.seed, task.index, self.augment)
+        strategy.train()
+        steps = steps_of(self.recipe, len(task.train))
+        with self.callbacks.around_own_loop(
+                replica, partial(sampler.following, torch.device("cpu")), steps) as following:
+            losses = on_host(strategy.fit(task, Budget(
+                self.recipe, following, partial(make_optimizer, self.recipe), partial(make_schedule, self.recipe),
+                sampler.augmented if self.augment else None)))
+        return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
+                          last_tenths(losses, len(losses)))
+
+    def _keep(self, positions: Sequence[int]) -> None:
+        """Continue with the replicas at these positions only."""
+        if len(positions) == len(self.replicas):
+            return
+        self.replicas = [self.replicas[position] for position in positions]
+        if self.replicas and self.engine is not None:
+            self.engine.keep_members(positions)

@@ -1,0 +1,171 @@
+"""A replica: one trial's strategy, the stream it learns, and what is known of it so far."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from clbench.core import seeds
+from clbench.core.errors import DivergedError
+from clbench.core.scenario import scenario_rules
+from clbench.data.samples import UNSEEN
+from clbench.data.stream import Stream
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import PlannedTrial, Progress, Trial
+from clbench.results.curve import Curve
+from clbench.results.items import ItemResults
+from clbench.results.records import Costs, ErrorCounts, Failure, Probe, Timings
+from clbench.strategy.base import Strategy, Task
+from clbench.strategy.granted import Phase
+from clbench.training.budget import phases_of, steps_of, whole_phase
+from clbench.training.costs import Clock, Footprint
+
+
+@dataclass
+class TaskResult:
+    """The result of training one replica on one task."""
+
+    steps: int  # of the phases, and once the task is learned also those taken in `after_task`
+    trainable: int = 0  # numbers that the strategy trains, in the phase that has most
+    diverged: DivergedError | None = None
+    last_losses: tuple[float, ...] = ()  # of the last two tenths of its steps: see `training.losses.last_tenths`
+
+
+@dataclass
+class Replica:
+    """One trial in training. Replicas that differ in seed and `Scalar` options only can train together.
+
+    Args:
+        strategy: what learns.
+        stream: what it learns.
+        seed: of the trial.
+        planned: the trial; None where no record is made.
+
+    The other fields are those of the record, and grow task by task.
+    """
+
+    strategy: Strategy
+    stream: Stream
+    seed: int
+    planned: PlannedTrial | None = None
+    notes: list[str] = field(default_factory=list)
+    R: list[list[float]] = field(default_factory=list)
+    task_inference: list[list[float]] = field(default_factory=list)
+    last_losses: list[list[float]] = field(default_factory=list)
+    costs: Costs = field(default_factory=Costs)
+    timings: Timings = field(default_factory=Timings)
+    curve: Curve | None = None  # where its accuracy while learning is asked for
+    errors: list[ErrorCounts] = field(default_factory=list)
+    probe: Probe | None = None
+    items: ItemResults | None = None  # of the last row
+    failure: Failure | None = None
+    started: datetime.datetime | None = None  # by an earlier process, if the trial resumes from a checkpoint
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
+
+    @classmethod
+    def of(cls, planned: PlannedTrial, strategy: Strategy, stream: Stream, notes: Sequence[str] = ()) -> Replica:
+        """Return the replica of a planned trial, untrained."""
+        return cls(strategy, stream, planned.trial.seed, planned, [*notes])
+
+    @property
+    def trial(self) -> Trial:
+        """Return the trial; there is one."""
+        assert self.planned is not None
+        return self.planned.trial
+
+    @property
+    def learned(self) -> int:
+        """Return how many tasks are learned and evaluated."""
+        return max(len(self.R) - 1, 0)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far the trial has come."""
+        accuracy = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
+        return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
+
+    def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
+        """Add what it took to learn a task: seconds of the steps, and of what comes before and after them."""
+        self.costs.trainable.append(result.trainable)
+        self.costs.steps.append(result.steps)
+        self.last_losses.append(list(result.last_losses))
+        self.timings.train.append(training.wall)
+        self.timings.train_cpu.append(training.cpu)
+        if result.diverged is not None:
+            self.failure = Failure(type="DivergedError", message=str(result.diverged))
+            return
+        self.timings.consolidate.append(other.wall)
+        self.timings.consolidate_cpu.append(other.cpu)
+
+    def add_footprint(self, footprint: Footprint) -> None:
+        """Add what is stored after one more task to the costs."""
+        self.costs.parameters.append(footprint.parameters)
+        self.costs.bytes.append(footprint.bytes)
+        self.costs.replay_samples.append(footprint.replay_samples)
+
+    def add_note(self, note: str) -> None:
+        """Add a note, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def task(self, index: int) -> Task:
+        """Return a task as the strategy sees it; if boundaries are hidden, the one task that the stream is."""
+        if self.stream.hidden:
+            return Task(0, tuple(range(self.stream.classes)), UNSEEN)
+        known = self.stream.tasks[index]
+        return Task(index, known.taught, known.train, known.taught_names)
+
+    def begin(self, index: int) -> Task:
+        """Activate the outputs of a task, call `before_task`, and return the task.
+
+        If boundaries are hidden, it begins once, and outputs become active with their first samples
+        (`clbench.training.stream_loop`) unless all tasks share them.
+        """
+        rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
+        if self.stream.hidden and index:
+            return task
+        if self.stream.hidden:
+            self.strategy.active.fill_(rules.shared_outputs)
+        else:
+            for rows, outputs in rules.in_loss([t.taught for t in self.stream.tasks], index, self.strategy.activated):
+                self.strategy.active[rows.start:rows.stop, outputs] = True
+        with seeds.scope(self.seed, "strategy", index):
+            self.strategy.before_task(task)
+        return task
+
+    def training(self, index: int) -> AbstractContextManager[None]:
+        """Return a context that seeds the global generators for training on a task."""
+        return seeds.scope(self.seed, "training", index)
+
+    def finish(self, task: Task) -> None:
+        """Call `after_task`, seeded."""
+        self.strategy.extra_steps = 0
+        with seeds.scope(self.seed, "consolidation", task.index):
+            self.strategy.after_task(task)
+
+    def retrace(self, learned: int, recipe: Recipe) -> None:
+        """Give a new strategy the structure that it has after some tasks of a recipe, without training it.
+
+        What it remembers is loaded afterwards, from a checkpoint.
+        """
+        for index in range(1 if self.stream.hidden else learned):
+            task = self.begin(index)
+            with self.training(index):
+                if not self.strategy.phases(task):
+                    continue
+                if self.stream.hidden:
+                    self.strategy.before_phase(task, whole_phase(recipe, self.stream))
+                    continue
+                steps = steps_of(recipe, len(self.strategy.training_samples(task)))
+                for phase in phases_of(self.strategy, task, recipe, steps):
+                    self.strategy.before_phase(task, phase)
+
+
+def begin_phase(strategy: Strategy, task: Task, phase: Phase) -> None:
+    """Prepare a strategy for a phase of a task and set it to training mode."""
+    strategy.before_phase(task, phase)
+    strategy.train()

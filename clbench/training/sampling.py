@@ -1,0 +1,149 @@
+"""The order in which training samples are drawn: task by task, or as one stream whose boundaries are hidden."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clbench.core import seeds
+from clbench.core.device import send
+from clbench.data.augmentation import Augmentation
+from clbench.data.samples import Samples
+from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training.steps import Unstackable
+
+Around = Callable[[Batch | None], AbstractContextManager[object]]
+
+
+class BatchSampler:
+    """Draws batches from a task's samples: a permutation per pass; the last batch of a pass may be smaller.
+
+    With `repeats`, each batch is given so many times. The order comes from the axis ("data", task) of the seed, so it
+    is the same for every method; so is what is drawn to augment each batch, from ("augmentation", task). What a method
+    replays has draws of its own, and so has a phase with samples of its own, from the same axes and its number.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, task: int,
+                 augment: Augmentation | None = None, phase: int | None = None, repeats: int | None = None) -> None:
+        """Begin the first pass; `phase` is that of the samples if they are not the task's."""
+        axes = (task,) if phase is None else (task, phase)
+        self.samples = samples
+        self.batch_size = batch_size
+        self.task = task
+        self.augment = augment
+        self.generator = seeds.generator(seed, "data", *axes)
+        self.draws = (seeds.generator(seed, "augmentation", *axes),
+                      seeds.generator(seed, "augmentation of replay", *axes))
+        self.repeats = repeats or 1
+        self.passes = 0
+        self.fresh = True  # whether the last batch was not a repeated one
+        self.left: list[Tensor] = []
+
+    def following(self, device: torch.device) -> Tensor:
+        """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
+        if not self.left:
+            order = send(torch.randperm(self.samples, generator=self.generator), device)
+            self.left = [batch for batch in reversed(torch.split(order, self.batch_size)) for _ in range(self.repeats)]
+            self.passes += 1
+        self.fresh = len(self.left) % self.repeats == 0
+        return self.left.pop()
+
+    def batch(self, samples: Samples) -> Batch:
+        """Return the next batch of samples, which may be raw or prepared."""
+        part = samples.take(self.following(samples.index_device))
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh,
+                     frozen=part.frozen)
+
+    def augmented(self, x: Tensor, replayed: bool) -> Tensor:
+        """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
+        assert self.augment is not None
+        return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
+
+    def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
+        """Return the next batch of raw samples as the loss gets it: with replay, images augmented, prepared.
+
+        `around` returns a context in which the strategy computes; it is given the batch for `augment_batch`.
+        """
+        return self._ready(strategy, self.batch(samples), around)
+
+    def _ready(self, strategy: Strategy, batch: Batch, around: Around) -> Batch:
+        new = len(batch.y)
+        with around(batch):
+            batch = strategy.augment_batch(batch)
+        x = batch.x
+        if self.augment is not None:
+            own, replayed = self.draws
+            x = self.augment(x, torch.cat([self.augment.draw(new, own), self.augment.draw(len(x) - new, replayed)]))
+        return replace(batch, x=strategy.world.prepare(x))
+
+
+class StreamSampler(BatchSampler):
+    """Draws batches as the samples of a stream pass: task after task, each shuffled as in its own first pass."""
+
+    def __init__(self, parts: Sequence[Samples], batch_size: int, seed: int,
+                 augment: Augmentation | None = None) -> None:
+        """Begin with the first sample of the first part."""
+        super().__init__(sum(map(len, parts)), batch_size, seed, 0, augment)
+        self.parts, self.seed, self.passes = list(parts), seed, 1
+        self.step = 0  # that comes next
+        self.ends = list(itertools.accumulate(map(len, parts)))
+        self.rows = [torch.randperm(len(part), generator=seeds.generator(seed, "data", index))
+                     for index, part in enumerate(parts)]
+        self.y = torch.cat([part.y[send(rows, part.y.device)] for part, rows in zip(parts, self.rows, strict=True)])
+
+    def until(self, tasks: int) -> int:
+        """Return after how many steps all samples of the first tasks have passed."""
+        return math.ceil(self.ends[tasks - 1] / self.batch_size) if tasks else 0
+
+    def activate(self, strategy: Strategy, begin: int, end: int) -> None:
+        """Let the outputs of the samples of steps `begin` to `end` take part in losses from now on."""
+        strategy.active[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
+
+    def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
+        """Return the next batch as the loss gets it, its outputs active, and draws begun anew; see the base."""
+        seeds.reseed(self.seed, "training", "step", self.step)
+        self.draws = (seeds.generator(self.seed, "augmentation", "step", self.step),
+                      seeds.generator(self.seed, "augmentation of replay", "step", self.step))
+        return self._ready(strategy, self.observed(strategy, around), around)
+
+    def observed(self, strategy: Strategy, around: Around = lambda _: nullcontext()) -> Batch:
+        """Return the next batch, raw, after the strategy has observed it."""
+        self.activate(strategy, self.step, self.step + 1)
+        batch = self.batch(self.parts[0])
+        if overrides(strategy, "observe"):
+            with around(None):
+                strategy.observe(batch)
+        return batch
+
+    def batch(self, samples: Samples) -> Batch:
+        """Return the next batch, raw; it may have samples of several tasks, and says of all that they are of task 0."""
+        begin, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
+        self.step += 1
+        taken, start = [], 0
+        for part, rows, stop in zip(self.parts, self.rows, self.ends, strict=True):
+            own = rows[max(begin - start, 0):max(end - start, 0)]
+            if len(own):
+                taken.append(part.take(send(own, part.index_device)))
+            start = stop
+        found = taken[0] if len(taken) == 1 else Samples.concat(*taken)
+        return Batch(found.x, found.y, torch.zeros_like(found.tasks), 0)
+
+
+def stackable(samples: list[Samples]) -> list[Samples]:
+    """Return the samples of each replica of a stack.
+
+    Raises:
+        Unstackable: replicas have different numbers of them, or draw them anew for every batch.
+    """
+    if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
+        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+    if len(samples) > 1 and samples[0].is_stochastic:
+        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
+                          "generator")
+    return samples

@@ -1,0 +1,130 @@
+"""Training on a stream whose boundaries are hidden: one task, one pass, in the order in which samples arrive.
+
+The harness goes on task by task, to evaluate where tasks really end, and nothing of that reaches the strategy:
+
+- Batches run on across boundaries. A row of R is taken after the batch that has its task's last sample.
+- There is one optimizer, schedule and phase, and `before_task` and `after_task` are called once for the whole stream.
+- Draws that would begin anew with each task (augmentation, dropout) begin anew with each step.
+- `Batch.task` and `Batch.tasks` are 0, `Task.train` cannot be had, and an output becomes active with its first sample.
+
+`Strategy.observe` is shown the samples as they pass, also of a strategy that takes no steps (`phases` is 0).
+`clbench.testing` checks that two streams with the same samples in the same order, and other boundaries, leave a
+strategy with the same parameters and buffers, bit for bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clbench.core.errors import SpecError
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Task
+from clbench.training.budget import whole_phase
+from clbench.training.cache import PhaseInputs
+from clbench.training.callbacks.interface import Callback
+from clbench.training.loop import TrainingLoop
+from clbench.training.losses import diverged, last_tenths, on_host
+from clbench.training.optimizers import make_schedule
+from clbench.training.precision import Compiler
+from clbench.training.replica import Replica, TaskResult, begin_phase
+from clbench.training.sampling import StreamSampler, stackable
+from clbench.training.steps import Unstackable, make_engine
+
+
+class StreamLoop(TrainingLoop):
+    """Trains replicas, one or a stack of them, on streams with hidden boundaries."""
+
+    def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
+                 learned: int = 0, compiler: Compiler | None = None) -> None:
+        """Begin, or go on after `learned` of the streams' tasks.
+
+        Raises:
+            Unstackable: their streams are of different sizes, or what they draw would depend on each other.
+        """
+        super().__init__(replicas, recipe.model_copy(update={"optimizer_state": "keep"}), callbacks, compiler)
+        if len({tuple(len(task.train) for task in replica.stream.tasks) for replica in replicas}) > 1:
+            raise Unstackable("streams whose tasks have other numbers of samples do not go in one stack")
+        self.samplers = {id(replica): StreamSampler([task.train for task in replica.stream.tasks], recipe.batch_size,
+                                                    replica.seed, replica.stream.augment) for replica in replicas}
+        self.learned = learned
+
+    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+        """Train until all samples of one more of the stream's tasks have passed.
+
+        Raises:
+            SpecError: a strategy splits the stream into phases, or trains by a loop of its own.
+            Unstackable: what replicas draw would depend on each other.
+        """
+        first, samplers = self.replicas[0].strategy, [self.samplers[id(replica)] for replica in self.replicas]
+        if first.owns_loop or (phases := first.phases(tasks[0])) not in (0, 1):
+            raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
+                            "boundaries")
+        samples = stackable([sampler.parts[0] for sampler in samplers])
+        begin, end = (samplers[0].until(tasks) for tasks in (self.learned, self.learned + 1))
+        for replica, sampler in zip(self.replicas, samplers, strict=True):
+            sampler.step = begin
+            sampler.activate(replica.strategy, 0, begin)  # which no checkpoint has
+        index, self.learned = self.learned, self.learned + 1
+        if not phases:
+            self.callbacks.on_step(self, index, 0, 0)
+            for replica, sampler in zip(self.replicas, samplers, strict=True):
+                replica.strategy.train()
+                while sampler.step < end:
+                    sampler.observed(replica.strategy, partial(self.callbacks.around_prepare, replica))
+            return [TaskResult(steps=0) for _ in self.replicas]
+        losses = self._train_stream(samplers, samples, tasks, index, begin, end)
+        found = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
+        return [TaskResult(end - begin, first.trainable(), diverged(column, index), last_tenths(column, len(column)))
+                for column in found.unbind(1)]
+
+    def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
+                      begin: int, end: int) -> list[Tensor]:
+        """Take steps `begin` to `end` of the stream, those of its task `index`, and return their losses [S]."""
+        phase = whole_phase(self.recipe, self.replicas[0].stream)
+        for replica, task in zip(self.replicas, tasks, strict=True):
+            if not begin:
+                begin_phase(replica.strategy, task, phase)
+            replica.strategy.train()
+        self.engine = make_engine([replica.strategy for replica in self.replicas], self.recipe, self.engine,
+                                  self.compiler)
+        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps)
+        if schedule is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # those are over
+                for _ in range(begin):
+                    schedule.step()
+        inputs = PhaseInputs(samples, samples)
+        self.callbacks.on_phase(self, inputs)
+        self.callbacks.on_step(self, index, 0, end - begin)
+        losses: list[Tensor] = []
+        self._take_steps(end - begin, inputs, samplers, schedule, losses, index, end - begin, begin)
+        self.engine.close()
+        return losses
+
+
+def in_one_task(stream: Stream) -> Stream:
+    """Return a stream with hidden boundaries as the one task that it is for a strategy, to be counted on shapes."""
+    parts = [Samples(task.train.x, task.train.y, torch.zeros_like(task.train.tasks)) for task in stream.tasks]
+    one = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts), class_names=(),
+                  met=())
+    return replace(stream, tasks=(one,), hidden=False)
+
+
+def loop_for(replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (), learned: int = 0,
+             compiler: Compiler | None = None, cache_bytes: int | None = None, verify_caches: bool = False
+             ) -> TrainingLoop:
+    """Return the loop for replicas, whose streams have hidden boundaries or not; see `TrainingLoop`.
+
+    `learned` says after how many tasks it goes on.
+    """
+    if replicas[0].stream.hidden:
+        return StreamLoop(replicas, recipe, callbacks, learned, compiler)
+    return TrainingLoop(replicas, recipe, callbacks, compiler, cache_bytes, verify_caches)

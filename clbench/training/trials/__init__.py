@@ -1,1 +1,0 @@
-"""One trial: Trial in, Record out."""
