@@ -21,6 +21,7 @@ LINES = [
     ["data", "results"],
     ["strategy", "report"],
     ["training"],
+    ["accounting", "persistence"],
     ["execution", "testing"],
     ["cli"],
     ["__main__"],
