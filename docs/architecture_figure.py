@@ -16,9 +16,9 @@ DARK = {"paper": "#15181c", "wash": "#1e2227", "box": "#2a3037", "line": "#8d96a
         "soft": "#a9b1ba", "plug": "#85bdf2"}
 TITLE = ("The way of the data. A command makes a Spec; experiment plans it as trials; execution hands those that are "
          "missing to workers. In a worker, data makes a Stream of a benchmark, models a Network, on which a strategy "
-         "is built; training leads it task by task and returns a Record. results stores it, report makes tables and "
-         "figures of all records. Everything stands on core. Plugins bring commands, benchmarks, models, strategies, "
-         "trackers and report formats.")
+         "is built; training leads it task by task, watched by callbacks of accounting and persistence, and execution "
+         "makes a Record of it. results stores it, report makes tables and figures of all records. Everything stands "
+         "on core. Plugins bring commands, benchmarks, models, strategies, trackers and report formats.")
 BOXES = (  # package, what it does, left, top, width, height
     ("cli", ("a file for each", "command"), 32, 84, 138, 62),
     ("experiment", ("Spec, plan,", "Trial and its key"), 222, 84, 158, 62),
@@ -29,18 +29,20 @@ BOXES = (  # package, what it does, left, top, width, height
     ("models", ("networks by name,", "their weights"), 192, 346, 188, 62),
     ("strategy", ("the interface of methods,", "and bases to build on"), 462, 346, 192, 62),
     ("training", ("leads a strategy task by task:", "before_task, steps, after_task;", "then tests it on all tasks:",
-                  "a row of R"), 738, 252, 214, 156),
-    ("testing", ("the rules, checked on", "a tiny stream"), 738, 440, 214, 62),
+                  "a row of R"), 722, 230, 232, 100),
+    ("accounting", ("callbacks that", "count FLOPs"), 722, 344, 111, 64),
+    ("persistence", ("callbacks that", "save"), 843, 344, 111, 64),
+    ("testing", ("the rules, checked on", "a tiny stream"), 722, 440, 232, 62),
 )
 ARROWS = (  # from, over, to; what goes there and where it is written
     (((170, 115), (216, 115)), "", 0, 0),
     (((380, 115), (426, 115)), "trials", 403, 106),
     (((794, 115), (830, 115)), "", 0, 0),
     (((511, 146), (511, 210)), "Trial", 532, 200),
-    (((760, 252), (760, 152)), "Record", 788, 200),
-    (((380, 283), (732, 283)), "Stream", 556, 275),
+    (((760, 230), (760, 152)), "Record", 788, 200),
+    (((380, 283), (716, 283)), "Stream", 556, 275),
     (((380, 377), (456, 377)), "Network", 418, 367),
-    (((654, 377), (732, 377)), "", 0, 0),
+    (((654, 377), (690, 377), (690, 310), (716, 310)), "", 0, 0),
     (((845, 440), (845, 414)), "", 0, 0),
 )
 PLUGINS = (  # what plugins bring, left, top, and the way to the package that uses it
