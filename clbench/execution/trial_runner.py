@@ -131,12 +131,7 @@ class TrialRunner:
             return [found[one.trial.key] for one in planned]
         memory = PeakMemory(self.device)
         try:
-            with precision.products(planned[0].trial.trained_by):
-                compiler = Compiler(self.device) if self.settings.compile else None
-                callbacks = self._callbacks(members[0].trial, on_progress, checkpoints, origin)
-                for member in members:
-                    on_progress(member.progress)
-                run_replicas(members, callbacks, compiler, self.settings.cache_bytes, self.settings.verify_caches)
+            self._train(members, on_progress, checkpoints, origin)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
@@ -159,6 +154,17 @@ class TrialRunner:
         gc.collect()
         half = len(planned) // 2
         return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
+
+    def _train(self, replicas: Sequence[Replica], on_progress: Callable[[Progress], None],
+               checkpoints: CheckpointCallback | None, origin: Provenance) -> None:
+        """Train replicas together. What holds on to their tensors is gone afterwards, also after an error."""
+        for replica in replicas:
+            on_progress(replica.progress)
+        trial = replicas[0].trial
+        with precision.products(trial.trained_by):
+            compiler = Compiler(self.device) if self.settings.compile else None
+            run_replicas(replicas, self._callbacks(trial, on_progress, checkpoints, origin), compiler,
+                         self.settings.cache_bytes, self.settings.verify_caches)
 
     def _callbacks(self, trial: Trial, on_progress: Callable[[Progress], None], checkpoints: CheckpointCallback | None,
                    origin: Provenance) -> list[Callback]:

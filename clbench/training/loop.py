@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from clbench.core import seeds, tokens
+from clbench.core import seeds
 from clbench.core.device import synchronize
 from clbench.core.errors import SpecError
 from clbench.data.prefetch import prefetched
@@ -42,7 +42,7 @@ from clbench.training.costs import Clock
 from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
 from clbench.training.replica import Replica, TaskResult, begin_phase
-from clbench.training.sampling import BatchSampler, stackable
+from clbench.training.sampling import BatchSampler, shortened, stackable
 from clbench.training.steps import Engine, Unstackable, make_engine
 
 CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
@@ -192,10 +192,11 @@ class TrainingLoop:
         """
         assert self.engine is not None
         for _ in range(count):
-            batches = self._shortened([
-                sampler.batch(part) if inputs.prepared else
-                sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
-                for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)])
+            batches = [sampler.batch(part) if inputs.prepared else
+                       sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
+                       for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
+            if self.replicas[0].strategy.world.is_text:
+                batches = shortened(batches)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.engine, batches))
             if schedule is not None:
@@ -212,12 +213,6 @@ class TrainingLoop:
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
         return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, drawn,
                                   self.recipe.batch_size, forward, self.cache_bytes, around)
-
-    def _shortened(self, batches: list[Batch]) -> list[Batch]:
-        """Return batches of text cut off behind the longest sample of all replicas, others as they are."""
-        if not self.replicas[0].strategy.world.is_text:
-            return batches
-        return [replace(b, x=x) for b, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:

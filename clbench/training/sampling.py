@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clbench.core import seeds
+from clbench.core import seeds, tokens
 from clbench.core.device import send
 from clbench.data.augmentation import Augmentation
 from clbench.data.samples import Samples
@@ -147,3 +147,8 @@ def stackable(samples: list[Samples]) -> list[Samples]:
         raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
                           "generator")
     return samples
+
+
+def shortened(batches: Sequence[Batch]) -> list[Batch]:
+    """Return batches of text, all cut off behind the longest sample of any."""
+    return [replace(batch, x=x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
