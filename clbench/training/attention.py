@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from clbench.core.torch_private import inside_vmap
+
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
 KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale"}  # what else a call may say is left to the original
 
@@ -33,7 +35,7 @@ class FoldedAttention(TorchFunctionMode):
         """Call a function of torch; attention of stacked members is folded into the batch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
-                and not kwargs.get("dropout_p") and any(map(torch._C._functorch.is_batchedtensor, args))):
+                and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
                 *args, kwargs.get("attn_mask"), kwargs.get("is_causal", False), kwargs.get("scale"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clbench.core.errors import SpecError
+from clbench.core.torch_private import storage_id, write_count
 from clbench.experiment.spec import Recipe
 from clbench.training.attention import attend
 
@@ -151,7 +152,7 @@ class Bfloat16(TorchFunctionMode):
             return tensor
         known = self.copies.get(id(tensor))
         if known is None or not known.current():
-            known = self.copies[id(tensor)] = Rounded(tensor, tensor._version, tensor.detach(), tensor.bfloat16())
+            known = self.copies[id(tensor)] = Rounded(tensor, write_count(tensor), tensor.detach(), tensor.bfloat16())
         return known.copy
 
 
@@ -165,8 +166,7 @@ class Rounded(NamedTuple):
 
     def current(self) -> bool:
         """Return whether the weight has these values still; to ask for its address would end the sharing of memory."""
-        before, now = self.values.untyped_storage(), self.weight.untyped_storage()
-        return self.weight._version == self.version and before._cdata == now._cdata
+        return write_count(self.weight) == self.version and storage_id(self.values) == storage_id(self.weight)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from clbench.core.torch_private import copy_on_write
 from clbench.strategy.base import Strategy
 
 
@@ -28,5 +29,5 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
     equal = {name for name, same in zip(names, alike.tolist(), strict=True) if same}
     for name in equal:
         for other in others:
-            other[name].data = torch._lazy_clone(first[name].data)
+            other[name].data = copy_on_write(first[name].data)
     return equal

@@ -33,10 +33,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from clbench import Network, Strategy, Task, World
 from clbench.core.errors import SpecError
+from clbench.core.torch_private import NormWithStatistics
 from clbench.strategy.regularization import slot
 from clbench.strategy.subspace import grown, input_moments, packed, unpacked
 from clbench_gpm import GPMOptions
@@ -86,7 +86,7 @@ class GPM(Strategy):
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the layers with running statistics, after the first task."""
-        return [m for m in self.model.modules() if isinstance(m, _NormBase)] if self.tasks > 1 else ()
+        return [m for m in self.model.modules() if isinstance(m, NormWithStatistics)] if self.tasks > 1 else ()
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients without the part in the subspaces of earlier inputs."""

@@ -27,10 +27,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from clbench import Network, Task, World
 from clbench.core.errors import SpecError
+from clbench.core.torch_private import NormWithStatistics
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.regularization import slot
 from clbench_packnet import PackNetOptions
@@ -119,7 +119,9 @@ class PackNet(PerTaskStrategy):
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the layers with running statistics, after the first task."""
-        return [m for m in self.model.blocks.modules() if isinstance(m, _NormBase)] if len(self.heads) > 1 else ()
+        if len(self.heads) < 2:
+            return ()
+        return [module for module in self.model.blocks.modules() if isinstance(module, NormWithStatistics)]
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the task's weights and its head."""

@@ -1,0 +1,58 @@
+"""The parts of torch without a public name that clbench uses, in one place.
+
+`nox -s lowest` tests them with the oldest torch that is allowed. The module imports torch, so only modules that import
+torch anyway import it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["NormWithStatistics", "OpOverload", "TorchDispatchMode", "copy_on_write", "flash_attention_enabled",
+           "inside_vmap", "is_copy_on_write", "storage_id", "tree_leaves", "without_torch_functions", "write_count"]
+
+NormWithStatistics = _NormBase  # batch and instance normalization
+
+
+def copy_on_write(tensor: Tensor) -> Tensor:
+    """Return a tensor that shares memory with another one until either is written to."""
+    copy: Tensor = torch._lazy_clone(tensor)
+    return copy
+
+
+def is_copy_on_write(tensor: Tensor) -> bool:
+    """Return whether a tensor shares its memory until it is written to; to read its address would end that."""
+    return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage, on any device, without ending the sharing of memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def write_count(tensor: Tensor) -> int:
+    """Return how often a tensor has been written to, as far as torch counts it."""
+    return tensor._version
+
+
+def inside_vmap(value: Any) -> bool:
+    """Return whether a value is a tensor of `torch.func.vmap`."""
+    return bool(torch._C._functorch.is_batchedtensor(value))
+
+
+def flash_attention_enabled() -> bool:
+    """Return whether `scaled_dot_product_attention` may use its fused kernel."""
+    return bool(torch._C._get_flash_sdp_enabled())
+
+
+def without_torch_functions() -> AbstractContextManager[object]:
+    """Return a context in which no `__torch_function__` is called, neither of modes nor of subclasses."""
+    return torch._C.DisableTorchFunction()
