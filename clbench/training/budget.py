@@ -53,7 +53,7 @@ def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
     >>> granted_in_words(Recipe(), [96, 120])
     '10 optimiser steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'
     """
-    steps = [steps_of(recipe, own) for own in samples]
+    steps = [steps_of(recipe, count) for count in samples]
     passes = _amount([recipe.epochs], "epoch") if recipe.epochs else _amount([recipe.iterations or 0], "iteration")
     few = ": few; --epochs N or --iterations N gives more" if min(steps) < FEW else ""
     return (f"{_amount(steps, 'optimizer step')} a task ({_amount(samples, 'sample')}, batch {recipe.batch_size:,}, "

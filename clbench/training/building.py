@@ -73,8 +73,8 @@ def fits(name: str, given: Mapping[str, Tensor], input_shape: tuple[int, ...], c
             network: Network = builder(info, "model")(info.options(), input_shape, classes)
     except Exception:  # not for such inputs, or an option has no default: it was not meant
         return False
-    own = network.state_dict()
-    return not misfit(renamed(given, own, network.aliases), own)
+    state = network.state_dict()
+    return not misfit(renamed(given, state, network.aliases), state)
 
 
 def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
@@ -83,9 +83,9 @@ def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
     Raises:
         ClbenchError: as `as_inputs`.
     """
-    own = trial.benchmark.options.get("normalize", "model") == "model" and not stream.prepare.mean
+    as_trained = trial.benchmark.options.get("normalize", "model") == "model" and not stream.prepare.mean
     return as_inputs(stream, trial.model.options.get("size"), registry.model(trial.model.name).channels,
-                     trial.preprocessing, normalize=own)
+                     trial.preprocessing, normalize=as_trained)
 
 
 def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
@@ -148,16 +148,16 @@ def check_model(network: Network, model: Resolved, input_shape: tuple[int, ...],
 def _as_planned(weights: Weights) -> Path:
     """Return the file of weights after checking that its content is still the one that was planned."""
     try:
-        found = files.hash_file(weights.path)
+        digest = files.hash_file(weights.path)
     except OSError as error:
         raise DataError(f"cannot read weights {weights.path}: {error.strerror}") from None
-    if found != weights.sha256:
+    if digest != weights.sha256:
         raise DataError(f"weights {weights.path} are not those that were planned; run again")
     return Path(weights.path)
 
 
 def world_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> World:
-    """Return what a trial's strategy is told of its stream, with the generator of its seed."""
+    """Return what a trial's strategy knows of its stream, with the generator of its seed."""
     return World(classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
                  generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
                  is_text=stream.is_text, boundaries=not stream.hidden)

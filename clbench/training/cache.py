@@ -1,6 +1,6 @@
 """Computing once what a method says does not change: inputs, frozen blocks, frozen outputs and final predictions.
 
-The pictures, for training a progressive network's second column beside its frozen first one, and for evaluating it:
+The pictures, for training a progressive network's second column on top of its frozen first one, and for evaluation:
 
     samples ---> frozen column 1 ---> h [N, 400]              computed once per phase (`Strategy.frozen_outputs`)
                                         |
@@ -100,7 +100,7 @@ class PhaseInputs:
         """
         if not self.cached or self.samples[0].x.is_meta:
             return
-        for strategy, raw, kept in zip(strategies, self.raw, self.samples, strict=True):
+        for strategy, raw, cached_samples in zip(strategies, self.raw, self.samples, strict=True):
             size = chunk_size(strategy, len(raw), frozen=True)
             chosen = seeds.derive(seed, "cache") % math.ceil(len(raw) / size)
             with torch.no_grad(), self.forward:
@@ -109,7 +109,8 @@ class PhaseInputs:
                         continue
                     rows = slice(number * size, number * size + len(part))
                     for name, again in compute(strategy, part, self.start).items():
-                        before = kept.x if name == INPUTS else kept.frozen.get(name) if kept.frozen else None
+                        stored_outputs = {INPUTS: cached_samples.x, **(cached_samples.frozen or {})}
+                        before = stored_outputs.get(name)
                         if before is not None and not torch.equal(before[rows], again):
                             what = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"
                             raise PluginError(
@@ -184,11 +185,11 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     if blocks:
         require_same_loss(first, samples[0], task, blocks, forward)
     if blocks or frozen:
-        kept = []
+        cached_samples = []
         for strategy, part, context in zip(strategies, samples, around or [nullcontext()] * len(samples), strict=True):
             with forward, context:
-                kept.append(stored(strategy, part, blocks, frozen))
-        return PhaseInputs(kept, raw.raw, blocks, True, forward)
+                cached_samples.append(stored(strategy, part, blocks, frozen))
+        return PhaseInputs(cached_samples, raw.raw, blocks, True, forward)
     if prepared_in_batches(strategies, samples, drawn, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
     ready = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
@@ -198,8 +199,8 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
 def compute(strategy: Strategy, raw: Samples, blocks: int, frozen: bool = True) -> dict[str, Tensor]:
     """Return what the first blocks make of raw samples, under `INPUTS`, and what `frozen_outputs` returns for them."""
     x = strategy.world.prepare(raw.x)
-    found = {INPUTS: strategy.model.run(x, 0, blocks) if blocks else x}
-    return found | (dict(strategy.frozen_outputs(x)) if frozen else {})
+    outputs = {INPUTS: strategy.model.run(x, 0, blocks) if blocks else x}
+    return outputs | (dict(strategy.frozen_outputs(x)) if frozen else {})
 
 
 def chunk_size(strategy: Strategy, samples: int, frozen: bool) -> int:
@@ -270,14 +271,14 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
     buffers = dict(strategy.named_buffers())
     losses = []
     with torch.no_grad(), forward:
-        found = compute(strategy, raw, blocks)
-        later = found.pop(INPUTS)
+        frozen = compute(strategy, raw, blocks)
+        later = frozen.pop(INPUTS)
         for x, start in ((strategy.world.prepare(raw.x), 0), (later, blocks)):
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
-                some = Batch(x, raw.y, raw.tasks, task, frozen=found)
+                some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 try:
-                    losses.append(functional_call(Loss(strategy), state, (some, x, raw.y, raw.tasks, found)))
+                    losses.append(functional_call(Loss(strategy), state, (some, x, raw.y, raw.tasks, frozen)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

@@ -33,12 +33,12 @@ def measure(strategy: Strategy) -> Footprint:
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     replay = 0
-    kept = strategy.state_dict().keys()
+    persistent = strategy.state_dict().keys()
     for name, parameter in strategy.named_parameters():
         parameters[role(strategy, name)] += parameter.numel()
         sizes[role(strategy, name)] += nbytes(parameter)
     for name, buffer in strategy.named_buffers():
-        if name not in kept:
+        if name not in persistent:
             continue
         sizes[role(strategy, name)] += nbytes(buffer)
         if role(strategy, name) == "replay" and buffer.dim():
@@ -106,7 +106,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def host(self) -> int | None:
-        """Return the peak resident bytes of the process; None where the system cannot tell it for this trial alone."""
+        """Return the peak resident bytes of the process; None if the system does not know it for this trial alone."""
         if sys.platform != "linux" or not self.reset:
             return None
         for line in Path("/proc/self/status").read_text().splitlines():

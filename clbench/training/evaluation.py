@@ -1,6 +1,6 @@
 """One row of R: the accuracy on every task of the stream, and how often an unknown task was inferred right.
 
-The outputs that take part are those that the scenario offers at test time, and the strategy is told a sample's task
+The outputs that take part are those that the scenario offers at test time, and the strategy gets a sample's task
 where the scenario gives it (`clbench.core.scenario`).
 """
 
@@ -68,7 +68,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     size = batch_size(stream, device)
     rules = scenario_rules(scenario)
     offered = offered_outputs(stream, scenario, learned)
-    right, own = torch.zeros(2, len(stream.tasks), device=device)
+    right, inferred = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     predict = predictions if cache is None else cache.predictions
     with torch.no_grad():
@@ -80,9 +80,9 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     on_batch(prediction, logits, y, tasks)
                 if prediction.task is not None:
                     infers = True
-                    own.index_add_(0, tasks, (prediction.task == tasks).to(own.dtype))
+                    inferred.index_add_(0, tasks, (prediction.task == tasks).to(inferred.dtype))
     if cache is not None:
         cache.evaluations += 1
     strategy.train(training)
-    shares = (torch.stack([right, own]).cpu().double() / torch.tensor(tests.sizes)).tolist()
+    shares = (torch.stack([right, inferred]).cpu().double() / torch.tensor(tests.sizes)).tolist()
     return Row(shares[0], shares[1] if infers else None)

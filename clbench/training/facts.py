@@ -37,8 +37,8 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
                 f"{steps_of(recipe, sum(samples)):,} optimizer steps; methods do not know where tasks end")
-    usual, own = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
-    return own if own == usual else f"{label}, by a recipe of its own: {own}"
+    usual, special = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
+    return usual if special == usual else f"{label}, by a recipe of its own: {special}"
 
 
 def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:

@@ -156,9 +156,9 @@ class TrainingLoop:
             for replica, task, own_draws in zip(self.replicas, tasks, draws, strict=True):
                 with own_draws, self.callbacks.around_prepare(replica):
                     begin_phase(replica.strategy, task, phase)
-            own = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
+            of_phase = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
             samples, samplers = usual, usual_samplers
-            if (chosen := [part for part in own if part is not None]):
+            if (chosen := [part for part in of_phase if part is not None]):
                 samples = stackable(chosen)
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)

@@ -64,7 +64,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: 
         recipe: what names the optimiser and its options.
         parameters: what is trained; of a stack, [S, ...] each.
         members: S, how many trials are stacked in the parameters.
-        rates: what multiplies the learning rate of each parameter, equal ones beside each other; none: 1.
+        rates: what multiplies the learning rate of each parameter, sorted by value; none: 1.
 
     Raises:
         ValueError: there is no parameter.

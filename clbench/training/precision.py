@@ -24,7 +24,7 @@ SHOWN = 200  # characters of the compiler's errors, which can be pages long
 
 
 class Compiler:
-    """Compiles the loss of each phase anew; one that cannot be compiled runs as it is, and `notes` says so."""
+    """Compiles the loss of each phase. If one cannot be compiled, it runs as it is, and `notes` has the reason."""
 
     def __init__(self, device: torch.device, backend: str = "inductor") -> None:
         """Compile for a device; other backends of `torch.compile` than its default are for tests."""
@@ -41,8 +41,8 @@ class Compiler:
         try:
             self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
         except Exception as error:  # the compiler's errors have no base of their own
-            raise SpecError(f"--compile does not work here ({_said(error)}); it needs a C++ compiler such as g++ on a "
-                            "CPU, Triton and a C compiler on CUDA") from error
+            raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
+                            "on a CPU, Triton and a C compiler on CUDA") from error
 
     def __call__(self, loss: Loss) -> Loss:
         """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
@@ -64,7 +64,7 @@ class Compiler:
                 raise  # smaller stacks are tried then
             except Exception as error:  # the compiler's, or the loss's own, which then comes again
                 compiled = None
-                note = f"not compiled, ran as it is: {_said(error)}"
+                note = f"not compiled, ran as it is: {_summary(error)}"
                 if note not in self.notes:
                     self.notes.append(note)
                 return loss(*args)
@@ -77,7 +77,7 @@ class Compiler:
                              mode="reduce-overhead" if self.graphs else None)
 
 
-def _said(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     """Return the type of an error and the start of its message, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
@@ -88,7 +88,7 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
     """Return the context for losses in training and for predictions; it may be entered many times.
 
     With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32. So does all
-    that strategies compute beside their loss: squares of small gradients and sums over a task would lose most there.
+    that strategies compute outside their loss: squares of small gradients and sums over a task would lose most there.
 
     Args:
         recipe: whose precision it is.
@@ -106,7 +106,7 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
 class Bfloat16(TorchFunctionMode):
     """Autocast to bfloat16 with three differences.
 
-    - Frozen weights are rounded once. Autocast rounds them anew in every product: 22 million values of a ViT-S in each
+    - Frozen weights are rounded once. Autocast rounds them again in every product: 22 million values of a ViT-S in each
       step, 8 % of its time. The values are the same. What changes a weight is noticed by torch's count of changes and
       by its storage.
     - Inside `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so

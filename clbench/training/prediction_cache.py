@@ -124,10 +124,10 @@ class PredictionCache:
                 del self.stored[given, name]
         if not isinstance(strategy, PerTaskStrategy):
             try:
-                found = source.predict(outputs)
+                prediction = source.predict(outputs)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
-            if not same(strategy.predict(x, given), found):
+            if not same(strategy.predict(x, given), prediction):
                 raise PluginError(misuse(strategy, "predict returns another prediction"))
 
     def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
@@ -137,8 +137,8 @@ class PredictionCache:
         if number < len(known):
             return known[number]
         output = compute(x)
-        taken = sum(part.nbytes for parts in self.stored.values() for part in parts)
-        if number == len(known) and taken + output.nbytes <= BYTES:
+        stored_bytes = sum(part.nbytes for parts in self.stored.values() for part in parts)
+        if number == len(known) and stored_bytes + output.nbytes <= BYTES:
             known.append(output)
         return output
 

@@ -78,8 +78,9 @@ class BatchSampler:
             batch = strategy.augment_batch(batch)
         x = batch.x
         if self.augment is not None:
-            own, replayed = self.draws
-            x = self.augment(x, torch.cat([self.augment.draw(new, own), self.augment.draw(len(x) - new, replayed)]))
+            of_new, of_replay = self.draws
+            x = self.augment(x, torch.cat([self.augment.draw(new, of_new),
+                                           self.augment.draw(len(x) - new, of_replay)]))
         return replace(batch, x=strategy.world.prepare(x))
 
 
@@ -106,7 +107,7 @@ class StreamSampler(BatchSampler):
         strategy.active[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
 
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
-        """Return the next batch as the loss gets it, its outputs active, and draws begun anew; see the base."""
+        """Return the next batch as the loss gets it; its outputs are activated, and draws restart."""
         seeds.reseed(self.seed, "training", "step", self.step)
         self.draws = (seeds.generator(self.seed, "augmentation", "step", self.step),
                       seeds.generator(self.seed, "augmentation of replay", "step", self.step))
@@ -125,21 +126,21 @@ class StreamSampler(BatchSampler):
         """Return the next batch, raw; it may have samples of several tasks, and says of all that they are of task 0."""
         begin, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
         self.step += 1
-        taken, start = [], 0
+        parts, start = [], 0
         for part, rows, stop in zip(self.parts, self.rows, self.ends, strict=True):
-            own = rows[max(begin - start, 0):max(end - start, 0)]
-            if len(own):
-                taken.append(part.take(send(own, part.index_device)))
+            chosen = rows[max(begin - start, 0):max(end - start, 0)]
+            if len(chosen):
+                parts.append(part.take(send(chosen, part.index_device)))
             start = stop
-        found = taken[0] if len(taken) == 1 else Samples.concat(*taken)
-        return Batch(found.x, found.y, torch.zeros_like(found.tasks), 0)
+        passing = parts[0] if len(parts) == 1 else Samples.concat(*parts)
+        return Batch(passing.x, passing.y, torch.zeros_like(passing.tasks), 0)
 
 
 def stackable(samples: list[Samples]) -> list[Samples]:
     """Return the samples of each replica of a stack.
 
     Raises:
-        Unstackable: replicas have different numbers of them, or draw them anew for every batch.
+        Unstackable: replicas have different numbers of them, or draw new ones for every batch.
     """
     if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
         raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")

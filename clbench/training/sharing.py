@@ -25,8 +25,8 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
                      and not (frozen and other[name].requires_grad) for other in others)]
     if not names or not others:
         return set()
-    alike = torch.stack([torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names])
-    equal = {name for name, same in zip(names, alike.tolist(), strict=True) if same}
+    same = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
+    equal = {name for name, is_same in zip(names, torch.stack(same).tolist(), strict=True) if is_same}
     for name in equal:
         for other in others:
             other[name].data = copy_on_write(first[name].data)

@@ -1,7 +1,7 @@
 """Losses and gradients of a single strategy, or of several members (seeds, strengths) stacked into one.
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
-the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as ever,
+the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as usual,
 and only `loss` runs once for all, under `torch.func.vmap`. What is frozen and equal in all members, such as a
 pretrained base, is kept once: vmap then runs it on the samples of all members as one large product.
 """
@@ -33,7 +33,7 @@ class Unstackable(ValueError):
 
 
 class Engine(Protocol):
-    """What an optimizer step needs; made anew for every phase of every task."""
+    """What an optimizer step needs; a new one is made for every phase of every task."""
 
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
@@ -87,9 +87,9 @@ class SingleStep:
         self.forward = forward
         self.strategy = strategy
         self.loss: Callable[..., Tensor] = strategy.loss
-        own = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
-        rates = rates_of(strategy, own, recipe)
-        self.trained = {n: own[n] for n in rates}
+        learning = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
+        rates = rates_of(strategy, learning, recipe)
+        self.trained = {n: learning[n] for n in rates}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
         self.edits = overrides(strategy, "edit_gradients")
@@ -141,12 +141,12 @@ class Loss(nn.Module):
         batch = replace(batch, x=x, y=y, tasks=tasks, frozen=frozen)
         if not scalars:
             return self.strategy.loss(batch)
-        own: Any = self.strategy.options
-        self.strategy.options = OptionsView(own, scalars)  # type: ignore[assignment]
+        options: Any = self.strategy.options
+        self.strategy.options = OptionsView(options, scalars)  # type: ignore[assignment]
         try:
             return self.strategy.loss(batch)
         finally:
-            self.strategy.options = own
+            self.strategy.options = options
 
 
 class StackedStep:
@@ -162,12 +162,13 @@ class StackedStep:
         shared = share_equal(self.members, frozen=True)
         parameters = [dict(member.named_parameters()) for member in self.members]
         buffers = [dict(member.named_buffers()) for member in self.members]
-        stacked = {n: torch.stack([own[n].detach() for own in parameters]) for n in parameters[0] if n not in shared}
+        stacked = {name: torch.stack([of_member[name].detach() for of_member in parameters])
+                   for name in parameters[0] if name not in shared}
         rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad],
                          recipe)
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.frozen = {n: t for n, t in stacked.items() if n not in self.trained}
-        self.buffers = {n: torch.stack([own[n].detach() for own in buffers]) for n in buffers[0]}
+        self.buffers = {n: torch.stack([of_member[n].detach() for of_member in buffers]) for n in buffers[0]}
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
         self._find_sources()
@@ -236,8 +237,8 @@ class StackedStep:
 
     def _find_sources(self) -> None:
         """Note the first member's own parameters."""
-        own = dict(self.members[0].named_parameters())
-        self.sources = {name: own[name] for name in self.trained}
+        parameters = dict(self.members[0].named_parameters())
+        self.sources = {name: parameters[name] for name in self.trained}
 
     def _tie(self) -> None:
         """Make the members' parameters and buffers views of the stacked ones."""

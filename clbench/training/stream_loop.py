@@ -4,8 +4,9 @@ The harness goes on task by task, to evaluate where tasks really end, and nothin
 
 - Batches run on across boundaries. A row of R is taken after the batch that has its task's last sample.
 - There is one optimizer, schedule and phase, and `before_task` and `after_task` are called once for the whole stream.
-- Draws that would begin anew with each task (augmentation, dropout) begin anew with each step.
-- `Batch.task` and `Batch.tasks` are 0, `Task.train` cannot be had, and an output becomes active with its first sample.
+- Draws that would restart with each task (augmentation, dropout) restart with each step.
+- `Batch.task` and `Batch.tasks` are 0, `Task.train` is not available, and an output becomes active with its first
+  sample.
 
 `Strategy.observe` is shown the samples as they pass, also of a strategy that takes no steps (`phases` is 0).
 `clbench.testing` checks that two streams with the same samples in the same order, and other boundaries, leave a
@@ -81,9 +82,9 @@ class StreamLoop(TrainingLoop):
                     sampler.observed(replica.strategy, partial(self.callbacks.around_prepare, replica))
             return [TaskResult(steps=0) for _ in self.replicas]
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
-        found = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
+        columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
         return [TaskResult(end - begin, first.trainable(), diverged(column, index), last_tenths(column, len(column)))
-                for column in found.unbind(1)]
+                for column in columns.unbind(1)]
 
     def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
                       begin: int, end: int) -> list[Tensor]:

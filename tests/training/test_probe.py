@@ -133,7 +133,7 @@ def test_the_features_of_methods(method, own):
     found = Probe()
     for index in range(3):
         b.learn(index)
-        found = probe.look(b.strategy, b.stream, index + 1, found)
+        found = probe.add_probe(b.strategy, b.stream, index + 1, found)
     assert (found.own, found.missing, bool(found.together)) == (own, "", not own)
     assert len(found.learned) == len(found.end) == 3
     assert sum(found.learned) > 50
@@ -151,15 +151,15 @@ class Closed(Strategy):
 
 def test_a_method_that_shows_no_features_says_so_once():
     b = bench(StrategyInfo("x", Closed, ""), {}, "class")
-    found = probe.look(b.strategy, b.stream, 1, Probe())
+    found = probe.add_probe(b.strategy, b.stream, 1, Probe())
     assert "Closed shows no features" in found.missing
-    assert probe.look(b.strategy, b.stream, 2, found) is found
+    assert probe.add_probe(b.strategy, b.stream, 2, found) is found
 
 
 def test_a_model_of_another_library_that_hides_its_head_ends_no_trial():
     b = bench(discover().strategy("avalanche:FeatureReplay"), {}, "class")
     b.learn(0)
-    assert "shows no features" in probe.look(b.strategy, b.stream, 1, Probe()).missing
+    assert "shows no features" in probe.add_probe(b.strategy, b.stream, 1, Probe()).missing
 
 
 def planned(method="er", seeds=1, scenario="class"):

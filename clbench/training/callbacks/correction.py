@@ -18,15 +18,15 @@ def corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tenso
     Args:
         scores: [N, T], the largest logit among each task's outputs.
         task: the true task of each sample [N].
-        sure: which samples are right among their own task's outputs, bool [N]; the others cannot become right.
+        sure: which samples are right among their part task's outputs, bool [N]; the others cannot become right.
         half: 0 or 1 for each sample [N].
     """
     scores = scores.double()
     right = torch.zeros_like(sure)
-    for own in (0, 1):
-        fitted = (half != own) & sure
+    for part in (0, 1):
+        fitted = (half != part) & sure
         constants = best_constants(scores[fitted], task[fitted])
-        right |= (half == own) & sure & ((scores + constants).argmax(1) == task)
+        right |= (half == part) & sure & ((scores + constants).argmax(1) == task)
     return right
 
 
@@ -72,12 +72,12 @@ def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float
     """
     shifted = scores + constants
     shifted[:, column] = float("-inf")
-    own = task == column
+    in_column = task == column
     top, best = shifted.max(1)
     second = shifted.scatter(1, best[:, None], float("-inf")).amax(1)
     at = top - scores[:, column]  # where this column draws level with the best of the others
-    above = at[own & at.isfinite()].sort().values
-    below = at[~own & (best == task) & (top > second) & at.isfinite()].sort().values
+    above = at[in_column & at.isfinite()].sort().values
+    below = at[~in_column & (best == task) & (top > second) & at.isfinite()].sort().values
     edges = torch.unique(torch.cat([above, below]))
     if not len(edges):
         return float(constants[column])

@@ -1,9 +1,9 @@
 """Accuracy while a task is learned: evaluations between steps that leave no trace in training.
 
 A point is looked at before the first step of a task, after each of its first `FIRST` steps, then after every
-`every`-th and after the last; and once more when the task is consolidated. It tells how many of some test samples of
-each task so far are answered right, by the strategy as it stands, with the outputs of the task at hand among those that
-compete. The samples are drawn once for each task, whatever the seed of the trial and the method.
+`every`-th and after the last; and once more when the task is consolidated. It is the number of test samples of each
+task so far that are answered right, by the strategy as it stands, with the outputs of the task at hand among those that
+compete. The samples are drawn once for each task, the same for all seeds and methods.
 
 What an evaluation could change is put back: the draws of the global generators and of the strategy's own, the mode of
 each module, the block at which the model starts. Predictions change no state by contract (`Strategy.predict`), and the
@@ -173,13 +173,13 @@ class CurveCallback(Callback):
             with precision.forward(training.recipe, offered.device, first.strategy, stacked=True):
                 for given in given_tasks(first.strategy, learned):
                     for batch in zip(*(part.batches(size, given) for part in tests), strict=True):
-                        x = batch[0][0] if shared else torch.stack([own[0] for own in batch])
+                        x = batch[0][0] if shared else torch.stack([part[0] for part in batch])
                         logits = stacked_logits(engine, x, given, shared)
-                        if self.engine is not engine and not alike(replicas, logits, x, given, shared):
+                        if self.engine is not engine and not predict_alike(replicas, logits, x, given, shared):
                             self.as_one = False
                             return None
                         self.engine = engine
-                        y, tasks = torch.stack([own[1] for own in batch]), batch[0][2]
+                        y, tasks = torch.stack([part[1] for part in batch]), batch[0][2]
                         right.index_add_(1, tasks, (answered(logits, offered[:, tasks]) == y).long())
         except RuntimeError as error:  # of what vmap cannot do: look at values, say
             if out_of_memory(error):
@@ -204,10 +204,10 @@ def outputs_offered(replica: Replica, learned: int) -> Tensor:
     return offered_outputs(replica.stream, replica.strategy.world.scenario, learned)
 
 
-def alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
+def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
     """Tell whether each replica by itself has the logits [S, N, C] that it has in the stack, but for rounding."""
-    own = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
-    return bool(torch.allclose(logits, torch.stack(own), rtol=1e-3, atol=1e-4, equal_nan=True))
+    alone = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
+    return bool(torch.allclose(logits, torch.stack(alone), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 class Logits(nn.Module):
@@ -227,8 +227,8 @@ def stacked_logits(engine: StackedStep, x: Tensor, given: int | None, shared: bo
     call = Logits(engine.members[0])
 
     def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
-        found: Tensor = functional_call(call, state, (x, given))
-        return found
+        predicted: Tensor = functional_call(call, state, (x, given))
+        return predicted
 
     result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(engine.state(), x)
     return result  # type: ignore[no-any-return]
@@ -268,15 +268,16 @@ def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
 
 def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
     """Return what evaluating while learning costs: evaluations, samples, and about what share of training's FLOPs."""
-    looks = asked = trained = 0
+    evaluations = predicted = trained = 0
     for index, task in enumerate(stream.tasks):
         steps = steps_of(recipe, len(task.train))
-        found = len(points(steps, every)) + 1  # the last when the task is consolidated
-        looks += found
-        asked += found * sum(min(samples, len(known.test)) for known in stream.tasks[:index + 1])
+        evaluations_of_task = len(points(steps, every)) + 1  # the last when the task is consolidated
+        evaluations += evaluations_of_task
+        tests = [min(samples, len(known.test)) for known in stream.tasks[:index + 1]]
+        predicted += evaluations_of_task * sum(tests)
         trained += steps * recipe.batch_size
-    share = asked / (PASSES * trained)
+    share = predicted / (PASSES * trained)
     much = f"{share:.1f} times" if share >= 1 else f"{100 * share:.0f}% of"
-    return (f"evaluating while learning: {looks:,} times on {samples:,} test samples of each task so far, {asked:,} "
-            f"predictions, about {much} the FLOPs of plain training; less with a larger --evaluate-every or fewer "
-            "--evaluate-samples")
+    return (f"evaluating while learning: {evaluations:,} times on {samples:,} test samples of each task so far, "
+            f"{predicted:,} predictions, about {much} the FLOPs of plain training; less with a larger --evaluate-every "
+            "or fewer --evaluate-samples")

@@ -73,7 +73,7 @@ class Tally:
         self.seen.scores.append(empty.scatter_reduce(1, self.task_of.expand(len(y), -1), logits, "amax"))
 
     def _among_own(self, logits: Tensor, tasks: Tensor) -> Tensor:
-        """Return the winner [n] among the true task's outputs."""
+        """Return the predicted output [n] among those of the true task."""
         return logits.masked_fill(~self.own[tasks], float("-inf")).argmax(1)
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class Tally:
         """Return the counts; a strategy that infers the task, in eval mode, is asked with each task given."""
         y, tasks, right, won = (torch.cat(parts).cpu() for parts in (
             self.seen.y, self.seen.tasks, self.seen.right, self.seen.won))
-        sure = self._told(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
+        sure = self._right_with_task(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
 
         def count(which: Tensor) -> list[int]:
             return torch.bincount(tasks[which], minlength=self.learned).tolist()
@@ -97,7 +97,7 @@ class Tally:
         scores = torch.cat(self.seen.scores)[:, :self.learned].cpu()
         return facts.model_copy(update={"corrected": count(corrected(scores, tasks, sure, halves(y)))})
 
-    def _told(self, strategy: Strategy) -> Tensor:
+    def _right_with_task(self, strategy: Strategy) -> Tensor:
         """Return which samples are right when the task is given, bool [N]."""
         tests = self.stream.tests
         size = batch_size(self.stream, tests.y.device)
@@ -152,11 +152,11 @@ class ErrorDecomposition:
             with evaluating(replica.strategy):
                 replica.errors.append(tally.counts(replica.strategy))
         if self.probed and learned:
-            replica.probe = probe.look(replica.strategy, replica.stream, learned, replica.probe or Probe())
+            replica.probe = probe.add_probe(replica.strategy, replica.stream, learned, replica.probe or Probe())
 
     def covers(self, replica: Replica, learned: int) -> bool:
         """Tell whether all is there that is due after `learned` tasks, the last one not among them."""
         rows = learned if self.each and divides(replica.stream, replica.strategy.world.scenario) else 0
-        found = replica.probe
-        probed = found is not None and (bool(found.missing) or len(found.learned) == learned)
+        known = replica.probe
+        probed = known is not None and (bool(known.missing) or len(known.learned) == learned)
         return len(replica.errors) >= rows and (probed or not self.probed)

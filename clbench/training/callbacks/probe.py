@@ -1,4 +1,4 @@
-"""A linear probe: what ridge regression on a method's features can tell, whatever the method's own head says.
+"""A linear probe: what ridge regression reads from a method's features, without the method's head.
 
 The regression is fitted to all training samples it is given, without augmentation, in float64 and in closed form, from
 sums that take no more room than the features' second moments. Its strength comes from the training samples alone.
@@ -79,33 +79,33 @@ def cost(stream: Stream) -> str:
             "evaluation time")
 
 
-def look(strategy: Strategy, stream: Stream, learned: int, before: Probe) -> Probe:
+def add_probe(strategy: Strategy, stream: Stream, learned: int, before: Probe) -> Probe:
     """Return a probe with what there is to know after `learned` tasks added to what was known before.
 
-    After each task that is what the probe within it tells, after the last one also the probes within all tasks, and the
-    one of all tasks together. The strategy and all generators are left as they are.
+    After each task that is the probe within it; after the last one also the probes within all tasks, and the one of all
+    tasks together. The strategy and all generators are left as they are.
     """
     if before.missing:
         return before
     last = learned == len(stream.tasks)
     with evaluating(strategy), torch.no_grad():
         try:
-            own = _depends_on_task(strategy, stream, learned)
+            of_task = _depends_on_task(strategy, stream, learned)
             tasks = range(learned) if last else range(learned - 1, learned)
             sums = {task: sum_up(strategy, stream, task) for task in tasks}
-            found = {task: moments.ridge() for task, moments in sums.items()}
+            classifiers = {task: moments.ridge() for task, moments in sums.items()}
             if not last:
-                return before.model_copy(update={"learned": [*before.learned, *_rights(strategy, stream, found)]})
-            end = _rights(strategy, stream, found)
+                return before.model_copy(update={"learned": [*before.learned, *_rights(strategy, stream, classifiers)]})
+            end = _rights(strategy, stream, classifiers)
             together: list[int] = []
-            if not own:
+            if not of_task:
                 whole = sums[0]
                 for task in tasks[1:]:
                     whole = whole + sums[task]
                 together = _rights(strategy, stream, dict.fromkeys(tasks, whole.ridge()))
         except NoFeatures as reason:
             return Probe(missing=str(reason))
-    return before.model_copy(update={"own": own, "learned": [*before.learned, end[-1]], "end": end,
+    return before.model_copy(update={"own": of_task, "learned": [*before.learned, end[-1]], "end": end,
                                      "together": together})
 
 
@@ -131,12 +131,12 @@ def _inputs(strategy: Strategy, stream: Stream, samples: Samples) -> Iterator[tu
         yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), part.y
 
 
-def _rights(strategy: Strategy, stream: Stream, found: dict[int, tuple[Tensor, Tensor]]) -> list[int]:
+def _rights(strategy: Strategy, stream: Stream, classifiers: dict[int, tuple[Tensor, Tensor]]) -> list[int]:
     """Return how many test samples of each task the regression found for it gets right."""
     tests = stream.tests
     size = batch_size(stream, tests.y.device)
     return [sum(int(((features_of(strategy, x, task) @ weight + bias).argmax(1).to(y.device) == y).sum())
-                for x, y, _ in tests.batches(size, task)) for task, (weight, bias) in found.items()]
+                for x, y, _ in tests.batches(size, task)) for task, (weight, bias) in classifiers.items()]
 
 
 def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
@@ -148,7 +148,7 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     Args:
         strategy: in eval mode, without gradients.
         x: prepared inputs.
-        task: of x, for a strategy with a part for each task, or that infers the task; others are not told.
+        task: of x, for a strategy with a part for each task, or that infers the task; other strategies do not get it.
 
     Raises:
         NoFeatures: there is nothing of that kind.
@@ -183,12 +183,12 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     features = into or out_of
     if not features or any(f.dim() != 2 or len(f) != len(x) for f in features):
         raise NoFeatures(f"{type(strategy).__name__} shows no features that its answers are read from")
-    found = torch.cat(features, 1)
-    return (found.cpu() if found.device.type == "mps" else found).double()
+    joined = torch.cat(features, 1)
+    return (joined.cpu() if joined.device.type == "mps" else joined).double()
 
 
 def _depends_on_task(strategy: Strategy, stream: Stream, learned: int) -> bool:
-    """Tell whether the features of a sample depend on which task it is said to come from."""
+    """Tell whether the features of a sample depend on which task it is predicted for."""
     few = next(stream.tests.batches(FEW, 0))[0]
     first = features_of(strategy, few, 0)
     return any(not torch.equal(first, features_of(strategy, few, task)) for task in range(1, learned))
