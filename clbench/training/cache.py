@@ -111,7 +111,7 @@ class PhaseInputs:
                     for name, again in compute(strategy, part, self.start).items():
                         stored_outputs = {INPUTS: cached_samples.x, **(cached_samples.frozen or {})}
                         before = stored_outputs.get(name)
-                        if before is not None and not torch.equal(before[rows], again):
+                        if before is not None and not identical(before[rows], again):
                             what = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"
                             raise PluginError(
                                 f"{type(strategy).__name__}: {what} changed while the phase was trained, and clbench "
@@ -162,7 +162,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         task: the task that is trained.
         drawn: number of samples that the phase draws.
         batch: number of new samples of a step.
-        forward: the arithmetic of the loss (`numerics.forward`).
+        forward: the arithmetic of the loss (`precision.forward`).
         budget: bytes for what is stored, all members together; by default `BYTES`.
         around: contexts in which outputs of anything frozen are computed, one for each member.
 
@@ -283,8 +283,13 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
                     if start == 0:
                         raise
                     raise PluginError(misuse(strategy, f"its loss fails: {error}")) from error
-    if not torch.equal(*losses):
+    if not identical(*losses):
         raise PluginError(misuse(strategy, f"its loss is {float(losses[1])} and not {float(losses[0])}"))
+
+
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal bit for bit; NaN is equal to NaN."""
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def misuse(strategy: Strategy, how: str) -> str:

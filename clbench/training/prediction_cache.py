@@ -21,7 +21,7 @@ from clbench.core.errors import PluginError
 from clbench.data.stream import Tests
 from clbench.strategy.base import Prediction, Strategy, declares
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.training.cache import enabled, frozen_blocks, misuse, starting_at
+from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
 BYTES = 2**28  # of the outputs of one trial
 BATCHES = 8  # into which samples are divided at least, so that computing one of them again costs little
@@ -116,7 +116,7 @@ class PredictionCache:
         for name, compute in source.parts.items():
             known = self.stored.get((given, name), [])
             outputs.append(compute(x))
-            if number < len(known) and not torch.equal(known[number], outputs[-1]):
+            if number < len(known) and not identical(known[number], outputs[-1]):
                 if source.final:
                     raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
                                       "than after an earlier task; set parts_final = False in "
@@ -160,5 +160,5 @@ def predict_from(strategy: Strategy, outputs: Tensor, blocks: int, given: int | 
 
 def same(one: Prediction, other: Prediction) -> bool:
     """Return whether two predictions are equal bit for bit."""
-    return all(a is b or (a is not None and b is not None and torch.equal(a, b))
+    return all(a is b or (a is not None and b is not None and identical(a, b))
                for a, b in zip(one, other, strict=True))
