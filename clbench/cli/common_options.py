@@ -76,6 +76,8 @@ RECIPE = (
                  "learning rate falls (--schedule steps), such as 0.5,0.8."),
     click.option("--decay", type=float, help="Factor of the learning rate at each milestone.  [default: 0.1]"),
     click.option("--repeats", type=int, help="Steps on each batch, one after the other.  [default: 1]"),
+    click.option("--accumulate", type=int, metavar="N", help="Compute the gradients of each batch in N parts and add "
+                 "them up, which needs less memory.  [default: 1]"),
     click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "
                  "its full value.  [default: 0]"),
     click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),

@@ -75,10 +75,10 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         {execution}
         settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, until ("decided" adds
             seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
-            optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, warmup_ratio,
-            max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None leaves a
-            setting, or one of the above, as the file or the default has it. `benchmark` may also be a function that
-            returns an Avalanche benchmark, or such a benchmark itself, and `methods` may have strategy classes
+            optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, accumulate,
+            warmup_ratio, max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None
+            leaves a setting, or one of the above, as the file or the default has it. `benchmark` may also be a function
+            that returns an Avalanche benchmark, or such a benchmark itself, and `methods` may have strategy classes
             (docs/api.md says how they are identified).
 
     Returns:

@@ -57,7 +57,8 @@ DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 class Recipe(Strict):
     """How every method is trained on each task."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr")
+    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr",
+                                    "accumulate")
 
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
@@ -76,6 +77,8 @@ class Recipe(Strict):
     iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
     repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
     batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
+    accumulate: int = Field(
+        1, ge=1, description="parts of each batch whose gradients are computed one after the other and added up")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="reset or keep the optimizer's state when a new task begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(

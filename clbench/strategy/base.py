@@ -64,6 +64,9 @@ class Strategy(OldNames, nn.Module):
     # Predictions for test samples are then computed once. Both may be properties. A subclass that overrides `loss`,
     # `predict`, `forward` or `forward_task` declares them anew: what is inherited does not count there.
     parts_final: bool = False
+    # Whether the loss of a batch is the mean of the losses of its samples, plus terms without samples, so that a batch
+    # can be divided (`recipe.accumulate`). A subclass that overrides `loss` declares it anew.
+    loss_is_mean: bool = True
     extra_steps = 0  # taken in `after_task` of the latest task
     active: Tensor
     starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
@@ -254,14 +257,18 @@ def overrides(strategy: Strategy, name: str) -> bool:
     return getattr(type(strategy), name) is not getattr(Strategy, name)
 
 
-def declares(strategy: Strategy, fact: str) -> bool:
-    """Return whether a strategy declares a fact, `inputs_only_through_model` or `parts_final`.
+COMPUTING = ("loss", "predict", "forward", "forward_task")  # methods that compute losses and predictions
+BEHIND = {"inputs_only_through_model": COMPUTING, "parts_final": COMPUTING, "loss_is_mean": ("loss",)}
 
-    It holds for the class that makes it and for subclasses that keep how losses and predictions are computed.
+
+def declares(strategy: Strategy, fact: str) -> bool:
+    """Return whether a strategy declares a fact, one of `BEHIND`.
+
+    A declaration holds for the class that makes it and for subclasses that keep the methods that are behind it.
     """
     for cls in type(strategy).__mro__:
         if fact in vars(cls):
             return bool(getattr(strategy, fact))
-        if any(name in vars(cls) for name in ("loss", "predict", "forward", "forward_task")):
+        if any(name in vars(cls) for name in BEHIND[fact]):
             return False
     return False

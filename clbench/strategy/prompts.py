@@ -30,6 +30,7 @@ class PromptedStrategy(FrozenBase):
     method: ClassVar[str]
     place: ClassVar[str] = "among the tokens"
     in_attention: ClassVar[bool] = False  # whether `encode` is given prefixes
+    loss_is_mean = True
     options: StartOptions
     model: TokenNetwork
 

@@ -29,7 +29,7 @@ class QuadraticPenalty(Strategy, ABC):
 
     roles: tuple[tuple[str, str], ...] = (("importance__*", "importance"), ("anchor__*", "importance"),
                                           ("offset", "importance"))
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     offset: Tensor
     hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
 

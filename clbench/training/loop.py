@@ -28,35 +28,42 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
-from clbench.core.errors import SpecError
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Task
-from clbench.strategy.granted import Budget, Phase
+from clbench.strategy.granted import Phase
 from clbench.training import cache, precision
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.losses import diverged, last_tenths, on_host
-from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
+from clbench.training.optimizers import make_schedule
+from clbench.training.own_loop import fit_by_itself
 from clbench.training.replica import Replica, TaskResult, begin_phase
-from clbench.training.sampling import BatchSampler, shortened, stackable
+from clbench.training.sampling import BatchSampler, divided, require_divisible, shortened, stackable
 from clbench.training.steps import Engine, Unstackable, make_engine
 
 CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
 
 
-def take_step(engine: Engine, batches: Sequence[Batch]) -> Tensor:
-    """Take one optimizer step on a prepared batch for each replica; return the losses [S], left on the device."""
-    losses = engine.losses(batches)
+def take_step(engine: Engine, batches: Sequence[Batch], parts: int = 1) -> Tensor:
+    """Take one optimizer step on a prepared batch for each replica; return the losses [S], left on the device.
+
+    Gradients are computed in so many parts of the batches, and added up.
+    """
     for parameter in engine.trained.values():
         parameter.grad = None
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    total: Tensor | float = 0.0
+    for share, part in divided(batches, parts):
+        losses = share * engine.losses(part) if parts > 1 else engine.losses(part)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        total = total + losses.detach()
     engine.edit_gradients()
     engine.optimizer.step()
-    return losses.detach()
+    assert isinstance(total, Tensor)
+    return total
 
 
 class TrainingLoop:
@@ -139,10 +146,12 @@ class TrainingLoop:
         """
         first, index = self.replicas[0].strategy, tasks[0].index
         if first.owns_loop:
-            return [self._fit_by_itself(self.replicas[0], tasks[0])]
+            self.callbacks.on_step(self, index, 0, 0)
+            return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, self.callbacks)]
         if not first.phases(tasks[0]):
             self.callbacks.on_step(self, index, 0, 0)
             return [TaskResult(steps=0) for _ in tasks]
+        require_divisible(first, self.recipe)
         usual = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
         usual_samplers = self._samplers(usual, tasks)
         steps = steps_of(self.recipe, len(usual[0]))
@@ -198,7 +207,7 @@ class TrainingLoop:
             if self.replicas[0].strategy.world.is_text:
                 batches = shortened(batches)
             with self.callbacks.around_step(self, batches):
-                losses.append(take_step(self.engine, batches))
+                losses.append(take_step(self.engine, batches, self.recipe.accumulate))
             if schedule is not None:
                 schedule.step()
             self.callbacks.on_step(self, index, len(losses), steps)
@@ -220,25 +229,6 @@ class TrainingLoop:
         return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
                              self.recipe.repeats)
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
-
-    def _fit_by_itself(self, replica: Replica, task: Task) -> TaskResult:
-        """Train a strategy that has its own loop (`Strategy.fit`)."""
-        strategy = replica.strategy
-        self.callbacks.on_step(self, task.index, 0, 0)
-        if self.recipe.head_lr is not None:
-            require_head_rate(strategy)
-        if self.recipe.repeats:
-            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: repeats does not go with it")
-        sampler = BatchSampler(len(task.train), self.recipe.batch_size, replica.seed, task.index, self.augment)
-        strategy.train()
-        steps = steps_of(self.recipe, len(task.train))
-        with self.callbacks.around_own_loop(
-                replica, partial(sampler.following, torch.device("cpu")), steps) as following:
-            losses = on_host(strategy.fit(task, Budget(
-                self.recipe, following, partial(make_optimizer, self.recipe), partial(make_schedule, self.recipe),
-                sampler.augmented if self.augment else None)))
-        return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
-                          last_tenths(losses, len(losses)))
 
     def _keep(self, positions: Sequence[int]) -> None:
         """Continue with the replicas at these positions only."""

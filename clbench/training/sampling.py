@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from clbench.core import seeds, tokens
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.data.augmentation import Augmentation
 from clbench.data.samples import Samples
-from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Batch, Strategy, declares, overrides
 from clbench.training.steps import Unstackable
 
 Around = Callable[[Batch | None], AbstractContextManager[object]]
@@ -153,3 +155,34 @@ def stackable(samples: list[Samples]) -> list[Samples]:
 def shortened(batches: Sequence[Batch]) -> list[Batch]:
     """Return batches of text, all cut off behind the longest sample of any."""
     return [replace(batch, x=x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
+
+
+def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
+    """Check that batches may be divided, if the recipe asks for it.
+
+    Raises:
+        SpecError: the loss is not declared to be a mean over samples.
+    """
+    if recipe.accumulate > 1 and not declares(strategy, "loss_is_mean"):
+        raise SpecError(f"accumulate cannot be used with {type(strategy).__name__}, which does not declare that its "
+                        "loss is a mean over samples (loss_is_mean); leave accumulate out, or use a smaller batch_size")
+
+
+def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float, Sequence[Batch]]]:
+    """Yield parts of batches, one of each replica, and the share of the samples that they have."""
+    samples = len(batches[0].y)
+    size = math.ceil(samples / parts)
+    if size == samples:
+        yield 1.0, batches
+        return
+    for begin in range(0, samples, size):
+        end = min(begin + size, samples)
+        yield (end - begin) / samples, [rows_of(batch, begin, end) for batch in batches]
+
+
+def rows_of(batch: Batch, begin: int, end: int) -> Batch:
+    """Return the rows `begin` to `end` of a batch."""
+    new = len(batch.y) - batch.replayed
+    frozen = None if batch.frozen is None else {name: rows[begin:end] for name, rows in batch.frozen.items()}
+    return replace(batch, x=batch.x[begin:end], y=batch.y[begin:end], tasks=batch.tasks[begin:end],
+                   replayed=max(0, end - max(begin, new)), frozen=frozen)

@@ -36,7 +36,7 @@ from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, begin_phase
-from clbench.training.sampling import StreamSampler, stackable
+from clbench.training.sampling import StreamSampler, require_divisible, stackable
 from clbench.training.steps import Unstackable, make_engine
 
 
@@ -81,6 +81,7 @@ class StreamLoop(TrainingLoop):
                 while sampler.step < end:
                     sampler.observed(replica.strategy, partial(self.callbacks.around_prepare, replica))
             return [TaskResult(steps=0) for _ in self.replicas]
+        require_divisible(first, self.recipe)
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
         return [TaskResult(end - begin, first.trainable(), diverged(column, index), last_tenths(column, len(column)))

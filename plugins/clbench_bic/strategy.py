@@ -84,6 +84,7 @@ class BiC(HerdedMemory, Distilled):
     """
 
     method = "bic"
+    loss_is_mean = True
     roles = (("correction.*", "correction"), ("old_correction.*", "correction"), ("validation_*", "replay"),
              *HerdedMemory.roles, *Distilled.roles)
     options: BiCOptions

@@ -87,7 +87,7 @@ class EASE(FrozenBase):
     """
 
     head_parameters = ("head.*",)
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
              ("plain", "prototypes"), ("labels", "prototypes"))
     options: EASEOptions

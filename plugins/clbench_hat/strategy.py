@@ -54,6 +54,7 @@ class HAT(PerTaskStrategy):
     """The model's layers behind masks; the buffers `used__*` are u_l, and `s` how steep the gates are in this step."""
 
     roles = (("embeddings.*", "masks"), ("used__*", "masks"), *PerTaskStrategy.roles)
+    loss_is_mean = True
     parts_final = False  # masks are nearly 0 or 1, not exactly, so later tasks change old answers a little
     options: HATOptions
     s: Tensor

@@ -44,6 +44,7 @@ class ICaRL(HerdedMemory, Distilled):
     """
 
     method = "icarl"
+    loss_is_mean = True
     roles = (("means", "prototypes"), *HerdedMemory.roles, *Distilled.roles)
     options: ICaRLOptions
     means: Tensor

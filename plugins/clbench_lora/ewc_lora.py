@@ -54,7 +54,7 @@ class EWCLoRA(JoinedHeadsLoRA):
     """
 
     method = "ewc-lora"
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     roles = (("importance__*", "importance"), *JoinedHeadsLoRA.roles)
     options: EWCLoRAOptions
 

@@ -21,7 +21,7 @@ NAME = "first adapted layer"
 class FirstLayerOnce(Strategy):
     """Base of strategies on adapted layers; it stands before other bases."""
 
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     base_learns: bool
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:

@@ -40,7 +40,7 @@ class LoRAMean(SummedLoRA):
 
     method = "lora-mean"
     heads_named = "heads.*"
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     roles = (("heads.*", "heads"), *SummedLoRA.roles)
     options: LoRAMeanOptions
 

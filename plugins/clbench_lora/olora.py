@@ -37,7 +37,7 @@ class OLoRA(Aligned, SummedLoRA):
     """A frozen base W, adapters per task, and the penalty on overlap of the newest with the earlier ones."""
 
     method = "o-lora"
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     roles = (*Aligned.roles, *SummedLoRA.roles)
     options: OLoRAOptions
 

@@ -57,7 +57,7 @@ from clbench_lwf import LwFOptions
 class LwF(Distilled):
     """Fine-tuning with the distillation loss."""
 
-    inputs_only_through_model = True
+    inputs_only_through_model = loss_is_mean = True
     options: LwFOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:

@@ -65,6 +65,7 @@ class PNN(PerTaskStrategy):
     """
 
     roles = (("model.blocks.*", "columns"), ("columns.*", "columns"), ("start.*", "base"), *PerTaskStrategy.roles)
+    loss_is_mean = True
     options: PNNOptions
 
     def __init__(self, model: Network, world: World, options: PNNOptions | None = None) -> None:

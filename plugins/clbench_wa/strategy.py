@@ -44,6 +44,7 @@ class WA(HerdedMemory, Distilled):
     """Fine-tuning on new samples and exemplars with distillation; the head is aligned after each task."""
 
     method = "wa"
+    loss_is_mean = True
     roles = (*HerdedMemory.roles, *Distilled.roles)
     options: WAOptions
 

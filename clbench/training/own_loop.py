@@ -1,0 +1,41 @@
+"""Training by a strategy's own loop (`Strategy.fit`), from another library, say."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from clbench.core.errors import SpecError
+from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Task
+from clbench.strategy.granted import Budget
+from clbench.training.budget import steps_of
+from clbench.training.callbacks.interface import Callback
+from clbench.training.losses import diverged, last_tenths, on_host
+from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
+from clbench.training.replica import Replica, TaskResult
+from clbench.training.sampling import BatchSampler
+
+
+def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, callback: Callback) -> TaskResult:
+    """Let a strategy spend the budget of a task by its own loop.
+
+    Raises:
+        SpecError: the recipe has something that only clbench's loop does.
+    """
+    strategy, augment = replica.strategy, replica.stream.augment
+    if recipe.head_lr is not None:
+        require_head_rate(strategy)
+    for name in ("repeats", "accumulate"):
+        if getattr(recipe, name) not in (None, 1):
+            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
+    sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
+    strategy.train()
+    next_indices = partial(sampler.following, torch.device("cpu"))
+    with callback.around_own_loop(replica, next_indices, steps_of(recipe, len(task.train))) as following:
+        losses = on_host(strategy.fit(task, Budget(
+            recipe, following, partial(make_optimizer, recipe), partial(make_schedule, recipe),
+            sampler.augmented if augment else None)))
+    return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
+                      last_tenths(losses, len(losses)))
