@@ -16,7 +16,7 @@ from clbench.training.budget import granted_in_words, steps_of
 from clbench.training.costs import PeakMemory
 from clbench.training.replica import Replica
 
-LESS_MEMORY = "To need less memory, use a smaller --batch-size, --precision bf16 or fewer --workers"
+LESS_MEMORY = "To need less memory, use --accumulate 4, a smaller --batch-size, --precision bf16 or fewer --workers"
 
 
 def describe(stream: Stream) -> StreamFacts:
