@@ -177,11 +177,10 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     blocks, frozen = 0, False
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
-        if declares(first, "inputs_only_through_model"):
-            blocks = min(map(frozen_blocks, strategies))
-    # Outputs that are not stored are computed from the inputs, so the blocks cannot be cached without them.
-    while (blocks or frozen) and not fits(strategies, samples, blocks, frozen, budget):
-        blocks, frozen = 0, frozen and blocks > 0
+        most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
+        # Frozen outputs are computed from the inputs, so blocks are not cached without them.
+        choices = [(most, frozen), (0, frozen), (0, False)]
+        blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
     if blocks:
         require_same_loss(first, samples[0], task, blocks, forward)
     if blocks or frozen:
@@ -189,11 +188,11 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         for strategy, part, context in zip(strategies, samples, around or [nullcontext()] * len(samples), strict=True):
             with forward, context:
                 cached_samples.append(stored(strategy, part, blocks, frozen))
-        return PhaseInputs(cached_samples, raw.raw, blocks, True, forward)
+        return PhaseInputs(cached_samples, list(samples), blocks, True, forward)
     if prepared_in_batches(strategies, samples, drawn, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
-    ready = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
-    return PhaseInputs([ready[id(part)] for part in samples], raw.raw, prepared=True)
+    prepared = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
+    return PhaseInputs([prepared[id(part)] for part in samples], list(samples), prepared=True)
 
 
 def compute(strategy: Strategy, raw: Samples, blocks: int, frozen: bool = True) -> dict[str, Tensor]:

@@ -2,17 +2,17 @@
 
     for each task:
         strategy.before_task
-        for each phase:
+        for each phase (a part of the task's steps):
             strategy.before_phase; new optimizer
             for each step:
                 batch: drawn, replay added (augment_batch), images augmented, prepared
                 loss, gradients, edit_gradients, optimizer step
         strategy.after_task
 
-What each of before_task, training and after_task draws from the global generators of torch, NumPy and Python comes from
-a seed of its own ("strategy", "training", "consolidation"), so that none depends on what another drew. Costs, curves,
-evaluations and checkpoints are callbacks (`clbench.training.callbacks`). Streams with hidden boundaries have
-`clbench.training.stream_loop`.
+Each of before_task, the steps and after_task has a seed of its own for the global generators of torch, NumPy and
+Python, so that none depends on how many numbers another drew. Gradients are clipped in the optimizer (`optimizers`). Costs,
+curves, evaluations and checkpoints are callbacks (`clbench.training.callbacks`), which `clbench.execution.trial_runner`
+puts together. Streams with hidden boundaries have `clbench.training.stream_loop`.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ class TrainingLoop:
             with self.callbacks.around_prepare(replica):
                 tasks.append(replica.begin(index))
         with self.replicas[0].training(index):
-            ready = Clock.now()
+            steps_began = Clock.now()
             results = self.fit(tasks)
             synchronize(device)
-            done = Clock.now()
+            steps_ended = Clock.now()
         for replica, task, result in zip(self.replicas, tasks, results, strict=True):
             if result.diverged is None and (not replica.stream.hidden or index + 1 == len(replica.stream.tasks)):
                 with self.callbacks.around_prepare(replica):
@@ -128,7 +128,8 @@ class TrainingLoop:
                 result.steps += replica.strategy.extra_steps
         synchronize(device)
         ended = Clock.now()
-        training, whole = done.since(ready).share(len(self.replicas)), ended.since(began).share(len(self.replicas))
+        count = len(self.replicas)
+        training, whole = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
         for replica, result in zip(self.replicas, results, strict=True):
             for note in self.compiler.notes if self.compiler else ():
                 replica.add_note(note)
@@ -152,23 +153,23 @@ class TrainingLoop:
             self.callbacks.on_step(self, index, 0, 0)
             return [TaskResult(steps=0) for _ in tasks]
         require_divisible(first, self.recipe)
-        usual = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
-        usual_samplers = self._samplers(usual, tasks)
-        steps = steps_of(self.recipe, len(usual[0]))
+        task_samples = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
+        task_samplers = self._samplers(task_samples, tasks)
+        steps = steps_of(self.recipe, len(task_samples[0]))
         phases = phases_of(first, tasks[0], self.recipe, steps)
-        # What a replica draws between steps goes on from where that replica stopped, as if it were alone.
-        draws: list[AbstractContextManager[None]] = [nullcontext()]
-        if len(usual) > 1:
-            draws = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
+        # In a stack, each replica keeps its own random state between phases, as if it were alone.
+        random_states: list[AbstractContextManager[None]] = [nullcontext()]
+        if len(task_samples) > 1:
+            random_states = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
         trainable, losses = 0, list[Tensor]()
         for phase in phases:
-            for replica, task, own_draws in zip(self.replicas, tasks, draws, strict=True):
-                with own_draws, self.callbacks.around_prepare(replica):
+            for replica, task, random_state in zip(self.replicas, tasks, random_states, strict=True):
+                with random_state, self.callbacks.around_prepare(replica):
                     begin_phase(replica.strategy, task, phase)
             of_phase = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
-            samples, samplers = usual, usual_samplers
-            if (chosen := [part for part in of_phase if part is not None]):
-                samples = stackable(chosen)
+            samples, samplers = task_samples, task_samplers
+            if (phase_samples := [part for part in of_phase if part is not None]):  # of all replicas, or of none
+                samples = stackable(phase_samples)
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
             trainable = max(trainable, first.trainable())

@@ -136,11 +136,13 @@ def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: in
     The norm is Euclidean, as in `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013). Of a stack, whose gradients are
     [S, ...], each member has a norm of its own.
     """
-    rows = [g.view(members, -1) for g in gradients if g is not None]
-    norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows]), dim=0)
-    factors = (limit / (norms + 1e-6)).clamp(max=1.0)
-    for row in rows:
-        row.mul_(factors[:, None].to(row.dtype))
+    present = [gradient for gradient in gradients if gradient is not None]
+    # `reshape`, since gradients of convolutions are channels-last; of those it makes a copy.
+    norms = torch.stack([torch.linalg.vector_norm(gradient.reshape(members, -1), dim=1) for gradient in present])
+    factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in present:
+        factor = factors[0] if members == 1 else factors.view(members, *[1] * (gradient.dim() - 1))
+        gradient.mul_(factor.to(gradient.dtype))
 
 
 def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler | None:

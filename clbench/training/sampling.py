@@ -26,9 +26,14 @@ Around = Callable[[Batch | None], AbstractContextManager[object]]
 class BatchSampler:
     """Draws batches from a task's samples: a permutation per pass; the last batch of a pass may be smaller.
 
-    With `repeats`, each batch is given so many times. The order comes from the axis ("data", task) of the seed, so it
-    is the same for every method; so is what is drawn to augment each batch, from ("augmentation", task). What a method
-    replays has draws of its own, and so has a phase with samples of its own, from the same axes and its number.
+    With `repeats`, each batch is given so many times. Random numbers come from axes of the seed, so that they are the
+    same for every method:
+
+    - the order: ("data", task);
+    - augmentation of new samples: ("augmentation", task);
+    - augmentation of replayed samples: ("augmentation of replay", task).
+
+    If a phase has samples of its own, its number follows the task in each axis.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, task: int,

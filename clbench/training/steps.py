@@ -37,7 +37,8 @@ class Engine(Protocol):
 
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
-    sources: dict[str, nn.Parameter]  # the first member's own parameters behind them
+    # The first member's parameters behind them: they tell whether kept optimizer state is of the same parameters.
+    sources: dict[str, nn.Parameter]
     loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
     forward: AbstractContextManager[object]  # in which it runs
 

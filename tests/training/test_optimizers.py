@@ -54,11 +54,12 @@ def test_momentum_is_for_sgd():
 
 @pytest.mark.parametrize("limit", [0.5, 100.0])
 def test_clipping_is_that_of_torch_for_each_member_of_a_stack(limit):
-    members = [[nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (4,), ())] for _ in range(3)]
+    members = [[nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (4,), (), (4, 3, 2, 2))] for _ in range(3)]
     generator = torch.Generator().manual_seed(0)
     for member in members:
         for parameter in member:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
+        member[-1].grad = member[-1].grad.to(memory_format=torch.channels_last)  # as those of convolutions are
     stacked = [torch.stack([p.grad for p in same]) for same in zip(*members, strict=True)]
     clip_gradients([*stacked, None], limit, members=3)
     for position, member in enumerate(members):

@@ -17,7 +17,8 @@ A run calls them in this order; the methods that begin with `around` return cont
         on_task
     on_end
 
-A strategy with its own loop has `around_own_loop` in the place of phases and steps.
+A strategy with its own loop has `around_own_loop` in the place of phases and steps. `clbench.execution.trial_runner`
+puts the callbacks of a run together.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Callback:
         return nullcontext()
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
-        """Act after step 1, 2, ... of a task with so many `steps`, and before the first one (step 0)."""
+        """Act before the first step of a task (`step` is 0), then after each step.
+
+        Parameters still have the gradients of the step (`training.engine.trained`).
+        """
 
     @contextmanager
     def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
