@@ -10,9 +10,9 @@
         strategy.after_task
 
 Each of before_task, the steps and after_task has a seed of its own for the global generators of torch, NumPy and
-Python, so that none depends on how many numbers another drew. Gradients are clipped in the optimizer (`optimizers`). Costs,
-curves, evaluations and checkpoints are callbacks (`clbench.training.callbacks`), which `clbench.execution.trial_runner`
-puts together. Streams with hidden boundaries have `clbench.training.stream_loop`.
+Python, so that none depends on how many numbers another drew. Gradients are clipped in the optimizer (`optimizers`).
+Costs, curves, evaluations and checkpoints are callbacks, which `clbench.execution.trial_runner` puts together. Streams
+with hidden boundaries have `clbench.training.stream_loop`.
 """
 
 from __future__ import annotations
