@@ -158,8 +158,14 @@ def stackable(samples: list[Samples]) -> list[Samples]:
 
 
 def shortened(batches: Sequence[Batch]) -> list[Batch]:
-    """Return batches of text, all cut off behind the longest sample of any."""
-    return [replace(batch, x=x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
+    """Return batches of text, all cut off behind the longest sample of any, with what is stored for their tokens."""
+    parts = []
+    for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True):
+        frozen = None if batch.frozen is None else {
+            name: rows[:, :x.shape[1]] if rows.dim() == tokens.VECTORS and rows.shape[1] == batch.x.shape[1] else rows
+            for name, rows in batch.frozen.items()}
+        parts.append(replace(batch, x=x, frozen=frozen))
+    return parts
 
 
 def require_divisible(strategy: Strategy, recipe: Recipe) -> None:

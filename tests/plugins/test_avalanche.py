@@ -26,6 +26,7 @@ from clbench.experiment.spec import Recipe, build
 from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
 from clbench.training.costs import measure
 from clbench.training.evaluation import evaluate
+from clbench.training.loop import TrainingLoop
 
 NAMES = [options.strategy for options, _ in USABLE]
 PARAMETERS, PIXELS = 64 * 12 + 12 + 12 * 12 + 12 + 12 * 6 + 6, 64
@@ -55,7 +56,8 @@ def methods():
 def learned(info, scenario, recipe=AT_ONCE, options=None, tasks=TASKS, model="mlp", augment=None):
     """Return a strategy after some tasks, with its accuracy on each right after it was learned, and what was done."""
     b = bench(info, options or {}, scenario, model=model)
-    trainer, right, done = loop([b.strategy], recipe, [0], augment), [], []
+    trainer = TrainingLoop([replace(b.replica, stream=replace(b.stream, augment=augment))], recipe)
+    right, done = [], []
     for index in range(tasks):
         trained, = trainer.train_task(index)
         done.append(trained)

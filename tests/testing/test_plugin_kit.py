@@ -143,13 +143,14 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
     assert lines[9].startswith("  FAIL  checkpoint: no going on from a checkpoint: its attribute seen is a Tensor")
     assert lines[10] == "  FAIL  learning-rates: learning_rates has 'modl.*', which fits the name of no parameter"
-    assert lines[11].startswith("  ok    task-free: ")
-    assert lines[12].startswith("  ok    stored-samples: ")
-    assert lines[13] == f"hides breaks 3 of {len(CHECKS)} rules"
-    assert lines[14] == "unmade"
-    assert lines[15] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
+    assert lines[11].startswith("  ok    declarations: ")
+    assert lines[12].startswith("  ok    task-free: ")
+    assert lines[13].startswith("  ok    stored-samples: ")
+    assert lines[14] == f"hides breaks 3 of {len(CHECKS)} rules"
+    assert lines[15] == "unmade"
+    assert lines[16] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}:18 in __init__)")
-    assert lines[16] == "  FAIL  state: the same"
+    assert lines[17] == "  FAIL  state: the same"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 

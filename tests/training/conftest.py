@@ -1,5 +1,3 @@
-from fractions import Fraction
-
 import pytest
 
 from clbench.training import evaluation
@@ -10,4 +8,3 @@ def small_batches(monkeypatch):
     """Evaluate in batches of 7 images [1, 8, 8]."""
     monkeypatch.setattr(evaluation, "BATCH_BYTES", {"cpu": 7 * 4 * 64})
     monkeypatch.setattr(evaluation, "SMALLEST", 1)
-    monkeypatch.setattr(evaluation, "flops_of", lambda *_: Fraction(0))  # whose few samples are not stored
