@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clbench.accounting.flops import ORDINARY, FlopCount
 from clbench.accounting.step_flops import Draws, PhaseFlops
 from clbench.data.augmentation import Augmentation
-from clbench.data.samples import Held, PermutedSamples, Samples, StochasticSamples
+from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, Task, overrides
@@ -53,14 +53,14 @@ class Form(NamedTuple):
 def stream_without_values(stream: Stream) -> Stream:
     """Return a stream on the CPU with the shapes and types of its inputs only; labels and tasks keep their values."""
     made: dict[int, Tensor] = {}
-    held = Held()
+    cache = PermutedInputCache()
 
     def empty(x: Tensor) -> Tensor:
         return made.setdefault(id(x), torch.empty_like(x, device="meta"))
 
     def samples(part: Samples) -> Samples:
         if isinstance(part, PermutedSamples):
-            return PermutedSamples(empty(part.base), part.permutation, part.y, part.tasks, held)
+            return PermutedSamples(empty(part.base), part.permutation, part.y, part.tasks, cache)
         if isinstance(part, StochasticSamples):
             x = empty(part.x)
             return StochasticSamples(x, part.y, part.tasks, lambda _: x[0])

@@ -159,10 +159,10 @@ def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, ta
     for index in torch.unique(home).tolist():
         there = (home == index).nonzero()[:, 0]
         part, chosen = parts[index], rows[there]
-        found = (permute(pick(part.base, chosen), part.permutation) if isinstance(part, PermutedSamples)
-                 else pick(part.x, chosen))
-        x = found.new_empty(len(y), *found.shape[1:]) if x is None else x
-        x[there] = found
+        inputs = (permute(pick(part.base, chosen), part.permutation) if isinstance(part, PermutedSamples)
+                  else pick(part.x, chosen))
+        x = inputs.new_empty(len(y), *inputs.shape[1:]) if x is None else x
+        x[there] = inputs
     assert x is not None
     if not any(part.is_stochastic for part in parts):
         return Samples(x, y, tasks)
@@ -171,7 +171,7 @@ def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, ta
 
     def draw(index: int) -> Tensor:
         where, row = places[index]
-        found: Tensor = draws[where](row)
-        return found
+        sample: Tensor = draws[where](row)
+        return sample
 
     return StochasticSamples(x, y, tasks, draw)

@@ -48,7 +48,7 @@ class CropFlip:
         return torch.cat([shifts, torch.randint(0, 2, (count, 1), generator=generator)], 1)
 
     def sized(self, size: int | None) -> CropFlip:
-        """Return this: images keep their size, whatever they become later."""
+        """Return this augmentation unchanged: it keeps the size of images, and a later resize does not affect it."""
         return self
 
     def __call__(self, x: Tensor, draws: Tensor) -> Tensor:

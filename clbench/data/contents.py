@@ -1,9 +1,11 @@
-"""What the data files of a benchmark contain, by hashes; a file is read again only where its size or times changed.
+"""Hashes of the data files of a benchmark; a file is read again only if its size or its times have changed.
 
-An index beside the cached streams (`streams/files-*.json`) keeps the hash of every file with its size and the times at
-which its content and its status changed last. The second time changes with every write and cannot be set, so it gives
-away a file that was replaced by another of the same size and time. What neither tells is found by reading all files
-(`verify`): a disk that rots, a clock that was set back, a file system without that time.
+An index next to the cached streams (`streams/files-*.json`) stores the hash and the size of every file, and the times
+of the last change of its content and of its status. The second time changes with every write and no program can set
+it. It therefore reveals a file that was replaced by another one with the same size and modification time.
+
+Neither time reveals some problems: a failing disk, a clock that was set back, a file system without status times. To
+find these, clbench reads all files again (`verify`).
 """
 
 from __future__ import annotations
@@ -63,16 +65,16 @@ class Contents:
 
 
 def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) -> DataFiles:
-    """Return the data files that a benchmark reads: those it names, as far as they exist, or those it lists.
+    """Return the data files that a benchmark reads: the named files that exist, or the files that it lists.
 
     Raises:
-        DataError: it cannot list them.
+        DataError: the benchmark cannot list its files.
     """
     if not (isinstance(info.files, str) or callable(info.files)):
         named = ((name, os.path.abspath(data_dir / name)) for name in info.files)
         return DataFiles({name: path for name, path in named if os.path.exists(path)})
-    found = list(map(str, _called(info.files, info, options, data_dir, "its files cannot be listed")))
-    paths = {name: os.path.abspath(name) for name in found}
+    listing = list(map(str, _called(info.files, info, options, data_dir, "its files cannot be listed")))
+    paths = {name: os.path.abspath(name) for name in listing}
     return DataFiles(paths, _common(paths.values()), listed=True)
 
 
@@ -114,12 +116,12 @@ def index_of(folder: Path, benchmark: str, files: DataFiles) -> Path:
 
 
 def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents:
-    """Return the contents of files and keep their hashes in the index, if it can be written.
+    """Return the contents of files, and store their hashes in the index if it can be written.
 
     Args:
-        files: of a benchmark.
-        index: a file of hashes, which need not exist.
-        verify: whether files are read again though size and times are the same.
+        files: the data files of a benchmark.
+        index: the file of hashes; it need not exist.
+        verify: whether to read files again although their size and times are the same.
 
     Raises:
         DataError: a file cannot be read.
@@ -140,8 +142,8 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
             raise DataError(f"data file {path} cannot be read: {error.strerror or error}") from None
         if old is not None and old[:3] == state and old[3] != digest:
             changed.append(path)
-        settled = max(state[1:]) < began - SETTLED_NS
-        entries[path] = [*(state if settled else UNSETTLED), digest]
+        is_stable = max(state[1:]) < began - SETTLED_NS
+        entries[path] = [*(state if is_stable else UNSETTLED), digest]
     notes = []
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -163,18 +165,20 @@ def _state(path: str) -> list[int]:
 
 
 def _by_name(files: DataFiles, entries: Entries) -> dict[str, str]:
-    """Return each named file's hash, or the one of all that are listed."""
-    found = {name: entries[path][3] for name, path in files.paths.items()}
-    return {"files": hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()} if files.listed else found
+    """Return the hash of each named file, or one hash of all listed files."""
+    hashes = {name: entries[path][3] for name, path in files.paths.items()}
+    if not files.listed:
+        return hashes
+    return {"files": hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()}
 
 
 def _read(index: Path) -> Entries:
-    """Return what an index holds; nothing if it is missing or damaged, since files can be read again."""
+    """Return the entries of an index; none if it is missing or damaged, because files can be read again."""
     try:
-        found = json.loads(index.read_bytes())
-        if found["format"] != FORMAT or not all(_is_entry(entry) for entry in found["files"].values()):
+        document = json.loads(index.read_bytes())
+        if document["format"] != FORMAT or not all(_is_entry(entry) for entry in document["files"].values()):
             return {}
-        entries: Entries = found["files"]
+        entries: Entries = document["files"]
         return entries
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

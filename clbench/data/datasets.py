@@ -63,7 +63,7 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
     if not all((where / file).is_file() for file in MNIST_FILES):
         require_downloads(name, where)
         try:
-            with chatter_to_stderr(), _impatient():
+            with chatter_to_stderr(), _network_timeout():
                 cls(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).split("\n")[-2 if isinstance(error, RuntimeError) and "\n" in str(error) else 0]
@@ -108,8 +108,8 @@ def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
     if not where.is_file():
         _keep_cifar(name, data_dir, where)
     try:
-        found = load_file(where)
-        parts = [Images(found[f"{part}_x"], found[f"{part}_y"]) for part in ("train", "test")]
+        tensors = load_file(where)
+        parts = [Images(tensors[f"{part}_x"], tensors[f"{part}_y"]) for part in ("train", "test")]
     except (OSError, SafetensorError, KeyError) as error:
         raise DataError(f"{where} cannot be read ({type(error).__name__}: {error}); remove it to make it "
                         "again") from error
@@ -127,7 +127,7 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
     cls: Any = getattr(torchvision.datasets, name)
     require_downloads(name, where)
     try:
-        with chatter_to_stderr(), _impatient():
+        with chatter_to_stderr(), _network_timeout():
             train, test = (cls(data_dir, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -182,7 +182,7 @@ def require_downloads(name: str, where: Path) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _network_timeout() -> Iterator[None]:
     """Give up on a network connection that does not answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)

@@ -26,12 +26,12 @@ NAMES = "class_names"
 
 
 class Parts:
-    """Rows of D float32 numbers that are written batch by batch to a folder beside the file that they will become.
+    """Rows of D float32 numbers, written batch by batch to a folder next to the output file.
 
     Args:
-        out: that file.
-        job: what decides on the numbers, as JSON has it. Rows of another job are removed.
-        width: D.
+        out: the output file that the rows will become.
+        job: everything that determines the numbers, as JSON values. Rows of another job are removed.
+        width: D, the numbers per row.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any], width: int) -> None:
@@ -42,11 +42,11 @@ class Parts:
         self.out = out
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """Hold the folder, and tell whether it has rows of this very job; where the block ends well, it is removed.
+    def lock_folder(self) -> Iterator[bool]:
+        """Lock the folder, and yield whether it already has rows of this job; remove it if the block succeeds.
 
         Raises:
-            StoreError: another process has it, or the folder cannot be made.
+            StoreError: another process has locked the folder, or the folder cannot be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,13 +116,14 @@ def check_suffix(out: Path) -> None:
 
 def write_features(out: Path, arrays: Mapping[str, Array], facts: Mapping[str, str], class_names: tuple[str, ...] = (),
                    ) -> None:
-    """Write arrays as safetensors or npz, by the file's suffix; whole or not at all.
+    """Write arrays as safetensors or npz, depending on the file's suffix; the write is atomic.
 
     Args:
-        out: where to.
-        arrays: by key.
-        facts: told with them: in the metadata of safetensors, as arrays of text in an npz.
-        class_names: of labels 0, 1, ...; `class_names` is a JSON list in safetensors, an array of text in an npz.
+        out: the output file.
+        arrays: the arrays by key.
+        facts: descriptions to store with the arrays: as metadata in safetensors, as arrays of text in an npz.
+        class_names: the names of labels 0, 1, ... They are stored under the key `class_names`: as a JSON list in
+            safetensors, as an array of text in an npz.
     """
     files.write_atomically(out, lambda file: WRITERS[out.suffix](file, arrays, facts, class_names))
 
@@ -130,8 +131,8 @@ def write_features(out: Path, arrays: Mapping[str, Array], facts: Mapping[str, s
 def _safetensors(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str, str],
                  class_names: tuple[str, ...]) -> None:
     """Write safetensors, a piece at a time (the library's own writer copies all arrays first)."""
-    told = {**facts, **({NAMES: json.dumps(class_names)} if class_names else {})}
-    header: dict[str, Any] = {"__metadata__": told}
+    metadata = {**facts, **({NAMES: json.dumps(class_names)} if class_names else {})}
+    header: dict[str, Any] = {"__metadata__": metadata}
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so that each lies aligned
     end = 0
     for name, array in ordered:
@@ -149,9 +150,9 @@ def _safetensors(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str
 
 def _npz(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str, str], class_names: tuple[str, ...]) -> None:
     """Write an npz, which numpy does a piece at a time."""
-    told = {name: np.array(text) for name, text in facts.items()}
+    texts = {name: np.array(text) for name, text in facts.items()}
     names = {NAMES: np.array(class_names)} if class_names else {}
-    np.savez(file, **arrays, **told, **names)  # type: ignore[arg-type]
+    np.savez(file, **arrays, **texts, **names)  # type: ignore[arg-type]
 
 
 WRITERS = {".safetensors": _safetensors, ".npz": _npz}

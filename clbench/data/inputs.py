@@ -51,9 +51,9 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
             prepare = replace(prepare, mean=preprocessing.mean, std=preprocessing.std)
             notes.append(f"inputs: preprocessed as the weights were trained ({preprocessing})")
         else:
-            own = f"by mean {list(stream.prepare.mean)}" if stream.prepare.mean else "not at all"
-            notes.append(f"inputs: normalised {own}, as the benchmark's options say, while the weights were trained "
-                         f"with {preprocessing}")
+            normalization = f"by mean {list(stream.prepare.mean)}" if stream.prepare.mean else "not at all"
+            notes.append(f"inputs: normalised {normalization}, as the benchmark's options say, while the weights were "
+                         f"trained with {preprocessing}")
     side = shape[1:] if size is None else (size, size)
     return replace(stream, prepare=prepare, augment=stream.augment and stream.augment.sized(size),
                    input_shape=(repeated or shape[0], *side), notes=(*stream.notes, *notes),

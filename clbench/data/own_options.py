@@ -11,7 +11,7 @@ from clbench.core.scenario import Scenario
 
 
 class OwnOptions(Options):
-    """How samples are divided into tasks and into training and test, whatever they are and wherever they come from."""
+    """How samples of any kind and source are divided into tasks, and into training and test."""
 
     tasks: int | None = Field(None, ge=1, description="number of tasks, by class; none: the tasks that the data name, "
                               "else as many as give two classes to each, at most 5")
@@ -29,7 +29,7 @@ class OwnOptions(Options):
 
     @property
     def default_scenario(self) -> Scenario | None:
-        """Return the scenario to run if none is asked for: `domain` where tasks are sites or years; None: as ever."""
+        """Return the scenario to run by default: `domain` if the data name tasks (sites, years), else None."""
         return "domain" if self.tasks_are_named else None
 
     @model_validator(mode="after")

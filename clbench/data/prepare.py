@@ -56,8 +56,9 @@ class Prepare:
             out = out.expand(-1, self.channels, -1, -1)
         if self.mean:
             mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
-            own = out is not x and self.channels is None and self.size is None  # new memory costs more than arithmetic
-            out = (out.sub_(mean) if own else out - mean).div_(std)
+            # In place if possible: new memory costs more than arithmetic.
+            is_copy = out is not x and self.channels is None and self.size is None
+            out = (out.sub_(mean) if is_copy else out - mean).div_(std)
         if x.ndim != IMAGE_DIMS:
             return out
         # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which

@@ -57,7 +57,7 @@ class RawStream:
 
     @property
     def is_stochastic(self) -> bool:
-        """Tell whether some samples are drawn anew for every batch."""
+        """Return whether some samples are drawn again for every batch."""
         return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -124,43 +124,45 @@ REDRAWN = "validation samples are one draw of each from the random training tran
 
 
 def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
-    """Return a stream whose test samples are a part of the training samples; its own test samples are dropped.
+    """Return a stream whose test samples are a part of the training samples; the original test samples are dropped.
 
     The choice depends on the seed alone, so it is the same for all methods. Within a class it does not depend on the
-    task: where tasks show the same images (permuted, rotated), the same images are held out of all tasks.
+    task. If tasks show the same images (permuted, rotated), the same images are therefore held out of all tasks.
 
     Args:
         raw: the benchmark.
-        share: of each class's samples in each task, in (0, 1); at least one is held out and at least one kept.
-        seed: of the trial.
-        name: of the benchmark, for errors.
+        share: the part to hold out of each class in each task, in (0, 1); at least one sample is held out and at least
+            one remains for training.
+        seed: the seed of the trial.
+        name: the name of the benchmark, for error messages.
 
     Raises:
-        DataError: a class with a single sample in a task.
+        DataError: a class has a single sample in a task.
     """
     train: list[Split] = []
     test: list[Split] = []
     for task, split in enumerate(raw.train):
         if split.permutation is None:
-            kept, held = choose(split.y, share, seed, f"benchmark {name!r}: task {task + 1}'s training experience")
-            xs = split.x[kept], split.x[held]  # shared with the permuted tasks that follow
-        train.append(Split(xs[0], split.y[kept], split.permutation, _draw(split, kept)))
-        test.append(Split(xs[1], split.y[held], split.permutation))
+            train_rows, test_rows = choose(split.y, share, seed,
+                                           f"benchmark {name!r}: task {task + 1}'s training experience")
+            xs = split.x[train_rows], split.x[test_rows]  # shared with the permuted tasks that follow
+        train.append(Split(xs[0], split.y[train_rows], split.permutation, _draw(split, train_rows)))
+        test.append(Split(xs[1], split.y[test_rows], split.permutation))
     return replace(raw, train=tuple(train), test=tuple(test),
                    notes=(*raw.notes, *([REDRAWN] if raw.is_stochastic else [])))
 
 
 def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:
-    """Return the rows of labels y [N] that are kept and those that are held out, both int64 and ascending."""
-    held = torch.zeros(len(y), dtype=torch.bool)
+    """Return the rows of labels y [N] for training and the held-out rows, both int64 and ascending."""
+    test_mask = torch.zeros(len(y), dtype=torch.bool)
     for label in torch.unique(y).tolist():
         rows = (y == label).nonzero().squeeze(1)
         if len(rows) < 2:
             raise DataError(f"{where} has one sample of class {label}; a validation split needs two of each class")
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         order = torch.randperm(len(rows), generator=seeds.generator(seed, "validation", label))
-        held[rows[order[:count]]] = True
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+        test_mask[rows[order[:count]]] = True
+    return (~test_mask).nonzero().squeeze(1), test_mask.nonzero().squeeze(1)
 
 
 def _draw(split: Split, rows: Tensor) -> Callable[[int], Tensor] | None:

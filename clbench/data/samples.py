@@ -76,10 +76,11 @@ class Samples(OldNames):
                        torch.cat([p.tasks for p in parts]))
 
 
-class Held:
-    """A place for the permuted inputs that were used last, shared by the tasks of a stream.
+class PermutedInputCache:
+    """A cache of the permuted inputs that were used last; the tasks of a stream share it.
 
-    It holds the training inputs of one task (47 MB for MNIST as uint8); those of ten tasks would take 470 MB a process.
+    The cache holds the training inputs of one task (47 MB for MNIST as uint8). Those of ten tasks would take 470 MB per
+    process.
     """
 
     def __init__(self) -> None:
@@ -107,23 +108,23 @@ def permute(x: Tensor, permutation: Tensor) -> Tensor:
 class PermutedSamples(Samples):
     """Samples whose inputs are permuted on demand."""
 
-    def __init__(self, base: Tensor, permutation: Tensor, y: Tensor, tasks: Tensor, held: Held) -> None:
+    def __init__(self, base: Tensor, permutation: Tensor, y: Tensor, tasks: Tensor, cache: PermutedInputCache) -> None:
         """Keep the inputs [N, ...], the permutation [P] of a sample's P elements, and the labels."""
-        for name, value in (("base", base), ("permutation", permutation), ("y", y), ("tasks", tasks), ("held", held)):
+        for name, value in (("base", base), ("permutation", permutation), ("y", y), ("tasks", tasks), ("cache", cache)):
             object.__setattr__(self, name, value)
 
     base: Tensor
     permutation: Tensor
-    held: Held
+    cache: PermutedInputCache
 
     @property
     def x(self) -> Tensor:
         """Return the permuted inputs [N, ...]."""
-        return self.held.get(id(self), lambda: permute(self.base, self.permutation))
+        return self.cache.get(id(self), lambda: permute(self.base, self.permutation))
 
-    def moved(self, move: Callable[[Tensor], Tensor], held: Held) -> PermutedSamples:
+    def moved(self, move: Callable[[Tensor], Tensor], cache: PermutedInputCache) -> PermutedSamples:
         """Return these samples with `move` applied to every tensor."""
-        return PermutedSamples(move(self.base), move(self.permutation), move(self.y), move(self.tasks), held)
+        return PermutedSamples(move(self.base), move(self.permutation), move(self.y), move(self.tasks), cache)
 
 
 class HostSamples(Samples):
@@ -171,7 +172,7 @@ class HostSamples(Samples):
 
 
 class UnseenSamples(Samples):
-    """The samples of a stream whose boundaries are hidden: they pass in batches, and cannot be had at once."""
+    """The samples of a stream with hidden boundaries: they arrive in batches and are never available all at once."""
 
     def __init__(self) -> None:
         """Hold nothing."""
@@ -223,7 +224,7 @@ class StochasticSamples(Samples):
         return Samples(send(self.drawn(index), self.x.device), self.y[there], self.tasks[there])
 
     def restricted(self, index: Tensor) -> Samples:
-        """Return only those at `index`, still drawn anew for every batch."""
+        """Return only the samples at `index`; they are still drawn again for every batch."""
         there, numbers = send(index, self.y.device), index.tolist()
         return StochasticSamples(self.x[there], self.y[there], self.tasks[there], lambda i: self.draw(numbers[i]))
 

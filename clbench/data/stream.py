@@ -21,7 +21,7 @@ from clbench.data import cache
 from clbench.data.augmentation import AUGMENTATIONS, Augmentation
 from clbench.data.prepare import Prepare
 from clbench.data.raw import RawStream, Split, hold_out
-from clbench.data.samples import Held, HostSamples, PermutedSamples, Samples, StochasticSamples, permute
+from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
 
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
@@ -116,7 +116,7 @@ class Stream:
 
     @property
     def told_tasks(self) -> int:
-        """Return how many tasks a strategy is told that there are."""
+        """Return the number of tasks that a strategy gets to know: 1 if the boundaries are hidden."""
         return 1 if self.hidden else len(self.tasks)
 
     def arrived(self, learned: int) -> list[int]:
@@ -137,11 +137,11 @@ class Stream:
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
-        Where all samples take more than `room` bytes (None: no limit), training inputs stay on the host and batches are
-        copied from there. Inputs that permuted tasks share go to the device all the same.
+        If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host, and
+        batches are copied from there. Inputs that permuted tasks share move to the device in any case.
         """
         moved: dict[int, Tensor] = {}
-        held = Held()
+        cache = PermutedInputCache()
 
         def move(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved:
@@ -153,7 +153,7 @@ class Stream:
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
-                return part.moved(move, held)
+                return part.moved(move, cache)
             if isinstance(part, StochasticSamples):
                 return StochasticSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
             if streamed:
@@ -214,7 +214,7 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len({output for table in maps for output in table.values()})
-    held = Held()
+    cache = PermutedInputCache()
     total = hashlib.sha256(raw.digest.encode())
     tasks = []
     for index, (table, train, test) in enumerate(zip(maps, raw.train, raw.test, strict=True)):
@@ -222,7 +222,7 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   for part, split in (("training", train), ("test", test))]
         for y in labels:
             total.update(y.numpy().tobytes())
-        tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, held),
+        tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, cache),
                                 eagerly(test, labels[1], index),
                                 tuple(raw.class_names[label] for label in table) if raw.class_names else (),
                                 test_rows=test.rows))
@@ -240,13 +240,13 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
     return torch.tensor([table[v] for v in values.tolist()], dtype=torch.int64)[inverse]
 
 
-def lazily(split: Split, y: Tensor, task: int, held: Held) -> Samples:
+def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
     """Return samples of a split; inputs with a permutation or random transforms are made when they are asked for."""
     if split.draw is not None:
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None:
         return eagerly(split, y, task)
-    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), held)
+    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
 
 
 def eagerly(split: Split, y: Tensor, task: int) -> Samples:

@@ -241,7 +241,7 @@ def moved(samples: Samples, outputs: torch.Tensor, tasks: int) -> Samples:
     """Return samples with the outputs [C] of their labels in the place of these, and tasks counted from others on."""
     y, of = outputs[samples.y], samples.tasks + tasks
     if isinstance(samples, PermutedSamples):
-        return PermutedSamples(samples.base, samples.permutation, y, of, samples.held)
+        return PermutedSamples(samples.base, samples.permutation, y, of, samples.cache)
     if isinstance(samples, StochasticSamples):
         return StochasticSamples(samples.x, y, of, samples.draw)
     return type(samples)(stored(samples), y, of)

@@ -158,7 +158,7 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
     parts = Parts(out, job.identity(), job.width)
     began = time.monotonic()
     done = found = 0
-    with parts.held():
+    with parts.lock_folder():
         for part in PARTS:
             sizes = [len(samples) for samples in job.samples(part)]
             whole = whole_batches(sizes, job.batch, parts.rows(part))

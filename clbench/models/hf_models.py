@@ -1,11 +1,11 @@
 """Text models of Hugging Face's transformers as networks of tokens: an embedding, a block for each layer, a head.
 
-Encoders of BERT's kind (BERT, MiniLM, RoBERTa, XLM-R, ELECTRA) and decoders of Llama's kind (Llama, Mistral, Qwen,
-SmolLM) are taken apart into blocks, made of transformers' own modules. Others (DeBERTa, DistilBERT, GPT-2, ModernBERT)
-are one block. When a network is built, its features are compared with what the library's own model gives.
+Encoders like BERT (BERT, MiniLM, RoBERTa, XLM-R, ELECTRA) and decoders like Llama (Llama, Mistral, Qwen, SmolLM) are
+divided into blocks that consist of transformers' own modules. Other models (DeBERTa, DistilBERT, GPT-2, ModernBERT) are
+one block. When a network is built, its features are compared with those of the library's own model.
 
-Inputs are tokens, int32 [N, L] with -1 behind the last of a sample (`clbench.core.tokens`). Between blocks a token
-that is none is a vector of zeros, so no block needs a mask beside its input.
+Inputs are tokens, int32 [N, L] with -1 after the last token of a sample (`clbench.core.tokens`). Between blocks, such
+padding is a vector of zeros, so blocks need no mask as a second input.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ def is_decoder(model: Any) -> bool:
 
 
 def pooling_of(folder: Path) -> Pooling | None:
-    """Return how sentence-transformers makes one vector of a model's tokens, if the folder says it."""
+    """Return how sentence-transformers pools a model's tokens into one vector; None if the folder does not say it."""
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
-    said = json.loads(file.read_text())
+    settings = json.loads(file.read_text())
     kinds: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
                                  "pooling_mode_lasttoken": "last"}
-    return next((kind for key, kind in kinds.items() if said.get(key)), None)
+    return next((kind for key, kind in kinds.items() if settings.get(key)), None)
 
 
 class TextEncoder(TokenNetwork):
@@ -117,9 +117,9 @@ class TextEncoder(TokenNetwork):
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
         """Return tokens [N, L, D] of tokens [N, L, D], as a layer does whose attention has a prefix."""
         unit, there = cast(Any, body).unit, present(tokens)
-        own = unit.attention.self
-        q, k, v = (layer(tokens).unflatten(2, (own.num_attention_heads, -1)).transpose(1, 2)
-                   for layer in (own.query, own.key, own.value))
+        attention = unit.attention.self
+        q, k, v = (layer(tokens).unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
+                   for layer in (attention.query, attention.key, attention.value))
         k, v = prefix.before(k, v)
         mask = F.pad(additive(there, q), (prefix.keys.shape[1], 0))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -184,7 +184,7 @@ def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling)
     """Check that a network gives the features of the library's model, on two short texts of random tokens.
 
     Raises:
-        SpecError: it does not, so the model is of a kind that is not known here.
+        SpecError: the features differ, so clbench does not know this kind of model.
     """
     if next(network.parameters()).is_meta:
         return
@@ -196,9 +196,9 @@ def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling)
     model.eval()
     padded = x.masked_fill(~there, int(config.pad_token_id or 0)).long()
     expected = Pool(pool)(model(input_ids=padded, attention_mask=there.long()).last_hidden_state * there.unsqueeze(-1))
-    found = network.features(x)
+    features = network.features(x)
     network.train(training)
     model.train(training)
-    if (found - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
+    if (features - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
         raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: taken apart into "
                         "blocks it gives other features than in one piece; choose another model")

@@ -65,16 +65,16 @@ def in_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Seq
         conform: see `Network`.
     """
     name = without(model, classifier)
-    found = cut(model, stages, classifier.in_features, maps)
-    if found is None:
-        found = ([Block(Backbone(model), nn.Flatten())],
+    parts = cut(model, stages, classifier.in_features, maps)
+    if parts is None:
+        parts = ([Block(Backbone(model), nn.Flatten())],
                  {part: f"blocks.0.body.model.{part}" for part in children(model)})
-    blocks, aliases = found
+    blocks, aliases = parts
     return Network(blocks, nn.Linear(classifier.in_features, classes), {**aliases, name: "head"},
                    published=True, conform=conform)
 
 
 def children(model: nn.Module) -> list[str]:
     """Return the names of a model's modules and of its own parameters and buffers."""
-    own: list[tuple[str, Any]] = [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
-    return [name for name, _ in (*model.named_children(), *own)]
+    tensors: list[tuple[str, Any]] = [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
+    return [name for name, _ in (*model.named_children(), *tensors)]

@@ -28,9 +28,9 @@ class Ports(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values that the attention of a block has beside those of its tokens (prefix tuning).
+    """Keys and values that the attention of a block uses in addition to those of its tokens (prefix tuning).
 
-    They are what attention multiplies: no layer projects or normalises them.
+    Attention multiplies them directly: no layer projects or normalizes them.
     """
 
     keys: Tensor  # [N, P, D]
@@ -38,9 +38,9 @@ class Prefix(NamedTuple):
 
     def before(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [N, heads, P + L, d] of all heads, of those of the tokens [N, heads, L, d]."""
-        own, others = (part.to(keys.dtype).reshape(*part.shape[:2], keys.shape[1], keys.shape[3]).transpose(1, 2)
-                       for part in self)
-        return torch.cat([own, keys], 2), torch.cat([others, values], 2)
+        prefix_keys, prefix_values = (
+            part.to(keys.dtype).reshape(*part.shape[:2], keys.shape[1], keys.shape[3]).transpose(1, 2) for part in self)
+        return torch.cat([prefix_keys, keys], 2), torch.cat([prefix_values, values], 2)
 
 
 class Block(nn.Module):
@@ -105,9 +105,10 @@ class Network(nn.Module):
         """Return the name that files have for a module, parameter or buffer of this network, by its name here."""
         if not self.published:
             return name
-        fitting = [(own, theirs) for theirs, own in self.aliases.items() if name == own or name.startswith(own + ".")]
-        own, theirs = max(fitting, key=lambda pair: len(pair[0]), default=(name, name))
-        return theirs + name.removeprefix(own)
+        fitting = [(prefix, alias) for alias, prefix in self.aliases.items()
+                   if name == prefix or name.startswith(prefix + ".")]
+        prefix, alias = max(fitting, key=lambda pair: len(pair[0]), default=(name, name))
+        return alias + name.removeprefix(prefix)
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return features [N, D] of inputs [N, *input_shape].

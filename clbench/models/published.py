@@ -31,22 +31,22 @@ class Hub:
 
     def find(self, model: str, name: str) -> NamedWeights:
         """Return the weights of a repository at the commit that the cache has, else at the hub's newest."""
-        found = HUB_NAME.fullmatch(name)
-        if not found:
+        match = HUB_NAME.fullmatch(name)
+        if not match:
             raise SpecError(f"weights {name!r}: model {model!r} takes {self.names}, and no such file is there")
-        file = in_hub(found["repository"], found["revision"], FILES)
+        file = in_hub(match["repository"], match["revision"], FILES)
         info = self.info(model)
-        description = in_hub(found["repository"], file.parent.name, ("config.json",), needed=False)
+        description = in_hub(match["repository"], file.parent.name, ("config.json",), needed=False)
         if description is not None:
             info = beside(description.with_name("model.safetensors")) or info
-        return NamedWeights(f"hf-hub:{found['repository']}@{file.parent.name}", info)
+        return NamedWeights(f"hf-hub:{match['repository']}@{file.parent.name}", info)
 
     def load(self, model: str, name: str) -> Mapping[str, Tensor]:
         """Return the tensors of `hf-hub:OWNER/NAME@COMMIT`."""
-        found = HUB_NAME.fullmatch(name)
-        if not found:
+        match = HUB_NAME.fullmatch(name)
+        if not match:
             raise DataError(f"weights {name!r} are none that model {model!r} has")
-        return read_weights(in_hub(found["repository"], found["revision"], FILES))
+        return read_weights(in_hub(match["repository"], match["revision"], FILES))
 
     def info(self, model: str) -> PretrainedInfo:
         """Return nothing: a model of clbench itself has no weights of its own."""

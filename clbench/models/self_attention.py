@@ -48,11 +48,11 @@ class SelfAttention(nn.Module):
 
 def with_plain_layers(model: nn.Module) -> dict[str, str]:
     """Replace each `nn.MultiheadAttention` of a model that can be; return torch's names of its tensors -> the new."""
-    found: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for name, module in list(model.named_modules()):
         if (type(module) is nn.MultiheadAttention and module.batch_first and module._qkv_same_embed_dim
                 and module.bias_k is None and not module.add_zero_attn):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, SelfAttention(module))
-            found |= {f"{name}.{old}": f"{name}.{new}" for old, new in NAMES.items()}
-    return found
+            new_names |= {f"{name}.{old}": f"{name}.{new}" for old, new in NAMES.items()}
+    return new_names

@@ -1,8 +1,8 @@
-"""Models of other libraries cut into blocks, by what they call in which order.
+"""Cut models of other libraries into blocks, based on the order in which they call their modules.
 
-A model is a chain if it calls its modules one after the other, each on what the one before gave, and does nothing else.
-`torch.fx` tells: it runs `forward` on a stand-in for the input and writes down what is called. A chain can be cut
-wherever one wants, and computes the same. A model that is none stays whole.
+A model is a chain if it calls its modules one after the other, each on the output of the one before, and does nothing
+else. `torch.fx` detects chains: it runs `forward` on a proxy for the input and records all calls. A chain can be cut
+between any two modules and computes the same function. A model that is not a chain stays whole.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
         nodes = list(Calls().trace(model).nodes)
     except Exception:  # whatever the model does on the way with a stand-in for a tensor: it is no chain then
         return None
-    found: list[tuple[str, nn.Module]] = []
+    modules: list[tuple[str, nn.Module]] = []
     for before, node in itertools.pairwise(nodes):
         flattens = node.target in (torch.flatten, "flatten") and node.args[1:] == (1,)
         if node.op == "output" and node.args == (before,):
-            return found
+            return modules
         if node.kwargs or node.args[:1] != (before,) or len(node.args) != 1 + flattens:
             return None
         if node.op == "call_module":
-            found.append((str(node.target), model.get_submodule(str(node.target))))
+            modules.append((str(node.target), model.get_submodule(str(node.target))))
         elif flattens:
-            found.append(("", nn.Flatten()))
+            modules.append(("", nn.Flatten()))
         else:
             return None
     return None

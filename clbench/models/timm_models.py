@@ -41,7 +41,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
     if not isinstance(classifier, nn.Linear):
         raise SpecError(f"model {name!r}: its classifier is not one linear layer but {type(classifier).__name__}, so "
                         "it has no place for a head; choose another model")
-    conform = functools.partial(conformed, inner, side, classes)
+    conform = functools.partial(convert_weights, inner, side, classes)
     if type(model) is home().models.VisionTransformer and model.global_pool in ("token", "avg"):
         whole_patches(name, side, max(model.patch_embed.patch_size))
         return transformer(model, classifier, classes, conform)
@@ -80,7 +80,7 @@ def create(inner: str, side: int, classes: int) -> nn.Module:
     return model
 
 
-def conformed(inner: str, side: int, classes: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def convert_weights(inner: str, side: int, classes: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return published weights as timm changes them on loading: renamed, position embeddings resampled to the size.
 
     timm does it by a function of the module that a model is written in; it asks the model for shapes only.

@@ -121,10 +121,10 @@ def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
         layer, _, rest = new.partition(".")
         aliases[f"encoder.layers.{old}"] = f"blocks.{places[layer]}.body.unit.{rest}"
     return TorchvisionTransformer(blocks, nn.Linear(classifier.in_features, classes), aliases, published=True,
-                                  conform=functools.partial(conformed, model.image_size, model.patch_size))
+                                  conform=functools.partial(convert_weights, model.image_size, model.patch_size))
 
 
-def conformed(side: int, patch: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def convert_weights(side: int, patch: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return published weights with their position embedding resampled to a size, as torchvision does it."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 

@@ -37,16 +37,16 @@ def load_weights(model: Network, path: Path) -> list[str]:
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copy weights with own or published names into the model, as `load_weights` does; `source` is for errors."""
-    own = model.state_dict()
-    if model.conform is not None and not set(weights) <= set(own):
+    """Copy weights with the model's or published names into the model, as `load_weights` does; errors name `source`."""
+    state = model.state_dict()
+    if model.conform is not None and not set(weights) <= set(state):
         weights = model.conform(weights)
-    given = renamed(weights, own, model.aliases)
-    if wrong := misfit(given, own):
+    given = renamed(weights, state, model.aliases)
+    if wrong := misfit(given, state):
         raise MisfitError(f"weights {source} do not fit the model: {wrong}", given)
-    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    model.load_state_dict({**own, **fitting})
-    left = any(name.startswith("head.") and name not in fitting for name in {*own, *given})
+    fitting = {name: tensor for name, tensor in given.items() if name in state and state[name].shape == tensor.shape}
+    model.load_state_dict({**state, **fitting})
+    left = any(name.startswith("head.") and name not in fitting for name in {*state, *given})
     return ["weights: no head of this size, it starts untrained"] if left else []
 
 
@@ -59,19 +59,19 @@ class MisfitError(DataError):
         self.given = given
 
 
-def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return why tensors are not those of a model, empty if they are: what is missing, unknown, of another shape.
+def misfit(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Return why tensors do not fit a model: missing, unknown, or of another shape; empty if they fit.
 
-    The head is left out, and what counts batches: files from before batch norm counted them lack it.
+    The head and `num_batches_tracked` are left out. Files from before batch norm counted its batches lack the latter.
     """
     def body(names: Iterable[str]) -> list[str]:
         return sorted(n for n in names if not n.startswith("head.") and not n.endswith(".num_batches_tracked"))
 
-    shapes = [f"{name} ({list(given[name].shape)}, the model has {list(own[name].shape)})"
-              for name in body(set(given) & set(own)) if given[name].shape != own[name].shape]
-    parts = (("missing", body(set(own) - set(given))), ("unknown to the model", body(set(given) - set(own))),
+    shapes = [f"{name} ({list(given[name].shape)}, the model has {list(state[name].shape)})"
+              for name in body(set(given) & set(state)) if given[name].shape != state[name].shape]
+    parts = (("missing", body(set(state) - set(given))), ("unknown to the model", body(set(given) - set(state))),
              ("of another shape", shapes))
-    return "; ".join(f"{len(names)} of {len(body(given if what[0] == 'u' else own))} tensors {what}: "
+    return "; ".join(f"{len(names)} of {len(body(given if what[0] == 'u' else state))} tensors {what}: "
                      f"{', '.join(names[:SHOWN])}{' and others' if len(names) > SHOWN else ''}"
                      for what, names in parts if names)
 
@@ -85,24 +85,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         DataError: it cannot be read, or holds something else.
     """
     try:
-        found: Any = (load_file(path) if path.suffix == ".safetensors"
-                      else torch.load(path, map_location="cpu", weights_only=True))
+        content: Any = (load_file(path) if path.suffix == ".safetensors"
+                        else torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise DataError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     for name in INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise DataError(f"weights {path}: expected tensors by name, found {type(found).__name__}")
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise DataError(f"weights {path}: expected tensors by name, found {type(content).__name__}")
     for prefix in WRAPPERS:
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
 
 
-def renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def renamed(given: Mapping[str, Tensor], state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     """Return tensors under the model's own names: the longest alias that a published name begins with is replaced."""
-    if set(given) <= set(own):
+    if set(given) <= set(state):
         return dict(given)
     out = {}
     for name, tensor in given.items():

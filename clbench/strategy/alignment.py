@@ -1,39 +1,45 @@
 """Classifier alignment (SLCA: Zhang et al. 2023, arXiv 2303.05118): the head alone is trained again after each task.
 
-Heads of different tasks were trained apart, so nothing has compared their outputs. After each task the mean m_c and the
-covariance S_c of the features of each of its classes are kept. From the second task on, features are drawn from the
-Gaussians of all classes so far, in equal number, and the head takes steps on the cross-entropy of
+The heads of different tasks were trained separately, so no training step has compared their outputs. After each task,
+the mean m_c and the covariance S_c of the features of each of its classes are stored. From the second task on, features
+are drawn from the Gaussians of all classes so far, the same number for each class. The head takes steps on the
+cross-entropy of
 
-    l / (temperature n),    n = the mean over the tasks t of the length of l_t,
+    l / (temperature n),    n = the mean over the tasks t of the length of l_t.
 
-l being the logits of all classes so far and l_t those of task t (the paper's logit normalisation). Everything else
-stays as it was trained, and the next task trains the head on from what it was before the alignment (`recall` in the
-authors' code). So training is, bit for bit, that of the same method without alignment, if it draws nothing.
+Here, l are the logits of all classes so far and l_t those of task t (the paper's logit normalization). All other
+parameters stay as they were trained. The next task trains the head from its state before the alignment (`recall` in the
+authors' code). If the method draws no random numbers, training is therefore bit-identical to the same method without
+alignment.
 
-From the authors' code (GengDavid/SLCA, models/slca.py), where the paper leaves it open: 5 epochs of 256 features a
-class, drawn anew in each, in batches of 256, so a step for each class; SGD of rate 0.01, momentum 0.9 and weight decay
-5e-4, with a cosine over the epochs; temperature 0.1; 1e-4 I added to S_c. And the means are scaled: after t tasks by
-0.9 + 0.1 i / t for the classes of task i, which is in the code only, as far as we know (`align_shrink = 1` leaves
-them).
+The paper leaves some details open. These are from the authors' code (GengDavid/SLCA, models/slca.py):
 
-Where others differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
-has them too, but no recall: the next alignment goes on from this one. SLCA++ (models/slca_pp.py) does not scale means
-but the drawn features, by 1 / (1 + s (t - i)) for some s near a given one, and multiplies what old heads read by the
-reciprocal at the test. The code takes classes to be shared out equally among tasks; here, as in Mammoth, it is counted
-to which task each belongs. A class that returns has the Gaussian of the last task that brought it.
+- 5 epochs with 256 features per class, drawn again in each epoch, in batches of 256: one step for each class.
+- SGD with learning rate 0.01, momentum 0.9 and weight decay 5e-4, with a cosine schedule over the epochs.
+- Temperature 0.1, and 1e-4 I is added to S_c.
+- After t tasks, the means of the classes of task i are scaled by 0.9 + 0.1 i / t. As far as we know, this is in the
+  code only (`align_shrink = 1` does not scale them).
 
-Here S_c is kept as its Cholesky factor L, S_c + 1e-4 I = L L^T, of which the D (D + 1) / 2 numbers that are not 0 are
-stored: half of the size, and a feature is m_c + L z. The code keeps S_c whole, in float32, in which it need not stay
-positive definite. Draws are on the CPU, from the trial's own generator. The steps are counted as the task's, in
-addition to its budget; each is of the head alone. A count on shapes alone has them, but not their FLOPs.
+Other codes differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
+has them too, but no recall: the next alignment continues from the previous one. SLCA++ (models/slca_pp.py) scales the
+drawn features instead of the means, by 1 / (1 + s (t - i)) for some s near a given value. At test time it multiplies
+the inputs of old heads by the reciprocal. The code assumes that all tasks have equally many classes. Here, as in
+Mammoth, the actual task of each class is used. A class that returns has the Gaussian of its last task.
 
-It needs features that hardly move, since old Gaussians are never taken anew: the paper's slow learner. With Adam at
-1e-3 they move by more than a class is wide, with the paper's SGD (0.01, momentum 0.9) they do not. What that makes on
-split-mnist-5k is in docs/decisions/strategy.md. With few classes 5 epochs are few steps, too; more of them help where
-features stay, and harm where they move.
+Here, S_c is stored as its Cholesky factor L with S_c + 1e-4 I = L L^T. Only its D (D + 1) / 2 nonzero numbers are
+stored, half of the size of S_c, and a feature is m_c + L z. The code stores all of S_c in float32, where rounding may
+make it no longer positive definite. Random numbers are drawn on the CPU, from the trial's own generator. The steps
+count as steps of the task, in addition to its budget; each trains the head alone. A count on shapes alone includes the
+steps, but not their FLOPs.
 
-Only scenario `class` compares outputs of different tasks. With the task given, or with outputs that all tasks share,
-nothing is kept or aligned, and a note in the record says so; it is no error, so that one command can ask for all three.
+Alignment needs features that hardly move (the paper's slow learner), because old Gaussians are never estimated again.
+With Adam at 1e-3 the features move by more than the width of a class; with the paper's SGD (0.01, momentum 0.9) they do
+not. The effect on split-mnist-5k is in docs/decisions/strategy.md. If there are few classes, 5 epochs are few steps.
+More epochs help if features stay in place, and harm if they move.
+
+Only scenario `class` compares outputs of different tasks. If the task is given, or if all tasks share their outputs,
+nothing is stored or aligned, and a note in the record says so. It is not an error, so one command can request all three
+scenarios.
 """
 
 from __future__ import annotations
@@ -108,7 +114,7 @@ class Aligned(Strategy):
         super().before_task(task)
 
     def after_task(self, task: Task) -> None:
-        """Keep the Gaussians of the task's classes, and realign the head if there are classes of other tasks."""
+        """Store the Gaussians of the task's classes, and realign the head if there are classes of other tasks."""
         super().after_task(task)
         if not self.aligns:
             return
@@ -120,11 +126,12 @@ class Aligned(Strategy):
         self.register_buffer("unaligned_weight", weight)
         self.register_buffer("unaligned_bias", bias)
         if len(set(self.met_in)) > 1:
-            own = self.options
+            options = self.options
             if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
-                self._write(*realigned(weight, bias, self.met_in, self._draw, own.align_epochs, own.align_samples,
-                                       own.align_lr, own.align_temperature, self.world.generator))
-            self.count_steps(own.align_epochs * len(self.met))
+                self._write(*realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
+                                       options.align_samples, options.align_lr, options.align_temperature,
+                                       self.world.generator))
+            self.count_steps(options.align_epochs * len(self.met))
 
     @torch.no_grad()
     def _write(self, weight: Tensor, bias: Tensor) -> None:
@@ -136,7 +143,7 @@ class Aligned(Strategy):
 
     @torch.no_grad()
     def _keep(self, task: Task) -> None:
-        """Add a row for each new class of a task, or take its Gaussian anew."""
+        """Add a row for each new class of a task, and replace the Gaussian of each returning class."""
         outputs, means, factors = gaussians(self, task.train, task.classes, self.head_features)
         if self.met:
             returned = [output in outputs for output in self.met]
@@ -152,13 +159,13 @@ class Aligned(Strategy):
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Draw features [K n, D] of all classes so far, and the row of each, int64 [K n]; class by class."""
         count, shrink, tasks = self.options.align_samples, self.options.align_shrink, max(self.met_in) + 1
-        found = []
+        features = []
         for mean, factor, task in zip(self.class_means, self.class_factors, self.met_in, strict=True):
             near = shrink + (1 - shrink) * (task + 1) / tasks
             noise = torch.randn(count, len(mean), generator=self.world.generator)
-            found.append(near * mean + noise.to(mean) @ lower(factor, len(mean)).T)
+            features.append(near * mean + noise.to(mean) @ lower(factor, len(mean)).T)
         rows = torch.arange(len(self.met), device=self.class_means.device).repeat_interleave(count)
-        return torch.cat(found), rows
+        return torch.cat(features), rows
 
 
 def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], features: Callable[[Tensor], Tensor]
@@ -169,28 +176,28 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
     n - 1 (0 for a single sample). It is computed in float64 and has the dtype of the features.
 
     Args:
-        strategy: it is in eval mode meanwhile.
-        samples: raw.
+        strategy: the strategy; it is in eval mode during the computation.
+        samples: raw samples.
         classes: the outputs of a task.
-        features: of prepared inputs [n, *input_shape].
+        features: computes the features of prepared inputs [n, *input_shape].
     """
     train = samples.materialized()
-    found = torch.cat([part for _, part in features_of(strategy, train, features)])
-    places = torch.tril_indices(found.shape[1], found.shape[1], device=found.device)
+    all_features = torch.cat([part for _, part in features_of(strategy, train, features)])
+    places = torch.tril_indices(all_features.shape[1], all_features.shape[1], device=all_features.device)
     outputs, means, factors = [], [], []
     for output in classes:
         rows = (train.y == output).nonzero()[:, 0]
         if not len(rows):
             continue
-        own = found[rows].double()
-        centred = own - own.mean(0)
-        covariance = centred.T @ centred / max(len(own) - 1, 1)
+        class_features = all_features[rows].double()
+        centred = class_features - class_features.mean(0)
+        covariance = centred.T @ centred / max(len(class_features) - 1, 1)
         covariance.diagonal().add_(RIDGE)
         factor = torch.linalg.cholesky(covariance)
         outputs.append(output)
-        means.append(own.mean(0))
+        means.append(class_features.mean(0))
         factors.append(factor[places[0], places[1]])
-    return outputs, torch.stack(means).to(found.dtype), torch.stack(factors).to(found.dtype)
+    return outputs, torch.stack(means).to(all_features.dtype), torch.stack(factors).to(all_features.dtype)
 
 
 def lower(numbers: Tensor, size: int) -> Tensor:
@@ -206,15 +213,15 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
     """Return the weights [K, D] and biases [K] of a linear head after steps on drawn features.
 
     Args:
-        weight: where they begin, [K, D].
-        bias: [K].
+        weight: the initial weights [K, D].
+        bias: the initial biases [K].
         tasks: the task of each output.
-        draw: returns features [N, D] and their outputs, int64 [N], anew for each epoch.
-        epochs: how many.
-        batch: features in a step.
-        lr: at the beginning; it falls along a cosine from epoch to epoch.
-        temperature: of `normalised` logits; None if they are not normalised.
-        generator: what shuffles them.
+        draw: returns features [N, D] and their outputs, int64 [N]; it is called again for each epoch.
+        epochs: the number of epochs.
+        batch: the number of features in a step.
+        lr: the initial learning rate; it decreases along a cosine from epoch to epoch.
+        temperature: the temperature of `normalised` logits; None if logits are not normalized.
+        generator: shuffles the features.
     """
     groups = [torch.tensor([k for k, task in enumerate(tasks) if task == one], device=weight.device)
               for one in dict.fromkeys(tasks)]

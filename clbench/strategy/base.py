@@ -234,8 +234,8 @@ class Strategy(OldNames, nn.Module):
             except AttributeError:
                 continue  # reported below
             known = owner._buffers.get(last)
-            own = last in owner._buffers or (owner is self and not hasattr(self, last))
-            if own and (known is None or (known.shape, known.dtype) != (loaded.shape, loaded.dtype)):
+            is_buffer = last in owner._buffers or (owner is self and not hasattr(self, last))
+            if is_buffer and (known is None or (known.shape, known.dtype) != (loaded.shape, loaded.dtype)):
                 owner.register_buffer(last, torch.empty_like(loaded, device=self.active.device))
         return super().load_state_dict(state_dict, strict, assign)
 

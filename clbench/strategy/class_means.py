@@ -18,18 +18,18 @@ Features = Callable[[Tensor], Tensor]
 
 
 def features_of(strategy: Strategy, samples: Samples, features: Features) -> Iterator[tuple[Samples, Tensor]]:
-    """Yield raw samples in chunks, with their features [n, D]; the strategy is in eval mode meanwhile.
+    """Yield raw samples in chunks, with their features [n, D]; the strategy is in eval mode during the iteration.
 
     Args:
         strategy: its `world.prepare` turns raw samples into inputs; its modes are restored afterwards.
-        samples: raw.
+        samples: raw samples.
         features: computes features of prepared inputs [n, *input_shape].
     """
     with evaluating(strategy):
         for part in samples.chunks(CHUNK):
             with torch.no_grad():
-                found = features(strategy.world.prepare(part.x))
-            yield part, found
+                part_features = features(strategy.world.prepare(part.x))
+            yield part, part_features
 
 
 def class_means(strategy: Strategy, samples: Samples, features: Features) -> tuple[Tensor, Tensor]:
@@ -39,8 +39,8 @@ def class_means(strategy: Strategy, samples: Samples, features: Features) -> tup
     """
     classes = strategy.world.classes
     total: Tensor | float = 0.0
-    for part, found in features_of(strategy, samples, features):
-        total = total + F.one_hot(part.y, classes).to(found.dtype).T @ found
+    for part, part_features in features_of(strategy, samples, features):
+        total = total + F.one_hot(part.y, classes).to(part_features.dtype).T @ part_features
     assert isinstance(total, Tensor)
     count = torch.bincount(samples.y, minlength=classes)
     return total / count[:, None], count

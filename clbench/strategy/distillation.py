@@ -26,7 +26,7 @@ class Distilled(Strategy):
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with the network as it is."""
         super().__init__(model, world, options)
-        self.old = kept(model)  # registered from the start, for checkpoints
+        self.old = frozen_copy(model)  # registered from the start, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
         taught = torch.zeros(world.classes, dtype=torch.bool, device=model.head.weight.device)
         self.register_buffer("taught", taught, persistent=False)  # [C]: outputs of the current task's classes
@@ -42,7 +42,7 @@ class Distilled(Strategy):
 
     def after_task(self, task: Task) -> None:
         """Keep the network as it is now."""
-        self.old = kept(self.model)
+        self.old = frozen_copy(self.model)
         self.known[task.index] = self.active[task.index]
 
     @torch.no_grad()
@@ -86,11 +86,11 @@ class Distilled(Strategy):
         if not batch.task:
             return labels
         share = self.old_share()
-        kept = [distillation(logits, old, outputs, temperature) for outputs in self.old_outputs(batch.task)]
-        return (1 - share) * labels + share * torch.stack(kept).sum()
+        losses = [distillation(logits, old, outputs, temperature) for outputs in self.old_outputs(batch.task)]
+        return (1 - share) * labels + share * torch.stack(losses).sum()
 
 
-def kept(model: Network) -> Network:
+def frozen_copy(model: Network) -> Network:
     """Return a frozen copy of a network, in eval mode."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 

@@ -18,9 +18,9 @@ class FrozenBase(Strategy, ABC):
     options: Any  # has the fields of StartOptions, among others
 
     def phases(self, task: Task) -> int:
-        """Return 2 for the first task with `base = task1`: the base first, then what is trained beside it.
+        """Return 2 for the first task with `base = task1`: one phase for the base, one for the parts on top of it.
 
-        It is 1 where the model has nothing before its head: no steps go to a base that does not exist.
+        Return 1 if the model consists of a head alone, so that no steps are spent on a base that does not exist.
         """
         phases: int = self.options.phases(task.index) if self.model.has_body else 1
         return phases
@@ -32,4 +32,4 @@ class FrozenBase(Strategy, ABC):
 
     @abstractmethod
     def base_learned(self, task: Task) -> None:
-        """Freeze the base, which has been trained, and let learn what is trained beside it."""
+        """Freeze the trained base, and make the parts on top of it trainable."""

@@ -64,20 +64,20 @@ class TaskGaussians(nn.Module):
 
     @torch.no_grad()
     def learn(self, task: int, classes: Sequence[int], parts: Iterable[tuple[Samples, Tensor]]) -> None:
-        """Take in a task's features, which come in parts [n, D] with their samples, and fit the rule anew."""
-        own = send(torch.tensor(classes, device="cpu"), self.sums.device)
+        """Add a task's features, given in parts [n, D] with their samples, and fit the rule again."""
+        class_ids = send(torch.tensor(classes, device="cpu"), self.sums.device)
         sums = self.sums.new_zeros(len(classes), self.sums.shape[1])
         counts = self.sums.new_zeros(len(classes))
         if not len(self.moment):
             self.moment = self.sums.new_zeros(2 * (self.sums.shape[1],))
-        for samples, found in parts:
-            features = found.double()
-            labels = (samples.y.to(own.device)[:, None] == own).double()
+        for samples, part in parts:
+            features = part.double()
+            labels = (samples.y.to(class_ids.device)[:, None] == class_ids).double()
             sums += labels.T @ features
             counts += labels.sum(0)
             self.moment.addmm_(features.T, features)
         self.sums, self.counts = torch.cat([self.sums, sums]), torch.cat([self.counts, counts])
-        self.task = torch.cat([self.task, torch.full_like(own, task)])
+        self.task = torch.cat([self.task, torch.full_like(class_ids, task)])
         self.weight, bias = linear_rule(self.sums, self.counts, self.moment, SHRINKAGE)
         self.bias = bias.masked_fill(self.counts == 0, float("-inf"))
 

@@ -61,11 +61,11 @@ class Task:
 class Batch:
     """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
 
-    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Text is tokens in
-    both, int32 [N, L] with -1 behind the last token of a sample; in `loss` L is the batch's longest.
-    `task` is the task being trained; `first_pass` tells whether these samples of the task are seen for the first time;
-    the last `replayed` samples were added by `extended`. `frozen` are the batch's rows of `Strategy.frozen_outputs`
-    where these are stored; `Strategy.frozen_outputs_of` returns them in any case.
+    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Texts are tokens
+    in both, int32 [N, L] with -1 after the last token of a sample. In `loss`, L is the length of the batch's longest
+    text. `task` is the task being trained. `first_pass` is True if these samples of the task are seen for the first
+    time. The last `replayed` samples were added by `extended`. `frozen` are the batch's rows of
+    `Strategy.frozen_outputs` if these are stored; `Strategy.frozen_outputs_of` returns them in any case.
     """
 
     x: Tensor

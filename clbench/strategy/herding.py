@@ -1,14 +1,15 @@
 """Exemplars chosen by herding (Rebuffi et al. 2017, arXiv 1611.07725): a memory with a set of them for each class.
 
-Exemplars x_1, x_2, ... of a class are picked one after the other, each so that the mean of those picked is as near as
-can be to the mean of all features phi (algorithm 4); K is shared out equally among the classes seen, and fewer per
-class keep the first. Features are L2-normalised. With unit vectors, algorithm 4 picks the largest phi(x) . (k mu - sum
-of those picked). Nothing is picked twice.
+Exemplars x_1, x_2, ... of a class are picked one after the other. Each pick brings the mean of the picked features as
+near as possible to the mean of all features phi (algorithm 4). All classes seen share K equally; if the number per
+class shrinks, the first exemplars are kept. Features are L2-normalized. With unit vectors, algorithm 4 picks the
+largest phi(x) . (k mu - sum of the picked features). No sample is picked twice.
 
-Exemplars are mixed into the training samples in proportion, so that they are met as often: over a pass as many are
-replayed as there are, shared out among its batches (small ones may have none). Reference codes append them to the
-task's samples, which lengthens the epoch; here steps are the same for every method, and so are the new samples of each.
-A class that returns, or comes anew with every task (scenario `domain`), has a set from each task that brings it.
+Exemplars are mixed into the training samples in proportion, so both are seen equally often. A pass replays as many
+exemplars as the memory has, distributed over its batches (small batches may have none). Reference codes append
+exemplars to the task's samples, which lengthens the epoch. Here, every method has the same number of steps, and each
+step has the same new samples. A class that returns (in scenario `domain`, every class returns with each task) has a set
+from each of its tasks.
 """
 
 from __future__ import annotations
@@ -85,10 +86,10 @@ class HerdedMemory(SampleMemory):
         return batch.extended(self.sample(count))
 
     def after_task(self, task: Task) -> None:
-        """Shorten the sets of exemplars there are and add the task's."""
+        """Shorten the existing sets of exemplars and add those of the task."""
         super().after_task(task)
         train = self.training_samples(task).materialized()
-        parts = [found.double() for _, found in features_of(self, train, self.unit_features)]
+        parts = [part.double() for _, part in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]
         size = self.set_size(len(self.sizes) + len(sets))
@@ -110,10 +111,10 @@ class HerdedMemory(SampleMemory):
 
 
 def shortened(samples: Samples, sizes: list[int], size: int) -> tuple[Samples, list[int]]:
-    """Return samples that lie set after set with only the first so many of each set, and the new sizes of the sets."""
+    """Return samples, stored set after set, with at most `size` samples of each set, and the new sizes of the sets."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    left = [min(size, held) for held in sizes]
-    slots = [torch.arange(end - held, end - held + new) for end, held, new in zip(ends, sizes, left, strict=True)]
+    left = [min(size, count) for count in sizes]
+    slots = [torch.arange(end - count, end - count + new) for end, count, new in zip(ends, sizes, left, strict=True)]
     return samples.take(torch.cat(slots).to(samples.y.device)), left
 
 

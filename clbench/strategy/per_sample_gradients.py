@@ -159,10 +159,10 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
     candidates = []
     for module in network.modules():
         if _has_closed_form(module):
-            own = {k: names.get(id(p)) for k, p in module._parameters.items()}
-            if any(own.values()):
+            parameter_names = {k: names.get(id(p)) for k, p in module._parameters.items()}
+            if any(parameter_names.values()):
                 assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
-                candidates.append(Layer(module, own.get("weight"), own.get("bias")))
+                candidates.append(Layer(module, parameter_names.get("weight"), parameter_names.get("bias")))
     logits, taps = tapped(network, candidates, x, task)
     calls = [id(tap.layer.module) for tap in taps]
     taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
@@ -175,10 +175,10 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
     wanted = {name: parameters[name] for t in taps for name in (t.layer.weight, t.layer.bias) if name}
     outputs = [t.output for t in taps]
     alone = torch.autograd.grad(logits, outputs, first, retain_graph=True, allow_unused=True)
-    found = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)
-    deltas, true = found[:len(outputs)], dict(zip(wanted, found[len(outputs):], strict=True))
-    return [t.layer for t, delta, own in zip(taps, deltas, alone, strict=True)
-            if (own is None or not own[1:].any()) and _agrees(t, delta, true)]
+    gradients = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)
+    deltas, true = gradients[:len(outputs)], dict(zip(wanted, gradients[len(outputs):], strict=True))
+    return [t.layer for t, delta, first_delta in zip(taps, deltas, alone, strict=True)
+            if (first_delta is None or not first_delta[1:].any()) and _agrees(t, delta, true)]
 
 
 def _row_per_sample(tap: Tap, samples: int) -> bool:
@@ -250,8 +250,8 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
     """
     sums: dict[str, Tensor] = {}
     flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> the summed measure of its deltas
-    for found in deltas:
-        for i, (tap, delta) in enumerate(zip(taps, found, strict=True)):
+    for pass_deltas in deltas:
+        for i, (tap, delta) in enumerate(zip(taps, pass_deltas, strict=True)):
             if delta is None:
                 continue
             if isinstance(tap.layer.module, nn.Embedding):
@@ -279,8 +279,8 @@ def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, t
     """Estimate how many numbers per sample a pass over these layers holds at once."""
     with torch.no_grad():
         _, taps = tapped(network, layers, x, task)
-    kept = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
-    return kept + max((_temporary(t) for t in taps if t.input.dim() > 2), default=0)
+    activations = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
+    return activations + max((_temporary(t) for t in taps if t.input.dim() > 2), default=0)
 
 
 def _temporary(tap: Tap) -> int:

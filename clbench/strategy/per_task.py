@@ -42,10 +42,10 @@ class TaskHead(nn.Linear):
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
         """Return logits [N, C] of features [N, D]; `lateral` [N, own classes] is added to the head's own logits."""
-        own = super().forward(features)
+        logits = super().forward(features)
         if lateral is not None:
-            own = own + lateral
-        return placed(own, self.place)
+            logits = logits + lateral
+        return placed(logits, self.place)
 
 
 def output_places(classes: Sequence[int], outputs: int) -> Tensor:
@@ -55,9 +55,9 @@ def output_places(classes: Sequence[int], outputs: int) -> Tensor:
     return place
 
 
-def placed(own: Tensor, place: Tensor) -> Tensor:
+def placed(logits: Tensor, place: Tensor) -> Tensor:
     """Return logits [N, outputs] from those of a task's classes [N, K]; -inf elsewhere. `place` is `output_places`."""
-    return F.pad(own, (0, 1), value=float("-inf")).index_select(1, place)
+    return F.pad(logits, (0, 1), value=float("-inf")).index_select(1, place)
 
 
 class PerTaskStrategy(Strategy, ABC):

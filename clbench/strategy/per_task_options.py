@@ -52,9 +52,9 @@ class StartOptions(Options):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that a base that the first task trains must be told where that ends: else it would be joint."""
-        own = "base = task1 trains the base on the first task; choose base = pretrained or random"
-        return own if self.base == "task1" else super().needs_boundaries
+        """Return why the end of the first task must be known: otherwise the base would be trained on all tasks."""
+        reason = "base = task1 trains the base on the first task; choose base = pretrained or random"
+        return reason if self.base == "task1" else super().needs_boundaries
 
     def phases(self, task: int) -> int:
         """Return the number of phases of a task: two for the first with `task1` (the shared part first), else one."""

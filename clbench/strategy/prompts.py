@@ -1,7 +1,7 @@
-"""Base of strategies that train prompts beside a frozen vision transformer.
+"""Base of strategies that train prompts for a frozen vision transformer.
 
-With `base = task1` the first half of the first task's steps trains the network as plain fine-tuning does, and the
-second half prompts. The head is trained with both and has all outputs.
+With `base = task1`, the first half of the first task's steps trains the network as sequential fine-tuning does, and the
+second half trains the prompts. The head has all outputs and is trained in both halves.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PromptedStrategy(FrozenBase):
 
     @abstractmethod
     def learning(self) -> Iterable[nn.Parameter]:
-        """Return what the current task trains beside the head."""
+        """Return the parameters that the current task trains in addition to the head."""
 
     @abstractmethod
     def prompted_loss(self, batch: Batch) -> Tensor:
@@ -96,7 +96,7 @@ class PromptedStrategy(FrozenBase):
         return self.prompted_loss(batch) if self.prompted else super().loss(batch)
 
     def parameter(self, *shape: int) -> nn.Parameter:
-        """Return a parameter beside the model's, uniform in [0, 0.01)."""
+        """Return a new parameter that is not part of the model, uniform in [0, 0.01)."""
         return nn.Parameter(self.model.head.weight.detach().new_empty(shape).uniform_(0, START))
 
     def prefixed_features(self, x: Tensor, prefixes: dict[int, Prefix]) -> Tensor:

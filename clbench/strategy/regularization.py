@@ -123,8 +123,8 @@ def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tens
         shifts: pairs of F and d; F broadcasts to d's shape.
     """
     total = offset
-    for importance, found in shifts:
-        shift = found.to(importance.dtype)  # autocast may have rounded what was computed
+    for importance, raw_shift in shifts:
+        shift = raw_shift.to(importance.dtype)  # autocast may have rounded what was computed
         total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
     return weight * (total - 0.5 * total.detach())
 

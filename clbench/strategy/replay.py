@@ -1,17 +1,17 @@
-"""Replay memory: bases of strategies that keep some samples of the stream in buffers and draw from them.
+"""Replay memory: base classes of strategies that store some samples of the stream in buffers and draw from them.
 
-`SampleMemory` has the buffers and the draws and leaves the choice of samples to the strategy; `ReplayMemory` chooses
-from the stream as it goes by, in one of two ways.
+`SampleMemory` has the buffers and the draws and leaves the choice of samples to the strategy. `ReplayMemory` chooses
+samples while the stream passes, in one of two ways.
 
-`reservoir` is Algorithm R (Vitter 1985): after n samples each of them is kept with the same probability capacity/n.
-`class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from Imbalanced
-Data"): once the memory is full, a sample of a class that has never been the largest one there replaces a sample of the
-largest class; a sample of any other class replaces one of its own class, with the probability that makes the class's
-part of the memory a reservoir sample of that class.
+`reservoir` is Algorithm R (Vitter 1985): after n samples, each of them is in the memory with the same probability
+capacity/n. `class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from
+Imbalanced Data"). Once the memory is full, a sample of a class that has never been the largest class in the memory
+replaces a sample of the largest class. A sample of any other class replaces a sample of the same class, with a
+probability that makes the class's part of the memory a reservoir sample of that class.
 
-All draws come from the generator on the CPU, two numbers per offered sample whatever becomes of it, so that they depend
-only on the number of samples offered, never on the device. With `reservoir` nothing is read back from the device in a
-step; `class` needs the labels and waits for them.
+Random numbers come from the generator on the CPU. Each offered sample uses two, whether the memory takes it or not. The
+numbers therefore depend only on the number of offered samples, never on the device. With `reservoir`, a step reads
+nothing back from the device. `class` needs the labels and waits for them.
 """
 
 from __future__ import annotations
@@ -133,43 +133,43 @@ def write_slots(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     if not len(old):
         old = new.new_empty(0, *new.shape[1:])
     changed = slots[slots < len(old)]
-    kept = torch.cat([old, new[len(changed):].to(old.dtype)]) if len(changed) < len(slots) else old
-    kept[send(changed, new.device)] = new[:len(changed)].to(old.dtype)
-    return kept
+    memory = torch.cat([old, new[len(changed):].to(old.dtype)]) if len(changed) < len(slots) else old
+    memory[send(changed, new.device)] = new[:len(changed)].to(old.dtype)
+    return memory
 
 
-def reservoir_slots(held: int, seen: int, capacity: int, draws: Tensor) -> Tensor:
+def reservoir_slots(memory_size: int, seen: int, capacity: int, draws: Tensor) -> Tensor:
     """Return which of N new samples ends up in each slot (-1: none), the same as Algorithm R run one by one.
 
     Args:
-        held: samples in the memory.
-        seen: samples offered so far.
-        capacity: slots.
-        draws: [N], uniform in [0, 1), float64, on the CPU; once the slots are full, sample i (from 0) goes to slot
-            floor(draws[i] (seen + i + 1)) if there is one.
+        memory_size: the number of samples in the memory.
+        seen: the number of samples offered so far.
+        capacity: the number of slots.
+        draws: [N], uniform in [0, 1), float64, on the CPU. If the slots are full, sample i (from 0) goes to slot
+            floor(draws[i] (seen + i + 1)) if there is such a slot.
 
     Returns:
         int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
     """
     number = torch.arange(len(draws))
     slots = (draws * (seen + number + 1)).long()
-    filling = number < capacity - held
-    slots[filling] = held + number[filling]
+    filling = number < capacity - memory_size
+    slots[filling] = memory_size + number[filling]
     placed = slots < capacity
-    source = torch.full((min(capacity, held + len(draws)),), -1)
+    source = torch.full((min(capacity, memory_size + len(draws)),), -1)
     return source.scatter_reduce(0, slots[placed], number[placed], "amax")
 
 
-def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,
+def class_balanced_slots(memory_labels: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,
                          draws: Tensor) -> Tensor:
     """Return which of N new samples ends up in each slot (-1: none), the same as CBRS run one by one.
 
-    Classes are first marked as the largest when the memory is full: among a few samples the largest class is chance,
-    and the paper lets no class grow once it has been the largest. When a draw picks a slot of a class, or one of the
-    classes that tie for the largest, they are numbered in ascending order.
+    No class is marked as the largest before the memory is full: among a few samples the largest class is random, and
+    in the paper no class grows once it has been the largest. Slots of a class, and classes that tie for the largest,
+    are numbered in ascending order when a random number picks one of them.
 
     Args:
-        held: labels in the memory, by slot.
+        memory_labels: the labels in the memory, by slot.
         labels: of the new samples.
         seen: samples offered so far, by class.
         full: whether a class has been the largest; changed in place.
@@ -180,12 +180,12 @@ def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], fu
         int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
     """
     slots: list[list[int]] = [[] for _ in full]
-    for index, label in enumerate(held):
+    for index, label in enumerate(memory_labels):
         slots[label].append(index)
-    source, used, seen = dict[int, int](), len(held), list(seen)
+    source, used, seen = dict[int, int](), len(memory_labels), list(seen)
     for i, (label, (accept, pick)) in enumerate(zip(labels, draws.tolist(), strict=True)):
         seen[label] += 1
-        own = slots[label]
+        class_slots = slots[label]
         slot: int | None = None
         if used < capacity:
             slot, used = used, used + 1
@@ -194,10 +194,10 @@ def class_balanced_slots(held: list[int], labels: list[int], seen: list[int], fu
             ties = [members for members in slots if len(members) == largest]
             number = int(pick * largest * len(ties))
             slot = ties[number // largest].pop(number % largest)
-        elif accept * seen[label] < len(own):
-            slot = own.pop(int(pick * len(own)))
+        elif accept * seen[label] < len(class_slots):
+            slot = class_slots.pop(int(pick * len(class_slots)))
         if slot is not None:
-            insort(own, slot)
+            insort(class_slots, slot)
             source[slot] = i
         if used == capacity:
             largest = max(map(len, slots))

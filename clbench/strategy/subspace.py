@@ -88,13 +88,13 @@ def same_padding(layer: nn.Conv2d, x: Tensor) -> list[int]:
 
     With them there are ceil(side / stride) outputs along each side, as in TensorFlow.
     """
-    found = []
+    padding = []
     for axis in (1, 0):  # the width first, as `F.pad` has it
         side, stride = x.shape[axis - 2], layer.stride[axis]
         reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
         total = max((math.ceil(side / stride) - 1) * stride + reach - side, 0)
-        found += [total // 2, total - total // 2]
-    return found
+        padding += [total // 2, total - total // 2]
+    return padding
 
 
 def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +137,14 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
         floor = torch.maximum(floor**2, rounding(matrix))
     values, vectors = directions(residual(matrix, projector))
     total = matrix.trace()
-    held = total - values.sum() + values.cumsum(0) - values  # before each direction is added
-    needed = held < threshold * total
+    energy = total - values.sum() + values.cumsum(0) - values  # before each direction is added
+    needed = energy < threshold * total
     if criterion == "moment":
         first = ~projector.any()
-        needed = torch.where(first, held + values < threshold * total, needed)
+        needed = torch.where(first, energy + values < threshold * total, needed)
         needed[0] |= first
-    taken = vectors * (needed & (values > floor))
-    return projector.double() + taken @ taken.T
+    new_directions = vectors * (needed & (values > floor))
+    return projector.double() + new_directions @ new_directions.T
 
 
 def packed(projector: Tensor) -> Tensor:

@@ -85,10 +85,10 @@ def check_state(make: Make) -> None:
 
 def check_loss_is_pure(make: Make) -> None:
     """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
-    found = training(make, 1) or training(make, 0)
-    if found is None:
+    case = training(make, 1) or training(make, 0)
+    if case is None:
         return  # it trains nothing by gradients
-    b, batch = found
+    b, batch = case
     batch = b.strategy.augment_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
     before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()

@@ -72,8 +72,8 @@ def gain(make: Make, scenario: Scenario, fact: str) -> float:
 
 def is_decided(strategy: Strategy, fact: str) -> bool:
     """Return whether a strategy declares a fact, or says itself that it does not hold."""
-    own = type(strategy).__mro__[:type(strategy).__mro__.index(Strategy)]
-    return declares(strategy, fact) or any(fact in vars(cls) for cls in own)
+    subclasses = type(strategy).__mro__[:type(strategy).__mro__.index(Strategy)]
+    return declares(strategy, fact) or any(fact in vars(cls) for cls in subclasses)
 
 
 def evaluation_flops(b: Bench) -> int:

@@ -1,4 +1,4 @@
-"""Whether the ends of tasks reach a strategy that is not to be told of them."""
+"""Check that hidden ends of tasks do not reach a strategy."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def check_task_free(make: Make) -> None:
         first = make(scenario)
         if not first.task_free or first.strategy.options.needs_boundaries:
             return
-        found = [learned(make, scenario, divided(tiny_stream(scenario), sizes, first.seed)) for sizes in SIZES]
-        for sizes, (state, draws) in zip(SIZES[1:], found[1:], strict=True):
-            known, drawn = found[0]
+        outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, first.seed)) for sizes in SIZES]
+        for sizes, (state, draws) in zip(SIZES[1:], outcomes[1:], strict=True):
+            known, drawn = outcomes[0]
             where = f"scenario {scenario}, hidden boundaries after {list(accumulate(sizes))} samples instead of " \
                     f"{list(accumulate(SIZES[0]))}"
             if state.keys() != known.keys():
@@ -50,9 +50,9 @@ def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     passing = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
     tasks = []
     for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
-        own = torch.arange(end - size, end)
+        rows = torch.arange(end - size, end)
         shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # which the harness will do
-        tasks.append(replace(stream.tasks[index], train=passing.take(own[shuffled.argsort()])))
+        tasks.append(replace(stream.tasks[index], train=passing.take(rows[shuffled.argsort()])))
     return replace(stream, tasks=tuple(tasks), hidden=True)
 
 

@@ -3,34 +3,37 @@
     cross-entropy(head_t(S(x), P_t(x)), y) + cross-entropy(D(R(S(x))), t) + cross-entropy(D(z'), noise)
         + orthogonality |S^T P_t / N|^2
 
-S should hold what tasks have in common: the discriminator D learns to tell from S(x) which task a sample comes from,
-and R, the gradient reversal of Ganin & Lempitsky (arXiv 1409.7495) that the paper names, hands its gradient on to S
-times -adversarial. D also learns to tell features from noise z' ~ N(0, 1), a label of its own, without which it would
-see a single label where nothing is kept of earlier tasks. The last term (Bousmalis et al. 2016, arXiv 1608.06019) keeps
-what is private apart from what is shared: rows of S and P are one sample's features at unit length, the norm is
-Frobenius'. After a task its private module and head are fixed. S goes on learning, so old tasks can be forgotten.
+S should represent what tasks have in common. The discriminator D learns to predict from S(x) the task of a sample. R,
+the gradient reversal of Ganin & Lempitsky (arXiv 1409.7495) that the paper names, passes D's gradient to S, multiplied
+by -adversarial. D also learns to separate features from noise z' ~ N(0, 1), which has a label of its own. Without this
+noise, D would see a single label if no samples of earlier tasks are stored. The last term (Bousmalis et al. 2016, arXiv
+1608.06019) separates private from shared features. Rows of S and P are one sample's features at unit length, and the
+norm is the Frobenius norm. After a task, its private module and head are frozen. S continues to train, so old tasks can
+be forgotten.
 
-S is the model without its head, whatever it is. P_t is a narrow network of the same kind, which reads the inputs: where
-the model has convolutions, stages of convolution and pooling (the model `cnn`, with half as many channels at first as
-`private_width`) down to maps of about 8 x 8, and a dense layer; else one dense layer, as the authors' for MNIST. So it
-needs nothing of the model but its inputs. Heads are linear like those of the other methods (theirs: two hidden layers).
+S is the model without its head, for any model. P_t is a narrow network of the same kind that reads the inputs. If the
+model has convolutions, P_t has stages of convolution and pooling (the model `cnn`, with half as many channels at first
+as `private_width`) down to maps of about 8 x 8, and a dense layer. Otherwise, P_t is one dense layer, like the authors'
+for MNIST. P_t therefore needs nothing of the model but its inputs. Heads are linear like those of the other methods
+(the authors': two hidden layers).
 
-With `memory`, each batch has about as many kept samples behind it as are new, of each earlier task equally many, and
-every term counts them: the old private modules and heads answer for them. The authors mix them into the epoch and let
-the new task's private module answer.
+With `memory`, about as many stored samples as new ones are appended to each batch, equally many of each earlier task.
+All terms include them. Each stored sample passes through the private module and the head of its own task. The authors
+mix stored samples into the epoch and pass them through the new task's private module.
 
-Differences: the authors take several steps of S and then one of D, with a learning rate and optimiser of its own; with
-the reversal one step does both, as in Ganin & Lempitsky, and the recipe has one optimiser. D is new for each task, as
-in their code. That takes the mean of (s_i . p_j)^2 over pairs of samples in the last term, where the paper has S^T P,
-as here; and without it (`diff: no`, their Split-MNIST) has no reversal either.
+Differences: the authors take several steps of S and then one step of D, which has a learning rate and an optimizer of
+its own. With gradient reversal, one step does both, as in Ganin & Lempitsky, and the training configuration has one
+optimizer. D is new for each task, as in the authors' code. In the last term, their code takes the mean of
+(s_i . p_j)^2 over pairs of samples, while the paper has S^T P, as here. Without this term (`diff: no`, their
+Split-MNIST), their code has no reversal either.
 
-What it gains depends on the optimiser. The authors' for Split-MNIST is SGD with lr 1e-3 (lowered where the validation
-loss stalls), momentum 0.9 and weight decay 0.01: batches of 32, up to 200 epochs, 20 steps of S to one of D, dropout in
-S and in heads. Old tasks are answered by private modules and heads as they were then, and by the present S. On
-split-mnist-5k (scenario task, mlp, two seeds) acl equals `naive` with Adam 1e-3, 10 epochs: ACC 89.6 and 89.7,
-forgetting 11 for both. With `--optimizer sgd --lr 1e-3 --momentum 0.9 --weight-decay 0.01 --batch-size 32 --epochs 50`
-it is 97.6 and forgets 0.6 points (one seed), naive 87.8 and 13. About half of that gain is the private modules': with
-`private_width = 1` it is 92.4 and 7 (one seed).
+The gain depends on the optimizer. The authors use SGD for Split-MNIST, with lr 1e-3 (reduced if the validation loss
+stalls), momentum 0.9 and weight decay 0.01. They train batches of 32, up to 200 epochs, 20 steps of S for each step of
+D, with dropout in S and in the heads. Old tasks are predicted with their frozen private modules and heads, and with the
+current S. On split-mnist-5k (scenario task, mlp, two seeds) with Adam 1e-3 and 10 epochs, acl equals `naive`: ACC 89.6
+and 89.7, forgetting 11 for both. With `--optimizer sgd --lr 1e-3 --momentum 0.9 --weight-decay 0.01 --batch-size 32
+--epochs 50`, acl has ACC 97.6 and forgetting 0.6 (one seed), and naive has 87.8 and 13. About half of that gain comes
+from the private modules: with `private_width = 1`, acl has 92.4 and 7 (one seed).
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ class ACL(SampleMemory, PerTaskStrategy):
         return super().head_inputs + self.options.private_width
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head and private module, and a new discriminator; the shared module learns on."""
+        """Add the task's head and private module, and a new discriminator; the shared module continues to train."""
         super().before_task(task)
         like, width = self.model.head.weight, super().head_inputs
         self.private.append(private_module(self.model, self.world.input_shape, self.options.private_width).to(like))
@@ -96,11 +99,11 @@ class ACL(SampleMemory, PerTaskStrategy):
         return self.private[:self.learned]
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """Return the batch with samples of earlier tasks behind, task by task, and draw noise for it."""
+        """Append samples of earlier tasks to the batch, task by task, and draw noise for it."""
         counts = self.replays(len(batch.y))
         if sum(counts):
-            slots = [start + torch.randperm(held, generator=self.world.generator)[:count]
-                     for start, held, count in zip(self._starts(), self.kept, counts, strict=True)]
+            slots = [start + torch.randperm(size, generator=self.world.generator)[:count]
+                     for start, size, count in zip(self._starts(), self.kept, counts, strict=True)]
             batch = batch.extended(self.memory.take(send(torch.cat(slots), self.memory_y.device)))
         like = self.model.head.weight
         noise = torch.randn(len(batch.y), self.model.head.in_features, generator=self.world.generator)
@@ -108,25 +111,25 @@ class ACL(SampleMemory, PerTaskStrategy):
         return batch
 
     def replays(self, new: int) -> list[int]:
-        """Return how many samples of each earlier task go with so many new ones."""
-        return [min(held, math.ceil(new / len(self.kept))) for held in self.kept]
+        """Return the number of replayed samples of each earlier task for a number of new samples."""
+        return [min(size, math.ceil(new / len(self.kept))) for size in self.kept]
 
     def _starts(self) -> list[int]:
         """Return where each task's samples begin in the memory."""
         return [sum(self.kept[:task]) for task in range(len(self.kept))]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the sum of all four terms; the part of the batch that is replayed is answered by its own tasks."""
+        """Return the sum of all four terms; replayed samples use the private modules and heads of their tasks."""
         new = len(batch.y) - batch.replayed
         sizes = [new, *self.replays(new)] if batch.replayed else [new]
         tasks = [batch.task, *range(len(sizes) - 1)]
         shared = self.model.features(batch.x)
         private = torch.cat([self.private[t](x) for t, x in zip(tasks, torch.split(batch.x, sizes), strict=True)])
-        both = torch.split(torch.cat([shared, private], 1), sizes)
-        logits = torch.cat([self.heads[t](features) for t, features in zip(tasks, both, strict=True)])
-        told = self.discriminator(reversed_gradient(shared, self.options.adversarial))
+        parts = torch.split(torch.cat([shared, private], 1), sizes)
+        logits = torch.cat([self.heads[t](features) for t, features in zip(tasks, parts, strict=True)])
+        task_logits = self.discriminator(reversed_gradient(shared, self.options.adversarial))
         noise = self.discriminator(self.noise)
-        return (self.cross_entropy(logits, batch) + F.cross_entropy(told, batch.tasks + 1)
+        return (self.cross_entropy(logits, batch) + F.cross_entropy(task_logits, batch.tasks + 1)
                 + F.cross_entropy(noise, torch.full_like(batch.tasks, NOISE))
                 + self.options.orthogonality * overlap(shared, private))
 

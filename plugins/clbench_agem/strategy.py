@@ -53,9 +53,9 @@ class AGEM(ReplayMemory):
         with torch.enable_grad():
             logits = self(self.world.prepare(drawn.x))
             loss = F.cross_entropy(self.mask(logits, drawn.tasks, len(drawn)), drawn.y)
-            own = dict(self.named_parameters())
-            found = torch.autograd.grad(loss, [own[name] for name in gradients], allow_unused=True)
-        reference = {name: r for name, r in zip(gradients, found, strict=True) if r is not None}
+            parameters = dict(self.named_parameters())
+            memory_gradients = torch.autograd.grad(loss, [parameters[name] for name in gradients], allow_unused=True)
+        reference = {name: r for name, r in zip(gradients, memory_gradients, strict=True) if r is not None}
         return project(gradients, reference)
 
     def after_task(self, task: Task) -> None:

@@ -79,14 +79,14 @@ def paper(strategy: str) -> str:
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies that work, and the others with the reason why they do not."""
-    found = [*USABLE]
+    strategies = [*USABLE]
     reasons = dict(UNUSABLE)
     if find_spec("quadprog"):
-        found.append((o.GEMOptions, "projects gradients so that no old task's loss rises"))
+        strategies.append((o.GEMOptions, "projects gradients so that no old task's loss rises"))
         del reasons["GEM"]
     target = "clbench_avalanche.load:Avalanche"
     usable = [StrategyInfo(f"avalanche:{options.strategy}", target, summary, options, paper(options.strategy),
                            options.strategy in REFERENCES, parts_per_task=options is o.PNNStrategyOptions,
                            family="Avalanche strategies")
-              for options, summary in found]
+              for options, summary in strategies]
     return [*usable, *(StrategyInfo(f"avalanche:{name}", target, "", unavailable=why) for name, why in reasons.items())]

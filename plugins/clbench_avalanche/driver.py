@@ -108,12 +108,12 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 @contextmanager
 def without_deprecations() -> Iterator[None]:
     """Suppress Avalanche's warnings about its own deprecated parts, which no filter stops; pass on all others."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as recorded_warnings:
         warnings.simplefilter("always")
         yield
-    for one in said:
-        if not issubclass(one.category, DeprecationWarning):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    for warning in recorded_warnings:
+        if not issubclass(warning.category, DeprecationWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager

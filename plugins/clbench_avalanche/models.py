@@ -102,15 +102,15 @@ class Columns(PNN):  # type: ignore[misc]
         super().__init__(num_layers=len(layers), in_features=layers[0].in_features,
                          hidden_features_per_column=layers[0].out_features)
         self.classes = network.head.out_features
-        for own, layer in zip(self.layers, layers, strict=True):
-            own.columns[0].itoh.load_state_dict(layer.state_dict())
+        for pnn_layer, layer in zip(self.layers, layers, strict=True):
+            pnn_layer.columns[0].itoh.load_state_dict(layer.state_dict())
 
     def logits(self, x: Tensor, label: int) -> Tensor:
         """Return logits [N, C] of the task's column, MASKED beyond its head; zeros for a task not seen yet."""
         if label not in self.layers[-1].task_to_module_idx:
             return x.new_zeros(len(x), self.classes)
-        own: Tensor = self.forward_single_task(x, label)
-        return nn.functional.pad(own, (0, self.classes - own.shape[1]), value=MASKED)
+        logits: Tensor = self.forward_single_task(x, label)
+        return nn.functional.pad(logits, (0, self.classes - logits.shape[1]), value=MASKED)
 
 
 def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Single | MultiHead | Columns:

@@ -36,14 +36,14 @@ class AgentState:
 
 def agent_state(agent: Any) -> AgentState:
     """Return the state of a strategy without its model; a tensor that is reached by two names counts once."""
-    own = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
+    storages = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
     state, seen = AgentState(), {id(agent.model)}
     reached = [*_walk(agent, "", seen, state)]
     reached += [pair for name, value in vars(agent.model).items() if name not in {*vars(nn.Module()), "features"}
                 for pair in _walk(value, f"_{name}", seen, state)]  # CWR* stores weights as attributes of the model
     for name, tensor in reached:
-        if tensor.numel() and storage(tensor) not in own:
-            own.add(storage(tensor))
+        if tensor.numel() and storage(tensor) not in storages:
+            storages.add(storage(tensor))
             if any(fnmatchcase(name, pattern) for pattern in STORED):
                 state.stored.append(tensor)
             else:

@@ -138,11 +138,11 @@ class Avalanche(Strategy):
         if not state.places:
             return
         places = torch.tensor(sorted(state.places), device=new.index_device)
-        own = new.take(places[places >= self.samples] - self.samples)
+        samples = new.take(places[places >= self.samples] - self.samples)
         if "replay__places" in before:
             old = torch.isin(before["replay__places"], places)
-            own = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), own)
-        for field, column in (("x", own.x), ("y", own.y), ("tasks", own.tasks)):
+            samples = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), samples)
+        for field, column in (("x", samples.x), ("y", samples.y), ("tasks", samples.tasks)):
             self.register_buffer(f"replay__{field}", column)
         # To find the samples by in the next task; not persistent, so not counted.
         self.register_buffer("replay__places", places, persistent=False)

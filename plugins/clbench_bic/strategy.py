@@ -1,40 +1,46 @@
-"""BiC (Wu et al. 2019, arXiv 1905.13260): replay, distil, and then correct the new classes' logits by two numbers.
+"""BiC (Wu et al. 2019, arXiv 1905.13260): replay, distill, and then correct the new classes' logits by two numbers.
 
 First the network is trained on the task's samples and exemplars with
 
     (1 - s) cross-entropy over all classes so far + s distillation over the old ones,  s = n_old / (n_old + n_new)
 
-at temperature 2, n counting classes. Then the network stays as it is, and cross-entropy on a small validation set, with
-as many samples of each class so far, finds the alpha and beta of
+at temperature 2, where n counts classes. Then the network is frozen. Cross-entropy on a small validation set, with
+equally many samples of each class so far, determines alpha and beta of
 
     q_c = o_c for old c,  alpha o_c + beta for the task's new c.
 
-The q answer, and they are what the next task distils. The next task's network has to learn them so: its own correction
-starts from alpha = 1 and beta = 0 and is of its own new classes. The first task has none.
+Predictions use q, and the next task distills q. The next task's network therefore has to learn the corrected logits:
+its own correction starts from alpha = 1 and beta = 0 and applies to its own new classes. The first task has no
+correction.
 
-Validation samples are drawn from a class's samples when it is new and never trained on. Like exemplars there are fewer
-of each class as classes come: a tenth of its share of the capacity, rounded up (`validation`). Both together are no
-more than the capacity.
+Validation samples are drawn from a class's samples when the class is new, and the network is never trained on them.
+Like exemplars, they become fewer per class as the number of classes grows: a tenth of the class's share of the
+capacity, rounded up (`validation`). Exemplars and validation samples together do not exceed the capacity.
 
-Where reference codes differ. The authors', FACIL's and this hold validation samples out from the beginning; PyCIL and
-Mammoth split those of old classes off the memory at each task, which has been trained on. The authors' and Mammoth's
-correct the latest task's classes and start over, as here; FACIL and PyCIL put all earlier corrections on top of the
-network for good. The authors' and FACIL's add 0.1 beta^2 / 2 to the loss of the second phase, which is not in the
-paper; PyCIL takes a softmax of a softmax there; neither is done here. Mammoth multiplies the distillation by T^2, and
-its s is 1 / t in task t, where the paper's is (t - 1) / t. Exemplars are herded, on features that the authors do not
-normalise (PyCIL and this do); FACIL draws and Mammoth takes any. All append them to the task's samples; here they are
-mixed in (clbench.strategy.herding).
+Reference codes differ:
 
-The second phase has a share of the task's steps (`correction_steps`), since a method's budget is everyone's: the
-authors' code and PyCIL go on for twice or once as many epochs again, but of a few samples each. The authors', FACIL's
-and PyCIL's train the two numbers at the first phase's rate, 0.1 with momentum 0.9. Here that is `correction_lr`
-whatever the recipe's rate is: one that fits weights (Adam, 1e-3) would leave numbers of order 1 where they begin.
-Published recipe of the first phase: weight decay 2e-4 (CIFAR-100) or 1e-4.
+- The authors' code, FACIL and clbench hold out validation samples from the beginning. PyCIL and Mammoth split those of
+  old classes off the memory at each task, although the network has been trained on them.
+- The authors' code and Mammoth correct the latest task's classes and then start over, as here. FACIL and PyCIL keep all
+  earlier corrections on top of the network.
+- The authors' code and FACIL add 0.1 beta^2 / 2 to the loss of the second phase, which is not in the paper. PyCIL
+  applies a softmax to a softmax there. Neither is done here.
+- Mammoth multiplies the distillation by T^2, and its s is 1 / t in task t, while the paper's is (t - 1) / t.
+- Exemplars are herded, on features that the authors do not normalize (PyCIL and clbench do). FACIL draws them at random
+  and Mammoth takes any. All codes append exemplars to the task's samples; here they are mixed in
+  (clbench.strategy.herding).
 
-Beyond the paper: where the task is known, labels compete within a task and each old task's outputs are distilled by
-themselves. Outputs that are old and the task's own (scenario `domain`, classes that return) have labels and are
-distilled, and count in both n. Corrected are classes that are new, where old ones compete with them: only in scenario
-`class`. Elsewhere, nothing is held out and there is one phase.
+The second phase gets a share of the task's steps (`correction_steps`), because all methods have the same budget. The
+authors' code and PyCIL add twice or once as many epochs, each with a few samples. The authors' code, FACIL and PyCIL
+train the two numbers at the first phase's learning rate, 0.1 with momentum 0.9. Here the rate is `correction_lr`, and
+the learning rate of the training configuration has no effect on it: a rate that fits weights (Adam, 1e-3) would leave
+numbers of order 1 at their initial values. The published configuration of the first phase has weight decay 2e-4
+(CIFAR-100) or 1e-4.
+
+Beyond the paper: if the task is known, labels compete within a task, and the outputs of each old task are distilled
+separately. Outputs that are both old and the task's own (scenario `domain`, classes that return) have labels and are
+distilled, and count in both n. The correction applies to new classes that compete with old ones, which happens only in
+scenario `class`. In the other scenarios, nothing is held out and there is one phase.
 """
 
 from __future__ import annotations
@@ -207,16 +213,16 @@ class BiC(HerdedMemory, Distilled):
         return self.balanced(logits, old, batch, self.options.temperature)
 
     def after_task(self, task: Task) -> None:
-        """Keep the network with its correction, choose exemplars, and keep the validation samples."""
+        """Store the network with its correction, choose exemplars, and store the validation samples."""
         super().after_task(task)
         self.old_correction.load_state_dict(self.correction.state_dict())
         if not self.held_out:
             return
-        kept = self.task_validation(task)
+        samples = self.task_validation(task)
         if self.validation_sizes:
             left, self.validation_sizes = self.left_of_validation(len(self.sizes))
-            kept = Samples.concat(left, kept)
-        self.validation_x, self.validation_y, self.validation_tasks = kept.x, kept.y, kept.tasks
+            samples = Samples.concat(left, samples)
+        self.validation_x, self.validation_y, self.validation_tasks = samples.x, samples.y, samples.tasks
         self.validation_sizes = self.validation_sizes + self.held_out_sizes
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

@@ -1,15 +1,15 @@
-"""Dark experience replay: replay of samples with the logits that the network gave when it met them.
+"""Dark experience replay: replay samples with the logits that the network produced when it first saw them.
 
     DER:   cross-entropy + alpha mean (f(x') - z')^2
     DER++: that + beta cross-entropy(x'', y''),   (x', z') and (x'', y'') two draws from the memory
 
-The memory is a reservoir of all that is trained on, each pass of several epochs anew, as in the authors' code: logits
-come from the whole of training. The squared error is over all outputs and over samples (mean), as there; so are the
-number of samples drawn (as many as are new, twice in DER++).
+The memory is a reservoir of all training samples, and each epoch offers the samples again, as in the authors' code. Its
+logits therefore come from all stages of training. As in their code, the squared error is averaged over all outputs and
+samples, and as many samples are drawn as are new (twice in DER++).
 
-Differences: logits are kept of samples as the stream stores them, in eval mode, before the step (the authors' are of
-the augmented sample in training mode); the cross-entropies are over each sample's active outputs, while the authors
-train on all outputs in every scenario and mask at test time in theirs with task ids.
+Differences: the stored logits belong to samples as the stream stores them, computed in eval mode before the step. The
+authors' belong to the augmented sample in training mode. Here, the cross-entropies are over each sample's active
+outputs. The authors train on all outputs in every scenario, and mask outputs at test time in scenarios with task IDs.
 """
 
 from __future__ import annotations

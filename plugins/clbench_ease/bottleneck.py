@@ -1,9 +1,9 @@
-"""AdaptFormer's adapters (Chen et al. 2022, arXiv 2205.13535), as EASE's code has them: bottlenecks beside MLPs.
+"""AdaptFormer's adapters (Chen et al. 2022, arXiv 2205.13535), as in EASE's code: bottlenecks parallel to MLPs.
 
     block(x) = h + MLP(LN(h)) + s up(dropout(ReLU(down(h)))),   h = x + attention(x)
 
 `down` starts Kaiming-uniform (a = √5), `up` and both biases at 0, so that a new adapter changes nothing. The
-bottleneck reads h, not LN(h), which is what the MLP reads: so it is in EASE's code.
+bottleneck reads h, while the MLP reads LN(h), as in EASE's code.
 """
 
 from __future__ import annotations
@@ -111,16 +111,16 @@ def adapt(model: Network, width: int, scale: float, dropout: float) -> dict[str,
     """Replace each transformer block of a model by an `AdaptedBlock`, and return these by name.
 
     Raises:
-        SpecError: there is none.
+        SpecError: the model has no such block.
     """
-    found = {f"blocks.{name}": block for name, block in model.blocks.named_modules()
-             if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
-             and hasattr(block, "mlp")}
-    if not found:
+    blocks = {f"blocks.{name}": block for name, block in model.blocks.named_modules()
+              if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
+              and hasattr(block, "mlp")}
+    if not blocks:
         raise SpecError("ease: adapter = bottleneck is put parallel to the MLP of a transformer block, and this model "
                         "has no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")
     adapted = {name: AdaptedBlock(block, NORMS[type(block).__name__], width, scale, dropout)
-               for name, block in found.items()}
+               for name, block in blocks.items()}
     for name, block in adapted.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, block)

@@ -34,8 +34,8 @@ def completed(prototypes: Tensor, sizes: Sequence[int], donors: Donors) -> Tenso
     for i, k in itertools.combinations(range(len(sizes)), 2):
         old = slice(starts[i], starts[i + 1])
         from_ = slice(starts[k], starts[k + 1] if donors == "next" else None)
-        alike = F.normalize(prototypes[old, i], dim=1) @ F.normalize(prototypes[from_, i], dim=1).T
-        out[old, k] = alike.softmax(1) @ prototypes[from_, k]
+        similarity = F.normalize(prototypes[old, i], dim=1) @ F.normalize(prototypes[from_, i], dim=1).T
+        out[old, k] = similarity.softmax(1) @ prototypes[from_, k]
     return out
 
 

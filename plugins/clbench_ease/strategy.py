@@ -1,30 +1,34 @@
 """Expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030): adapters per task, one classifier on all of them.
 
-Task t trains adapters of its own on a frozen network, with a head sigma cos(f, w) for its own classes, which is thrown
-away. Then each of its classes gets a prototype: its mean features in the subspace of each task so far, one after the
-other. Prototypes of old classes in new subspaces are combined from similar classes' (`prototypes`), so no old sample is
-needed. With f_j the features by the adapters of task j, the logit of a class c of task i after T tasks is
+Task t trains adapters of its own on a frozen network. Its head sigma cos(f, w) for its own classes is discarded
+afterward. Then each of its classes gets a prototype: its mean features in the subspace of each task so far,
+concatenated. The prototypes of old classes in new subspaces are combined from those of similar classes (`prototypes`),
+so no old samples are needed. With f_j the features by the adapters of task j, the logit of a class c of task i after T
+tasks is
 
     cos(f_i, P_c[i]) + alpha / (T - 1) sum over j != i of cos(f_j, P_c[j])  (+ beta cos(f, P_c) without adapters)
 
-No adapter changes after its task. The task is neither needed nor inferred; each answer takes T passes.
+Adapters do not change after their task. The task is neither needed nor inferred, and each prediction takes T forward
+passes.
 
-Where paper, codes (sun-hailong/CVPR24-Ease, LAMDA-PILOT, the same) and this differ:
+The paper, its code (sun-hailong/CVPR24-Ease; LAMDA-PILOT has the same) and clbench differ:
 
-- As we read the paper, the missing prototype of an old class is combined from the newest task's classes, once
-  (`donors = next`). The code can do that (`recalc_sim = false`), but its configurations that we saw combine from all
-  later tasks' classes, anew after each task (`donors = later`, the default here).
+- As we read the paper, the missing prototype of an old class is combined once, from the newest task's classes
+  (`donors = next`). The code can do that (`recalc_sim = false`). The configurations that we saw combine it from the
+  classes of all later tasks, and recompute it after each task (`donors = later`, the default here).
 - The code divides alpha by the number of other subspaces, as here.
 - The network's own features (`beta`, there `use_init_ptm`) are left out for CIFAR-100, with alpha = 0.1; the code's
   configurations for CUB have beta = 1 and alpha = 0.005.
-- Their adapters are for vision transformers (`bottleneck`); `adapter = lora` is ours, for other networks.
-- Their recipe: SGD with momentum 0.9, weight decay 5e-4, lr 0.025 (CUB: 0.005) along a cosine, 20 epochs, batches of
-  48 (16).
-- There every class belongs to one task. Where it comes again (scenario `domain`), it has a prototype from each of its
-  tasks here, and its logit is the largest of them.
+- Their adapters are for vision transformers (`bottleneck`). `adapter = lora` is an addition of clbench for other
+  networks.
+- Their training configuration is SGD with momentum 0.9, weight decay 5e-4, lr 0.025 (CUB: 0.005) with a cosine
+  schedule, 20 epochs and batches of 48 (16).
+- In the paper, every class belongs to one task. Here, a class that returns (scenario `domain`) has a prototype from
+  each of its tasks, and its logit is the largest of theirs.
 
-The paper's network is pretrained (`base = pretrained`). With `base = task1` the first half of the first task's steps
-trains the network and its own head as plain fine-tuning does, on the task's classes; the second half trains adapters.
+The paper's network is pretrained (`base = pretrained`). With `base = task1`, the first half of the first task's steps
+trains the network and its own head on the task's classes, as sequential fine-tuning does. The second half trains
+adapters.
 """
 
 from __future__ import annotations
@@ -75,8 +79,8 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [N, C] of features [N, D]."""
-        own = self.sigma * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
-        return placed(own, self.place)
+        logits = self.sigma * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        return placed(logits, self.place)
 
 
 class EASE(FrozenBase):
@@ -165,29 +169,30 @@ class EASE(FrozenBase):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Take the prototypes of the task's classes in all subspaces, and fill in what old classes lack in the new."""
+        """Compute the task's prototypes in all subspaces, and complete those of old classes in the new subspace."""
         self.sizes.append(len(task.classes))
         tasks, old = len(self.sizes), len(self.labels)
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
-        found, _ = class_means(self, task.train, lambda x: self.subspaces(x, tasks).flatten(1))
-        own = found.to(self.prototypes)[classes].nan_to_num(nan=0.0)  # a class without samples has no direction
-        own = own.view(len(own), -1, self.model.head.in_features)
+        means, _ = class_means(self, task.train, lambda x: self.subspaces(x, tasks).flatten(1))
+        # A class without samples has no direction.
+        class_prototypes = means.to(self.prototypes)[classes].nan_to_num(nan=0.0)
+        class_prototypes = class_prototypes.view(len(class_prototypes), -1, self.model.head.in_features)
         self.labels = torch.cat([self.labels, classes])
         if self.options.beta:
-            self.plain = torch.cat([self.plain, own[:, -1]])
-        prototypes = own.new_zeros(len(self.labels), tasks, own.shape[2])
+            self.plain = torch.cat([self.plain, class_prototypes[:, -1]])
+        prototypes = class_prototypes.new_zeros(len(self.labels), tasks, class_prototypes.shape[2])
         prototypes[:old, :tasks - 1] = self.prototypes
-        prototypes[old:] = own[:, :tasks]
+        prototypes[old:] = class_prototypes[:, :tasks]
         self.prototypes = completed(prototypes, self.sizes, self.options.donors)
 
     def subspaces(self, x: Tensor, tasks: int) -> Tensor:
-        """Return features [N, T, D] by the adapters of the first T tasks; with `beta` also, last, those without."""
+        """Return features [N, T, D] by the adapters of the first T tasks; with `beta`, add those without adapters."""
         hidden = self.model.run(x, self.model.start, self.first)  # what adapters do not change runs once
-        found = []
+        features = []
         for task in [*range(tasks), *([None] if self.options.beta else [])]:
             with self.using(task):
-                found.append(self.model.run(hidden, self.first, None))
-        return torch.stack(found, 1)
+                features.append(self.model.run(hidden, self.first, None))
+        return torch.stack(features, 1)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C], -inf for classes not learned; the starting network's while there is none."""

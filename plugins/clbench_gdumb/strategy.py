@@ -39,7 +39,7 @@ from clbench_gdumb import GDumbOptions
 
 
 class GDumb(SampleMemory):
-    """A network that begins anew with each task; the buffers `start__*` are what it begins from, not a memory."""
+    """A network that is reset for each task; the buffers `start__*` are its initial state, not a memory."""
 
     options: GDumbOptions
 
@@ -53,18 +53,19 @@ class GDumb(SampleMemory):
 
     @torch.no_grad()
     def before_task(self, task: Task) -> None:
-        """Let the task's samples pass the sampler, and go back to the first weights."""
+        """Offer the task's samples to the sampler, and reset the network to its initial weights."""
         count = len(task.train)
         order = torch.randperm(count, generator=self.world.generator)
         draws = torch.rand(count, generator=self.world.generator, dtype=torch.float64)
-        new, held = self._groups(task.train), self._groups(self.memory)
-        source = greedy_slots(held, [new[i] for i in order.tolist()], self.options.capacity, draws)
+        new_groups, memory_groups = self._groups(task.train), self._groups(self.memory)
+        source = greedy_slots(memory_groups, [new_groups[i] for i in order.tolist()], self.options.capacity, draws)
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):
             chosen = order[source[slots]]
-            kept = task.train.materialized().take(send(chosen, task.train.index_device))
-            self.store(Samples(write_slots(self.memory_x, kept.x, slots), write_slots(self.memory_y, kept.y, slots),
-                               write_slots(self.memory_tasks, kept.tasks, slots)))
+            samples = task.train.materialized().take(send(chosen, task.train.index_device))
+            self.store(Samples(write_slots(self.memory_x, samples.x, slots),
+                               write_slots(self.memory_y, samples.y, slots),
+                               write_slots(self.memory_tasks, samples.tasks, slots)))
         for name, value in self._network().items():
             value.copy_(self.get_buffer(f"start__{slot(name)}"))
 
@@ -82,31 +83,32 @@ class GDumb(SampleMemory):
         return list(zip(tasks, samples.y.tolist(), strict=True))
 
 
-def greedy_slots(held: list[tuple[int, int]], offered: list[tuple[int, int]], capacity: int, draws: Tensor) -> Tensor:
+def greedy_slots(memory_groups: list[tuple[int, int]], offered: list[tuple[int, int]], capacity: int, draws: Tensor
+                 ) -> Tensor:
     """Return which of N new samples ends up in each slot (-1: none), by algorithm 1 of the paper.
 
     Args:
-        held: classes in the memory, by slot.
-        offered: classes of the new samples, in order.
-        capacity: slots.
-        draws: [N], uniform in [0, 1), float64, on the CPU: which of the largest class goes for a sample.
+        memory_groups: the classes in the memory, by slot.
+        offered: the classes of the new samples, in order.
+        capacity: the number of slots.
+        draws: [N], uniform in [0, 1), float64, on the CPU: they choose which sample of the largest class is replaced.
 
     Returns:
         int64 [M], M slots in use afterwards.
     """
     members: dict[tuple[int, int], list[int]] = {}
-    for index, group in enumerate(held):
+    for index, group in enumerate(memory_groups):
         members.setdefault(group, []).append(index)
-    source, used = dict[int, int](), len(held)
+    source, used = dict[int, int](), len(memory_groups)
     for i, (group, draw) in enumerate(zip(offered, draws.tolist(), strict=True)):
-        own = members.setdefault(group, [])
-        if len(own) * len(members) >= capacity:
+        group_slots = members.setdefault(group, [])
+        if len(group_slots) * len(members) >= capacity:
             continue
         if used < capacity:
             index, used = used, used + 1
         else:
             largest = max(members.values(), key=len)
             index = largest.pop(int(draw * len(largest)))
-        own.append(index)
+        group_slots.append(index)
         source[index] = i
     return torch.tensor([source.get(index, -1) for index in range(used)], dtype=torch.int64)

@@ -1,30 +1,34 @@
-"""GPM: steps are orthogonal to the inputs that each layer had in earlier tasks, so that its outputs for them stay.
+"""GPM: keep steps orthogonal to each layer's inputs in earlier tasks, so that its outputs for them do not change.
 
 For a layer's weight W, whose inputs x (of a convolution: patches) in earlier tasks lie in a subspace with projector P,
 
     grad W  <-  grad W - (grad W) P          (equations 6 and 7)
 
-so that W x stays the same for all x with P x = x. After a task, P is extended by the fewest directions that let it hold
-the share `threshold` of the energy of the task's inputs (equations 5, 8 and 9; `clbench.strategy.subspace.grown`). The
-inputs are those of `samples` random training samples, without augmentation. Half of the symmetric P is kept.
+so that W x stays the same for all x with P x = x. After a task, P is extended by as few directions as possible so that
+it holds the share `threshold` of the energy of the task's inputs (equations 5, 8 and 9;
+`clbench.strategy.subspace.grown`). The inputs are those of `samples` random training samples, without augmentation.
+Half of the symmetric P is stored.
 
-It needs SGD, which the authors use (learning rate 0.01 falling to 1e-5 when held-out data stop improving, no momentum).
-Momentum is a sum of projected gradients, and harmless if it does not outlive the task (`optimizer_state = reset`).
-Adam divides each number of the gradient by its own size, which turns it out of the orthogonal complement, and weight
-decay shrinks W in all directions: with either, old outputs change. So run `--optimizer sgd`, without weight decay.
+GPM needs SGD, which the authors use (no momentum; the learning rate of 0.01 falls to 1e-5 when held-out data stop
+improving). Momentum is a sum of projected gradients; it is harmless if it is reset after each task
+(`optimizer_state = reset`). Adam divides each number of the gradient by its own size, which moves the step out of the
+orthogonal complement. Weight decay shrinks W in all directions. With either, old outputs change. Therefore run
+`--optimizer sgd`, without weight decay.
 
-As in the authors' code (sahagobinda/GPM), whatever else is trained learns in the first task only: normalisation with
-its parameters and statistics, and, since their networks have no biases, the biases of layers, whose input is always 1.
-So do layers of other kinds (grouped convolutions, positions of a vision transformer).
+As in the authors' code (sahagobinda/GPM), all other parameters are trained in the first task only. These are the
+parameters and statistics of normalization layers, and the biases of layers: a bias is a weight whose input is always 1,
+and the authors' networks have none. Layers of other kinds (grouped convolutions, position embeddings of a vision
+transformer) are also trained in the first task only.
 
-The head. Where the task is known, every class has a row of its own that is trained by its own task alone, as in their
-networks with a head per task: it is not projected. Where it is not known, all rows compete, and it is projected as any
-layer, as in their permuted MNIST. There is nothing in the paper about scenario `class`. By default new samples compete
-among their task's classes there (`outputs`), as in the paper, so that old rows stay; rows of different tasks have never
-been compared.
+The head: if the task is known, every class has a row that only its own task trains, as in the authors' networks with a
+head per task. The head is then not projected. If the task is not known, all rows compete, and the head is projected
+like any other layer, as in their permuted MNIST. The paper does not cover scenario `class`. By default, new samples
+compete among their task's classes there (`outputs`), as in the paper, so that old rows do not change. Rows of different
+tasks are then never compared during training.
 
-Differences: the first task's subspace has one direction fewer in the authors' code than equation 5 says; here it is the
-paper's. For networks with batch normalisation they use statistics of the batch also at test time. They keep a basis.
+Differences: in the authors' code, the first task's subspace has one direction fewer than equation 5 requires; here it
+follows the paper. For networks with batch normalization, the authors use statistics of the batch also at test time.
+They store a basis.
 """
 
 from __future__ import annotations
@@ -64,12 +68,12 @@ class GPM(Strategy):
         """Return the layers whose gradients are projected, by name in the model."""
         inner = {id(part) for module in self.model.modules() if isinstance(module, nn.MultiheadAttention)
                  for part in module.modules()}  # whose layers are not called
-        found = {name: layer for name, layer in self.model.named_modules()
-                 if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in inner
-                 and getattr(layer, "groups", 1) == 1}
+        layers = {name: layer for name, layer in self.model.named_modules()
+                  if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in inner
+                  and getattr(layer, "groups", 1) == 1}
         if self.world.task_given:
-            del found["head"]
-        return found
+            del layers["head"]
+        return layers
 
     def before_task(self, task: Task) -> None:
         """Fix all but the projected layers, from the second task on, and have their projectors at hand."""
@@ -81,7 +85,7 @@ class GPM(Strategy):
             self.model.head.requires_grad_(True)
         for name, layer in self.projected().items():
             layer.weight.requires_grad_(True)
-            setattr(self, f"projector__{slot(name)}", self.kept(name))
+            setattr(self, f"projector__{slot(name)}", self.stored_projector(name))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -110,11 +114,11 @@ class GPM(Strategy):
         except SpecError as error:
             raise SpecError(f"gpm: {error}; choose another model") from None
         for name, moment in moments.items():
-            wider = grown(moment, self.kept(name), threshold)
+            wider = grown(moment, self.stored_projector(name), threshold)
             self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))
             setattr(self, f"projector__{slot(name)}", None)
 
-    def kept(self, name: str) -> Tensor:
-        """Return the projector [d, d] onto the subspace that is kept of a layer's inputs."""
+    def stored_projector(self, name: str) -> Tensor:
+        """Return the projector [d, d] onto the stored subspace of a layer's inputs."""
         size = self.projected()[name].weight[0].numel()
         return unpacked(self.get_buffer(f"subspace__{slot(name)}"), size)

@@ -96,9 +96,9 @@ class HAT(PerTaskStrategy):
         """Return the cross-entropy of the task's head behind the gates, plus the penalty on new units."""
         masks = [(self.s * e).sigmoid() for e in self.embedding(batch.task)]
         free = [1 - used for used in self.used()]
-        taken = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
+        new_units = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
         all_free = torch.stack([left.sum() for left in free]).sum()
-        penalty = taken / all_free.clamp_min(torch.finfo(all_free.dtype).tiny)
+        penalty = new_units / all_free.clamp_min(torch.finfo(all_free.dtype).tiny)
         logits = self.heads[batch.task](self.gated(batch.x, masks))
         return self.cross_entropy(logits, batch) + self.options.strength * penalty
 
@@ -107,12 +107,13 @@ class HAT(PerTaskStrategy):
         edited = dict(gradients)
         before: Tensor | None = None
         for used, (name, layer) in zip(self.used(), chain(self.model), strict=True):
-            kept = used[:, None]
+            protection = used[:, None]
             if before is not None:
                 inputs = layer.weight.shape[1]
-                kept = torch.minimum(kept, spread(before, inputs)[None])
+                protection = torch.minimum(protection, spread(before, inputs)[None])
             weight, bias = (f"model.{name}.{part}" for part in ("weight", "bias"))
-            edited[weight] = gradients[weight] * (1 - kept).view(*kept.shape, *[1] * (layer.weight.dim() - 2))
+            trailing = [1] * (layer.weight.dim() - 2)
+            edited[weight] = gradients[weight] * (1 - protection).view(*protection.shape, *trailing)
             if bias in gradients:
                 edited[bias] = gradients[bias] * (1 - used)
             before = used
@@ -173,7 +174,7 @@ def spread(mask: Tensor, size: int) -> Tensor:
 def chain(model: Network) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
     """Return the layer of each block, by name; SpecError where a block is not one layer and what keeps units apart."""
     model.require_body("hat masks units before the head")
-    found = []
+    masked_layers = []
     for number, block in enumerate(model.blocks):
         parts = [(name, module) for name, module in block.named_modules() if not any(module.children())]
         layers = [(name, module) for name, module in parts if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -182,5 +183,5 @@ def chain(model: Network) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
             raise SpecError(f"hat masks the units of a chain of Linear and Conv2d layers with ReLU and pooling; block "
                             f"{number} of this model has {', '.join(sorted(set(other))) or 'other layers'}; choose "
                             "model = mlp or cnn, or packnet, which shares out single weights of any network")
-        found.append((f"blocks.{number}.{layers[0][0]}", layers[0][1]))
-    return found
+        masked_layers.append((f"blocks.{number}.{layers[0][0]}", layers[0][1]))
+    return masked_layers

@@ -1,25 +1,28 @@
-"""iCaRL: exemplars chosen by herding, replayed while old outputs are distilled; the nearest mean of them answers.
+"""iCaRL: replay exemplars chosen by herding, distill old outputs, and classify by the nearest mean of exemplars.
 
-The loss of a sample (algorithm 3) is, with g the sigmoid of the present outputs and q that of the old network's,
+With g the sigmoid of the current outputs and q that of the old network's, the loss of a sample (algorithm 3) is
 
     - sum over new c of [c = y] log g_c + [c != y] log(1 - g_c)
     - sum over old c of q_c log g_c + (1 - q_c) log(1 - g_c)
 
-summed over outputs and averaged over samples. Exemplars are herded, shared out and replayed as in
-clbench.strategy.herding: as the authors' code and Avalanche do, but, as in PyCIL and Mammoth, nothing is picked twice.
-Features are L2-normalised, and so are the means of exemplars that a sample is compared with (algorithm 1).
+summed over outputs and averaged over samples. Exemplars are herded, distributed over classes and replayed as in
+clbench.strategy.herding. This follows the authors' code and Avalanche, but, as in PyCIL and Mammoth, no sample is
+picked twice. Features are L2-normalized, and so are the means of exemplars that a sample is compared with (algorithm
+1).
 
-Where reference codes differ. Loss: the authors' code, Avalanche, Mammoth and PyCIL's first version (2021) take the mean
-over outputs, a factor in the learning rate (the authors' is 2), and the authors', Avalanche's and Mammoth's push the
-outputs of classes not seen yet towards 0, which here are not active (Mammoth's first versions left them out too); later
-versions of PyCIL have another loss, cross-entropy and a distillation of the softmax at temperature 2. Means: the
-authors', Avalanche's and Mammoth's add each exemplar's mirror image; Mammoth normalises features in herding, in means
-and of samples now, which its first versions did nowhere. Capacity: the authors' and Avalanche's round K / classes up,
-so that the memory may exceed K.
+Reference codes differ:
 
-Beyond the paper: where the task is known, the mean must be of one of its classes, and a sample's new outputs are those
-of its own task. In scenario `domain` every task brings samples of all classes anew. Labels say what these outputs
-should be then, so nothing is distilled.
+- Loss: the authors' code, Avalanche, Mammoth and PyCIL's first version (2021) take the mean over outputs, which amounts
+  to a factor in the learning rate (the authors' rate is 2). The authors' code, Avalanche and Mammoth push the outputs
+  of classes not seen yet toward 0; here these outputs are not active (Mammoth's first versions left them out too).
+  Later versions of PyCIL have another loss: cross-entropy and a distillation of the softmax at temperature 2.
+- Means: the authors' code, Avalanche and Mammoth add each exemplar's mirror image. Mammoth now normalizes the features
+  in herding, in means and of samples; its first versions normalized none of them.
+- Capacity: the authors' code and Avalanche round K / classes up, so the memory may exceed K.
+
+Beyond the paper: if the task is known, only the means of its classes are compared, and a sample's new outputs are those
+of its own task. In scenario `domain`, every task has new samples of all classes. Labels then determine these outputs,
+so nothing is distilled.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class ICaRL(HerdedMemory, Distilled):
         return (losses * (old | self.active[batch.tasks])).sum(1).mean()
 
     def after_task(self, task: Task) -> None:
-        """Keep the network, shorten the sets of exemplars there are, add the task's, and take all means anew."""
+        """Store the network, shorten the existing sets of exemplars, add those of the task, and recompute all means."""
         super().after_task(task)
         means, _ = class_means(self, self.memory, self.unit_features)
         self.means = F.normalize(means).nan_to_num(nan=math.inf)

@@ -1,10 +1,10 @@
-"""Joint training: the model goes on from its weights, on the union of all tasks seen so far.
+"""Joint training: the model continues from its current weights, on the union of all tasks seen so far.
 
-The data it keeps count as replay memory. With a budget in iterations each task gets the same number of steps (as van
-de Ven & Tolias 2019, arXiv 1904.07734); with a budget in epochs the number of steps grows with the data.
+The stored data count as replay memory. With a budget in iterations, each task gets the same number of steps (as in van
+de Ven & Tolias 2019, arXiv 1904.07734). With a budget in epochs, the number of steps grows with the data.
 
-Where a benchmark's transforms are random, samples of old tasks are drawn anew for every batch, as the new ones are. One
-draw of each is kept, and counted.
+If a benchmark's transforms are random, samples of old tasks are drawn again for every batch, like the new ones. One
+draw of each sample is stored, and counted.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ class Joint(Strategy):
         self.draws: list[Callable[[int], Tensor] | None] = []  # of each task, what draws its samples anew
 
     def before_task(self, task: Task) -> None:
-        """Add the task's samples to those kept."""
+        """Add the task's samples to the stored samples."""
         new = task.train
-        kept = Samples.concat(self.kept, new) if task.index else new
-        self.kept_x, self.kept_y, self.kept_tasks = kept.x, kept.y, kept.tasks
-        self.ends.append(len(kept))
+        samples = Samples.concat(self.stored_samples, new) if task.index else new
+        self.kept_x, self.kept_y, self.kept_tasks = samples.x, samples.y, samples.tasks
+        self.ends.append(len(samples))
         self.draws.append(new.draw if isinstance(new, StochasticSamples) else None)
 
     @property
-    def kept(self) -> Samples:
-        """Return the samples that are kept."""
+    def stored_samples(self) -> Samples:
+        """Return the stored samples of all tasks so far."""
         return Samples(self.kept_x, self.kept_y, self.kept_tasks)
 
     def training_samples(self, task: Task) -> Samples:
         """Return the samples of all tasks so far."""
-        kept = self.kept
+        samples = self.stored_samples
         if not any(self.draws):
-            return kept
-        host = kept.x.cpu()  # samples are drawn there, where no device may be touched
+            return samples
+        host = samples.x.cpu()  # samples are drawn there, where no device may be touched
 
         def draw(index: int) -> Tensor:
             number = bisect_right(self.ends, index)
-            begin, own = self.ends[number - 1] if number else 0, self.draws[number]
-            return host[index] if own is None else own(index - begin)
+            begin, task_draw = self.ends[number - 1] if number else 0, self.draws[number]
+            return host[index] if task_draw is None else task_draw(index - begin)
 
-        return StochasticSamples(kept.x, kept.y, kept.tasks, draw)
+        return StochasticSamples(samples.x, samples.y, samples.tasks, draw)

@@ -1,14 +1,15 @@
-"""L2: a pull towards the last task's weights, with the same strength for each: EWC without its Fisher information.
+"""L2: a penalty toward the last task's weights, with the same strength for each: EWC without Fisher information.
 
     loss: cross-entropy + strength sum (theta - theta*)^2      theta* where the last task ended; no 1/2
 
-It is the baseline beside EWC in Kirkpatrick et al. 2017 (arXiv 1612.00796, figure 2), and as strong as SI and EWC in
-Hsu et al. 2018 (arXiv 1810.12488), whose code this follows: one anchor, the latest, and an importance that stays 1
-instead of growing with the tasks; all trained parameters, the heads of other tasks included. What is kept is one number
-per parameter; Hsu et al. count two, for their code stores the ones.
+Kirkpatrick et al. 2017 (arXiv 1612.00796, figure 2) compare EWC with this baseline. In Hsu et al. 2018 (arXiv
+1810.12488), it is as strong as SI and EWC. This implementation follows the code of Hsu et al.: there is one anchor, the
+latest, and an importance that stays 1 instead of growing with the tasks. The penalty covers all trained parameters,
+including the heads of other tasks. It stores one number per parameter. Hsu et al. count two, because their code stores
+the ones.
 
-Without a task before it a parameter is free: there is no pull in the first task, nor on what first appears in a task.
-It is not weight decay, which pulls towards 0.
+A parameter without an earlier task is free: there is no penalty in the first task, nor on parameters that first appear
+in a task. L2 is not weight decay, which pulls weights toward 0.
 """
 
 from __future__ import annotations

@@ -1,28 +1,30 @@
-"""Learning to prompt (Wang et al. 2022, arXiv 2112.08654): a pool of prompts beside a frozen vision transformer.
+"""Learning to prompt (Wang et al. 2022, arXiv 2112.08654): a pool of prompts for a frozen vision transformer.
 
     q = the frozen network's features of x;  s_i = cos(q, key_i);  chosen: the `top` prompts with the largest s_i
     logits = head(mean over the outputs at the prompts' places of the network on [chosen prompts; tokens of x])
     loss   = cross-entropy + pull * sum over chosen i of (1 - s_i)
 
-Prompts, keys and head are shared by all tasks and trained on all of them; which prompts a sample is given does not
-depend on the task id. Cross-entropy is by default over the classes of the task at hand alone, as in all reference codes
-(`train_mask`): the rows of the head that belong to old classes are left alone.
+All tasks share the prompts, the keys and the head, and all tasks train them. The choice of prompts for a sample does
+not depend on the task ID. By default, the cross-entropy is over the classes of the current task alone, as in all
+reference codes (`train_mask`). Rows of the head that belong to old classes then do not change.
 
-Reference codes differ, from the paper and from each other; this follows the paper and, where that is silent, the
-authors' code (google-research/l2p):
+Reference codes differ from the paper and from each other. This implementation follows the paper and, if the paper does
+not specify a detail, the authors' code (google-research/l2p):
 
-- Prompts stand in front of the class token and have no position, as in the authors' code. In the PyTorch port, which
-  PILOT and Mammoth took over, they stand behind the class token and have its position.
-- All of these let a batch vote and give the most frequent prompts to all its samples (`batchwise_prompt`), at test time
-  too, so that an answer depends on the batch. The paper chooses for each sample, as is done here.
+- Prompts come before the class token and have no position embedding, as in the authors' code. In the PyTorch port,
+  which PILOT and Mammoth adopted, they come after the class token and have its position embedding.
+- All of these codes let the samples of a batch vote and give the most frequent prompts to the whole batch
+  (`batchwise_prompt`), at test time too. A prediction then depends on the batch. The paper chooses prompts for each
+  sample, as is done here.
 - The authors' configuration for Split-CIFAR-100 has prompts of 10 tokens, top 4 and pull 1; PILOT's and Mammoth's
   have 5, 5 and 0.1.
 - Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the ports uniform in [-1, 1).
 - The paper's penalty on prompts that earlier tasks chose often is left out, as in its results and codes.
 - Their head starts at zero; here it is the network's own. Gradients are not clipped.
 
-The paper's network is pretrained (`base = pretrained`). With `base = task1` the first half of the first task's steps
-trains the network as plain fine-tuning does, and the second half prompts, keys and the head, which is trained on.
+The paper's network is pretrained (`base = pretrained`). With `base = task1`, the first half of the first task's steps
+trains the network and its head as sequential fine-tuning does. The second half trains the prompts and the keys, and
+continues to train the head.
 """
 
 from __future__ import annotations

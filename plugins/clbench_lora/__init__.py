@@ -47,12 +47,12 @@ class LowRankOptions(Options):
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options, with the paper's targets where nobody chose layers and the network has such parts."""
-        settled = super().settled(pretrained, network)
+        options = super().settled(pretrained, network)
         if network is None or {"layers", "targets"} & self.model_fields_set:
-            return settled
+            return options
         from clbench_lora.selection import has_parts
 
-        return settled.model_copy(update={"targets": list(self.PAPER)}) if has_parts(network(), self.PAPER) else settled
+        return options.model_copy(update={"targets": list(self.PAPER)}) if has_parts(network(), self.PAPER) else options
 
     @field_validator("layers")
     @classmethod

@@ -44,14 +44,14 @@ def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for layer in adapter.layers:
         name = f"{layer}.weight"
         out[name] = (base[name].double() + delta(adapter, layer, base[name])).to(base[name].dtype)
-        own = adapter.part(layer, "lora_B.bias")
-        if own is None:
+        bias_change = adapter.part(layer, "lora_B.bias")
+        if bias_change is None:
             continue
         bias = base.get(f"{layer}.bias")
         if bias is None:
             raise SpecError(f"cannot merge: the adapter has a bias on {layer}, which has none in the model; train with "
                             "lora.bias = false")
-        out[f"{layer}.bias"] = (bias.double() + adapter.scaling(layer) * own.double()).to(bias.dtype)
+        out[f"{layer}.bias"] = (bias.double() + adapter.scaling(layer) * bias_change.double()).to(bias.dtype)
     out[f"{HEAD}.weight"], out[f"{HEAD}.bias"] = adapter.head
     return out
 
@@ -100,10 +100,10 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
         total_weight = sum(w for _, w in shares)
         if not total_weight:
             raise SpecError(f"the weights of the tasks that have class {c} add up to 0; choose others")
-        for own, place in ((weight, 0), (bias, 1)):
+        for tensor, place in ((weight, 0), (bias, 1)):
             mean = sum(w / total_weight * a.head[place][c].double() for a, w in shares)
             assert isinstance(mean, Tensor)
-            own[c] = mean.to(own.dtype)
+            tensor[c] = mean.to(tensor.dtype)
     tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
                        mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names,
@@ -114,8 +114,8 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
 
 def _class_names(adapters: Sequence[Adapter], classes: Sequence[int]) -> tuple[str, ...]:
     """Return the names of a mixture's classes; an output that is another class in each task has all their names."""
-    found: dict[int, dict[str, None]] = {}
+    names: dict[int, dict[str, None]] = {}
     for adapter in adapters:
         for output, name in zip(adapter.info.classes, adapter.info.class_names, strict=False):  # there may be none
-            found.setdefault(output, {})[name] = None
-    return tuple(" / ".join(found[output]) for output in classes) if len(found) == len(classes) else ()
+            names.setdefault(output, {})[name] = None
+    return tuple(" / ".join(names[output]) for output in classes) if len(names) == len(classes) else ()

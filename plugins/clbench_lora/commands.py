@@ -209,7 +209,7 @@ def spectrum(run: Path, plot: Path | None, form: str) -> None:
     """
     from clbench_lora import spectrum, spectrum_view
 
-    found = spectrum.spectra(run)
+    spectra = spectrum.spectra(run)
     if plot is not None:
-        spectrum_view.draw(found, plot)
-    click.echo(spectrum_view.show(found, form))
+        spectrum_view.draw(spectra, plot)
+    click.echo(spectrum_view.show(spectra, form))

@@ -51,7 +51,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
         raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
                         "name tasks of one with --tasks")
     runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters eval")
-    found: dict[int, float] = {}
+    accuracies: dict[int, float] = {}
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
         same_data(stream, homes[members[0]])
@@ -59,8 +59,8 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
         strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
         with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
-        found.update(zip(members, row.accuracy, strict=True))
-    return {n: found[n] for n in numbers}
+        accuracies.update(zip(members, row.accuracy, strict=True))
+    return {n: accuracies[n] for n in numbers}
 
 
 def home(source: TrialAdapters, number: int) -> Origin:
@@ -98,8 +98,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         DataError: the data are missing, or differ from those of the trial.
     """
     trial = source.record.trial
-    own = benchmark is None or benchmark == trial.benchmark
-    if own and task in source.tasks:
+    is_trial_benchmark = benchmark is None or benchmark == trial.benchmark
+    if is_trial_benchmark and task in source.tasks:
         raise StoreError(f"{source.name} has an adapter of task {task + 1}; remove it first")
     if benchmark is not None:
         trial = trial.model_copy(update={"benchmark": benchmark})
@@ -107,9 +107,9 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     stream = runner.stream(trial)
     check_fits(source, stream, trial.benchmark, task)
     origin = Origin(benchmark=trial.benchmark, task=task, fingerprint=stream.fingerprint)
-    if own:
+    if is_trial_benchmark:
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
-    number = task if own else max([*source.tasks, len(source.stream.classes) - 1]) + 1
+    number = task if is_trial_benchmark else max([*source.tasks, len(source.stream.classes) - 1]) + 1
     strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
     # So that the task has its index in the benchmark, on which data order and draws depend.
     for earlier in stream.tasks[:task]:
@@ -122,7 +122,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     known = stream.tasks[task]
     learned = Task(task, known.classes, known.train, known.class_names)
     write_adapter(task_folder(source.folder, number), strategy.adapter(
-        learned, source.record.key, source.digest, number, None if own else origin))
+        learned, source.record.key, source.digest, number, None if is_trial_benchmark else origin))
     return number
 
 

@@ -70,7 +70,7 @@ class EWCLoRA(JoinedHeadsLoRA):
         return task.index == 0
 
     def before_task(self, task: Task) -> None:
-        """Add a head for new classes; then start the adapters anew."""
+        """Add a head for new classes, then initialize the adapters again."""
         super().before_task(task)
         for layer in self.adapted.values() if task.index else ():
             layer.restart()
@@ -102,10 +102,10 @@ class EWCLoRA(JoinedHeadsLoRA):
     def fisher(self, task: Task) -> dict[str, Tensor]:
         """Return the diagonal Fisher information of W on a task's samples, by adapted layer."""
         with self._weights_only():
-            found = diagonal_fisher(self, task.train, task.index, generator=self.world.generator,
-                                    kind=self.options.fisher, limit=self.options.fisher_samples)
+            fisher = diagonal_fisher(self, task.train, task.index, generator=self.world.generator,
+                                     kind=self.options.fisher, limit=self.options.fisher_samples)
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        return {name: found[names[id(whole)]][rows]
+        return {name: fisher[names[id(whole)]][rows]
                 for name, (whole, rows) in ((name, _place(layer)) for name, layer in self.adapted.items())}
 
     @contextmanager

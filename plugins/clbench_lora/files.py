@@ -65,8 +65,9 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         info = AdapterInfo.model_validate_json((folder / INFO).read_bytes())
         config = PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
-        own = {published: name for name, published in info.names.items()}
-        adapter = Adapter(renamed_config(config, own), renamed_tensors(load_file(folder / MODEL), own), info,
+        local_names = {published: name for name, published in info.names.items()}
+        adapter = Adapter(renamed_config(config, local_names),
+                          renamed_tensors(load_file(folder / MODEL), local_names), info,
                           load_file(prototype)["prototype"] if prototype.exists() else None)
     except FileNotFoundError as error:
         raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
@@ -140,9 +141,9 @@ def read_base(path: Path) -> dict[str, Tensor]:
     Raises:
         StoreError: the file is missing or not in safetensors format.
     """
-    own = {published: name for name, published in published_names(path).items()}
+    local_names = {published: name for name, published in published_names(path).items()}
     try:
-        return {own.get(name, name): tensor for name, tensor in load_file(path).items()}
+        return {local_names.get(name, name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise StoreError(f"base {path} cannot be read: {error}; restore it from a copy") from None
 

@@ -1,7 +1,7 @@
-"""W x of the first adapted layer, which a frozen W gives anew in every step: computed once per phase.
+"""Compute W x of the first adapted layer once per phase, because a frozen W gives the same result in every step.
 
-It is known beforehand where nothing that learns comes before the layer: in a network whose first adapted block begins
-with it, such as a multilayer perceptron. On split-mnist-5k this saves a fifth of the training time of `lora`.
+This is possible if no trainable part comes before the layer, as in a network whose first adapted block begins with it,
+such as a multilayer perceptron. On split-mnist-5k it saves a fifth of the training time of `lora`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class FirstLayerOnce(Strategy):
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
         """Return W x of the first adapted layer, once W is frozen."""
-        found = None if self.base_learns else first_layer(self.model)
-        if found is None:
+        position = None if self.base_learns else first_layer(self.model)
+        if position is None:
             return {}
-        block, before, layer = found
+        block, before, layer = position
         hidden = self.model.run(x, 0, block)
         for module in before:
             hidden = module(hidden)
@@ -44,11 +44,11 @@ class FirstLayerOnce(Strategy):
     @contextmanager
     def known_first_layer(self, batch: Batch) -> Iterator[None]:
         """Give the first adapted layer its W x inside the block, if that is stored for the batch."""
-        found = first_layer(self.model) if batch.frozen else None
-        if found is None or batch.frozen is None:
+        position = first_layer(self.model) if batch.frozen else None
+        if position is None or batch.frozen is None:
             yield
             return
-        layer = found[2]
+        layer = position[2]
         layer.output = batch.frozen[NAME]
         try:
             yield

@@ -72,7 +72,7 @@ class InfLoRA(JoinedHeadsLoRA):
         super().begin(task)  # B_t is 0: the network answers as before
         for name, moment in self.moments(task.train).items():
             a = self.adapted[name].lora_A[-1].get_parameter("weight")
-            a.copy_(design(moment, self.kept(name), len(a)).view_as(a))
+            a.copy_(design(moment, self.stored_projector(name), len(a)).view_as(a))
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
@@ -81,10 +81,10 @@ class InfLoRA(JoinedHeadsLoRA):
         start, end = self.options.threshold, self.options.final_threshold
         threshold = start + (end - start) * task.index / self.world.tasks
         for name, moment in self.moments(task.train).items():
-            wider = grown(moment, self.kept(name), threshold, self.options.criterion)
+            wider = grown(moment, self.stored_projector(name), threshold, self.options.criterion)
             self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))
 
-    def kept(self, name: str) -> Tensor:
+    def stored_projector(self, name: str) -> Tensor:
         """Return the projector [d, d] onto the subspace of a layer's inputs stored for the tasks so far."""
         size = self.adapted[name].base_layer.weight[0].numel()
         return unpacked(self.get_buffer(f"subspace__{slot(name)}"), size)

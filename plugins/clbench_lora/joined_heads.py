@@ -53,7 +53,8 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
 
     def head_of(self, output: int) -> tuple[nn.Linear, int]:
         """Return the head of the task that brought a class first, and its unit there."""
-        head, classes = next((head, own) for head, own in zip(self.heads, self.classes, strict=True) if output in own)
+        head, classes = next((head, classes) for head, classes in zip(self.heads, self.classes, strict=True)
+                             if output in classes)
         assert isinstance(head, TaskHead)
         return head, classes.index(output)
 
@@ -62,6 +63,6 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
         features = self.model.features(x)
         logits: Tensor = self.model.head(features)
         for head in self.heads:
-            own = head(features)
-            logits = torch.where(own.isneginf(), logits, own)
+            task_logits = head(features)
+            logits = torch.where(task_logits.isneginf(), logits, task_logits)
         return logits

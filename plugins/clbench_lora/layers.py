@@ -21,14 +21,14 @@ GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kerne
 
 
 class Rows:
-    """Some rows of a Linear layer's weight, taken as a layer of their own.
+    """Some rows of a Linear layer's weight, used as a layer of their own.
 
-    Not a module: the weight stays the layer's, and is read from it anew each time.
+    This is not a module: the weight belongs to the layer and is read from it each time.
 
     Args:
         layer: the whole layer.
-        part: which of the parts, counted from 0.
-        parts: the number of parts, all of one size.
+        part: the index of the part, from 0.
+        parts: the number of parts, which all have the same size.
     """
 
     def __init__(self, layer: nn.Linear, part: int, parts: int) -> None:
@@ -56,13 +56,13 @@ class LoRALayer(nn.Module):
     A is random and B is zero, so a new adapter changes nothing. `active` holds the indices of the active adapters; the
     strategy sets it around each forward pass.
 
-    The references differ. The paper draws A from a Gaussian; microsoft/loralib and PEFT (by default) draw it
+    The references differ. The paper draws A from a Gaussian. microsoft/loralib and PEFT (by default) draw it
     Kaiming-uniform (a = √5), as `init = kaiming` does here; `gaussian` is PEFT's, N(0, 1 / r^2). PEFT's defaults are
-    rank 8 and `lora_alpha` 8, loralib's `lora_alpha` is 1 whatever the rank. On Conv2d this is PEFT's form (A a
-    convolution with r output channels and the layer's geometry, B a 1x1 convolution, so BA has rank r as a matrix
-    [out, in·kh·kw]), with the layer's dilation and padding mode as well. loralib's Conv2d factorises a matrix
+    rank 8 and `lora_alpha` 8; loralib's `lora_alpha` is 1 for every rank. On Conv2d, this class has PEFT's form: A is
+    a convolution with r output channels and the layer's geometry (including its dilation and padding mode), and B is
+    a 1x1 convolution. BA thus has rank r as a matrix [out, in·kh·kw]. loralib's Conv2d factorizes a matrix
     [out·k, in·k] with rank r·k instead. Names follow PEFT (`base_layer`, `lora_A`, `lora_B`, each with a `weight`),
-    with the task's index where PEFT has the adapter's name.
+    with the task's index in place of PEFT's name of the adapter.
 
     `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
     paper subtracts them from W. Here W is shared by all tasks and does not change; instead the start (`pissa_A`,
@@ -75,8 +75,8 @@ class LoRALayer(nn.Module):
         base_layer: the layer W, which does not change; or some of its rows, in a `FusedLoRA`.
         rank: r, at most the layer's width (`width`).
         scaling: s.
-        init: how A (with pissa also B) is initialised.
-        dropout: share of the adapter's inputs that are zeroed in training.
+        init: how A (with pissa also B) is initialized.
+        dropout: the share of the adapter's inputs that are zeroed in training.
         bias: whether B has a bias, which s multiplies too (PEFT's `lora_bias`); not with dora.
         dora: whether each adapter learns the length of the rows.
     """
@@ -119,8 +119,8 @@ class LoRALayer(nn.Module):
         """Return W's bias plus those of the active adapters, as `weight`."""
         bias: Tensor | None = self.base_layer.bias
         for adapter in self.active if self.lora_bias else ():
-            own = self._bias_of(adapter)
-            bias = own if bias is None else bias + own
+            adapter_bias = self._bias_of(adapter)
+            bias = adapter_bias if bias is None else bias + adapter_bias
         return bias
 
     def add(self) -> None:
@@ -142,7 +142,7 @@ class LoRALayer(nn.Module):
         self.restart()
 
     def restart(self) -> None:
-        """Let the newest adapter start anew: A random, B zero."""
+        """Initialize the newest adapter again: A random, B zero."""
         a = self.lora_A[-1].get_parameter("weight")
         if self.init == "gaussian":
             nn.init.normal_(a, std=1 / self.rank)
@@ -171,13 +171,13 @@ class LoRALayer(nn.Module):
 
     def parameters_of(self, adapter: int) -> dict[str, nn.Parameter]:
         """Return the parameters of one adapter, by PEFT's names."""
-        found = {"lora_A.weight": self.lora_A[adapter].get_parameter("weight"),
-                 "lora_B.weight": self.lora_B[adapter].get_parameter("weight")}
+        parameters = {"lora_A.weight": self.lora_A[adapter].get_parameter("weight"),
+                      "lora_B.weight": self.lora_B[adapter].get_parameter("weight")}
         if self.lora_bias:
-            found["lora_B.bias"] = self.lora_B[adapter].get_parameter("bias")
+            parameters["lora_B.bias"] = self.lora_B[adapter].get_parameter("bias")
         if self.lora_magnitude_vector is not None:
-            found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter]
-        return found
+            parameters["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter]
+        return parameters
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the layer's output plus that of the active adapters.
@@ -241,8 +241,8 @@ class LoRALayer(nn.Module):
         bias: Tensor | None = self.base_layer.bias
         if not self.lora_bias:
             return bias
-        own = self._bias_of(adapter)
-        return own if bias is None else bias + own
+        adapter_bias = self._bias_of(adapter)
+        return adapter_bias if bias is None else bias + adapter_bias
 
     def _bias_of(self, adapter: int) -> Tensor:
         """Return the scaled bias of an adapter's B."""

@@ -96,8 +96,8 @@ class LoRAMean(SummedLoRA):
         if task is not None and task < self.learned:
             logits = self.heads[task](features)
         elif self.learned:
-            own = torch.stack([head(features) for head in self.heads[:self.learned]])
-            known = ~own.isneginf()
-            mean = own.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)
+            task_logits = torch.stack([head(features) for head in self.heads[:self.learned]])
+            known = ~task_logits.isneginf()
+            mean = task_logits.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)
             logits = torch.where(known.any(0), mean, logits)
         return logits

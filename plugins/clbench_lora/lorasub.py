@@ -55,8 +55,9 @@ TINY = 1e-12  # squared distances below it count as it, since a square root has 
 class LoRASub(SummedLoRA):
     """A frozen base W, adapters per task, a head to learn with, and class means to answer with.
 
-    `means` [C, D] and `counts` [C] are the mean features of classes and the samples they are of. The buffers `space__*`
-    and `start__*` are a layer's P and A_start while a task is learned; they are computed anew for each and not kept.
+    `means` [C, D] are the mean features of classes, and `counts` [C] the number of their samples. The buffers
+    `space__*` and `start__*` are a layer's P and A_start while a task is learned. They are recomputed for each task and
+    not stored.
     """
 
     method = "lora-sub"
@@ -109,19 +110,19 @@ class LoRASub(SummedLoRA):
         self.counts += counts
 
     def projected(self) -> dict[str, Tensor]:
-        """Return the newest A and B as the network sees them, by name in the model; nothing where they are as they are.
+        """Return the newest A and B after projection, by name in the model; none if nothing is projected.
 
-        Their gradients go to the parameters unprojected, so that an optimiser makes its step of them first.
+        Gradients reach the parameters unprojected, so the optimizer computes its step before the projection.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in self.adapted.items() if self.projecting else ():
             space, start = getattr(self, _slot("space", name)), getattr(self, _slot("start", name))
             a, b = (getattr(part[-1], "weight") for part in (layer.lora_A, layer.lora_B))  # noqa: B009
-            found[f"{name}.lora_A.{len(layer.lora_A) - 1}.weight"] = _seen(
+            tensors[f"{name}.lora_A.{len(layer.lora_A) - 1}.weight"] = _seen(
                 a, (start + (a.flatten(1) - start) @ space).view_as(a))
             if self.options.project_b and _is_square(layer):
-                found[f"{name}.lora_B.{len(layer.lora_B) - 1}.weight"] = _seen(b, (space @ b.flatten(1)).view_as(b))
-        return found
+                tensors[f"{name}.lora_B.{len(layer.lora_B) - 1}.weight"] = _seen(b, (space @ b.flatten(1)).view_as(b))
+        return tensors
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy over the active outputs, plus the triplet loss once W is frozen."""

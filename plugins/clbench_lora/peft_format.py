@@ -173,11 +173,11 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
 
 def by_module(layers: Mapping[str, LoRALayer]) -> dict[str, list[LoRALayer]]:
     """Return adapted layers by the names that they have in the model without adapters; parts of one layer together."""
-    found: dict[str, list[LoRALayer]] = {}
+    modules: dict[str, list[LoRALayer]] = {}
     for name, layer in layers.items():
         module = name.rpartition(".")[0] if isinstance(layer.base_layer, Rows) else name
-        found.setdefault(module, []).append(layer)
-    return found
+        modules.setdefault(module, []).append(layer)
+    return modules
 
 
 def stored(members: Sequence[LoRALayer], position: int) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def stored(members: Sequence[LoRALayer], position: int) -> dict[str, Tensor]:
         members: the layer, or its adapted parts.
         position: the index of the adapter in them.
     """
-    found = []
+    tensors = []
     for layer in members:
         parts: dict[str, Tensor] = dict(layer.parameters_of(position))
         if layer.init == "pissa":
@@ -195,9 +195,9 @@ def stored(members: Sequence[LoRALayer], position: int) -> dict[str, Tensor]:
             parts["lora_B.weight"] = torch.cat([parts["lora_B.weight"], -layer.pissa_B], 1)
         if layer.lora_magnitude_vector is not None and isinstance(layer.base_layer, nn.Conv2d):
             parts["lora_magnitude_vector"] = parts["lora_magnitude_vector"].view(1, -1, 1, 1)
-        found.append(parts)
+        tensors.append(parts)
     rows = [layer.base_layer for layer in members if isinstance(layer.base_layer, Rows)]
-    return joined(rows, found) if rows else found[0]
+    return joined(rows, tensors) if rows else tensors[0]
 
 
 def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -210,17 +210,17 @@ def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[
         parts: the tensors of each part's adapter, all of one rank and scale.
     """
     weight = rows[0].layer.weight
-    a = torch.cat([own["lora_A.weight"] for own in parts])
+    a = torch.cat([part["lora_A.weight"] for part in parts])
     whole = {"lora_A.weight": a, "lora_B.weight": weight.new_zeros(len(weight), len(a))}
     if "lora_B.bias" in parts[0]:
         whole["lora_B.bias"] = weight.new_zeros(len(weight))
     if "lora_magnitude_vector" in parts[0]:
         whole["lora_magnitude_vector"] = weight.norm(dim=1)
     blocks = whole["lora_B.weight"].chunk(len(rows), 1)
-    for part, own, block in zip(rows, parts, blocks, strict=True):
-        block[part.rows] = own["lora_B.weight"]
-        for name in own.keys() - {"lora_A.weight", "lora_B.weight"}:
-            whole[name][part.rows] = own[name]
+    for part, tensors, block in zip(rows, parts, blocks, strict=True):
+        block[part.rows] = tensors["lora_B.weight"]
+        for name in tensors.keys() - {"lora_A.weight", "lora_B.weight"}:
+            whole[name][part.rows] = tensors[name]
     return whole
 
 
@@ -234,14 +234,14 @@ def separated(rows: Sequence[Rows], whole: Mapping[str, Tensor]) -> list[dict[st
 
 def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, Tensor]:
     """Return the tensors of W and of the original head, by their names in the model without adapters."""
-    found, modules = {}, by_module(layers)
+    tensors, modules = {}, by_module(layers)
     for key, tensor in model.state_dict().items():
         owner = next((name for name in modules if key.startswith(f"{name}.")), None)
         if owner is None:
-            found[key] = tensor
+            tensors[key] = tensor
         elif key.startswith(f"{owner}.base_layer."):
-            found[f"{owner}.{key.removeprefix(f'{owner}.base_layer.')}"] = tensor
-    return found
+            tensors[f"{owner}.{key.removeprefix(f'{owner}.base_layer.')}"] = tensor
+    return tensors
 
 
 def fingerprint(base: Mapping[str, Tensor]) -> str:

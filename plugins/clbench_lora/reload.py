@@ -28,18 +28,18 @@ from clbench_lora.strategy import LoRA
 
 def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None,
             registry: Registry | None = None) -> LoRA:
-    """Return a trial's strategy around its kept base W, on the CPU, with no task learned yet.
+    """Return a trial's strategy with its saved base W, on the CPU, with no task learned yet.
 
-    Since W is loaded, the option `base` of the rebuilt strategy is `pretrained`, whatever the trial's was.
+    Because W is loaded, the option `base` of the rebuilt strategy is always `pretrained`, even if the trial's differs.
 
     Args:
-        source: what the trial has kept.
-        tasks: number of tasks that there will be; by default the trial's.
+        source: what the trial has saved.
+        tasks: the total number of tasks to expect; by default the trial's.
         prepare: turns raw samples into inputs.
         registry: the installed plugins.
 
     Raises:
-        SpecError: adapters of the trial's method cannot be loaded, or what infers their task is not in their files.
+        SpecError: adapters of the trial's method cannot be loaded, or their files lack what infers their task.
         StoreError: the base does not fit the trial's model.
     """
     trial, known = source.record.trial, registry or discover()

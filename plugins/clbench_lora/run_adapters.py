@@ -44,8 +44,8 @@ class TrialAdapters:
     @property
     def tasks(self) -> list[int]:
         """Return the tasks that have an adapter."""
-        found = (re.fullmatch(r"task(0|[1-9]\d*)", p.name) for p in self.folder.iterdir() if p.is_dir())
-        return sorted(int(m[1]) for m in found if m)
+        matches = (re.fullmatch(r"task(0|[1-9]\d*)", p.name) for p in self.folder.iterdir() if p.is_dir())
+        return sorted(int(m[1]) for m in matches if m)
 
     def base(self) -> dict[str, Tensor]:
         """Return W and the original head, by their names in the model without adapters."""
@@ -106,8 +106,8 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     if not everything:
         raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
                          f"{run} makes some")
-    keys = {record.key for record in matching((kept.record for kept in everything), trial)}
-    fitting = [kept for kept in everything if kept.record.key in keys]
+    keys = {record.key for record in matching((source.record for source in everything), trial)}
+    fitting = [source for source in everything if source.record.key in keys]
     if len(fitting) == 1:
         return fitting[0]
     known = ", ".join(f"{k.name} ({k.record.key})" for k in fitting or everything)

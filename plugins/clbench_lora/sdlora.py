@@ -4,26 +4,27 @@ Task t trains A_t, B_t and the magnitudes a_1, ..., a_t on
 
     h = W x + sum_{i < t} a_i (B_i A_i / |B_i A_i|) x + a_t B_t A_t x
 
-with Frobenius norms; the directions of earlier tasks no longer change. B_t starts at 0, so it has no direction yet and
-is not divided by its norm before the next task begins. All answer together; no task is inferred.
+with Frobenius norms. The directions of earlier tasks no longer change. B_t starts at 0, so it has no direction yet and
+is not divided by its norm before the next task begins. All adapters are used together; no task is inferred.
 
-The reference codes are the authors' (WuYichen-97/SD-Lora-CL) and LibContinual's (RL-VIG). Where they agree and the
-paper's formula says otherwise or leaves it open, the defaults are theirs:
+The reference codes are the authors' (WuYichen-97/SD-Lora-CL) and LibContinual's (RL-VIG). If both agree and the paper's
+formula differs or does not specify a detail, the defaults here follow the codes:
 
 - They divide by |B_i| |A_i|, which is at least |B_i A_i| (`norm`).
-- A task has one magnitude for all layers, and in each task all of them start anew from one value, 0.8 (LibContinual:
-  1). So the network jumps as a task begins: what an earlier task added, of whatever length, gets one of at most 0.8.
-  `magnitudes = layer` is not theirs: a magnitude per task and layer, which is multiplied by the norm when that is
-  divided out, so that nothing jumps and earlier magnitudes are learned on.
-- The loss is the cross-entropy over the task's own classes (`outputs`), with one head over all.
+- A task has one magnitude for all layers. At the beginning of each task, all magnitudes are reset to one value, 0.8
+  (LibContinual: 1). The network's function therefore jumps: an earlier task's update of any length is rescaled to a
+  length of at most 0.8. `magnitudes = layer` is not theirs. It has a magnitude per task and layer and multiplies it by
+  the norm when that is divided out, so nothing jumps and earlier magnitudes continue to train.
+- The loss is the cross-entropy over the task's own classes (`outputs`), with one head over all classes.
 
-Both adapt q and v of all blocks with rank 10 and train by SGD with momentum 0.9 and learning rate 8e-3 (ImageNet-R:
-1e-2), here as the recipe says. The authors compute a penalty on overlap as O-LoRA's but do not add it to the loss.
+Both codes adapt q and v of all blocks with rank 10. They train with SGD, momentum 0.9 and learning rate 8e-3
+(ImageNet-R: 1e-2); here the training configuration determines this. The authors compute a penalty on overlap like
+O-LoRA's but do not add it to the loss.
 
-Of the paper's two variants, SD-LoRA-RR gives later tasks lower ranks (`later_ranks`; in the authors' code rank 8 from
-the fifth task on and 6 from the ninth). SD-LoRA-KD drops a direction that the earlier ones make up almost; it is left
-out: what there is after a task would depend on values, while seeds that are stacked, and trials that are resumed, need
-it to be known beforehand.
+The paper has two variants. SD-LoRA-RR gives later tasks lower ranks (`later_ranks`; in the authors' code rank 8 from
+the fifth task on and 6 from the ninth). SD-LoRA-KD drops a direction that is almost a combination of earlier ones. It
+is left out, because the tensors after a task would then depend on values. Vectorized seeds and resumed trials need to
+know them in advance.
 """
 
 from __future__ import annotations

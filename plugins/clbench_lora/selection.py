@@ -145,9 +145,9 @@ def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> li
 
 
 def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Mapping[str, str]) -> str:
-    """Return layers and what they are; those that differ in numbers only are told together, as `blocks.*.conv2`.
+    """Describe left-out layers; those whose names differ in numbers only are grouped, as in `blocks.*.conv2`.
 
-    As many numbers become a `*`, from the left, as can without the name fitting a layer that is not among them.
+    From the left, as many numbers as possible become a `*`, as long as the pattern matches no layer outside the group.
     """
     others = [name for name in candidates if name not in left_out]
     groups: dict[tuple[str, str], list[str]] = {}
@@ -173,13 +173,13 @@ def parts_of(name: str) -> tuple[Target, ...]:
 
 def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targets: Sequence[Target], method: str,
               blocked: str) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return those of the layers that are, or contain, one of the targets; each target must have some.
+    """Return the layers that are, or contain, one of the targets; each target must match at least one layer.
 
-    `blocked` says which were left out.
+    `blocked` describes the layers that were left out.
     """
     wanted = f"{method}: targets = {'+'.join(targets)}"
-    found = {name: layer for name, layer in chosen.items() if {*parts_of(name)} & {*targets}}
-    missing = [target for target in targets if not any(target in parts_of(name) for name in found)]
+    layers = {name: layer for name, layer in chosen.items() if {*parts_of(name)} & {*targets}}
+    missing = [target for target in targets if not any(target in parts_of(name) for name in layers)]
     if {*missing} & {*FUSED} and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
         raise SpecError(f"{wanted}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
                         "outside of layers, where no adapter can be; only mlp can be adapted")
@@ -188,12 +188,12 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
     if missing:
         raise SpecError(f"{wanted}: no selected layer of this model is {missing[0]} by its name (layers in attention "
                         f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
-    for name, layer in found.items():
+    for name, layer in layers.items():
         thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
         if parts_of(name) == FUSED and not thirds:
             raise SpecError(f"{wanted}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
-    return found
+    return layers
 
 
 def rank_of(name: str, options: AdapterOptions) -> int:

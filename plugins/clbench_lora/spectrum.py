@@ -101,8 +101,8 @@ class Spectrum:
 
 def singular_values(change: Tensor) -> Tensor:
     """Return the singular values [R], largest first, in float64, of a change of W taken as a matrix [out, the rest]."""
-    found: Tensor = torch.linalg.svdvals(change.double().flatten(1))
-    return found
+    values: Tensor = torch.linalg.svdvals(change.double().flatten(1))
+    return values
 
 
 def energy_shares(singular: Sequence[float]) -> list[float]:
@@ -124,7 +124,7 @@ def rank_holding(singular: Sequence[float], share: float) -> int:
     """
     if not any(singular):
         return 0
-    return 1 + sum(held < share for held in energy_shares(singular)[:-1])
+    return 1 + sum(energy < share for energy in energy_shares(singular)[:-1])
 
 
 def energy_at(changes: Sequence[Change], rank: int) -> float:
@@ -133,8 +133,8 @@ def energy_at(changes: Sequence[Change], rank: int) -> float:
     Of a layer with parts either it or its parts should be among them (`unparted`, `parted`).
     """
     total = math.fsum(s * s for c in changes for s in c.singular)
-    held = math.fsum(s * s for c in changes for s in c.singular[:rank])
-    return held / total if total else 1.0
+    energy = math.fsum(s * s for c in changes for s in c.singular[:rank])
+    return energy / total if total else 1.0
 
 
 def unparted(changes: Iterable[Change]) -> list[Change]:
@@ -172,12 +172,12 @@ def changes_of(record: Record, folder: Path) -> Iterator[Change]:
     """
     base = _read(folder / BASE)
     for task in range(len(record.R) - 1):
-        found = weight_changes(base, _read(task_folder(folder, task) / MODEL))
-        for layer, change in sorted(found, key=_numbered):  # files are in alphabetical order: block 10 before block 2
+        changes = weight_changes(base, _read(task_folder(folder, task) / MODEL))
+        for layer, change in sorted(changes, key=_numbered):  # files are in alphabetical order: block 10 before block 2
             parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()}
-            for name, own in {layer: change, **parts}.items():
-                yield Change(record.key, record.trial.seed, task, name, tuple(own.shape),
-                             tuple(singular_values(own).tolist()), layer if name in parts else None)
+            for name, tensor in {layer: change, **parts}.items():
+                yield Change(record.key, record.trial.seed, task, name, tuple(tensor.shape),
+                             tuple(singular_values(tensor).tolist()), layer if name in parts else None)
 
 
 def _numbered(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
@@ -201,22 +201,22 @@ def spectra(run: Path) -> list[Spectrum]:
     """
     store = Store(run)
     records = [r for r in store.read()[0] if r.status == "done"]
-    found: dict[tuple[str, ...], Spectrum] = {}
+    by_setting: dict[tuple[str, ...], Spectrum] = {}
     members: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if record.trial.method.name != "independent" or not (store.artifacts / record.key / BASE).is_file():
             continue
         key = (*record.trial.setting, record.trial.row)
-        spectrum = found.setdefault(key, Spectrum(_setting(record), record.label))
+        spectrum = by_setting.setdefault(key, Spectrum(_setting(record), record.label))
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
-    if not found:
+    if not by_setting:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")
-    for key, spectrum in found.items():
+    for key, spectrum in by_setting.items():
         same = [r for r in records if r.trial.setting == key[:-1]]
         _compare(spectrum, members[key], same)
-    return list(found.values())
+    return list(by_setting.values())
 
 
 def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record]) -> None:
@@ -231,8 +231,8 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))
         if method.options.get("rank_pattern"):
             rank = None
-        alike = parted(spectrum.changes) if method.options.get("targets") else unparted(spectrum.changes)
-        energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(alike, rank)
+        changes = parted(spectrum.changes) if method.options.get("targets") else unparted(spectrum.changes)
+        energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(changes, rank)
         spectrum.reached.append(Reached(label, method.name, rank, mean_interval([metrics.acc(r.R) for r in group]),
                                         energy))
         if method.options["base"] != start:

@@ -1,32 +1,39 @@
 """LUCIR (Hou et al. 2019, CVPR, "Learning a Unified Classifier Incrementally via Rebalancing").
 
-Logits are eta times the cosine of a sample's features f and a class's weights w_c, without bias, so that new classes do
-not win by longer weights; eta is learned. The loss on new samples and exemplars is, each term a mean over its samples,
+Logits are eta times the cosine of a sample's features f and a class's weights w_c, without bias. New classes thus
+cannot dominate through longer weights. eta is learned. The loss on new samples and exemplars is, each term a mean over
+its samples,
 
     cross-entropy over all classes so far
     + lambda (1 - cos(f, f')), with f' the old network's features,  lambda = lambda_base sqrt(n_old / n_new)
     + of samples of old classes, for each of the K new classes c with the largest cosines: max(0, m - cos_y + cos_c)
 
-with lambda_base = 5, K = 2, m = 0.5, n counting classes. The weights of old classes do not change any more: while a
-task is trained they are the old network's. So that features have both signs, the last ReLU before the head is removed.
+with lambda_base = 5, K = 2, m = 0.5, where n counts classes. The weights of old classes no longer change: while a task
+is trained, they are the old network's. The last ReLU before the head is removed, so that features have both signs.
 
-Where reference codes differ. The authors' code, FACIL and PyCIL have lambda as above, which PyCIL says is not the
-paper's definition; Mammoth takes the root of the number of old tasks. The authors' code can begin with a new class's
-mean normalised features as its weights, at the mean length of old ones, and Mammoth does by default (`imprint`); FACIL
-and PyCIL do not. FACIL removes the ReLU of resnets only and warns of others; here a ReLU that ends a model's last block
-is removed (`last_relu`), and a note says where there is none. All begin with eta = 1. A fine-tuning on as many samples
-of new classes as there are of old ones is a script of its own in the authors' code (CBF), and on by default in Mammoth,
-of the head alone and on top of the budget; it is not here. The paper keeps 20 exemplars a class; here `capacity` is
-shared among the classes so far. Exemplars are herded in all but FACIL, and appended to the task's samples; here they
-are mixed in (clbench.strategy.herding).
+Reference codes differ:
 
-Published recipe: SGD, rate 0.1, momentum 0.9, weight decay 5e-4 (CIFAR-100) or 1e-4. Of that, eta has its rate here
-(`eta_lr`) whatever the recipe's is: cosines are at most 1, so a softmax needs an eta of 10 or so, which Adam at 1e-3
-would take ten thousand steps to reach. All else is the recipe's.
+- The authors' code, FACIL and PyCIL have lambda as above, which PyCIL says is not the paper's definition. Mammoth takes
+  the root of the number of old tasks.
+- The authors' code can initialize a new class's weights with its mean normalized features, at the mean length of old
+  weights. Mammoth does so by default (`imprint`); FACIL and PyCIL do not.
+- FACIL removes the ReLU of resnets only and warns about other models. Here, a ReLU that ends a model's last block is
+  removed (`last_relu`), and a note says if there is none.
+- All codes begin with eta = 1.
+- The authors' code has a separate script (CBF) for fine-tuning on equally many samples of new and old classes. In
+  Mammoth, such fine-tuning is on by default, of the head alone and in addition to the budget. It is not implemented
+  here.
+- The paper stores 20 exemplars per class; here, the classes so far share `capacity`.
+- Exemplars are herded in all codes but FACIL, and appended to the task's samples. Here they are mixed in
+  (clbench.strategy.herding).
 
-Beyond the paper: where the task is known, labels compete within a task, so no new class is a negative of an old sample,
-and the ranking loss is 0. Outputs that are old and the task's own (scenario `domain`, classes that return) are not
-fixed, count in both n, and their samples are not ranked.
+The published configuration is SGD with learning rate 0.1, momentum 0.9 and weight decay 5e-4 (CIFAR-100) or 1e-4. Here,
+eta always has a learning rate of its own (`eta_lr`). Cosines are at most 1, so a softmax needs an eta of about 10,
+which Adam at 1e-3 would take ten thousand steps to reach. Everything else follows the training configuration.
+
+Beyond the paper: if the task is known, labels compete within a task. No new class is then a negative of an old sample,
+and the ranking loss is 0. Outputs that are both old and the task's own (scenario `domain`, classes that return) are not
+fixed and count in both n, and their samples are not ranked.
 """
 
 from __future__ import annotations
@@ -83,11 +90,11 @@ class LUCIR(HerdedMemory, Distilled):
 
     @torch.no_grad()
     def imprint(self, task: Task, new: list[int]) -> None:
-        """Set the weights of new classes to their mean features, as long as those of the classes met are on average."""
+        """Set the weights of new classes to their mean features, scaled to the average length of old weights."""
         weight = self.head.weight
         total = torch.zeros_like(weight)
-        for part, found in features_of(self, task.train, self.unit_features):
-            total += F.one_hot(part.y, len(weight)).to(found.dtype).T @ found
+        for part, features in features_of(self, task.train, self.unit_features):
+            total += F.one_hot(part.y, len(weight)).to(features.dtype).T @ features
         rows = F.normalize(total) * weight[self.met].norm(dim=1).mean()
         chosen = torch.zeros_like(self.taught)
         chosen[new] = True
@@ -129,9 +136,9 @@ class LUCIR(HerdedMemory, Distilled):
         """Return the margin ranking loss of cosines [N, C], 0 where no sample is of an old class; a scalar."""
         competing = self.taught & self.active.index_select(0, batch.tasks)
         nearest = cosines.masked_fill(~competing, float("-inf")).topk(min(self.options.negatives, cosines.shape[1]))[0]
-        own = cosines.gather(1, batch.y[:, None])
+        target = cosines.gather(1, batch.y[:, None])
         counted = ~self.taught.index_select(0, batch.y)[:, None] & nearest.isfinite()
-        losses = (self.options.margin - own + nearest).clamp(min=0)
+        losses = (self.options.margin - target + nearest).clamp(min=0)
         return (losses * counted).sum() / counted.sum().clamp(min=1)
 
     def after_task(self, task: Task) -> None:

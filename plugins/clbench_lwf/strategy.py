@@ -1,11 +1,11 @@
-"""Learning without forgetting: on the new task's samples, the old outputs should stay what the last network gave.
+"""Learning without forgetting: on the new task's samples, keep old outputs close to those of the previous network.
 
     loss: label loss + strength * distillation, each a mean over samples
 
-With p' and q' the old and the present network's softmax over a group of outputs at temperature T (p^(1/T), normalised,
-is the same), the paper's distillation is - sum_c p'_c log q'_c, summed over old tasks with a group for each. Where the
-scenario gives no task id, the outputs of all old tasks are one group. Papers and codes differ in which outputs compete;
-option `form` has their ways by name:
+Let p' and q' be the old and the current network's softmax over a group of outputs at temperature T (normalized p^(1/T)
+is the same). The paper's distillation is - sum_c p'_c log q'_c, summed over old tasks with a group for each. If the
+scenario gives no task ID, the outputs of all old tasks are one group. Papers and codes differ in which outputs compete.
+The option `form` names these variants:
 
     form         label loss                           distillation
     new-classes  cross-entropy over the task's        over the old outputs
@@ -13,33 +13,40 @@ option `form` has their ways by name:
     zero-padded  cross-entropy over all so far        q' over all so far; p' over the old ones, 0 for the others
     lwf-mc       binary, summed over the task's       binary, summed over the old outputs: sigmoids at temperature T
 
-Who does which. `new-classes` is Li & Hoiem: each task has its own softmax; in class-incremental learning it is FACIL's
-and PyCIL's (strength 3), both with all old outputs as one group. `all-seen` is Avalanche's and Mammoth's; it was the
-only form here before there was a choice. `zero-padded` is van de Ven & Tolias 2019. `lwf-mc` is Rebuffi et al. 2017
-(iCaRL without exemplars); at another temperature than 1 it is how Li & Hoiem's code distils tasks with several labels
-per image.
+Sources of the forms: `new-classes` is Li & Hoiem, where each task has its own softmax. In class-incremental learning,
+it is the form of FACIL and PyCIL (strength 3), both with all old outputs as one group. `all-seen` is the form of
+Avalanche and Mammoth; it was the only form here before there was a choice. `zero-padded` is van de Ven & Tolias 2019.
+`lwf-mc` is Rebuffi et al. 2017 (iCaRL without exemplars). At a temperature other than 1, it is how Li & Hoiem's code
+distills tasks with several labels per image.
 
-What that does. In scenario `task` and `domain` the first three are one loss: only a task's own outputs are active, or
-all outputs are every task's. In `class` the labels of `all-seen` push all old logits down together. A softmax over old
-logits alone does not change by that, so the distillation does not resist, and the method forgets as naive fine-tuning
-does. In `zero-padded` the distillation pushes new logits down, against the labels. In `new-classes` and `lwf-mc` labels
-do not touch old outputs; in `new-classes` nothing says how high new logits are to be beside old ones, in `lwf-mc` each
-logit has a target of its own.
+Effects of the forms: in scenarios `task` and `domain`, the first three are the same loss, because only a task's own
+outputs are active, or all tasks share all outputs. In scenario `class`:
 
-Where codes differ otherwise. There is no factor T^2, as in the paper; van de Ven's code had it until 2022, and weighted
-the t-th task's label loss by 1/t and the distillation, a mean over old tasks, by 1 - 1/t (`weights = by-task`). Until
-May 2019 (commit 26f00db) it also took the mean of p' log q' over the outputs of q' where the sum is meant: a
-distillation 2 to 10 times as weak on Split-MNIST (`weights = by-task-mean`). What van de Ven & Tolias 2018 and 2019 and
-Hsu et al. 2018 published is from before. That code now has no such weights, but takes all classes for active unless
-told otherwise, those not seen yet too: then both softmaxes are over all outputs and nothing is padded. LwF.MC's authors
-and Mammoth take the mean over outputs instead of the sum, a factor in the learning rate; the authors also push outputs
-of classes not seen yet towards 0, which here are not active. The paper trains the new outputs alone first, as does
-Mammoth; FACIL can, the others do not, nor does this. FACIL without exemplars leaves old heads as they are. The paper
-records the old answers to a task's images before it trains on them; here the old network is kept and asked, which is
-the same and works with augmented images.
+- In `all-seen`, the labels push all old logits down together. This does not change a softmax over old logits alone, so
+  the distillation does not counteract, and the method forgets like sequential fine-tuning.
+- In `zero-padded`, the distillation pushes new logits down, against the labels.
+- In `new-classes`, labels do not affect old outputs, and no term determines the level of new logits relative to old
+  ones.
+- In `lwf-mc`, labels do not affect old outputs either, but each logit has a target of its own.
 
-Beyond the papers: outputs that are old and the task's own (scenario `domain`, classes that return) have labels and are
-distilled, in every form.
+Other differences between codes:
+
+- Here there is no factor T^2, as in the paper. Van de Ven's code had it until 2022. It also weighted the t-th task's
+  label loss by 1/t, and the distillation, a mean over old tasks, by 1 - 1/t (`weights = by-task`).
+- Until May 2019 (commit 26f00db), van de Ven's code took the mean of p' log q' over the outputs of q' instead of the
+  sum. The distillation was then 2 to 10 times as weak on Split-MNIST (`weights = by-task-mean`). The results of van de
+  Ven & Tolias 2018 and 2019 and of Hsu et al. 2018 are from before this change.
+- Van de Ven's code now has no such weights. By default it treats all classes as active, including those not seen yet:
+  then both softmaxes are over all outputs and nothing is padded.
+- LwF.MC's authors and Mammoth take the mean over outputs instead of the sum, which amounts to a factor in the learning
+  rate. The authors also push outputs of classes not seen yet toward 0; here these outputs are not active.
+- The paper and Mammoth train the new outputs alone first. FACIL can do so; the others, and this implementation, do not.
+- FACIL without exemplars does not train old heads.
+- The paper records the old outputs for a task's images before it trains on them. Here, the old network is stored and
+  evaluated, which gives the same outputs and works with augmented images.
+
+Beyond the papers: outputs that are both old and the task's own (scenario `domain`, classes that return) have labels and
+are distilled, in every form.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class MAS(QuadraticPenalty):
 
     def _of_batches(self, samples: Samples, task: int) -> dict[str, Tensor]:
         """Return the mean over random batches of |d mean ||f(x)||^2 / d theta|, by name of each trainable parameter."""
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in own.items()}
-        if any(p.is_meta for p in own.values()):
+        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+        if any(p.is_meta for p in parameters.values()):
             return sums
         batches = torch.split(torch.randperm(len(samples), generator=self.world.generator), self.options.batch)
         with evaluating(self), torch.enable_grad():
@@ -57,8 +57,8 @@ class MAS(QuadraticPenalty):
                 some = samples.take(index.to(samples.index_device))
                 outputs = self._active_outputs(self(self.world.prepare(some.x), task), some.tasks)
                 length = outputs.square().sum(1).mean()
-                found = torch.autograd.grad(length, list(own.values()), allow_unused=True)
-                for name, gradient in zip(own, found, strict=True):
+                gradients = torch.autograd.grad(length, list(parameters.values()), allow_unused=True)
+                for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         sums[name] += gradient.abs() / len(batches)
         return sums

@@ -1,28 +1,33 @@
-"""MIR: of candidates from the memory, those are replayed whose loss the coming step would raise most.
+"""MIR: replay the candidates from the memory whose loss would increase most in the coming step.
 
-With L the mean loss of the new samples, theta' = theta - lr grad L(theta) is where a step of plain SGD on them alone
-would lead, and a candidate's score is
+Let L be the mean loss of the new samples. A step of plain SGD on them alone would lead to theta', and the score of a
+candidate is
 
-    l(theta') - l(theta)
+    l(theta') - l(theta),    theta' = theta - lr grad L(theta),
 
-for its own loss l (MI-1 in the paper; MI-2 would compare with the lowest loss that a sample ever had). The candidates
+for its own loss l (MI-1 in the paper; MI-2 would compare with the lowest loss that the sample ever had). The candidates
 with the highest scores are appended to the batch and trained on as in `er`.
 
-The learning rate is the one that the recipe begins with, without schedule and warm-up. With Adam the step that is taken
-is another than the imagined one, which has the gradient's own length; Avalanche does the same with any optimiser. New
-samples are as the stream stores them, not augmented. Networks are in eval mode for the scores, so that normalisation
-and dropout are the same for both losses and running statistics are left alone.
+The learning rate is the initial one of the training configuration, without schedule and warm-up. With Adam, the actual
+step differs from this virtual step, which has the length of the gradient times the rate; Avalanche does the same with
+any optimizer. New samples are used as the stream stores them, not augmented. Networks are in eval mode for the scores.
+Normalization and dropout are therefore the same for both losses, and running statistics do not change.
 
-In the authors' code (optimass/Maximally_Interfered_Retrieval) 50 candidates are drawn for 10 that are replayed beside
-10 new ones; so here it is 5 for each. Where the memory is hardly larger than what is replayed, there is nothing to
-choose: with batches of 128 and 200 slots this is little more than `er`, and `replayed = 10` is nearer to the paper.
+In the authors' code (optimass/Maximally_Interfered_Retrieval), 50 candidates are drawn, and 10 of them are replayed
+together with 10 new samples. Here, 5 candidates are therefore drawn for each replayed sample. If the memory is hardly
+larger than the number of replayed samples, there is nothing to choose. With batches of 128 and 200 slots, MIR is little
+more than `er`, and `replayed = 10` is closer to the paper.
 
-Where reference codes differ: the authors' and Avalanche's never replay samples of the task at hand, which `update =
-task` gives; algorithm 1 does not exclude them, which is `update = step`. The authors' reservoir is filled in every
-step, so that in a task fewer and fewer of its slots are those of earlier tasks; with `update = task` all are. Avalanche
-balances classes. Its plugin draws as many candidates as it replays, and so replays at random. Both codes add the means
-of new and replayed samples, which is twice the gradient where there are as many; here as in `er` it is one mean, as in
-algorithm 1. The authors' networks are in training mode. They train with SGD (0.05 to 0.1), in a single pass.
+Reference codes differ:
+
+- The authors' code and Avalanche never replay samples of the current task (`update = task`). Algorithm 1 does not
+  exclude them (`update = step`).
+- The authors' reservoir is updated in every step. During a task, samples of earlier tasks therefore have fewer and
+  fewer of its slots; with `update = task` they have all.
+- Avalanche balances classes. Its plugin draws as many candidates as it replays, so its choice is random.
+- Both codes add the means over new and over replayed samples, which gives twice the gradient if both are equally many.
+  Here, as in `er` and in algorithm 1, the loss is one mean.
+- The authors' networks are in training mode. They train with SGD (0.05 to 0.1), in a single pass.
 """
 
 from __future__ import annotations
@@ -65,14 +70,14 @@ class MIR(ER):
 
     def scores(self, batch: Batch, candidates: Samples) -> Tensor:
         """Return by how much a step on a raw batch would raise the loss of each raw candidate [M]."""
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
         with evaluating(self):
             with torch.enable_grad():
                 loss = self.loss(replace(batch, x=self.world.prepare(batch.x)))
-                found = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             with torch.no_grad():
                 x = self.world.prepare(candidates.x)
-                ahead = {name: p - self.lr * g for (name, p), g in zip(own.items(), found, strict=True)
+                ahead = {name: p - self.lr * g for (name, p), g in zip(parameters.items(), gradients, strict=True)
                          if g is not None}
                 return self._losses(functional_call(self, ahead, (x,)), candidates) - self._losses(self(x), candidates)
 

@@ -1,6 +1,6 @@
 """Records as MLflow runs in a SQLite file; `mlflow ui --backend-store-uri sqlite:///<run folder>/mlflow.db` shows them.
 
-MLflow's file store is in maintenance mode and refuses to work without being told to (3.7 and later).
+MLflow's file store is in maintenance mode, and from 3.7 on it needs an explicit opt-in.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class MLflow:
 
     @cached_property
     def client(self) -> Any:
-        """Return the client of the run folder's database, whatever server the environment names."""
+        """Return the client of the run folder's database; ignore a server that the environment names."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.mlflow.MlflowClient(f"sqlite:///{(self.folder / 'mlflow.db').absolute()}")
 
     @cached_property
     def experiment(self) -> str:
-        """Return the id of the experiment, made where there is none; its artifacts would go to the run folder."""
-        found = self.client.get_experiment_by_name(self.options.experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        """Return the ID of the experiment; create it if needed, with the run folder as the place of its artifacts."""
+        experiment = self.client.get_experiment_by_name(self.options.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         return str(self.client.create_experiment(self.options.experiment,
                                                  (self.folder / "mlflow-artifacts").absolute().as_uri()))
 
     def log(self, record: Record) -> None:
-        """Write the run of a record; one that was cut off is written anew."""
+        """Write the run of a record; an incomplete run is deleted and written again."""
         from mlflow.entities import Metric, Param
 
-        own = tracking.run_id(record)
-        for run in self.client.search_runs([self.experiment], f"tags.`{RUN}` = '{own}'"):
+        run_id = tracking.run_id(record)
+        for run in self.client.search_runs([self.experiment], f"tags.`{RUN}` = '{run_id}'"):
             if run.info.status in ENDS.values():
                 return
             self.client.delete_run(run.info.run_id)
@@ -59,7 +59,7 @@ class MLflow:
         origin = {"key": record.key, "status": record.status, "plugin": record.provenance.plugin,
                   "device": record.provenance.device, "command": record.provenance.command}
         run = self.client.create_run(self.experiment, start_time=began, run_name=tracking.run_name(record),
-                                     tags={RUN: own, **{f"clbench.{name}": text for name, text in origin.items()}})
+                                     tags={RUN: run_id, **{f"clbench.{name}": text for name, text in origin.items()}})
         steps = list(tracking.steps(record))
         end = began + round(1000 * steps[-1].seconds) if steps else began
         values = [Metric(name, value, began + round(1000 * step.seconds), step.tasks)

@@ -1,24 +1,26 @@
-"""PackNet: one network in which every weight belongs to a task, or is free for those to come.
+"""PackNet: one network in which every weight belongs to a task, or is free for later tasks.
 
-A task trains all free weights of the dense and convolution layers beside those of earlier tasks, which stay as they
-are. Then the smallest of them are pruned, a share of each layer; what is left is trained again with the pruned ones at
-0, and belongs to the task from then on. A task is answered with its own weights and those of the tasks before it, so
-what it answers never changes. The head is the task's own. Biases, normalisation layers with their statistics, and
-whatever else has no such weight (a vision transformer's positions) are trained by the first task and fixed after it.
+A task trains all free weights of the dense and convolution layers; the weights of earlier tasks do not change. Then the
+smallest of the trained weights are pruned, a share of each layer. The remaining ones are trained again, with the pruned
+weights at 0, and belong to the task from then on. Predictions for a task use its own weights and those of earlier
+tasks, so they never change. The head is the task's own. The first task trains all parameters that have no such weight,
+and then they are fixed: biases, normalization layers with their statistics, and others (a vision transformer's position
+embeddings).
 
-Kept is one byte per weight, its task's number. The task must be known at test time; where it is not, it is inferred as
-with the other methods that have a part per task (`infer`), which the paper does not do.
+The method stores one byte per weight, the number of its task. The task must be known at test time. If it is not known,
+it is inferred as in the other methods that have a part per task (`infer`), which the paper does not do.
 
 As in the authors' code, shares are counted in each layer, free weights start at 0 in the next task, and the last task
-is pruned too. Differences: the two trainings have half of the task's steps each (the paper: 20 epochs, then 10); the
-authors zero the gradients of fixed weights, which leaves them to weight decay and to momentum, while here they are not
-in the loss at all. Avalanche's ranks biases together with the weights of a layer.
+is pruned too. There are differences. The two training phases have half of the task's steps each (the paper: 20 epochs,
+then 10). The authors zero the gradients of fixed weights, which weight decay and momentum can still change; here, fixed
+weights are not in the loss at all. Avalanche ranks biases together with the weights of a layer.
 
-Ties in magnitude: exactly so many weights are kept as the share says, and which of equal ones is `torch.topk`'s choice,
-which torch leaves open and which may differ between devices. The authors prune all that are not larger than the weight
-at that rank (arunmallya/packnet), so among equals none is kept and more than the share may be free. It matters where
-the rank falls among the weights that are still 0, those of inputs that are always 0 above all: not at `prune = 0.75` on
-Split-MNIST, but at 0.1 in every task from the second on. A kept weight of 0 is closed to later tasks.
+Ties in magnitude: the number of weights kept is exactly the share. Among equal weights, `torch.topk` chooses; torch
+does not specify its choice, which may differ between devices. The authors prune all weights that are not larger than
+the weight at that rank (arunmallya/packnet). Among equal weights they keep none, so more than the share may become
+free. This matters if the rank falls among weights that are still 0, mainly those of inputs that are always 0. It does
+not happen at `prune = 0.75` on Split-MNIST, but at 0.1 in every task from the second on. Later tasks cannot use a
+weight of 0 that was kept.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class PackNet(PerTaskStrategy):
 
     @torch.no_grad()
     def before_phase(self, task: Task, phase: int) -> None:
-        """Set apart what learns: the free weights, of which the second phase has the largest."""
+        """Select the weights to train: all free weights in the first phase, the largest of them in the second."""
         self.phase = phase
         for name, weight in self.packed().items():
             owner = self._part("owner", name)
@@ -89,10 +91,10 @@ class PackNet(PerTaskStrategy):
                 setattr(self, f"fixed__{slot(name)}", weight.masked_fill(learning, 0.0))
             else:
                 size = weight.abs().masked_fill(~self._part("learning", name), -1.0).flatten()
-                kept = free(size.numel(), task.index, self.options.prune) - free(
+                count = free(size.numel(), task.index, self.options.prune) - free(
                     size.numel(), task.index + 1, self.options.prune)
                 chosen = torch.zeros_like(size, dtype=torch.bool)
-                chosen[size.topk(kept).indices] = True
+                chosen[size.topk(count).indices] = True
                 owner.masked_fill_(chosen.view(owner.shape), task.index)
                 learning = owner == task.index
             setattr(self, f"learning__{slot(name)}", learning)

@@ -51,7 +51,7 @@ def joins(model: Network) -> list[Join]:
     """
     model.require_body("pnn connects layers before the head")
     readers = [reader(block, f"blocks.{i}") for i, block in enumerate(model.blocks)] + [model.head]
-    found = []
+    places = []
     for i, (before, after) in enumerate(itertools.pairwise(readers)):
         channels = outputs(before)
         if isinstance(after, nn.Linear):
@@ -61,14 +61,14 @@ def joins(model: Network) -> list[Join]:
         if not fits:
             raise SpecError(f"pnn: blocks.{i} gives {channels} channels, which what follows it does not read as they "
                             f"are ({after}); choose another model")
-        found.append(Join(after, channels))
-    return found
+        places.append(Join(after, channels))
+    return places
 
 
 def reader(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d | Ports:
-    """Return what reads a block's input: its body's ports, or the one Linear or Conv2d in it.
+    """Return the part that reads a block's input: its body's ports, or its only Linear or Conv2d.
 
-    Beside such a layer only flattening and normalisation may stand.
+    In addition to this layer, the body may contain only flattening, normalization, dropout and identity layers.
     """
     parts: list[nn.Module] = []
     if isinstance(block, Block) and type(block).forward is Block.forward:

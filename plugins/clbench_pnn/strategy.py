@@ -5,15 +5,19 @@ These are dense and convolution layers, residual units and transformer blocks.
 From the second block through the head, column k computes
 h_i^(k) = act_i(body_i(h_{i-1}^(k)) + U relu(V [a_j h_{i-1}^(j)]_{j<k})), with one scalar a_j per earlier column.
 
-Avalanche's `PNN` differs: multilayer perceptrons only; its first layer has a lateral too, reading the raw input once
-for each earlier column, and its classifier has none (the paper's output layer has); V reduces to the layer's own width
-n_i (the paper's V: n_{i-1}), U has a bias, the scalars are drawn from N(0, 1) (the paper: small random values); and all
-columns have the weights of torch's initialiser, while here the first column starts from the weights that all methods
-start from, pretrained ones too.
+Avalanche's `PNN` differs:
 
-In the paper nothing is pretrained but by earlier tasks, and a new column is randomly initialised. On a pretrained
-network that leaves later columns without what all other methods start from. With `start = base` they start from the
-first column's starting weights, a copy of which is kept; laterals start as ever.
+- It supports multilayer perceptrons only.
+- Its first layer has a lateral too, which reads the raw input once for each earlier column. Its classifier has none,
+  while the paper's output layer has one.
+- V reduces to the layer's own width n_i (the paper's V: n_{i-1}), and U has a bias.
+- The scalars are drawn from N(0, 1) (the paper: small random values).
+- torch's initializer sets the weights of all columns. Here, the first column starts from the weights that all methods
+  start from, including pretrained ones.
+
+In the paper, earlier tasks are the only pretraining, and a new column is randomly initialized. On a pretrained network,
+later columns would thus lack the pretrained weights that all other methods start from. With `start = base`, they start
+from the initial weights of the first column, a copy of which is stored. Laterals are initialized as usual.
 """
 
 from __future__ import annotations
@@ -36,26 +40,26 @@ class Column(nn.Module):
     """A later column: blocks of its own, and a lateral for each block from the second on and for the head (the last).
 
     Args:
-        blocks: what its blocks are copied from.
-        anew: whether their weights are drawn anew.
-        found: where laterals join.
-        classes: number of outputs of the task's head.
-        earlier: number of earlier columns.
+        blocks: the blocks to copy.
+        reinitialize: whether to draw the weights of the copies again.
+        places: where laterals join.
+        classes: the number of outputs of the task's head.
+        earlier: the number of earlier columns.
         reduction: see `Lateral`.
     """
 
-    def __init__(self, blocks: nn.ModuleList, anew: bool, found: list[Join], classes: int, earlier: int,
+    def __init__(self, blocks: nn.ModuleList, reinitialize: bool, places: list[Join], classes: int, earlier: int,
                  reduction: int) -> None:
-        """Copy the blocks; draw the laterals, and the blocks' weights where they start anew."""
+        """Copy the blocks, draw the laterals, and draw the weights of the blocks again if `reinitialize` is set."""
         super().__init__()
         self.blocks = copy.deepcopy(blocks).requires_grad_(True)
-        for module in self.blocks.modules() if anew else ():
+        for module in self.blocks.modules() if reinitialize else ():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        outs = [join.outputs for join in found[:-1]] + [classes]
+        outs = [join.outputs for join in places[:-1]] + [classes]
         like = next(blocks.parameters())
         self.laterals = nn.ModuleList(Lateral(join, out, earlier, reduction, like)
-                                      for join, out in zip(found, outs, strict=True))
+                                      for join, out in zip(places, outs, strict=True))
 
 
 class PNN(PerTaskStrategy):
@@ -81,7 +85,7 @@ class PNN(PerTaskStrategy):
         self.columns = nn.ModuleList()
 
     def _require_resets(self) -> None:
-        """Raise a SpecError where a layer cannot be initialised anew."""
+        """Raise a SpecError if a layer cannot be initialized again."""
         for name, module in self.model.blocks.named_modules():
             if list(module.parameters(recurse=False)) and not hasattr(module, "reset_parameters"):
                 raise SpecError(f"pnn: blocks.{name} ({type(module).__name__}) has no reset_parameters to initialise a "
@@ -93,15 +97,15 @@ class PNN(PerTaskStrategy):
         if task.index == 0:
             self.model.blocks.requires_grad_(True)
         else:
-            anew = self.start is None
-            self.columns.append(Column(self.model.blocks if self.start is None else self.start, anew, joins(self.model),
-                                       len(task.classes), task.index, self.options.reduction))
+            reinitialize = self.start is None
+            self.columns.append(Column(self.model.blocks if self.start is None else self.start, reinitialize,
+                                       joins(self.model), len(task.classes), task.index, self.options.reduction))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the columns before the newest, and what they started from."""
-        kept = [] if self.start is None else [self.start]
-        return kept + [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
+        """Return the columns before the newest, and the blocks that columns start from."""
+        modules = [] if self.start is None else [self.start]
+        return modules + [self.model.blocks, *self.columns][:max(len(self.heads) - 1, 0)]
 
     @property
     def parts_final(self) -> bool:  # type: ignore[override]

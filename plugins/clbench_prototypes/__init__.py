@@ -27,7 +27,7 @@ class AdaptOptions(StartOptions):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that adapters which the first task trains must be told where that ends."""
+        """Return why the end of the first task must be known: its adapters are trained in that task only."""
         return "adapt = lora trains in the first task" if self.adapt == "lora" else super().needs_boundaries
 
     @property

@@ -1,27 +1,30 @@
-"""What `ncm`, `simplecil`, `slda`, `ranpac` and `fecam` have in common: sums over features of a frozen network.
+"""The common part of `ncm`, `simplecil`, `slda`, `ranpac` and `fecam`: sums over features of a frozen network.
 
-Sums do not depend on the order of samples or tasks (but for rounding, which float64 keeps small), and nothing that was
-learned is changed by later tasks but through them. So nothing is forgotten but what a rule for more classes loses.
+Sums do not depend on the order of samples or tasks (except for rounding, which float64 keeps small). Later tasks change
+what was learned only through these sums. Forgetting is therefore limited to what a rule loses because it has to
+separate more classes.
 
-No weights given (`base = task1`), the first task trains the whole network as `naive` does, with its steps and its head:
-the features are then those of `naive` after its first task, bit for bit. From then on nothing is trained by gradients,
-and the budget of the other tasks is left unused. Features are those of the training samples as they are, not augmented.
-A model that is a head alone (`linear`) has nothing to train: features are the inputs, in the first task too.
+If no weights are given (`base = task1`), the first task trains the whole network as `naive` does, with its steps and
+its head. The features are then bit-identical to those of `naive` after its first task. From then on, nothing is trained
+by gradients, and the budget of the other tasks remains unused. Features are those of the training samples without
+augmentation. A model that is a head alone (`linear`) has nothing to train: features are the inputs, in the first task
+too.
 
-With `adapt = lora` the first task trains low-rank adapters in a pretrained network, and the network's head, as
-`seq-lora` does, with all of its steps: the network is then that of `seq-lora` after its first task, bit for bit. They
-stay beside the weights, which do not change, so that `both = true` has the features of the pretrained network as well.
+With `adapt = lora`, the first task trains low-rank adapters in a pretrained network, and the network's head, as
+`seq-lora` does, with all of its steps. The network is then bit-identical to that of `seq-lora` after its first task.
+The adapters are separate from the weights, which do not change. `both = true` can therefore also use the features of
+the pretrained network.
 
-- RanPAC adapts the first session by AdaptFormer, VPT or SSF; APER (Zhou et al. 2023, arXiv 2303.07338, first named
-  ADAM) by these, batch norm or full fine-tuning. LoRA is none of them; it is what clbench has. APER reads the features
-  of the pretrained and the adapted network (`both`), RanPAC those of the adapted one.
-- Their codes take SGD with momentum 0.9, weight decay 5e-4 and a learning rate that falls along a cosine. Here all of
-  that is the experiment's.
-- Their head in this session is the cosine times a learned number (`CosineLinear`), here the network's own. After the
-  first task it answers for nothing but given tasks that are to come.
+- RanPAC adapts the network in the first session by AdaptFormer, VPT or SSF. APER (Zhou et al. 2023, arXiv 2303.07338,
+  first named ADAM) uses these, batch norm or full fine-tuning. LoRA is none of them; it is what clbench has. APER reads
+  the features of the pretrained and the adapted network (`both`), RanPAC those of the adapted one.
+- Their codes use SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule of the learning rate. Here, the
+  experiment determines all of that.
+- Their head in this session is the cosine times a learned number (`CosineLinear`); here it is the network's own. After
+  the first task, the head is used only for given tasks that have not been learned yet.
 
-Where boundaries are hidden (`ncm`, `simplecil`, `slda`, on a base that is given), batches are learned as they pass, and
-the rule is fitted anew after each: in the end the sums are those of the same samples learned at once.
+If boundaries are hidden (`ncm`, `simplecil`, `slda`, on a given base), batches are learned as they pass, and the rule
+is fitted again after each. In the end, the sums are the same as if all samples were learned at once.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ class ClosedForm(Strategy, ABC):
         """Return logits [N, C] of mapped features [N, K], float64; those of classes not met do not matter."""
 
     def refit(self) -> None:
-        """Fit the rule anew to what has been summed up. Default: nothing, the rule reads the sums."""
+        """Fit the rule again to the current sums. By default, do nothing: the rule reads the sums."""
 
     def map(self, features: Tensor) -> Tensor:
         """Return what the rule reads, [N, K], of features [N, D], both float64. Default: the features."""
@@ -102,22 +105,22 @@ class ClosedForm(Strategy, ABC):
         self.counts += labels.sum(0)
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
-        """Learn a task's features [N, D] with one-hot labels [N, C]. Default: sum them up."""
-        for mapped, own in self.chunks(features, labels):
-            self.add(mapped, own)
+        """Learn a task's features [N, D] with one-hot labels [N, C]. By default, add them to the sums."""
+        for mapped, part_labels in self.chunks(features, labels):
+            self.add(mapped, part_labels)
 
     def chunks(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield features [N, D] mapped to [n, K], with their labels [n, C], some at a time."""
-        for some, own in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
-            yield self.map(some.double()), own
+        """Yield features [N, D] in chunks, mapped to [n, K], with their labels [n, C]."""
+        for some, part_labels in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
+            yield self.map(some.double()), part_labels
 
     def features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of inputs x: the network's, or the pretrained and the adapted network's."""
-        found = self.model.features(x)
+        features = self.model.features(x)
         if not self.options.both:
-            return found
+            return features
         with activated(self.adapted.values(), ()):
-            return torch.cat([self.model.features(x), found], 1)
+            return torch.cat([self.model.features(x), features], 1)
 
     def before_task(self, task: Task) -> None:
         """Train new adapters and the head in the first task, if they are wanted."""
@@ -141,7 +144,7 @@ class ClosedForm(Strategy, ABC):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Freeze the network for good, learn the task's features, and fit the rule anew."""
+        """Freeze the network permanently, learn the task's features, and fit the rule again."""
         self.base_learns = self.adapters_learn = False
         self.model.requires_grad_(False)
         self.train(self.training)
@@ -154,7 +157,7 @@ class ClosedForm(Strategy, ABC):
         self.learn(Samples(batch.x, batch.y, batch.tasks), 1)
 
     def learn(self, samples: Samples, learned: int) -> None:
-        """Learn the features of raw samples, the last of so many tasks, and fit the rule anew."""
+        """Learn the features of raw samples and fit the rule again; `learned` tasks are then complete."""
         with evaluating(self):
             features = torch.cat([self.features(self.world.prepare(part.x)) for part in samples.chunks(CHUNK)])
         self.take_in(features, F.one_hot(samples.y, self.world.classes).to(features.device, torch.float64))

@@ -114,8 +114,8 @@ class FeCAM(ClosedForm):
         self.powers += labels.T @ powers
         for place in self.current:
             # Zeros for others' samples: to select the class's own would wait for the device.
-            own = powers * labels[:, self.met[place], None]
-            self.get_buffer(f"moment_{place}").addmm_(own.T, own)
+            class_powers = powers * labels[:, self.met[place], None]
+            self.get_buffer(f"moment_{place}").addmm_(class_powers.T, class_powers)
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
         """Learn a task's features [N, D] with one-hot labels [N, C]."""
@@ -139,8 +139,8 @@ class FeCAM(ClosedForm):
         if self.common:
             return shrunk(self.moment / self.class_total, self.options.alpha1, self.alpha2)
         label = self.met[place]
-        own = covariance(self.counts[label], self.powers[label], self.get_buffer(f"moment_{place}"))
-        return correlations(shrunk(own, self.options.alpha1, self.alpha2))
+        class_covariance = covariance(self.counts[label], self.powers[label], self.get_buffer(f"moment_{place}"))
+        return correlations(shrunk(class_covariance, self.options.alpha1, self.alpha2))
 
     def score(self, mapped: Tensor) -> Tensor:
         """Return negative squared distances [N, C] of mapped features [N, D]."""

@@ -2,15 +2,16 @@
 
 Features f are projected to M numbers h = ReLU(R^T f) with R drawn once from N(0, 1). The logits are W h with
 W = (G + r I)^-1 Q, where G = sum h h^T and Q is the sum of h by class: the regression on one-hot labels of all samples
-so far. r is that of 10^-8, 10^-7, ..., 10^8 whose regression on 80% of the task's training samples has the smallest
-squared error on the other 20%, anew for each task, as in the paper's algorithm 1. Test samples play no part in it.
-So the last task alone decides how all classes are weighted; `ridge` is an r for all tasks instead.
+so far. r is chosen from 10^-8, 10^-7, ..., 10^8: the value whose regression on 80% of the task's training samples has
+the smallest squared error on the other 20%. It is chosen again for each task, as in the paper's algorithm 1. Test
+samples are not used. The last task alone therefore determines r for all classes; `ridge` sets one r for all tasks
+instead.
 
-Where this differs from the paper and its code (RanPAC/RanPAC):
+Differences to the paper and its code (RanPAC/RanPAC):
 
-- The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, which would be
-  hundreds of times what a small network costs; so M is 5 for each feature where there are fewer than 768.
-- The code keeps G and Q in float32; float64 here, since r may be 10^-8. That doubles the bytes.
+- The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, hundreds of
+  times the cost of a small network. With fewer than 768 features, M is therefore 5 times the number of features.
+- The code stores G and Q in float32. They are float64 here, because r may be 10^-8, which doubles the storage.
 - The first session adapts a pretrained network by a small number of parameters: AdaptFormer, VPT or SSF. Here
   `adapt = lora` does, by LoRA (`closed_form`). Without it `base = pretrained` leaves the weights alone, as in the
   paper's results without that step, and `base = task1` trains all of them on the first task.
@@ -64,10 +65,11 @@ class RanPAC(SecondOrder):
         super().take_in(features, labels)
 
     def choose_ridge(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return the ridge that is best on a fifth of a task's features [N, D], fitted to the others."""
+        """Return the best ridge on a fifth of a task's features [N, D], with candidates fitted to the others."""
         order = send(torch.randperm(len(features), generator=self.world.generator, device="cpu"), features.device)
-        fitted, held = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
-        return self.best_ridge(self.candidates(features[fitted], labels[fitted]), features[held], labels[held])
+        fit_rows, validation_rows = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
+        candidates = self.candidates(features[fit_rows], labels[fit_rows])
+        return self.best_ridge(candidates, features[validation_rows], labels[validation_rows])
 
     def candidates(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return W^T for each of `RIDGES` from these features alone, [17, M, C]; NaN where rounding forbids it.
@@ -80,21 +82,21 @@ class RanPAC(SecondOrder):
             system, right = rows @ rows.T, labels
         else:
             system, right = self.sums.new_zeros(2 * self.sums.shape[1:]), self.sums.new_zeros(self.sums.T.shape)
-            for mapped, own in self.chunks(features, labels):
+            for mapped, part_labels in self.chunks(features, labels):
                 system.addmm_(mapped.T, mapped)
-                right.addmm_(mapped.T, own)
-        found = []
+                right.addmm_(mapped.T, part_labels)
+        solutions = []
         for ridge in RIDGES:
             factor, failed = torch.linalg.cholesky_ex(shifted(system, ridge))
             solution = torch.cholesky_solve(right, factor).masked_fill(failed > 0, float("nan"))
-            found.append(rows.T @ solution if few else solution)
-        return torch.stack(found)
+            solutions.append(rows.T @ solution if few else solution)
+        return torch.stack(solutions)
 
     def best_ridge(self, candidates: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """Return the ridge whose candidate has the smallest squared error on other features [N, D]."""
         errors = self.sums.new_zeros(len(RIDGES))
-        for mapped, own in self.chunks(features, labels):
-            errors += (mapped @ candidates - own).square().sum((1, 2))
+        for mapped, part_labels in self.chunks(features, labels):
+            errors += (mapped @ candidates - part_labels).square().sum((1, 2))
         best = errors.nan_to_num(nan=float("inf")).argmin()
         return self.sums.new_tensor(RIDGES).gather(0, best[None])[0]  # not read back from the device
 

@@ -1,17 +1,17 @@
 """Streaming linear discriminant analysis (Hayes & Kanan 2020, arXiv 1909.01520).
 
-Classes are Gaussians of one covariance S, each as likely as the others: with L = ((1 - epsilon) S + epsilon I)^-1 the
-logit of a class with mean m is f.L m - m.L m/2. The means and S are running sums, so that a sample is needed only once.
+Classes are equally likely Gaussians with a common covariance S. With L = ((1 - epsilon) S + epsilon I)^-1, the logit of
+a class with mean m is f.L m - m.L m/2. The means and S are running sums, so each sample is needed only once.
 
-Where this differs from the paper and its code (tyler-hayes/Deep_SLDA):
+Differences to the paper and its code (tyler-hayes/Deep_SLDA):
 
-- S here is the covariance of all samples about their final class means, exactly, whatever their order. The streaming
-  estimate subtracts from each sample the mean that its class had before it, which is 0 for a class's first sample, and
-  weighs the result by t / (t + 1) for t samples so far of all classes. So it depends on the order, and is too large
-  early on; the two meet as samples become many.
-- The code begins from an OAS estimate of the covariance on the base data (scikit-learn); here the first task counts as
-  any other. Its variant with a covariance that is fixed from then on is left out.
-- The code takes the pseudo-inverse, here the system is solved: with epsilon > 0 it has one solution.
+- Here, S is exactly the covariance of all samples around their final class means, for any order of the samples. The
+  streaming estimate subtracts from each sample the mean that its class had before, which is 0 for a class's first
+  sample. It weights the result by t / (t + 1) for t samples of all classes so far. The estimate therefore depends on
+  the order and is too large early on. Both converge as the number of samples grows.
+- The code begins with an OAS estimate of the covariance on the base data (scikit-learn); here, the first task is
+  treated like any other. Its variant with a covariance that is fixed from then on is left out.
+- The code computes the pseudo-inverse. Here, the linear system is solved; with epsilon > 0 it has one solution.
 """
 
 from __future__ import annotations

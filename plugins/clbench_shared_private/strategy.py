@@ -1,9 +1,9 @@
-"""Shared encoder, private heads: features learned on the first task (or given), and nothing but heads afterwards.
+"""Shared encoder, private heads: learn features on the first task (or load them), and train only heads afterward.
 
-This is feature extraction as CL papers use it for a baseline (Li & Hoiem 2016, arXiv 1606.09282, call it so): no
-forgetting, and no plasticity but that of the private layers. Adversarial Continual Learning (Ebrahimi et al. 2020,
-arXiv 2003.09553) is the trained variant of the division: its shared module learns on every task, kept task-invariant
-by an adversarial and an orthogonality loss, beside private modules that read the input; that is `acl`.
+This is feature extraction as CL papers use it as a baseline (Li & Hoiem 2016, arXiv 1606.09282, use this name). There
+is no forgetting, and only the private layers are plastic. Adversarial Continual Learning (Ebrahimi et al. 2020, arXiv
+2003.09553) is the trained variant of this division, available as `acl`. There, every task trains the shared module,
+which an adversarial loss and an orthogonality loss keep task-invariant. Private modules read the input in parallel.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ class TensorBoard:
         self.folder = folder / "tensorboard"
 
     def log(self, record: Record) -> None:
-        """Write the event file of a record; a run that is there is whole, and stays."""
-        own = tracking.run_id(record)
-        if any(self.folder.glob(f"*-{own}")):
+        """Write the event file of a record; an existing run is complete and is not changed."""
+        run_id = tracking.run_id(record)
+        if any(self.folder.glob(f"*-{run_id}")):
             return
-        half = self.folder / f".{own}"
+        half = self.folder / f".{run_id}"
         shutil.rmtree(half, ignore_errors=True)  # left by a process that was killed
         write(record, half)
-        os.replace(half, self.folder / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tracking.run_name(record))}-{own}")
+        os.replace(half, self.folder / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tracking.run_name(record))}-{run_id}")
 
 
 def write(record: Record, folder: Path) -> None:
@@ -57,7 +57,7 @@ def write(record: Record, folder: Path) -> None:
 
 
 def ended(well: bool, time: float) -> Any:
-    """Return the summary that tells the table of hyperparameters how a run ended.
+    """Return the summary with which the table of hyperparameters shows how a run ended.
 
     TensorBoard's own function for it (`hparams.summary.session_end_pb`) needs TensorFlow.
     """

@@ -24,9 +24,9 @@ class WandB:
         self.folder = folder
 
     def log(self, record: Record) -> None:
-        """Write the run of a record; one that was cut off is written anew."""
-        own = tracking.run_id(record)
-        for folder in list((self.folder / "wandb").glob(f"offline-run-*-{own}")):
+        """Write the run of a record; an incomplete run is deleted and written again."""
+        run_id = tracking.run_id(record)
+        for folder in list((self.folder / "wandb").glob(f"offline-run-*-{run_id}")):
             if (folder / WHOLE).exists():
                 return
             shutil.rmtree(folder)
@@ -35,7 +35,7 @@ class WandB:
                                     x_disable_stats=True, x_disable_meta=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         run = self.wandb.init(
-            mode="offline", dir=str(self.folder), project=self.options.project, id=own, settings=quiet,
+            mode="offline", dir=str(self.folder), project=self.options.project, id=run_id, settings=quiet,
             name=tracking.run_name(record), group=tracking.group_name(record),
             config={**tracking.parameters(record), "key": record.key, "plugin": record.provenance.plugin,
                     "device": record.provenance.device, "command": record.provenance.command}, reinit="create_new")

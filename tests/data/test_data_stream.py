@@ -88,7 +88,7 @@ def test_only_one_permuted_training_set_is_held_at_a_time():
     second, third = stream.tasks[1].train, stream.tasks[2].train
     assert second.x is second.x
     kept = second.x
-    assert third.x is third.x and second.held.x is third.x
+    assert third.x is third.x and second.cache.x is third.x
     assert torch.equal(second.x, kept) and second.x is not kept
 
 
@@ -99,7 +99,7 @@ def test_moving_and_copying_keep_samples_and_sharing(change):
     assert all(torch.equal(a.train.x, b.train.x) and torch.equal(a.test.y, b.test.y)
                for a, b in zip(stream.tasks, moved.tasks, strict=True))
     assert moved.tasks[1].train.base is moved.tasks[2].train.base
-    assert moved.tasks[1].train.held is moved.tasks[2].train.held
+    assert moved.tasks[1].train.cache is moved.tasks[2].train.cache
 
 
 MODULE = """

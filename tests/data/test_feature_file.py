@@ -45,21 +45,21 @@ def fill(parts, rows):
 
 def test_parts_are_taken_up_by_the_same_job_only(tmp_path):
     out = tmp_path / "x.npz"
-    with pytest.raises(KeyboardInterrupt), Parts(out, {"a": 1}, 3).held() as known:
+    with pytest.raises(KeyboardInterrupt), Parts(out, {"a": 1}, 3).lock_folder() as known:
         assert not known
         fill(Parts(out, {"a": 1}, 3), 2)
         raise KeyboardInterrupt
     same = Parts(out, {"a": 1}, 3)
     with same.path("train").open("ab") as file:
         file.write(b"half")  # of a row, as a kill may leave it
-    with pytest.raises(KeyboardInterrupt), same.held() as known:
+    with pytest.raises(KeyboardInterrupt), same.lock_folder() as known:
         assert known and same.rows("train") == 2
         with same.appending("train", 1) as append:
             append(ARRAYS["X_train"][3:])
         assert np.array_equal(same.array("train"), ARRAYS["X_train"][[0, 3, 4]])
         raise KeyboardInterrupt
     other = Parts(out, {"a": 2}, 3)
-    with other.held() as known:
+    with other.lock_folder() as known:
         assert not known and other.rows("train") == 0
     assert not other.folder.exists()
 
@@ -67,8 +67,8 @@ def test_parts_are_taken_up_by_the_same_job_only(tmp_path):
 def test_one_process_writes_a_file(tmp_path):
     parts = Parts(tmp_path / "x.npz", {}, 3)
     refused = pytest.raises(StoreError, match=r"another clbench embed is writing .*x\.npz")
-    with parts.held(), refused, Parts(tmp_path / "x.npz", {}, 3).held():
+    with parts.lock_folder(), refused, Parts(tmp_path / "x.npz", {}, 3).lock_folder():
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot write"), Parts(tmp_path / "file" / "x.npz", {}, 3).held():
+    with pytest.raises(StoreError, match="cannot write"), Parts(tmp_path / "file" / "x.npz", {}, 3).lock_folder():
         pass

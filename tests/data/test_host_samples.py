@@ -5,7 +5,7 @@ import torch
 from helpers.stacks import lead
 
 from clbench.core.registry import discover
-from clbench.data.samples import Held, HostSamples, PermutedSamples
+from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples
 from clbench.data.stream import StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.testing import tiny
@@ -39,7 +39,7 @@ def test_inputs_of_permuted_tasks_count_once():
     base = torch.zeros(24, 1, 8, 8, dtype=torch.uint8)
     stream = tiny_stream("task")
     tasks = tuple(StreamTask(t.classes, PermutedSamples(base, torch.arange(64), t.train.y, t.train.tasks,
-                                                        Held()), t.test) for t in stream.tasks)
+                                                        PermutedInputCache()), t.test) for t in stream.tasks)
     moved = replace(stream, tasks=tasks).to("cpu", 4 * 24 * 64)
     assert not moved.notes and all(isinstance(t.train, PermutedSamples) for t in moved.tasks)
 

@@ -64,13 +64,13 @@ def test_subspaces_are_those_of_the_papers_svd(scenario):
     strategy = make(GPM, GPMOptions(threshold=0.8, increase=0.05, samples=12), scenario, deep_model)
     layers = ["blocks.1.body"] + (["head"] if scenario == "class" else [])
     assert list(strategy.projected()) == layers
-    bases = {name: np.zeros((strategy.kept(name).shape[0], 0)) for name in layers}
+    bases = {name: np.zeros((strategy.stored_projector(name).shape[0], 0)) for name in layers}
     for index in range(3):
         t = train(strategy, index)
         for name, matrix in inputs_of(strategy, t.train).items():
             bases[name] = reference(matrix, bases[name], 0.8 + 0.05 * index)
             expected = torch.from_numpy(bases[name] @ bases[name].T)
-            torch.testing.assert_close(strategy.kept(name), expected, rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(strategy.stored_projector(name), expected, rtol=1e-8, atol=1e-8)
     assert 0 < bases[layers[0]].shape[1] <= 5
 
 
@@ -103,7 +103,7 @@ def test_adam_steps_leave_the_complement_which_is_why_it_needs_sgd(monkeypatch):
         b = bench(discover().strategy("gpm"), {"threshold": 0.99}, "task", model="mlp")
         b.learn(0)
         layer = b.strategy.model.blocks[0].body[1]
-        projector, weight = b.strategy.kept("blocks.0.body.1"), layer.weight.detach().clone()
+        projector, weight = b.strategy.stored_projector("blocks.0.body.1"), layer.weight.detach().clone()
         b.learn(1)
         change = layer.weight.detach() - weight
         changed[optimizer] = float((change @ projector).norm() / change.norm())
@@ -116,7 +116,7 @@ def test_momentum_stays_in_the_complement_and_all_else_is_fixed(model, monkeypat
     b = bench(discover().strategy("gpm"), {"threshold": 0.9}, "task", model=model)
     b.learn(0)
     strategy = b.strategy
-    projected = {f"model.{name}.weight": strategy.kept(name) for name in strategy.projected()}
+    projected = {f"model.{name}.weight": strategy.stored_projector(name) for name in strategy.projected()}
     before = {n: t.clone() for n, t in strategy.state_dict().items() if not n.startswith("subspace__")}
     b.learn(1)
     after = strategy.state_dict()

@@ -420,7 +420,7 @@ def low_rank_task(index, rank, seed):
 def test_inflora_designs_a_outside_what_is_kept_and_trains_b_only():
     strategy = make("inflora", dtype=torch.float64)
     learn(strategy, double(make_task(0)))
-    kept = {name: strategy.kept(name).clone() for name in strategy.adapted}
+    kept = {name: strategy.stored_projector(name).clone() for name in strategy.adapted}
     assert all(p.trace() > 0 for p in kept.values())
     task = double(make_task(1))
     begin(strategy, task)
@@ -461,7 +461,7 @@ def test_what_is_kept_whole_answers_as_before_behind_convolutions():
                      for i in range(2))
     first.train.x[:, 1:] = 0  # so that its patches are in 9 of 27 dimensions
     learn(strategy, first)
-    assert strategy.kept("blocks.0.body").trace().item() == pytest.approx(9)
+    assert strategy.stored_projector("blocks.0.body").trace().item() == pytest.approx(9)
     before = [answer(strategy, None, task.train.x).logits for task in (first, second)]
     learn(strategy, second)
     old, new = (answer(strategy, None, task.train.x).logits for task in (first, second))
@@ -483,10 +483,10 @@ def test_the_threshold_rises_from_task_to_task(criterion):
     strategy = make("inflora", dtype=torch.float64, threshold=0.7, final_threshold=1.0, criterion=criterion)
     for i in range(3):
         task = double(make_task(i))
-        before = strategy.kept("blocks.0.body.1").clone()
+        before = strategy.stored_projector("blocks.0.body.1").clone()
         learn(strategy, task)
         expected = grown(moment(task.train.x.flatten(1).numpy()), before, 0.7 + 0.3 * i / 3, criterion)
-        torch.testing.assert_close(strategy.kept("blocks.0.body.1"), expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(strategy.stored_projector("blocks.0.body.1"), expected, atol=1e-9, rtol=0)
 
 
 def test_heads_answer_together_and_are_trained_on_their_own_classes():

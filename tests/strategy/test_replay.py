@@ -91,7 +91,7 @@ def test_filling_by_batches_equals_a_plain_loop_over_samples(sizes, balance, cap
 
 def test_of_several_samples_for_one_slot_the_last_stays():
     draws = torch.tensor([0.0, 0.0, 0.99, 0.0], dtype=torch.float64)
-    assert reservoir_slots(held=2, seen=5, capacity=2, draws=draws).tolist() == [3, -1]
+    assert reservoir_slots(memory_size=2, seen=5, capacity=2, draws=draws).tolist() == [3, -1]
 
 
 def test_every_sample_is_kept_with_the_same_probability():

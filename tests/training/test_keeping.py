@@ -8,7 +8,7 @@ from clbench.accounting.counting import count, stream_of_shapes
 from clbench.accounting.keeping import data_bytes, expected, extended, told
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
-from clbench.data.samples import Held, PermutedSamples
+from clbench.data.samples import PermutedInputCache, PermutedSamples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -91,7 +91,7 @@ def test_data_are_counted_as_they_are_stored():
     stream = stream_of_shapes(2, 4, (1, 8, 8), "task", 40)
     assert data_bytes(stream) == 2 * 40 * 64
     base = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
-    permuted = PermutedSamples(base, torch.randperm(64), torch.zeros(40), torch.zeros(40), Held())
+    permuted = PermutedSamples(base, torch.randperm(64), torch.zeros(40), torch.zeros(40), PermutedInputCache())
     assert keeping.stored(permuted) is base
 
 

@@ -188,8 +188,8 @@ def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
 
 def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return `rows` [N] of the N test samples that `split_by_class` was given, in the order of each task's samples."""
-    found = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
-    return tuple(rows[torch.from_numpy(leaf[1])] for leaf in found if leaf is not None)
+    leaves = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
+    return tuple(rows[torch.from_numpy(leaf[1])] for leaf in leaves if leaf is not None)
 
 
 def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:

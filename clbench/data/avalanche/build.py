@@ -30,11 +30,11 @@ from clbench.data.samples import permute
 def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, seed: int) -> RawStream:
     """Build a benchmark with Avalanche and return it as tensors.
 
-    The global generators are seeded while it is built, so that a builder that draws without a seed gives every method
-    the same stream.
+    The global generators are seeded while the builder runs. A builder that draws without a seed therefore gives every
+    method the same stream.
 
     Raises:
-        DataError: the builder raises or returns something else; whatever `materialise` raises.
+        DataError: the builder raises an error or returns something else, or `materialise` raises an error.
     """
     import_avalanche()
     where = f"benchmark {info.name!r}"
@@ -65,20 +65,20 @@ def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
 
 
 def test_rows(experiences: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """Return the rows of each experience's samples in the one data set under all; nothing if there are several."""
+    """Return the rows of each experience's samples in the data set that all share; nothing if there are several."""
     leaves, rows = [], []
     for experience in experiences:
-        found = leaf_rows(experience.dataset, np.arange(len(experience.dataset)))
-        if found is None:
+        leaf_and_rows = leaf_rows(experience.dataset, np.arange(len(experience.dataset)))
+        if leaf_and_rows is None:
             return ()
-        leaves.append(found[0])
-        rows.append(torch.tensor(found[1]))
+        leaves.append(leaf_and_rows[0])
+        rows.append(torch.tensor(leaf_and_rows[1]))
     return tuple(rows) if all(leaf is leaves[0] for leaf in leaves) else ()
 
 
 def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
             size: int | None = None) -> RawStream:
-    """Return a benchmark as tensors, its photos brought to `size` pixels if there is one."""
+    """Return a benchmark as tensors; photos are resized to `size` pixels if a size is given."""
     train, test = list(benchmark.train_stream), list(benchmark.test_stream)
     if not train:
         raise DataError(f"{where} has no experiences")
@@ -92,8 +92,8 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
             read = materialise(experience.dataset, group, f"{where}: task {task + 1}'s {kind} experience", size,
                                layout.text)
             first = splits[kind][0].x if task else read.x
-            _alike(read.x, splits["training"][0].x if splits["training"] else read.x,
-                   f"{where}: task {task + 1}'s {kind} experience")
+            _check_shape(read.x, splits["training"][0].x if splits["training"] else read.x,
+                         f"{where}: task {task + 1}'s {kind} experience")
             if read.note:
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
@@ -102,13 +102,13 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
     _named(orders, layout.class_names, where)
     sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     rows = layout.test_rows or (test_rows(test) if comparable else ())
-    tests = tuple(replace(split, rows=own) for split, own in zip(splits["test"], rows or (None,) * len(test),
-                                                                 strict=True))
+    tests = tuple(replace(split, rows=split_rows) for split, split_rows in
+                  zip(splits["test"], rows or (None,) * len(test), strict=True))
     return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
                      (*layout.notes, *sized, *_merged(notes)), layout.augment, layout.class_names)
 
 
-def _alike(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
+def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
     """Check that inputs have the shape and type of the first task's."""
     if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
         raise SeveralShapes(f"{where} has inputs {x.dtype} {list(x.shape[1:])}, the first task has {first.dtype} "

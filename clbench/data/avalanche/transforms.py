@@ -38,7 +38,7 @@ class ToBytes:
 
 Batch = Tensor | Pictures
 # Transforms of torchvision (v1) that treat all images of a batch alike, whatever their parameters.
-ALIKE = ("Normalize", "ConvertImageDtype", "Pad", "CenterCrop", "Resize", "Grayscale")
+BATCHWISE_TRANSFORMS = ("Normalize", "ConvertImageDtype", "Pad", "CenterCrop", "Resize", "Grayscale")
 
 
 def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
@@ -59,17 +59,17 @@ def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
             return x.x
     elif module == "avalanche.benchmarks.classic.cmnist" and name == "PixelsPermutation":
         return permute(x, torch.as_tensor(given.permutation))
-    elif _alike(given, module, name):
+    elif _is_batchwise(given, module, name):
         out = transform(x)
         if isinstance(out, Tensor) and len(out) == len(x):
             return out
     raise NotBatchable(f"transform {name}")
 
 
-def _alike(given: Any, module: str, name: str) -> bool:
-    """Tell whether a transform does the same to one image and to a batch, without randomness."""
+def _is_batchwise(given: Any, module: str, name: str) -> bool:
+    """Return whether a transform does the same to one image and to a batch, without randomness."""
     if getattr(given, "clbench_batched", False):
         return True
     if module != "torchvision.transforms.transforms":
         return False
-    return name in ALIKE or (name == "RandomRotation" and given.degrees[0] == given.degrees[1])
+    return name in BATCHWISE_TRANSFORMS or (name == "RandomRotation" and given.degrees[0] == given.degrees[1])

@@ -34,7 +34,7 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
     """Return the Avalanche benchmark of a file of arrays.
 
     Raises:
-        DataError: the file cannot be read, arrays are missing or do not fit; whatever `divide` raises.
+        DataError: the file cannot be read, arrays are missing or do not fit, or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
     check_arrays(name, options.model_dump(), data_dir)
@@ -45,10 +45,10 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
     for option in ("label_column", "task_column", "group", "leave_out"):
         if getattr(options, option):
             raise DataError(f"{where}: {option} is for files with columns; arrays named task and group say it here")
-    found, names = _READERS[kind](path, options, data_dir, where)
-    split = "X_train" in found
-    train, notes = _part(found, "_train" if split else "", names, where)
-    test, _ = _part(found, "_test", names, where) if split else ((None, None), [])
+    contents, names = _READERS[kind](path, options, data_dir, where)
+    split = "X_train" in contents
+    train, notes = _part(contents, "_train" if split else "", names, where)
+    test, _ = _part(contents, "_test", names, where) if split else ((None, None), [])
     (x, known), (x_test, known_test) = train, test
     if x_test is not None and x_test.shape[1:] != x.shape[1:]:
         raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
@@ -71,45 +71,45 @@ def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str)
     try:
         with safe_open(path, framework="pt") as file:
             names = json.loads((file.metadata() or {}).get(NAMES, "[]"))
-            found: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
-    return found, tuple(as_text(names))
+    return tensors, tuple(as_text(names))
 
 
 def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the arrays of a file and its class names."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found: Arrays = {key: file[key] for key in file.files}
+            contents: Arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())} (arrays of Python objects are "
                         "not read; save text as np.array(y, dtype=str))") from error
-    return found, tuple(as_text(found.pop(NAMES, [])))
+    return contents, tuple(as_text(contents.pop(NAMES, [])))
 
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X and that of the file of labels as y."""
     assert options.labels is not None  # `check_arrays`
-    found: Arrays = {}
+    contents: Arrays = {}
     for key, file in (("X", path), ("y", labels_file(path, options.labels, data_dir, where))):
         try:
-            found[key] = np.load(file, allow_pickle=False)
+            contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: cannot read {file}: {' '.join(str(error).split())}") from error
-    return found, ()
+    return contents, ()
 
 
 _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 
 
-def _part(found: Arrays, suffix: str, names: Sequence[str], where: str
+def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
           ) -> tuple[tuple[Tensor, Labelled], list[str]]:
-    """Return the inputs of a part with what is known of them, and notes."""
-    x, notes = _inputs(torch.as_tensor(found[f"X{suffix}"]), f"{where}: X{suffix}")
+    """Return the inputs of a part with their labels, tasks and groups, and notes."""
+    x, notes = _inputs(torch.as_tensor(contents[f"X{suffix}"]), f"{where}: X{suffix}")
     text: dict[str, list[str] | None] = {}
     for key in ("y", "task", "group"):
-        values = found.get(key + suffix)
+        values = contents.get(key + suffix)
         text[key] = None if values is None else _text(values, len(x), f"{where}: {key}{suffix}")
     labels = text["y"] or []
     if names and not set(labels) <= set(names):

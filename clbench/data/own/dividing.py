@@ -22,17 +22,17 @@ DEFAULT_TASKS = 5  # at most so many, of at least two classes each, where nobody
 
 @dataclass(frozen=True)
 class Division:
-    """Samples divided. Rows are those of the training part; of the test part where the data have one.
+    """Samples, divided into tasks. Test rows refer to the test part if the data have one, else to the training part.
 
     Args:
         classes: names of the labels 0, 1, ...
-        tasks: names of the tasks where the data name them, else empty.
+        tasks: names of the tasks; empty if the data do not name them.
         orders: the labels of each task in the order of the stream.
         train: rows of the training samples of each task.
         test: rows of the test samples of each task.
         y_train: the label of each row int64 [N].
-        y_test: likewise; the same object where there is no test part.
-        notes: what whoever runs it should know.
+        y_test: the label of each row of the test part; the same object as `y_train` if there is no test part.
+        notes: what a user who runs the benchmark should know.
     """
 
     classes: tuple[str, ...]
@@ -83,9 +83,9 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
         names, of = [], [task_of[part] for part in y]
     if test is None:
         # By class alone where tasks are of classes: these differ with the order, and what is held out must not.
-        held, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
-        rows = [np.flatnonzero((of[0] == t) & ~held) for t in range(len(orders))]
-        test_rows = [np.flatnonzero((of[0] == t) & held) for t in range(len(orders))]
+        test_mask, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
+        rows = [np.flatnonzero((of[0] == t) & ~test_mask) for t in range(len(orders))]
+        test_rows = [np.flatnonzero((of[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in of)
@@ -152,8 +152,8 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
     orders = [tuple(np.unique(y[0][of[0] == t]).tolist()) for t in range(len(names))]
     if test is not None:
         if test.tasks is None or set(test.tasks) != set(names):
-            own = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
-            raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {own}")
+            test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
+            raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
         of.append(np.array([number[t] for t in test.tasks], np.int64))
         for t, name in enumerate(names):
             if strange := np.setdiff1d(y[1][of[1] == t], orders[t]).tolist():
@@ -178,19 +178,19 @@ def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -
         A mask [N] of the test samples, and a note that says how many they are.
     """
     cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
-    held = np.zeros(len(y), bool)
+    mask = np.zeros(len(y), bool)
     if groups is None:
         for cell in range(cells.max() + 1):
             rows = np.flatnonzero(cells == cell)
             count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            held[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
-        return held, f"test: {held.sum()} of {len(y)} samples, held out of each class alike and for every seed"
+            mask[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
+        return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
     names, of = np.unique(np.array(groups), return_inverse=True)
     counts = np.zeros((len(names), cells.max() + 1))
     np.add.at(counts, (of.reshape(-1), cells), 1)
     chosen = _whole_groups(counts, share)
-    held = chosen[of.reshape(-1)]
-    return held, (f"test: {held.sum()} of {len(y)} samples ({held.mean():.0%}), held out as {chosen.sum()} of "
+    mask = chosen[of.reshape(-1)]
+    return mask, (f"test: {mask.sum()} of {len(y)} samples ({mask.mean():.0%}), held out as {chosen.sum()} of "
                   f"{len(names)} whole groups, for every seed")
 
 
@@ -205,24 +205,24 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[
         share: to come near to.
     """
     totals = counts.sum(0)
-    target, held, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
+    target, test_counts, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
 
     def leaves_some(group: int) -> bool:
-        return bool(np.all(held + counts[group] < totals))
+        return bool(np.all(test_counts + counts[group] < totals))
 
     def distance(at: npt.NDArray[np.float64]) -> float:
         return float(((at - target) ** 2 / totals).sum())
 
     for group in _shuffled(len(counts), "held-out", "groups"):
-        if leaves_some(group) and distance(held + counts[group]) < distance(held):
-            held += counts[group]
+        if leaves_some(group) and distance(test_counts + counts[group]) < distance(test_counts):
+            test_counts += counts[group]
             chosen[group] = True
     for cell in range(len(totals)):
-        if not held[cell]:
+        if not test_counts[cell]:
             fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
             if fitting:
                 least = min(fitting, key=lambda g: counts[g].sum())
-                held += counts[least]
+                test_counts += counts[least]
                 chosen[least] = True
     return chosen
 

@@ -69,9 +69,9 @@ def _part(root: Path, options: ImagesOptions, where: str, notes: list[str]) -> P
             deep += inner > depth
     layout = "a folder for each task and in it one for each class" if depth > 1 else "a folder for each class"
     if not files:
-        found = (f"the {shallow} photos in it lie outside such folders" if shallow else
-                 f"there are no photos in it ({', '.join(sorted(SUFFIXES))})")
-        raise DataError(f"{where}: {root} needs {layout}, but {found}: move the photos into such folders")
+        problem = (f"the {shallow} photos in it lie outside such folders" if shallow else
+                   f"there are no photos in it ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{where}: {root} needs {layout}, but {problem}: move the photos into such folders")
     if shallow:
         notes.append(f"{shallow} photos in {root} were left out: they do not lie in {layout}")
     if others:

@@ -19,7 +19,7 @@ from clbench.data.own.images import pixel_layout
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import Labelled, locate, some
 from clbench.data.own.tables import feature_columns
-from clbench.data.own.texts import texts_of, tokenised, told
+from clbench.data.own.texts import length_note, texts_of, tokenised
 from clbench.data.own_options import HubOptions
 
 TRAIN, TESTS = "train", ("test", "validation")
@@ -32,18 +32,18 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
 
     Raises:
         PluginError: the library is not installed.
-        DataError: it cannot load the data set, or this has no inputs that are images or numbers; whatever `divide`
-            raises.
+        DataError: the library cannot load the data set, the data set has no images and no numbers as inputs, or
+            `divide` raises an error.
     """
     where = f"benchmark {name!r}"
     train, test, notes = _parts(load(name, options, data_dir), options, where)
-    label, told = _label(train, options, where)
+    label, label_notes = _label(train, options, where)
     if test is not None and any(value == UNLABELLED for value in test[label]):
         raise DataError(f"{where}: its test part is not labelled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
     known = [_known(part, label, options, where) for part in parts]
     x, read = _inputs(parts, label, options, where)
-    layout = pixel_layout(options, [*notes, *told, *read])
+    layout = pixel_layout(options, [*notes, *label_notes, *read])
     layout = replace(layout, text=options.text_column is not None)
     return own_benchmark(x[0], known[0], options, seed, where, x_test=x[1] if test is not None else None,
                          test=known[1] if test is not None else None, layout=layout)
@@ -148,7 +148,8 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
     if (column := options.text_column) is not None:
         if column not in features:
             raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
-        return [tokenised(texts_of(list(part[column]), where), options, where) for part in parts], [told(options)]
+        return ([tokenised(texts_of(list(part[column]), where), options, where) for part in parts],
+                [length_note(options)])
     used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     pictures = [c for c in used if _kind(features[c]) == "Image"]
     if len(pictures) > 1:

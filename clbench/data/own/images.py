@@ -16,7 +16,7 @@ def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
     """Return the Avalanche benchmark of the photos in a folder.
 
     Raises:
-        DataError: no such folder, or whatever `find_photos`, `read_photos` and `divide` raise.
+        DataError: the folder does not exist, or `find_photos`, `read_photos` or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
     train, test, notes = find_photos(name, options, data_dir)

@@ -62,7 +62,7 @@ def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[P
 
 
 def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
-    """Return the file of labels: from here on, beside the inputs or in the data folder."""
+    """Return the file of labels; search the working directory, the folder of the inputs, and the data folder."""
     places = [Path.cwd() / labels, path.parent / labels, data_dir / labels]
     for place in places:
         if place.is_file():

@@ -1,4 +1,7 @@
-"""Photos of any format and size as one tensor of bytes: EXIF turned, brought to one size and to RGB, and told how."""
+"""Photos of any format and size as one tensor of bytes.
+
+Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe what was done.
+"""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ SHOWN = 5  # names that a note or an error lists before it counts the others
 
 @dataclass(frozen=True)
 class Labelled:
-    """What is known of N samples beside their inputs; all of it as text.
+    """Labels, tasks and groups of N samples, as text.
 
     Args:
         labels: each sample's class.
-        tasks: each sample's task; None where the data name none.
-        groups: of each sample: what is not to be divided between training and test; None where there is no such thing.
-        classes: all classes in their natural order; empty: by name, numbers by size.
+        tasks: each sample's task; None if the data do not name tasks.
+        groups: each sample's group; a group is never divided between training and test. None if there are no groups.
+        classes: all classes in their natural order. If empty, classes are sorted by name, and numbers by size.
     """
 
     labels: Sequence[str]

@@ -17,11 +17,11 @@ from clbench.data.own_options import FeatureOptions, TableOptions
 def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     """Return the Avalanche benchmark of a table's rows.
 
-    Its layout has mean and deviation (of the population) of the first task's training samples, by which columns are
-    standardised; of a column that is constant there only the mean is subtracted.
+    Columns are standardized by the mean and the population standard deviation of the first task's training samples;
+    both are in the layout. If a column is constant in these samples, only its mean is subtracted.
 
     Raises:
-        DataError: the file cannot be read, a value is missing or no number; whatever `divide` raises.
+        DataError: the file cannot be read, a value is missing or not a number, or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
     read = read_table(locate(name, data_dir), where)
@@ -29,17 +29,18 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     used = feature_columns(read, label, options, where)
     x = numbers(read, used, where)
     division = divide(labelled(read, label, options, where), None, options, seed, where)
-    told = f"inputs are {len(used)} columns: {some(used)}"
+    note = f"inputs are {len(used)} columns: {some(used)}"
     if options.standardise:
-        own = x[division.train[0]]
-        mean, std = own.mean(0).tolist(), own.std(0, correction=0).tolist()
-        notes.append(f"{told}, standardised by mean and deviation of the {len(own)} training samples of the first task")
+        rows = x[division.train[0]]
+        mean, std = rows.mean(0).tolist(), rows.std(0, correction=0).tolist()
+        notes.append(f"{note}, standardised by mean and deviation of the {len(rows)} training samples of the first "
+                     "task")
         if constant := [c for c, s in zip(used, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
                          some(constant))
     else:
         mean, std = [], []
-        notes.append(f"{told}, as they are")
+        notes.append(f"{note}, as they are")
     x = x.float()
     return built(division, x, x, Layout(tuple(mean), tuple(s or 1.0 for s in std), notes=tuple(notes)))
 

@@ -42,10 +42,10 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
     """Return the benchmark of the texts in a file, or in the files of a folder.
 
     Raises:
-        DataError: a file lacks a column, a text has no tokens, or whatever `own_benchmark` raises.
+        DataError: a file lacks a column, a text has no tokens, or `own_benchmark` raises an error.
     """
     train, test = parts(name, options, data_dir)
-    layout = Layout(text=True, notes=(told(options),))
+    layout = Layout(text=True, notes=(length_note(options),))
     x, x_test = (tokenised(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
@@ -78,16 +78,16 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
 
 
 def text_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-    """Return the files that a benchmark `text:...` is made of, its tokenizer's among them."""
+    """Return the files of a benchmark `text:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
-    return [*found, *tokenizer_files(options)]
+    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    return [*paths, *tokenizer_files(options)]
 
 
 def newsgroups_files(_name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-    """Return the files that `split-newsgroups` is made of, as far as they are there, its tokenizer's among them."""
-    found = [data_dir / file for file in NEWSGROUPS]
-    return [*(file for file in found if file.is_file()), *tokenizer_files(options)]
+    """Return the existing files of `split-newsgroups`, including those of its tokenizer."""
+    paths = [data_dir / file for file in NEWSGROUPS]
+    return [*(file for file in paths if file.is_file()), *tokenizer_files(options)]
 
 
 def tokenizer_files(options: Mapping[str, Any]) -> list[Path]:
@@ -118,17 +118,17 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 
 
 def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
-    """Return the texts of a folder's files, each file a task of its name."""
-    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
-    if not found:
+    """Return the texts of a folder's files; each file is a task with the name of the file."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
+    if not paths:
         raise DataError(f"{where}: {folder} has no file {', '.join('*' + s for s in SUFFIXES)}")
     if options.task_column is not None:
         raise DataError(f"{where}: each file of a folder is a task, so task_column does not apply")
-    every = [read(path, options, where) for path in found]
+    every = [read(path, options, where) for path in paths]
     groups = [group for part in every for group in part.known.groups or ()]
     return Texts([text for part in every for text in part.texts], Labelled(
         [label for part in every for label in part.known.labels],
-        [path.stem for path, part in zip(found, every, strict=True) for _ in part.texts],
+        [path.stem for path, part in zip(paths, every, strict=True) for _ in part.texts],
         groups if options.group is not None else None))
 
 
@@ -155,8 +155,8 @@ def texts_of(values: Sequence[Any], where: str) -> list[str]:
     return list(values)
 
 
-def told(options: TokenOptions) -> str:
-    """Return a note on what becomes of texts."""
+def length_note(options: TokenOptions) -> str:
+    """Return a note about the tokenizer and the maximum number of tokens."""
     return f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}"
 
 
@@ -175,8 +175,8 @@ def tokenised(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor
     tokenizer: Any = home().AutoTokenizer.from_pretrained(str(folder_of(options.tokenizer)), trust_remote_code=False)
     out = torch.full((len(texts), options.length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
     for begin in range(0, len(texts), AT_ONCE):
-        found = tokenizer(list(texts[begin:begin + AT_ONCE]), truncation=True, max_length=options.length)["input_ids"]
-        for row, numbers in enumerate(found, begin):
+        ids = tokenizer(list(texts[begin:begin + AT_ONCE]), truncation=True, max_length=options.length)["input_ids"]
+        for row, numbers in enumerate(ids, begin):
             if not numbers:
                 raise DataError(f"{where}: text {row + 1} has no tokens: {texts[row][:40]!r}")
             out[row, :len(numbers)] = torch.tensor(numbers, dtype=tokens.DTYPE)
