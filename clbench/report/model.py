@@ -139,7 +139,7 @@ class FigurePoint:
     accuracy: float | None  # ACC, mean over seeds
     half_width: float | None  # of ACC's interval
     trainable: float | None  # parameters trained in the last task
-    kept: tuple[float, ...]  # parameters (or what the figure's `axis` names) kept after each task
+    sizes: tuple[float, ...]  # parameters (or what the figure's `axis` names) stored after each task
     rank: float | None = None  # mean over settings; 1 is the best
     low: float | None = None  # ends of ACC's interval; None with a single seed
     high: float | None = None

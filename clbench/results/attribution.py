@@ -71,8 +71,8 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     outcomes = {chosen: np.asarray(values, dtype=np.float64) for chosen, values in table.items()}
     whole = 2**factors - 1
     if orders:
-        found = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
-        pairs = (found[0::2] + found[1::2]) / 2
+        contributions = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
+        pairs = (contributions[0::2] + contributions[1::2]) / 2
         parts = tuple(crossed(pairs[:, i]) for i in range(factors))
     else:
         parts = tuple(over_seeds(values) for values in shapley(outcomes, factors))

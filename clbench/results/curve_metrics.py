@@ -54,9 +54,9 @@ def after(curve: Curve, task: int) -> list[float]:
 
 
 def learning(curve: Curve, task: int) -> list[tuple[int, list[float]]]:
-    """Return the points of a task that lie behind a step of it, and last that of its consolidation."""
-    steps, found = curve.steps[task], accuracies(curve, task)
-    return [*((step, row) for step, row in zip(steps, found, strict=True) if step), (steps[-1], after(curve, task))]
+    """Return the steps and accuracies of a task's points after its steps, followed by its point after consolidation."""
+    steps, rows = curve.steps[task], accuracies(curve, task)
+    return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], after(curve, task))]
 
 
 def min_acc(curve: Curve) -> float | None:

@@ -176,28 +176,29 @@ def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
 def sign_flip_p(differences: Sequence[Sequence[float]]) -> list[float]:
     """Return the two-sided p-value of each series of paired differences, all of one length n, by flipping signs.
 
-    If two methods are alike, a difference is as likely as its negative. p is the share of all 2^n choices of signs
-    whose sum is at least as far from 0 as the one found: exact up to n = 16, beyond by 2^15 random choices, the one
-    found counted in. Source: Fisher 1935, The Design of Experiments, section 21. `scipy.stats.permutation_test` gives
-    the same, but took 4 s for 45 series of 16 where this took 0.07 s.
+    If two methods are equal, a difference is as likely as its negative. p is the share of all 2^n sign choices whose
+    sum is at least as far from 0 as the observed sum. It is exact up to n = 16. For larger n, 2^15 random choices and
+    the observed one are used. Source: Fisher 1935, The Design of Experiments, section 21.
+    `scipy.stats.permutation_test` gives the same p but took 4 s for 45 series of 16, while this took 0.07 s.
     """
     import numpy as np
 
-    found = np.asarray(differences, dtype=np.float64)
-    n = found.shape[1]
+    series = np.asarray(differences, dtype=np.float64)
+    n = series.shape[1]
     exact = n <= EXACT_TO
     signs = _all_signs(n) if exact else _some_signs(n)
-    as_far = np.abs(found.sum(axis=1)) - 1e-10 * np.abs(found).sum(axis=1)  # sums that are equal but for rounding count
-    counts = np.zeros(len(found), dtype=np.int64)
-    for some in np.array_split(signs, max(1, len(signs) * len(found) // IN_CACHE)):
-        sums = some @ found.T
+    rounding = 1e-10 * np.abs(series).sum(axis=1)  # sums that differ only by rounding count as equal
+    as_far = np.abs(series.sum(axis=1)) - rounding
+    counts = np.zeros(len(series), dtype=np.int64)
+    for some in np.array_split(signs, max(1, len(signs) * len(series) // IN_CACHE)):
+        sums = some @ series.T
         counts += (np.abs(sums, out=sums) >= as_far).sum(axis=0)
     return [float(p) for p in (counts / len(signs) if exact else (counts + 1) / (len(signs) + 1))]
 
 
 @functools.cache
 def _some_signs(n: int) -> npt.NDArray[np.float64]:
-    """Return as many random choices of n signs as there are for 16, less the one found; always the same."""
+    """Return random choices of n signs, as many as there are for n = 16 minus the observed one; always the same."""
     import numpy as np
 
     return np.random.default_rng(0).choice((-1.0, 1.0), (2 ** (EXACT_TO - 1) - 1, n))
@@ -254,9 +255,9 @@ def effect_size(differences: Sequence[float]) -> float | None:
 def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
     """Rank methods by their scores [setting][method], higher is better, and test the ranks.
 
-    Friedman's test (chi-squared, corrected for ties, by scipy) tells whether any method differs; then average ranks
-    differ where they are apart by Nemenyi's critical difference q sqrt(k (k + 1) / (6 N)), for k methods and N
-    settings. Source: Demsar 2006, Statistical comparisons of classifiers over multiple data sets.
+    Friedman's test (chi-squared, corrected for ties, by scipy) decides whether any method differs. If so, average ranks
+    differ significantly if their distance is at least Nemenyi's critical difference q sqrt(k (k + 1) / (6 N)), for k
+    methods and N settings. Source: Demsar 2006, Statistical comparisons of classifiers over multiple data sets.
 
     Args:
         scores: at least two settings of at least three methods.
@@ -276,7 +277,7 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
 
 
 def settings_needed(methods: int) -> int:
-    """Return how many settings Friedman's test needs at least to tell so many methods (three or more) apart."""
+    """Return the smallest number of settings with which Friedman's test of so many methods can be significant."""
     from scipy.stats import chi2
 
     return next(n for n in range(2, 100) if chi2.sf(n * (methods - 1), methods - 1) <= ALPHA)

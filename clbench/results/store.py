@@ -48,16 +48,16 @@ def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:
-    """Return what is wrong with the published weights of a record, empty if nothing is.
+    """Describe what is wrong with the published weights of a record. The text is empty if nothing is wrong.
 
     Args:
-        record: of a trial.
-        contents: the content of weights met so far, by the hash of their name; the record's is added.
+        record: the record of a trial.
+        contents: content hashes of the weights of earlier records, by the hash of their name. The record's is added.
     """
-    weights, found = record.trial.weights, record.provenance.weights
-    if weights is None or not found or contents.setdefault(weights.sha256, found) == found:
+    weights, content = record.trial.weights, record.provenance.weights
+    if weights is None or not content or contents.setdefault(weights.sha256, content) == content:
         return ""
-    return (f"its weights {weights.path} had the content {found[:16]}, those of earlier records of this folder "
+    return (f"its weights {weights.path} had the content {content[:16]}, those of earlier records of this folder "
             f"{contents[weights.sha256][:16]}: one name must stand for one content")
 
 
@@ -77,18 +77,18 @@ class Store:
         return self.records / f"{key}.json"
 
     def read(self) -> tuple[list[Record], list[Problem]]:
-        """Return every record, in the order in which their trials started, and every file that is not one.
+        """Return all records in the order in which their trials started, and all files that are not valid records.
 
         Raises:
-            StoreError: the folder is there and cannot be listed.
+            StoreError: the folder exists but cannot be listed.
         """
         records, problems = [], []
         for path in self._files():
-            found = read_record(path)
-            if isinstance(found, Record):
-                records.append(found)
+            record_or_problem = read_record(path)
+            if isinstance(record_or_problem, Record):
+                records.append(record_or_problem)
             else:
-                problems.append(found)
+                problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
         contents: dict[str, str] = {}
         for record in list(records):
@@ -98,18 +98,18 @@ class Store:
         return records, problems
 
     def get(self, key: str) -> Record | None:
-        """Return the record of that key, None where there is none.
+        """Return the record of that key, or None if there is none.
 
         Raises:
-            StoreError: there is a file of that name which is not that record.
+            StoreError: a file of that name exists but is not that record.
         """
         if not os.path.lexists(self.path(key)):
             return None
-        found = read_record(self.path(key))
-        if isinstance(found, Problem):
-            raise StoreError(f"{found}, so the trial's record cannot be written there: move the file away and run "
-                             "again")
-        return found
+        record_or_problem = read_record(self.path(key))
+        if isinstance(record_or_problem, Problem):
+            raise StoreError(f"{record_or_problem}, so the trial's record cannot be written there: move the file away "
+                             "and run again")
+        return record_or_problem
 
     def check_writable(self) -> list[Path]:
         """Make the folder, write and remove a probe there, and clear what killed processes left half-written.
@@ -200,17 +200,17 @@ def read_record(path: Path) -> Record | Problem:
 
 
 def run_folders(places: Iterable[Path]) -> list[Path]:
-    """Return the run folders among some folders and below them, in alphabetical order.
+    """Return the run folders among the given folders and below them, in alphabetical order.
 
     Raises:
-        StoreError: a folder is not there.
+        StoreError: a folder does not exist.
     """
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             raise StoreError(f"there is no folder {place}: check the path")
-        found |= dict.fromkeys(sorted(_below(place, DEPTH)))
-    return list(found)
+        folders |= dict.fromkeys(sorted(_below(place, DEPTH)))
+    return list(folders)
 
 
 def _below(place: Path, depth: int) -> Iterator[Path]:

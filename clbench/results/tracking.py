@@ -129,16 +129,16 @@ def steps(record: Record) -> Iterator[Step]:
     """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes, FLOPs and seconds.
 
     accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
-    cost/trainable, cost/parameters, cost/bytes: trained on the last task, kept after it ·
-    cost/train_flops, cost/inference_flops: of training on it, of predicting a test sample after it ·
-    time/train, time/consolidate, time/evaluate: of the step · cpu/train and so on: the processor's time for it.
+    cost/trainable: parameters trained on the last task · cost/parameters, cost/bytes: stored after the last task ·
+    cost/train_flops: of training on the last task · cost/inference_flops: of predicting a test sample after it ·
+    time/train, time/consolidate, time/evaluate: of the last task · cpu/train and so on: its processor time.
     """
     costs, times = record.costs, record.timings
-    found: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    values_by_task: defaultdict[int, dict[str, float]] = defaultdict(dict)
     for i, row in enumerate(record.R):
-        found[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
+        values_by_task[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
         if i:
-            found[i]["accuracy/seen"] = fmean(row[:i])
+            values_by_task[i]["accuracy/seen"] = fmean(row[:i])
     for name, first, values in (
         ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
         ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
@@ -148,16 +148,16 @@ def steps(record: Record) -> Iterator[Step]:
         ("cpu/evaluate", 0, times.evaluate_cpu),
     ):
         for i, value in enumerate(values, first):
-            found[i][name] = value
-    order = sorted(found)
-    passed = accumulate(sum(v for k, v in found[i].items() if k.startswith("time/")) for i in order)
+            values_by_task[i][name] = value
+    order = sorted(values_by_task)
+    passed = accumulate(sum(v for k, v in values_by_task[i].items() if k.startswith("time/")) for i in order)
     for i, seconds in zip(order, passed, strict=True):
-        yield Step(i, seconds, found[i])
+        yield Step(i, seconds, values_by_task[i])
 
 
 def final(record: Record) -> dict[str, float]:
     """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done."""
     if record.status != "done":
         return {}
-    found = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -69,21 +69,21 @@ def check(reference: Reference, trials: Sequence[Sequence[Trial]], records: Sequ
 
     Args:
         reference: the published table.
-        trials: those of each of its cells, in their order; of any seeds.
-        records: of the run folder. All that repeat a cell count, whatever their seed.
+        trials: the trials of each cell, in the order of the cells, with any seeds.
+        records: records of the run folder. All records that repeat a cell count, with any seed.
     """
     by_setting: dict[str, list[Record]] = {}
     for record in records:
         by_setting.setdefault(record.trial.seedless, []).append(record)
-    return [_judge(reference, cell, by_setting.get(own[0].seedless, []))
-            for cell, own in zip(reference.cells, trials, strict=True)]
+    return [_judge(reference, cell, by_setting.get(cell_trials[0].seedless, []))
+            for cell, cell_trials in zip(reference.cells, trials, strict=True)]
 
 
 def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Checked:
     """Return a cell with its verdict."""
-    found = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
-    accuracies = found.accuracies
-    remarks = [f"seed {r.trial.seed} {r.status}" for r in found.records if r.status != "done"]
+    checked = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
+    accuracies = checked.accuracies
+    remarks = [f"seed {r.trial.seed} {r.status}" for r in checked.records if r.status != "done"]
     tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
     verdict: Verdict = "not run"
     if any(r.status == "diverged" for r in records):
@@ -102,7 +102,7 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
         verdict = "reproduced"
         if tolerance > reference.tolerance.widest:
             remarks.append(f"agreement within {tolerance:.1f} points shows little")
-    return replace(found, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
+    return replace(checked, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
 
 
 def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds: int | None = None) -> float:

@@ -68,11 +68,12 @@ def _some(names: Sequence[str], most: int | None) -> str:
 
 def named_tasks(records: Sequence[Record]) -> NamedTasks | None:
     """Return the names of the tasks' classes that the records of a section have; None if they have none."""
-    found: dict[Tasks, int] = {}
+    seed_of: dict[Tasks, int] = {}
     for record in records:
         if record.stream and record.stream.class_names:
-            found.setdefault(tuple(tuple(map(clean, names)) for names in record.stream.class_names), record.trial.seed)
-    if not found:
+            tasks = tuple(tuple(map(clean, names)) for names in record.stream.class_names)
+            seed_of.setdefault(tasks, record.trial.seed)
+    if not seed_of:
         return None
-    tasks, seed = next(iter(found.items()))
-    return NamedTasks(tasks, seed if len(found) > 1 else None)
+    tasks, seed = next(iter(seed_of.items()))
+    return NamedTasks(tasks, seed if len(seed_of) > 1 else None)

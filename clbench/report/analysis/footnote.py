@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.marks import SHORT
-from clbench.report.analysis.paired_tests import looks
+from clbench.report.analysis.paired_tests import describe_interim_analyses
 from clbench.report.columns import ACC
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
@@ -31,7 +31,7 @@ def test_sentence(facts: Facts) -> str:
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
     if facts.until:
-        return (f"Sequential t-tests over seeds, {looks(facts.until)}; Holm-corrected over "
+        return (f"Sequential t-tests over seeds, {describe_interim_analyses(facts.until)}; Holm-corrected over "
                 f"{_counts([(tests, words) for tests, words, _ in families])}. They assume normally distributed "
                 "differences.")
     sentences = []

@@ -24,7 +24,7 @@ FRONTS = 4  # lines of trade-offs
 HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
 WHY = {SAME: "because every seed gave the same results.",
        NEAR: "because accuracies within three standard deviations of 100% are too skewed for a test."}
-ALIKE = 0.1  # two costs that differ by less are called the same
+SIMILARITY_MARGIN = 0.1  # two costs that differ by less are called the same
 
 
 def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
@@ -185,16 +185,16 @@ COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"
 
 
 def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:
-    """Return for each cost that differs whether a method is cheaper than the leader, and by how much in words."""
+    """Return, for each cost that differs, whether a method is cheaper than the leader and the difference in words."""
     parts = []
     for measure, verb, what in COSTS:
-        own, other = _mean(setting, measure, label), _mean(setting, measure, leader)
-        if own is None or other is None or abs(own - other) < ALIKE * max(own, other):
+        cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
+        if cost is None or leader_cost is None or abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost):
             continue
-        if min(own, other) == 0:
-            parts.append((own < other, f"{verb} {number(own, measure.column.unit) if own else 'no'} {what}"))
+        if min(cost, leader_cost) == 0:
+            parts.append((cost < leader_cost, f"{verb} {number(cost, measure.column.unit) if cost else 'no'} {what}"))
         else:
-            parts.append((own < other, f"{verb} {_ratio(own / other, what)}"))
+            parts.append((cost < leader_cost, f"{verb} {_ratio(cost / leader_cost, what)}"))
     return parts
 
 
@@ -221,7 +221,7 @@ def _times(ratio: float) -> str:
 
 
 def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
-    """Yield the Pareto front of accuracy against each cost, cheapest first; costs with the same front share a line."""
+    """Yield the Pareto front of each cost and accuracy, cheapest first. Costs with the same front share a line."""
     costs: dict[tuple[str, ...], list[str]] = {}
     for title, labels in facts.fronts.items():
         if labels:

@@ -57,18 +57,18 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
 
 
 def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
-    """Return a method's learning accuracy (%) where it is `FAR` below joint training's on every seed, else None.
+    """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
 
-    Left out are references, and methods in which this says nothing of learning: they took no steps on a later task
-    (closed forms), had to infer the task, or trained without the old classes that compete at the test (older records
-    do not say whether they did).
+    Return None for references and for methods whose learning accuracy has other causes than training: analytic
+    classifiers, which take no steps on later tasks, methods that infer the task, and methods that train without the
+    old classes that compete at test time (older records do not say whether they did).
     """
     done = method.done
-    own = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
-    if not own or method.reference or method.infers or not own.keys() <= joint.keys():
+    accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
+    if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():
         return None
     unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in done]
     if any(unfair) or not all(all(r.costs.steps) for r in done):
         return None
-    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in own.items())
-    return fmean(own.values()) if far else None
+    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
+    return fmean(accuracies.values()) if far else None
