@@ -1,4 +1,4 @@
-"""What differs between two records of one trial, and between the records of two runs; pure functions of records."""
+"""Compare two records of one trial and the records of two runs. All functions are pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Changes:
-    """Two runs side by side; records keep their runs' order."""
+    """The differences between two runs. Records are in the order of their run."""
 
     only_before: tuple[Record, ...]
     only_after: tuple[Record, ...]
@@ -34,7 +34,7 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Tell whether the runs differ: in their trials or in the facts of one."""
+        """Return whether the runs differ in their trials or in the facts of a trial."""
         return bool(self.only_before or self.only_after or self.changed)
 
 
@@ -86,7 +86,7 @@ def curve_difference(before: Record, after: Record) -> str | None:
 
 
 def _points_of(curve: Curve) -> list[dict[int, tuple[int, ...]]]:
-    """Return the right answers at each point of each task, by its step; -1 is that after consolidation."""
+    """Return the number of correct answers at each point of each task, by step. Step -1 is after consolidation."""
     return [dict(zip([*steps, -1], [*zip(*right, strict=True), tuple(after)], strict=True))
             for steps, right, after in zip(curve.steps, curve.right, curve.after, strict=False)]
 
@@ -101,7 +101,7 @@ def setting(before: Record, after: Record) -> Iterator[str]:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return a nested value's parts by their dotted names; options stand directly under what has them."""
+    """Return the parts of a nested value by dotted names. Options are directly below the object that has them."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: inner for part, more in value.items()

@@ -30,7 +30,7 @@ ROUNDING = 1e-12  # values no further apart than this are equal
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n values with its confidence interval; None where n = 1 gives no interval."""
+    """A mean over n values with its confidence interval, which is None if n = 1."""
 
     mean: float
     low: float | None
@@ -45,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Methods ranked over settings: 1 is the best, those with equal scores share the mean of their ranks."""
+    """The ranks of methods over settings. 1 is the best; methods with equal scores share the mean of their ranks."""
 
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
     average: tuple[float, ...]  # of each method
@@ -57,9 +57,9 @@ class Ranks:
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values (one per seed) with its 95 % confidence interval.
 
-    Fewer than 8 values: Student t, half width = t(n - 1, 0.975) * s / sqrt(n), with s the sample deviation (divisor
-    n - 1). From 8 on: the BCa bootstrap at an expanded level, see `_bca`. Values that are all equal have an interval of
-    width 0 (BCa is not defined there).
+    For fewer than 8 values, it is the Student t interval with half width t(n - 1, 0.975) * s / sqrt(n), where s is the
+    sample standard deviation (divisor n - 1). From 8 values on, it is the BCa bootstrap interval at an expanded level
+    (`_bca`). If all values are equal, the interval has width 0, because BCa is undefined.
 
     Raises:
         ClbenchError: no values, or a value that is not finite.
@@ -158,9 +158,10 @@ def _equal_shares() -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return how often a resample has each of n values (resamples, n), and the resamples' probabilities.
+    """Return how often each resample contains each of n values (resamples, n), and the resamples' probabilities.
 
-    All there are where that is no more than 9,999 (to 8 values), else as many random ones, always the same.
+    For up to 8 values, these are all resamples, at most 9,999. For more values, they are 9,999 random ones, which are
+    always the same.
     """
     import numpy as np
 
@@ -206,7 +207,7 @@ def _some_signs(n: int) -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _all_signs(n: int) -> npt.NDArray[np.float64]:
-    """Return every choice of n signs (2^(n - 1), n) but for the sign of the whole, which |sum| does not see."""
+    """Return every choice of n signs up to a common sign (2^(n - 1), n), which does not change |sum|."""
     import numpy as np
 
     bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
@@ -225,9 +226,9 @@ def smallest_p(n: int) -> float:
 def holm(ps: Sequence[float]) -> list[float]:
     """Return p-values corrected for a family of tests by Holm's step-down rule, in their order; at most 1.
 
-    The k-th smallest of m (k from 0) is multiplied by m - k, and is no smaller than the one before it. So the chance
-    of showing any difference that is not there is at most ALPHA. Source: Holm 1979, A simple sequentially rejective
-    multiple test procedure. (scipy has no Holm.)
+    The k-th smallest of m p-values (k from 0) is multiplied by m - k, and no corrected value is smaller than the one
+    before it. So the probability of any false rejection is at most ALPHA. Source: Holm 1979, A simple sequentially
+    rejective multiple test procedure. (scipy has no Holm correction.)
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -241,8 +242,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 def effect_size(differences: Sequence[float]) -> float | None:
     """Return Hedges' g of paired differences, J(n - 1) * mean / s; None if they are all equal or only one.
 
-    Cohen's d_z = mean / s is too large for small n; J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) takes that
-    bias away. Source: Hedges 1981, equation 6e; for paired differences Lakens 2013. J(1) is 0: nothing is known of two.
+    Cohen's d_z = mean / s is biased upward for small n. J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) corrects
+    the bias. J(1) is 0, so two differences have no effect size. Source: Hedges 1981, equation 6e; for paired
+    differences Lakens 2013.
     """
     n = len(differences)
     if n < 3 or max(differences) - min(differences) <= ROUNDING:

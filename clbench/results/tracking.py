@@ -1,7 +1,7 @@
 """Trackers: logging records to other tools as trials finish, and the values that are logged.
 
-A tracker is named by `clbench run --log`; its plugin declares it as a `TrackerInfo`. It is made before any trial
-starts, sees every record of the experiment, and logs those that it has not logged yet.
+`clbench run --log` names the trackers, and their plugins declare them as `TrackerInfo`. A tracker is created before any
+trial starts. It receives every record of the experiment and logs those that it has not logged yet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = str | int | float | bool
 
 
 class Tracker(Protocol):
-    """Logs records to another tool; runs in the main process, which does not import torch."""
+    """Logs records to another tool. It runs in the main process, which does not import torch."""
 
     def log(self, record: Record) -> None:
         """Log a finished trial, unless this run of it (`run_id`) is already logged."""
@@ -39,7 +39,7 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
     """Return the trackers of `name:option=value,...` by name, ready to log the records of a run folder.
 
     Raises:
-        ClbenchError: a tracker or option does not exist, or a library is missing; a line for each mistake.
+        ClbenchError: a tracker or option does not exist, or a library is missing. The message has a line for each.
     """
     texts = wanted.split(",") if isinstance(wanted, str) else wanted
     trackers: dict[str, Tracker] = {}
@@ -60,10 +60,10 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
 
 
 def library(module: str, tracker: str, extra: str) -> ModuleType:
-    """Return a library that a tracker needs, or say what to install.
+    """Import a library that a tracker needs.
 
     Raises:
-        PluginError: it is not there, or breaks when imported.
+        PluginError: the library is not installed or fails on import. The message says what to install.
     """
     try:
         return importlib.import_module(module)
@@ -89,7 +89,7 @@ def run_id(record: Record) -> str:
 
 
 def run_name(record: Record) -> str:
-    """Return the display name of a run: how samples arrived, and whether it used validation samples, too."""
+    """Return the display name of a run. It includes how samples arrived and whether validation samples were used."""
     trial = record.trial
     arrival = f" ({trial.arrival})" if str(trial.arrival) else ""
     validation = " validation" if trial.validation else ""
@@ -104,8 +104,8 @@ def group_name(record: Record) -> str:
 def parameters(record: Record) -> dict[str, Value]:
     """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
-    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How
-    samples arrived, and the key of the trial that it continues, are there as far as they are set.
+    `validation` is the share of the training samples on which accuracies were measured; 0 means the test set. The
+    arrival of samples and the key of the continued trial are included if they are set.
     """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),

@@ -1,8 +1,8 @@
-"""Verification: compares the cells of a published table with our records and gives a verdict on each.
+"""Verification: compare the cells of a published table with our records and give a verdict on each.
 
-The tolerance of a cell is the half width of Welch's interval (docs/verify.md) of the difference of the two means, from
-both spreads and both numbers of seeds, plus the rounding of the published figure and the cell's stated allowance. Where
-the spread was not published, the half width of Student's interval of our mean is used instead.
+The tolerance of a cell is the half width of Welch's interval (docs/verify.md) for the difference of the two means, plus
+the rounding of the published value and the cell's stated allowance. If the standard deviation was not published, the
+half width of Student's interval of our mean is used instead.
 
 Verdicts: `reproduced` (the difference is within the tolerance), `not reproduced` (it is not, or a seed diverged),
 `inconclusive` (the tolerance is so wide that agreement says nothing, or there are too few seeds), `not run`.
@@ -60,7 +60,7 @@ class Checked:
 
     @property
     def difference(self) -> float | None:
-        """Return ours minus the published mean."""
+        """Return our mean minus the published one."""
         return None if self.mean is None else self.mean - self.cell.published
 
 
@@ -111,8 +111,8 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     Args:
         reference: the published table, which states the level and the rounding.
         cell: the published number.
-        accuracies: ours, one per seed, at least two.
-        seeds: the number of seeds to assume for our spread; None for the actual number.
+        accuracies: our accuracies, one per seed, at least two.
+        seeds: the number of seeds to assume for our standard error; None for the actual number.
     """
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
@@ -124,6 +124,6 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
 
 
 def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
-    """Return how many seeds of the same spread would lower the tolerance to the widest; None if no number does."""
+    """Return how many seeds with the same standard deviation would lower the tolerance to the limit, if any do."""
     return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
                  if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)

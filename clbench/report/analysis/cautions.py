@@ -14,7 +14,7 @@ SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
 
 
 def cautions(setting: Setting) -> list[str]:
-    """Return the cautions of a section; of more than five, the last says how many more there are."""
+    """Return the cautions of a section. If there are more than five, the last one says how many are left out."""
     every = list(_every(setting))
     if len(every) <= SHOWN:
         return every
@@ -58,7 +58,7 @@ def _mixtures(setting: Setting) -> Iterator[str]:
 
 
 def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name some of the methods, or those that are not among them if these are few."""
+    """Name some of the methods, or all methods except the others if the others are few."""
     rest = [m.label for m in methods if m.label not in labels]
     if len(labels) > NAMES and len(rest) < NAMES:
         return f"all except {in_words(rest, NAMES)}" if rest else "all methods"

@@ -71,7 +71,7 @@ def _probed(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | 
 
 
 def measures(setting: Setting) -> list[Measure]:
-    """Return the columns of a setting's table; rare parts only where some record has one."""
+    """Return the columns of a setting's table. Rare parts are included only if some record has them."""
     def column(title: str, unit: Unit, value: Callable[[Record, Record | None], float | None],
                heading: str = "") -> Measure:
         return Measure(Column(title, unit, heading=heading), value, TITLE, optional=True)
@@ -156,7 +156,7 @@ head, or replay'
 
 
 def _within(means: Means) -> str:
-    """Return what may reduce the within-task error."""
+    """Suggest how to reduce the within-task error."""
     within = means.parts[WITHIN]
     if means.probe_within is None:
         return "Try to learn each task better, or to forget less within it; --probe shows which of them helps"
@@ -171,7 +171,7 @@ def _within(means: Means) -> str:
 
 
 def _between(means: Means) -> str:
-    """Return what may reduce the confusion of tasks."""
+    """Suggest how to reduce the confusion of tasks."""
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
     if bias >= confused / 2:
         return "Try to align the head, or replay"

@@ -1,4 +1,4 @@
-"""The records of one method in one setting, and what they say of the method."""
+"""The records of one method in one setting, and the facts about the method that follow from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MethodRecords:
     id: str = ""  # what `--methods` calls it
 
     def __post_init__(self) -> None:
-        """Take the label for the id if there is no other one."""
+        """Use the label as the id if there is no id."""
         if not self.id:
             object.__setattr__(self, "id", self.label)
 
@@ -35,7 +35,7 @@ class MethodRecords:
 
     @property
     def reference(self) -> bool:
-        """Tell whether the method is a reference, which the tables set apart."""
+        """Return whether the method is a reference, which tables show separately."""
         return self.records[0].reference
 
     @cached_property
@@ -45,7 +45,7 @@ class MethodRecords:
 
     @property
     def complete(self) -> bool:
-        """Tell whether every one of `seeds` gave a result."""
+        """Return whether every seed in `seeds` has a result."""
         return len(self.done) == len(self.seeds)
 
     @property
@@ -55,7 +55,7 @@ class MethodRecords:
 
     @property
     def infers(self) -> bool:
-        """Tell whether the method had to infer the task of a test sample."""
+        """Return whether the method had to infer the task of a test sample."""
         return any(r.task_inference for r in self.records)
 
     @property
@@ -69,7 +69,7 @@ class MethodRecords:
 
     @cached_property
     def cautions(self) -> str:
-        """Return the marks without which the method must not appear as worse than another."""
+        """Return the caution marks that must accompany the statement that the method is worse than another."""
         return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
 
     @property

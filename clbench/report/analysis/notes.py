@@ -1,4 +1,4 @@
-"""The texts of a section: its setting, its provenance, and what makes its records hard to compare."""
+"""The texts of a section: its setting, its provenance, and what limits the comparison of its records."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def title(record: Record) -> str:
 
 
 def held_out(trial: Trial) -> str:
-    """Return in words on which samples a trial with a validation split measures accuracies."""
+    """Describe on which samples a trial with a validation split measures accuracies."""
     return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
@@ -85,7 +85,7 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
 def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
-    """Return the setting of a section in a few pairs, for the small table under its comparison."""
+    """Return the setting of a section as a few pairs for the small table under its comparison."""
     trial = records[0].trial
     chosen = trial.recipe
     pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
@@ -153,7 +153,7 @@ def _spread(numbers: Iterable[int]) -> str:
 
 
 def provenance(records: Sequence[Record]) -> Pairs:
-    """Return where the records of a section come from, with every value where they differ."""
+    """Return the provenance of the records of a section. If records differ, every value is listed."""
     began = sorted(r.provenance.started for r in records)
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
     pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),

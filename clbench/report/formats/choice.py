@@ -38,7 +38,7 @@ def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]
 
 
 def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
-    """Yield what a method is by what was counted of it, so that no plugin need be installed."""
+    """Yield the kinds of a method. They follow from its counted costs, so no plugin has to be installed."""
     result = section.results[entry.row]
     facts = section.facts
     named = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()

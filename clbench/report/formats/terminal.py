@@ -1,4 +1,4 @@
-"""The comparison tables on a terminal, or as plain text where there is none; nothing is ever cut off."""
+"""The comparison tables on a terminal, or as plain text if there is no terminal. Text is never cut off."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH = 120  # characters, where neither a terminal nor COLUMNS says how many t
 
 
 def standard_output() -> Console:
-    """Return a console on standard output, as wide as its terminal or COLUMNS says, else 120 characters."""
+    """Return a console on standard output. Its width is that of the terminal, or COLUMNS, or 120 characters."""
     console = Console()
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = max(console.width, _WIDTH)

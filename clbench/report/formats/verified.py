@@ -1,4 +1,4 @@
-"""A verified reference as text: published and ours side by side, on a terminal and as verify.md."""
+"""A verified reference as text for the terminal and verify.md, with published values and ours side by side."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def listing(references: dict[str, Reference]) -> str:
 
 
 def _metrics(reference: Reference) -> str:
-    """Return what the numbers are, in words."""
+    """Describe what the numbers measure."""
     if all(cell.metric == "ACC" for cell in reference.cells):
         return "Final average accuracy"
     return "Final average accuracy; of methods with (AIA) behind them the average incremental accuracy"
