@@ -37,24 +37,24 @@ def command(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
     wanted: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
     for target in targets:
         if target.endswith(".py"):
-            found = brought_by(registry, Path(target))
-            if not found:
+            strategies = brought_by(registry, Path(target))
+            if not strategies:
                 raise SpecError(f"{target} brings no strategy; only strategies can be checked")
-            wanted += [(info.name, info, {}) for info in found]
+            wanted += [(info.name, info, {}) for info in strategies]
         else:
             name, options = parse_named(target)
             wanted.append((target, registry.strategy(name), options))
-    return max([examine(*one) for one in wanted])
+    return max([examine(*arguments) for arguments in wanted])
 
 
 def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
-    """Return the strategies of a plugin that is a file."""
+    """Return the strategies that a plugin file defines."""
     return [info for name, info in registry.strategies.items()
             if registry.origins["method", name].distribution == str(path.absolute())]
 
 
 def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
-    """Print what each check of a method says; return 1 if one failed."""
+    """Print the result of each check of a method, and return 1 if a check failed."""
     from clbench.core.options import validate
     from clbench.testing.checks import CHECKS, check, suggest
 
@@ -77,7 +77,7 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
 
 
 def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
-    """Return what a check finds wrong as one line; where the method itself raised, with the place."""
+    """Return a check's failure as one line, with the place of the error if the method itself raised it."""
     from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
     from clbench.core.places import said

@@ -71,13 +71,13 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
 
 
 def written(choice: Choice) -> dict[str, Any]:
-    """Return a choice as plain values; constraints as they were given, with the number they came to."""
+    """Return a choice as plain values. Constraints are as the user passed them, with the resulting numbers."""
     limits = [{"flag": one.flag, "counted": one.kind.measure.column.title, "most": one.most} for one in choice.limits]
     return {**asdict(choice), "limits": limits}
 
 
 def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines on a choice; `names` are the display names of its methods."""
+    """Yield the lines that describe a choice. `names` are the display names of its methods."""
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.formatting import interval, named, number
     from clbench.results.paired import MOST_SEEDS

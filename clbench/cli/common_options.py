@@ -12,12 +12,12 @@ from clbench.cli.completion import named
 
 
 def joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """Return a list that was given several times as one, None where it was not given."""
+    """Join the lists of a repeated option into one. Return None if the option was not passed."""
     return ",".join(values) or None
 
 
 def methods_option(text: str, **more: Any) -> Callable[..., Any]:
-    """Return the option `--methods`, which adds up where it is given several times."""
+    """Return the option `--methods`. If it is passed several times, its lists are joined."""
     return click.option("--methods", multiple=True, callback=joined, metavar="LIST", help=text,
                         shell_complete=named("method", "strategies", several=True), **more)
 

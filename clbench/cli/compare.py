@@ -40,9 +40,9 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
 
     measures = find_tested(metrics)
     for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
-        verdicts, found = compare(setting, measures, setting.named_baseline)
+        verdicts, comparisons = compare(setting, measures, setting.named_baseline)
         if form == "md":
-            click.echo(tables(f"## {escape(setting.title)}", found, verdicts) + "\n")
+            click.echo(tables(f"## {escape(setting.title)}", comparisons, verdicts) + "\n")
         else:
-            show_tables(setting.title, found, verdicts, standard_output())
+            show_tables(setting.title, comparisons, verdicts, standard_output())
             click.echo()

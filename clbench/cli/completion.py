@@ -68,9 +68,9 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 @click.option("--install", is_flag=True, help="Write the script where the shell finds it, instead of printing it.")
 def command(shell: str, install: bool) -> None:
     """Print the script with which a shell completes names, options and values of `clbench`."""
-    found = get_completion_class(shell)
-    assert found is not None
-    script = found(click.get_current_context().find_root().command, {}, "clbench", COMPLETING).source()
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    script = completion_class(click.get_current_context().find_root().command, {}, "clbench", COMPLETING).source()
     if not install:
         click.echo(script)
         return
@@ -97,12 +97,12 @@ def named(kind: str, attribute: str, several: bool = False) -> Complete:
 
 
 def names(known: Iterable[str], start: str) -> list[str]:
-    """Return the names that begin so; of a pattern such as `images:*` what stands before the star."""
+    """Return the names with a prefix. A pattern such as `images:*` counts as the text before the star."""
     return [name for name in dict.fromkeys(n.partition("*")[0] for n in known) if name and name.startswith(start)]
 
 
 def continued(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
-    """Return how `name:option=value:...` may go on: options that are not there yet, or values of the last.
+    """Return the continuations of `name:option=value:...`: options that are not there yet, or values of the last one.
 
     >>> from clbench.core.options import OptionDoc
     >>> continued("lora:r", "lora", [OptionDoc("rank", "int", 8, False, "")])

@@ -82,5 +82,5 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, clas
 
 
 def shown(row: list[float]) -> str:
-    """Return the mean of accuracies and each of them, in per cent."""
+    """Return the mean of accuracies and each accuracy, in percent."""
     return f"{100 * sum(row) / len(row):.1f} % ({', '.join(f'{100 * a:.1f}' for a in row)})"

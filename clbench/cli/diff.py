@@ -43,30 +43,30 @@ def command(before: Path, after: Path) -> int:
     for problem in (p for run in runs for p in run.problems):
         click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
-    found = diff.between(a, b)
-    both = found.same + len(found.changed)
+    changes = diff.between(a, b)
+    shared_count = changes.same + len(changes.changed)
     show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
-                f"{plural(both, 'trial')} in both, {len(found.changed)} with different facts"], console)
+                f"{plural(shared_count, 'trial')} in both, {len(changes.changed)} with different facts"], console)
     pairs = [pair for pair in run_diff.pairs(a, b) if pair.differs]
     for table in run_diff.tables(pairs):
         show_lines(["", table.title], console, "bold")
         show_table(table, console)
-    for heading, lines in (("only in A", _trials(found.only_before)), ("only in B", _trials(found.only_after)),
+    for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),
                            ("settings, A -> B", _settings(pairs)),
-                           ("facts, A -> B", [line for c in found.changed[:_SHOWN] for line in (
+                           ("facts, A -> B", [line for c in changes.changed[:_SHOWN] for line in (
                                merge.name(c.before), *(f"  {fact}" for fact in c.differences))]),
                            ("provenance, A -> B", _provenance(a, b))):
         listed = list(lines)
         if listed:
             show_lines([f"{heading}:"], console, "bold")
             show_lines((f"  {line}" for line in listed), console)
-    if len(found.changed) > _SHOWN:
-        show_lines([f"  and {len(found.changed) - _SHOWN} more trials"], console)
-    return int(found.any)
+    if len(changes.changed) > _SHOWN:
+        show_lines([f"  and {len(changes.changed) - _SHOWN} more trials"], console)
+    return int(changes.any)
 
 
 def _trials(records: Sequence[Record]) -> Iterator[str]:
-    """Name trials, those of a method in a setting on one line."""
+    """Return the names of trials, with one line for each method in each setting."""
     from clbench.report.analysis import notes
     from clbench.report.formatting import clean, listed_seeds
 
@@ -78,7 +78,7 @@ def _trials(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
-    """Say in what the settings of methods differ that are compared all the same, equal differences together."""
+    """Describe how the settings of compared methods differ. Methods with the same differences share a line."""
     from clbench.report.analysis import notes
     from clbench.report.formatting import clean
     from clbench.results import diff
@@ -95,8 +95,9 @@ def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
 def _provenance(a: Sequence[Record], b: Sequence[Record]) -> Iterator[str]:
     from clbench.report.analysis import notes
 
-    old, new = ({**{f"version of {name}": " / ".join(found) for name, found in notes.package_versions(side).items()},
-                 **dict(notes.provenance(side))} for side in (a, b))
+    old, new = ({**{f"version of {package}": " / ".join(versions)
+                    for package, versions in notes.package_versions(records).items()},
+                 **dict(notes.provenance(records))} for records in (a, b))
     for name in dict.fromkeys([*old, *new]):
         if name not in ("versions", "started") and old.get(name) != new.get(name):
             yield f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"

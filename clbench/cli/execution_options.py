@@ -14,7 +14,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def execution_option(name: str) -> Decorator:
-    """Return the option that a field of `ExecutionSettings` is on the command line; not given, it is None."""
+    """Return the command-line option for a field of `ExecutionSettings`. Its default is None."""
     dashed = name.replace("_", "-")
     if ExecutionSettings.model_fields[name].annotation is bool:
         return click.option(f"--{dashed}/--no-{dashed}", default=None, help=meaning(name))
@@ -22,7 +22,7 @@ def execution_option(name: str) -> Decorator:
 
 
 def _parameter_type(name: str) -> click.ParamType[Any] | None:
-    """Return how click reads a field of `ExecutionSettings`; None for text."""
+    """Return the click type of a field of `ExecutionSettings`, or None for text."""
     field = ExecutionSettings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         return click.Choice(get_args(field.annotation))
@@ -36,7 +36,7 @@ def _parameter_type(name: str) -> click.ParamType[Any] | None:
 
 
 def execution_options(without: Collection[str] = ()) -> Decorator:
-    """Give a command the fields of `ExecutionSettings` as options, but for some; `read_spec` takes their values."""
+    """Add options for the fields of `ExecutionSettings` to a command, except for some. `read_spec` takes the values."""
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name in reversed(list(ExecutionSettings.model_fields)):
             if name not in without:

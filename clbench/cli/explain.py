@@ -1,4 +1,4 @@
-"""`clbench explain`: what makes one experiment's number into another's."""
+"""`clbench explain`: divide the difference between two experiments among its causes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, pl
     study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
     pair = study.pair
     ready = run.load_run(pair.a, study.planned, registry, folder, stale, note)
-    click.echo("\n".join(told(study, ready)), err=not dry_run)
+    click.echo("\n".join(describe_plan(study, ready)), err=not dry_run)
     if dry_run:
         from clbench.cli.forecasts import listing
 
@@ -75,8 +75,8 @@ def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, pl
     return conclude(explaining.conclude(study, ready.records), ready) if ended is None else ended
 
 
-def told(study: Study, ready: Experiment) -> list[str]:
-    """Return what will be done: the factors, the combinations and the trials."""
+def describe_plan(study: Study, ready: Experiment) -> list[str]:
+    """Describe what will be run: the factors, the combinations and the trials."""
     from clbench.execution.progress import plural
 
     lines = [f"{factor.name}: {factor.change}" for factor in study.factors]
@@ -89,18 +89,18 @@ def told(study: Study, ready: Experiment) -> list[str]:
             + (f", {trials - missing} already done" if missing < trials else "")]
 
 
-def conclude(found: Explanation, ready: Experiment) -> int:
+def conclude(explanation: Explanation, ready: Experiment) -> int:
     """Write explain.md, explain.html and the figure, print the table, and return the exit code."""
     from clbench.report import explained
     from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.report.writing import write_explained
 
-    paths = write_explained(found, ready.store.directory)
+    paths = write_explained(explanation, ready.store.directory)
     console = standard_output()
-    show_table(explained.table(found), console)
-    show_lines([explained.headline(found)], console, "bold")
-    show_lines(explained.remarks(found), console, "dim")
+    show_table(explained.table(explanation), console)
+    show_lines([explained.headline(explanation)], console, "bold")
+    show_lines(explained.remarks(explanation), console, "dim")
     for path in paths:
         click.echo(f"report:  {path}")
     click.echo(f"records: {ready.store.records}")
-    return int(any(record.status != "done" for record in found.records))
+    return int(any(record.status != "done" for record in explanation.records))

@@ -1,4 +1,4 @@
-"""How commands show themselves: what they do, examples, then their options in groups."""
+"""The help of commands: what they do, examples, then their options in groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run"
 
 
 class WithExamples(click.Command):
-    """A command, or a group of them, with examples behind what it says that it does."""
+    """A command or a group of commands whose help has examples after the description."""
 
     def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
         """Take what `click.Command` takes, and examples."""
@@ -36,7 +36,7 @@ class WithExamples(click.Command):
 class Command(WithExamples):
     """A command with examples and with its options in groups.
 
-    A command that names `common` options shows only these by `--help`, and gets `--help-all`, which shows all.
+    If a command names `common` options, `--help` shows only these, and `--help-all` shows all.
     """
 
     def __init__(self, *args: Any, common: Collection[str] = (), **kwargs: Any) -> None:
@@ -75,15 +75,15 @@ class Group(WithExamples, click.Group):
 
 
 def write_examples(examples: Examples, formatter: click.HelpFormatter) -> None:
-    """Write examples; a command line is never broken, since it is to be copied."""
+    """Write the examples. Command lines are never wrapped, so that users can copy them."""
     if not examples:
         return
     longest = max(len(line) for line, _ in examples)
-    beside = all(4 + longest + len(meaning) <= formatter.width for _, meaning in examples)
+    same_line = all(4 + longest + len(meaning) <= formatter.width for _, meaning in examples)
     with formatter.section("Examples"):
         for line, meaning in examples:
             indent = " " * formatter.current_indent
-            if beside or not meaning:
+            if same_line or not meaning:
                 formatter.write(f"{indent}{line:<{longest}}  {meaning}".rstrip() + "\n")
             else:
                 formatter.write(f"{indent}{line}\n")
@@ -106,12 +106,12 @@ def visible(command: click.Command, context: click.Context) -> list[click.Option
 
 
 def grouped(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
-    """Return all options of a command by the heading they stand under."""
+    """Return all options of a command by heading."""
     return in_groups(visible(command, context))
 
 
 def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
-    """Return options by the heading they stand under; a few stand under "Options"."""
+    """Return the options by heading. If there are only a few, all are under "Options"."""
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
     from clbench.experiment.spec import Recipe
 
@@ -121,4 +121,4 @@ def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
         return {"Options": options}
     for option in options:
         groups[HOW if option.name in how else WHERE if option.name in where else WHAT].append(option)
-    return {heading: found for heading, found in groups.items() if found}
+    return {heading: members for heading, members in groups.items() if members}

@@ -67,7 +67,7 @@ def _options(run: Callable[..., None], complete: Complete) -> Callable[..., None
 
 
 def by_family(kind: str, known: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return declarations by the heading under which lists show them: methods by family, others by their names."""
+    """Return declarations by the heading under which lists show them: methods by family, others by name."""
     from clbench.core.hookspecs import FAMILIES
 
     groups: dict[str, list[Any]] = {}
@@ -79,12 +79,12 @@ def by_family(kind: str, known: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def family_of(info: Any) -> str:
-    """Return a method's family; of other things whether the name is one or a pattern."""
+    """Return the family of a method. For other things, return whether the name is a plain name or a pattern."""
     return str(getattr(info, "family", PATTERN if getattr(info, "any_name", False) else NAMED))
 
 
 def lines(infos: Sequence[Any]) -> Iterator[str]:
-    """Yield a line for each declaration: its name, what it is, and a method's year; long text is cut."""
+    """Yield a line for each declaration with its name, its summary and a method's year. Long text is cut."""
     width = max(len(info.name) for info in infos)
     room = WIDTH - width - 4
     if hasattr(infos[0], "year"):
@@ -95,7 +95,7 @@ def lines(infos: Sequence[Any]) -> Iterator[str]:
 
 
 def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:
-    """Return what there is to know of one thing as plain values."""
+    """Return everything about one declaration as plain values."""
     from clbench.core.options import as_json, document
 
     origin = registry.origins[kind, info.name]
@@ -108,7 +108,7 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
 
 
 def tuned_by_default(options: type[Options]) -> str:
-    """Return what `clbench tune` tries of a method where the experiment's file does not say it."""
+    """Return the values that `clbench tune` tries for a method if the experiment's file does not define them."""
     from clbench.core.options import Options, format_value
     from clbench.core.search_values import search_values
     from clbench.execution.default_spaces import RATE_FACTORS
@@ -127,14 +127,14 @@ def boundaries_needed(info: Any) -> str:
 
 
 def default(option: Mapping[str, Any]) -> str:
-    """Return an option's default as a command line takes it, or that it has none."""
+    """Return an option's default as the command line takes it, or the note that it has none."""
     from clbench.core.options import format_value
 
     return "required" if option["required"] else format_value(option["default"])
 
 
 def written(value: Any) -> str:
-    """Return a field as text: a list with commas, a recipe as a file has it."""
+    """Return a field as text: a list with commas, a training configuration as in a file."""
     from clbench.core.options import format_value
 
     if isinstance(value, Mapping):
@@ -143,7 +143,7 @@ def written(value: Any) -> str:
 
 
 def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what there is to know of one thing besides its summary and options, each with what it is called."""
+    """Yield the names and values of a declaration's facts besides its summary and options."""
     yield from ((key, str(thing[key])) for key in ("family", "paper") if thing.get(key))
     if thing.get("scenarios"):
         first, *rest = thing["scenarios"]
@@ -168,7 +168,7 @@ def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def show(thing: Mapping[str, Any], kind: str) -> str:
-    """Return what there is to know of one thing as text."""
+    """Return everything about one declaration as text."""
     formatter = click.HelpFormatter(width=WIDTH)
     formatter.write(f"{thing['name']}\n")
     formatter.indent()

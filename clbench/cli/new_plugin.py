@@ -79,13 +79,13 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
     """Write the distribution of a new method, benchmark or model into a new or empty folder and return its files.
 
     Args:
-        name: of what it brings.
-        folder: None for `clbench-NAME` here.
-        registry: what is installed.
+        name: name of the new method, benchmark or model.
+        folder: the folder, or None for `clbench-NAME` in the current folder.
+        registry: the installed methods, benchmarks and models.
         kind: one of `KINDS`.
 
     Raises:
-        SpecError: the name does not do or is taken, or the folder holds something already or cannot be written.
+        SpecError: the name is invalid or taken, or the folder is not empty or cannot be written.
     """
     thing, start = KINDS[kind]
     name = name.removeprefix("clbench-")

@@ -34,14 +34,14 @@ def dimensions(_context: click.Context, parameter: click.Parameter, value: str |
 
 
 def ranks(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
-    """Read positive numbers with commas between them; each counts once."""
+    """Read positive numbers with commas between them. Duplicates are dropped."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
         raise click.BadParameter(f"expected ranks such as 4,8,16, got {value!r}")
     return list(dict.fromkeys(map(int, value.split(","))))
 
 
 def figure_file(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse what is no .png or .svg file."""
+    """Reject files other than .png and .svg."""
     if value is not None and value.suffix not in (".png", ".svg"):
         raise click.BadParameter(f"expected a file that ends in .png or .svg, got {str(value)!r}")
     return value
@@ -151,7 +151,7 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
 
 def _plan(registry: Registry, methods: str | list[str], model: str = "mlp", scenario: str = "task",
           options: Sequence[str] = (), pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
-    """Return the methods as `clbench run` reads them; the benchmark they are planned for does not matter."""
+    """Return the methods as `clbench run` reads them. The choice of the benchmark does not matter."""
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
 

@@ -76,7 +76,9 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
-    """Return the records of run folders, methods together; what is no record, or not counted, is told of.
+    """Return the records of run folders, grouped by method.
+
+    Print a warning for each file that is not a valid record, and a note for each record that is not used.
 
     Raises:
         StoreError: there are no records, or folders disagree on a trial.
@@ -93,5 +95,5 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 
 def _listed(values: Sequence[str]) -> list[str]:
-    """Return what a repeatable option with lists names, each once."""
+    """Return the distinct names in a repeatable option with lists."""
     return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))

@@ -111,8 +111,9 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
                         f"--methods {every}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
-    found = read_spec(spec, {}, flags, options)
-    ready = run.prepare(found, registry, out or run.default_out(found, spec), log, shard, stale, note)
+    experiment_spec = read_spec(spec, {}, flags, options)
+    folder = out or run.default_out(experiment_spec, spec)
+    ready = run.prepare(experiment_spec, registry, folder, log, shard, stale, note)
     ended = run_missing(ready, dry_run, quiet)
     if ended is None:
         ended = conclude(ready, quiet, as_json, opens)
@@ -120,7 +121,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
 
 
 def note(text: str) -> None:
-    """Say what takes long before there is a display of trials."""
+    """Print a message about slow work that happens before the progress display starts."""
     click.echo(text, err=True)
 
 
@@ -154,15 +155,15 @@ def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | 
     try:
         carry_out(ready, show, shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
-        kept = len(ready.planned) - len(ready.missing)
-        click.echo(f"interrupted: {kept} of {len(ready.planned)} trials are done, and {ready.store.directory} has "
-                   "their results. Run the same command again to continue", err=True)
+        total = len(ready.planned)
+        click.echo(f"interrupted: {total - len(ready.missing)} of {total} trials are done, and {ready.store.directory} "
+                   "has their results. Run the same command again to continue", err=True)
         return 130
     return None
 
 
 def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
-    """Write the report, print what is wanted of it, and return the exit code.
+    """Write the report, print the requested parts, and return the exit code.
 
     Args:
         ready: the experiment.
@@ -197,7 +198,7 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
 
 
 def open_report(page: Path) -> None:
-    """Open a report in a browser; without a page, or without a browser, say so."""
+    """Open a report in a browser, or print a message if there is no page or no browser."""
     import webbrowser
 
     if not page.is_file():

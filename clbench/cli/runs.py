@@ -1,4 +1,4 @@
-"""`clbench runs` and `clbench gc`: run folders at a glance, and what nothing refers to any more."""
+"""`clbench runs` and `clbench gc`: list run folders, and delete files that nothing refers to."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def runs(places: tuple[Path, ...]) -> None:
     from clbench.report.formatting import number
     from clbench.results.store import run_folders
 
-    found = [survey(folder) for folder in run_folders(places or (RUNS,))]
-    if not found:
+    surveys = [survey(folder) for folder in run_folders(places or (RUNS,))]
+    if not surveys:
         click.echo(f"no run folder in {', '.join(map(str, places or (RUNS,)))}")
         return
     now = datetime.datetime.now(datetime.timezone.utc)
     rows = [[facts.folder, several(facts.settings), facts.methods, facts.seeds, progress(facts),
-             age(now - facts.last) if facts.last else "", number(facts.bytes, "bytes")] for facts in found]
+             age(now - facts.last) if facts.last else "", number(facts.bytes, "bytes")] for facts in surveys]
     click.echo(tabulate(rows, headers=HEADERS, disable_numparse=True,
                         colalign=("left", "left", "right", "right", "left", "right", "right")))
 
@@ -69,16 +69,16 @@ def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) ->
     from clbench.report.formatting import number
     from clbench.results.store import run_folders
 
-    found = garbage(run_folders(places or (RUNS,)), data or default_data_dir(), discover())
-    for one in found:
-        click.echo(f"{number(one.bytes, 'bytes'):>9}  {one.path}  ({one.why})")
-    total = number(sum(one.bytes for one in found), "bytes")
-    if not found or dry_run:
-        click.echo(f"{total} could be freed" if found else "nothing to remove")
+    unused_files = garbage(run_folders(places or (RUNS,)), data or default_data_dir(), discover())
+    for entry in unused_files:
+        click.echo(f"{number(entry.bytes, 'bytes'):>9}  {entry.path}  ({entry.why})")
+    total = number(sum(entry.bytes for entry in unused_files), "bytes")
+    if not unused_files or dry_run:
+        click.echo(f"{total} could be freed" if unused_files else "nothing to remove")
         return
     if not yes:
-        click.confirm(f"Remove these {len(found)}, {total}?", abort=True)
-    click.echo(f"freed {number(remove(found), 'bytes')}")
+        click.confirm(f"Remove these {len(unused_files)}, {total}?", abort=True)
+    click.echo(f"freed {number(remove(unused_files), 'bytes')}")
 
 
 def several(settings: tuple[str, ...]) -> str:
@@ -87,7 +87,7 @@ def several(settings: tuple[str, ...]) -> str:
 
 
 def progress(facts: RunFacts) -> str:
-    """Return how far a run is: `9 done, 1 failed, 2 running`."""
+    """Return the progress of a run: `9 done, 1 failed, 2 running`."""
     parts: Iterable[tuple[int, str]] = (
         *((facts.states[state], state) for state in ("done", "failed", "diverged")), (facts.running, "running"),
         (facts.begun, "interrupted"), (facts.unreadable, "unreadable"))

@@ -1,4 +1,4 @@
-"""Tasks as people count them, from 1; files, JSON and Python count from 0."""
+"""Task numbers of the command line, which count from 1. Files, JSON and Python count from 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class TaskNumber(click.ParamType[int]):
-    """A task as a user types it, from 1; a command gets its index, from 0."""
+    """A task number as a user types it, from 1. The command gets its index, from 0."""
 
     name = "task"
 
@@ -37,7 +37,7 @@ ONE, SEVERAL = TaskNumber(), TaskNumbers()
 
 
 def numbers(tasks: Iterable[int], between: str = ", ") -> str:
-    """Return the numbers of tasks that are given by their indices, as text.
+    """Return the numbers of tasks as text, from their indices.
 
     >>> numbers([0, 2])
     '1, 3'

@@ -144,7 +144,7 @@ def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a table of each row's chosen options, their scores and the scores of the other candidates."""
+    """Return a table with each row's chosen options, their scores and the scores of the other candidates."""
     from tabulate import tabulate
 
     from clbench.execution.candidates import score, standard_error

@@ -1,7 +1,7 @@
-"""The columns of the tables: the value that each takes from a record, and how the values of seeds become a cell.
+"""The columns of the tables: how each computes its value from a record, and how the values of seeds become a cell.
 
-`MEASURES` lists every column once. What is done with a column, a test of significance for instance, is a field of its
-`Measure`: a new column is one more entry, and changes nothing about the others.
+`MEASURES` lists every column once. The fields of a `Measure` say how reports use its column, for instance whether they
+test its differences. To add a column, add one entry.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BYTES_BY_ROLE = "Bytes kept at the end, by role"
 
 @dataclass(frozen=True)
 class Measure:
-    """A column, its value, and what is done with it.
+    """A column, the function that computes its value, and how reports use it.
 
-    `value(record, joint)` takes the whole record of a trial and joint training's record of the same seed.
+    `value(record, joint)` takes the record of a trial and joint training's record of the same seed.
     """
 
     column: Column
@@ -47,7 +47,7 @@ def _last(values: Sequence[float]) -> float | None:
     return values[-1] if values else None
 
 
-def _held(values: Sequence[dict[str, int]]) -> float | None:
+def _last_sum(values: Sequence[dict[str, int]]) -> float | None:
     return sum(values[-1].values()) if values else None
 
 
@@ -66,7 +66,7 @@ def _training_cpu(record: Record) -> float | None:
 
 
 def with_task_ids(record: Record) -> float | None:
-    """Return the final accuracy if each test sample's task were given, mean over tasks; None if it is not known."""
+    """Return the final accuracy with given task IDs, mean over tasks; None if it is not known."""
     last = record.errors[-1] if record.errors else None
     if last is None or last.learned != len(record.R) - 1:
         return None
@@ -96,7 +96,7 @@ TRAINABLE = Measure(Column("trainable params per task", "count", "down", "traina
                     lambda r, _: _last(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
 BYTES = Measure(Column("bytes kept", "bytes", "down", "storage"),
-                lambda r, _: _held(r.costs.bytes), COMPARISON, cost=True)
+                lambda r, _: _last_sum(r.costs.bytes), COMPARISON, cost=True)
 COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _total(r.costs.train_flops), COMPARISON,
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
@@ -115,7 +115,7 @@ MEASURES = (  # in the order of the tables' columns
             optional=True),
     TRAINABLE,
     Measure(Column("total params", "count", "down", "total parameters"),
-            lambda r, _: _held(r.costs.parameters), COMPARISON),
+            lambda r, _: _last_sum(r.costs.parameters), COMPARISON),
     BYTES,
     COMPUTE,
     TIME,
@@ -195,7 +195,10 @@ ERRORS_DEFINITION = (
 
 
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:
-    """Return the definitions of what the tables of some records show; older ones have no FLOPs or parts of errors."""
+    """Return the definitions of the columns that the tables of some records show.
+
+    Older records have no FLOPs and no error decomposition.
+    """
     records = list(records)
     return (*DEFINITIONS, *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
             *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
@@ -203,16 +206,16 @@ def definitions(records: Iterable[Record]) -> tuple[str, ...]:
 
 
 def bytes_in_role(role: str) -> Measure:
-    """Return the column of the bytes that a method keeps at the end in one role."""
+    """Return the column of the bytes that a method stores at the end in one role."""
     return Measure(Column(clean(role), "bytes"),
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
 
 
 def find_tested(titles: Sequence[str]) -> list[Measure]:
-    """Return the measures with these titles, in any case, of those whose differences are tested.
+    """Return the measures with these titles (in upper or lower case) whose differences can be tested.
 
     Raises:
-        SpecError: there is none of such a title.
+        SpecError: no such measure has one of the titles.
     """
     tested = {m.column.title: m for m in MEASURES if m.tested}
     by_name = {title.lower(): m for title, m in tested.items()}
@@ -223,10 +226,10 @@ def find_tested(titles: Sequence[str]) -> list[Measure]:
 
 
 def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDecided | None = None) -> list[Cell]:
-    """Return a column's cells, one for the seeds of each method; a dash if a seed has no value.
+    """Return a column's cells, one for each method. If a seed has no value, the cell is a dash.
 
-    A count that is the same for every seed is exact and stands without an interval. Where seeds were added by a rule,
-    intervals are repeated ones.
+    A count that is the same for every seed is exact and has no interval. If a rule added seeds, intervals are repeated
+    confidence intervals.
     """
     return [_cell(values, unit, until) for values in series]
 
@@ -239,32 +242,32 @@ def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None
 
 
 def cell_of(over: Interval, unit: Unit, values: Sequence[float | None]) -> Cell:
-    """Return the cell of a mean with its interval, behind which are some values, none of them missing."""
+    """Return the cell of a mean with its interval. `values` are the values of the seeds, none of them missing."""
     exact = unit in COUNTED and len(set(values)) == 1
     text = number(over.mean, unit) if exact else interval(over.mean, over.half_width, unit)
     return Cell(text, over.mean, over.half_width, over.n, low=over.low, high=over.high, values=tuple(values))
 
 
-def mark(column: Column, found: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:
-    """Return a column's cells with the best in bold; if there are any, the next best mean is marked as second.
+def mark(column: Column, column_cells: Sequence[Cell], best: Collection[int], eligible: Collection[int]) -> list[Cell]:
+    """Return a column's cells with the best in bold. If any is bold, the next best mean is marked as second.
 
     Args:
-        column: its direction says which mean is better.
-        found: the cells.
-        best: positions of those that are shown to be the best.
-        eligible: positions of all that may be the best or the second.
+        column: the column. Its direction says which mean is better.
+        column_cells: its cells.
+        best: positions of the significantly best cells.
+        eligible: positions of the cells that may be the best or the second.
     """
-    rest = {i: mean for i in eligible if i not in best and (mean := found[i].mean) is not None}
+    rest = {i: mean for i in eligible if i not in best and (mean := column_cells[i].mean) is not None}
     second: set[int] = set()
     if best and rest:
         shown = number((max if column.direction == "up" else min)(rest.values()), column.unit)
         second = {i for i, mean in rest.items() if number(mean, column.unit) == shown}
-    return [replace(c, bold=i in best, second=i in second) for i, c in enumerate(found)]
+    return [replace(c, bold=i in best, second=i in second) for i, c in enumerate(column_cells)]
 
 
-def fewest(found: Sequence[Cell], unit: Unit, eligible: Collection[int]) -> set[int]:
-    """Return the positions of the eligible cells that show the smallest count; none if all of them show it."""
-    means = {i: mean for i in eligible if (mean := found[i].mean) is not None}
+def fewest(column_cells: Sequence[Cell], unit: Unit, eligible: Collection[int]) -> set[int]:
+    """Return the positions of the eligible cells that show the smallest count, or none if all of them show it."""
+    means = {i: mean for i in eligible if (mean := column_cells[i].mean) is not None}
     shown = number(min(means.values()), unit) if means else ""
     smallest = {i for i, mean in means.items() if number(mean, unit) == shown}
     return smallest if len(smallest) < len(means) else set()

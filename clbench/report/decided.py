@@ -1,4 +1,4 @@
-"""What the records of a setting decide, as data: the best, the front, each method against the baseline and joint."""
+"""The verdicts on a setting as data: the best method, Pareto fronts, and comparisons to the baseline and to joint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Compared:
-    """Each method against one of the setting's, in one family of tests asked beforehand."""
+    """The comparisons of each method to one of the setting's methods, a family of tests planned in advance."""
 
     other: str
     mean: float  # ACC of the other one
@@ -43,18 +43,18 @@ class Compared:
     pairs: tuple[Against, ...]  # in the order of the methods
 
     def labels(self, verdict: Verdict) -> list[str]:
-        """Return the methods of which the verdict is this one."""
+        """Return the methods with this verdict."""
         return [pair.method for pair in self.pairs if pair.verdict == verdict]
 
     @property
     def test(self) -> Test | None:
-        """Return the test of its pairs, None if none is tested."""
+        """Return the test of the pairs, or None if no pair is tested."""
         return next((pair.test for pair in self.pairs if pair.test), None)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The method with the best mean ACC, asked after looking: a family of all pairs of methods."""
+    """The method with the best mean ACC. It is chosen by the same data, so the family of tests has all pairs."""
 
     method: str
     tests: int
@@ -69,13 +69,13 @@ class Best:
 
     @property
     def decided(self) -> bool:
-        """Tell whether it is shown to be better than every other method, but for its equals."""
+        """Return whether the method is significantly better than all others except those that are equal to it."""
         return not (self.open or self.untested) and bool(self.beaten)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is decided in a setting; ACC as a fraction."""
+    """The verdicts on a setting. ACC is a fraction."""
 
     accuracy: Mapping[str, float]  # mean ACC by label, references too, the best first
     references: tuple[str, ...]
@@ -88,23 +88,23 @@ class Facts:
 
     @property
     def below(self) -> list[str]:
-        """Return the methods that are shown to be worse than the baseline."""
+        """Return the methods that are significantly worse than the baseline."""
         return self.baseline.labels("worse") if self.baseline else []
 
     @property
     def above(self) -> list[str]:
-        """Return the methods that are shown to be better than joint training."""
+        """Return the methods that are significantly better than joint training."""
         return self.joint.labels("better") if self.joint else []
 
     @property
     def undecided(self) -> dict[str, int | None]:
-        """Return the methods that are not told from the baseline, with about how many seeds would do."""
+        """Return the methods without a significant difference to the baseline, with about how many seeds would do."""
         return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method that can be chosen: its ACC, and what was counted of it by the kinds of `choosing` (None: not known)."""
+    """A method that can be chosen, with its ACC and its amount of each kind in `choosing` (None: not known)."""
 
     label: str
     accuracy: float
@@ -114,8 +114,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A method beside one with a higher mean: the difference, and whether it is shown among all pairs."""
+class CandidateComparison:
+    """A method compared to one with a higher mean, with the verdict of the family of all pairs."""
 
     difference: float  # of the better less the other; at least 0
     half_width: float | None
@@ -130,5 +130,5 @@ class Choosable:
 
     task_given: bool  # the test says the task
     candidates: tuple[Candidate, ...]  # best first
-    beside: tuple[tuple[Beside, ...], ...]  # [i][k]: candidate i beside candidate i + 1 + k
+    comparisons: tuple[tuple[CandidateComparison, ...], ...]  # [i][k]: candidate i and candidate i + 1 + k
     incomplete: tuple[str, ...]  # which have not all seeds, so that they are no choice

@@ -36,7 +36,7 @@ def number(value: float, unit: Unit) -> str:
 
 
 def interval(mean: float, half_width: float | None, unit: Unit) -> str:
-    """Return `mean ± half width`; `± n/a` where there is no interval.
+    """Return `mean ± half width`, or `± n/a` if there is no interval.
 
     >>> interval(0.98314, 0.0042, "percent"), interval(0.98314, None, "percent")
     ('98.31 ± 0.42', '98.31 ± n/a')
@@ -53,7 +53,7 @@ MANY = 12  # names in a sentence; of more the first are told, and how many are l
 
 
 def named(names: Sequence[str], most: int = MANY) -> str:
-    """Return names as a list, of a long one the first and how many more there are.
+    """Return names as a list. A long list is cut and ends with the number of the other names.
 
     >>> named(["ewc", "er"]), named(["ewc", "er", "lora", "pnn"], 2)
     ('ewc, er', 'ewc, er and 2 more')
@@ -62,7 +62,7 @@ def named(names: Sequence[str], most: int = MANY) -> str:
 
 
 def in_words(names: Sequence[str], most: int = MANY) -> str:
-    """Return names as a list in a sentence, of a long one the first and how many more there are.
+    """Return names as a list in a sentence. A long list is cut and ends with the number of the other names.
 
     >>> in_words(["EWC"]), in_words(["EWC", "ER"]), in_words(["EWC", "ER", "PNN", "SI"], 3)
     ('EWC', 'EWC and ER', 'EWC, ER, PNN and 1 more')
@@ -75,12 +75,12 @@ LONG = 600  # characters of the words that stand for a figure; longer ones are t
 
 
 def brief(alt: str, title: str) -> str:
-    """Return the words that stand for a figure, or where they would be endless what it is and where its numbers are."""
+    """Return the text that replaces a figure. If it is too long, return the title and where the numbers are."""
     return alt if len(alt) <= LONG else f"{title}; the numbers are in the tables"
 
 
 def by_task(values: list[int]) -> str:
-    """Return the values of tasks in words: equal neighbours together, of a long list the ends and the largest.
+    """Describe the values of tasks in words. Equal neighbors are joined; a long list keeps its ends and its maximum.
 
     >>> by_task([478410, 4100, 4100])
     '478,410 in task 1, 4,100 in tasks 2-3'
@@ -98,7 +98,7 @@ def by_task(values: list[int]) -> str:
 
 
 def listed(values: list[int]) -> str:
-    """Return whole numbers as a sorted list, each once, in which consecutive ones form a range: `0-2, 7`."""
+    """Return the distinct integers as a sorted list in which consecutive ones form a range: `0-2, 7`."""
     parts: list[list[int]] = []
     for value in sorted(set(values)):
         if parts and value == parts[-1][1] + 1:
@@ -123,7 +123,7 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def _short(value: float) -> str:
-    """Return a number with about three digits, and never fewer than its whole part has."""
+    """Return a number with about three digits, and at least the digits of its integer part."""
     return _fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
 
 

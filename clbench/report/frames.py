@@ -55,11 +55,11 @@ def summary(records: Sequence[Record]) -> DataFrame:
     sections = build(records, ids=True).sections
     rows = []
     for section in sections:
-        found = {result.label: result for result in section.results}
+        results = {result.label: result for result in section.results}
         scenario = dict(section.settings)["scenario"]
         for row, numbers in zip(section.comparison.rows, _rows(section.comparison), strict=True):
             numbers.pop(SEEDS, None)
-            result = found[row.label]
+            result = results[row.label]
             rows.append({"method": row.label, SEEDS: len(result.seeds), **numbers, "complete": result.complete,
                          "strategy": result.strategy, "reference": result.reference, "setting": section.title,
                          "scenario": scenario})
@@ -70,7 +70,7 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     """Return the paired differences of methods as `clbench compare` shows them; see `Results.compare`.
 
     Raises:
-        SpecError: no method has the baseline's label, or no tested metric such a name.
+        SpecError: no method has the baseline's label, or no tested metric has one of the names.
     """
     measures = find_tested([metrics] if isinstance(metrics, str) else list(metrics))
     settings = readable(records, baseline, "results.summary()['method']", ids=True)
@@ -79,12 +79,12 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     for setting in settings:
         named = setting.named_baseline
         for measure in measures:
-            told, tables = compare(setting, [measure], named)
-            verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in told]
+            sentences, tables = compare(setting, [measure], named)
+            verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in sentences]
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
                     rows.append({table.corner: row.label, **({"baseline": named} if named else {}),
-                                 **{name: found for name, found in numbers.items() if isinstance(found, str)},
+                                 **{name: text for name, text in numbers.items() if isinstance(text, str)},
                                  **numbers, "setting": setting.title, "metric": measure.column.title})
     frame = _frame(rows)
     frame.attrs[VERDICTS] = tuple(verdicts)
@@ -92,37 +92,36 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    """Return a table's rows as numbers and texts by column; what is measured has the ends of its interval beside it.
+    """Return a table's rows as numbers and texts by column. Measured values also have the ends of their intervals.
 
-    How many tests a p-value is corrected for, which the column's title says, differs from table to table and is left
-    out of it.
+    Column titles of p-values are returned without the number of tests, which differs between tables.
     """
     titles = [re.sub(r" for \d+$", "", column.title) for column in table.columns]
     ends = [column.unit in MEASURED or any(row.cells[j].half_width for row in table.rows)
             for j, column in enumerate(table.columns)]
     rows = []
     for row in table.rows:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for title, column, cell, has_ends in zip(titles, table.columns, row.cells, ends, strict=True):
-            found[title] = cell.text if column.unit == "text" else cell.mean
+            values[title] = cell.text if column.unit == "text" else cell.mean
             if title == SEEDS and (count := re.match(r"\d+", cell.text)):  # of `5 of 6` those that there are
-                found[title] = int(count[0])
+                values[title] = int(count[0])
             if has_ends:
-                found |= {f"{title} low": cell.low, f"{title} high": cell.high}
-        rows.append(found)
+                values |= {f"{title} low": cell.low, f"{title} high": cell.high}
+        rows.append(values)
     return rows
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     pandas = _pandas()
-    found = dict.fromkeys(name for row in rows for name in row)
-    last = [name for name in LAST if name in found]
-    names = [*(name for name in found if name not in last), *last]
+    column_names = dict.fromkeys(name for row in rows for name in row)
+    last = [name for name in LAST if name in column_names]
+    names = [*(name for name in column_names if name not in last), *last]
     return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
 
 
 def _typed(values: Sequence[Any]) -> Series[Any]:
-    """Return a column with the type that its values share, missing ones left out of account."""
+    """Return a column with the type that its values share, apart from missing values."""
     pandas = _pandas()
     kinds = {type(value) for value in values if value is not None}
     missing = None in values

@@ -34,7 +34,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        """Return what readers see: the heading, or the title if there is none."""
+        """Return the name for readers: the heading, or the title if there is none."""
         return self.heading or self.title
 
     @property
@@ -45,7 +45,7 @@ class Column:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the header on lines that keep a column narrow: the name in one or two, then unit and arrow."""
+        """Return the header in lines that keep the column narrow: one or two for the name, then unit and arrow."""
         words, rest = self.name.split(), self.header.removeprefix(self.name).strip()
         lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.name,)
         return (*lines, rest) if rest else lines
@@ -72,7 +72,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: label, cells, and marks such as † that a note explains. References stand apart, below the other rows."""
+    """A row: label, cells, and marks such as † that a note explains. References are below the other rows."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -130,7 +130,7 @@ class Result:
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """A method's numbers in a figure, raw: fractions, parameters, FLOPs; None where there is no value."""
+    """A method's raw numbers in a figure: fractions, parameters, FLOPs. None means that there is no value."""
 
     label: str
     strategy: str  # methods of one strategy share a colour
@@ -139,7 +139,7 @@ class FigurePoint:
     accuracy: float | None  # ACC, mean over seeds
     half_width: float | None  # of ACC's interval
     trainable: float | None  # parameters trained in the last task
-    kept: tuple[float, ...]  # parameters (or what the figure's `axis` names) kept after each task
+    sizes: tuple[float, ...]  # parameters (or what the figure's `axis` names) stored after each task
     rank: float | None = None  # mean over settings; 1 is the best
     low: float | None = None  # ends of ACC's interval; None with a single seed
     high: float | None = None
@@ -149,7 +149,7 @@ class FigurePoint:
 
 @dataclass(frozen=True)
 class FigureData:
-    """A figure as data, with its title, caption and alternative text; it is drawn as `figures/<name>.svg`."""
+    """A figure as data, with its title, caption and alternative text. It is drawn as `figures/<name>.svg`."""
 
     kind: str  # how it is drawn: a key of `clbench.report.figures.draw.KINDS`
     name: str
@@ -165,13 +165,13 @@ class FigureData:
 
     @property
     def brief(self) -> bool:
-        """Tell whether report.md shows it; the other figures are drawn only if every figure is asked for."""
+        """Return whether report.md shows the figure. Other figures are drawn only if every figure is requested."""
         return self.kind not in ("heatmaps", "forgetting")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One setting, in which every method had the same stream, model and recipe."""
+    """One setting, in which every method had the same stream, model and training configuration."""
 
     title: str
     summary: str  # the setting in a line

@@ -1,4 +1,4 @@
-"""Records as a notebook and a Python session show them: a line, and the comparison tables with their verdicts."""
+"""How notebooks and Python sessions show records: a line, and the comparison tables with their verdicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STYLE = ("<style>.clbench table {border-collapse: collapse; margin: .4em 0; fon
 
 
 def in_a_line(records: Sequence[Record]) -> str:
-    """Return what the records are of: how many, of which methods, and how many seeds."""
+    """Describe the records in a line: their number, methods and number of seeds."""
     methods = list(dict.fromkeys(clean(r.label) for r in records))
     if not methods:
         return "Results(no records)"
@@ -37,7 +37,7 @@ def _plural(noun: str, number: int) -> str:
 
 
 def html(records: Sequence[Record]) -> str:
-    """Return the first lines and the table of each setting; text from outside is escaped."""
+    """Return the first lines and the table of each setting as HTML. Text from records is escaped."""
     if not records:
         return f"<p>{escape(in_a_line(records))}</p>"
     report = build(records)

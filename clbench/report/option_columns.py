@@ -1,4 +1,4 @@
-"""The options of methods as columns of a flat table: one for each option, empty for methods that have it not."""
+"""The options of methods as columns of a flat table, empty for methods without the option."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = "option."  # of an option that is called as another column of its table
 
 
 def options_of(trial: Trial) -> dict[str, Any]:
-    """Return every option of a trial's method, and what it is trained by of its own under names such as `recipe.lr`."""
+    """Return every option of a trial's method, and its own hyperparameters under names such as `recipe.lr`."""
     return {**trial.method.options, **recipe_options(trial.own_recipe)}
 
 
@@ -27,15 +27,15 @@ def plain(value: Any) -> Value:
     return format_value(value)
 
 
-def column_names(options: Iterable[Mapping[str, Any]], taken: Iterable[str]) -> dict[str, str]:
-    """Return the column of each option that occurs, in the order in which they appear.
+def column_names(options: Iterable[Mapping[str, Any]], other_columns: Iterable[str]) -> dict[str, str]:
+    """Return the name of the column of each option, in order of appearance.
 
-    Methods share the column of an option that they call the same.
+    Methods with an option of the same name share its column.
 
     Args:
-        options: of each method.
-        taken: the table's other columns.
+        options: the options of each method.
+        other_columns: names of the table's other columns. An option with such a name gets a prefix.
     """
-    own = set(taken)
-    return {name: f"{PREFIX}{name}" if name in own else name
-            for name in dict.fromkeys(name for found in options for name in found)}
+    reserved_names = set(other_columns)
+    return {name: f"{PREFIX}{name}" if name in reserved_names else name
+            for name in dict.fromkeys(name for method_options in options for name in method_options)}

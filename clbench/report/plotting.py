@@ -51,14 +51,14 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     if figure is None:
         raise SpecError(f"nothing to draw for {kind!r}: {WHY[kind]}")
     with style.styled():
-        return shown(KINDS[figure.kind](replace(figure, subject=chosen.title), style.looks(report.strategies)))
+        return shown(KINDS[figure.kind](replace(figure, subject=chosen.title), style.assign_styles(report.strategies)))
 
 
 def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Setting:
-    """Return the setting that is meant: the only one, or that with this title, or with these words in its title.
+    """Return the only setting, or the one with this title or with these words in its title.
 
     Raises:
-        SpecError: none is meant, or several are.
+        SpecError: no setting matches, or several do.
     """
     titles = [s.title for s in settings]
     fitting = list(settings) if wanted is None else [s for s in settings if s.title == wanted] or [
@@ -71,7 +71,7 @@ def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Settin
 
 
 def shown(figure: Figure) -> Figure:
-    """Return a figure, drawn without pyplot, as one that a notebook shows where it is the last value of a cell."""
+    """Return a figure that was drawn without pyplot such that a notebook shows it as the last value of a cell."""
     figure.set_dpi(DPI)
     vars(figure)["_original_dpi"] = figure.dpi  # that of `savefig` where the user gives none: what it was drawn at
     vars(figure)["_repr_png_"] = functools.partial(png, figure)

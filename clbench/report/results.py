@@ -101,8 +101,8 @@ class Results(list[Record]):
     def __getitem__(self, index: slice) -> Results: ...
     def __getitem__(self, index: SupportsIndex | slice) -> Record | Results:
         """Return a record, or a slice as results."""
-        found = super().__getitem__(index)
-        return Results(found) if isinstance(found, list) else found
+        record_or_slice = super().__getitem__(index)
+        return Results(record_or_slice) if isinstance(record_or_slice, list) else record_or_slice
 
     def __add__(self, other: Any) -> Results:  # type: ignore[override]  # a list of records or of anything else
         """Return both one after the other."""

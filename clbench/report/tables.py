@@ -88,15 +88,15 @@ def _section(setting: Setting, slug: str) -> Section:
     comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
     costs = _with_growth(costs, methods)
-    found = facts(setting, everything=families.get(ACC))
-    if found.baseline:
-        comparison = _beside(comparison, *difference_column(setting, found.baseline))
+    section_facts = facts(setting, everything=families.get(ACC))
+    if section_facts.baseline:
+        comparison = _insert_after_accuracy(comparison, *difference_column(setting, section_facts.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
     roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting, families)] if roles else []
     anatomy = _table(errors.TITLE, errors.measures(setting), setting, families)
-    told = tuple(errors.sentences(methods))
+    error_sentences = tuple(errors.sentences(methods))
     shown = [anatomy] if len(anatomy.columns) > 1 else []
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
@@ -112,23 +112,23 @@ def _section(setting: Setting, slug: str) -> Section:
         seeds=seeds,
         problems=tuple(_problems(methods)),
         notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
-            *rule.told(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
+            *rule.describe_added_seeds(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
             *(() if setting.answers(ACC) else notes.same_results({m.label: m.done for m in methods})),
             *_notes(methods), *notes.differences(records),
             *notes.remarks(records), *([named.note] if named else []))),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*where, *_some(section_figures, setting.title, slug, points, results, found),
+        figures=(*where, *_some(section_figures, setting.title, slug, points, results, section_facts),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
         comparisons=(*compare_with_baseline(setting), *comparisons),
         arrivals=arriving,
-        anatomy=told,
-        headline=headline(setting, found),
-        footnote=footnote(setting, found),
-        facts=found,
+        anatomy=error_sentences,
+        headline=headline(setting, section_facts),
+        footnote=footnote(setting, section_facts),
+        facts=section_facts,
         choosable=choosable(setting, families.get(ACC)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
@@ -136,30 +136,31 @@ def _section(setting: Setting, slug: str) -> Section:
 
 
 def _table(title: str, measures: Sequence[Measure], setting: Setting, families: Families) -> Table:
-    """Return the table of some measures; those that are optional only if some record has a value."""
+    """Return the table of some measures. Optional measures are left out if no record has a value."""
     shown = [m for m in measures if not m.optional or setting.has(m)]
     columns = [_cells(m, setting, families) for m in shown]
-    rows = tuple(Row(method.label, (Cell(method.state), *found), method.marks, method.reference)
-                 for method, *found in zip(setting.methods, *columns, strict=True))
+    rows = tuple(Row(method.label, (Cell(method.state), *method_cells), method.marks, method.reference)
+                 for method, *method_cells in zip(setting.methods, *columns, strict=True))
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
 
 
 def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: str, points: Sequence[FigurePoint],
-          results: Sequence[Result], found: Facts) -> tuple[FigureData, ...]:
-    """Return a section's figures, of many methods those of the leading ones: more lines and names do not fit."""
+          results: Sequence[Result], section_facts: Facts) -> tuple[FigureData, ...]:
+    """Return a section's figures. If there are too many methods to fit, the figures show only the leading ones."""
     if len(results) <= CLEAR:
         return figures(subject, slug, points, results)
-    own = [label for label in found.accuracy if label not in found.references][:LEADING]
-    shown = {*own, *(label for cost in (TRAINABLE, COMPUTE) for label in found.fronts.get(cost.column.title, ())),
-             *(compared.other for compared in (found.baseline, found.joint) if compared)}
-    told = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} most accurate, the Pareto fronts of "
-            "trainable parameters and training compute, and the references. report.html has all methods.")
+    leading = [label for label in section_facts.accuracy if label not in section_facts.references][:LEADING]
+    shown = {*leading, *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)}
+    for cost in (TRAINABLE, COMPUTE):
+        shown.update(section_facts.fronts.get(cost.column.title, ()))
+    remark = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} most accurate, the Pareto fronts of "
+              "trainable parameters and training compute, and the references. report.html has all methods.")
     drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
-    return tuple(replace(figure, caption=figure.caption + told) for figure in drawn)
+    return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)
 
 
 def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
-    """Return the table of costs with what each method trains in each task, if for any of them that changes."""
+    """Add a column with what each method trains in each task to the table of costs, if that changes for any method."""
     growth = [next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None) for m in methods]
     if not any(growth):
         return costs
@@ -168,8 +169,8 @@ def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
                               for row, counts in zip(costs.rows, growth, strict=True)))
 
 
-def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
-    """Return the comparison with a column behind ACC."""
+def _insert_after_accuracy(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
+    """Return the comparison table with a new column after ACC."""
     at = table.index(ACC.column.title) + 1
     return replace(table, columns=(*table.columns[:at], column, *table.columns[at:]),
                    rows=tuple(replace(row, cells=(*row.cells[:at], cell, *row.cells[at:]))
@@ -179,21 +180,24 @@ def _beside(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    found = (cells(values, column.unit, setting.until) if not setting.answers(measure) else
-             [cell_of(setting.interval(measure, m.label), column.unit, by_seed) if m.done
-              else cells([by_seed], column.unit)[0] for m, by_seed in zip(setting.methods, values, strict=True)])
+    if setting.answers(measure):
+        method_cells = [cell_of(setting.interval(measure, m.label), column.unit, by_seed) if m.done
+                        else cells([by_seed], column.unit)[0]
+                        for m, by_seed in zip(setting.methods, values, strict=True)]
+    else:
+        method_cells = cells(values, column.unit, setting.until)
     if column.direction is None:
-        return found
-    eligible = {i for i, m in enumerate(setting.methods) if m.label in setting.eligible and found[i].mean is not None
-                and (found[i].mean or measure.zero_competes)}
+        return method_cells
+    eligible = {i for i, (m, cell) in enumerate(zip(setting.methods, method_cells, strict=True))
+                if m.label in setting.eligible and cell.mean is not None and (cell.mean or measure.zero_competes)}
     if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
-        return mark(column, found, fewest(found, column.unit, eligible), eligible)
+        return mark(column, method_cells, fewest(method_cells, column.unit, eligible), eligible)
     best = winners(setting, measure, families.get(measure))
-    return mark(column, found, {i for i in eligible if setting.methods[i].label in best}, eligible)
+    return mark(column, method_cells, {i for i in eligible if setting.methods[i].label in best}, eligible)
 
 
 def _matrix(method: MethodRecords) -> Table | None:
-    """Return R, mean over seeds; None if no seed gave a result, or if their streams differ in length."""
+    """Return the mean of R over seeds, or None if no seed has a result or the streams differ in length."""
     matrices = [r.R for r in method.done]
     if len({len(R) for R in matrices}) != 1:
         return None
@@ -228,7 +232,7 @@ def _tasks(count: int) -> str:
 
 
 def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Yield what of the code and data of results was not what there is now, or not the same for all of them."""
+    """Yield a note on results whose code or data have changed since, or differ between seeds."""
     for m in methods:
         yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} are stale, because {reason} changed after "
                           "they were made; --keep-stale kept them") for reason, seeds in m.stale.items())
@@ -249,14 +253,14 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 
 def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Return what the comparison table alone would hide."""
+    """Yield the notes that a reader needs to understand the comparison table."""
     yield from (f"{mark} {meaning}" for mark, meaning in MARKS.items()
                 if mark != RECIPE and any(mark in m.marks for m in methods))
     recipes: dict[str, list[str]] = {}
     for m in methods:
-        if said := notes.own_recipe(m.label, m.records[0].trial):
-            recipes.setdefault(said, []).append(m.label)
-    yield from (f"{', '.join(labels)}: {said}" for said, labels in recipes.items())
+        if description := notes.own_recipe(m.label, m.records[0].trial):
+            recipes.setdefault(description, []).append(m.label)
+    yield from (f"{', '.join(labels)}: {description}" for description, labels in recipes.items())
     yield from _stale(methods)
     for m in methods:
         if m.done and not m.complete:

@@ -41,9 +41,9 @@ def write_figures(report: Report, directory: Path, file_formats: Collection[File
     """Draw the report's figures into the folder's `figures/`, to which its text refers, and return their paths.
 
     Args:
-        report: from `build`.
-        directory: of the report.
-        file_formats: in which every figure is drawn; those that report.md shows are drawn as SVG anyway.
+        report: the report, from `build`.
+        directory: folder of the report.
+        file_formats: formats in which every figure is drawn. Figures in report.md are always drawn as SVG, too.
 
     Raises:
         StoreError: a file cannot be written.
@@ -60,19 +60,19 @@ def write_figures(report: Report, directory: Path, file_formats: Collection[File
 
 
 def write_figure(data: FigureData, path: Path, file_format: FileFormat) -> None:
-    """Draw a single figure into a file, whose folder must exist.
+    """Draw a single figure into a file. The folder must exist.
 
     Raises:
         StoreError: the file cannot be written.
     """
     from clbench.report.figures import draw, style
 
-    looks = style.looks([(point.strategy, point.reference) for point in data.points])
-    content, = draw.draw_figure(data, looks, [file_format])
+    styles = style.assign_styles([(point.strategy, point.reference) for point in data.points])
+    content, = draw.draw_figure(data, styles, [file_format])
     _write(path, content, make_folder=False)
 
 
-def write_explained(told: Explanation, directory: Path) -> list[Path]:
+def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
     """Write explain.md, explain.html and the waterfall into a folder, and return their paths.
 
     Raises:
@@ -81,9 +81,10 @@ def write_explained(told: Explanation, directory: Path) -> list[Path]:
     from clbench.report.figures import waterfall
     from clbench.report.formats import explained
 
-    svg = waterfall.drawn(told, "svg")
+    svg = waterfall.drawn(explanation, "svg")
     files: dict[str, str | bytes] = {
-        "explain.md": explained.markdown(told), "explain.html": explained.page(told, svg), explained.FIGURE: svg}
+        "explain.md": explained.markdown(explanation), "explain.html": explained.page(explanation, svg),
+        explained.FIGURE: svg}
     for name, content in files.items():
         _write(directory / name, content)
     return [directory / name for name in files]

@@ -1,1 +1,1 @@
-"""What trials left behind: records, their store, metrics and statistics."""
+"""The results of trials: records, their store, metrics and statistics."""

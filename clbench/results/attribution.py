@@ -1,10 +1,11 @@
-"""A difference divided among its causes: Shapley values of a table of outcomes, paired by seed; pure functions.
+"""Divide a difference among its causes: Shapley values of a table of outcomes, paired by seed. Functions are pure.
 
-A combination of k factors is a number whose bit i says that factor i is B's and not A's: 0 is A, 2^k - 1 is B. A table
-has an outcome per seed for each combination. A factor's Shapley value is the change that it makes when it is turned
-from A to B, averaged over all orders in which the factors can be turned one after the other (Shapley 1953, A value for
-n-person games). It is the only division whose parts sum to the difference, in which what changes nothing has 0, in
-which factors of the same effect have the same part, and which is additive over tables (seeds, say).
+A combination of k factors is a number. Its bit i is set if factor i is as in B instead of A, so 0 is A and 2^k - 1 is
+B. A table has an outcome per seed for each combination. A factor's Shapley value is the change that it causes when it
+is switched from A to B, averaged over all orders in which the factors can be switched one after the other (Shapley
+1953, A value for n-person games). It is the only division with these properties: the contributions sum to the
+difference, a factor without effect gets 0, factors with the same effect get the same contribution, and contributions
+are additive over tables (for instance, over seeds).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEAST_PAIRS = 2  # of orders: from one pair nothing is known of how much pairs d
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, half the width of its 95 % interval (None of a single seed), and the seeds' own values."""
+    """A mean over seeds, half the width of its 95% interval (None for a single seed), and the value of each seed."""
 
     mean: float
     half_width: float | None
@@ -55,12 +56,13 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     """Divide the difference between A and B among factors.
 
     Args:
-        table: the combinations that `needed` names; each with the outcomes of the same seeds, in one order.
-        factors: their number.
-        orders: pairs of an order and its reverse, from `draw`; none: all orders, by way of all combinations.
+        table: the outcomes of each combination in `needed`, one per seed, with the seeds in the same order.
+        factors: the number of factors.
+        orders: pairs of an order and its reverse, from `draw`. If there are none, the table has all combinations, which
+            cover all orders.
 
     Raises:
-        ClbenchError: a combination is missing, or has outcomes that are not finite or of another number of seeds.
+        ClbenchError: a combination is missing, has an outcome that is not finite, or has another number of seeds.
     """
     import numpy as np
 
@@ -71,8 +73,8 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     outcomes = {chosen: np.asarray(values, dtype=np.float64) for chosen, values in table.items()}
     whole = 2**factors - 1
     if orders:
-        found = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
-        pairs = (found[0::2] + found[1::2]) / 2
+        contributions = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
+        pairs = (contributions[0::2] + contributions[1::2]) / 2
         parts = tuple(crossed(pairs[:, i]) for i in range(factors))
     else:
         parts = tuple(over_seeds(values) for values in shapley(outcomes, factors))
@@ -94,7 +96,7 @@ def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
 
 
 def _along(outcomes: Mapping[int, Array], order: Order) -> Array:
-    """Return what each factor changes when the factors are turned in this order, [factors, seeds]."""
+    """Return the change that each factor causes if the factors are switched in this order, [factors, seeds]."""
     import numpy as np
 
     changes, chosen = np.empty((len(order), len(outcomes[0]))), 0
@@ -112,11 +114,12 @@ def over_seeds(values: Array) -> Estimate:
 
 
 def crossed(values: Array) -> Estimate:
-    """Return the mean of values [pairs of orders, seeds] with an interval for other seeds and other orders alike.
+    """Return the mean of values [pairs of orders, seeds] with an interval that covers other seeds and other orders.
 
-    Seeds and pairs are crossed random effects. With s the mean squares, the variance of the mean is estimated by
-    (s_pairs + s_seeds - s_rest) / (pairs seeds), on Satterthwaite's degrees of freedom (1946, An approximate
-    distribution of estimates of variance components); never less than by seeds alone. A single seed has no interval.
+    Seeds and pairs are crossed random effects. If s are the mean squares, the variance of the mean is estimated by
+    (s_pairs + s_seeds - s_rest) / (pairs seeds), with Satterthwaite's degrees of freedom (1946, An approximate
+    distribution of estimates of variance components). It is never less than that of seeds alone. A single seed has no
+    interval.
     """
     pairs, seeds = values.shape
     by_seed, by_pair, mean = values.mean(axis=0), values.mean(axis=1), float(values.mean())
@@ -134,7 +137,7 @@ def crossed(values: Array) -> Estimate:
 
 
 def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
-    """Return the combinations that a table must have: all, or those on the way of orders and those next to an end."""
+    """Return the combinations that a table needs: all, or those along the orders and those one switch from A or B."""
     if not orders:
         return list(range(2**factors))
     whole = 2**factors - 1
@@ -143,19 +146,19 @@ def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
 
 
 def trials(combinations: Sequence[int], free: int = 0) -> int:
-    """Return how many trainings combinations stand for; the factors of the bits in `free` need none of their own."""
+    """Return how many trainings the combinations need. The factors of the bits in `free` need no own training."""
     return len({chosen & ~free for chosen in combinations})
 
 
 def draw(factors: int, most: int, free: int = 0) -> list[Order]:
     """Return as many random orders as need no more than `most` trainings per seed, each followed by its reverse.
 
-    None are returned where all combinations need no more than that. A factor's change in an order and in its reverse
-    together is free of all that two factors do to each other (antithetic sampling: Mitchell et al. 2022, Sampling
-    permutations for Shapley value estimation). The same factors always have the same orders.
+    Return no orders if all combinations need no more trainings than that. Averaging a factor's change over an order and
+    its reverse cancels the interactions of two factors (antithetic sampling: Mitchell et al. 2022, Sampling
+    permutations for Shapley value estimation). The same factors always get the same orders.
 
     Raises:
-        ClbenchError: two pairs of orders need more.
+        ClbenchError: two pairs of orders need more trainings.
     """
     if trials(needed(factors), free) <= most:
         return []
@@ -171,7 +174,7 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
 
 
 def least(factors: int, free: int = 0) -> int:
-    """Return how many trainings per seed the smallest sample of orders needs, or all combinations if they are fewer."""
+    """Return the smaller of the trainings per seed of the smallest sample of orders and of all combinations."""
     few = [order for pair in itertools.islice(_pairs(factors), LEAST_PAIRS) for order in pair]
     return min(trials(needed(factors, few), free), trials(needed(factors), free))
 

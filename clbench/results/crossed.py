@@ -1,9 +1,9 @@
-"""A mean over seeds and test samples that all seeds share, with a standard error that covers both.
+"""The mean over seeds and shared test samples, with a standard error that covers both.
 
 If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
-results, and more seeds do not help. Here seeds and samples are crossed random effects with one answer in each cell. The
+results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
 variance of the mean follows from the mean squares of seeds, samples and their interaction. It is never smaller than
-that of seeds or of samples alone. `benchmarks/error_rates.py` simulates how often the test errs.
+that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the error rate of the test.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Crossed:
 
     @property
     def of_samples(self) -> float:
-        """Return the part of the variance that stays if there are more seeds."""
+        """Return the part of the variance that more seeds cannot reduce."""
         return max(self.by_sample - self.residual, 0.0)
 
     @property
@@ -58,7 +58,7 @@ class Crossed:
         return 2 * float(stdtr(self.df, -abs(self.mean) / math.sqrt(self.variance)))
 
     def variance_with(self, seeds: int) -> float:
-        """Return about the variance that another number of seeds would have, on the same samples."""
+        """Estimate the variance with another number of seeds on the same samples."""
         return self.by_seed * self.seeds / seeds + self.of_samples
 
 

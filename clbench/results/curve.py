@@ -13,12 +13,12 @@ Numbers = Annotated[  # long lists, which are written on one line: "0 1 2 3"
 
 
 class Curve(BaseModel):
-    """Accuracy while tasks were learned: right answers among the same test samples of each task, point by point.
+    """Accuracy during training: the number of correct answers on a fixed set of test samples of each task.
 
-    Lists have an entry for each task that was trained. Its points are before its first step, after each of the first
-    ones, then after every `every`-th and the last (`clbench.training.callbacks.curve`). Each tells of the tasks up to
-    that one, whose outputs compete. A task without steps, or with a loop that cannot be watched, has the first point
-    only.
+    Each list has an entry for each task that was trained. The points of a task are before its first step, after each
+    of the first steps, after every `every`-th step and after the last step (`clbench.training.callbacks.curve`). A
+    point covers the tasks up to the current one, whose outputs compete. A task has only the first point if it takes no
+    steps or if its training loop cannot be observed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +43,13 @@ class Curve(BaseModel):
             raise ValueError("a curve has more right answers than test samples")
         return self
 
-    def serves(self, every: int, samples: int, there: Sequence[int]) -> bool:
-        """Tell whether it has what is asked: a point every so many steps, on so many of the test samples there are."""
-        return self.every <= every and all(own >= min(samples, n) for own, n in zip(self.samples, there, strict=True))
+    def serves(self, every: int, samples: int, available: Sequence[int]) -> bool:
+        """Return whether the curve is at least as fine as requested.
+
+        Args:
+            every: requested number of steps between points.
+            samples: requested number of test samples per task.
+            available: number of test samples that each task has.
+        """
+        return self.every <= every and all(
+            count >= min(samples, n) for count, n in zip(self.samples, available, strict=True))

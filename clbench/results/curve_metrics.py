@@ -15,14 +15,14 @@ NEAR = 0.02  # accuracies that lie no further apart are taken to be the same; in
 
 
 class Gap(NamedTuple):
-    """What happens to the mean accuracy on old tasks while the next one is learned; fractions.
+    """The mean accuracy on old tasks while the next task is learned, as fractions.
 
     Args:
-        before: once the task before the boundary was consolidated.
-        lowest: the least after a step of the new task, or once that is consolidated.
-        end: once the new task is consolidated.
-        lowest_step: of the new task, at which it was lowest, the first of several.
-        length: the first step from there on at which it is back at `end`, but for `NEAR`; None if it does not recover.
+        before: accuracy after consolidation of the task before the boundary.
+        lowest: lowest accuracy after a step of the new task or after its consolidation.
+        end: accuracy after consolidation of the new task.
+        lowest_step: first step of the new task with the lowest accuracy.
+        length: first later step with an accuracy within `NEAR` of `end`, or None if the accuracy does not recover.
     """
 
     before: float
@@ -38,7 +38,7 @@ class Gap(NamedTuple):
 
     @property
     def recovery(self) -> float:
-        """Return how much of that is made good again when the new task is learned."""
+        """Return how much of the drop is recovered at the end of the new task."""
         return self.end - self.lowest
 
 
@@ -49,18 +49,18 @@ def accuracies(curve: Curve, task: int) -> list[list[float]]:
 
 
 def after(curve: Curve, task: int) -> list[float]:
-    """Return the accuracy on each task so far once a task is consolidated."""
+    """Return the accuracy on each task so far after consolidation of a task."""
     return [count / curve.samples[j] for j, count in enumerate(curve.after[task])]
 
 
 def learning(curve: Curve, task: int) -> list[tuple[int, list[float]]]:
-    """Return the points of a task that lie behind a step of it, and last that of its consolidation."""
-    steps, found = curve.steps[task], accuracies(curve, task)
-    return [*((step, row) for step, row in zip(steps, found, strict=True) if step), (steps[-1], after(curve, task))]
+    """Return the steps and accuracies of a task's points after its steps, followed by its point after consolidation."""
+    steps, rows = curve.steps[task], accuracies(curve, task)
+    return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], after(curve, task))]
 
 
 def min_acc(curve: Curve) -> float | None:
-    """Return min-ACC: the mean over all tasks but the last of their least accuracy since they were learned.
+    """Return min-ACC: the mean, over all tasks except the last, of a task's lowest accuracy since it was learned.
 
     None for a single task. De Lange et al. 2023.
     """
@@ -83,8 +83,8 @@ def wc_acc(curve: Curve) -> float | None:
 def anytime(curve: Curve) -> float:
     """Return the anytime average: the mean over all steps of the mean accuracy on the tasks so far.
 
-    A point stands for the steps since the one before it. Every task weighs the same; one without steps counts as it is
-    once it is consolidated. Caccia et al. 2020; Koh et al. 2022 take it per sample.
+    A point represents the steps since the point before it. Every task has the same weight. A task without steps counts
+    with its accuracy after consolidation. Caccia et al. 2020; Koh et al. 2022 average over samples.
     """
     return fmean(_over_steps(curve, task) for task in range(len(curve.after)))
 

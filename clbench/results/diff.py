@@ -1,4 +1,4 @@
-"""What differs between two records of one trial, and between the records of two runs; pure functions of records."""
+"""Compare two records of one trial and the records of two runs. All functions are pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 60  # characters of a value that are shown
 
 @dataclass(frozen=True)
 class Changed:
-    """A trial that both runs hold with different facts, a line for each fact."""
+    """A trial that both runs have, with a line for each fact in which they differ."""
 
     before: Record
     after: Record
@@ -25,7 +25,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Changes:
-    """Two runs side by side; records keep their runs' order."""
+    """The differences between two runs. Records are in the order of their run."""
 
     only_before: tuple[Record, ...]
     only_after: tuple[Record, ...]
@@ -34,21 +34,21 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Tell whether the runs differ: in their trials or in the facts of one."""
+        """Return whether the runs differ in their trials or in the facts of a trial."""
         return bool(self.only_before or self.only_after or self.changed)
 
 
 def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
-    """Return what changed from one run's records to another's; each holds a trial at most once."""
+    """Return what changed from the records of one run to those of another. Each run has a trial at most once."""
     old, new = {r.key: r for r in before}, {r.key: r for r in after}
     pairs = [(record, new[key]) for key, record in old.items() if key in new]
-    changed = tuple(Changed(a, b, found) for a, b in pairs if (found := tuple(differences(a, b))))
+    changed = tuple(Changed(a, b, facts) for a, b in pairs if (facts := tuple(differences(a, b))))
     return Changes(tuple(r for r in before if r.key not in new), tuple(r for r in after if r.key not in old), changed,
                    len(pairs) - len(changed))
 
 
 def differences(before: Record, after: Record) -> Iterator[str]:
-    """Return a line for each fact in which two records of a trial differ; timings and provenance are none."""
+    """Return a line for each fact in which two records of a trial differ. Timings and provenance do not count."""
     for name in ("label", "reference"):
         yield from _plain(name, getattr(before, name), getattr(after, name))
     old, new = before.outcome(), after.outcome()
@@ -71,7 +71,10 @@ def differences(before: Record, after: Record) -> Iterator[str]:
 
 
 def curve_difference(before: Record, after: Record) -> str | None:
-    """Say in how many points two curves of a trial differ on the same samples; None if in none, or one has none."""
+    """Describe at how many points two curves of a trial differ on the same samples.
+
+    Return None if they do not differ or if a record has no curve.
+    """
     a, b = before.curve, after.curve
     if a is None or b is None or a.samples != b.samples:
         return None
@@ -83,13 +86,13 @@ def curve_difference(before: Record, after: Record) -> str | None:
 
 
 def _points_of(curve: Curve) -> list[dict[int, tuple[int, ...]]]:
-    """Return the right answers at each point of each task, by its step; -1 is that after consolidation."""
+    """Return the number of correct answers at each point of each task, by step. Step -1 is after consolidation."""
     return [dict(zip([*steps, -1], [*zip(*right, strict=True), tuple(after)], strict=True))
             for steps, right, after in zip(curve.steps, curve.right, curve.after, strict=False)]
 
 
 def setting(before: Record, after: Record) -> Iterator[str]:
-    """Return a line for each part of two trials' settings and methods that differs; seeds are left aside."""
+    """Return a line for each part of two trials' settings and methods that differs. Seeds are not compared."""
     old, new = (r.trial.model_dump(mode="json", exclude={"seed": True, "weights": {"path"}}) for r in (before, after))
     for name in dict.fromkeys([*old, *new]):
         a, b = (flat(of.get(name, {})) for of in (old, new))
@@ -98,7 +101,7 @@ def setting(before: Record, after: Record) -> Iterator[str]:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return a nested value's parts by their dotted names; options stand directly under what has them."""
+    """Return the parts of a nested value by dotted names. Options are directly below the object that has them."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: inner for part, more in value.items()
@@ -106,7 +109,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _matrix(name: str, a: Matrix, b: Matrix) -> str:
-    """Say by how much two matrices of fractions differ at most, where, and what that makes of ACC."""
+    """Describe the largest difference between two accuracy matrices, where it is, and how it changes ACC."""
     apart = {(i, j): abs(x - y) for i, (row, other) in enumerate(zip(a, b, strict=True))
              for j, (x, y) in enumerate(zip(row, other, strict=True))}
     most = max(apart, key=apart.__getitem__)

@@ -1,7 +1,7 @@
 """ItemResults: which test images a trial got right after its last task, one bit each.
 
-With them trials can be compared image by image. numpy is imported where bits are packed and unpacked, since reading
-records must not wait for it.
+They allow comparisons of trials image by image. numpy is imported only when bits are packed or unpacked, so that
+reading records does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class ItemResults(BaseModel):
-    """Right and wrong answers by test image, in the order of the data set's test part, before it was cut or divided.
+    """Correct and wrong answers by test image, in the order of the complete test part of the data set.
 
-    An image that is in several tasks has an answer in each of them: these are in the order of the tasks.
+    An image that belongs to several tasks has an answer for each of them, in the order of the tasks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,12 +46,12 @@ class ItemResults(BaseModel):
 
     @classmethod
     def of(cls, rows: npt.NDArray[np.int64], right: npt.NDArray[np.bool_], source: str) -> ItemResults | None:
-        """Return the results of tests, task after task; None where images differ in how many tasks they are in.
+        """Return the results of tests, task after task, or None if images differ in their number of tasks.
 
         Args:
-            rows: [N] int64, of each test's image in the test part of the data set.
-            right: [N] bool, whether its answer is right.
-            source: the benchmark's name.
+            rows: [N] int64, row of each tested image in the test part of the data set.
+            right: [N] bool, whether the answer is correct.
+            source: name of the benchmark.
         """
         import numpy as np
 

@@ -1,10 +1,10 @@
 """The log of a run folder, `looks.jsonl`: which seeds were asked for, and which each report has shown.
 
-Tests suppose a number of seeds that was fixed beforehand, or a rule. Whether it was cannot be seen in the results, so
-it is written down: a line `asked` where a run asks for seeds of a setting that none had asked for, and a line `report`
-where a report shows other seeds than the one before. A run that is interrupted and goes on asks for nothing new, nor
-does a new method on the same seeds. A report of a single seed per method counts for nothing: no test can be made of it,
-so no claim depends on whether one goes on.
+Statistical tests assume that the number of seeds, or a rule for adding seeds, was fixed in advance. The results do not
+show whether it was, so the log records it. A line `asked` says that a run requested seeds of a setting for the first
+time. A line `report` says that a report shows other seeds than the report before it. Resuming an interrupted run
+requests no new seeds, nor does a new method on the same seeds. A report with a single seed per method does not count,
+because it contains no test on which the decision to continue could depend.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Line = dict[str, Any]
 
 
 def read(folder: Path) -> list[Line]:
-    """Return the lines of a folder's log, in their order; none where there is no log.
+    """Return the lines of a folder's log in order, or no lines if there is no log.
 
     Raises:
-        StoreError: it cannot be read, or is no such log.
+        StoreError: the file cannot be read or is not such a log.
     """
     path = folder / FILE
     try:
@@ -45,17 +45,17 @@ def read(folder: Path) -> list[Line]:
 
 
 def setting_id(setting: tuple[str, ...]) -> str:
-    """Return what the log calls a setting: 12 hexadecimal digits."""
+    """Return the identifier of a setting in the log: 12 hexadecimal digits."""
     return hashlib.sha256("\n".join(setting).encode()).hexdigest()[:12]
 
 
 def note(folder: Path, records: Sequence[Record], new: bool = True) -> None:
-    """Log that a report shows these records, where it shows other seeds than the last one.
+    """Log which seeds a report shows if they differ from the seeds of the last report.
 
     Args:
-        folder: the run folder, which holds the report.
-        records: that are shown.
-        new: whether to begin a log where there is none; a report of an old folder does not.
+        folder: the run folder that contains the report.
+        records: the records that the report shows.
+        new: whether to create a log if there is none. A report of an old folder does not create one.
 
     Raises:
         StoreError: the log cannot be read or written.
@@ -63,69 +63,72 @@ def note(folder: Path, records: Sequence[Record], new: bool = True) -> None:
     if not new and not (folder / FILE).exists():
         return
     last = {line["setting"]: line["seeds"] for line in read(folder) if line["event"] == "report"}
-    _append(folder, [line for line in _shown(records) if last.get(line["setting"]) != line["seeds"]])
+    _append(folder, [line for line in _report_lines(records) if last.get(line["setting"]) != line["seeds"]])
 
 
 def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
         records: Mapping[str, Record]) -> list[PlannedTrial]:
-    """Log the seeds that a run asks for, and return its trials with the seeds that reports had shown before.
+    """Log the seeds that a run requests, and return its trials with the seeds that earlier reports had shown.
 
     Args:
         folder: the run folder.
         planned: trials of the run.
-        seeds: all that the experiment asks for; `planned` may be a part of it, or a round.
-        records: of the folder, by key. Where it has a report and no log, they are taken for what it has shown.
+        seeds: all seeds of the experiment. `planned` may be a shard or a round of it.
+        records: records of the folder by key. If the folder has a report but no log, its report is assumed to have
+            shown them.
 
     Raises:
         StoreError: the log cannot be read or written.
     """
-    lines, fresh = read(folder), []
+    lines, new_lines = read(folder), []
     if not lines and records and any(folder.glob("report.*")):
-        by_setting: dict[str, set[int]] = {}
+        recorded: dict[str, set[int]] = {}
         for record in records.values():
-            by_setting.setdefault(setting_id(record.trial.setting), set()).add(record.trial.seed)
-        fresh = [*(_asked(setting, sorted(own)) for setting, own in by_setting.items()),
-                 *_shown([*records.values()])]
-    wanted: dict[str, set[int]] = {}
-    for one in planned:
-        own = wanted.setdefault(setting_id(one.trial.setting), set())
-        own |= {one.trial.seed, *(sequence(seeds, one.until.most) if one.until else seeds)}
-    for setting, all_seeds in wanted.items():
-        before = {s for line in (*lines, *fresh) if line["event"] == "asked" and line["setting"] == setting
-                  for s in line["seeds"]}
-        if new := sorted(all_seeds - before):
-            fresh.append(_asked(setting, new))
-    _append(folder, fresh)
-    seen = _seen((*lines, *fresh))
-    return [replace(one, seen=seen.get((setting_id(one.trial.setting), one.trial.seed), ())) for one in planned]
+            recorded.setdefault(setting_id(record.trial.setting), set()).add(record.trial.seed)
+        new_lines = [*(_request_line(setting, sorted(seeds_there)) for setting, seeds_there in recorded.items()),
+                     *_report_lines([*records.values()])]
+    requested: dict[str, set[int]] = {}
+    for plan in planned:
+        setting_seeds = requested.setdefault(setting_id(plan.trial.setting), set())
+        setting_seeds |= {plan.trial.seed, *(sequence(seeds, plan.until.most) if plan.until else seeds)}
+    for setting, setting_seeds in requested.items():
+        logged: set[int] = set()
+        for line in (*lines, *new_lines):
+            if line["event"] == "asked" and line["setting"] == setting:
+                logged.update(line["seeds"])
+        if unlogged := sorted(setting_seeds - logged):
+            new_lines.append(_request_line(setting, unlogged))
+    _append(folder, new_lines)
+    seen = _seeds_shown_before((*lines, *new_lines))
+    return [replace(plan, seen=seen.get((setting_id(plan.trial.setting), plan.trial.seed), ())) for plan in planned]
 
 
 def forget(folder: Path, made: bool) -> None:
-    """Remove the log of a folder that was made for a run which could not begin."""
+    """Remove the log of a folder that was created for a run that could not start."""
     if made:
         with contextlib.suppress(OSError):  # the folder is gone, say, which is what ended the run
             (folder / FILE).unlink()
 
 
-def _asked(setting: str, seeds: Sequence[int]) -> Line:
+def _request_line(setting: str, seeds: Sequence[int]) -> Line:
     return {"event": "asked", "time": _now(), "setting": setting, "seeds": list(seeds)}
 
 
-def _shown(records: Sequence[Record]) -> Iterator[Line]:
-    """Yield a line for each setting: the seeds with a result of each method."""
-    found: dict[str, dict[str, list[int]]] = {}
+def _report_lines(records: Sequence[Record]) -> Iterator[Line]:
+    """Yield a `report` line for each setting with the seeds of each method that have a result."""
+    by_setting: dict[str, dict[str, list[int]]] = {}
     for record in records:
         if record.status == "done":
-            by_label = found.setdefault(setting_id(record.trial.setting), {})
+            by_label = by_setting.setdefault(setting_id(record.trial.setting), {})
             by_label.setdefault(record.label, []).append(record.trial.seed)
-    for setting, by_label in found.items():
+    for setting, by_label in by_setting.items():
         yield {"event": "report", "time": _now(), "setting": setting,
                "seeds": {label: sorted(set(seeds)) for label, seeds in sorted(by_label.items())}}
 
 
-def _seen(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[int, ...]]:
-    """Return the seeds that reports had shown when a seed was first asked for, by setting and seed."""
-    found: dict[tuple[str, int], tuple[int, ...]] = {}
+def _seeds_shown_before(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[int, ...]]:
+    """Return, by setting and seed, which seeds reports had shown when that seed was first requested."""
+    seen_before: dict[tuple[str, int], tuple[int, ...]] = {}
     shown: dict[str, set[int]] = {}
     for line in lines:
         setting = line["setting"]
@@ -134,8 +137,8 @@ def _seen(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[int, ...]]:
                                                     for s in seeds)
         else:
             for seed in line["seeds"]:
-                found.setdefault((setting, seed), tuple(sorted(shown.get(setting, ()))))
-    return found
+                seen_before.setdefault((setting, seed), tuple(sorted(shown.get(setting, ()))))
+    return seen_before
 
 
 def _append(folder: Path, lines: Sequence[Line]) -> None:

@@ -1,4 +1,4 @@
-"""The records of several run folders as those of one study: merged by key, conflicts named and never mixed."""
+"""Merge the records of several run folders into those of one study. Conflicting records are reported, never mixed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_SHOWN = 20  # of the run folders that an error lists
 
 @dataclass(frozen=True)
 class Merged:
-    """Each trial's record once, in the order of the folders, then of their trials' starts."""
+    """One record of each trial, ordered by folder and then by the start time of the trials."""
 
     records: tuple[Record, ...]
     problems: tuple[Problem, ...]  # files that are no records
@@ -27,17 +27,18 @@ class Merged:
 def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merged:
     """Read run folders and merge their records by key.
 
-    Two records of a trial must agree in what the trial gave; labels may differ, the first folder's counts. A record of
-    a failed trial gives way to one that is not, as it does when a run goes on.
+    Two records of a trial must have the same outcome. If their labels differ, the label of the first folder counts. A
+    record of a failed trial is replaced by a record that did not fail, as when a run is resumed.
 
     Args:
         folders: the run folders.
-        command: what the user runs, to be shown with each run folder that lies below one without records.
+        command: the user's command. The error message for a folder without records shows it for each run folder below.
 
     Raises:
-        StoreError: records of a trial conflict (all that do are named), or a folder has none or cannot be read.
+        StoreError: records of a trial conflict (the message names all of them), or a folder has no records or cannot
+            be read.
     """
-    found: dict[str, tuple[Record, Path]] = {}
+    by_key: dict[str, tuple[Record, Path]] = {}
     problems: list[Problem] = []
     conflicts: list[str] = []
     notes: list[str] = []
@@ -47,29 +48,31 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
         if not records:
             raise StoreError(_no_records(folder, command))
         for record in records:
-            first, home = found.setdefault(record.key, (record, folder))
+            first, first_folder = by_key.setdefault(record.key, (record, folder))
             if first.outcome() == record.outcome() and not diff.curve_difference(first, record):
                 if record.curve and not (first.curve and first.curve.every <= record.curve.every):
-                    found[record.key] = record, folder  # of one result the record that tells more
+                    by_key[record.key] = record, folder  # the record with the finer curve contains more
                 continue
             if "failed" in (first.status, record.status):
                 if record.status != "failed":
-                    found[record.key] = record, folder
+                    by_key[record.key] = record, folder
                 if first.status != record.status:
-                    failed, kept = (home, folder) if first.status == "failed" else (folder, home)
-                    notes.append(f"{name(record)} failed in {failed}; its record in {kept} counts")
+                    failed_folder, counted_folder = first_folder, folder
+                    if first.status != "failed":
+                        failed_folder, counted_folder = folder, first_folder
+                    notes.append(f"{name(record)} failed in {failed_folder}; its record in {counted_folder} counts")
             else:
-                conflicts.append(f"{name(record)} differs between {home} and {folder} (record {record.key}): "
+                conflicts.append(f"{name(record)} differs between {first_folder} and {folder} (record {record.key}): "
                                  + "; ".join(diff.differences(first, record)))
     if conflicts:
         conflicts.append("different records of one trial cannot be combined: leave one of the folders out, or move "
                          "one of the records away (clbench diff A B shows the differences)")
         raise StoreError("\n".join(conflicts))
-    return Merged(tuple(record for record, _ in found.values()), tuple(problems), tuple(notes))
+    return Merged(tuple(record for record, _ in by_key.values()), tuple(problems), tuple(notes))
 
 
 def _no_records(folder: Path, command: str) -> str:
-    """Say that a folder has no records, and which run folders below it may be meant."""
+    """Return the message that a folder has no records. It lists the run folders below that the user may have meant."""
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
@@ -79,12 +82,12 @@ def _no_records(folder: Path, command: str) -> str:
 
 
 def name(record: Record) -> str:
-    """Return what a line calls a trial."""
+    """Return the name of a trial for messages."""
     trial = record.trial
     return f"{record.label}, seed {trial.seed} ({trial.benchmark.name}, {trial.scenario}, {trial.model.name})"
 
 
 def by_method(records: Sequence[Record]) -> list[Record]:
-    """Return records with those of a method together, methods in the order in which they were first run."""
+    """Return the records grouped by method. Methods are in the order in which they were first run."""
     labels = list(dict.fromkeys(r.label for r in records))
     return sorted(records, key=lambda r: labels.index(r.label))

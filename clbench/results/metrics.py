@@ -88,7 +88,7 @@ def learning_accuracy(R: Matrix) -> float:
 
 
 def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
-    """Return I(k) = a*(k, k) - a(k, k): what joint training reaches on a task when it comes, less what R does.
+    """Return I(k) = a*(k, k) - a(k, k): joint training's accuracy on task k just after learning it, minus R's.
 
     Args:
         R: the method's matrix.
@@ -96,11 +96,11 @@ def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
-    ours, reference = _diagonal(R), _diagonal(joint)
-    if len(ours) != len(reference):
-        raise ClbenchError(f"intransigence compares R of {len(ours)} tasks with joint's of {len(reference)}; "
+    accuracies, reference = _diagonal(R), _diagonal(joint)
+    if len(accuracies) != len(reference):
+        raise ClbenchError(f"intransigence compares R of {len(accuracies)} tasks with joint's of {len(reference)}; "
                            "give both for the same stream")
-    return [b - a for a, b in zip(ours, reference, strict=True)]
+    return [b - a for a, b in zip(accuracies, reference, strict=True)]
 
 
 def intransigence(R: Matrix, joint: Matrix) -> float:

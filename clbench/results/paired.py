@@ -46,19 +46,20 @@ def near_limit(accuracies: Sequence[float]) -> bool:
 def paired_t_p(differences: Sequence[Sequence[float]]) -> list[float]:
     """Return the two-sided p-value of the paired t test of each series of differences, all of one length n >= 2.
 
-    Differences that are all equal have no deviation, from which t could tell anything: their p is that of sign flips,
-    which where t decides is never small enough to show a difference. Source: Student 1908.
+    If all differences of a series are equal, their standard deviation is 0 and t is undefined. The p-value is then that
+    of the sign-flip test. For the numbers of seeds that use the t test, it is never small enough to be significant.
+    Source: Student 1908.
     """
     import numpy as np
     from scipy.special import stdtr
 
-    found = np.asarray(differences, dtype=np.float64)
-    n = found.shape[1]
-    deviation = found.std(axis=1, ddof=1)
-    alike = deviation <= ROUNDING
-    t = np.abs(found.mean(axis=1)) * math.sqrt(n) / np.where(alike, 1.0, deviation)
+    series = np.asarray(differences, dtype=np.float64)
+    n = series.shape[1]
+    deviation = series.std(axis=1, ddof=1)
+    constant = deviation <= ROUNDING
+    t = np.abs(series.mean(axis=1)) * math.sqrt(n) / np.where(constant, 1.0, deviation)
     p = 2 * stdtr(n - 1, -t)
-    p[alike] = np.where(np.abs(found[alike, 0]) <= ROUNDING, 1.0, smallest_p(n))
+    p[constant] = np.where(np.abs(series[constant, 0]) <= ROUNDING, 1.0, smallest_p(n))
     return [float(value) for value in p]
 
 

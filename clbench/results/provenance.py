@@ -31,22 +31,22 @@ def collect(plugin: str, device: torch.device, command: str, code: Mapping[str, 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that a result depends on."""
+    by_package = {"python": platform.python_version()}
     for package in ("clbench", "torch", "torchvision", "avalanche-lib", "numpy"):
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:  # running from a source tree that is not installed
-            found[package] = "unknown"
-    return found
+            by_package[package] = "unknown"
+    return by_package
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout that clbench runs from; None outside one.
+    """Return the commit of the checkout that clbench runs from, or None outside a checkout.
 
-    With `+dirty` behind it if code of clbench or of a plugin beside it has changed since. A report that a run writes
-    anew is no code.
+    `+dirty` is appended if code of clbench or of a plugin in the checkout has changed since that commit. Other files,
+    such as a report that a run has rewritten, do not count.
     """
     try:
         run = functools.partial(subprocess.run, cwd=PACKAGE, capture_output=True, text=True, timeout=10)

@@ -91,10 +91,10 @@ class Costs(RecordPart):
 
 
 class Timings(RecordPart):
-    """Wall time in seconds and the processor's time beside it, an entry for each task that was trained.
+    """Wall time and processor time in seconds, with an entry for each task that was trained.
 
-    The processor's time is that of all threads of the trial's process, so it is what is comparable where several
-    processes share a machine; a stack's is shared out equally, like its wall time.
+    Processor time sums over all threads of the trial's process, so it stays comparable if several processes share a
+    machine. The processor time of a stack is divided equally among its trials, like its wall time.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("curve", "curve_cpu")
@@ -138,9 +138,10 @@ class ErrorCounts(RecordPart):
 
 
 class Probe(RecordPart):
-    """What a linear (ridge) classifier reads from the features, in right test samples of each task.
+    """Results of a linear probe: the number of test samples of each task that a ridge classifier gets right.
 
-    `clbench.training.callbacks.probe` counts them, docs/error-analysis.md says how.
+    The classifier is fitted on the features. `clbench.training.callbacks.probe` counts the samples, and
+    docs/error-analysis.md explains how.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("missing",)

@@ -1,15 +1,20 @@
-"""A paired t test that may be looked at after each seed: exact for normal differences, whenever one stops.
+"""A sequential paired t test with an interim analysis after each seed.
 
-Of the seeds' differences d(1), d(2), ... the t of the first n is looked at for n from `first` to `most`, at most. A
-difference is shown at level a where at some look its p (of a single t test) is at most q * weight(n, most), with q such
-that equal methods are told apart at any look with probability a. t depends on r(n) = S(n) / sqrt(n Q(n)) alone, with S
-the sum and Q the sum of squares; without a difference r(n + 1) = (sqrt(n) r(n) cos u + sin u) / sqrt(n + 1) with
-tan(u) sqrt(n) distributed as t with n degrees of freedom, whatever came before. So the probability of any boundary to
-be crossed is a series of integrals in one dimension: Jennison & Turnbull 1991, Exact calculations for sequential t,
-chi-squared and F tests, Biometrika 78(1). The smallest a at which a difference is shown by now is its sequential p
-(Liu & Anderson 2008), which Holm's rule corrects at every look, since it only falls (Maurer & Bretz 2013). Values that
-a test does not tell from the mean at level 5 % make a repeated confidence interval (Jennison & Turnbull 1989), right
-at all looks together. `benchmarks/until_decided.py` simulates what it claims falsely and how many seeds it takes.
+The test is exact for normally distributed differences, whenever one stops.
+
+Let d(1), d(2), ... be the differences of the seeds. The t of the first n differences is analyzed for each n from
+`first` to `most`. A difference is significant at level a if at some interim analysis the p of a single t test is at
+most q * weight(n, most). q is chosen so that two equal methods differ significantly at any analysis with probability a.
+
+t depends only on r(n) = S(n) / sqrt(n Q(n)), where S is the sum and Q the sum of squares. If there is no difference,
+r(n + 1) = (sqrt(n) r(n) cos u + sin u) / sqrt(n + 1), where tan(u) sqrt(n) has a t distribution with n degrees of
+freedom and is independent of the past. So the probability that t crosses a boundary is a series of integrals in one
+dimension: Jennison & Turnbull 1991, Exact calculations for sequential t, chi-squared and F tests, Biometrika 78(1).
+
+The smallest a at which a difference is significant so far is its sequential p (Liu & Anderson 2008). It can only fall,
+so Holm's rule may correct it at every analysis (Maurer & Bretz 2013). The values that a test at level 5% does not
+reject form a repeated confidence interval (Jennison & Turnbull 1989), which covers all analyses together.
+`benchmarks/until_decided.py` simulates the rate of false claims and the number of seeds.
 """
 
 from __future__ import annotations
@@ -35,18 +40,19 @@ SMALLEST = 1e-8  # of q for which the probability is integrated; below it is in 
 PER_DECADE = 2  # values of q, between which the probability is interpolated
 
 
-class Look(NamedTuple):
-    """The look that tells most of a series: after how many seeds, and the sequential p."""
+class InterimAnalysis(NamedTuple):
+    """An interim analysis of a series: its number of seeds and the sequential p."""
 
     seeds: int
     p: float
 
 
 def weight(seeds: int, most: int) -> float:
-    """Return the share of the largest p that a look uses: it rises to a third of the seeds and falls from half on.
+    """Return the weight of an interim analysis: its share of the largest p.
 
-    With 3 or 4 seeds even a large difference gives a small t, so they get little; beyond half of the seeds most
-    differences that can be shown are. `benchmarks/until_decided.py` compares it with looks of equal shares.
+    The weight rises up to a third of the seeds and falls from half of the seeds on. With 3 or 4 seeds even a large
+    difference gives a small t, so these analyses get little weight. After half of the seeds, most differences that can
+    be significant already are. `benchmarks/until_decided.py` compares these weights with equal ones.
     """
     u = seeds / most
     return min(1.0, 3 * u) ** 2 * min(1.0, 1 / (2 * u))
@@ -64,52 +70,53 @@ def p_by_look(differences: Sequence[Sequence[float]] | Floats, first: int) -> Fl
     import numpy as np
     from scipy.special import stdtr
 
-    found = np.asarray(differences, dtype=np.float64)
-    n = np.arange(1, found.shape[1] + 1)
-    off = found - found[:, :1]  # or the squares would hide a small deviation
+    series = np.asarray(differences, dtype=np.float64)
+    n = np.arange(1, series.shape[1] + 1)
+    off = series - series[:, :1]  # or the squares would hide a small deviation
     mean_off = off.cumsum(axis=1) / n
     squares = np.maximum((off**2).cumsum(axis=1) - n * mean_off**2, 0.0)[:, first - 1:]
-    mean, n = (found[:, :1] + mean_off)[:, first - 1:], n[first - 1:]
+    mean, n = (series[:, :1] + mean_off)[:, first - 1:], n[first - 1:]
     deviation = np.sqrt(squares / (n - 1))
-    alike = deviation <= ROUNDING
-    p = 2 * stdtr(n - 1, -np.abs(mean) * np.sqrt(n) / np.where(alike, 1.0, deviation))
+    constant = deviation <= ROUNDING
+    p = 2 * stdtr(n - 1, -np.abs(mean) * np.sqrt(n) / np.where(constant, 1.0, deviation))
     flips = np.array([smallest_p(int(k)) for k in n])
-    result: Floats = np.where(alike, np.where(np.abs(mean) <= ROUNDING, 1.0, flips), p)
+    result: Floats = np.where(constant, np.where(np.abs(mean) <= ROUNDING, 1.0, flips), p)
     return result
 
 
 def least(differences: Sequence[Sequence[float]] | Floats, rule: UntilDecided) -> Floats:
-    """Return p / weight of each look at each series, and of no look an infinite one: the smaller, the more it shows."""
+    """Return p / weight of each interim analysis of each series. Smaller values are stronger evidence."""
     import numpy as np
 
-    found = np.asarray(differences, dtype=np.float64)[:, :rule.most]
-    weights = np.array([weight(n, rule.most) for n in range(rule.first, found.shape[1] + 1)])
-    result: Floats = p_by_look(found, rule.first) / weights
+    series = np.asarray(differences, dtype=np.float64)[:, :rule.most]
+    weights = np.array([weight(n, rule.most) for n in range(rule.first, series.shape[1] + 1)])
+    result: Floats = p_by_look(series, rule.first) / weights
     return result
 
 
-def look(differences: Sequence[float], rule: UntilDecided, ps: Sequence[float] | None = None) -> Look | None:
-    """Return the look that tells most of a series of differences in the order of the seeds; None before the first.
+def find_strongest_analysis(differences: Sequence[float], rule: UntilDecided,
+                            ps: Sequence[float] | None = None) -> InterimAnalysis | None:
+    """Return the interim analysis with the strongest evidence, or None if there are too few seeds for the first one.
 
-    What comes after `most` seeds is left out.
+    Seeds after the first `rule.most` do not count.
 
     Args:
-        differences: by seed.
-        rule: which looks there are.
-        ps: p-value after each look, if it is not that of the paired t test.
+        differences: one per seed, in the order of the seeds.
+        rule: defines the interim analyses.
+        ps: p-value of each interim analysis, if it is not that of the paired t test.
     """
     if len(differences) < rule.first:
         return None
     import numpy as np
 
-    found = (least([differences], rule)[0] if ps is None
-             else np.array([p / weight(rule.first + i, rule.most) for i, p in enumerate(ps)]))
-    at = int(found.argmin())
-    return Look(rule.first + at, chance(float(found[at]), rule))
+    weighted_ps = (least([differences], rule)[0] if ps is None
+                   else np.array([p / weight(rule.first + i, rule.most) for i, p in enumerate(ps)]))
+    index = int(weighted_ps.argmin())
+    return InterimAnalysis(rule.first + index, chance(float(weighted_ps[index]), rule))
 
 
 def chance(q: float, rule: UntilDecided) -> float:
-    """Return the probability that p of some look is at most q * weight where there is no difference: the p of q."""
+    """Return the probability under no difference that p of some interim analysis is at most q * weight."""
     if q >= 1:
         return 1.0
     if q < SMALLEST:
@@ -118,21 +125,22 @@ def chance(q: float, rule: UntilDecided) -> float:
 
 
 def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
-    """Return the t that shows a difference after so many seeds at a level, whenever one looks.
+    """Return the critical t of the interim analysis after that many seeds.
 
     Args:
         seeds: from `rule.first` to `rule.most`.
-        rule: which looks there are.
-        level: of all looks together.
+        rule: defines the interim analyses.
+        level: of all interim analyses together.
     """
     return -t_quantile(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2)
 
 
 def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Crossed | None = None) -> Interval:
-    """Return the mean of values, one per seed, with its 95% repeated interval; without one before the first look.
+    """Return the mean of values, one per seed, with its 95% repeated interval.
 
-    The intervals of all looks hold the true mean together with that probability, so it does not matter when one stops.
-    What comes after `rule.most` seeds is left out. With an estimate over seeds and samples, its variance is used.
+    There is no interval before the first interim analysis. All intervals contain the true mean together with
+    probability 95%, so one may stop at any time. Seeds after the first `rule.most` do not count. If there is an
+    estimate over seeds and samples, its variance is used.
     """
     values = values[:rule.most]
     n, mean = len(values), fmean(values)
@@ -146,7 +154,7 @@ def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Cros
 
 
 def interval_of(values: Sequence[float], rule: UntilDecided | None, crossed: Crossed | None = None) -> Interval:
-    """Return the mean of values with its repeated interval, or with the usual one if no rule has added seeds."""
+    """Return the mean of values with its repeated interval, or with the usual interval if no rule added seeds."""
     if rule:
         return repeated_interval(values, rule, crossed)
     return crossed.interval if crossed else mean_interval(values)
@@ -154,9 +162,10 @@ def interval_of(values: Sequence[float], rule: UntilDecided | None, crossed: Cro
 
 def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: int,
                     crossed: Crossed | None = None) -> int | None:
-    """Return about how many seeds would show a difference in its family if mean and variance stay as they are.
+    """Estimate how many seeds would make a difference significant in its family if mean and variance do not change.
 
-    At least one more than there are; None if `rule.most` would not be enough, or nothing can be estimated.
+    Return at least one more seed than there are. Return None if `rule.most` seeds would not be enough or if nothing can
+    be estimated.
     """
     n = len(differences)
     if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
@@ -168,7 +177,7 @@ def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: in
 
 
 def threshold(level: float, rule: UntilDecided) -> float:
-    """Return q with the chance `level`: a difference is shown at that level where p / weight of a look is at most q."""
+    """Return the q whose chance is `level`. A difference is significant if p / weight of an analysis is at most q."""
     return _threshold(rule.first, rule.most, level)
 
 
@@ -190,8 +199,8 @@ def _table(first: int, most: int) -> Callable[[float], Floats]:
     decades = -math.log10(SMALLEST)
     qs = np.logspace(-decades, math.log10(0.5), round((decades + math.log10(0.5)) * PER_DECADE))
     chances = [crossing([_t(n, q * weight(n, most)) for n in range(first, most + 1)], first) for q in qs]
-    found: Callable[[float], Floats] = PchipInterpolator(np.log([*qs, 1.0]), np.log([*chances, 1.0]))
-    return found
+    interpolator: Callable[[float], Floats] = PchipInterpolator(np.log([*qs, 1.0]), np.log([*chances, 1.0]))
+    return interpolator
 
 
 def _t(seeds: int, p: float) -> float:
@@ -199,7 +208,7 @@ def _t(seeds: int, p: float) -> float:
 
 
 def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: int = GRID) -> float:
-    """Return the probability that |t| reaches a boundary at any look where there is no difference.
+    """Return the probability under no difference that |t| reaches a boundary at any interim analysis.
 
     Args:
         boundary: a positive t for each number of seeds from `first` on.

@@ -1,4 +1,4 @@
-"""Whether a record still stands for its trial: the code and data it was made with beside those that are there now."""
+"""Staleness of records: compare the code and data that a record was made with to the current code and data."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ PARTS = ("method", "benchmark", "model")
 
 
 def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
-    """Return the packages (modules, files) whose code a trial's method, benchmark and model are, by part.
+    """Return the packages (modules, files) that contain the code of a trial's method, benchmark and model, by part.
 
-    A part's own packages are those of its code and of its options. What clbench itself brings has none, since clbench
-    is told by its version and commit.
+    The packages of a part are those of its code and of its options. Parts that come with clbench have none, since the
+    version and commit of clbench identify their code.
 
     Raises:
-        SpecError: a name that is not installed.
+        SpecError: a name is not installed.
     """
     method, benchmark = registry.strategy(trial.method.name), registry.benchmark(trial.benchmark.name)
     model = registry.model(trial.model.name)
-    found = {"method": identity.names_of((method.strategy, method.options)),
-             "benchmark": identity.names_of((benchmark.build, benchmark.options)),
-             "model": identity.names_of((model.build, model.options))}
+    packages = {"method": identity.names_of((method.strategy, method.options)),
+                "benchmark": identity.names_of((benchmark.build, benchmark.options)),
+                "model": identity.names_of((model.build, model.options))}
     for part, info in (("method", method), ("benchmark", benchmark)):
         if info.names_code:
-            found[part] = (identity.package_of(info.name.rpartition(":")[0]),)
-    return {part: names for part, names in found.items() if names}
+            packages[part] = (identity.package_of(info.name.rpartition(":")[0]),)
+    return {part: names for part, names in packages.items() if names}
 
 
 def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = identity.hash_of) -> dict[str, Code]:
-    """Return the code of a trial's parts as a record keeps it.
+    """Return the identity of the code of a trial's parts, as a record stores it.
 
     Args:
-        trial: of names that are installed.
-        registry: what is installed.
-        hashed: `identity.hash_of` for the code on disk, `identity.running` for what this process has imported.
+        trial: a trial whose method, benchmark and model are installed.
+        registry: the installed methods, benchmarks and models.
+        hashed: `identity.hash_of` for the code on disk, `identity.running` for the code that this process imported.
     """
-    found: dict[str, Code] = {}
+    code: dict[str, Code] = {}
     for part, names in packages_of(trial, registry).items():
         named = (registry.strategy(trial.method.name).names_code if part == "method" else
                  part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
         release = "" if named else str(registry.origin(part, getattr(trial, part).name))
-        found[part] = Code(packages=list(names), hash=hashed(*names), release=release)
-    return found
+        code[part] = Code(packages=list(names), hash=hashed(*names), release=release)
+    return code
 
 
 class CodeNow:
-    """The code that is installed now, looked at once for all trials of the same names."""
+    """The installed code, read once for all trials with the same names."""
 
     def __init__(self, registry: Registry) -> None:
         """Begin with none."""
@@ -67,32 +67,32 @@ class CodeNow:
 
 
 def changed_parts(record: Record, code: Mapping[str, Code]) -> list[str]:
-    """Return the parts of a record whose code is another now; `code` is that of its trial's parts now."""
+    """Return the parts of a record whose code has changed. `code` is the current code of the trial's parts."""
     return [part for part, old in record.provenance.code.items()
             if (new := code.get(part)) is not None and old.hash and new.hash and old.hash != new.hash]
 
 
 def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[str]:
-    """Return which of a record's code and data are others now, in words; nothing for what is not known of either.
+    """Describe which code and data of a record have changed. Code and data of unknown origin are not compared.
 
     Args:
-        record: with a result.
-        code: of its trial's parts now.
-        data: hash of its benchmark's data now; empty if not known.
+        record: a record with a result.
+        code: current code of the trial's parts.
+        data: current hash of the benchmark's data, or empty if it is not known.
     """
-    found = []
+    changes = []
     for part in changed_parts(record, code):
         old, new = record.provenance.code[part], code[part]
         versions = [v for state in (old, new) if (v := _version(state))]
         releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
-        found.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
+        changes.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
     if record.stream and record.stream.data and data and record.stream.data != data:
-        found.append(f"the data of {record.trial.benchmark.name}")
-    return found
+        changes.append(f"the data of {record.trial.benchmark.name}")
+    return changes
 
 
 def _version(code: Code) -> str:
-    """Return the release of installed code; a file has none, since its hash changes with each comment."""
+    """Return the release of installed code. A file has no release, since its hash changes with each comment."""
     return "" if "sha256:" in code.release else code.release
 
 
@@ -108,9 +108,9 @@ def by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
 
 
 def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[Record, list[str]]]:
-    """Return the records with a result that other code gave than is installed, each with what has changed.
+    """Return the records whose result comes from other code than the installed code, each with what has changed.
 
-    Records whose code is not known or not installed any more are none of them; data are not looked at.
+    Records are left out if their code is not known or no longer installed. Data are not compared.
     """
     now = CodeNow(registry)
     return [(r, reasons) for r in records
@@ -119,7 +119,7 @@ def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[R
 
 
 def installed(trial: Trial, registry: Registry) -> bool:
-    """Tell whether all of a trial's names are those of something that is installed."""
+    """Return whether a trial's method, benchmark and model are all installed."""
     try:
         packages_of(trial, registry)
     except SpecError:

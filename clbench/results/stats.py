@@ -30,7 +30,7 @@ ROUNDING = 1e-12  # values no further apart than this are equal
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n values with its confidence interval; None where n = 1 gives no interval."""
+    """A mean over n values with its confidence interval, which is None if n = 1."""
 
     mean: float
     low: float | None
@@ -45,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Methods ranked over settings: 1 is the best, those with equal scores share the mean of their ranks."""
+    """The ranks of methods over settings. 1 is the best; methods with equal scores share the mean of their ranks."""
 
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
     average: tuple[float, ...]  # of each method
@@ -57,9 +57,9 @@ class Ranks:
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values (one per seed) with its 95 % confidence interval.
 
-    Fewer than 8 values: Student t, half width = t(n - 1, 0.975) * s / sqrt(n), with s the sample deviation (divisor
-    n - 1). From 8 on: the BCa bootstrap at an expanded level, see `_bca`. Values that are all equal have an interval of
-    width 0 (BCa is not defined there).
+    For fewer than 8 values, it is the Student t interval with half width t(n - 1, 0.975) * s / sqrt(n), where s is the
+    sample standard deviation (divisor n - 1). From 8 values on, it is the BCa bootstrap interval at an expanded level
+    (`_bca`). If all values are equal, the interval has width 0, because BCa is undefined.
 
     Raises:
         ClbenchError: no values, or a value that is not finite.
@@ -158,9 +158,10 @@ def _equal_shares() -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return how often a resample has each of n values (resamples, n), and the resamples' probabilities.
+    """Return how often each resample contains each of n values (resamples, n), and the resamples' probabilities.
 
-    All there are where that is no more than 9,999 (to 8 values), else as many random ones, always the same.
+    For up to 8 values, these are all resamples, at most 9,999. For more values, they are 9,999 random ones, which are
+    always the same.
     """
     import numpy as np
 
@@ -176,28 +177,29 @@ def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
 def sign_flip_p(differences: Sequence[Sequence[float]]) -> list[float]:
     """Return the two-sided p-value of each series of paired differences, all of one length n, by flipping signs.
 
-    If two methods are alike, a difference is as likely as its negative. p is the share of all 2^n choices of signs
-    whose sum is at least as far from 0 as the one found: exact up to n = 16, beyond by 2^15 random choices, the one
-    found counted in. Source: Fisher 1935, The Design of Experiments, section 21. `scipy.stats.permutation_test` gives
-    the same, but took 4 s for 45 series of 16 where this took 0.07 s.
+    If two methods are equal, a difference is as likely as its negative. p is the share of all 2^n sign choices whose
+    sum is at least as far from 0 as the observed sum. It is exact up to n = 16. For larger n, 2^15 random choices and
+    the observed one are used. Source: Fisher 1935, The Design of Experiments, section 21.
+    `scipy.stats.permutation_test` gives the same p but took 4 s for 45 series of 16, while this took 0.07 s.
     """
     import numpy as np
 
-    found = np.asarray(differences, dtype=np.float64)
-    n = found.shape[1]
+    series = np.asarray(differences, dtype=np.float64)
+    n = series.shape[1]
     exact = n <= EXACT_TO
     signs = _all_signs(n) if exact else _some_signs(n)
-    as_far = np.abs(found.sum(axis=1)) - 1e-10 * np.abs(found).sum(axis=1)  # sums that are equal but for rounding count
-    counts = np.zeros(len(found), dtype=np.int64)
-    for some in np.array_split(signs, max(1, len(signs) * len(found) // IN_CACHE)):
-        sums = some @ found.T
+    rounding = 1e-10 * np.abs(series).sum(axis=1)  # sums that differ only by rounding count as equal
+    as_far = np.abs(series.sum(axis=1)) - rounding
+    counts = np.zeros(len(series), dtype=np.int64)
+    for some in np.array_split(signs, max(1, len(signs) * len(series) // IN_CACHE)):
+        sums = some @ series.T
         counts += (np.abs(sums, out=sums) >= as_far).sum(axis=0)
     return [float(p) for p in (counts / len(signs) if exact else (counts + 1) / (len(signs) + 1))]
 
 
 @functools.cache
 def _some_signs(n: int) -> npt.NDArray[np.float64]:
-    """Return as many random choices of n signs as there are for 16, less the one found; always the same."""
+    """Return random choices of n signs, as many as there are for n = 16 minus the observed one; always the same."""
     import numpy as np
 
     return np.random.default_rng(0).choice((-1.0, 1.0), (2 ** (EXACT_TO - 1) - 1, n))
@@ -205,7 +207,7 @@ def _some_signs(n: int) -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _all_signs(n: int) -> npt.NDArray[np.float64]:
-    """Return every choice of n signs (2^(n - 1), n) but for the sign of the whole, which |sum| does not see."""
+    """Return every choice of n signs up to a common sign (2^(n - 1), n), which does not change |sum|."""
     import numpy as np
 
     bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
@@ -224,9 +226,9 @@ def smallest_p(n: int) -> float:
 def holm(ps: Sequence[float]) -> list[float]:
     """Return p-values corrected for a family of tests by Holm's step-down rule, in their order; at most 1.
 
-    The k-th smallest of m (k from 0) is multiplied by m - k, and is no smaller than the one before it. So the chance
-    of showing any difference that is not there is at most ALPHA. Source: Holm 1979, A simple sequentially rejective
-    multiple test procedure. (scipy has no Holm.)
+    The k-th smallest of m p-values (k from 0) is multiplied by m - k, and no corrected value is smaller than the one
+    before it. So the probability of any false rejection is at most ALPHA. Source: Holm 1979, A simple sequentially
+    rejective multiple test procedure. (scipy has no Holm correction.)
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -240,8 +242,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 def effect_size(differences: Sequence[float]) -> float | None:
     """Return Hedges' g of paired differences, J(n - 1) * mean / s; None if they are all equal or only one.
 
-    Cohen's d_z = mean / s is too large for small n; J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) takes that
-    bias away. Source: Hedges 1981, equation 6e; for paired differences Lakens 2013. J(1) is 0: nothing is known of two.
+    Cohen's d_z = mean / s is biased upward for small n. J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) corrects
+    the bias. J(1) is 0, so two differences have no effect size. Source: Hedges 1981, equation 6e; for paired
+    differences Lakens 2013.
     """
     n = len(differences)
     if n < 3 or max(differences) - min(differences) <= ROUNDING:
@@ -254,9 +257,9 @@ def effect_size(differences: Sequence[float]) -> float | None:
 def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
     """Rank methods by their scores [setting][method], higher is better, and test the ranks.
 
-    Friedman's test (chi-squared, corrected for ties, by scipy) tells whether any method differs; then average ranks
-    differ where they are apart by Nemenyi's critical difference q sqrt(k (k + 1) / (6 N)), for k methods and N
-    settings. Source: Demsar 2006, Statistical comparisons of classifiers over multiple data sets.
+    Friedman's test (chi-squared, corrected for ties, by scipy) decides whether any method differs. If so, average ranks
+    differ significantly if their distance is at least Nemenyi's critical difference q sqrt(k (k + 1) / (6 N)), for k
+    methods and N settings. Source: Demsar 2006, Statistical comparisons of classifiers over multiple data sets.
 
     Args:
         scores: at least two settings of at least three methods.
@@ -276,7 +279,7 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
 
 
 def settings_needed(methods: int) -> int:
-    """Return how many settings Friedman's test needs at least to tell so many methods (three or more) apart."""
+    """Return the smallest number of settings with which Friedman's test of so many methods can be significant."""
     from scipy.stats import chi2
 
     return next(n for n in range(2, 100) if chi2.sf(n * (methods - 1), methods - 1) <= ALPHA)

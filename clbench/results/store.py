@@ -1,4 +1,4 @@
-"""The store: a run folder with one JSON file per trial, written whole or not at all; folders merge by copying files."""
+"""The store: a run folder with one JSON file per trial. Writes are atomic, and copying files merges folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL, STATE = "model.safetensors", "state.safetensors"  # in a trial's artifact
 
 @dataclass(frozen=True)
 class Problem:
-    """A file among the records that is not a record this clbench can read; it is named and left alone."""
+    """A file among the records that this clbench cannot read as a record. It is reported and not changed."""
 
     path: Path
     reason: str
@@ -36,9 +36,9 @@ class Problem:
 
 
 def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
-    """Return the records that the name of a trial fits: `label/seed`, else the beginning of a key; None fits all.
+    """Return the records that match a trial's name: `label/seed` or the beginning of a key. None matches all.
 
-    A trial that continues another has that one's label; `label/seed` is then the one that it began with.
+    A trial that continues another has the same label. `label/seed` then matches only the original trial.
     """
     every = list(records)
     if trial is None:
@@ -48,16 +48,16 @@ def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:
-    """Return what is wrong with the published weights of a record, empty if nothing is.
+    """Describe what is wrong with the published weights of a record. The text is empty if nothing is wrong.
 
     Args:
-        record: of a trial.
-        contents: the content of weights met so far, by the hash of their name; the record's is added.
+        record: the record of a trial.
+        contents: content hashes of the weights of earlier records, by the hash of their name. The record's is added.
     """
-    weights, found = record.trial.weights, record.provenance.weights
-    if weights is None or not found or contents.setdefault(weights.sha256, found) == found:
+    weights, content = record.trial.weights, record.provenance.weights
+    if weights is None or not content or contents.setdefault(weights.sha256, content) == content:
         return ""
-    return (f"its weights {weights.path} had the content {found[:16]}, those of earlier records of this folder "
+    return (f"its weights {weights.path} had the content {content[:16]}, those of earlier records of this folder "
             f"{contents[weights.sha256][:16]}: one name must stand for one content")
 
 
@@ -65,7 +65,7 @@ class Store:
     """The records of a run folder, `<directory>/records/<key>.json`."""
 
     def __init__(self, directory: Path) -> None:
-        """Name the folder; nothing is read or made yet."""
+        """Store the folder's path. Nothing is read or created yet."""
         self.directory = directory
         self.records = directory / "records"
         self.artifacts = directory / "artifacts"  # by trial's key: what strategies export (adapters, weights)
@@ -73,22 +73,22 @@ class Store:
         self.locks = directory / "locks"  # a file for each trial that is being run
 
     def path(self, key: str) -> Path:
-        """Return where the record of that key is or would be."""
+        """Return the path of the record with that key, which need not exist."""
         return self.records / f"{key}.json"
 
     def read(self) -> tuple[list[Record], list[Problem]]:
-        """Return every record, in the order in which their trials started, and every file that is not one.
+        """Return all records in the order in which their trials started, and all files that are not valid records.
 
         Raises:
-            StoreError: the folder is there and cannot be listed.
+            StoreError: the folder exists but cannot be listed.
         """
         records, problems = [], []
         for path in self._files():
-            found = read_record(path)
-            if isinstance(found, Record):
-                records.append(found)
+            record_or_problem = read_record(path)
+            if isinstance(record_or_problem, Record):
+                records.append(record_or_problem)
             else:
-                problems.append(found)
+                problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
         contents: dict[str, str] = {}
         for record in list(records):
@@ -98,26 +98,26 @@ class Store:
         return records, problems
 
     def get(self, key: str) -> Record | None:
-        """Return the record of that key, None where there is none.
+        """Return the record of that key, or None if there is none.
 
         Raises:
-            StoreError: there is a file of that name which is not that record.
+            StoreError: a file of that name exists but is not that record.
         """
         if not os.path.lexists(self.path(key)):
             return None
-        found = read_record(self.path(key))
-        if isinstance(found, Problem):
-            raise StoreError(f"{found}, so the trial's record cannot be written there: move the file away and run "
-                             "again")
-        return found
+        record_or_problem = read_record(self.path(key))
+        if isinstance(record_or_problem, Problem):
+            raise StoreError(f"{record_or_problem}, so the trial's record cannot be written there: move the file away "
+                             "and run again")
+        return record_or_problem
 
     def check_writable(self) -> list[Path]:
-        """Make the folder, write and remove a probe there, and clear what killed processes left half-written.
+        """Create the folder, check that it is writable, and remove incomplete files of killed processes.
 
-        Returns the folders that had to be made, innermost first, for `forget`.
+        Returns the folders that had to be created, innermost first, for `forget`.
 
         Raises:
-            StoreError: no file can be made there.
+            StoreError: no file can be created there.
         """
         made = [p for p in (self.records, *self.records.parents) if not p.exists()]
         try:
@@ -134,13 +134,13 @@ class Store:
 
     @staticmethod
     def forget(made: Sequence[Path]) -> None:
-        """Remove folders that were made and are still empty."""
+        """Remove the folders that were created and are still empty."""
         for folder in made:
             with contextlib.suppress(OSError):  # it holds something, or was not made after all
                 folder.rmdir()
 
     def write(self, record: Record) -> Path:
-        """Write a record, in place of an older one of the same trial, and return its path.
+        """Write a record and return its path. It replaces an older record of the same trial.
 
         Raises:
             StoreError: the disk is full or the folder cannot be written (then nothing has changed), or a file of that
@@ -156,13 +156,13 @@ class Store:
         return path
 
     def remove_checkpoint(self, key: str) -> None:
-        """Remove what the trial of that key would have gone on from."""
+        """Remove the checkpoint of the trial with that key."""
         shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # what is left is overwritten, and does no harm
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
 
     def clear(self, key: str) -> None:
-        """Remove what the trial of that key has exported, but for one that goes on from a checkpoint."""
+        """Remove the exported files of the trial with that key, unless the trial will resume from a checkpoint."""
         if not (self.checkpoints / key).exists():
             shutil.rmtree(self.artifacts / key, ignore_errors=True)  # what is left is overwritten
 
@@ -175,7 +175,7 @@ class Store:
             raise StoreError(f"cannot read {self.records}: {error.strerror}; choose another folder") from None
 
     def error(self, error: OSError) -> StoreError:
-        """Return what went wrong with the folder as an error with the way out."""
+        """Return an error that says what went wrong with the folder and what to do."""
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
             return StoreError(f"the disk is full, so {self.records} cannot be written: free some space and run the "
                               "same command again")
@@ -184,7 +184,7 @@ class Store:
 
 
 def read_record(path: Path) -> Record | Problem:
-    """Read one file: a record, or what is wrong with it."""
+    """Read one file and return its record, or the problem if it is not a valid record."""
     try:
         record = Record.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -200,17 +200,17 @@ def read_record(path: Path) -> Record | Problem:
 
 
 def run_folders(places: Iterable[Path]) -> list[Path]:
-    """Return the run folders among some folders and below them, in alphabetical order.
+    """Return the run folders among the given folders and below them, in alphabetical order.
 
     Raises:
-        StoreError: a folder is not there.
+        StoreError: a folder does not exist.
     """
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             raise StoreError(f"there is no folder {place}: check the path")
-        found |= dict.fromkeys(sorted(_below(place, DEPTH)))
-    return list(found)
+        folders |= dict.fromkeys(sorted(_below(place, DEPTH)))
+    return list(folders)
 
 
 def _below(place: Path, depth: int) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Trackers: logging records to other tools as trials finish, and the values that are logged.
 
-A tracker is named by `clbench run --log`; its plugin declares it as a `TrackerInfo`. It is made before any trial
-starts, sees every record of the experiment, and logs those that it has not logged yet.
+`clbench run --log` names the trackers, and their plugins declare them as `TrackerInfo`. A tracker is created before any
+trial starts. It receives every record of the experiment and logs those that it has not logged yet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = str | int | float | bool
 
 
 class Tracker(Protocol):
-    """Logs records to another tool; runs in the main process, which does not import torch."""
+    """Logs records to another tool. It runs in the main process, which does not import torch."""
 
     def log(self, record: Record) -> None:
         """Log a finished trial, unless this run of it (`run_id`) is already logged."""
@@ -39,7 +39,7 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
     """Return the trackers of `name:option=value,...` by name, ready to log the records of a run folder.
 
     Raises:
-        ClbenchError: a tracker or option does not exist, or a library is missing; a line for each mistake.
+        ClbenchError: a tracker or option does not exist, or a library is missing. The message has a line for each.
     """
     texts = wanted.split(",") if isinstance(wanted, str) else wanted
     trackers: dict[str, Tracker] = {}
@@ -60,10 +60,10 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
 
 
 def library(module: str, tracker: str, extra: str) -> ModuleType:
-    """Return a library that a tracker needs, or say what to install.
+    """Import a library that a tracker needs.
 
     Raises:
-        PluginError: it is not there, or breaks when imported.
+        PluginError: the library is not installed or fails on import. The message says what to install.
     """
     try:
         return importlib.import_module(module)
@@ -89,7 +89,7 @@ def run_id(record: Record) -> str:
 
 
 def run_name(record: Record) -> str:
-    """Return the display name of a run: how samples arrived, and whether it used validation samples, too."""
+    """Return the display name of a run. It includes how samples arrived and whether validation samples were used."""
     trial = record.trial
     arrival = f" ({trial.arrival})" if str(trial.arrival) else ""
     validation = " validation" if trial.validation else ""
@@ -104,8 +104,8 @@ def group_name(record: Record) -> str:
 def parameters(record: Record) -> dict[str, Value]:
     """Return the trial's parameters as a flat mapping: setting, method, every option (`method.rank`) and seed.
 
-    `validation` is the share of the training samples that accuracies were measured on; 0 means the test set. How
-    samples arrived, and the key of the trial that it continues, are there as far as they are set.
+    `validation` is the share of the training samples on which accuracies were measured; 0 means the test set. The
+    arrival of samples and the key of the continued trial are included if they are set.
     """
     trial = record.trial
     flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
@@ -129,16 +129,16 @@ def steps(record: Record) -> Iterator[Step]:
     """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes, FLOPs and seconds.
 
     accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
-    cost/trainable, cost/parameters, cost/bytes: trained on the last task, kept after it ·
-    cost/train_flops, cost/inference_flops: of training on it, of predicting a test sample after it ·
-    time/train, time/consolidate, time/evaluate: of the step · cpu/train and so on: the processor's time for it.
+    cost/trainable: parameters trained on the last task · cost/parameters, cost/bytes: stored after the last task ·
+    cost/train_flops: of training on the last task · cost/inference_flops: of predicting a test sample after it ·
+    time/train, time/consolidate, time/evaluate: of the last task · cpu/train and so on: its processor time.
     """
     costs, times = record.costs, record.timings
-    found: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    values_by_task: defaultdict[int, dict[str, float]] = defaultdict(dict)
     for i, row in enumerate(record.R):
-        found[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
+        values_by_task[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
         if i:
-            found[i]["accuracy/seen"] = fmean(row[:i])
+            values_by_task[i]["accuracy/seen"] = fmean(row[:i])
     for name, first, values in (
         ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
         ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
@@ -148,16 +148,16 @@ def steps(record: Record) -> Iterator[Step]:
         ("cpu/evaluate", 0, times.evaluate_cpu),
     ):
         for i, value in enumerate(values, first):
-            found[i][name] = value
-    order = sorted(found)
-    passed = accumulate(sum(v for k, v in found[i].items() if k.startswith("time/")) for i in order)
+            values_by_task[i][name] = value
+    order = sorted(values_by_task)
+    passed = accumulate(sum(v for k, v in values_by_task[i].items() if k.startswith("time/")) for i in order)
     for i, seconds in zip(order, passed, strict=True):
-        yield Step(i, seconds, found[i])
+        yield Step(i, seconds, values_by_task[i])
 
 
 def final(record: Record) -> dict[str, float]:
     """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done."""
     if record.status != "done":
         return {}
-    found = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,8 @@
-"""Verification: compares the cells of a published table with our records and gives a verdict on each.
+"""Verification: compare the cells of a published table with our records and give a verdict on each.
 
-The tolerance of a cell is the half width of Welch's interval (docs/verify.md) of the difference of the two means, from
-both spreads and both numbers of seeds, plus the rounding of the published figure and the cell's stated allowance. Where
-the spread was not published, the half width of Student's interval of our mean is used instead.
+The tolerance of a cell is the half width of Welch's interval (docs/verify.md) for the difference of the two means, plus
+the rounding of the published value and the cell's stated allowance. If the standard deviation was not published, the
+half width of Student's interval of our mean is used instead.
 
 Verdicts: `reproduced` (the difference is within the tolerance), `not reproduced` (it is not, or a seed diverged),
 `inconclusive` (the tolerance is so wide that agreement says nothing, or there are too few seeds), `not run`.
@@ -60,7 +60,7 @@ class Checked:
 
     @property
     def difference(self) -> float | None:
-        """Return ours minus the published mean."""
+        """Return our mean minus the published one."""
         return None if self.mean is None else self.mean - self.cell.published
 
 
@@ -69,21 +69,21 @@ def check(reference: Reference, trials: Sequence[Sequence[Trial]], records: Sequ
 
     Args:
         reference: the published table.
-        trials: those of each of its cells, in their order; of any seeds.
-        records: of the run folder. All that repeat a cell count, whatever their seed.
+        trials: the trials of each cell, in the order of the cells, with any seeds.
+        records: records of the run folder. All records that repeat a cell count, with any seed.
     """
     by_setting: dict[str, list[Record]] = {}
     for record in records:
         by_setting.setdefault(record.trial.seedless, []).append(record)
-    return [_judge(reference, cell, by_setting.get(own[0].seedless, []))
-            for cell, own in zip(reference.cells, trials, strict=True)]
+    return [_judge(reference, cell, by_setting.get(cell_trials[0].seedless, []))
+            for cell, cell_trials in zip(reference.cells, trials, strict=True)]
 
 
 def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Checked:
     """Return a cell with its verdict."""
-    found = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
-    accuracies = found.accuracies
-    remarks = [f"seed {r.trial.seed} {r.status}" for r in found.records if r.status != "done"]
+    checked = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
+    accuracies = checked.accuracies
+    remarks = [f"seed {r.trial.seed} {r.status}" for r in checked.records if r.status != "done"]
     tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
     verdict: Verdict = "not run"
     if any(r.status == "diverged" for r in records):
@@ -102,7 +102,7 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
         verdict = "reproduced"
         if tolerance > reference.tolerance.widest:
             remarks.append(f"agreement within {tolerance:.1f} points shows little")
-    return replace(found, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
+    return replace(checked, tolerance=tolerance, verdict=verdict, remarks=tuple(remarks))
 
 
 def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds: int | None = None) -> float:
@@ -111,8 +111,8 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     Args:
         reference: the published table, which states the level and the rounding.
         cell: the published number.
-        accuracies: ours, one per seed, at least two.
-        seeds: the number of seeds to assume for our spread; None for the actual number.
+        accuracies: our accuracies, one per seed, at least two.
+        seeds: the number of seeds to assume for our standard error; None for the actual number.
     """
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
@@ -124,6 +124,6 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
 
 
 def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
-    """Return how many seeds of the same spread would lower the tolerance to the widest; None if no number does."""
+    """Return how many seeds with the same standard deviation would lower the tolerance to the limit, if any do."""
     return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
                  if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)

@@ -22,7 +22,7 @@ def study(ranks=(1, 2, 4), strategies=("ewc", "er", "naive", "joint"), label=Non
 
 def figure(report, kind):
     data, = [f for f in report.every_figure if f.kind == kind]
-    looks = style.looks(report.strategies)
+    looks = style.assign_styles(report.strategies)
     with style.styled():
         drawn = draw.KINDS[kind](data, looks)
         drawn.canvas.draw()

@@ -25,8 +25,8 @@ def told(seeds=3, **changes):
     found = attribute({c: [outcome(c, seed) for seed in range(seeds)] for c in range(8)}, 3)
     records = tuple(make_record(seed=seed) for seed in range(seeds))
     return Explanation(**{"names": ("a.toml", "b.toml"), "factors": (RATE, BOTH, IDLE), "measures": (ACC, ACC), "seeds":
-                          tuple(range(seeds)), "found": found, "combinations": 8, "left_out": (), "records": records,
-                          "ends": (records[0].trial, records[0].trial), **changes})
+                          tuple(range(seeds)), "attribution": found, "combinations": 8, "left_out": (),
+                          "records": records, "ends": (records[0].trial, records[0].trial), **changes})
 
 
 def test_the_result_is_one_line_the_largest_part_first():
@@ -58,7 +58,8 @@ def test_bars_of_the_waterfall_go_from_a_to_b():
     found = told()
     axes, = waterfall.draw(found).axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
-    assert bars[0][0] == pytest.approx(found.found.a.mean) and bars[-1][1] == pytest.approx(found.found.b.mean)
+    assert bars[0][0] == pytest.approx(found.attribution.a.mean)
+    assert bars[-1][1] == pytest.approx(found.attribution.b.mean)
     assert [end for _, end in bars[:-1]] == pytest.approx([start for start, _ in bars[1:]])
     assert waterfall.drawn(found, "svg") == waterfall.drawn(found, "svg")
 

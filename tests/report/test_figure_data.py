@@ -102,7 +102,7 @@ def test_accuracy_is_shown_against_compute_too_where_records_have_it():
 def test_growth_is_shown_where_something_grows():
     records = [growing(make_record("lora", s), [100, 110, 120 + 10 * s]) for s in (0, 1)]
     found = figures([*records, growing(make_record("ewc", 0), [100] * 3)])["growth"]
-    assert [p.kept for p in found.points] == [(100, 110, 125), (100, 100, 100)]
+    assert [p.sizes for p in found.points] == [(100, 110, 125), (100, 100, 100)]
     assert found.alt == "Total parameters after the first and the last of 3 tasks: lora 100 to 125; EWC 100 to 100."
     assert "growth" not in figures([growing(make_record("ewc", 0), [100] * 3)])
     assert "growth" not in figures([growing(make_record("lora", 0, tasks=1), [100])])

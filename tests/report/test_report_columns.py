@@ -17,7 +17,7 @@ from clbench.report.columns import (
     Measure,
     find_tested,
 )
-from clbench.report.figures.style import looks
+from clbench.report.figures.style import assign_styles
 from clbench.report.formats.page import section_view
 from clbench.report.model import Column
 from clbench.results.records import ErrorCounts
@@ -45,7 +45,7 @@ def studied():
 
 def pareto_costs(section):
     """Return the costs that the page's Pareto figure offers, and the methods on the front of each."""
-    view = section_view("s1", "x", section, looks([(r.strategy, r.reference) for r in section.results]))
+    view = section_view("s1", "x", section, assign_styles([(r.strategy, r.reference) for r in section.results]))
     figure, = (figure for figure in view.figures if figure.kind == "pareto")
     assert [section.comparison.columns[cost.column].name for cost in figure.costs] == [c.title for c in figure.costs]
     return [(cost.title, cost.front) for cost in figure.costs]

@@ -88,7 +88,7 @@ def test_what_all_methods_of_a_strategy_have_stands_in_one_label():
     points = [FigurePoint(name, "lora", False, True, 0.5, None, cost, ()) for name, cost in names.items()]
     with style.styled():
         axes, = draw.draw_pareto(FigureData("pareto", "x", "", "", "", "", tuple(points)),
-                                 style.looks([("lora", False)])).axes
+                                 style.assign_styles([("lora", False)])).axes
     assert {t.get_text() for t in axes.texts} == {"lora:infer=gaussian:rank=1", "lora:infer=gaussian", "rank=16"}
 
 
@@ -98,7 +98,7 @@ def test_intervals_are_drawn_within_what_an_accuracy_can_be():
                                                     ("er", 0.5, None, None, 100.0))]
     data = FigureData("pareto", "x", "", "", "", "", tuple(wide))
     with style.styled():
-        axes, = draw.draw_pareto(data, style.looks([(p.strategy, False) for p in wide])).axes
+        axes, = draw.draw_pareto(data, style.assign_styles([(p.strategy, False) for p in wide])).axes
     spans = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [line.get_xdata()[0]] * 2]
     assert [value for span in spans for value in span] == pytest.approx([0.75, 1.0, 0.0, 0.4, 0.5, 0.5])
 
@@ -107,7 +107,7 @@ def test_a_second_cost_has_axes_of_its_own_on_the_same_scale_of_accuracy():
     points = [FigurePoint(name, name, False, True, accuracy, None, cost, (), low=low, high=accuracy, compute=compute)
               for name, accuracy, low, cost, compute in (("lora", 0.9, 0.8, 10.0, 3e12), ("slda", 0.7, 0.3, 0.0, 1e12),
                                                          ("ewc", 0.6, 0.5, 100.0, 9e12))]
-    looks = style.looks([(p.strategy, False) for p in points])
+    looks = style.assign_styles([(p.strategy, False) for p in points])
     with style.styled():
         left, right = draw.draw_pareto(FigureData("pareto", "x", "", "", "", "", tuple(points)), looks).axes
     assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < 0.3
@@ -133,14 +133,14 @@ def test_growth_over_orders_of_magnitude_is_logarithmic():
         FigurePoint(name, name, False, True, 0.5, None, 1.0, kept) for name, kept in
         (("pnn", tuple(1e5 * 2 ** k for k in range(30))), ("ewc", (1e5,) * 30))))
     with style.styled():
-        axes, = draw.draw_growth(grown, style.looks([("pnn", False), ("ewc", False)])).axes
+        axes, = draw.draw_growth(grown, style.assign_styles([("pnn", False), ("ewc", False)])).axes
     assert axes.get_yscale() == "log"
     assert axes.get_xticks().tolist() == [5, 10, 15, 20, 25, 30]
 
 
 def test_markers_of_many_tasks_stand_apart_and_those_of_methods_on_one_line_take_turns():
     kept = {"lora": tuple(1e5 + 1e3 * k for k in range(50)), "ewc": (1e5,) * 50, "er": (1e5,) * 50}
-    looks = style.looks([(name, False) for name in kept])
+    looks = style.assign_styles([(name, False) for name in kept])
     points = tuple(FigurePoint(name, name, False, True, 0.5, None, 1.0, line) for name, line in kept.items())
     with style.styled():
         axes, = draw.draw_growth(FigureData("growth", "x", "", "", "", "", points), looks).axes
@@ -150,7 +150,8 @@ def test_markers_of_many_tasks_stand_apart_and_those_of_methods_on_one_line_take
 
 
 def test_looks_are_distinct_and_references_grey():
-    found = style.looks([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True), ("m1", False)])
+    found = style.assign_styles([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True),
+                                 ("m1", False)])
     assert len({(look.colour, look.marker) for look in found.values()}) == 22
     assert found["naive"].colour == found["joint"].colour == style.PALE
     assert found["m0"].colour == "#0072B2"

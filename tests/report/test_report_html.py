@@ -14,7 +14,7 @@ from helpers.records import make_matrix, make_record
 from clbench.core.registry import discover
 from clbench.report import build
 from clbench.report.figures import data
-from clbench.report.figures.style import PALE, PALETTE, looks
+from clbench.report.figures.style import PALE, PALETTE, assign_styles
 from clbench.report.formats import palette
 from clbench.report.formats.html import render
 from clbench.report.formatting import NONE
@@ -150,7 +150,7 @@ def test_methods_have_the_colours_of_the_written_report_and_can_be_seen():
     css = palette.css()
     assert [palette.colour_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "grey"]
     assert f"--c1: {PALETTE[1]};" in css and f"--grey: {PALE};" in css
-    found = looks([("lora", False), ("ewc", False), ("naive", True)])
+    found = assign_styles([("lora", False), ("ewc", False), ("naive", True)])
     page = Page(render(build(study())))
     assert [(a["data-colour"], a["data-marker"]) for _, a in page.attributes if "data-colour" in a] == [
         (palette.colour_class(look.colour), look.marker) for look in found.values()]

@@ -13,7 +13,7 @@ from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
 from clbench.report.formats import html, json, latex, markdown
-from clbench.results.sequential import critical, look, repeated_interval
+from clbench.results.sequential import critical, find_strongest_analysis, repeated_interval
 from clbench.results.store import Store
 
 RULE = UntilDecided(first=3, most=8)
@@ -57,7 +57,7 @@ def test_verdicts_and_intervals_are_sequential_in_every_table(records):
     pairs = {p.method: p for p in facts(setting).baseline.pairs}
     differences = [0.40 + a - b for a, b in zip((0.001, -0.002, 0.003), NOISE, strict=False)]
     assert (pairs["er"].verdict, pairs["ewc"].verdict) == ("better", "open")
-    assert pairs["er"].p == pytest.approx(2 * look(differences, RULE).p, rel=1e-6)  # Holm over two
+    assert pairs["er"].p == pytest.approx(2 * find_strongest_analysis(differences, RULE).p, rel=1e-6)  # Holm over two
     expected = repeated_interval(differences, RULE)
     assert (pairs["er"].low, pairs["er"].high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     cell = report.build(records).sections[0].comparison.cells("ACC")[1]
@@ -127,6 +127,6 @@ def test_the_page_chooses_by_the_same_rule_as_the_command(records):
     made_here, chosen = choosable(setting), choose(setting, [])
     first, rival = made_here.candidates[0], chosen.rivals[0]
     assert (first.label, first.half_width) == (chosen.best, pytest.approx(chosen.half_width))
-    beside = made_here.beside[0][0]
+    beside = made_here.comparisons[0][0]
     assert (made_here.candidates[1].label, beside.difference, beside.half_width, beside.shown) == (
         rival.method, rival.difference, rival.half_width, rival.shown)

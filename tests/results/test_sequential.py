@@ -14,7 +14,15 @@ from clbench.report.analysis.families import family
 from clbench.report.columns import ACC
 from clbench.results import sequential
 from clbench.results.paired import paired_t_p
-from clbench.results.sequential import chance, critical, crossing, least, look, p_by_look, repeated_interval
+from clbench.results.sequential import (
+    chance,
+    critical,
+    crossing,
+    find_strongest_analysis,
+    least,
+    p_by_look,
+    repeated_interval,
+)
 
 RULE = UntilDecided(first=3, most=30)
 MD = (TESTS.parent / "benchmarks" / "until_decided.md").read_text()
@@ -34,7 +42,7 @@ def test_the_probability_to_cross_is_that_of_simulated_seeds(boundary):
 def test_a_single_look_is_the_usual_t_test():
     one = UntilDecided(first=8, most=8)
     values = np.random.default_rng(0).normal(0.5, 1, 8)
-    assert look(values, one) == (8, pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-9))
+    assert find_strongest_analysis(values, one) == (8, pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-9))
     assert critical(8, one) == pytest.approx(stats.t.ppf(0.975, 7), rel=1e-6)
     usual = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     found = repeated_interval(values, one)
@@ -61,10 +69,10 @@ def test_the_chance_of_a_table_is_that_of_its_integrals():
 
 def test_a_sequential_p_only_falls_and_reaches_the_level_where_t_is_critical():
     values = np.random.default_rng(4).normal(0.3, 1, 40)
-    ps = [look(values[:n], RULE).p for n in range(3, 41)]
+    ps = [find_strongest_analysis(values[:n], RULE).p for n in range(3, 41)]
     assert ps == sorted(ps, reverse=True)
     assert ps[27] == ps[-1]  # what comes after the most is left out
-    assert look(values[:2], RULE) is None
+    assert find_strongest_analysis(values[:2], RULE) is None
     n, level = 9, 0.05 / 4
     t = critical(n, RULE, level)
     at = np.array([-1.0, 1.0] * 4 + [0.0])  # their mean is 0; moved to have this t at the last look alone

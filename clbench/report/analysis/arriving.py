@@ -1,4 +1,4 @@
-"""How a section's training samples arrived, where they did not arrive as the benchmark has them."""
+"""How a section's training samples arrived, if they did not arrive as the benchmark defines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CLASSES = 20  # that are shown one by one; where there are more, or seeds h
 def arrivals(records: Sequence[Record]) -> Table | None:
     """Return how many training samples of each class or task arrive during each task, mean over seeds.
 
-    None where they arrive as the benchmark has them, or where streams differ in length.
+    Return None if they arrive as the benchmark defines or if streams differ in length.
     """
     shared = scenario_rules(records[0].trial.scenario).shared_outputs
     streams = [s for s in {r.trial.seed: r.stream for r in records}.values() if s is not None and s.arrivals]
@@ -26,13 +26,13 @@ def arrivals(records: Sequence[Record]) -> Table | None:
         return None
     same = len({str(s.classes) for s in streams}) == 1
     by_class = not shared and same and len(streams[0].arrivals[0]) <= MOST_CLASSES
-    labels, own = (_classes(streams[0]) if by_class else
-                   ([f"task {i}" for i in range(1, len(streams[0].classes) + 1)], []))
-    counts = [[[row[c] for c in own] if by_class else row if shared else _of_tasks(s, row) for row in s.arrivals]
+    labels, outputs = (_classes(streams[0]) if by_class else
+                       ([f"task {i}" for i in range(1, len(streams[0].classes) + 1)], []))
+    counts = [[[row[c] for c in outputs] if by_class else row if shared else _of_tasks(s, row) for row in s.arrivals]
               for s in streams]
     rows = []
     for j, label in enumerate(labels):
-        means = [fmean(found[i][j] for found in counts) for i in range(len(counts[0]))]
+        means = [fmean(seed_counts[i][j] for seed_counts in counts) for i in range(len(counts[0]))]
         rows.append(Row(clean(label), tuple(Cell(number(round(mean), "count"), mean, n=len(streams))
                                             for mean in means)))
     columns = tuple(Column(f"during task {i}", "count") for i in range(1, len(counts[0]) + 1))
@@ -40,12 +40,12 @@ def arrivals(records: Sequence[Record]) -> Table | None:
 
 
 def _classes(stream: StreamFacts) -> tuple[list[str], list[int]]:
-    """Return the names of a stream's classes, or their outputs where they have none, and the outputs, task by task."""
+    """Return the names and the output indices of a stream's classes, task by task. Unnamed classes get their index."""
     names = stream.class_names or [[f"class {c}" for c in classes] for classes in stream.classes]
-    found = {c: name for classes, own in zip(stream.classes, names, strict=True)
-             for c, name in reversed([*zip(classes, own, strict=True)])}
+    name_of = {c: name for classes, class_outputs in zip(stream.classes, names, strict=True)
+               for c, name in reversed([*zip(classes, class_outputs, strict=True)])}
     outputs = list(dict.fromkeys(c for classes in stream.classes for c in classes))
-    return [found[c] for c in outputs], outputs
+    return [name_of[c] for c in outputs], outputs
 
 
 def _of_tasks(stream: StreamFacts, row: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
 
 
 def cautions(setting: Setting) -> list[str]:
-    """Return the cautions of a section; of more than five, the last says how many more there are."""
+    """Return the cautions of a section. If there are more than five, the last one says how many are left out."""
     every = list(_every(setting))
     if len(every) <= SHOWN:
         return every
@@ -25,7 +25,7 @@ def cautions(setting: Setting) -> list[str]:
 def _every(setting: Setting) -> Iterator[str]:
     """Yield all cautions, the most serious first."""
     methods = [m for m in setting.methods if m.done]
-    own = [m for m in methods if not m.reference]
+    candidates = [m for m in methods if not m.reference]
     if added := sorted({r.trial.seed for r in setting.records if r.seen}):
         yield (f"{_seeds(added)} {'was' if len(added) == 1 else 'were'} added after an interim analysis; the tests do "
                "not account for that.")
@@ -37,7 +37,7 @@ def _every(setting: Setting) -> Iterator[str]:
     if behind := [m.label for m in methods if far_below(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
         yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
     if untuned := [m.label for m in setting.untuned]:
-        tuned = sum(bool(m.searched) for m in own)
+        tuned = sum(bool(m.searched) for m in candidates)
         others = "the other method" if tuned == 1 else f"the other {tuned} methods"
         yield f"Untuned, unlike {others}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
     if falling := [m.label for m in methods if still_falling(m.done)]:
@@ -58,7 +58,7 @@ def _mixtures(setting: Setting) -> Iterator[str]:
 
 
 def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name some of the methods, or those that are not among them if these are few."""
+    """Name some of the methods, or all methods except the others if the others are few."""
     rest = [m.label for m in methods if m.label not in labels]
     if len(labels) > NAMES and len(rest) < NAMES:
         return f"all except {in_words(rest, NAMES)}" if rest else "all methods"

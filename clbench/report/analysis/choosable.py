@@ -1,4 +1,4 @@
-"""All that a choice under constraints can come to, so that a page can make it as `choosing.choose` does."""
+"""All possible outcomes of a choice under constraints, so that a page can choose as `choosing.choose` does."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from clbench.report.analysis.choosing import KINDS, rival_of, values_of
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC
-from clbench.report.decided import Beside, Candidate, Choosable
+from clbench.report.decided import Candidate, CandidateComparison, Choosable
 
 
 def choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
-    """Return the methods of a setting among which there is a choice, None where there is none.
+    """Return the methods of a setting that can be chosen, or None if there are fewer than two.
 
-    The chosen method is the best that is allowed, so of each pair it can only be the one with the higher mean.
+    The chosen method is the best one that the constraints allow. So of each pair, only the method with the higher mean
+    can be chosen.
 
     Args:
-        setting: whose methods they are.
-        everything: the tests of ACC of all pairs, if they are known already.
+        setting: the setting of the methods.
+        everything: the tests of ACC of all pairs, if they are already known.
     """
-    accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    accuracies = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
     if len(accuracies) < 2:
         return None
     over = {label: setting.interval(ACC, label) for label in accuracies}
@@ -34,9 +35,9 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     for pair in tests.pairs:
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
-        found = rival_of(behind, accuracies, setting)
-        pairs[ahead, behind.first] = Beside(found.difference, found.half_width, found.shown, found.needed,
-                                             found.untested)
+        rival = rival_of(behind, accuracies, setting)
+        pairs[ahead, behind.first] = CandidateComparison(
+            rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested)
     return Choosable(
         scenario_rules(setting.records[0].trial.scenario).task_given,
         tuple(Candidate(label, over[label].mean, over[label].half_width,
@@ -47,5 +48,5 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
 
 
 def _same(tests: Family | None, labels: Sequence[str]) -> bool:
-    """Tell whether tests are those of all pairs of some methods and of no others."""
+    """Return whether the tests are those of all pairs of these methods and of no others."""
     return tests is not None and {*labels} == {label for pair in tests.pairs for label in (pair.first, pair.second)}

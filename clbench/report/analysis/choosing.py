@@ -21,7 +21,7 @@ AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<ti
 
 @dataclass(frozen=True)
 class Kind:
-    """Something counted that can be limited, as `--max-NAME`, and what a method above the limit is said to do."""
+    """A counted cost that `--max-NAME` can limit, with the words for a method above the limit."""
 
     name: str
     measure: Measure
@@ -34,14 +34,14 @@ KINDS = (Kind("kept", BYTES, "stores"), Kind("trainable", TRAINABLE, "trains"), 
 
 @dataclass(frozen=True)
 class Limit:
-    """A constraint: at most so much of what is counted."""
+    """A constraint: the maximum amount of a counted cost."""
 
     kind: Kind
     flag: str  # as it was given: `--max-kept 5MB`
     most: float
 
     def refusal(self, value: float | None) -> str | None:
-        """Return why a method with this value is left out, None if it is not."""
+        """Return why a method with this value is not allowed, or None if it is allowed."""
         if value is None:
             return f"{self.kind.measure.column.name} not recorded"
         return None if value <= self.most else f"{self.kind.words} {number(value, self.kind.measure.column.unit)}"
@@ -49,7 +49,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rival:
-    """A method that is allowed, beside the one that is chosen; differences are the chosen one's less its own."""
+    """An allowed method that was not chosen. Differences are the chosen method minus this one."""
 
     method: str
     accuracy: float
@@ -64,7 +64,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Price:
-    """What a constraint costs: the best without it, less the best with it (None where no method keeps to all)."""
+    """The price of a constraint: the best ACC without it minus the best ACC with it (None if no method is allowed)."""
 
     flag: str
     method: str  # the best without it
@@ -75,7 +75,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Choice:
-    """The methods of a setting that keep to some constraints, the best by accuracy first."""
+    """The methods of a setting that meet the constraints, the best by accuracy first."""
 
     title: str
     scenario: str
@@ -91,7 +91,7 @@ class Choice:
 
     @property
     def open(self) -> list[Rival]:
-        """Return the rivals that are not shown to be worse."""
+        """Return the rivals that are not significantly worse."""
         return [rival for rival in self.rivals if not rival.shown]
 
 
@@ -99,52 +99,52 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     """Return a constraint for a setting.
 
     Args:
-        setting: whose baseline relative limits are relative to.
-        name: of a kind.
-        given: an amount, as in `5MB` or `20k`; a share of what plain fine-tuning has, as in `1%`; a multiple of it, as
-            in `1.5x`, or of what another method has, as in `2x-er`.
+        setting: the setting. Relative limits refer to its baseline.
+        name: name of a kind.
+        given: an amount such as `5MB` or `20k`, a share of what sequential fine-tuning has such as `1%`, a multiple of
+            it such as `1.5x`, or a multiple of what another method has such as `2x-er`.
 
     Raises:
-        SpecError: it is none of these, or what it is relative to is not there.
+        SpecError: the text is none of these, or the setting lacks the method that it refers to.
     """
     kind = next(kind for kind in KINDS if kind.name == name)
     flag = f"--max-{name} {given}" if name != "samples" else "--no-samples-kept"
-    found = AMOUNT.fullmatch(given.strip())
-    if found is None or found["number"].count(".") > 1:
+    parsed = AMOUNT.fullmatch(given.strip())
+    if parsed is None or parsed["number"].count(".") > 1:
         raise SpecError(f"{flag}: expected an amount such as 5MB or 20k, a share such as 1%, or a multiple such as 2x "
                         "or 2x-naive")
-    amount = float(found["number"])
-    if not (found["percent"] or found["times"]):
-        return Limit(kind, flag, amount * PREFIXES[found["prefix"]])
-    other = found["method"] or setting.baseline
+    amount = float(parsed["number"])
+    if not (parsed["percent"] or parsed["times"]):
+        return Limit(kind, flag, amount * PREFIXES[parsed["prefix"]])
+    other = parsed["method"] or setting.baseline
     value = values_of(setting, kind).get(other or "")
     if other is None or value is None:
         whom = f"method {other!r}" if other else "fine-tuning baseline (naive)"
         raise SpecError(f"{flag}: {setting.title} has no {whom} whose {kind.measure.column.name} is known. Give an "
                         "amount instead")
-    return Limit(kind, flag, amount * value / (100 if found["percent"] else 1))
+    return Limit(kind, flag, amount * value / (100 if parsed["percent"] else 1))
 
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
-    """Return what is counted of each method, the mean over its seeds; None where some record has not counted it."""
-    found: dict[str, float | None] = {}
+    """Return the mean amount of each method over its seeds, or None if some record has not counted it."""
+    means: dict[str, float | None] = {}
     for label, by_seed in setting.values(kind.measure).items():
         known = [value for value in by_seed.values() if value is not None]
-        found[label] = fmean(known) if known and len(known) == len(by_seed) else None
-    return found
+        means[label] = fmean(known) if known and len(known) == len(by_seed) else None
+    return means
 
 
 def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
-    """Return what a setting's records say of its methods under constraints.
+    """Choose a method of a setting under constraints.
 
-    Which is best is asked after looking, so what is shown is shown among all pairs of the setting's methods.
+    The same data decide which method is best, so the family of tests has all pairs of the setting's methods.
     """
     counted = {kind: values_of(setting, kind) for kind in KINDS}
-    accuracies = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    accuracies = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
     refused = {m.label: "not every seed gave a result" for m in setting.methods
                if not m.reference and m.label not in accuracies}
     for label in accuracies:
-        reasons = [why for one in limits if (why := one.refusal(counted[one.kind].get(label)))]
+        reasons = [why for constraint in limits if (why := constraint.refusal(counted[constraint.kind].get(label)))]
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in accuracies if label not in refused]
@@ -163,13 +163,13 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
 
 
 def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
-    """Return what is to be said of a method beside the chosen one, the second of the pair."""
-    own = pair.swapped  # the best less the rival
-    over = own.interval
-    shown = own.significant and over.mean > 0
-    is_open = not (shown or pair.equal or pair.untested)
+    """Compare a method, the first of the pair, to the chosen one, the second of the pair."""
+    from_best = pair.swapped  # the best less the rival
+    interval = from_best.interval
+    is_worse = from_best.significant and interval.mean > 0
+    is_open = not (is_worse or pair.equal or pair.untested)
     limited = limiting_test_samples(setting, pair) if is_open else None
-    return Rival(pair.first, fmean(accuracies[pair.first].values()), over.mean, over.half_width, shown,
+    return Rival(pair.first, fmean(accuracies[pair.first].values()), interval.mean, interval.half_width, is_worse,
                  pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
                  pair.untested, limited)
 
@@ -177,22 +177,22 @@ def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting:
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
             accuracies: Mapping[str, Mapping[int, float]], best: str | None,
             setting: Setting) -> list[Price]:
-    """Return what each constraint costs where the others stay."""
-    found = []
-    for one in limits:
-        rest = [other for other in limits if other is not one]
-        free = {label: own for label, own in accuracies.items()
-                if not any(other.refusal(counted[other.kind].get(label)) for other in rest)}
-        if not free:
+    """Return the price of each constraint if the other constraints stay."""
+    prices = []
+    for constraint in limits:
+        rest = [other for other in limits if other is not constraint]
+        candidates = {label: by_seed for label, by_seed in accuracies.items()
+                      if not any(other.refusal(counted[other.kind].get(label)) for other in rest)}
+        if not candidates:
             continue
-        without = leader(ACC.column, free)
-        accuracy = fmean(free[without].values())
+        without = leader(ACC.column, candidates)
+        accuracy = fmean(candidates[without].values())
         if best is None:
-            found.append(Price(one.flag, without, accuracy, None, None))
+            prices.append(Price(constraint.flag, without, accuracy, None, None))
             continue
         if without == best:
-            found.append(Price(one.flag, without, accuracy, 0.0, 0.0))
+            prices.append(Price(constraint.flag, without, accuracy, 0.0, 0.0))
             continue
         pair, = setting.tests(ACC, {label: accuracies[label] for label in (without, best)}, best).pairs
-        found.append(Price(one.flag, without, accuracy, pair.interval.mean, pair.interval.half_width))
-    return found
+        prices.append(Price(constraint.flag, without, accuracy, pair.interval.mean, pair.interval.half_width))
+    return prices

@@ -1,4 +1,4 @@
-"""Which classes each task has, in words: for the notes, the settings and what is shown of a task pointed at."""
+"""The classes of each task in words, for the notes, the settings and the tooltips of tasks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class NamedTasks:
 
     @property
     def hints(self) -> tuple[str, ...]:
-        """Return for each task the names of its classes, not all of many; empty if they differ from seed to seed."""
+        """Return the class names of each task, cut if there are many. Return nothing if seeds differ in them."""
         return tuple(_some(names, POINTED_AT) for names in self.tasks) if self.seed is None else ()
 
     @property
     def settings(self) -> tuple[str, str]:
-        """Return a setting that has all names."""
+        """Return the entry of the settings table with all names."""
         return self._kind, "; ".join(self._in_words(None))
 
     @property
@@ -60,19 +60,20 @@ class NamedTasks:
 
 
 def _some(names: Sequence[str], most: int | None) -> str:
-    """Return names in a row, at most so many, with the number of those left out."""
+    """Return at most `most` names as text, with the number of the names left out."""
     if most is None or len(names) <= most + 1:  # "and 1 more" is no shorter than a name
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def named_tasks(records: Sequence[Record]) -> NamedTasks | None:
-    """Return the names of the tasks' classes that the records of a section have; None if they have none."""
-    found: dict[Tasks, int] = {}
+    """Return the class names of the tasks from the records of a section, or None if the records have none."""
+    seed_of: dict[Tasks, int] = {}
     for record in records:
         if record.stream and record.stream.class_names:
-            found.setdefault(tuple(tuple(map(clean, names)) for names in record.stream.class_names), record.trial.seed)
-    if not found:
+            tasks = tuple(tuple(map(clean, names)) for names in record.stream.class_names)
+            seed_of.setdefault(tasks, record.trial.seed)
+    if not seed_of:
         return None
-    tasks, seed = next(iter(found.items()))
-    return NamedTasks(tasks, seed if len(found) > 1 else None)
+    tasks, seed = next(iter(seed_of.items()))
+    return NamedTasks(tasks, seed if len(seed_of) > 1 else None)

@@ -49,7 +49,7 @@ def parts_of(counts: ErrorCounts) -> dict[str, float]:
 
 
 def last(record: Record) -> ErrorCounts | None:
-    """Return the counts of the last row, None if a record has none."""
+    """Return the counts of the last row, or None if the record has none."""
     return record.errors[-1] if record.errors and record.errors[-1].learned == len(record.R) - 1 else None
 
 
@@ -71,7 +71,7 @@ def _probed(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | 
 
 
 def measures(setting: Setting) -> list[Measure]:
-    """Return the columns of a setting's table; rare parts only where some record has one."""
+    """Return the columns of a setting's table. Rare parts are included only if some record has them."""
     def column(title: str, unit: Unit, value: Callable[[Record, Record | None], float | None],
                heading: str = "") -> Measure:
         return Measure(Column(title, unit, heading=heading), value, TITLE, optional=True)
@@ -103,10 +103,10 @@ class Means:
 
     @classmethod
     def of(cls, method: MethodRecords) -> Means | None:
-        """Return them, None if some seed has no counts or seeds differ in kind."""
-        found = [counts for r in method.done if (counts := last(r))]
-        kinds = {tuple(parts_of(counts)) for counts in found}
-        if len(found) != len(method.done) or len(kinds) != 1:
+        """Return the means of a method, or None if some seed has no counts or seeds differ in their parts."""
+        last_counts = [counts for r in method.done if (counts := last(r))]
+        kinds = {tuple(parts_of(counts)) for counts in last_counts}
+        if len(last_counts) != len(method.done) or len(kinds) != 1:
             return None
 
         def mean(of: Callable[[Probe], Sequence[int]]) -> float | None:
@@ -115,14 +115,14 @@ class Means:
             return fmean(known) if len(known) == len(values) else None
 
         within, before = mean(lambda p: p.end), mean(lambda p: p.learned)
-        parts = [parts_of(counts) for counts in found]
+        parts = [parts_of(counts) for counts in last_counts]
         return cls({name: fmean(p[name] for p in parts) for name in parts[0]},
-                   fmean(1 - share(c.right, c.samples) for c in found), mean(lambda p: p.together), within,
+                   fmean(1 - share(c.right, c.samples) for c in last_counts), mean(lambda p: p.together), within,
                    None if within is None or before is None else before - within)
 
 
 def sentences(methods: Sequence[MethodRecords]) -> list[str]:
-    """Return a sentence for each method: where most of what it loses comes from, and what might help."""
+    """Return a sentence for each method on where most of its errors come from and what might help."""
     return [f"{m.label} {sentence(means)}" for m in methods if m.done and (means := Means.of(m)) is not None]
 
 
@@ -156,13 +156,13 @@ head, or replay'
 
 
 def _within(means: Means) -> str:
-    """Return what may reduce the within-task error."""
+    """Suggest how to reduce the within-task error."""
     within = means.parts[WITHIN]
     if means.probe_within is None:
         return "Try to learn each task better, or to forget less within it; --probe shows which of them helps"
-    held = means.probe_within - (1 - within)
-    if held >= within / 2:
-        return (f"The features still separate its classes: a linear probe within the task has {100 * held:.0f} points "
+    gain = means.probe_within - (1 - within)
+    if gain >= within / 2:
+        return (f"The features still separate its classes: a linear probe within the task has {100 * gain:.0f} points "
                 "more. Try to refit the head")
     if means.drift is not None and means.drift >= within / 2:
         return (f"Representation drift costs a linear probe {100 * means.drift:.0f} points. Try to protect the "
@@ -171,7 +171,7 @@ def _within(means: Means) -> str:
 
 
 def _between(means: Means) -> str:
-    """Return what may reduce the confusion of tasks."""
+    """Suggest how to reduce the confusion of tasks."""
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
     if bias >= confused / 2:
         return "Try to align the head, or replay"
@@ -184,18 +184,18 @@ def _between(means: Means) -> str:
 
 
 def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> list[Table]:
-    """Return a table for each method: the share of each task's samples that go to which task, mean over seeds."""
+    """Return a table for each method with the share of each task's samples that are assigned to each task."""
     tables = []
     for method in methods:
-        found = [counts for r in method.done if (counts := last(r))]
-        if not found or len({len(counts.samples) for counts in found}) != 1 or Means.of(method) is None:
+        last_counts = [counts for r in method.done if (counts := last(r))]
+        if not last_counts or len({len(counts.samples) for counts in last_counts}) != 1 or Means.of(method) is None:
             continue
-        tasks = len(found[0].samples)
+        tasks = len(last_counts[0].samples)
         names = [_named(i, named) for i in range(tasks)]
-        rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in found]) for j in range(tasks)))
-                     for i in range(tasks))
-        what = "task of the winning output" if found[0].corrected else "inferred task"
-        tables.append(Table(f"{method.label}: {what}, mean over {len(found)} seed{'s' * (len(found) > 1)}",
+        rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in last_counts])
+                                         for j in range(tasks))) for i in range(tasks))
+        what = "task of the winning output" if last_counts[0].corrected else "inferred task"
+        tables.append(Table(f"{method.label}: {what}, mean over {len(last_counts)} seed{'s' * (len(last_counts) > 1)}",
                             tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
     return tables
 
@@ -214,7 +214,7 @@ def _named(index: int, named: NamedTasks | None) -> str:
 
 
 def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
-    """Return a table for each method whose records have each row: what is lost after each task, part by part."""
+    """Return the error decomposition after each task, a table for each method whose records have every row."""
     tables = []
     for method in methods:
         lists = [r.errors for r in method.done]

@@ -1,4 +1,4 @@
-"""What the records of a setting decide (`clbench.report.decided`), found by tests and counts."""
+"""Compute the verdicts on a setting (`clbench.report.decided`) by tests and counts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from clbench.results.binomial import difference_error
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
-    """Return what a setting's records decide.
+    """Return the verdicts on a setting.
 
     Args:
-        setting: whose methods are compared.
-        baseline: the label of the method with which each is compared; by default plain fine-tuning's.
-        everything: the tests of ACC of all pairs, if they are known already.
+        setting: the setting whose methods are compared.
+        baseline: label of the method to which each is compared, by default sequential fine-tuning.
+        everything: the tests of ACC of all pairs, if they are already known.
     """
     values = setting.values(ACC)
     means = {label: fmean(known) for label, by_seed in values.items()
@@ -39,10 +39,10 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
         return None
     tests = setting.tests(ACC, values, other)
     return Compared(other, fmean(values[other].values()), len(tests.pairs),
-                    tuple(_told(pair, setting) for pair in tests.pairs))
+                    tuple(_describe_pair(pair, setting) for pair in tests.pairs))
 
 
-def _told(pair: Pair, setting: Setting) -> Against:
+def _describe_pair(pair: Pair, setting: Setting) -> Against:
     over = pair.interval
     verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
                         else "better" if pair.better("up") == pair.first else "worse")
@@ -54,12 +54,12 @@ def _told(pair: Pair, setting: Setting) -> Against:
 
 
 def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
-    """Return the number of test samples if they are too few for more seeds to show a difference in ACC, else None.
+    """Return the number of test samples if more seeds cannot make the difference in ACC significant, else None.
 
-    If it is known which samples are right, see `Pair.limited`. Otherwise they are too few if the standard error that
-    they alone give the difference is as large as the difference. That error is of independent test sets, and about
-    twice that of two methods on one test set; so a difference that is smaller is within two standard errors of 0,
-    however many seeds there are.
+    If it is known which samples are right, see `Pair.limited`. Otherwise, test samples are too few if the standard
+    error that they alone cause is at least as large as the difference. This standard error assumes independent test
+    sets, so it is about twice that of two methods on one test set. A smaller difference is therefore within two
+    standard errors of 0 with any number of seeds.
     """
     if pair.crossed or setting.own_tests:
         return pair.limited
@@ -70,7 +70,7 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
 
 
 def _best(setting: Setting, tests: Family) -> Best | None:
-    values = {label: found for label, found in setting.compared(ACC).items() if label in setting.eligible}
+    values = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
     if len(values) < 2:
         return None
     best = leader(ACC.column, values, tests)
@@ -88,18 +88,18 @@ def _best(setting: Setting, tests: Family) -> Best | None:
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
-    """Return the front of accuracy against each counted cost, of the methods that have all their seeds."""
+    """Return the Pareto front of each counted cost and accuracy, for the methods with a result for every seed."""
     accuracies = setting.compared(ACC)
-    found = {}
+    fronts = {}
     for measure in (m for m in MEASURES if m.cost and not m.tested and setting.has(m)):
         costs = {label: fmean(v for v in by_seed.values() if v is not None)
                  for label, by_seed in setting.values(measure).items()
                  if label in setting.eligible and label in accuracies and None not in by_seed.values()}
         costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
         labels = list(costs)
-        found[measure.column.title] = tuple(labels[i] for i in front(
+        fronts[measure.column.title] = tuple(labels[i] for i in front(
             [(costs[label], fmean(accuracies[label].values())) for label in labels]))
-    return found
+    return fronts
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

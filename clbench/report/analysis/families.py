@@ -42,22 +42,22 @@ class Pair:
 
     @property
     def equal(self) -> bool:
-        """Tell whether the two are equal on every seed, up to rounding."""
+        """Return whether the two methods are equal on every seed, up to rounding."""
         return all(abs(d) <= ROUNDING for d in self.differences)
 
     @property
     def significant(self) -> bool:
-        """Tell whether the test shows a difference."""
+        """Return whether the difference is significant."""
         return self.corrected <= ALPHA
 
     @property
     def decidable(self) -> bool:
-        """Tell whether this number of seeds could show a difference at all."""
+        """Return whether any difference could be significant with this number of seeds."""
         return self.test is not None
 
     @property
     def needed(self) -> int | None:
-        """Return about how many seeds would show the difference if it stays as it is, None where that is not known."""
+        """Estimate how many seeds would make the difference significant if it does not change; None if not known."""
         if self.untested:
             return None
         if self.until:
@@ -66,9 +66,9 @@ class Pair:
 
     @property
     def limited(self) -> int | None:
-        """Return the number of test samples if they are too few for more seeds to show the difference, else None.
+        """Return the number of test samples if more seeds cannot make the difference significant, else None.
 
-        They are if the difference is below two of the standard errors that the samples alone give it.
+        This is the case if the difference is below two of the standard errors that the test samples alone cause.
         """
         if self.crossed is None or abs(self.crossed.mean) > 2 * self.crossed.of_samples**0.5:
             return None
@@ -76,7 +76,7 @@ class Pair:
 
     @property
     def interval(self) -> Interval:
-        """Return the mean difference with its 95% interval, for this pair alone; a repeated one after looks."""
+        """Return the mean difference with its 95% interval for this pair alone, repeated after interim analyses."""
         return sequential.interval_of(self.differences, self.until, self.crossed)
 
     @property
@@ -105,12 +105,12 @@ class Family:
 
     @property
     def dropped(self) -> set[str]:
-        """Return the methods that got no more seeds, since another one, not only the best, was shown to be better."""
+        """Return the methods that got no more seeds because some other method was significantly better."""
         return self.beaten if self.until else set()
 
     @property
     def beaten(self) -> set[str]:
-        """Return the methods that some pair shows to be worse."""
+        """Return the methods that are significantly worse than some other method."""
         up = self.column.direction
         return {p.first if p.better(up) == p.second else p.second for p in self.pairs if p.significant}
 
@@ -157,7 +157,8 @@ def _test(differences: tuple[float, ...], size: int, until: UntilDecided | None,
           over_seeds: Mapping[tuple[float, ...], float]) -> tuple[Test | None, float, int | None]:
     """Return which test decides on a pair, its p-value, and by a rule the number of seeds with the strongest result."""
     if until is not None:
-        analysis = sequential.look(differences, until, [estimate.p for estimate in estimates] or None)
+        ps = [estimate.p for estimate in estimates] or None
+        analysis = sequential.find_strongest_analysis(differences, until, ps)
         return ("sequential", analysis.p, analysis.seeds) if analysis else (None, 1.0, None)
     if estimates:
         return "crossed", estimates[-1].p, None
@@ -176,7 +177,10 @@ def _p_values(differences: Sequence[tuple[float, ...]], size: int) -> dict[tuple
 
 def _estimates(values: Values, answers: Answers | None, first: str, second: str, seeds: Sequence[int],
                until: UntilDecided | None) -> list[Crossed]:
-    """Return the estimate over seeds and samples of a pair; by a rule, after each look. Empty without answers."""
+    """Return the estimate over seeds and samples of a pair, or nothing without answers.
+
+    If a rule added seeds, there is an estimate for each interim analysis.
+    """
     if not answers or len(seeds) < 2:
         return []
     scores = stacked([answers[first][s] - answers[second][s] for s in seeds])
@@ -186,7 +190,7 @@ def _estimates(values: Values, answers: Answers | None, first: str, second: str,
 
 
 def _reason(column: Column, values: Values, first: str, second: str, seeds: Sequence[int], answers: bool) -> str:
-    """Return why a pair is not tested although it has several seeds; empty if it is, or if the two are equal."""
+    """Return why a pair with several seeds is not tested. The text is empty if it is tested or if the two are equal."""
     sides = [[values[label][s] for s in seeds] for label in (first, second)]
     if len(seeds) < 2 or all(abs(a - b) <= ROUNDING for a, b in zip(*sides, strict=True)):
         return ""
@@ -196,10 +200,10 @@ def _reason(column: Column, values: Values, first: str, second: str, seeds: Sequ
 
 
 def leader(column: Column, values: Values, tests: Family | None = None) -> str:
-    """Return the method with the best mean, the first of those that have it.
+    """Return the method with the best mean, or the first of those that share it.
 
-    Where seeds were added (by the rule of `tests`), a method that was shown to be worse got no more of them, and its
-    mean is of other seeds: it does not lead.
+    If a rule added seeds, significantly worse methods got no more of them. Their means are over other seeds, so such a
+    method is never returned.
     """
     running = {name for name in values if not tests or name not in tests.dropped} or set(values)
     means = {name: fmean(by_seed.values()) for name, by_seed in values.items() if name in running}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.marks import SHORT
-from clbench.report.analysis.paired_tests import looks
+from clbench.report.analysis.paired_tests import describe_interim_analyses
 from clbench.report.columns import ACC
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
@@ -14,24 +14,24 @@ READING = ("Values are means over seeds Â± half of a 95% confidence interval. â†
 
 
 def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
-    """Return the sentences under a comparison table: how to read it, the test, and what the names stand for."""
+    """Return the sentences under a comparison table: how to read it, which test it uses, and what the names mean."""
     return tuple(filter(None, [READING, marks(setting), test_sentence(facts), condition(setting), legend(setting)]))
 
 
 def marks(setting: Setting) -> str:
-    """Return what the marks of the rows mean, in a few words; notes say more."""
+    """Explain the marks of the rows in a few words. The notes say more."""
     used = "".join(m.marks for m in setting.methods)
     meanings = [f"{mark} {words}" for mark, words in SHORT.items() if mark in used]
     return f"Marks: {'; '.join(meanings)}." if meanings else ""
 
 
 def test_sentence(facts: Facts) -> str:
-    """Return which tests decide, over how many comparisons they are corrected, and what they assume."""
+    """Describe the statistical tests, the number of comparisons of their correction, and their assumptions."""
     families = [(c.tests, f"with {c.other}", c.test) for c in (facts.baseline, facts.joint) if c]
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
     if facts.until:
-        return (f"Sequential t-tests over seeds, {looks(facts.until)}; Holm-corrected over "
+        return (f"Sequential t-tests over seeds, {describe_interim_analyses(facts.until)}; Holm-corrected over "
                 f"{_counts([(tests, words) for tests, words, _ in families])}. They assume normally distributed "
                 "differences.")
     sentences = []
@@ -47,7 +47,7 @@ def test_sentence(facts: Facts) -> str:
 
 
 def condition(setting: Setting) -> str:
-    """Return which samples all seeds share, so that intervals and tests do not cover the choice of them."""
+    """Describe which samples all seeds share. Intervals and tests do not cover the choice of these samples."""
     if len(setting.seeds) < 2:
         return ""
     tests = not setting.own_tests and not setting.answers(ACC)
@@ -61,6 +61,6 @@ def _counts(families: list[tuple[int, str]]) -> str:
 
 
 def legend(setting: Setting) -> str:
-    """Return which id each display name stands for; nothing where they are the same."""
+    """Explain which id each display name stands for, unless they are the same."""
     names = [f"{m.label} = {m.id}" for m in setting.methods if m.label != m.id]
     return f"Names for --methods: {'; '.join(names)}." if names else ""

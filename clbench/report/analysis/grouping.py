@@ -24,7 +24,7 @@ from clbench.results.stats import Interval
 
 @dataclass(frozen=True)
 class Setting:
-    """All methods of one setting, in the order in which they appear but for references, which come last."""
+    """All methods of one setting in order of appearance, with references last."""
 
     title: str
     seeds: tuple[int, ...]
@@ -42,11 +42,11 @@ class Setting:
 
     @cached_property
     def _values(self) -> dict[Measure, dict[str, dict[int, float | None]]]:
-        """Return the values that were asked for before: each is asked for by several tables."""
+        """Return the cache of values. Several tables use each of them."""
         return {}
 
     def answers(self, measure: Measure) -> Answers:
-        """Return which test samples each method and seed has right, if all seeds share them; only for ACC, else empty.
+        """Return which test samples each method and seed got right if the measure is ACC and all seeds share them.
 
         The score of a sample that belongs to several tasks is the mean over these.
         """
@@ -74,9 +74,10 @@ class Setting:
         return self.records[0].trial.benchmark.options.get("train_draw") == "seed"
 
     def interval(self, measure: Measure, label: str) -> Interval:
-        """Return the mean of a method over its seeds with its interval, over seeds and test samples if these are known.
+        """Return the mean of a method over its seeds with its interval.
 
-        A repeated interval if seeds were added by a rule.
+        The interval is over seeds and test samples if the answers to the samples are known. It is a repeated interval
+        if a rule added seeds.
         """
         values = {seed: value for seed, value in self.values(measure)[label].items() if value is not None}
         answers = self.answers(measure).get(label)
@@ -87,11 +88,11 @@ class Setting:
         return interval_of([values[s] for s in seeds], self.until, crossed)
 
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
-        """Return the values of the methods that can be compared: those that have one for each seed with a result.
+        """Return the values of the methods that have one for each seed with a result, so that they can be compared.
 
         Args:
-            measure: what is compared.
-            also: labels of references to include; the others are left out.
+            measure: the measure to compare.
+            also: labels of references to include. Other references are left out.
         """
         included = {m.label for m in self.methods if not m.reference} | set(also)
         return {label: {seed: value for seed, value in by_seed.items() if value is not None}
@@ -99,7 +100,7 @@ class Setting:
                 if label in included and by_seed and None not in by_seed.values()}
 
     def tests(self, measure: Measure, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
-        """Return the tests of values that `compared` gave, as `family` does, by the setting's rule and answers."""
+        """Return the tests of values from `compared`, as `family` does, with the setting's rule and answers."""
         return family(measure.column, values, baseline, of, self.until, self.answers(measure))
 
     @cached_property
@@ -112,30 +113,30 @@ class Setting:
         return f"{label} {self.cautions.get(label, '')}".strip()
 
     def has(self, measure: Measure) -> bool:
-        """Tell whether some record has a value of a measure."""
+        """Return whether any record has a value of a measure."""
         return any(value is not None for by_seed in self.values(measure).values() for value in by_seed.values())
 
     @cached_property
     def until(self) -> UntilDecided | None:
-        """Return the rule by which seeds were added where the question was open, if they were."""
+        """Return the rule that added seeds until the comparison was decided, if there was one."""
         return next((r.until for r in self.records if r.until), None)
 
     @cached_property
     def joint(self) -> dict[int, Record]:
-        """Return the record of joint training for each seed; of several such methods the first counts."""
+        """Return the record of joint training for each seed. If several methods are joint, the first one counts."""
         return {r.trial.seed: r for m in reversed(self._as_given) if m.joint for r in m.done}
 
     @property
     def upper(self) -> str | None:
-        """Return the label of joint training, None where there is none."""
+        """Return the label of joint training, or None if there is none."""
         return next((m.label for m in self._as_given if m.joint and m.done), None)
 
     @cached_property
     def baseline(self) -> str | None:
-        """Return the label of what methods are held against: what is named, if it is here, else plain fine-tuning.
+        """Return the label of the baseline: the named method if the setting has it, else sequential fine-tuning.
 
-        Without fine-tuning, the only method of a setting is held against the only reference but joint training, such as
-        a linear probe.
+        Without fine-tuning, a setting with a single method and a single reference other than joint training (such as a
+        linear probe) has that reference as its baseline.
         """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
@@ -147,7 +148,7 @@ class Setting:
         return next((m.label for m in fine_tuning or only), None)
 
     def label_of(self, name: str) -> str | None:
-        """Return the label of the method with this label or id, None if there is none."""
+        """Return the label of the method with this label or id, or None if there is none."""
         return next((m.label for m in self.methods if name in (m.label, m.id)), None)
 
     @cached_property
@@ -157,21 +158,21 @@ class Setting:
         return sorted(self.methods, key=lambda m: rows[m.records[0].trial.row])
 
     def by_accuracy(self) -> Setting:
-        """Return the setting with its methods by their mean ACC, the best first, references last."""
+        """Return the setting with its methods sorted by mean ACC, the best first and references last."""
         def key(method: MethodRecords) -> tuple[bool, float]:
             return method.reference, -fmean(acc(r.R) for r in method.done) if method.done else math.inf
         return replace(self, methods=tuple(sorted(self.methods, key=key)))
 
     @property
     def untuned(self) -> list[MethodRecords]:
-        """Return the methods with results that were not tuned, references and variants of tuned methods left out."""
+        """Return the untuned methods with results, without references and variants of tuned methods."""
         methods = [m for m in self.methods if m.done and not m.reference]
         tuned = {m.strategy for m in methods if m.searched}
         return [m for m in methods if not m.searched and m.strategy not in tuned]
 
     @cached_property
     def eligible(self) -> set[str]:
-        """Return the methods that may be the best: those with a result for every seed, references left out."""
+        """Return the methods that may be the best: those with a result for every seed, without references."""
         return {m.label for m in self.methods if m.complete and not m.reference}
 
 
@@ -211,9 +212,10 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
 
 
 def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRecords]:
-    """Group records by method; where two methods share a label, each is called by its full name.
+    """Group records by method. If two methods share a label, each gets its full name as a label.
 
-    Where seeds were added until decided, methods have different numbers of them: those up to a method's last are its.
+    If a rule added seeds until decided, methods have different numbers of seeds. The seeds of a method are then those
+    up to its last one.
     """
     added = any(record.until for record in records)
     groups: dict[str, list[Record]] = {}

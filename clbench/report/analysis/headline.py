@@ -24,11 +24,11 @@ FRONTS = 4  # lines of trade-offs
 HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
 WHY = {SAME: "because every seed gave the same results.",
        NEAR: "because accuracies within three standard deviations of 100% are too skewed for a test."}
-ALIKE = 0.1  # two costs that differ by less are called the same
+SIMILARITY_MARGIN = 0.1  # two costs that differ by less are called the same
 
 
 def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
-    """Return the first lines of a section, 13 at most; those about nothing are left out."""
+    """Return the first lines of a section, at most 13. Lines without content are left out."""
     lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(facts)), (COST, _cost(setting, facts)),
              *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
              *((CAUTION, text) for text in cautions(setting)),
@@ -44,13 +44,13 @@ def difference_column(setting: Setting, compared: Compared) -> tuple[Column, lis
 
 
 def baseline_name(setting: Setting, compared: Compared) -> str:
-    """Return what a column calls the baseline: the name of its strategy if it has no options, else its label."""
+    """Return the name of the baseline in a column: its strategy if it has no options, else its label."""
     method = next(m for m in setting.methods if m.label == compared.other)
     return method.strategy if method.id == method.strategy else method.label
 
 
 def _cell(pair: Against | None, setting: Setting) -> Cell:
-    """Return the cell of a pair; the verdict has the marks that caution against the method that loses."""
+    """Return the cell of a pair. The verdict has the caution marks of the worse method."""
     if pair is None:
         return Cell("")
     loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
@@ -64,13 +64,13 @@ def _percent(facts: Facts, label: str) -> str:
 
 
 def _with_accuracy(facts: Facts, label: str) -> str:
-    """Return a label with the accuracy and the marks that caution against it; never two pairs of parentheses."""
+    """Return a label with the accuracy and the caution marks, never in two pairs of parentheses."""
     value = ", ".join(filter(None, [_percent(facts, label), facts.cautions.get(label, "")]))
     return f"{label} {value}" if label.endswith(")") else f"{label} ({value})"
 
 
 def _answer(setting: Setting, facts: Facts) -> str:
-    """Say which method leads, whether that is certain, and which methods are not significantly worse."""
+    """Describe which method leads, whether that is certain, and which methods are not significantly worse."""
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
@@ -102,7 +102,7 @@ def _answer(setting: Setting, facts: Facts) -> str:
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
-    """Name the methods that are not significantly worse; those that were not tuned while others were are marked."""
+    """Name the methods that are not significantly worse. Untuned methods are marked if other methods were tuned."""
     methods = {m.label: m for m in setting.methods}
     some_tuned = any(m.searched for m in setting.methods)
     return in_words([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
@@ -110,7 +110,7 @@ def _open_names(setting: Setting, labels: Sequence[str]) -> str:
 
 
 def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> str:
-    """Return how many of the other methods, with the marks that caution against some of them."""
+    """Return the number of other methods, with the caution marks of some of them."""
     words = f"{count} of {others} other methods" if count < others else (
         "all other methods" if count > 2 else "both other methods")
     marked = [f"{label} {facts.cautions[label]}" for label in labels if label in facts.cautions]
@@ -118,7 +118,7 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
 
 
 def _needed(setting: Setting, facts: Facts, several: bool) -> str:
-    """Say about how many seeds would show the smallest difference; in parentheses, with a space before."""
+    """Return a remark on how many seeds would make the smallest difference significant, after a space."""
     best = facts.best
     if facts.until or best is None:
         return ""
@@ -154,8 +154,8 @@ def _count(labels: Sequence[str]) -> str:
 def _cost(setting: Setting, facts: Facts) -> str:
     """Compare the costs of the best method that stores no samples with those of the most accurate one.
 
-    If that is the same method, it is compared with the best of the others that stores no samples and is cheaper in
-    anything.
+    If that is the same method, it is compared to the best other method that stores no samples and is cheaper in any
+    cost.
     """
     if facts.best is None:
         return ""
@@ -185,16 +185,16 @@ COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"
 
 
 def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:
-    """Return for each cost that differs whether a method is cheaper than the leader, and by how much in words."""
+    """Return, for each cost that differs, whether a method is cheaper than the leader and the difference in words."""
     parts = []
     for measure, verb, what in COSTS:
-        own, other = _mean(setting, measure, label), _mean(setting, measure, leader)
-        if own is None or other is None or abs(own - other) < ALIKE * max(own, other):
+        cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
+        if cost is None or leader_cost is None or abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost):
             continue
-        if min(own, other) == 0:
-            parts.append((own < other, f"{verb} {number(own, measure.column.unit) if own else 'no'} {what}"))
+        if min(cost, leader_cost) == 0:
+            parts.append((cost < leader_cost, f"{verb} {number(cost, measure.column.unit) if cost else 'no'} {what}"))
         else:
-            parts.append((own < other, f"{verb} {_ratio(own / other, what)}"))
+            parts.append((cost < leader_cost, f"{verb} {_ratio(cost / leader_cost, what)}"))
     return parts
 
 
@@ -221,7 +221,7 @@ def _times(ratio: float) -> str:
 
 
 def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
-    """Yield the Pareto front of accuracy against each cost, cheapest first; costs with the same front share a line."""
+    """Yield the Pareto front of each cost and accuracy, cheapest first. Costs with the same front share a line."""
     costs: dict[tuple[str, ...], list[str]] = {}
     for title, labels in facts.fronts.items():
         if labels:

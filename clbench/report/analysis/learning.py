@@ -16,11 +16,11 @@ FAR = 20.0  # points of learning accuracy below joint training's
 
 
 def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
-    """Yield a line on the methods that are underfit, on those whose loss was falling, and on those far below joint.
+    """Yield lines on methods that are underfit, that have not converged, and that are far below joint training.
 
     Args:
-        methods: of one setting.
-        joint: the record of joint training for each seed, as far as there is one.
+        methods: the methods of one setting.
+        joint: the record of joint training for each seed that has one.
     """
     if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
                 for m in methods if (share := underfit(m.done)) is not None]:
@@ -42,10 +42,10 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
-    """Return the mean losses of the last tenth but one and of the last, None where they do not fall enough to matter.
+    """Return the mean losses of the last two tenths of the steps, or None if the loss does not fall enough to matter.
 
-    Means are over all tasks and seeds of which the record has them. They must fall by `FALL` and by `SHARE`, and the
-    loss must fall in more than half of the tasks.
+    Means are over all tasks and seeds with recorded losses. They must fall by `FALL` and by `SHARE`, and the loss must
+    fall in more than half of the tasks.
     """
     pairs = [(pair[0], pair[1]) for r in records for pair in r.last_losses if pair]
     if not pairs:
@@ -57,18 +57,18 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
 
 
 def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
-    """Return a method's learning accuracy (%) where it is `FAR` below joint training's on every seed, else None.
+    """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
 
-    Left out are references, and methods in which this says nothing of learning: they took no steps on a later task
-    (closed forms), had to infer the task, or trained without the old classes that compete at the test (older records
-    do not say whether they did).
+    Return None for references and for methods whose learning accuracy has other causes than training: analytic
+    classifiers, which take no steps on later tasks, methods that infer the task, and methods that train without the
+    old classes that compete at test time (older records do not say whether they did).
     """
     done = method.done
-    own = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
-    if not own or method.reference or method.infers or not own.keys() <= joint.keys():
+    accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
+    if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():
         return None
     unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in done]
     if any(unfair) or not all(all(r.costs.steps) for r in done):
         return None
-    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in own.items())
-    return fmean(own.values()) if far else None
+    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
+    return fmean(accuracies.values()) if far else None

@@ -1,6 +1,6 @@
-"""What the level of a method's results says: whether it had learned its tasks, and whether it does better than chance.
+"""Whether a method is underfit, and whether it is better than chance.
 
-Both are told from records alone, without comparing methods.
+Both follow from the method's own records, without a comparison to other methods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNDERFIT = 0.6  # of the chance loss
 
 
 def underfit(records: Sequence[Record]) -> float | None:
-    """Return the mean share of the chance loss that training left, where it is above `UNDERFIT`, else None.
+    """Return the mean share of the chance loss that is left after training if it is above `UNDERFIT`, else None.
 
     See `loss_share`. Why 0.6: of the 296 rows in `reports/` whose records have last losses, 30 are above it, all of
     which learned their tasks badly: just after a task they got at most 58 % of ten classes right, or 64 % of two.
@@ -33,15 +33,15 @@ def underfit(records: Sequence[Record]) -> float | None:
 
 
 def loss_share(record: Record) -> float | None:
-    """Return the last training loss as a share of the chance loss: of the median task or of the first, the smaller.
+    """Return the last training loss as a share of the chance loss: the smaller of the median task and the first task.
 
-    The last training loss is the mean over the last tenth of a task's steps; the chance loss is log n for the n classes
-    that compete with the label of a new sample. The loss of a later task may contain more than cross-entropy
-    (replay, distillation, a penalty), all of which begins with the second task. So the first task must be above as
-    well: a row that learned its first task is not called underfit, whatever is added to its loss later.
+    The last training loss is the mean over the last tenth of a task's steps. The chance loss is log n for the n classes
+    that compete with the label of a new sample. From the second task on, the loss may contain more than cross-entropy
+    (replay, distillation, a penalty). So the first task counts as well: a method that learned its first task is never
+    called underfit.
 
-    None where there is nothing to judge by: no steps (closed forms), older records, classes that return or arrive
-    unevenly, or trials that continue others.
+    Return None if the losses do not allow a judgment: no steps (analytic classifiers), older records, classes that
+    return or arrive unevenly, or trials that continue others.
     """
     trial, stream = record.trial, record.stream
     if stream is None or trial.continues or str(trial.arrival):
@@ -59,7 +59,7 @@ def loss_share(record: Record) -> float | None:
 
 
 def test_samples(records: Sequence[Record]) -> int | None:
-    """Return the number of test samples of all tasks, the smallest of several seeds; None where it is not known."""
+    """Return the number of test samples of all tasks (the smallest over seeds), or None if it is not known."""
     return min((sum(r.stream.test_samples) for r in records if r.stream), default=0) or None
 
 
@@ -81,13 +81,13 @@ def chance(record: Record) -> float | None:
 
 
 def at_chance(records: Sequence[Record]) -> bool:
-    """Tell whether the mean ACC is no better than chance: whether its test-set interval holds chance or is below it."""
+    """Return whether the mean ACC is no better than chance: its test-set interval contains chance or is below it."""
     levels = [level for r in records if (level := chance(r)) is not None]
-    found = test_set_interval(records) if levels else None
-    return found is not None and max(levels) < 1 and found[0] <= max(levels)
+    interval = test_set_interval(records) if levels else None
+    return interval is not None and max(levels) < 1 and interval[0] <= max(levels)
 
 
 def same_on_every_seed(records: Sequence[Record]) -> bool:
-    """Tell whether two or more seeds gave the same accuracies on every task, so that seeds are no evidence."""
+    """Return whether two or more seeds have the same accuracies on every task, so that seeds are no evidence."""
     ends = [r.R[-1] for r in records]
     return len(ends) > 1 and all(abs(a - b) <= ROUNDING for end in ends for a, b in zip(ends[0], end, strict=False))

@@ -1,4 +1,4 @@
-"""The marks of rows in tables, and what a note says of each."""
+"""The marks of rows in tables and their explanations in notes."""
 
 from __future__ import annotations
 

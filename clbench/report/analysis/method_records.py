@@ -1,4 +1,4 @@
-"""The records of one method in one setting, and what they say of the method."""
+"""The records of one method in one setting, and the facts about the method that follow from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MethodRecords:
     id: str = ""  # what `--methods` calls it
 
     def __post_init__(self) -> None:
-        """Take the label for the id if there is no other one."""
+        """Use the label as the id if there is no id."""
         if not self.id:
             object.__setattr__(self, "id", self.label)
 
@@ -35,7 +35,7 @@ class MethodRecords:
 
     @property
     def reference(self) -> bool:
-        """Tell whether the method is a reference, which the tables set apart."""
+        """Return whether the method is a reference, which tables show separately."""
         return self.records[0].reference
 
     @cached_property
@@ -45,7 +45,7 @@ class MethodRecords:
 
     @property
     def complete(self) -> bool:
-        """Tell whether every one of `seeds` gave a result."""
+        """Return whether every seed in `seeds` has a result."""
         return len(self.done) == len(self.seeds)
 
     @property
@@ -55,51 +55,52 @@ class MethodRecords:
 
     @property
     def infers(self) -> bool:
-        """Tell whether the method had to infer the task of a test sample."""
+        """Return whether the method had to infer the task of a test sample."""
         return any(r.task_inference for r in self.records)
 
     @property
     def marks(self) -> str:
         """Return the marks of the method's row, which `MARKS` explains."""
-        own = {r.outputs for r in self.records}
-        return "".join([INFERS if self.infers else "", *(mark for outputs, mark in OUTPUTS.items() if outputs in own),
+        outputs_in_loss = {r.outputs for r in self.records}
+        output_marks = [mark for outputs, mark in OUTPUTS.items() if outputs in outputs_in_loss]
+        return "".join([INFERS if self.infers else "", *output_marks,
                         STALE if self.stale or len(self.codes) > 1 else "",
                         RECIPE if self.records[0].trial.own_recipe else "", self.cautions])
 
     @cached_property
     def cautions(self) -> str:
-        """Return the marks without which the method must not appear as worse than another."""
+        """Return the caution marks that must accompany the statement that the method is worse than another."""
         return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
 
     @property
     def stale(self) -> dict[str, list[int]]:
-        """Return what had changed when results were kept all the same, with the seeds of each."""
-        found: dict[str, list[int]] = {}
+        """Return the reasons why results are stale, with the seeds of each reason."""
+        seeds_by_reason: dict[str, list[int]] = {}
         for record in self.done:
             if record.stale:
-                found.setdefault(" and ".join(record.stale), []).append(record.trial.seed)
-        return found
+                seeds_by_reason.setdefault(" and ".join(record.stale), []).append(record.trial.seed)
+        return seeds_by_reason
 
     @property
     def codes(self) -> dict[str, list[int]]:
-        """Return the states of the method's own code that gave its results, as far as known, with the seeds of each."""
-        found: dict[str, list[int]] = {}
+        """Return the hashes of the method's code that produced its results, if known, with the seeds of each hash."""
+        seeds_by_hash: dict[str, list[int]] = {}
         for record in self.done:
             code = record.provenance.code.get("method")
             if code and code.hash:
-                found.setdefault(code.hash, []).append(record.trial.seed)
-        return found
+                seeds_by_hash.setdefault(code.hash, []).append(record.trial.seed)
+        return seeds_by_hash
 
     @property
     def searched(self) -> Searched | None:
-        """Return the search that the method's options come from, None where they come from none."""
+        """Return the tuning that the method's options come from, or None if it was not tuned."""
         return self.records[0].searched
 
     @property
     def joint(self) -> bool:
-        """Tell whether the method is joint training: a reference that kept every training sample of all tasks so far.
+        """Return whether the method is joint training: a reference that stores every training sample so far.
 
-        The records alone show it, so that reports do not depend on the plugins that are installed.
+        This follows from the records alone, so reports do not depend on the installed plugins.
         """
         return self.reference and all(
             r.stream is not None and r.costs.replay_samples == list(accumulate(r.stream.train_samples))
@@ -107,13 +108,13 @@ class MethodRecords:
 
     @property
     def fine_tuning(self) -> bool:
-        """Tell whether the method is plain fine-tuning: a reference that trains all it has and keeps nothing else.
+        """Return whether the method is sequential fine-tuning: a reference that trains and stores only its parameters.
 
-        As with `joint`, the records alone show it.
+        As with `joint`, this follows from the records alone.
         """
         sizes = [{*r.costs.trainable, *(sum(roles.values()) for roles in r.costs.parameters)} for r in self.done]
         return (self.reference and not any(any(r.costs.replay_samples) for r in self.done)
-                and all(len(own) == 1 for own in sizes))
+                and all(len(counts) == 1 for counts in sizes))
 
     @property
     def state(self) -> str:

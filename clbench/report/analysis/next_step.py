@@ -18,10 +18,10 @@ TUNABLE_FILE = re.compile(r"\S+\.toml")
 
 
 def next_step(setting: Setting, facts: Facts) -> str:
-    """Return the first of these that applies, with its command; nothing if none does or the command is not known.
+    """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
-    Add the fine-tuning baseline; tune the methods that were not tuned, if others were or the experiment is a file with
-    search spaces; collect more evidence, so that tests stay valid.
+    The steps are: add the fine-tuning baseline; tune the untuned methods, if others were tuned or if the experiment is
+    a file with search spaces; collect more evidence such that tests stay valid.
     """
     command = _run_command(setting)
     if command is None:
@@ -41,12 +41,12 @@ def next_step(setting: Setting, facts: Facts) -> str:
 
 @cache
 def _fine_tuning() -> str | None:
-    """Return the name of the installed method that is full fine-tuning, None if there is none."""
+    """Return the name of the installed method that is full fine-tuning, or None if there is none."""
     return next((name for name, info in discover().strategies.items() if info.baseline), None)
 
 
 def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
-    """Return the command that runs more seeds: until the question is decided, or fresh ones that are analyzed alone."""
+    """Return the command that runs more seeds, either until decided or new seeds that are analyzed separately."""
     if setting.until:
         return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
@@ -61,7 +61,7 @@ def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
 
 
 def _run_command(setting: Setting) -> list[str] | None:
-    """Return the latest `clbench run` command behind the records, split into words; None if it was another one."""
+    """Return the words of the latest `clbench run` command of the records, or None if it was another command."""
     latest = max(setting.records, key=lambda r: r.provenance.started).provenance.command
     try:
         words = shlex.split(latest)

@@ -1,4 +1,4 @@
-"""The texts of a section: its setting, its provenance, and what makes its records hard to compare."""
+"""The texts of a section: its setting, its provenance, and what limits the comparison of its records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
-    """Return a recipe in words, for samples that arrive so."""
+    """Describe a training configuration in words. The text depends on how samples arrive."""
     heads = f", lr of heads {format_value(chosen.head_lr)}" if chosen.head_lr else ""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
@@ -31,10 +31,10 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
-    told = (f"{budget} per task, batch {chosen.batch_size}, optimizer state {chosen.optimizer_state} between tasks"
-            if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
+    training = (f"{budget} per task, batch {chosen.batch_size}, optimizer state {chosen.optimizer_state} between tasks"
+                if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
-            + told
+            + training
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
@@ -42,15 +42,15 @@ BUDGET = ("epochs", "iterations", "batch_size")  # what decides on the number of
 
 
 def own_recipe(label: str, trial: Trial) -> str:
-    """Return in words what a method was trained by other than the experiment's recipe; nothing if its label says it.
+    """Describe the hyperparameters in which a method differs from the experiment's training configuration.
 
-    That a method had another budget is said even so.
+    The text is empty if the label shows them, unless the method had another budget.
     """
-    own, usual = trial.trained_by, trial.recipe
+    used, default = trial.trained_by, trial.recipe
     other_budget = bool(set(trial.own_recipe) & set(BUDGET))
     if not other_budget and all(f":{name}=" in label for name in recipe_options(trial.own_recipe)):
         return ""
-    parts = [f"{name} {format_value(getattr(own, name))} instead of {format_value(getattr(usual, name))}"
+    parts = [f"{name} {format_value(getattr(used, name))} instead of {format_value(getattr(default, name))}"
              for name in trial.own_recipe]
     budget = ", so it had another budget" if other_budget else ""
     return f"trained with {', '.join(parts)}{budget}"
@@ -66,26 +66,26 @@ def title(record: Record) -> str:
 
 
 def held_out(trial: Trial) -> str:
-    """Return in words on which samples a trial with a validation split measures accuracies."""
+    """Describe on which samples a trial with a validation split measures accuracies."""
     return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
 
-def weights(found: Weights | None) -> str:
-    """Return what a report says of pretrained weights."""
-    if found is None:
+def weights(pretrained: Weights | None) -> str:
+    """Describe pretrained weights in words."""
+    if pretrained is None:
         return "none (from scratch)"
-    known = [f"sha256 {found.sha256[:16]}" if not found.named else "",
-             f"license {found.licence}" if found.licence else "",
-             f"trained on {found.training_data}" if found.training_data else ""]
-    told = "; ".join(filter(None, known))
-    return f"{found.path} ({told})" if told else found.path
+    known = [f"sha256 {pretrained.sha256[:16]}" if not pretrained.named else "",
+             f"license {pretrained.licence}" if pretrained.licence else "",
+             f"trained on {pretrained.training_data}" if pretrained.training_data else ""]
+    details = "; ".join(filter(None, known))
+    return f"{pretrained.path} ({details})" if details else pretrained.path
 
 
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
 def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
-    """Return the setting of a section in a few pairs, for the small table under its comparison."""
+    """Return the setting of a section as a few pairs for the small table under its comparison."""
     trial = records[0].trial
     chosen = trial.recipe
     pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
@@ -153,7 +153,7 @@ def _spread(numbers: Iterable[int]) -> str:
 
 
 def provenance(records: Sequence[Record]) -> Pairs:
-    """Return where the records of a section come from, with every value where they differ."""
+    """Return the provenance of the records of a section. If records differ, every value is listed."""
     began = sorted(r.provenance.started for r in records)
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
     pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
@@ -176,14 +176,14 @@ def _commit(record: Record) -> str:
 
 def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return the versions of each package that the records were made with."""
-    found: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
-    for name, versions in found.items():
+    by_package: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
+    for name, versions in by_package.items():
         versions += dict.fromkeys(r.provenance.versions.get(name, "absent") for r in records)
-    return found
+    return by_package
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """Return a line for everything but method and seed in which the records of a section differ."""
+    """Return a line for each property in which the records of a section differ, apart from method and seed."""
     notes = []
     for seed in sorted({r.trial.seed for r in records}):
         prints = {r.stream.fingerprint for r in records if r.stream and r.trial.seed == seed}
@@ -210,31 +210,34 @@ def differences(records: Sequence[Record]) -> list[str]:
 
 
 def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Return a line on the methods that gave the same result on every seed, with what their test samples allow to say.
+    """Return lines on the methods with the same result on every seed, with the interval from their test samples.
 
     Args:
-        records: with a result, by method.
+        records: the records with a result, by method.
     """
-    told: dict[int, list[str]] = {}
-    for label, own in records.items():
-        if same_on_every_seed(own) and (samples := test_samples(own)) and (found := test_set_interval(own)):
-            low, high = (number(end, "percent") for end in found)
-            told.setdefault(samples, []).append(f"{label} {number(acc(own[0].R), 'percent')} ({low} to {high})")
+    by_sample_count: dict[int, list[str]] = {}
+    for label, of_method in records.items():
+        if same_on_every_seed(of_method) and (samples := test_samples(of_method)) and (
+                interval := test_set_interval(of_method)):
+            low, high = (number(end, "percent") for end in interval)
+            accuracy = number(acc(of_method[0].R), "percent")
+            by_sample_count.setdefault(samples, []).append(f"{label} {accuracy} ({low} to {high})")
     return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
             "precision, and these methods are not tested against each other. In parentheses is the 95% interval "
-            f"(Wilson) that {samples:,} test samples allow" for samples, rows in told.items()]
+            f"(Wilson) that {samples:,} test samples allow" for samples, rows in by_sample_count.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
     """Return the notes of streams and of records, each once.
 
-    A note of a record begins with the labels of the methods that have it, unless all of several methods do.
+    A note of records begins with the labels of their methods, unless all methods have it and there are several.
     """
     labels = dict.fromkeys(r.label for r in records)
-    having: dict[str, dict[str, None]] = {}
+    labels_of: dict[str, dict[str, None]] = {}
     for record in records:
         for note in record.notes:
-            having.setdefault(note, {})[record.label] = None
-    own = [note if len(found) == len(labels) > 1 else f"{', '.join(found)}: {note}" for note, found in having.items()]
+            labels_of.setdefault(note, {})[record.label] = None
+    record_notes = [note if len(with_note) == len(labels) > 1 else f"{', '.join(with_note)}: {note}"
+                    for note, with_note in labels_of.items()]
     streams = [note for r in records if r.stream for note in r.stream.notes]
-    return [clean(n) for n in dict.fromkeys([*streams, *own])]
+    return [clean(n) for n in dict.fromkeys([*streams, *record_notes])]

@@ -18,12 +18,12 @@ from clbench.results.stats import ALPHA, effect_size
 
 
 def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> set[str]:
-    """Return the methods that are shown to be better than all others: the best one and its equals, or none.
+    """Return the significantly best method and its equals, or nothing if no method is significantly best.
 
     Args:
-        setting: whose methods are compared; only those with a result for every seed may win.
-        measure: its direction says which is better.
-        tests: of all pairs, if they are known already.
+        setting: the setting whose methods are compared. Only methods with a result for every seed may win.
+        measure: the measure. Its direction says which value is better.
+        tests: the tests of all pairs, if they are already known.
     """
     column, values = measure.column, setting.compared(measure)
     running = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
@@ -94,7 +94,7 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: S
 
 
 def undecided(tests: Family) -> str | None:
-    """Say why no pair can be tested: there is a single seed, or every seed gave the same; None if some can be."""
+    """Explain why no pair can be tested: a single seed, or the same result on every seed. None if some pair can."""
     if any(pair.decidable for pair in tests.pairs):
         return None
     if reasons := dict.fromkeys(pair.untested for pair in tests.pairs if pair.untested):
@@ -105,18 +105,21 @@ def undecided(tests: Family) -> str | None:
 
 
 def basis(tests: Family, against: str = "") -> str:
-    """Say which test a family uses and what it assumes.
+    """Describe which test a family uses and what it assumes.
 
     Args:
         tests: the family.
-        against: what all methods are compared with, if not all pairs are compared.
+        against: the method to which all others are compared, if not all pairs are compared.
     """
     size, pairs = len(tests.pairs), tests.pairs
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
     crossed = [len(pair.differences) for pair in pairs if pair.test == "crossed"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
     what = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
-    sentences = ([f"Sequential t-tests, Holm-corrected over {what}, with {looks(tests.until)}"] if tests.until else [])
+    sentences = []
+    if tests.until:
+        analyses = describe_interim_analyses(tests.until)
+        sentences.append(f"Sequential t-tests, Holm-corrected over {what}, with {analyses}")
     if flips:
         sentences.append(f"Exact sign-flip tests, Holm-corrected over {what}, with {_range(flips)}")
     if by_t:
@@ -130,8 +133,8 @@ def basis(tests: Family, against: str = "") -> str:
     return ". ".join(sentences)
 
 
-def looks(until: UntilDecided) -> str:
-    """Say what a rule by which seeds were added lets one look at."""
+def describe_interim_analyses(until: UntilDecided) -> str:
+    """Describe the interim analyses that a rule for adding seeds allows."""
     return (f"an interim analysis after each seed from {until.first} to at most {until.most}, valid whenever one stops "
             "(Jennison & Turnbull 1991)")
 
@@ -179,29 +182,29 @@ Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per me
 
 
 def all_pairs(setting: Setting) -> dict[Measure, Family]:
-    """Return the tests of all pairs of methods, of each measure whose differences reports test."""
+    """Return the tests of all pairs of methods for each measure that reports test."""
     return {m: setting.tests(m, setting.compared(m)) for m in MEASURES if m.in_report}
 
 
 def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
-    """Return the differences of methods to the best one, of each measure that reports test: verdicts and tables.
+    """Return verdicts and tables on the differences of methods to the best one, for each measure that reports test.
 
-    The same data decide which method is best, so p-values are corrected over all pairs, which `all_pairs` gives.
+    The same data decide which method is best, so p-values are corrected over all pairs (`all_pairs`).
     """
     verdicts: list[tuple[str, str]] = []
     tables = []
     for measure, tests in families.items():
         values = setting.compared(measure)
         if tests.pairs:
-            complete = {label: found for label, found in values.items() if label in setting.eligible}
+            complete = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values, tests)
             first = {best: values[best], **values}  # of equal means the first leads
             rank = "the best mean" + ("" if leader(measure.column, first) == best else
                                       " of the remaining methods" if setting.until else
                                       " of the methods with all seeds")
             others = [label for label in values if label != best]
-            told = verdict(tests, best, others, rank, setting)
-            verdicts.append((measure.column.name, told))
+            sentence = verdict(tests, best, others, rank, setting)
+            verdicts.append((measure.column.name, sentence))
             if against := tests.against(best):
                 title = f"{_sentence(measure.column.name)}: each method minus {best}, which has {rank}"
                 tables.append(table(title, tests, against, setting, best))
@@ -209,15 +212,15 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
 
 
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
-    """Return the differences of methods to the setting's baseline, a table per measure that reports test."""
+    """Return the differences of methods to the setting's baseline, a table for each measure that reports test."""
     baseline = setting.baseline
     return compare(setting, [m for m in MEASURES if m.in_report], baseline)[1] if baseline else ()
 
 
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
-    """Return the differences of all pairs of methods, or of each method to a baseline: verdicts and tables.
+    """Return verdicts and tables on the differences of all pairs of methods or of each method to a baseline.
 
-    References take part only as the baseline, or if there is a single method, which is compared with each of them. If
+    References take part only as the baseline, or if there is a single method, which is compared to each of them. If
     the setting lacks the baseline, the verdict says so.
     """
     verdicts: list[tuple[str, str]] = []
@@ -245,14 +248,14 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
 
 
 def _legend(setting: Setting, tables: Sequence[Table]) -> list[str]:
-    """Return what the marks in tables of pairs mean, with the methods that have them."""
+    """Explain the marks in tables of pairs and name the methods that have them."""
     cells = "".join(row.cells[-1].text for one in tables for row in one.rows)
-    return [f"{mark} {MARKS[mark]}: {in_words([label for label, own in setting.cautions.items() if mark in own])}"
+    return [f"{mark} {MARKS[mark]}: {in_words([label for label, marks in setting.cautions.items() if mark in marks])}"
             for mark in (UNDERFIT, CHANCE) if mark in cells]
 
 
 def _without(setting: Setting, baseline: str) -> str:
-    """Say why nothing can be compared with a baseline that has no values of a measure."""
+    """Explain why no method can be compared to a baseline without values of a measure."""
     method = next((m for m in setting.methods if m.label == baseline), None)
     if method is None:
         return f"Nothing is compared here, because the baseline {baseline} was not run in this setting"

@@ -16,10 +16,10 @@ _TITLE = "Average ranks"
 
 
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
-    """Return the ranks by mean ACC of the methods that have a full result in every setting: table, verdicts, figure.
+    """Rank the methods with a result for every seed of every setting by mean ACC; return table, verdicts and figure.
 
-    None where they would mean nothing: for fewer than three such methods, for settings with the same benchmark, which
-    are not independent, and for fewer settings than the test needs. Methods are matched by their ids.
+    Return None if ranks would be meaningless: with fewer than three such methods, with settings that share a benchmark
+    and so are not independent, or with fewer settings than the test needs. Methods are matched by their ids.
     """
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         return None
@@ -29,50 +29,50 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     if len(labels) < LEAST_METHODS or len(settings) < settings_needed(len(labels)):
         return None
     means = [{label: fmean(values.values()) for label, values in setting.compared(ACC).items()} for setting in settings]
-    found = rank_methods([[by_label[there[id_]] for id_ in ids]
+    ranks = rank_methods([[by_label[there[id_]] for id_ in ids]
                           for by_label, there in zip(means, by_id, strict=True)])
     left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.id not in ids)
-    said = list(_verdicts(labels, found, len(settings)))
+    verdicts = list(_verdicts(labels, ranks, len(settings)))
     if left_out:
-        said.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")
-    return (_table(settings, labels, found),), tuple(said), (_figure(settings, labels, found),)
+        verdicts.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")
+    return (_table(settings, labels, ranks),), tuple(verdicts), (_figure(settings, labels, ranks),)
 
 
-def better(found: Ranks, first: int, second: int) -> bool:
-    """Tell whether the first method's average rank is shown to be better than the second's."""
-    return found.p <= ALPHA and found.average[second] - found.average[first] > found.critical
+def better(ranks: Ranks, first: int, second: int) -> bool:
+    """Return whether the first method's average rank is significantly better than the second's."""
+    return ranks.p <= ALPHA and ranks.average[second] - ranks.average[first] > ranks.critical
 
 
-def _table(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> Table:
-    rows = [Row(setting.title, tuple(Cell(f"{rank:g}", rank) for rank in ranks))
-            for setting, ranks in zip(settings, found.ranks, strict=True)]
+def _table(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> Table:
+    rows = [Row(setting.title, tuple(Cell(f"{rank:g}", rank) for rank in setting_ranks))
+            for setting, setting_ranks in zip(settings, ranks.ranks, strict=True)]
     k = range(len(labels))
-    winners = {i for i in k if all(better(found, i, j) for j in k if j != i)}
+    winners = {i for i in k if all(better(ranks, i, j) for j in k if j != i)}
     rows.append(Row("average rank", tuple(Cell(number(rank, "number"), rank, n=len(settings), bold=i in winners)
-                                          for i, rank in enumerate(found.average))))
+                                          for i, rank in enumerate(ranks.average))))
     return Table("Ranks by accuracy (1 is the best)", tuple(Column(label, "number") for label in labels), tuple(rows),
                  corner="setting")
 
 
-def _verdicts(labels: Sequence[str], found: Ranks, settings: int) -> Sequence[str]:
-    test = f"Friedman's test of {len(labels)} methods over {settings} settings: p = {found.p:.2g}"
-    if found.p > ALPHA:
+def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[str]:
+    test = f"Friedman's test of {len(labels)} methods over {settings} settings: p = {ranks.p:.2g}"
+    if ranks.p > ALPHA:
         return [f"{test}. There is no significant difference between the average ranks"]
-    behind = [(a, [b for j, b in enumerate(labels) if better(found, i, j)]) for i, a in enumerate(labels)]
+    behind = [(a, [b for j, b in enumerate(labels) if better(ranks, i, j)]) for i, a in enumerate(labels)]
     pairs = "; ".join(f"{a} ranks significantly better than {in_words(others)}" for a, others in behind if others)
-    return [f"{test}. The average ranks differ significantly. With a critical difference of {found.critical:.2f} "
+    return [f"{test}. The average ranks differ significantly. With a critical difference of {ranks.critical:.2f} "
             f"(Nemenyi), {pairs or 'no pair of methods differs significantly'}"]
 
 
-def _figure(settings: Sequence[Setting], labels: Sequence[str], found: Ranks) -> FigureData:
+def _figure(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> FigureData:
     strategies = {m.label: m.strategy for m in settings[0].methods}
     points = sorted((FigurePoint(label, strategies[label], False, True, None, None, None, (), rank)
-                     for label, rank in zip(labels, found.average, strict=True)), key=lambda p: p.rank or 0)
-    told = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
+                     for label, rank in zip(labels, ranks.average, strict=True)), key=lambda p: p.rank or 0)
+    average_ranks = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
     return FigureData(
         "critical-difference", "critical-difference", _TITLE,
-        f"Accuracy in {len(settings)} settings; Friedman p = {found.p:.2g}",
-        f"Average ranks over {len(settings)} settings: {told}. Critical difference {found.critical:.2f}.",
+        f"Accuracy in {len(settings)} settings; Friedman p = {ranks.p:.2g}",
+        f"Average ranks over {len(settings)} settings: {average_ranks}. Critical difference {ranks.critical:.2f}.",
         "Average rank by accuracy over the settings; 1 is the best. A bar joins methods whose ranks are not "
         f"significantly different (Nemenyi, {100 * ALPHA:g}%). The line at the top is as long as the critical "
-        "difference.", tuple(points), critical=found.critical)
+        "difference.", tuple(points), critical=ranks.critical)

@@ -53,13 +53,13 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
 
 
 def row_ids(records: Iterable[Record]) -> dict[str, str]:
-    """Return the id of the method of each label: the same in all settings, distinct in each of them."""
+    """Return the method id of each label. Ids are the same in all settings and distinct within each of them."""
     called: dict[str, str] = {}
     rows: dict[tuple[tuple[str, ...], str], set[str]] = {}  # by setting and short name
     for record in records:
         short = called.setdefault(record.label, _RECIPE.sub("", record.label))
         rows.setdefault((record.trial.setting, short), set()).add(record.trial.row)
-    shared = {short for (_, short), own in rows.items() if len(own) > 1}
+    shared = {short for (_, short), row_keys in rows.items() if len(row_keys) > 1}
     return {label: label if short in shared else short for label, short in called.items()}
 
 
@@ -72,7 +72,7 @@ def installed_names() -> dict[str, str]:
 def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:
     """Return the display name of each method by its id; they are distinct.
 
-    If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. A label that somebody chose stays.
+    If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. Labels that a user chose stay.
     """
     names = {m.id: _filled(m, templates.get(m.strategy, "")) for m in methods}
     sharing: dict[str, list[MethodRecords]] = {}
@@ -86,8 +86,8 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
                 differing = [option for option in options[m.id] if option.partition("=")[0] not in shown
                              and not all(option in others for others in options.values())]
                 names[m.id] = with_options(name, differing)
-    taken = list(names.values())
-    return {id_: name if taken.count(name) == 1 else id_ for id_, name in names.items()}
+    all_names = list(names.values())
+    return {id_: name if all_names.count(name) == 1 else id_ for id_, name in names.items()}
 
 
 def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setting:

@@ -1,4 +1,4 @@
-"""What a report says of how the number of seeds came about: by a rule, or after a look at earlier ones."""
+"""Notes on the number of seeds: whether a rule added seeds, or a user did after an interim analysis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clbench.report.formatting import listed
 from clbench.results.records import Record
 
 
-def told(records: Sequence[Record]) -> Iterator[str]:
+def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
     """Yield a sentence if a rule added seeds, and one if seeds were added after a report had been read."""
     until = next((r.until for r in records if r.until), None)
     if until is not None:

@@ -1,4 +1,4 @@
-"""Two runs compared: the means of each method in both of them, over the seeds that both have."""
+"""Compare two runs: the means of each method in both runs over the seeds that both have."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Tell whether the two records of some seed differ in their outcome."""
+        """Return whether the two records of some seed have different outcomes."""
         return any(a.outcome() != b.outcome() for a, b in self.both)
 
 
 def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
-    """Return the methods that both runs hold.
+    """Return the methods that both runs contain.
 
     A method is paired with itself in the same setting. A method whose setting the other run does not have is paired by
     its label with one of a setting of the same title (benchmark, scenario, model), if that label is unique there.
@@ -54,19 +54,19 @@ def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     return [Pair(old[key], new[partner[key]]) for key in old if key in partner]
 
 
-def tables(found: Sequence[Pair]) -> list[Table]:
+def tables(pairs: Sequence[Pair]) -> list[Table]:
     """Return a table for each title (benchmark, scenario, model) with the change of each method's values."""
     by_title: dict[str, list[Pair]] = {}
-    for pair in found:
+    for pair in pairs:
         by_title.setdefault(notes.title(pair.before[0]), []).append(pair)
     return [_table(title, sorted(group, key=lambda p: p.before[0].reference)) for title, group in by_title.items()]
 
 
 def _table(title: str, group: Sequence[Pair]) -> Table:
-    found = [(pair.before[0], _cells(pair)) for pair in group]
+    method_cells = [(pair.before[0], _cells(pair)) for pair in group]
     rows = (Row(clean(record.label), tuple(by_column.values()), reference=record.reference)
-            for record, by_column in found)
-    return Table(title, tuple(found[0][1]), tuple(rows))
+            for record, by_column in method_cells)
+    return Table(title, tuple(method_cells[0][1]), tuple(rows))
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:

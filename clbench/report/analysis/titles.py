@@ -1,4 +1,4 @@
-"""The titles of a report's sections: settings that would have the same one are told apart by what differs."""
+"""The titles of a report's sections. If settings would share a title, their differences are added to it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ PARTS = ("benchmark", "model", "weights", "recipe", "preprocessing", "validation
 
 
 def titles(records: Sequence[Record]) -> list[str]:
-    """Return a distinct title for each of some settings, one record of each given: `..., lr 0.01` where that differs.
+    """Return a distinct title for each setting: `..., lr 0.01` if the learning rate differs.
 
-    A number stands behind what differs in more, or in nothing that can be written in a few words.
+    If the difference cannot be written in a few words, the titles are numbered.
+
+    Args:
+        records: one record of each setting.
     """
     plain = [notes.title(record) for record in records]
-    found = []
+    distinct_titles = []
     for record, name in zip(records, plain, strict=True):
         same = [facts(other) for other, known in zip(records, plain, strict=True) if known == name]
-        own = facts(record)
+        record_facts = facts(record)
         apart = [part for part in dict.fromkeys(part for one in same for part in one)
-                 if any(one.get(part) != own.get(part) for one in same)]
-        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(own.get(part))}" for part in apart[:MOST]]
-        found.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
-    return [f"{title} ({i} of {len(found)})" if found.count(title) > 1 else title
-            for i, title in enumerate(found, start=1)]
+                 if any(one.get(part) != record_facts.get(part) for one in same)]
+        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(record_facts.get(part))}"
+                 for part in apart[:MOST]]
+        distinct_titles.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
+    return [f"{title} ({i} of {len(distinct_titles)})" if distinct_titles.count(title) > 1 else title
+            for i, title in enumerate(distinct_titles, start=1)]
 
 
 def facts(record: Record) -> dict[str, Any]:
@@ -42,5 +46,5 @@ def facts(record: Record) -> dict[str, Any]:
 
 
 def written(value: Any) -> str:
-    """Return a value as a title has it; none where the setting has no such part."""
+    """Format a value for a title. It is `none` if the setting has no such part."""
     return "none" if value is None else format_value(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clbench.report.figures import style
 from clbench.report.figures.data import accuracy_over_tasks, forgetting_per_task
-from clbench.report.figures.style import INK, LABEL, PALE, Look
+from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
 from clbench.report.model import FigureData, Result, Table
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ _GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
 _LEAST, _SHARE = 4.6, 0.42  # font size of numbers in cells: the smallest in points, and as a share of a cell's width
 
 
-def shades(results: Sequence[Result], looks: Mapping[str, Look]) -> list[str]:
-    """Return a colour for each method: its strategy's, paler for each further method of that strategy."""
+def shades(results: Sequence[Result], styles: Mapping[str, StrategyStyle]) -> list[str]:
+    """Return a color for each method: the color of its strategy, paler for each further method of that strategy."""
     from matplotlib.colors import to_hex, to_rgb
 
     colours = []
     for i, result in enumerate(results):
         family = [j for j, other in enumerate(results) if other.strategy == result.strategy]
         white = 0.65 * family.index(i) / len(family)
-        red, green, blue = (c + (1 - c) * white for c in to_rgb(looks[result.strategy].colour))
+        red, green, blue = (c + (1 - c) * white for c in to_rgb(styles[result.strategy].colour))
         colours.append(to_hex((red, green, blue)))
     return colours
 
@@ -51,26 +51,26 @@ def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
     return "\n".join(style.shorten(line, most) for line in lines)
 
 
-def draw_curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
     figure, axes = style.canvas(data.subject, height=4.3)
     texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
-    found = _numbers(accuracy_over_tasks(data.results))
-    means = [[mean for mean, *_ in curve] for curve in found]
-    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in found]
+    curves = _numbers(accuracy_over_tasks(data.results))
+    means = [[mean for mean, *_ in curve] for curve in curves]
+    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in curves]
     low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
     style.tasks_seen(axes, max(map(len, means)))
     style.percentages(axes.yaxis)
     axes.set_ylabel("mean accuracy over tasks seen (%)")
-    for result, mean, span, colour in zip(data.results, means, spans, shades(data.results, looks), strict=True):
+    for result, mean, span, colour in zip(data.results, means, spans, shades(data.results, styles), strict=True):
         steps = range(1, len(mean) + 1)
         axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
                           zorder=1.5)
         axes.plot(steps, mean, color=colour, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
-                  marker=looks[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
+                  marker=styles[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
                   markevery=style.between_markers(len(mean)), zorder=2.5 if result.reference else 3,
                   clip_on=False)
     style.label_ends(axes, means, texts)
@@ -78,15 +78,15 @@ def draw_curves(data: FigureData, looks: Mapping[str, Look]) -> Figure:
 
 
 def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
-    """Return each method's means with the ends of their intervals, the mean itself where one seed gives none."""
+    """Return each method's means with the ends of their intervals. With a single seed, both ends are the mean."""
     return [[(c.mean, c.mean if c.low is None else c.low, c.mean if c.high is None else c.high)
              for c in row.cells if c.mean is not None] for row in table.rows]
 
 
-def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
-    found = _numbers(forgetting_per_task(data.results))
-    tasks, count = max(map(len, found)), len(found)
+    method_values = _numbers(forgetting_per_task(data.results))
+    tasks, count = max(map(len, method_values)), len(method_values)
     labels = list(map(wrapped_label, data.results))
     lines = max(2, 1 + max(label.count("\n") for label in labels))
     below = 0.62 + (0.02 + 0.14 * lines) * math.ceil(count / 4)  # inches, for the legend
@@ -102,11 +102,12 @@ def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     for edge in range(1, tasks):
         axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
     step = 0.8 / count
-    for k, (result, values, colour) in enumerate(zip(data.results, found, shades(data.results, looks), strict=True)):
+    colours = shades(data.results, styles)
+    for k, (result, values, colour) in enumerate(zip(data.results, method_values, colours, strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
         arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
         axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
-                      linestyle="none", marker=looks[result.strategy].marker, elinewidth=1.1, zorder=3,
+                      linestyle="none", marker=styles[result.strategy].marker, elinewidth=1.1, zorder=3,
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=labels[k],
                       markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
                       markerfacecolor="white" if result.reference else colour)
@@ -114,36 +115,36 @@ def draw_forgetting(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def draw_heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw R of each method, rows after training on a task, columns tasks, on one scale; row 0 is left out."""
+def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
+    """Draw R of each method on one scale. Rows are after training on a task, columns are tasks; row 0 is left out."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    found = [[[fmean(values) for values in zip(*rows, strict=True)] for rows in list(zip(*result.R, strict=True))[1:]]
-             for result in data.results]
-    values = [a for R in found for row in R for a in row]
+    matrices = [[[fmean(values) for values in zip(*rows, strict=True)]
+                 for rows in list(zip(*result.R, strict=True))[1:]] for result in data.results]
+    values = [a for R in matrices for row in R for a in row]
     scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
                            "Blues")
-    across, side = _grid(len(found), max(map(len, found)))
-    down = math.ceil(len(found) / across)
+    across, side = _grid(len(matrices), max(map(len, matrices)))
+    down = math.ceil(len(matrices) / across)
     width, height = 0.6 + across * side + (across - 1) * _GAP, 1.02 + down * (side + _HEAD)
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=PALE,
                 fontsize=LABEL, va="top")
-    for k, (result, R, colour) in enumerate(zip(data.results, found, shades(data.results, looks), strict=True)):
+    for k, (result, R, colour) in enumerate(zip(data.results, matrices, shades(data.results, styles), strict=True)):
         row, column = divmod(k, across)
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         _panel(axes, R, scale, side * 72 / len(R))
         text = wrapped_label(result, int(side * 12.5), 2)
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
-        axes.plot([0.08 / side], [first], marker=looks[result.strategy].marker, color=colour, markersize=5,
+        axes.plot([0.08 / side], [first], marker=styles[result.strategy].marker, color=colour, markersize=5,
                   transform=axes.transAxes, clip_on=False)
         axes.text(0.17 / side, 1 + 0.035 / side, text, transform=axes.transAxes, fontsize=LABEL, va="bottom",
                   linespacing=1.1)
         if column == 0:
             axes.set_ylabel("after task", fontsize=_SMALL, labelpad=2)
-        if k + across >= len(found):
+        if k + across >= len(matrices):
             axes.set_xlabel("accuracy on task", fontsize=_SMALL, labelpad=2)
     bar = figure.add_axes((0.5 / width, 0.3 / height, min(2.4, width - 0.7) / width, 0.09 / height))
     figure.colorbar(scale, cax=bar, orientation="horizontal")
@@ -154,7 +155,7 @@ def draw_heatmaps(data: FigureData, looks: Mapping[str, Look]) -> Figure:
 
 
 def _grid(panels: int, tasks: int) -> tuple[int, float]:
-    """Return how many panels stand side by side, three if numbers fit only then, and how wide each is (inches)."""
+    """Return the number of panels in a row and the width of each in inches. Use three if numbers fit only then."""
     for most in (4, 3, 4):
         across = min(panels, most)
         side = min(2.4, (6.6 - _GAP * (across - 1)) / across)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
-from clbench.report.figures.style import INK, LABEL, Look
+from clbench.report.figures.style import INK, LABEL, StrategyStyle
 from clbench.report.model import FigureData, Table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _DARK = 0.6  # from here on white reads better
 
 
 def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:
-    """Return the picture of the stream that a table of arrivals is."""
+    """Return the figure of a table of arrivals."""
     away = _away(table)
     return FigureData("arrival", f"{slug}-arrival", table.title, subject,
                       f"On average over {len(table.rows)} rows, {100 * away:.0f}% of the samples arrive outside the "
@@ -38,22 +38,22 @@ def _away(table: Table) -> float:
     return sum(1 - max(row) for row in rows) / max(len(rows), 1)
 
 
-def draw_arrival(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_arrival(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw a row for each class or task and a column for each task during which its samples arrive."""
     assert data.table is not None
-    found = shares(data.table)
-    columns = len(found[0])
+    cell_shares = shares(data.table)
+    columns = len(cell_shares[0])
     cell = min(_CELL, 5.4 / columns)
     left = 0.3 + max(len(style.shorten(row.label, 24)) for row in data.table.rows) * 0.075
-    width, height = max(left + columns * cell + 0.2, 4.0), 0.75 + len(found) * _TALL
+    width, height = max(left + columns * cell + 0.2, 4.0), 0.75 + len(cell_shares) * _TALL
     figure = style.blank(width, height)
     figure.text(0.1 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=style.PALE,
                 fontsize=LABEL, va="top")
-    axes = figure.add_axes((left / width, 0.42 / height, columns * cell / width, len(found) * _TALL / height))
-    axes.imshow(found, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes = figure.add_axes((left / width, 0.42 / height, columns * cell / width, len(cell_shares) * _TALL / height))
+    axes.imshow(cell_shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     ticks = range(0, columns, -(-columns // 20))
     axes.set_xticks(ticks, [str(t + 1) for t in ticks])
-    axes.set_yticks(range(len(found)), [style.shorten(row.label, 24) for row in data.table.rows])
+    axes.set_yticks(range(len(cell_shares)), [style.shorten(row.label, 24) for row in data.table.rows])
     axes.tick_params(length=0, labelsize=LABEL, pad=3)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("arrives during task", fontsize=LABEL, labelpad=2)
@@ -61,5 +61,5 @@ def draw_arrival(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         for j, one in enumerate(row.cells):
             if one.mean:
                 axes.text(j, i, one.text, ha="center", va="center", fontsize=7,
-                          color="white" if found[i][j] > _DARK else INK)
+                          color="white" if cell_shares[i][j] > _DARK else INK)
     return figure

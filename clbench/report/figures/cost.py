@@ -12,7 +12,7 @@ import numpy as np
 from clbench.report.figures import style
 from clbench.report.figures.data import Panel, panels
 from clbench.report.figures.labels import Box, along, place
-from clbench.report.figures.style import INK, LABEL, PALE, Look
+from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
 from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MARGIN = 1.5  # beside a label
 
 
-def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
+def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw accuracy against each cost (log): every method, the Pareto front, each sweep as a line."""
     sides = panels(data.points)
     figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
@@ -31,19 +31,19 @@ def draw_pareto(data: FigureData, looks: Mapping[str, Look]) -> Figure:
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
     axes[0].set_ylabel("accuracy (%)")
     for side, on in zip(sides, axes, strict=True):
-        _draw_panel(on, side, looks)
+        _draw_panel(on, side, styles)
     style.percentages(axes[0].yaxis)
     _legend(figure, any(p.reference for side in sides for p in side.points), any(side.best for side in sides))
     return figure
 
 
 def _span(p: FigurePoint) -> tuple[float, float]:
-    """Return the ends of the interval of a method's accuracy, within what an accuracy can be."""
+    """Return the ends of the interval of a method's accuracy, clipped to possible accuracies."""
     accuracy = p.accuracy or 0.0
     return max(accuracy if p.low is None else p.low, 0.0), min(accuracy if p.high is None else p.high, 1.0)
 
 
-def _draw_panel(axes: Axes, side: Panel, looks: Mapping[str, Look]) -> None:
+def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) -> None:
     points, best = side.points, side.best
     x, y = list(side.costs), [p.accuracy or 0.0 for p in points]
     spans = list(map(_span, points))
@@ -57,12 +57,12 @@ def _draw_panel(axes: Axes, side: Panel, looks: Mapping[str, Look]) -> None:
     for strategy, sweep in dict.fromkeys((p.strategy, p.sweep) for p in points if not p.reference):
         swept = sorted((x[i], y[i]) for i, p in enumerate(points)
                        if (p.strategy, p.sweep) == (strategy, sweep) and not p.reference)
-        axes.plot(*zip(*swept, strict=True), color=looks[strategy].colour, linewidth=1.0, alpha=0.8, zorder=2)
+        axes.plot(*zip(*swept, strict=True), color=styles[strategy].colour, linewidth=1.0, alpha=0.8, zorder=2)
         lines.append(swept)
     for i, p in enumerate(points):
-        axes.plot([x[i], x[i]], spans[i], color=looks[p.strategy].colour, linewidth=1.1, alpha=0.55, zorder=2.5,
+        axes.plot([x[i], x[i]], spans[i], color=styles[p.strategy].colour, linewidth=1.1, alpha=0.55, zorder=2.5,
                   solid_capstyle="butt")
-        _marker(axes, x[i], y[i], looks[p.strategy], p.reference, i in best)
+        _marker(axes, x[i], y[i], styles[p.strategy], p.reference, i in best)
     _label_points(axes, points, list(zip(x, y, strict=True)), spans, lines)
 
 
@@ -76,16 +76,16 @@ def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[
     return corners
 
 
-def _marker(axes: Axes, x: float, y: float, look: Look, hollow: bool, heavy: bool) -> None:
+def _marker(axes: Axes, x: float, y: float, strategy_style: StrategyStyle, hollow: bool, heavy: bool) -> None:
     level = 4.0 if heavy else 3.3 if hollow else 3.5
-    axes.plot([x], [y], marker=look.marker, markersize=8.5 if heavy else 6.5, zorder=level,
-              color="white" if hollow else look.colour, markeredgewidth=1.3 if heavy or hollow else 0.6,
-              markeredgecolor=look.colour if hollow else INK if heavy else "white", clip_on=False)
+    axes.plot([x], [y], marker=strategy_style.marker, markersize=8.5 if heavy else 6.5, zorder=level,
+              color="white" if hollow else strategy_style.colour, markeredgewidth=1.3 if heavy or hollow else 0.6,
+              markeredgecolor=strategy_style.colour if hollow else INK if heavy else "white", clip_on=False)
 
 
 def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[float, float]],
                   spans: Sequence[tuple[float, float]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
-    """Write each method's label beside its marker, with a thin line where there was no room close by."""
+    """Write each method's label next to its marker, with a thin line to it if there is no room nearby."""
     texts = _labels(points, at)
     sizes = [(style.text_width(text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
     to_page = axes.transData.transform
@@ -110,14 +110,14 @@ def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[
 
 
 def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Return the label of each point; of a strategy's methods only the cheapest repeats what all of them have."""
+    """Return the label of each point. Options that all methods of a strategy share are shown only for the cheapest."""
     texts = []
     for i, p in enumerate(points):
         family = [j for j, q in enumerate(points) if q.strategy == p.strategy]
         parts = [points[j].label.split(":") for j in family]
-        own = [part for part in p.label.split(":") if not all(part in others for others in parts)]
-        bare = own and at[i] != min(at[j] for j in family)
-        texts.append(style.shorten(":".join(own) if bare else p.label))
+        own_parts = [part for part in p.label.split(":") if not all(part in others for others in parts)]
+        bare = own_parts and at[i] != min(at[j] for j in family)
+        texts.append(style.shorten(":".join(own_parts) if bare else p.label))
     return texts
 
 
@@ -137,12 +137,12 @@ def _legend(figure: Figure, references: bool, ranked: bool) -> None:
                   handlelength=1.7, handletextpad=0.6, borderpad=0.3)
 
 
-def draw_growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw what is kept against tasks seen; methods that keep the same share a line, in all their colours."""
+def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
+    """Draw the stored size over the tasks seen. Methods with the same sizes share a line in all their colors."""
     figure, axes = style.canvas(data.subject, height=3.9)
     curves: dict[tuple[float, ...], list[FigurePoint]] = {}
     for p in data.points:
-        curves.setdefault(p.kept, []).append(p)
+        curves.setdefault(p.sizes, []).append(p)
     texts = [textwrap.fill(", ".join(style.shorten(p.label) for p in same), 34) for same in curves.values()]
     tasks = max(map(len, curves))
     top, low = max(map(max, curves)), min(map(min, curves))
@@ -156,20 +156,21 @@ def draw_growth(data: FigureData, looks: Mapping[str, Look]) -> Figure:
         axes.set_ylim(0, top * 1.08)
         axes.yaxis.set_major_formatter(lambda value, _: style.short_count(value))
     axes.set_ylabel(data.axis)
-    for kept, same in curves.items():
-        _share(axes, kept, [looks[s] for s in dict.fromkeys(p.strategy for p in same)])
+    for sizes, same in curves.items():
+        _share(axes, sizes, [styles[s] for s in dict.fromkeys(p.strategy for p in same)])
     style.label_ends(axes, list(curves), texts)
     return figure
 
 
-def _share(axes: Axes, kept: Sequence[float], used: Sequence[Look]) -> None:
-    """Draw one curve; several looks take turns along it as dashes and on its markers."""
-    steps = range(1, len(kept) + 1)
-    apart = style.between_markers(len(kept))
+def _share(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategyStyle]) -> None:
+    """Draw one curve. If several strategies share it, its dashes and markers alternate between their styles."""
+    steps = range(1, len(sizes) + 1)
+    apart = style.between_markers(len(sizes))
     dash = 7.0
-    for k, look in enumerate(used):
-        dashes = "-" if len(used) == 1 else (k * dash, (dash, dash * (len(used) - 1)))
-        axes.plot(steps, kept, color=look.colour, linewidth=1.6, linestyle=dashes, dash_capstyle="butt", zorder=2)
-        marked = slice(k * apart, None, len(used) * apart)
-        axes.plot(steps[marked], kept[marked], color=look.colour, linestyle="none", marker=look.marker,
+    for k, appearance in enumerate(used_styles):
+        dashes = "-" if len(used_styles) == 1 else (k * dash, (dash, dash * (len(used_styles) - 1)))
+        axes.plot(steps, sizes, color=appearance.colour, linewidth=1.6, linestyle=dashes, dash_capstyle="butt",
+                  zorder=2)
+        marked = slice(k * apart, None, len(used_styles) * apart)
+        axes.plot(steps[marked], sizes[marked], color=appearance.colour, linestyle="none", marker=appearance.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

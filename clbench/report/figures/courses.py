@@ -41,13 +41,13 @@ class Course:
 
 
 def courses(results: Sequence[Result]) -> list[Course]:
-    """Return the course of each method that took steps while it was watched; its seeds must have as many tasks."""
-    found = []
+    """Return the course of each method whose curve has training steps and whose seeds have the same number of tasks."""
+    method_courses = []
     for row, result in enumerate(results):
         curves = result.curves
         if curves and len({len(curve.after) for curve in curves}) == 1 and any(curve.steps[-1][-1] for curve in curves):
-            found.append(_course(result.label, row, curves))
-    return found
+            method_courses.append(_course(result.label, row, curves))
+    return method_courses
 
 
 def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
@@ -74,25 +74,25 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
 
 
 def thinned(steps: Sequence[int]) -> list[int]:
-    """Return at most about `MOST` of the steps that have a point: the first ones, then evenly."""
+    """Return at most about `MOST` of the steps that have a point: the first ones, then evenly spaced ones."""
     rest = steps[DENSE:]
     return [*steps[:DENSE], *rest[::max(1, math.ceil(len(rest) / MOST))]]
 
 
 def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureData | None:
-    """Return the figure of accuracy over steps, None if no method has more than its boundaries."""
-    found = courses(results)
-    if not found:
+    """Return the figure of accuracy over steps, or None if no method has points between its boundaries."""
+    method_courses = courses(results)
+    if not method_courses:
         return None
-    told = []
-    for course in found:
+    falls = []
+    for course in method_courses:
         gaps = [gap for curve in results[course.row].curves for gap in metrics.gaps(curve)]
-        told.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
-                                    if gaps else ""))
+        falls.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
+                                     if gaps else ""))
     return FigureData(
         "steps", name, "Accuracy during training", subject,
         f"Accuracy on each task while tasks are learned, in one panel per method. Mean accuracy on old tasks after a "
-        f"new task begins: {'; '.join(told)}.",
+        f"new task begins: {'; '.join(falls)}.",
         "Accuracy on each task from its first step on; the dark line is the mean over the tasks before the current "
         "one. Lines are means over seeds. Vertical lines show where a new task begins.",
-        results=tuple(results[course.row] for course in found))
+        results=tuple(results[course.row] for course in method_courses))

@@ -1,4 +1,4 @@
-"""The figures as data: what each shows, in numbers and in words. `clbench.report.figures.draw` draws them."""
+"""The numbers and texts of the figures. `clbench.report.figures.draw` draws them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Panel(NamedTuple):
     costs: tuple[float, ...]  # of each point
     best: tuple[int, ...]  # the points on the Pareto front, by rising cost
 
-    def told(self) -> str:
-        """Return what it shows, in words."""
+    def describe(self) -> str:
+        """Describe in words what the panel shows."""
         others = [i for i in range(len(self.points)) if i not in self.best]
         return f"Accuracy against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
 
@@ -44,20 +44,20 @@ class Panel(NamedTuple):
 
 
 def panels(points: Sequence[FigurePoint]) -> list[Panel]:
-    """Return accuracy against trainable parameters and against training compute, each where methods differ in it."""
-    found = []
+    """Return a panel for each cost in which methods differ: trainable parameters and training compute."""
+    cost_panels = []
     for title, meaning, unit, cost in COSTS:
         drawn = [(p, value) for p in points if p.accuracy is not None and (value := cost(p))]  # a log axis has no 0
         if len({value for _, value in drawn}) > 1:
             ranked = [i for i, (p, _) in enumerate(drawn) if p.ranked]
             best = front([(drawn[i][1], drawn[i][0].accuracy or 0.0) for i in ranked])
-            kept, values = zip(*drawn, strict=True)
-            found.append(Panel(title, meaning, unit, kept, values, tuple(ranked[k] for k in best)))
-    return found
+            method_points, values = zip(*drawn, strict=True)
+            cost_panels.append(Panel(title, meaning, unit, method_points, values, tuple(ranked[k] for k in best)))
+    return cost_panels
 
 
 def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell | None, sweep: str) -> FigurePoint:
-    """Return what the figures show of a method: the numbers of its cells in the comparison, and what it keeps."""
+    """Return the numbers of a method for figures: those of its cells in the comparison, and its stored sizes."""
     same_length = len(set(map(len, result.parameters))) == 1
     return FigurePoint(result.label, result.strategy, result.reference, result.complete and not result.reference,
                        accuracy.mean, accuracy.half_width, trainable.mean,
@@ -66,9 +66,10 @@ def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell 
 
 
 def sweeps(results: Sequence[Result]) -> list[str]:
-    """Return the sweep of each method: one for each recipe, where a strategy has the same options with several.
+    """Return the sweep of each method. Methods with the same sweep are joined by a line.
 
-    So ranks at two learning rates are two lines, and ranks that each have the rate found for it are one.
+    A strategy has one sweep for each recipe if the same options occur with several recipes. So ranks at two learning
+    rates are two lines, and ranks that each have a tuned learning rate are one line.
     """
     recipes = [str([(name, value) for name, value in r.options if name.startswith(OWN_RECIPE)]) for r in results]
     others = [(r.strategy, str([(name, value) for name, value in r.options if not name.startswith(OWN_RECIPE)]))
@@ -120,7 +121,7 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
                 [p.label for p in points if p.accuracy is not None and p not in side.points]) for side in sides]
     return FigureData(
         "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject,
-        " ".join(side.told() for side in sides),
+        " ".join(side.describe() for side in sides),
         f"Accuracy against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval over "
         "seeds. The stepped line and the large markers show the Pareto front: the best accuracy at each cost. "
         "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
@@ -130,42 +131,43 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
 
 
 def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
-    drawn = [p for p in points if len(p.kept) > 1]
-    if not any(p.kept[-1] > p.kept[0] for p in drawn):
+    drawn = [p for p in points if len(p.sizes) > 1]
+    if not any(p.sizes[-1] > p.sizes[0] for p in drawn):
         return None
-    told = "; ".join(f"{p.label} {number(p.kept[0], 'count')} to {number(p.kept[-1], 'count')}" for p in drawn)
+    growths = "; ".join(f"{p.label} {number(p.sizes[0], 'count')} to {number(p.sizes[-1], 'count')}" for p in drawn)
     return FigureData(
         "growth", name, "Total parameters after each task", subject,
-        f"Total parameters after the first and the last of {max(len(p.kept) for p in drawn)} tasks: {told}.",
+        f"Total parameters after the first and the last of {max(len(p.sizes) for p in drawn)} tasks: {growths}.",
         "All parameters that a method holds after each task. Methods with the same number share a line.",
         tuple(drawn), axis="total parameters")
 
 
 def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
-    told = "; ".join(f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
-                     for r in results)
+    accuracies = "; ".join(
+        f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
+        for r in results)
     return FigureData(
         "curves", name, "Accuracy after each task", subject,
-        f"Mean accuracy over the tasks seen so far, after the first and after the last task: {told}.",
+        f"Mean accuracy over the tasks seen so far, after the first and after the last task: {accuracies}.",
         "Mean accuracy over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
         "confidence intervals, and dashed lines are references.", results=results)
 
 
 def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
-    told = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
-                     for r in results)
+    means = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
+                      for r in results)
     return FigureData(
         "forgetting", name, "Forgetting of each task", subject,
-        f"Forgetting of each task but the last, in percentage points; its mean over tasks: {told}.",
+        f"Forgetting of each task but the last, in percentage points; its mean over tasks: {means}.",
         "Best accuracy on a task between its training and the last task, minus the final accuracy: mean and 95% "
         "confidence interval over seeds. Below 0, a task improved. References have hollow markers.", results=results)
 
 
 def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
-    told = ", ".join(r.label for r in results)
+    labels = ", ".join(r.label for r in results)
     return FigureData(
         "heatmaps", name, "Accuracy on each task after each task", subject,
-        f"A heat map of R for each of {told}; the tables of R hold its numbers.",
+        f"A heat map of R for each of {labels}; the tables of R hold its numbers.",
         "Accuracy matrix R, mean over seeds, on one scale for all methods. Rows: after training on a task. Columns: "
         "the task tested. Left of the line are the tasks seen so far.", results=results)
 
@@ -192,12 +194,12 @@ def parameters_over_tasks(results: Sequence[Result]) -> Table:
 
 
 def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
-    """Return ACC of each seed, and last its mean; a seed without a result has a dash."""
+    """Return ACC of each seed and, in the last column, its mean. A seed without a result has a dash."""
     unit = ACC.column.unit
-    found = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
-    means = cells([list(of_seeds.values()) for of_seeds in found], unit)
+    accuracies = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
+    means = cells([list(of_seeds.values()) for of_seeds in accuracies], unit)
     rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
-            for r, of_seeds, mean in zip(results, found, means, strict=True)]
+            for r, of_seeds, mean in zip(results, accuracies, means, strict=True)]
     titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
     return Table("Accuracy of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
@@ -208,12 +210,12 @@ def _single(value: float | None, unit: Unit) -> Cell:
 
 def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
            values: Callable[[Result], Sequence[Sequence[float]]]) -> Table:
-    """Return a table with a column per task; methods whose seeds differ in length have dashes."""
-    found = [values(r) for r in results]
-    lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in found]
+    """Return a table with a column per task. Methods whose seeds differ in their number of tasks have dashes."""
+    method_values = [values(r) for r in results]
+    lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in method_values]
     tasks = max((max(length) for length in lengths if length), default=0)
     columns = [cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
-                      for of_seeds, length in zip(found, lengths, strict=True)], unit) for j in range(tasks)]
+                      for of_seeds, length in zip(method_values, lengths, strict=True)], unit) for j in range(tasks)]
     rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
                  for i, r in enumerate(results))
     return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)

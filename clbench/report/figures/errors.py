@@ -19,7 +19,7 @@ from clbench.report.analysis.errors import (
     WITHIN,
 )
 from clbench.report.figures import style
-from clbench.report.figures.style import INK, LABEL, PALE, PALETTE, Look
+from clbench.report.figures.style import INK, LABEL, PALE, PALETTE, StrategyStyle
 from clbench.report.model import FigureData, Table
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ _KEYS_A_LINE = 4
 
 
 def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
-    """Return the figure of a table of parts, None where it has none."""
+    """Return the figure of a table of error parts, or None if the table has no values."""
     if not any(c.mean is not None for column in table.columns if column.title in PARTS
                for c in table.cells(column.title)):
         return None
-    told = "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, table.cells(LOST), strict=True))
+    totals = "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, table.cells(LOST), strict=True))
     values = {title: [cell.mean for cell in table.cells(title)] for title in (*PARTS, PROBE)
               if title in (column.title for column in table.columns)}
     negative = any(value and value < 0 for title in PARTS for value in values.get(title, ()))
     return FigureData(
-        "errors", name, "Where the errors come from", subject, f"Points lost: {told}.",
+        "errors", name, "Where the errors come from", subject, f"Points lost: {totals}.",
         "Points lost after the last task, mean over seeds, divided into parts that sum to the error."
         + (" Parts left of 0 are negative." if negative else "")
         + (" Task-recency bias is what the best constant for each task's outputs would correct; these constants are "
@@ -51,8 +51,8 @@ def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
            if any(value is not None for value in values.get(PROBE, ())) else ""), table=table)
 
 
-def draw_errors(data: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw a bar for each method, parts beside each other, negative ones to the left of 0."""
+def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
+    """Draw a bar for each method with its parts side by side. Negative parts are to the left of 0."""
     table = data.table
     assert table is not None
     titles = [c.title for c in table.columns]

@@ -29,7 +29,7 @@ _SWEEP = "sweep two, as in set={'METHOD.OPTION': [1, 4], 'METHOD.OTHER': [8, 16]
 
 @dataclass(frozen=True)
 class Grid:
-    """A column of the tables over the values of two options; what was not run has no cell."""
+    """A column of the tables over the values of two options. Combinations that were not run have no cell."""
 
     subject: str
     column: Column
@@ -50,19 +50,19 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str) -> Grid:
     strategy, across, up = _axes(setting, x, y)
     rows = [m for m in setting.methods if m.strategy == strategy and {across, up} <= _options(m).keys()]
     xs, ys = (_values([_options(m)[name] for m in rows]) for name in (across, up))
-    found: dict[tuple[int, int], tuple[str, Cell]] = {}
+    cell_of: dict[tuple[int, int], tuple[str, Cell]] = {}
     values = setting.values(measure)
     for m in rows:
         at = xs.index(_options(m)[across]), ys.index(_options(m)[up])
-        if at in found:
-            others = [n for n in _swept([r for r in rows if r.label in (found[at][0], m.label)])]
-            raise SpecError(f"{found[at][0]} and {m.label} share a cell, for {' and '.join(others) or 'their recipe'} "
-                            "differs as well: keep one value of it, "
+        if at in cell_of:
+            others = [n for n in _swept([r for r in rows if r.label in (cell_of[at][0], m.label)])]
+            raise SpecError(f"{cell_of[at][0]} and {m.label} share a cell, for "
+                            f"{' and '.join(others) or 'their recipe'} differs as well: keep one value of it, "
                             f"as in Results(r for r in results if r.label != {m.label!r})")
-        found[at] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
+        cell_of[at] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
     return Grid(setting.title, measure.column, f"{strategy}.{across}", f"{strategy}.{up}",
                 tuple(clean(format_value(v)) for v in xs), tuple(clean(format_value(v)) for v in ys),
-                {at: cell for at, (_, cell) in found.items() if cell.mean is not None})
+                {at: cell for at, (_, cell) in cell_of.items() if cell.mean is not None})
 
 
 def _measure(title: str) -> Measure:
@@ -79,8 +79,8 @@ def _options(method: MethodRecords) -> dict[str, Any]:
 def _swept(methods: Sequence[MethodRecords]) -> list[str]:
     """Return the options that differ between methods of one strategy, in the order of the options."""
     every = [_options(m) for m in methods]
-    return [name for name in dict.fromkeys(name for own in every for name in own)
-            if len({format_value(own.get(name)) for own in every}) > 1]
+    return [name for name in dict.fromkeys(name for method_options in every for name in method_options)
+            if len({format_value(method_options.get(name)) for method_options in every}) > 1]
 
 
 def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str]:
@@ -88,33 +88,33 @@ def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str
     swept = {strategy: _swept([m for m in setting.methods if m.strategy == strategy])
              for strategy in dict.fromkeys(m.strategy for m in setting.methods)}
     wanted = [name for name in (x, y) if name is not None]
-    known = {f"{strategy}.{option}": (strategy, option) for strategy, own in swept.items() for option in own}
+    known = {f"{strategy}.{option}": (strategy, option) for strategy, options in swept.items() for option in options}
     for name in wanted:
-        if name not in known and not any(name in own for own in swept.values()):
+        if name not in known and not any(name in options for options in swept.values()):
             raise SpecError(unknown("swept option", name, known, _HELP))
-    fitting = {s: own for s, own in swept.items()
-               if len(own) > 1 and all(name in own or known.get(name, ("",))[0] == s for name in wanted)}
+    fitting = {s: options for s, options in swept.items()
+               if len(options) > 1 and all(name in options or known.get(name, ("",))[0] == s for name in wanted)}
     if not fitting:
         there = ", ".join(known) or "none"
         raise SpecError(f"a grid shows two swept options of one method; swept here: {there} ({_SWEEP})")
     if len(fitting) > 1:
         raise SpecError(f"several methods were swept, {' and '.join(fitting)}: name the options with the method, as in "
                         f"x={next(iter(known))!r}")
-    (strategy, own), = fitting.items()
+    (strategy, options), = fitting.items()
     chosen = [None if name is None else name.removeprefix(f"{strategy}.") for name in (x, y)]
-    rest = [name for name in own if name not in chosen]
+    rest = [name for name in options if name not in chosen]
     if len(rest) > chosen.count(None) and None in chosen:
-        raise SpecError(f"of {strategy} {len(own)} options were swept, {', '.join(own)}: name the two, as in "
-                        f"x={own[0]!r}, y={own[1]!r}")
+        raise SpecError(f"of {strategy} {len(options)} options were swept, {', '.join(options)}: name the two, as in "
+                        f"x={options[0]!r}, y={options[1]!r}")
     across, up = (name if name is not None else rest.pop(0) for name in chosen)
     if across == up:
         raise SpecError(f"x and y are both {across!r}: a grid shows two options")
     return strategy, across, up
 
 
-def _values(found: Sequence[Any]) -> list[Any]:
-    """Return the distinct values of an option, numbers by size, before all others as they appear."""
-    distinct = [value for i, value in enumerate(found) if value not in found[:i]]
+def _values(values: Sequence[Any]) -> list[Any]:
+    """Return the distinct values of an option: numbers by size, then other values in order of appearance."""
+    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
 
     def by_size(value: Any) -> tuple[bool, float]:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
@@ -124,7 +124,7 @@ def _values(found: Sequence[Any]) -> list[Any]:
 
 
 def draw_grid(data: Grid) -> Figure:
-    """Draw the cells with their numbers; the darker, the better, or the more where no direction is better."""
+    """Draw the cells with their numbers. Darker cells are better, or larger if no direction is better."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -64,9 +64,9 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Return centres near the wanted ones, in their order, so that items of these heights stacked do not overlap.
+    """Return centers near the preferred ones, in their order, such that stacked items of these heights do not overlap.
 
-    Neighbours that would overlap are merged into a block, which is centred where its items want to be.
+    Neighbors that would overlap are merged into a block, whose center is the mean preference of its items.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     blocks: list[tuple[list[int], float, float]] = []  # items, centre, height
@@ -119,9 +119,15 @@ def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 
     return weight
 
 
-def _ambiguous(boxes: Floats, own: int, anchors: Floats) -> Floats:
-    """Return a cost for boxes that are about as close to another label's anchor as to their own, or closer."""
+def _ambiguous(boxes: Floats, anchor: int, anchors: Floats) -> Floats:
+    """Return a cost for boxes that are at least about as close to another label's anchor as to their own.
+
+    Args:
+        boxes: (K, 4), the boxes that a label may take.
+        anchor: index of the label's own anchor.
+        anchors: (N, 2), the anchors of all labels.
+    """
     nearest = np.clip(anchors, boxes[:, None, :2], boxes[:, None, 2:])
     far = np.linalg.norm(nearest - anchors, axis=2)
-    cost: Floats = 12.0 * np.clip(1.6 - np.delete(far, own, axis=1) / far[:, [own]], 0.0, 1.0).sum(axis=1)
+    cost: Floats = 12.0 * np.clip(1.6 - np.delete(far, anchor, axis=1) / far[:, [anchor]], 0.0, 1.0).sum(axis=1)
     return cost

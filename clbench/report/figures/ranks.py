@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
-from clbench.report.figures.style import INK, PALE, Look
+from clbench.report.figures.style import INK, PALE, StrategyStyle
 from clbench.report.model import FigureData
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ _STEP = 17.0  # points between two lines of text
 _LABEL = 9.0  # size of labels in points
 
 
-def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Figure:
-    """Draw methods on a scale of average ranks, the best on the left; bars join those that cannot be told apart.
+def draw_critical_difference(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
+    """Draw methods on a scale of average ranks, the best on the left.
 
-    The points must be in the order of rising ranks.
+    Bars join methods whose ranks do not differ significantly. The points must be in the order of rising ranks.
     """
     points, critical = data.points, data.critical or 0.0
     ranks = [p.rank or 0.0 for p in points]
@@ -55,9 +55,9 @@ def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Fig
         left = i < half
         y = -(between + _STEP * (i if left else len(points) - 1 - i) + _STEP / 2)
         x, edge = place(rank), start - 8 if left else end + 8
-        colour = looks[point.strategy].colour
+        colour = styles[point.strategy].colour
         axes.plot([x, x, edge], [0, y, y], color=colour, linewidth=1.2, zorder=2, solid_joinstyle="miter")
-        axes.plot([x], [0], marker=looks[point.strategy].marker, color=colour, markersize=6.5, zorder=4,
+        axes.plot([x], [0], marker=styles[point.strategy].marker, color=colour, markersize=6.5, zorder=4,
                   markeredgecolor="white", markeredgewidth=0.6)
         text = f"{label}  {rank:.2f}" if left else f"{rank:.2f}  {label}"
         axes.text(edge + (-5 if left else 5), y, text, ha="right" if left else "left", va="center", fontsize=_LABEL)
@@ -65,17 +65,19 @@ def draw_critical_difference(data: FigureData, looks: Mapping[str, Look]) -> Fig
 
 
 def groups(ranks: Sequence[float], critical: float) -> list[tuple[int, int]]:
-    """Return the first and last of each widest run of ranks, rising, that are no further apart than `critical`.
+    """Return the first and last position of each maximal run of ranks that are no further apart than `critical`.
+
+    The ranks must rise.
 
     >>> groups([1.0, 1.5, 2.8, 4.0], 1.4)
     [(0, 1), (1, 2), (2, 3)]
     """
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for first, rank in enumerate(ranks):
         last = max(i for i, other in enumerate(ranks) if other - rank <= critical)
-        if last > first and (not found or last > found[-1][1]):
-            found.append((first, last))
-    return found
+        if last > first and (not runs or last > runs[-1][1]):
+            runs.append((first, last))
+    return runs
 
 
 def _scale(axes: Axes, ticks: Sequence[float], critical: float, end: float | None) -> None:

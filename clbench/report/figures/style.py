@@ -1,4 +1,4 @@
-"""What all figures share: the looks of methods, axes, labels of curves, and reproducible files.
+"""What all figures share: the styles of strategies, axes, labels of curves, and reproducible files.
 
 matplotlib is imported when something is drawn, never with this module, and without pyplot.
 """
@@ -39,32 +39,36 @@ _STYLE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a strategy looks in every figure."""
+class StrategyStyle:
+    """The color and marker of a strategy in every figure."""
 
     colour: str
     marker: str
 
 
-def looks(strategies: Sequence[tuple[str, bool]]) -> dict[str, Look]:
-    """Return a look for each strategy, given with whether it is a reference; references are grey."""
-    found: dict[str, Look] = {}
-    own = references = 0
+def assign_styles(strategies: Sequence[tuple[str, bool]]) -> dict[str, StrategyStyle]:
+    """Assign a style to each strategy. References are gray.
+
+    Args:
+        strategies: the name of each strategy and whether it is a reference.
+    """
+    styles: dict[str, StrategyStyle] = {}
+    method_count = reference_count = 0
     for name, reference in dict.fromkeys(strategies):
-        if name in found:
+        if name in styles:
             continue
         if reference:
-            found[name] = Look(PALE, REFERENCE_MARKERS[references % len(REFERENCE_MARKERS)])
-            references += 1
+            styles[name] = StrategyStyle(PALE, REFERENCE_MARKERS[reference_count % len(REFERENCE_MARKERS)])
+            reference_count += 1
         else:  # 6 colours and 11 markers: 66 pairs before one comes again
-            found[name] = Look(PALETTE[own % len(PALETTE)], MARKERS[own % len(MARKERS)])
-            own += 1
-    return found
+            styles[name] = StrategyStyle(PALETTE[method_count % len(PALETTE)], MARKERS[method_count % len(MARKERS)])
+            method_count += 1
+    return styles
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Set clbench's style for what is drawn and saved within, whatever matplotlib's settings on this machine are."""
+    """Set clbench's style for figures in this context. The user's matplotlib settings have no effect."""
     import matplotlib
 
     settings: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items()
@@ -191,12 +195,12 @@ def tasks_seen(axes: Axes, tasks: int) -> None:
 
 
 def between_markers(tasks: int) -> int:
-    """Return the tasks from one marker of a curve to the next, such that a curve has no more than 20 of them."""
+    """Return the number of tasks from one marker of a curve to the next. A curve has at most 20 markers."""
     return -(-tasks // 20)
 
 
 def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
-    """Write a text to the right of each curve's end (tasks 1, 2, ...); texts move apart where ends are close."""
+    """Write a text to the right of each curve's end (tasks 1, 2, ...). Texts move apart if ends are close."""
     ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
     heights = [12.0 * (text.count("\n") + 1) for text in texts]
     edge = float(axes.get_window_extent().x1)

@@ -21,29 +21,33 @@ CAPTION = ("Bars: parts (Shapley), the largest first; whiskers: their 95% interv
            "\N{WHITE UP-POINTING TRIANGLE} in A, \N{WHITE DOWN-POINTING TRIANGLE} in B.")
 
 
-def alt(told: Explanation) -> str:
-    """Return what the figure shows, in words."""
-    parts = "; ".join(f"{clean(factor.name)} {signed(told.found.parts[i], told.unit)}" for factor, i in told.ranked)
-    a, b = (number(one.mean, m.column.unit) for one, m in zip((told.found.a, told.found.b), told.measures, strict=True))
+def alt(explanation: Explanation) -> str:
+    """Return the alternative text of the figure."""
+    attribution = explanation.attribution
+    parts = "; ".join(f"{clean(factor.name)} {signed(attribution.parts[i], explanation.unit)}"
+                      for factor, i in explanation.ranked)
+    ends = zip((attribution.a, attribution.b), explanation.measures, strict=True)
+    a, b = (number(estimate.mean, measure.column.unit) for estimate, measure in ends)
     return f"Waterfall from {a} in A to {b} in B: {parts}."
 
 
-def drawn(told: Explanation, file_format: FileFormat) -> bytes:
+def drawn(explanation: Explanation, file_format: FileFormat) -> bytes:
     """Return the waterfall as the content of a file; the same numbers give the same bytes."""
     with style.styled():
-        return style.encoded(draw(told), TITLE, file_format)
+        return style.encoded(draw(explanation), TITLE, file_format)
 
 
-def draw(told: Explanation) -> Figure:
-    """Draw a row for A, for each factor, the largest part first, and for B."""
-    found, ranked = told.found, told.ranked
+def draw(explanation: Explanation) -> Figure:
+    """Draw a row for A, a row for each factor, and a row for B. The factor with the largest part comes first."""
+    attribution, ranked, unit = explanation.attribution, explanation.ranked, explanation.unit
+    first, second = (measure.column for measure in explanation.measures)
+    name_a, name_b = explanation.names
     height = _HEAD + _ROW * (len(ranked) + 2) + _FOOT
-    figure, axes = style.canvas(f"{clean(told.names[0])} (A) to {clean(told.names[1])} (B)", height=height / 72)
-    labels = [f"A: {told.measures[0].column.title}", *(clean(style.shorten(f.name, 40)) for f, _ in ranked),
-              f"B: {told.measures[1].column.title}"]
+    figure, axes = style.canvas(f"{clean(name_a)} (A) to {clean(name_b)} (B)", height=height / 72)
+    labels = [f"A: {first.title}", *(clean(style.shorten(f.name, 40)) for f, _ in ranked), f"B: {second.title}"]
     below = ["", *(clean(style.shorten(f.change, 44)) for f, _ in ranked), ""]
-    a, b = (measure.column.unit for measure in told.measures)
-    texts = [number(found.a.mean, a), *(signed(found.parts[i], told.unit) for _, i in ranked), number(found.b.mean, b)]
+    texts = [number(attribution.a.mean, first.unit), *(signed(attribution.parts[i], unit) for _, i in ranked),
+             number(attribution.b.mean, second.unit)]
     width = figure.get_figwidth() * 72
     left = max(style.text_width(text, size) for lines, size in ((labels, 9.5), (below, 7.5))
                for text in lines) + 20
@@ -55,38 +59,39 @@ def draw(told: Explanation) -> Figure:
     axes.grid(False, axis="y")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    _rows(axes, told)
-    (style.percentages if told.measures[0].column.unit in POINTS else lambda axis: None)(axes.xaxis)
-    axes.set_xlabel(told.measures[0].column.title + (" (%)" if told.measures[0].column.unit in POINTS else ""))
-    for row, (label, second, text) in enumerate(zip(labels, below, texts, strict=True)):
+    _rows(axes, explanation)
+    if first.unit in POINTS:
+        style.percentages(axes.xaxis)
+    axes.set_xlabel(first.title + (" (%)" if first.unit in POINTS else ""))
+    for row, (label, change, text) in enumerate(zip(labels, below, texts, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points",
                                  "annotation_clip": False}
-        axes.annotate(label, (0, row), (-10, 5 if second else 0), ha="right", va="center", fontsize=9.5,
-                      weight="bold" if not second else "normal", **place)
-        axes.annotate(second, (0, row), (-10, -7), ha="right", va="center", fontsize=7.5, color=PALE, **place)
+        axes.annotate(label, (0, row), (-10, 5 if change else 0), ha="right", va="center", fontsize=9.5,
+                      weight="bold" if not change else "normal", **place)
+        axes.annotate(change, (0, row), (-10, -7), ha="right", va="center", fontsize=7.5, color=PALE, **place)
         axes.annotate(text, (1, row), (10, 0), ha="left", va="center", fontsize=LABEL, **place)
     figure.text(8 / width, 8 / height, CAPTION, fontsize=7.5, color=PALE)
     return figure
 
 
-def _rows(axes: Axes, told: Explanation) -> None:
-    """Draw the bars; a part begins where the one before it ends."""
-    found, at = told.found, told.found.a.mean
-    for row, one in ((0, found.a), (len(told.ranked) + 1, found.b)):
+def _rows(axes: Axes, explanation: Explanation) -> None:
+    """Draw the bars. Each part begins where the one before it ends."""
+    attribution, at = explanation.attribution, explanation.attribution.a.mean
+    for row, one in ((0, attribution.a), (len(explanation.ranked) + 1, attribution.b)):
         axes.errorbar([one.mean], [row], xerr=None if one.half_width is None else [one.half_width], marker="D",
                       color=INK, markersize=6, elinewidth=1.1, zorder=4)
-    for row, (_, i) in enumerate(told.ranked, start=1):
-        part = found.parts[i]
+    for row, (_, i) in enumerate(explanation.ranked, start=1):
+        part = attribution.parts[i]
         axes.plot([at, at], [row - 1, row], color=PALE, linewidth=0.8, zorder=1.5)
         axes.barh([row], [part.mean], left=[at], height=0.52, color=UP if part.mean > 0 else DOWN, alpha=0.85, zorder=2)
         if part.half_width is not None:
             axes.errorbar([at + part.mean], [row], xerr=[part.half_width], color=INK, elinewidth=1.1, capsize=2.5,
                           zorder=3)
-        for alone, marker in ((found.from_a[i], "^"), (found.from_b[i], "v")):
+        for alone, marker in ((attribution.from_a[i], "^"), (attribution.from_b[i], "v")):
             axes.plot([at + alone.mean], [row], marker=marker, markersize=5, color=INK, markerfacecolor="white",
                       markeredgewidth=0.9, zorder=4, linestyle="none")
         at += part.mean
-    axes.plot([at, at], [len(told.ranked), len(told.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
-    axes.axvline(found.a.mean, color=FAINT, linewidth=0.8, zorder=1)
+    axes.plot([at, at], [len(explanation.ranked), len(explanation.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
+    axes.axvline(attribution.a.mean, color=FAINT, linewidth=0.8, zorder=1)
     axes.use_sticky_edges = False  # of bars, at which the axis would end
     axes.margins(x=0.06)

@@ -17,7 +17,7 @@ FEWER, GROWN = 0.1, 1.1  # share of the parameters that is trained; growth of th
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A method in a legend, and its look; `variant` tells the methods of one strategy apart."""
+    """A method in a legend with its style. `variant` distinguishes the methods of one strategy."""
 
     method: Result | FigurePoint
     row: int  # of the method in every table
@@ -30,15 +30,15 @@ class LegendEntry:
 
 
 def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:
-    """Return a legend with the kinds of its methods, of which the leading ones are shown if there are many."""
-    found = [replace(entry, kinds=tuple(_kinds(section, entry))) for entry in legend]
+    """Return a legend with the kinds of its methods. If there are many methods, only the leading ones are shown."""
+    entries = [replace(entry, kinds=tuple(_kinds(section, entry))) for entry in legend]
     if len(legend) <= CLEAR:
-        return found
-    return [replace(entry, shown=LEADING in entry.kinds) for entry in found]
+        return entries
+    return [replace(entry, shown=LEADING in entry.kinds) for entry in entries]
 
 
 def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
-    """Yield what a method is by what was counted of it, so that no plugin need be installed."""
+    """Yield the kinds of a method. They follow from its counted costs, so no plugin has to be installed."""
     result = section.results[entry.row]
     facts = section.facts
     named = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()

@@ -1,4 +1,4 @@
-"""The choice under constraints as a page's script gets it: everything decided and written, to be looked up only."""
+"""The choice under constraints as data for a page's script, which only looks up precomputed results and texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench.report.analysis.choosing import KINDS, Kind
-from clbench.report.decided import Beside, Candidate
+from clbench.report.decided import Candidate, CandidateComparison
 from clbench.report.formatting import interval, number
 from clbench.report.model import Section
 
@@ -16,20 +16,21 @@ SHOWN, UNTESTED = -1, -2  # in place of a number of seeds: the difference is sig
 
 
 def packed(sections: Sequence[tuple[str, Section]]) -> str:
-    """Return the choice as JSON for a script, empty where no section has one.
+    """Return the choice as JSON for a script. The text is empty if no section has a choice.
 
-    `kinds`: name, heading and words of each, then all amounts of it, ascending, as they are typed and as they are read.
-    `settings`: id, title, whether the task is given, seeds, the methods (label, ACC, whether samples are kept, and of
-    each kind the position of its amount; -1: not counted), for each method three numbers for each that follows
-    (`_beside`), and who is no choice.
+    `kinds` has the name, heading and words of each kind, then all its amounts in ascending order, as the user types
+    them and as the page shows them. `settings` has id, title, whether the task is given, and the number of seeds. Then
+    come the methods: label, ACC, whether samples are stored, and the position of the amount of each kind (-1: not
+    counted). For each method, three numbers compare it with each method after it (`_pack_comparison`). The last entry
+    has the labels of methods that cannot be chosen.
 
     Args:
-        sections: id and section.
+        sections: the id of each section and the section.
     """
-    found = [(id_, section, section.choosable) for id_, section in sections if section.choosable]
-    if not found:
+    choices = [(id_, section, section.choosable) for id_, section in sections if section.choosable]
+    if not choices:
         return ""
-    amounts = {kind.name: sorted({value for *_, one in found for candidate in one.candidates
+    amounts = {kind.name: sorted({value for *_, choice in choices for candidate in choice.candidates
                                   if (value := candidate.counted[kind.name]) is not None}) for kind in SLIDERS}
     kinds = [[kind.name, kind.measure.column.name, kind.words, list(map(typed, amounts[kind.name])),
               [number(value, kind.measure.column.unit) for value in amounts[kind.name]]] for kind in SLIDERS]
@@ -40,11 +41,12 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
         return -1 if value is None else places[kind.name][value]
 
     settings: list[list[Any]] = []
-    for id_, section, one in found:
+    for id_, section, choice in choices:
         methods = [[f"{c.label} {c.caution}".strip(), interval(c.accuracy, c.half_width, "percent"), _samples(c),
-                    *(place(kind, c) for kind in SLIDERS)] for c in one.candidates]
-        settings.append([id_, section.title, int(one.task_given), len(section.seeds), methods,
-                         [[part for pair in row for part in _beside(pair)] for row in one.beside], one.incomplete])
+                    *(place(kind, c) for kind in SLIDERS)] for c in choice.candidates]
+        comparisons = [[part for pair in row for part in _pack_comparison(pair)] for row in choice.comparisons]
+        settings.append([id_, section.title, int(choice.task_given), len(section.seeds), methods, comparisons,
+                         choice.incomplete])
     return json.dumps({"kinds": kinds, "settings": settings}, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -54,15 +56,16 @@ def typed(value: float) -> str:
 
 
 def _samples(candidate: Candidate) -> int:
-    """Return whether samples are kept: 0, 1, or -1 where that was not counted."""
+    """Return whether samples are stored: 0, 1, or -1 if that was not counted."""
     value = candidate.counted["samples"]
     return -1 if value is None else int(value > 0)
 
 
-def _beside(pair: Beside) -> list[int | None]:
-    """Return the difference and its half width (None: there is none) in hundredths of a point, and what tells it.
+def _pack_comparison(pair: CandidateComparison) -> list[int | None]:
+    """Return the difference and its half width in hundredths of a point, and the evidence for the difference.
 
-    That is `SHOWN` or `UNTESTED`, or about how many seeds would show it; 0: that is not known.
+    The half width is None if there is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would
+    make the difference significant (0: not known).
     """
     half = pair.half_width
     return [_hundredths(pair.difference), None if half is None else _hundredths(half),

@@ -18,7 +18,7 @@ Line = tuple[str, str, int | str, int | str, float | int]  # metric, unit, after
 
 
 def render(report: Report) -> str:
-    """Return report.csv with the columns `HEADER` and one for each option; docs/reports.md says what each holds."""
+    """Return report.csv with the columns `HEADER` and one for each option. docs/reports.md describes the columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     named_options = column_names((dict(result.options) for section in report.sections for result in section.results),
@@ -28,8 +28,8 @@ def render(report: Report) -> str:
         shared = section.title, dict(section.settings)["scenario"]
         for i, result in enumerate(section.results):
             named = [*map(inert, [*shared, result.label, result.strategy]), str(result.reference).lower()]
-            own = dict(result.options)
-            options = [_shown(own.get(name)) for name in named_options]
+            result_options = dict(result.options)
+            options = [_shown(result_options.get(name)) for name in named_options]
             for seed in section.seeds:
                 if seed not in result.seeds:
                     writer.writerow([*named, seed, "no result", *[""] * 5, *options])
@@ -40,12 +40,12 @@ def render(report: Report) -> str:
 
 
 def inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front."""
+    """Return text that no spreadsheet interprets as a formula. An apostrophe precedes text that begins like one."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _shown(value: Value) -> int | float | str:
-    """Return an option's value as the file has it: true and false in small letters, nothing for none."""
+    """Return an option's value as text for the file: lowercase true and false, and an empty text for None."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else inert(value) if isinstance(value, str) else value

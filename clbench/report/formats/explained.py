@@ -16,22 +16,23 @@ FIGURE = "figures/waterfall.svg"
 HEADING = "Why two numbers differ"
 
 
-def markdown(told: Explanation) -> str:
+def markdown(explanation: Explanation) -> str:
     """Return explain.md: the result in a line, the table, the waterfall, remarks, each seed, settings and origin."""
-    blocks = [f"# {HEADING}", escape(between(told)), f"**{escape(headline(told))}**", as_markdown(table(told)),
-              f"![{escape(waterfall.alt(told))}]({FIGURE})", _bullets(remarks(told)),
-              f"## {escape(by_seed(told).title)}", as_markdown(by_seed(told)), "## Settings", _pairs(settings(told)),
-              "## Provenance", _pairs(notes.provenance(told.records))]
+    seeds = by_seed(explanation)
+    blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
+              as_markdown(table(explanation)), f"![{escape(waterfall.alt(explanation))}]({FIGURE})",
+              _bullets(remarks(explanation)), f"## {escape(seeds.title)}", as_markdown(seeds), "## Settings",
+              _pairs(settings(explanation)), "## Provenance", _pairs(notes.provenance(explanation.records))]
     return "\n\n".join(blocks) + "\n"
 
 
-def page(told: Explanation, svg: bytes) -> str:
+def page(explanation: Explanation, svg: bytes) -> str:
     """Return explain.html with the waterfall in it."""
-    return render_page("explain.html", heading=HEADING, between=between(told), headline=headline(told),
-                       tables=[table(told), by_seed(told)], remarks=remarks(told),
-                       picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(), alt=waterfall.alt(told),
-                       figure=waterfall.TITLE, settings=settings(told),
-                       provenance=notes.provenance(told.records))
+    return render_page("explain.html", heading=HEADING, between=between(explanation), headline=headline(explanation),
+                       tables=[table(explanation), by_seed(explanation)], remarks=remarks(explanation),
+                       picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+                       alt=waterfall.alt(explanation), figure=waterfall.TITLE, settings=settings(explanation),
+                       provenance=notes.provenance(explanation.records))
 
 
 def _bullets(lines: Iterable[str]) -> str:

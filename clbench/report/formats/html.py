@@ -34,15 +34,15 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
 
     Args:
         report: from `build`.
-        back: address and name of a page that the first line leads to.
+        back: address and name of a page to which the first line links.
     """
-    looks = style.looks(report.strategies)
+    styles = style.assign_styles(report.strategies)
     names = slugs([section.title for section in report.sections])
-    views = [section_view(f"s{i}", slug, section, looks)
+    views = [section_view(f"s{i}", slug, section, styles)
              for i, (slug, section) in enumerate(zip(names, report.sections, strict=True), start=1)]
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
-        report=report, back=back, sections=views, ranking=ranking_view(report, looks), script=script,
+        report=report, back=back, sections=views, ranking=ranking_view(report, styles), script=script,
         choice=packed([(view.id, view.section) for view in views]),
         style=_asset("report.css") + css()) + "\n"
 
@@ -58,7 +58,7 @@ def _environment() -> Environment:
 
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.tests["told_by"] = _told
+    environment.tests["told_by"] = _text_is_exact
     environment.filters |= {"brief": brief, "breakable": _breakable, "digits": _digits, "sha256": _sha256}
     return environment
 
@@ -79,8 +79,8 @@ def _digits(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _told(cell: Cell, column: Column) -> bool:
-    """Tell whether a cell's text tells its number and its interval, to the digits that are shown."""
+def _text_is_exact(cell: Cell, column: Column) -> bool:
+    """Return whether a cell's number and interval follow from its text, up to the digits shown."""
     if column.unit not in PLAIN:
         return cell.mean == 0 and not cell.half_width
     if cell.low is None or cell.high is None or cell.mean is None:

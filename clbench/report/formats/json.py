@@ -44,14 +44,14 @@ def _plain(value: Any) -> Any:
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1.
 
-    Names of classes and what is said of errors are left out where there are none.
+    Names of classes and texts about errors are left out if there are none.
     """
     return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
             for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions")}
 
 
 def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's results without the key of its curves where there are none."""
+    """Return a method's results, without the key `curves` if there are no curves."""
     return {name: value for name, value in result.items() if value or name != "curves"}
 
 

@@ -65,12 +65,12 @@ def _section(section: Section, name: str) -> Iterator[str]:
 
 
 def table(data: Table, subject: str, label: str, notes: Iterable[str] = ()) -> str:
-    r"""Return one table as a float: references behind a rule, notes below, never wider or higher than the page.
+    r"""Return one table as a float that fits the page, with references below a rule and notes below the table.
 
     Args:
         data: the table.
-        subject: what stands behind its title in the caption.
-        label: what `\ref{tab:<label>}` refers to.
+        subject: text after the title in the caption.
+        label: the label of the table, for `\ref{tab:<label>}`.
         notes: lines below the table.
     """
     aligned = "".join("l" if column.unit == "text" else "r" for column in data.columns)
@@ -119,7 +119,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _behind(text: str) -> str:
-    """Return what follows a number, its leading space kept together with it."""
+    """Return the text after a number, with its leading space non-breaking."""
     return f"~{escape(text[1:])}" if text.startswith(" ") else escape(text)
 
 

@@ -14,7 +14,7 @@ MANY = 20  # methods: with more, what report.html and report.json hold in full i
 
 
 def render(report: Report) -> str:
-    """Return report.md: by section the first lines, the table, notes, figures, and folded all the rest."""
+    """Return report.md. Each section has its first lines, table, notes and figures; everything else is folded."""
     blocks = [f"# {escape(report.title)}"]
     for section in report.sections:
         blocks += _section(section)
@@ -81,8 +81,8 @@ def _folded(summary: str, blocks: Iterable[str]) -> Iterator[str]:
     yield "</details>"
 
 
-def _titled(found: Iterable[Table]) -> Iterator[str]:
-    for data in found:
+def _titled(tables_shown: Iterable[Table]) -> Iterator[str]:
+    for data in tables_shown:
         yield f"**{escape(data.title)}**"
         yield table(data)
 
@@ -100,13 +100,13 @@ def _figure(figure: FigureData) -> Iterator[str]:
     yield escape(figure.caption)
 
 
-def tables(heading: str, found: Iterable[Table], verdicts: Iterable[str]) -> str:
+def tables(heading: str, comparisons: Iterable[Table], verdicts: Iterable[str]) -> str:
     """Return a heading, verdicts as a list, and the tables with their titles."""
-    return "\n\n".join([heading, _bullets(verdicts), *_titled(found)])
+    return "\n\n".join([heading, _bullets(verdicts), *_titled(comparisons)])
 
 
 def table(data: Table) -> str:
-    """Return one table; references stand behind the others under a heading of their own."""
+    """Return one table. References follow the other methods under a heading of their own."""
     rows, set_apart = [], False
     for row in data.rows:
         if row.reference and not set_apart:

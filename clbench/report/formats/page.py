@@ -1,4 +1,4 @@
-"""What the HTML page adds to the report's tables: the figures of each section, and how methods look in them."""
+"""What the HTML page adds to the report's tables: the figures of each section and the styles of methods in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clbench.report.figures.data import (
     forgetting_per_task,
     parameters_over_tasks,
 )
-from clbench.report.figures.style import PALETTE, Look
+from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choice import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import colour_class
@@ -89,14 +89,14 @@ class SectionView:
     kinds: tuple[str, ...] = ()  # of methods, of which a reader chooses one; none where there are few
 
 
-def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look]) -> SectionView:
+def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, StrategyStyle]) -> SectionView:
     """Return a section as the page shows it.
 
     Args:
-        id_: of the section on the page; the ids of its elements begin with it.
-        slug: with which the names of its figures begin when they are saved.
-        section: of the report.
-        looks: of each strategy.
+        id_: id of the section on the page. The ids of its elements begin with it.
+        slug: prefix of the names of saved figures.
+        section: a section of the report.
+        styles: the style of each strategy.
     """
     results = section.results
     tables = {
@@ -111,7 +111,7 @@ def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items()]
-    legend = chosen(section, _legend(results, looks))
+    legend = chosen(section, _legend(results, styles))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
                        _figures(id_, slug, section, tables, matrices) if with_matrix else [],
                        len(results) > MANY, packed(matrices) if len(results) > MANY else "",
@@ -119,41 +119,41 @@ def section_view(id_: str, slug: str, section: Section, looks: Mapping[str, Look
                        else ())
 
 
-def ranking_view(report: Report, looks: Mapping[str, Look]) -> RankingView | None:
+def ranking_view(report: Report, styles: Mapping[str, StrategyStyle]) -> RankingView | None:
     """Return the figure of average ranks across the report's sections; None if the report has none."""
     data = next((figure for figure in report.figures if figure.kind == "critical-difference"), None)
     if data is None:
         return None
     legend: list[LegendEntry] = []
     for point in data.points:
-        legend.append(_entry(point, report.rankings[0].index(point.label), legend, looks))
+        legend.append(_entry(point, report.rankings[0].index(point.label), legend, styles))
     caption = ("Average rank by accuracy over the settings; 1 is the best. Bars reach half the critical difference "
                f"(Nemenyi, {100 * ALPHA:g}%) to each side. Methods whose bars overlap are not significantly different.")
     return RankingView(legend, FigureView("ranks", data.title, caption, data.alt, ("ranks-1",), data.name, wide=True,
                                           critical=data.critical))
 
 
-def _legend(results: Sequence[Result], looks: Mapping[str, Look]) -> list[LegendEntry]:
+def _legend(results: Sequence[Result], styles: Mapping[str, StrategyStyle]) -> list[LegendEntry]:
     """Return an entry for each method with a result."""
     legend: list[LegendEntry] = []
     matrices = 0
     for row, result in enumerate(results):
         if not result.seeds:
             continue
-        legend.append(_entry(result, row, legend, looks, matrices if _has_matrix(result) else None))
+        legend.append(_entry(result, row, legend, styles, matrices if _has_matrix(result) else None))
         matrices += _has_matrix(result)
     return legend
 
 
-def _entry(method: Result | FigurePoint, row: int, before: Sequence[LegendEntry], looks: Mapping[str, Look],
+def _entry(method: Result | FigurePoint, row: int, before: Sequence[LegendEntry], styles: Mapping[str, StrategyStyle],
            matrix: int | None = None) -> LegendEntry:
-    look = looks[method.strategy]
+    strategy_style = styles[method.strategy]
     variant = sum(entry.method.strategy == method.strategy for entry in before) % _DASHES
-    return LegendEntry(method, row, colour_class(look.colour), look.marker, variant, matrix)
+    return LegendEntry(method, row, colour_class(strategy_style.colour), strategy_style.marker, variant, matrix)
 
 
 def _has_matrix(result: Result) -> bool:
-    """Tell whether a method has a mean R: its seeds had streams of the same length."""
+    """Return whether a method has a mean R, which requires that its seeds had streams of the same length."""
     return len({len(R) for R in result.R}) == 1
 
 
@@ -217,11 +217,11 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
 
 
 def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
-    found = courses(section.results)
+    method_courses = courses(section.results)
     lines = [{"row": course.row, "ends": course.ends, "tasks": [_rounded(points) for points in course.tasks],
-              "old": [_rounded(points) for points in course.old]} for course in found]
+              "old": [_rounded(points) for points in course.old]} for course in method_courses]
     written = json.dumps({"courses": lines, "colours": list(map(colour_class, PALETTE))}, separators=(",", ":"))
-    boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in found)))
+    boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
     return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=written,
                       zooms=("all steps", *boundaries))
 
@@ -231,7 +231,7 @@ def _rounded(points: Sequence[Point]) -> list[tuple[int, float]]:
 
 
 def _errors(id_: str, slug: str, section: Section) -> Iterator[FigureView]:
-    """Yield the figure of where errors come from, if the section has one; its numbers are in a table of details."""
+    """Yield the figure of the error decomposition if the section has one. A table of details has its numbers."""
     for data in (figure for figure in section.figures if figure.kind == "errors"):
         position = [table.title for table in section.details].index(errors.TITLE) + 1
         yield FigureView("parts", data.title, data.caption, data.alt, (f"{id_}-more-{position}",), f"{slug}-errors",
@@ -248,7 +248,7 @@ def _in_words(table: Table, cells: Sequence[Cell]) -> str:
 
 
 def _costs(section: Section) -> tuple[CostAxis, ...]:
-    """Return the costs against which accuracy is shown, with the rows of the methods on the Pareto front of each."""
+    """Return the costs on the axes of the Pareto figure, each with the rows of the methods on its Pareto front."""
     comparison = section.comparison
     accuracies = [cell.mean for cell in comparison.cells(ACC.column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]

@@ -25,7 +25,7 @@ def css() -> str:
 
 
 def colour_class(colour: str) -> str:
-    """Return the CSS class for a colour of `clbench.report.figures.style.looks`."""
+    """Return the CSS class for a color of `clbench.report.figures.style.assign_styles`."""
     return next(name for name, known in _method_colours().items() if known == colour)
 
 
@@ -44,7 +44,7 @@ def mix(one: str, other: str, share: float) -> str:
 
 
 def visible(colour: str, paper: str, towards: str, least: float = LEAST) -> str:
-    """Return a colour, mixed with another as far as it needs for the least contrast with the paper."""
+    """Return a color, mixed with another color until it reaches the minimum contrast with the background."""
     steps = (mix(colour, towards, i / 20) for i in range(21))
     return next(step for step in steps if contrast(step, paper) >= least)
 

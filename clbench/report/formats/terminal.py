@@ -1,4 +1,4 @@
-"""The comparison tables on a terminal, or as plain text where there is none; nothing is ever cut off."""
+"""The comparison tables on a terminal, or as plain text if there is no terminal. Text is never cut off."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH = 120  # characters, where neither a terminal nor COLUMNS says how many t
 
 
 def standard_output() -> Console:
-    """Return a console on standard output, as wide as its terminal or COLUMNS says, else 120 characters."""
+    """Return a console on standard output. Its width is that of the terminal, or COLUMNS, or 120 characters."""
     console = Console()
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = max(console.width, _WIDTH)
@@ -35,8 +35,8 @@ def standard_output() -> Console:
 def show(report: Report, console: Console | None = None) -> None:
     """Print each section's first lines, trials without a result, comparison table and notes.
 
-    Where it is too wide for the console, a table goes on below itself with its remaining columns. The best of a column
-    is bold on a terminal, and carries a `*` elsewhere (in a file, a pipe).
+    If a table is too wide for the console, its remaining columns follow below. The best value of a column is bold on a
+    terminal and has a `*` elsewhere (in a file or a pipe).
     """
     console = console or standard_output()
     for section in report.sections:
@@ -60,7 +60,7 @@ def notes_to_show(section: Section) -> list[str]:
 
 
 def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], console: Console) -> None:
-    """Print tables with their titles and verdicts on them under one title; nothing if there are neither."""
+    """Print tables with their titles and verdicts under one title. Print nothing if there are none."""
     tables, verdicts = list(tables), list(verdicts)
     if tables or verdicts:
         _line(title, console, "bold")
@@ -87,9 +87,9 @@ def show_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
 
 
 def fit(table: Table, width: int, best: str = "") -> list[Table]:
-    """Return a table as several with the same rows, none wider than `width` unless a single column is.
+    """Split a table into several with the same rows, none wider than `width` unless a single column is.
 
-    `best` is what stands behind the best of a column.
+    `best` is the mark after the best value of a column.
     """
     left = max(cell_len(text) for text in (table.corner, *(_label(row) for row in table.rows)))
     groups: list[list[int]] = [[]]

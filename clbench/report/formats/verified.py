@@ -1,4 +1,4 @@
-"""A verified reference as text: published and ours side by side, on a terminal and as verify.md."""
+"""A verified reference as text for the terminal and verify.md, with published values and ours side by side."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def listing(references: dict[str, Reference]) -> str:
 
 
 def _metrics(reference: Reference) -> str:
-    """Return what the numbers are, in words."""
+    """Describe what the numbers measure."""
     if all(cell.metric == "ACC" for cell in reference.cells):
         return "Final average accuracy"
     return "Final average accuracy; of methods with (AIA) behind them the average incremental accuracy"
@@ -93,7 +93,7 @@ def _published(cell: Cell) -> str:
     return f"{cell.published:.2f}{spread}"
 
 
-def _ours(one: Checked) -> str:
+def _format_measured(one: Checked) -> str:
     if one.mean is None:
         return NONE
     return f"{one.mean:.2f}" + (f" ± {one.error:.2f}" if one.error is not None else "")
@@ -104,7 +104,7 @@ _COLUMNS: dict[str, Callable[[Checked], str]] = {
     "scenario": lambda one: one.cell.scenario,
     "method": lambda one: clean(_label(one.cell)),
     "published (%)": lambda one: _published(one.cell),
-    "ours (%)": _ours,
+    "ours (%)": _format_measured,
     "seeds": lambda one: str(len(one.accuracies)),
     "difference": lambda one: NONE if one.difference is None else f"{one.difference:+.2f}",
     "tolerance": lambda one: NONE if one.tolerance is None else f"{one.tolerance:.2f}",
