@@ -37,10 +37,10 @@ DECLARATION = """
 """
 STRATEGIES = """
     import time
-    from clbench.persistence import checkpoint
+    from clbench.persistence import callbacks
     from clbench_er.strategy import ER
 
-    checkpoint.SECONDS = 0.0
+    callbacks.SECONDS = 0.0
 
     class SlowER(ER):
         def before_task(self, task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import Recipe, changed
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
-from clbench.persistence import checkpoint
-from clbench.persistence.growing import grow, read_state
-from clbench.persistence.keeper import SaveCallback
-from clbench.persistence.kept import KeptHeader, names_of, read_model, stand_in
-from clbench.results import provenance
+from clbench.persistence.callbacks import SaveCallback, code_of
+from clbench.persistence.growing import grow
+from clbench.persistence.model_file import names_of, stand_in, stand_in_recipe
+from clbench.persistence.snapshot import ModelHeader, TrainingHeader, read_saved
+from clbench.persistence.strategy_state import SnapshotError, retrace
+from clbench.results import provenance, staleness
 from clbench.results.records import Earlier, Record
-from clbench.results.staleness import code_of
 from clbench.results.store import MODEL, STATE, Store
 from clbench.strategy.base import Strategy
 from clbench.training import precision
@@ -39,26 +39,6 @@ from clbench.training.evaluation import evaluate
 from clbench.training.facts import record_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A trial that goes on: its record, and what was kept of it."""
-
-    record: Record
-    folder: Path
-    kept: KeptHeader
-
-    @property
-    def trial(self) -> Trial:
-        """Return the trial."""
-        return self.record.trial
-
-    @property
-    def learned(self) -> int:
-        """Return how many tasks it has learned."""
-        return self.kept.learned
-
 
 Classes = Literal["same", "new"]  # whether classes with the names of old ones are these, or others
 
@@ -92,52 +72,46 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     """
     store = Store(run)
     record = find_record(store, trial)
-    folder = store.artifacts / record.key
-    header, state, generator = read_state(folder / STATE)
-    parent = Parent(record, folder, read_model(folder / MODEL)[0])
-    refuse(parent)
+    state, tensors = read_saved(store.artifacts / record.key / STATE, TrainingHeader, "state")
+    model, _ = read_saved(store.artifacts / record.key / MODEL, ModelHeader, "state")
+    if record.trial.arrival != Arrival():
+        raise SpecError(f"{record.name} learned a stream without clear tasks ({record.trial.arrival}); only one whose "
+                        "classes arrive task by task can continue training")
     runner = TrialRunner(settings, device, command, registry or discover())
-    done = record.trial.continues
-    ours = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
-        parent=record.key, benchmarks=[*(done.benchmarks if done else []), record.trial.benchmark],
-        tasks=parent.learned, outputs=parent.kept.outputs, same_classes=classes == "same"),
-        **changed_recipe(record.trial, recipe or {})})
+    continued = record.trial.continues
+    benchmarks = [*(continued.benchmarks if continued else []), record.trial.benchmark]
+    longer = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
+        parent=record.key, benchmarks=benchmarks, tasks=model.learned, outputs=model.outputs,
+        same_classes=classes == "same"), **changed_recipe(record.trial, recipe or {})})
     target = Store(out or run)
-    if target.get(ours.key) is not None:
-        raise StoreError(f"{record.name} has gone on to {benchmark.name} before: {target.path(ours.key)}; remove it, "
+    if target.get(longer.key) is not None:
+        raise StoreError(f"{record.name} has gone on to {benchmark.name} before: {target.path(longer.key)}; remove it, "
                          "or choose another --out")
     target.check_writable()
-    runner.note_code(ours)
-    origin = provenance.collect(str(runner.registry.origin("method", ours.method.name)), runner.device, command,
-                                code_of(ours, runner.registry, identity.running))
-    more = runner.stream(ours.model_copy(update={"continues": None}))
-    earlier, notes = old_tasks(parent, runner)
-    whole = joined(parent, earlier, more, ours, classes)
-    strategy = grown(parent, header, state, generator, runner, whole, ours, notes)
-    notes.append(f"continues {record.name} ({record.key}), which had learned {parent.learned} tasks of "
-                 f"{' and '.join(b.name for b in ours.continues.benchmarks)}" if ours.continues else "")
-    replica = Replica.of(PlannedTrial(ours, record.label, record.reference), strategy, whole, notes)
-    save = SaveCallback(target.artifacts, True, origin, runner.registry)
+    runner.note_code(longer)
+    origin = provenance.collect(str(runner.registry.origin("method", longer.method.name)), runner.device, command,
+                                staleness.code_of(longer, runner.registry, identity.running))
+    more = runner.stream(longer.model_copy(update={"continues": None}))
+    earlier, notes = old_tasks(record, runner)
+    whole = joined(model, earlier, more, longer, classes)
+    strategy = larger_strategy(model, state, tensors, runner, whole, longer, record.label)
+    if code_of(strategy) != state.code:
+        notes.append("the code has changed since the tasks before were learned")
+    notes.append(f"continues {record.name} ({record.key}), which had learned {model.learned} tasks of "
+                 f"{' and '.join(earlier_benchmark.name for earlier_benchmark in benchmarks)}")
+    replica = Replica.of(PlannedTrial(longer, record.label, record.reference), strategy, whole, notes)
     memory = PeakMemory(runner.device)
-    with precision.products(ours.trained_by):
-        earlier_tasks = EarlierTasks(parent.learned)
-        loop = TrainingLoop([replica], ours.trained_by, [FlopsCallback(), earlier_tasks, save],
-                            cache_bytes=settings.cache_bytes)
-        loop.run(parent.learned)
-    made = record_of(replace_stream(replica, parent.learned), origin, memory, record.provenance.weights)
+    earlier_tasks = EarlierTasks(model.learned)
+    callbacks = [FlopsCallback(), earlier_tasks, SaveCallback(target.artifacts, True, origin, runner.registry)]
+    with precision.products(longer.trained_by):
+        TrainingLoop([replica], longer.trained_by, callbacks, cache_bytes=settings.cache_bytes).run(model.learned)
+    new_tasks = replace(replica, stream=replace(whole, tasks=whole.tasks[model.learned:]))
+    longer_record = record_of(new_tasks, origin, memory, record.provenance.weights)
     if earlier is not None:
-        rows = earlier_tasks.rows
-        made = made.model_copy(update={"earlier": Earlier(before=rows[0], after=rows[1:])})
-    target.write(made)
-    return made
-
-
-def refuse(parent: Parent) -> None:
-    """Raise a SpecError where nothing can be learned after a trial's stream."""
-    trial = parent.trial
-    if trial.arrival != Arrival():
-        raise SpecError(f"{parent.record.name} learned a stream without clear tasks ({trial.arrival}); only one whose "
-                        "classes arrive task by task can continue training")
+        before, *after = earlier_tasks.rows
+        longer_record = longer_record.model_copy(update={"earlier": Earlier(before=before, after=after)})
+    target.write(longer_record)
+    return longer_record
 
 
 def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,57 +127,58 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
                                              if (value := getattr(whole, name)) != getattr(shared, name)}}
 
 
-def old_tasks(parent: Parent, runner: TrialRunner) -> tuple[Stream | None, list[str]]:
-    """Return the stream that a trial has learned, for its test samples; None, and a note, where it is not to be had."""
+def old_tasks(record: Record, runner: TrialRunner) -> tuple[Stream | None, list[str]]:
+    """Return the stream that a trial has learned, for its test samples; None, and a note, where there is none."""
     try:
-        if parent.trial.continues is not None:
+        if record.trial.continues is not None:
             raise SpecError("they are of several benchmarks")
-        stream = runner.stream(parent.trial)
-        if parent.record.stream is None or stream.fingerprint != parent.record.stream.fingerprint:
+        stream = runner.stream(record.trial)
+        if record.stream is None or stream.fingerprint != record.stream.fingerprint:
             raise SpecError("the data have changed since")
     except ClbenchError as error:
         return None, [f"what became of the old tasks is not known: {error}"]
     return stream, []
 
 
-def joined(parent: Parent, earlier: Stream | None, more: Stream, trial: Trial, classes: Classes | None) -> Stream:
+def joined(model: ModelHeader, earlier: Stream | None, more: Stream, trial: Trial, classes: Classes | None) -> Stream:
     """Return the old tasks, with noise for their training samples, and behind them the new ones.
 
     Raises:
         SpecError: the new samples are no inputs of the model, or it is not clear which outputs they have.
     """
-    kept = parent.kept
-    refuse_samples(kept, more, trial.benchmark.name)
-    outputs = outputs_of(kept, more, trial, classes)
-    old = stand_in(kept).to(more.tests.y.device)
+    refuse_samples(model, more, trial.benchmark.name)
+    outputs = outputs_of(model, more, trial, classes)
+    device = more.tests.y.device
+    tasks = list(stand_in(model).to(device).tasks)
     if earlier is not None:
-        old = replace(old, tasks=tuple(replace(noise, test=known.test, class_names=known.class_names)
-                                       for noise, known in zip(old.tasks, earlier.tasks, strict=True)))
-    table = torch.tensor(outputs, device=more.tests.y.device)
-    new = tuple(StreamTask(tuple(outputs[c] for c in task.classes), moved(task.train, table, parent.learned),
-                           moved(task.test, table, parent.learned), task.class_names) for task in more.tasks)
-    return replace(more, tasks=(*old.tasks, *new), classes=max(kept.outputs, *(output + 1 for output in outputs)),
-                   prepare=kept.prepare)
+        tasks = [replace(noise, test=task.test, class_names=task.class_names)
+                 for noise, task in zip(tasks, earlier.tasks, strict=True)]
+    table = torch.tensor(outputs, device=device)
+    for task in more.tasks:
+        tasks.append(StreamTask(tuple(outputs[output] for output in task.classes),
+                                moved(task.train, table, model.learned), moved(task.test, table, model.learned),
+                                task.class_names))
+    return replace(more, tasks=tuple(tasks), classes=max(model.outputs, max(outputs) + 1), prepare=model.prepare)
 
 
 CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if they are from 0 to 1',
                "float32": 'x = x.astype("float32") / 255, if the old ones are from 0 to 1'}  # of arrays to a dtype
 
 
-def refuse_samples(kept: KeptHeader, more: Stream, benchmark: str) -> None:
+def refuse_samples(model: ModelHeader, more: Stream, benchmark: str) -> None:
     """Raise a SpecError where new samples are no inputs of a model, and say how they become some."""
     raw = stored(more.tasks[0].test)
     dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
-    given = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {kept.sample_shape} " \
-            f"({kept.sample_dtype})"
-    if shape != kept.sample_shape or list(more.input_shape) != kept.input_shape or more.is_text != (
-            kept.sample_dtype == "int32"):
+    given = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {model.sample_shape} " \
+            f"({model.sample_dtype})"
+    if shape != model.sample_shape or list(more.input_shape) != model.input_shape or more.is_text != (
+            model.sample_dtype == "int32"):
         raise SpecError(f"{given}; choose a benchmark with the same")
-    if (dtype == "uint8") != (kept.sample_dtype == "uint8"):
-        raise SpecError(f"{given}; convert the new ones: {CONVERSIONS[kept.sample_dtype]}")
+    if (dtype == "uint8") != (model.sample_dtype == "uint8"):
+        raise SpecError(f"{given}; convert the new ones: {CONVERSIONS[model.sample_dtype]}")
 
 
-def outputs_of(kept: KeptHeader, more: Stream, trial: Trial, classes: Classes | None) -> list[int]:
+def outputs_of(model: ModelHeader, more: Stream, trial: Trial, classes: Classes | None) -> list[int]:
     """Return the model's output of each class of new tasks, by the number that it has in their own stream.
 
     Raises:
@@ -214,27 +189,27 @@ def outputs_of(kept: KeptHeader, more: Stream, trial: Trial, classes: Classes | 
     if scenario_rules(trial.scenario).shared_outputs:
         if classes == "new":
             raise SpecError(f"scenario {trial.scenario} has no outputs for new classes; leave --new-classes out")
-        if more.classes != kept.outputs:
+        if more.classes != model.outputs:
             raise SpecError(f"{benchmark} has {more.classes} classes, and in scenario {trial.scenario} they are those "
-                            f"of the old tasks, {kept.outputs}")
+                            f"of the old tasks, {model.outputs}")
         return list(range(more.classes))
     names = names_of(more)
-    shared = [name for name in names if name in kept.class_names]
+    shared = [name for name in names if name in model.class_names]
     shown = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
     if shared and classes is None:
         raise SpecError(f"{benchmark} has classes with the names of old ones ({shown}); say whether they are the same, "
                         "so that their samples train the old outputs (--same-classes), or others, which get new "
                         "outputs (--new-classes)")
     if classes != "same":
-        return [kept.outputs + output for output in range(more.classes)]
+        return [model.outputs + output for output in range(more.classes)]
     if not shared:
-        raise SpecError(f"{benchmark} has no class with the name of an old one ({', '.join(kept.class_names[:3])}, "
+        raise SpecError(f"{benchmark} has no class with the name of an old one ({', '.join(model.class_names[:3])}, "
                         "...); leave --same-classes out")
-    if any(names.count(name) > 1 or kept.class_names.count(name) > 1 for name in shared):
+    if any(names.count(name) > 1 or model.class_names.count(name) > 1 for name in shared):
         raise SpecError(f"{benchmark}: several outputs have one name ({shown}), so --same-classes does not say which "
                         "are the same; use --new-classes")
-    others = itertools.count(kept.outputs)
-    return [kept.class_names.index(name) if name in shared else next(others) for name in names]
+    others = itertools.count(model.outputs)
+    return [model.class_names.index(name) if name in shared else next(others) for name in names]
 
 
 def moved(samples: Samples, outputs: torch.Tensor, tasks: int) -> Samples:
@@ -247,25 +222,20 @@ def moved(samples: Samples, outputs: torch.Tensor, tasks: int) -> Samples:
     return type(samples)(stored(samples), y, of)
 
 
-def grown(parent: Parent, header: checkpoint.CheckpointHeader, state: dict[str, torch.Tensor], generator: torch.Tensor,
-          runner: TrialRunner, whole: Stream, trial: Trial, notes: list[str]) -> Strategy:
+def larger_strategy(model: ModelHeader, state: TrainingHeader, tensors: dict[str, torch.Tensor], runner: TrialRunner,
+                    whole: Stream, trial: Trial, label: str) -> Strategy:
     """Return the trial's strategy with what it has learned, for the whole stream; SpecError where it cannot grow."""
-    old = replace(whole, tasks=whole.tasks[:parent.learned], classes=parent.kept.outputs)
-    recipe = trial.trained_by.model_copy(update={"epochs": None, "iterations": max(parent.kept.steps, 1)})
-    led = []
-    for stream in (old, whole):
-        strategy, _ = runner.build(trial, stream)
-        try:
-            Replica(strategy, stream, trial.seed).retrace(parent.learned, recipe)
-        except Exception as error:  # of a method, which may not expect more tasks
-            raise SpecError(f"{parent.record.label} cannot continue training: {type(error).__name__}: {error}"
-                            ) from error
-        led.append(strategy)
-    like, larger = led
-    grow(header, state, like, larger, parent.record.label)
-    larger.world.generator.set_state(generator)
-    if checkpoint.code_of(larger) != header.code:
-        notes.append("the code has changed since the tasks before were learned")
+    old = replace(whole, tasks=whole.tasks[:model.learned], classes=model.outputs)
+    strategies = []
+    try:
+        for stream in (old, whole):
+            strategy, _ = runner.build(trial, stream)
+            retrace(Replica(strategy, stream, trial.seed), model.learned, stand_in_recipe(model, trial))
+            strategies.append(strategy)
+        like, larger = strategies
+        grow(state, tensors, like, larger)
+    except SnapshotError as error:
+        raise SpecError(f"{label} cannot continue training: {error}") from error
     return larger
 
 
@@ -295,8 +265,3 @@ class EarlierTasks(Callback):
         replica.R.append(row.accuracy[self.learned:])
         if row.task_inference is not None:
             replica.task_inference.append(row.task_inference[self.learned:])
-
-
-def replace_stream(replica: Replica, learned: int) -> Replica:
-    """Return a trial as its record has it: with the new tasks only."""
-    return replace(replica, stream=replace(replica.stream, tasks=replica.stream.tasks[learned:]))

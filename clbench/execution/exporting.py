@@ -20,7 +20,7 @@ from clbench.core.files import write_atomically
 from clbench.execution.kept_model import KeptModel, kept_model
 from clbench.execution.loading import find_record, load_model
 from clbench.models.network import Network
-from clbench.persistence.kept import stand_in
+from clbench.persistence.model_file import network_contents, stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 
@@ -92,10 +92,11 @@ def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None
     else:
         model, network = None, load_model(run, record.key, task=task)
     if network is not None:
-        metadata = {"format": "pt", "method": record.label, "model": str(record.trial.model), "key": record.key}
-        save_tensors(path, {network.published_name(name): t for name, t in network.state_dict().items()}, metadata)
+        _, weights = network_contents(network)
+        save_tensors(path, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
+                                     "key": record.key})
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        to.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
     return [path, _about(record, model, to, task)]
 
@@ -104,19 +105,19 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     """Write what the model is: its inputs, the names of its outputs, and how right it was."""
     stream = record.stream
     assert stream is not None
-    said: dict[str, Any] = {
+    about: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
         "tasks": stream.classes, "class_names": stream.class_names, "accuracy": record.R[-1],
         "input_shape": stream.input_shape}
     if task is not None:
-        said["task"] = task
+        about["task"] = task
     if model is not None:
         header = model.header.model_dump(mode="json")
-        said |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": header["classes"],
+        about |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": header["classes"],
                  "samples": {"shape": header["sample_shape"], "dtype": header["sample_dtype"], **header["prepare"]}}
     path = to / ABOUT
-    write_atomically(path, json.dumps(said, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(about, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -146,16 +147,16 @@ def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path
             if form == "torch-export":
                 path = to / PROGRAM
                 torch.export.save(made, path)
-                found = torch.export.load(path).module()(*args[1])
+                logits = torch.export.load(path).module()(*args[1])
             else:
                 path = to / ONNX
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 return path
         except Exception as error:  # of any kind: what a method does in Python, a program may not
-            said = " ".join(str(error).split())[:160]
-            raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {said}); choose "
+            reason = " ".join(str(error).split())[:160]
+            raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {reason}); choose "
                             "--format safetensors and clbench.load_model") from None
-    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+    if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
         path.unlink()
         raise SpecError(f"{name} cannot be written as one program: it answers otherwise than the model; choose "
                         "--format safetensors and clbench.load_model")
@@ -164,15 +165,12 @@ def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporter tells its own developers from users."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._dynamo", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Keep what the exporter tells its developers from users."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(level)

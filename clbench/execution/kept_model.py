@@ -16,7 +16,8 @@ from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
-from clbench.persistence.kept import read_model, rebuilt
+from clbench.persistence.model_file import rebuild
+from clbench.persistence.snapshot import ModelHeader, read_saved
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Prediction
@@ -49,8 +50,8 @@ class KeptModel(nn.Module):
         super().__init__()
         self.record = record
         self.registry = registry
-        self.header, tensors = read_model(path)
-        self.strategy = rebuilt(self.header, tensors, record.trial, registry)
+        self.header, tensors = read_saved(path, ModelHeader, "models")
+        self.strategy = rebuild(self.header, tensors, record.trial, registry)
         self.prepare = self.header.prepare
         offered = torch.zeros(len(self.header.offered), self.header.outputs, dtype=torch.bool)
         for row, outputs in zip(offered, self.header.offered, strict=True):

@@ -16,10 +16,8 @@ from clbench.data.arrival import arrive
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
-from clbench.persistence.checkpoint import Unresumable
-from clbench.persistence.keeper import SaveCallback
-from clbench.persistence.optimizer_state import restore_optimizer_state
-from clbench.persistence.resume import CheckpointCallback
+from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
+from clbench.persistence.strategy_state import SnapshotError
 from clbench.results import provenance
 from clbench.results.records import Provenance, Record
 from clbench.results.staleness import code_of, packages_of
@@ -209,7 +207,7 @@ class TrialRunner:
         try:
             if checkpoints is not None:
                 checkpoints.restore(member)
-        except Unresumable as error:
+        except SnapshotError as error:
             member = untrained()
             member.add_note(f"started over after an interruption: {error}")
         return member

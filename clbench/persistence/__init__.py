@@ -1,1 +1,1 @@
-"""Files of a trial's state: checkpoints, kept models, and states to continue from."""
+"""Snapshots of trials: checkpoints, saved models, and states from which training continues."""

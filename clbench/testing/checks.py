@@ -12,7 +12,6 @@ Each check leads the strategy through a tiny synthetic stream (three tasks of tw
 from __future__ import annotations
 
 import copy
-import datetime
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -28,9 +27,9 @@ from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
-from clbench.persistence import checkpoint
-from clbench.persistence.resume import take_up
-from clbench.results.records import Costs, Timings
+from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
+from clbench.persistence.strategy_state import SnapshotError
+from clbench.results.store import STATE
 from clbench.strategy.base import Batch, Strategy
 from clbench.testing.declarations import check_declarations, suggested_declarations
 from clbench.testing.hidden import check_task_free
@@ -192,15 +191,10 @@ def check_checkpoint(make: Make) -> None:
         killed.learn(index)
     try:
         with TemporaryDirectory() as folder:
-            path = Path(folder) / checkpoint.FILE
-            now = datetime.datetime.now(datetime.timezone.utc)
-            checkpoint.write(path, checkpoint.CheckpointHeader(
-                key="", code="", versions={}, device="cpu", threads=1, started=now, learned=TASKS - 1, R=[],
-                task_inference=[], costs=Costs(), timings=Timings(), notes=[]), killed.strategy, {})
-            header = checkpoint.read_header(path)
-            assert header is not None
-            take_up(path, header, fresh.replica, RECIPE)
-    except checkpoint.Unresumable as error:
+            path = Path(folder) / STATE
+            write(path, TrainingHeader(learned=TASKS - 1), lambda: training_contents(killed.strategy, {}))
+            resume(*read(path, TrainingHeader), fresh.replica, RECIPE)
+    except SnapshotError as error:
         if killed.strategy.not_resumable:
             return
         raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in not_resumable") from None

@@ -12,8 +12,8 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint
-from clbench.results.store import Store
+from clbench.persistence import callbacks
+from clbench.results.store import STATE, Store
 
 SMALL = {"methods": "er:capacity=20,naive", "benchmark": "helpers.tiny_benchmarks:shifting", "scenario": "domain",
          "model": "mlp:width=16", "epochs": 1, "batch_size": 5, "seeds": 1, "device": "cpu", "threads": 1, "workers": 0}
@@ -97,7 +97,7 @@ def test_what_only_the_old_record_has_is_kept_where_the_networks_are_the_same(tm
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_curve_goes_on_after_an_interruption(tmp_path, monkeypatch, seeds):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
     registry = discover()
     group = plan(build({"methods": "er:capacity=40", "seeds": seeds, "scenario": "class", "model": "mlp:width=32",
                         "recipe": {"iterations": 6, "batch_size": 32}}), registry)
@@ -114,7 +114,7 @@ def test_a_curve_goes_on_after_an_interruption(tmp_path, monkeypatch, seeds):
     asked = {"evaluate_every": 2, "evaluate_samples": 30}
     whole = runs(**asked)
     for member in group:
-        checkpoint.path_of(tmp_path / "checkpoints", member.trial.key).unlink()
+        (tmp_path / "checkpoints" / member.trial.key / STATE).unlink()
     with pytest.raises(Killed):
         runs(kill_after=3, **asked)
     again = runs(**asked)

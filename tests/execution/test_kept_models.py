@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 
 import clbench
 from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.stream import load_stream
 from clbench.execution.exporting import export
+from clbench.persistence.model_file import training_state
 from clbench.results.store import MODEL, Store
+from clbench.strategy.base import Strategy
+from clbench.testing.checks import bench
 
 PICTURES = "helpers.tiny_benchmarks:pictures"
 VIT = ("l2p", "dualprompt", "coda-prompt", "ease")  # need tokens
@@ -173,6 +177,31 @@ def test_samples_that_are_there_to_learn_on_are_not_in_the_file(run):
     record = records_of(run)["icarl", "class"]
     assert not {"memory_x", "memory_y"} & load_file(Store(run).artifacts / record.key / MODEL).keys()
     assert "means" in load_file(Store(run).artifacts / record.key / MODEL)
+
+
+class Neighbors(Strategy):
+    """Predicts with the samples that it stores, unlike `Replays`."""
+
+    roles = (("memory", "replay"),)
+
+    def __init__(self, model, world, options=None):
+        super().__init__(model, world, options)
+        self.register_buffer("memory", torch.ones(3))
+
+    def forward(self, x, task=None):
+        return self.model(x) * self.memory.sum()
+
+
+class Replays(Neighbors):
+    def forward(self, x, task=None):
+        return self.model(x)
+
+
+@pytest.mark.parametrize(("cls", "left_out"), [(Neighbors, set()), (Replays, {"memory"})])
+def test_state_that_predictions_read_is_saved_whatever_its_role(cls, left_out):
+    trained = bench(StrategyInfo("mine", cls, ""), {}, "class")
+    assert training_state(trained.strategy, trained.stream) == left_out
+    assert torch.equal(trained.strategy.memory, torch.ones(3))
 
 
 def test_a_run_that_asks_for_models_trains_once_more_what_has_none(tmp_path):

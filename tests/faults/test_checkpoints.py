@@ -16,9 +16,11 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint, resume
+from clbench.persistence import callbacks, snapshot
+from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import NonConforming, bench, check
+from clbench.training.replica import Replica
 
 
 class Killed(BaseException):
@@ -90,7 +92,7 @@ def registry():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
     return tmp_path / "checkpoints"
 
 
@@ -131,7 +133,7 @@ def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path,
     assert again[0].costs.train_flops == whole[0].costs.train_flops
     assert again[0].last_losses == whole[0].last_losses and len(whole[0].last_losses) == 5
     assert again[0].costs.inference_flops == whole[0].costs.inference_flops
-    facts = checkpoint.read_header(checkpoint.path_of(folder, group[0].trial.key))
+    facts, _ = snapshot.read(folder / group[0].trial.key / STATE, snapshot.TrainingHeader)
     assert facts.learned == 4
     assert facts.started == again[0].provenance.started
 
@@ -165,7 +167,7 @@ def test_members_that_were_stopped_after_different_tasks_go_on_apart(registry, t
     assert [r.facts() for r in again] == [r.facts() for r in alone]
 
 
-@pytest.mark.parametrize(("home", "name"), [(resume, "retrace"), (Strategy, "load_state_dict")])
+@pytest.mark.parametrize(("home", "name"), [(Replica, "retrace"), (Strategy, "load_state_dict")])
 def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder, monkeypatch, home, name):
     def hungry(*args):
         raise torch.OutOfMemoryError
@@ -176,7 +178,7 @@ def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
         patch.setattr(home, name, hungry)
         run(registry, group, tmp_path, folder)
-    facts = checkpoint.read_header(checkpoint.path_of(folder, group[0].trial.key))
+    facts, _ = snapshot.read(folder / group[0].trial.key / STATE, snapshot.TrainingHeader)
     record, = run(registry, group, tmp_path, folder)
     assert (record.notes, record.provenance.started) == ([], facts.started)
 
@@ -185,7 +187,7 @@ def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder
     ("starts-over", "its state is elsewhere"),
     ("hides", "its attribute drawn is a range_iterator: keep it in plain attributes, or in parameters and buffers"),
     ("hides-inside", "its attribute parts.0.met is a Counter: keep it in .*"),
-    ("grows-late", "the checkpoint does not fit: .*|it has other parameters than the checkpoint")])
+    ("grows-late", "the saved state does not fit: .*|it has other parameters than the saved state")])
 def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
     group = planned(registry, method)
     whole, = run(registry, group, tmp_path)
@@ -210,13 +212,15 @@ def test_opting_out_passes_the_check_and_pretending_does_not():
     ({"code": "0"}, "the code has changed since"), ({"versions": {}}, "the code has changed since"),
     ({"threads": 99}, "it had 99 threads on cpu, now "), ({"key": "0" * 16}, "the checkpoint is another trial's"),
     ({"R": []}, "the checkpoint's R is not that of its tasks"), ({"learned": 4}, "the checkpoint's R is not"),
-    ({"attributes": {"": {"_parameters": {"dict": []}}}}, "the checkpoint sets _parameters"),
-    ({"attributes": {"nowhere": {"x": 1}}}, "the checkpoint does not fit"), ({"learned": "x"}, "cannot be read")])
+    ({"attributes": {"": {"_parameters": {"dict": []}}}}, "the saved state sets _parameters"),
+    ({"attributes": {"nowhere": {"x": 1}}}, "the saved state does not fit"),
+    ({"learned": "x"}, "the snapshot cannot be read (is of another version of clbench)"),
+    ({"schema_version": 2}, "the snapshot has format 2, and this version of clbench reads 1")])
 def test_a_checkpoint_of_something_else_is_not_gone_on_from(registry, tmp_path, folder, change, reason):
     group = planned(registry, "naive")
     with pytest.raises(Killed):
         run(registry, group, tmp_path, folder, kill_after=3)
-    path = checkpoint.path_of(folder, group[0].trial.key)
+    path = folder / group[0].trial.key / STATE
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["clbench"])
     save_file(load_file(path), path, {"clbench": json.dumps(facts | change)})
@@ -262,7 +266,7 @@ def test_a_full_disk_stops_no_training(registry, tmp_path, folder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    monkeypatch.setattr(snapshot, "save_tensors", full)
     record, = run(registry, planned(registry, "naive"), tmp_path, folder)
     assert record.status == "done"
     assert record.notes == ["no checkpoint could be written: No space left on device"]
@@ -281,10 +285,10 @@ def test_buffers_that_grew_are_loaded_into_a_new_strategy(method):
 
 def test_libraries_of_models_count_by_their_version_and_are_not_read(monkeypatch):
     strategy = bench(discover().strategy("naive"), {}, "task").strategy
-    plain = checkpoint.code_of(strategy)
+    plain = callbacks.code_of(strategy)
     read = []
     monkeypatch.setattr(identity, "running", lambda *names: read.append(names) or "own code")
-    monkeypatch.setattr(checkpoint, "version", lambda name: "9.9")
+    monkeypatch.setattr(callbacks, "version", lambda name: "9.9")
     strategy.model.added = type("Block", (torch.nn.Module,), {"__module__": "timm.layers"})()
-    assert checkpoint.code_of(strategy) == "own code timm 9.9" and " " not in plain
+    assert callbacks.code_of(strategy) == "own code timm 9.9" and " " not in plain
     assert "clbench" in read[0] and "timm" not in read[0]

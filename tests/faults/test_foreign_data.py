@@ -16,7 +16,8 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint
+from clbench.persistence.snapshot import TrainingHeader
+from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, read_record
 
@@ -118,9 +119,9 @@ def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, da
         except StoreError as error:
             assert "\n" not in str(error)
     try:
-        checkpoint.read_header(folder / MODEL)
-    except checkpoint.Unresumable as error:
-        assert "the checkpoint cannot be read" in str(error)
+        read(folder / MODEL, TrainingHeader)
+    except SnapshotError as error:
+        assert "the snapshot cannot be read" in str(error)
 
 
 def test_a_record_names_no_place_outside_its_folder(tmp_path):

@@ -1,6 +1,5 @@
 """Classifier alignment: its Gaussians and steps beside NumPy in float64, what it leaves alone, and that it resumes."""
 
-import datetime
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ from torch import nn
 
 import clbench
 from clbench.core.registry import discover
-from clbench.persistence import checkpoint
-from clbench.persistence.resume import take_up
-from clbench.results.records import Costs, Timings
+from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
+from clbench.results.store import STATE
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalised, realigned
 from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.outputs import OutputsOptions
@@ -184,11 +182,8 @@ def test_steps_are_counted_and_what_is_kept_has_sizes_known_beforehand(method, o
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_a_trial_resumes_from_its_checkpoint_to_the_same_numbers(method, options, tmp_path):
     whole, fresh = taught(method, options, tasks=2), bench(REGISTRY.strategy(method), options, "class")
-    path = tmp_path / checkpoint.FILE
-    checkpoint.write(path, checkpoint.CheckpointHeader(
-        key="", code="", versions={}, device="cpu", threads=1, started=datetime.datetime.now(datetime.timezone.utc),
-        learned=2, R=[], task_inference=[], costs=Costs(), timings=Timings(), notes=[]), whole.strategy, {})
-    take_up(path, checkpoint.read_header(path), fresh.replica, RECIPE)
+    write(tmp_path / STATE, TrainingHeader(learned=2), lambda: training_contents(whole.strategy, {}))
+    resume(*read(tmp_path / STATE, TrainingHeader), fresh.replica, RECIPE)
     whole.learn(2)
     fresh.learn(2)
     ours, theirs = whole.strategy.state_dict(), fresh.strategy.state_dict()

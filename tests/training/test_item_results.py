@@ -11,7 +11,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint
+from clbench.persistence import callbacks
 from clbench.results.records import Record
 
 RECIPE = {"iterations": 8, "batch_size": 32}
@@ -103,7 +103,7 @@ def test_held_out_training_images_have_none(runner):
 
 
 def test_a_trial_that_goes_on_has_the_bits_of_one_that_was_not_killed(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
     one, = planned(runner, "split-mnist-5k", scenario="class")
     whole = runner.run(one)
     again = TrialRunner(runner.settings, "cpu", "a test", runner.registry, checkpoints=tmp_path / "checkpoints")

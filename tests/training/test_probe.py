@@ -11,7 +11,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint
+from clbench.persistence import callbacks
 from clbench.results.records import Probe
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
@@ -190,7 +190,7 @@ def test_training_does_not_notice_what_is_looked_at(data):
 
 
 def test_a_trial_that_goes_on_has_the_anatomy_of_one_that_was_not_killed(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
     whole, = records(planned(), data, probe=True, anatomy="each")
 
     class Killed(BaseException):

@@ -17,7 +17,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence import checkpoint
+from clbench.persistence import callbacks
 from clbench.testing import tiny_stream
 
 TASKS = 3
@@ -53,7 +53,7 @@ def run(monkeypatch, tmp_path):
         return whole.to(self.device)
 
     monkeypatch.setattr(TrialRunner, "stream", stream)
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
 
     def go(planned, device, folder=None, kill_after=None, **settings):
         def hear(progress):

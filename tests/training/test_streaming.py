@@ -16,8 +16,9 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
-from clbench.persistence import checkpoint
-from clbench.persistence.optimizer_state import optimizer_state, restore_optimizer_state
+from clbench.persistence import callbacks
+from clbench.persistence.callbacks import optimizer_state, restore_optimizer_state
+from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.checks import bench, snapshot
@@ -272,22 +273,22 @@ def test_seeds_have_streams_of_their_own_and_methods_share_them(runner):
 
 
 def test_a_run_goes_on_from_a_checkpoint_at_a_true_boundary(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS", 0.0)
     one = planned(runner, "a-gem", **HIDDEN)[0]
     whole = runner.run(one)
     resumable = TrialRunner(runner.settings, "cpu", "a test", runner.registry, checkpoints=tmp_path)
 
-    write = checkpoint.write
+    write = callbacks.write
 
     def killed(*args):
         write(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write", killed)
+    monkeypatch.setattr(callbacks, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         resumable.run(one)
-    monkeypatch.setattr(checkpoint, "write", write)
-    assert (tmp_path / one.trial.key / checkpoint.FILE).exists()
+    monkeypatch.setattr(callbacks, "write", write)
+    assert (tmp_path / one.trial.key / STATE).exists()
     again = resumable.run(one)
     assert not any("started over" in note for note in again.notes)
     assert again.facts() == whole.facts()
