@@ -16,7 +16,7 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.persistence.snapshot import TrainingHeader
+from clbench.persistence import snapshot
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, read_record
@@ -119,7 +119,7 @@ def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, da
         except StoreError as error:
             assert "\n" not in str(error)
     try:
-        read(folder / MODEL, TrainingHeader)
+        snapshot.read(folder / MODEL, snapshot.TrainingHeader)
     except SnapshotError as error:
         assert "the snapshot cannot be read" in str(error)
 
