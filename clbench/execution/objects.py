@@ -14,7 +14,7 @@ from typing import Any
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.registry import Origin, Registry
 from clbench.core.user_code import name_of, target
 from clbench.data.builtin import CustomOptions
@@ -103,7 +103,7 @@ def _called(function: Callable[[], Any]) -> Any:
     except ClbenchError:
         raise
     except Exception as error:  # any error of the function becomes one line
-        raise SpecError(f"benchmark: the function failed: {said(error, function.__module__)}") from error
+        raise SpecError(f"benchmark: the function failed: {format_error(error, function.__module__)}") from error
 
 
 def _by_content(benchmark: Any, registry: Registry) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import run_folder_name
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.registry import Registry
 from clbench.execution import deciding, interrupts
 from clbench.execution.asked import ask, renewed, told_of_others
@@ -279,7 +279,7 @@ class RecordKeeper(Relay):
                 if name not in self.failing:
                     self.failing.add(name)
                     package = package_of(self.experiment.registry.tracker(name).tracker)
-                    self.listener.note(f"tracker {name} failed: {said(error, package)}")
+                    self.listener.note(f"tracker {name} failed: {format_error(error, package)}")
 
 
 def write_report(experiment: Experiment) -> list[Path]:

@@ -16,7 +16,7 @@ from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import ModelInfo
 from clbench.core.options import Options
-from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, beside
+from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, read_weights_info
 from clbench.experiment.spec import Named
 from clbench.experiment.trial import Weights, hash_of_name
 
@@ -54,7 +54,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
             known = found.info
             return Weights(path=found.name, sha256=hash_of_name(found.name), licence=known.licence,
                            training_data=known.training_data), known
-        known = beside(Path(text)) or source.info(model.name)
+        known = read_weights_info(Path(text)) or source.info(model.name)
         metadata = header(Path(text))
         return Weights(path=text, sha256=content, licence=known.licence or metadata.get("license", ""),
                        training_data=known.training_data or metadata.get("training_data", "")
