@@ -31,9 +31,8 @@ class Strict(BaseModel):
     """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
 
     Fields in `LATER`, of the class or of a base, were added after the first records. They are not written while they
-    have their defaults, so that the keys of trials stay the same. Fields in `BEFORE` were added later too, but their
-    default differs from the earlier behavior. `BEFORE` has the value that stands for the earlier behavior. They are not
-    written while they have this value, and `stored` restores it.
+    have their defaults, so that the keys of trials stay the same. Fields in `BEFORE` were added later too, but with
+    another default than the earlier behavior, whose value `BEFORE` has. They are not written while they have it.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
@@ -108,8 +107,7 @@ class Options(Strict):
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with concrete values in place of those that depend on the model, such as `auto`.
 
-        The plan calls it before it makes a trial's key, so that the key has the concrete values. The base class returns
-        the options unchanged.
+        The plan calls it before it makes a trial's key, so the key has these values. The default changes nothing.
 
         Args:
             pretrained: whether the model starts from pretrained weights.
