@@ -97,7 +97,7 @@ def read_weights_info(path: Path) -> PretrainedInfo | None:
     """
     generic = path.stem in ("model", "pytorch_model")
     description = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if generic else None)
-                  if p is not None and p.is_file()), None)
+                        if p is not None and p.is_file()), None)
     if description is None:
         return None
     try:

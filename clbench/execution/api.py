@@ -107,7 +107,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     show = watched() if progress is None else progress
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale,
-                               (lambda text: print(text, file=sys.stderr)) if show else silent)
+                                  (lambda text: print(text, file=sys.stderr)) if show else silent)
     command = called(given or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})

@@ -88,7 +88,7 @@ class Job:
         for part in PARTS:
             splits = getattr(self.raw, part)
             arrays |= {f"X_{part}": parts.array(part), f"y_{part}": np.concatenate([s.y.numpy() for s in splits]),
-                      f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
+                       f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
         return arrays
 
 

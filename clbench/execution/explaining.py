@@ -135,8 +135,8 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
             return why
         structural = from_b & structure
         if structural not in built:
-            trial = pair.mixture(from_b, pair.seeds[:1])[0]
-            built[structural] = "" if trial.trial.key in finished else _unbuildable(pair, trial)
+            planned = pair.mixture(from_b, pair.seeds[:1])[0]
+            built[structural] = "" if planned.trial.key in finished else _unbuildable(pair, planned)
         return built[structural]
 
     return refusal

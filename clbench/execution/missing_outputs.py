@@ -25,7 +25,7 @@ SHOWN = 3  # settings that a line names
 
 
 def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
-        settings: ExecutionSettings, artifacts: Path) -> None:
+                        settings: ExecutionSettings, artifacts: Path) -> None:
     """Add to the report which current records lack outputs that the settings ask for; their trials run again.
 
     `artifacts` has a folder with the saved files of each trial, by its key.
@@ -37,7 +37,7 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
             report.lacking[record.key] = flags
     for flags, count in Counter(report.lacking.values()).items():
         report.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {flags}, which this run "
-                              "asks for. clbench trains them again; their accuracies stay the same")
+                            "asks for. clbench trains them again; their accuracies stay the same")
 
 
 def describe_other_settings(planned: Sequence[PlannedTrial], records: Sequence[Record]) -> list[str]:

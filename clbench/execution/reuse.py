@@ -46,7 +46,7 @@ class StalenessReport:
 
 
 def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
-         data_dir: Path, verify: bool = False, note: Note = silent) -> StalenessReport:
+                data_dir: Path, verify: bool = False, note: Note = silent) -> StalenessReport:
     """Compare the records of planned trials with the installed code and the present data.
 
     Records of older versions that do not contain the hash of their code or data are not stale. Neither are records of

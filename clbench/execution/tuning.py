@@ -180,7 +180,7 @@ def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> 
 
 
 def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space], names: Sequence[list[str]],
-               only: Sequence[str]) -> list[str]:
+                   only: Sequence[str]) -> list[str]:
     """Return a line for each name in `only` or [tune] that fits no method, or a method without a space.
 
     `spaces` and `names` are the spaces and names of `methods`.

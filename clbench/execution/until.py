@@ -103,5 +103,5 @@ def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bo
             fewest = min(counts[label] for label in state.open)
             end = "; seeds are added" if going else ", the most that were to be added"
             messages.append(f"{where}open after {fewest} seeds: {', '.join(state.open)} "
-                        f"({state.question}){end}")
+                            f"({state.question}){end}")
     return messages

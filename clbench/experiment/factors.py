@@ -151,7 +151,7 @@ def _values_by_place(planned: PlannedTrial, spec: Spec, registry: Registry) -> d
     """Return all values of a trial except its seed, by place; the options of a name are in the same table."""
     trial = planned.trial
     values: dict[Place, Any] = {("scenario", "name"): trial.scenario, ("weights", "name"): spec.weights,
-                               ("validation", "share"): trial.validation}
+                                ("validation", "share"): trial.validation}
     for kind in KINDS:
         resolved: Resolved = getattr(trial, kind)
         options = _options(kind, resolved.name, registry).stored(resolved.options)
@@ -161,7 +161,7 @@ def _values_by_place(planned: PlannedTrial, spec: Spec, registry: Registry) -> d
     recipe = trial.trained_by
     values[BUDGET] = (recipe.epochs, recipe.iterations)
     return values | {("recipe", name): getattr(recipe, name) for name in Recipe.model_fields
-                    if name not in ("epochs", "iterations")}
+                     if name not in ("epochs", "iterations")}
 
 
 def _options(kind: str, name: str, registry: Registry) -> type[Options]:

@@ -314,7 +314,7 @@ def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
     while asked := row.sampler.ask():
         rounds.append([c["recipe.lr"] for c in asked])
         row.record_results(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
-                         for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
+                                   for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
     assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
     assert [m.recipe for m in chosen(spec, [row], registry)] == [{"lr": 1e-5}]
     made = account([row], spec, 2, {}, "", {}, widen=1)

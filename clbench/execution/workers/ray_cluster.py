@@ -265,7 +265,7 @@ class Host:
         if not Path(begin.mark).exists():
             start = start.model_copy(update={"artifacts": None, "checkpoints": None})
             self.messages.append(Note(text=f"node {name} has not the run folder: what is trained there leaves records, "
-                                           "but no adapters and no checkpoints (docs/scaling.md)"))
+                                      "but no adapters and no checkpoints (docs/scaling.md)"))
         self.process = Process(start, self.inbox)
         return name
 
